@@ -1,0 +1,2 @@
+//! The shape of a Trefoil system, typed, with its limits.
+#![forbid(unsafe_code)]

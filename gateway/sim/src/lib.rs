@@ -1,0 +1,2 @@
+//! Whole gateways under a seed.
+#![forbid(unsafe_code)]

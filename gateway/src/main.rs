@@ -1,0 +1,3 @@
+//! trefoild.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! The storage path.
+#![forbid(unsafe_code)]

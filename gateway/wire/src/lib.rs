@@ -1,0 +1,2 @@
+//! Bytes to values and back. No I/O.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! perf.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,1 @@
+//! The runtime: cores, turns, buffers, mailboxes, timers.

@@ -1,0 +1,1 @@
+//! OS and hardware: all FFI lives here.
