@@ -1,1 +1,22 @@
-//! The runtime: cores, turns, buffers, mailboxes, timers.
+//! The runtime that every core runs: buffers, events, mailboxes, timers, the turn.
+//!
+//! What it is: the seam between pure protocol machines and the world. A machine names the buffers
+//! that it wants filled or sent and is told when that is done ([`Io`] and [`Handler`]). Two drivers
+//! stand behind the seam: the io_uring one here, and the simulator's in `gateway/sim`.
+//!
+//! What it is not: it knows no storage and no network protocol.
+
+pub mod arena;
+pub mod buf;
+pub mod io;
+pub mod lost;
+pub mod send;
+pub mod time;
+
+pub use arena::{Arena, ArenaId};
+pub use buf::Buf;
+pub use io::{
+    CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockId, TableFull,
+};
+pub use send::SendList;
+pub use time::Instant;

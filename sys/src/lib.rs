@@ -1,1 +1,3 @@
 //! OS and hardware: all FFI lives here.
+
+pub mod region;

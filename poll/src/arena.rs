@@ -1,0 +1,263 @@
+//! Payload memory of one core: a buddy allocator over one pinned region.
+
+use crate::buf::Buf;
+use crate::lost::{self, Lost};
+use std::ptr::NonNull;
+use trefoil_sys::region::Region;
+
+/// Names an arena in the process. It is also the number of the arena's home in [`lost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ArenaId(pub u16);
+
+/// The smallest block: one page, so that every block suits O_DIRECT.
+pub const MIN_BLOCK_BYTES: usize = 4096;
+/// The largest block: 2 MiB, so that no block crosses a huge page.
+pub const MAX_BLOCK_BYTES: usize = MIN_BLOCK_BYTES << MAX_ORDER;
+
+const MAX_ORDER: u8 = 9;
+const ORDERS: usize = MAX_ORDER as usize + 1;
+/// Blocks of one order kept unmerged, because the next request is likely to want the same size.
+const MAGAZINE_LEN: usize = 128;
+const NIL: u32 = u32::MAX;
+/// Set in `state` for the first page of a free block; the low bits are its order.
+const FREE: u8 = 0x80;
+
+/// A power-of-two allocator for one core's payload memory. Not shared: a [`Buf`] that was freed on
+/// another core travels home by mailbox.
+pub struct Arena {
+    id: ArenaId,
+    region: Option<Region>,
+    base: NonNull<u8>,
+    pages: u32,
+    free_pages: u32,
+    /// Heads of the doubly linked free lists, one an order.
+    heads: [u32; ORDERS],
+    next: Box<[u32]>,
+    prev: Box<[u32]>,
+    state: Box<[u8]>,
+    magazines: [Vec<u32>; ORDERS],
+}
+
+// SAFETY: `base` points into `region`, which the arena owns and which is not tied to a thread.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Takes over `region`, whose length is rounded down to whole 2 MiB blocks.
+    ///
+    /// # Panics
+    /// If the region is smaller than one 2 MiB block or is not aligned to 2 MiB.
+    pub fn new(id: ArenaId, region: Region) -> Self {
+        let base = region.base();
+        assert!(
+            (base.as_ptr() as usize).is_multiple_of(MAX_BLOCK_BYTES),
+            "arena {} is not aligned to 2 MiB",
+            id.0
+        );
+        let blocks = region.len_bytes() / MAX_BLOCK_BYTES;
+        assert!(blocks > 0, "arena {} is smaller than 2 MiB", id.0);
+        let pages = (blocks << MAX_ORDER) as u32;
+        lost::open(id.0);
+        let mut arena = Self {
+            id,
+            region: Some(region),
+            base,
+            pages,
+            free_pages: 0,
+            heads: [NIL; ORDERS],
+            next: vec![NIL; pages as usize].into(),
+            prev: vec![NIL; pages as usize].into(),
+            state: vec![0; pages as usize].into(),
+            magazines: std::array::from_fn(|_| Vec::with_capacity(MAGAZINE_LEN)),
+        };
+        for block in (0..blocks as u32).rev() {
+            arena.push(MAX_ORDER, block << MAX_ORDER);
+        }
+        arena.free_pages = pages;
+        arena
+    }
+
+    /// Its number.
+    pub fn id(&self) -> ArenaId {
+        self.id
+    }
+
+    /// The whole region, for a device that registers it: address and length in bytes.
+    pub fn span(&self) -> (*mut u8, usize) {
+        (self.base.as_ptr(), self.pages as usize * MIN_BLOCK_BYTES)
+    }
+
+    /// Bytes that are not handed out. A large block may still not be had, for want of neighbours.
+    pub fn free_bytes(&self) -> usize {
+        self.free_pages as usize * MIN_BLOCK_BYTES
+    }
+
+    /// Bytes in all.
+    pub fn capacity_bytes(&self) -> usize {
+        self.pages as usize * MIN_BLOCK_BYTES
+    }
+
+    /// A block of at least `len_bytes`, or `None` if there is none now or `len_bytes` exceeds 2 MiB.
+    /// Never calls the system's allocator.
+    pub fn alloc(&mut self, len_bytes: usize) -> Option<Buf> {
+        if len_bytes > MAX_BLOCK_BYTES {
+            return None;
+        }
+        let pages = len_bytes.div_ceil(MIN_BLOCK_BYTES).max(1).next_power_of_two();
+        let order = pages.trailing_zeros() as u8;
+        let page = match self.magazines[order as usize].pop() {
+            Some(page) => page,
+            None => self.take(order)?,
+        };
+        self.free_pages -= 1 << order;
+        Some(self.block(page, order))
+    }
+
+    /// Takes a block back.
+    ///
+    /// # Panics
+    /// If it is another arena's.
+    pub fn free(&mut self, buf: Buf) {
+        assert!(buf.arena() == self.id, "{buf:?} went back to arena {}", self.id.0);
+        debug_assert!(buf.order() <= MAX_ORDER);
+        let (offset, order) = buf.into_block();
+        self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
+    }
+
+    /// Frees the blocks whose handles were dropped (a release build's repair of a bug), and gives
+    /// what else was lost on this home to `other`.
+    pub fn repair(&mut self, mut other: impl FnMut(Lost)) {
+        while let Some(lost) = lost::take(self.id.0) {
+            match lost {
+                Lost::Buf { offset, order, .. } => {
+                    self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order)
+                }
+                Lost::Request(_) => other(lost),
+            }
+        }
+    }
+
+    fn block(&self, page: u32, order: u8) -> Buf {
+        let offset = page as usize * MIN_BLOCK_BYTES;
+        // SAFETY: `page < pages`, so the block lies inside the region that `base` starts.
+        let ptr = unsafe { self.base.add(offset) };
+        Buf::from_block(ptr, (MIN_BLOCK_BYTES << order) as u32, order, self.id, offset as u64)
+    }
+
+    fn free_block(&mut self, page: u32, order: u8) {
+        self.free_pages += 1 << order;
+        if self.magazines[order as usize].len() < MAGAZINE_LEN {
+            self.magazines[order as usize].push(page);
+        } else {
+            self.merge(page, order);
+        }
+    }
+
+    /// A block from the free lists, splitting a larger one; empties the magazines before giving up.
+    fn take(&mut self, order: u8) -> Option<u32> {
+        if let Some(page) = self.split(order) {
+            return Some(page);
+        }
+        for kept in 0..=MAX_ORDER {
+            while let Some(page) = self.magazines[kept as usize].pop() {
+                self.merge(page, kept);
+            }
+        }
+        self.split(order)
+    }
+
+    fn split(&mut self, order: u8) -> Option<u32> {
+        let from = (order..=MAX_ORDER).find(|&o| self.heads[o as usize] != NIL)?;
+        let page = self.heads[from as usize];
+        self.unlink(from, page);
+        for smaller in (order..from).rev() {
+            self.push(smaller, page + (1 << smaller));
+        }
+        Some(page)
+    }
+
+    fn merge(&mut self, mut page: u32, mut order: u8) {
+        while order < MAX_ORDER {
+            let buddy = page ^ (1 << order);
+            if self.state[buddy as usize] != FREE | order {
+                break;
+            }
+            self.unlink(order, buddy);
+            page = page.min(buddy);
+            order += 1;
+        }
+        self.push(order, page);
+    }
+
+    fn push(&mut self, order: u8, page: u32) {
+        let head = self.heads[order as usize];
+        self.next[page as usize] = head;
+        self.prev[page as usize] = NIL;
+        if head != NIL {
+            self.prev[head as usize] = page;
+        }
+        self.heads[order as usize] = page;
+        self.state[page as usize] = FREE | order;
+    }
+
+    fn unlink(&mut self, order: u8, page: u32) {
+        let (prev, next) = (self.prev[page as usize], self.next[page as usize]);
+        match prev {
+            NIL => self.heads[order as usize] = next,
+            _ => self.next[prev as usize] = next,
+        }
+        if next != NIL {
+            self.prev[next as usize] = prev;
+        }
+        self.state[page as usize] = 0;
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.repair(|_| {});
+        if self.free_pages != self.pages {
+            // Someone still holds a block: the memory must outlive its handle, so it is leaked.
+            std::mem::forget(self.region.take());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(id: u16, mib: usize) -> Arena {
+        Arena::new(ArenaId(id), Region::anonymous(mib << 20).expect("memory for a test"))
+    }
+
+    #[test]
+    fn blocks_are_disjoint_and_merge_again() {
+        let mut a = arena(200, 4);
+        let mut held = Vec::new();
+        for len in [1, 4096, 4097, 65536, 128 << 10, 1 << 20] {
+            held.push(a.alloc(len).expect("room"));
+        }
+        let mut spans: Vec<_> = held.iter().map(|b| (b.offset_bytes(), b.len() as u64)).collect();
+        spans.sort_unstable();
+        assert!(spans.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{spans:?}");
+        for buf in held {
+            a.free(buf);
+        }
+        assert_eq!(a.free_bytes(), a.capacity_bytes());
+        let two: Vec<_> = (0..2).map(|_| a.alloc(2 << 20).expect("everything merged")).collect();
+        assert!(a.alloc(1).is_none());
+        two.into_iter().for_each(|b| a.free(b));
+    }
+
+    #[test]
+    fn too_large_is_refused() {
+        assert!(arena(201, 4).alloc(MAX_BLOCK_BYTES + 1).is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "dropped instead of being given back")]
+    #[cfg(debug_assertions)]
+    fn a_dropped_buffer_panics() {
+        drop(arena(202, 2).alloc(1));
+    }
+}

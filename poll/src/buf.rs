@@ -1,0 +1,92 @@
+//! Owned handles to payload memory.
+
+use crate::arena::ArenaId;
+use crate::lost::{self, Lost};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// The only handle to one block of an [`Arena`](crate::Arena): (arena, offset), with its address.
+///
+/// Who holds it may read and write the block. Handing it to a driver, another core or a peer machine
+/// hands over that right, so a block in flight to the kernel can't be touched by anyone. Its memory
+/// is always initialised, though it may hold an earlier owner's bytes.
+///
+/// It goes back with [`Arena::free`](crate::Arena::free) on its home core. Dropping it is a bug: see
+/// [`lost`](crate::lost).
+#[must_use = "a buffer must go back to its arena"]
+pub struct Buf {
+    ptr: NonNull<u8>,
+    len: u32,
+    order: u8,
+    arena: ArenaId,
+    offset: u64,
+}
+
+// SAFETY: a `Buf` is the only handle to its block and the arena keeps the memory mapped while any
+// block is out, so moving it to another thread moves exclusive access with it.
+unsafe impl Send for Buf {}
+// SAFETY: `&Buf` gives only `&[u8]` to memory that nobody can write while the `Buf` is borrowed.
+unsafe impl Sync for Buf {}
+
+impl Buf {
+    /// Wraps a block. `ptr` must be valid for `len` bytes for as long as the block is out.
+    pub(crate) fn from_block(ptr: NonNull<u8>, len: u32, order: u8, arena: ArenaId, offset: u64) -> Self {
+        Self { ptr, len, order, arena, offset }
+    }
+
+    /// The arena that it is from. Devices keep their own keys (registered buffer index, lkey) by it.
+    pub fn arena(&self) -> ArenaId {
+        self.arena
+    }
+
+    /// Where it starts, in bytes from the arena's start.
+    pub fn offset_bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// Its address, for a driver that holds the `Buf` while the kernel or a device uses it.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Its size as a power of two of the arena's smallest block.
+    pub(crate) fn order(&self) -> u8 {
+        self.order
+    }
+
+    /// Takes the handle apart without the drop check.
+    pub(crate) fn into_block(self) -> (u64, u8) {
+        let block = (self.offset, self.order);
+        std::mem::forget(self);
+        block
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `ptr` is valid for `len` initialised bytes while the block is out (see
+        // `from_block`), and this is the only handle, so nobody writes during the borrow.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len as usize) }
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` excludes every other access.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len as usize) }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        lost::report(self.arena.0, Lost::Buf { arena: self.arena.0, offset: self.offset, order: self.order });
+    }
+}
+
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({}+{:#x}, {} bytes)", self.arena.0, self.offset, self.len)
+    }
+}

@@ -1,0 +1,121 @@
+//! What one send carries: small header bytes and payload blocks, in wire order.
+
+use crate::buf::Buf;
+
+/// Header bytes that one list can hold.
+pub const HEAD_BYTES: usize = 8192;
+/// Payload blocks that one list can hold.
+pub const BUFS: usize = 64;
+/// Pieces that one list can hold: at worst a header, then a payload, each time.
+pub const SEGMENTS: usize = 2 * BUFS + 64;
+
+/// One piece of a list.
+#[derive(Clone, Copy, Debug)]
+enum Segment {
+    Head { at: u32, len: u32 },
+    Buf { index: u32, at: u32, len: u32 },
+}
+
+/// A gathered send of bounded size, made at start-up and reused.
+///
+/// A machine fills it ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)), hands it to
+/// [`Io::send`](crate::Io::send), gets it back with [`Handler::on_sent`](crate::Handler::on_sent),
+/// takes the blocks out ([`take_buf`](Self::take_buf)) and uses it again.
+pub struct SendList {
+    head: Vec<u8>,
+    bufs: Vec<Buf>,
+    segments: Vec<Segment>,
+    len_bytes: usize,
+}
+
+impl SendList {
+    /// An empty list with all its room (about 12 KiB).
+    pub fn new() -> Box<Self> {
+        Box::new(Self {
+            head: Vec::with_capacity(HEAD_BYTES),
+            bufs: Vec::with_capacity(BUFS),
+            segments: Vec::with_capacity(SEGMENTS),
+            len_bytes: 0,
+        })
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Bytes to send.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Whether `head_bytes` of header, and a payload block if `with_buf`, still fit.
+    pub fn fits(&self, head_bytes: usize, with_buf: bool) -> bool {
+        self.head.len() + head_bytes <= HEAD_BYTES
+            && self.bufs.len() + usize::from(with_buf) <= BUFS
+            && self.segments.len() + 2 <= SEGMENTS
+    }
+
+    /// Appends `len` header bytes, all zero, and gives them to be written.
+    ///
+    /// # Panics
+    /// If they don't fit: ask [`fits`](Self::fits) first.
+    pub fn push_head(&mut self, len: usize) -> &mut [u8] {
+        assert!(self.fits(len, false), "a send list of {HEAD_BYTES} header bytes overflows");
+        let at = self.head.len();
+        self.head.resize(at + len, 0);
+        self.len_bytes += len;
+        match self.segments.last_mut() {
+            Some(Segment::Head { len: last, .. }) => *last += len as u32,
+            _ => self.segments.push(Segment::Head { at: at as u32, len: len as u32 }),
+        }
+        &mut self.head[at..]
+    }
+
+    /// Appends `len` bytes of `buf` from byte `at`. The block stays in the list until it is taken out.
+    ///
+    /// # Panics
+    /// If it doesn't fit, or the range lies outside the block.
+    pub fn push_buf(&mut self, buf: Buf, at: usize, len: usize) {
+        assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
+        assert!(at + len <= buf.len(), "bytes {at}..{} of {buf:?}", at + len);
+        self.segments.push(Segment::Buf { index: self.bufs.len() as u32, at: at as u32, len: len as u32 });
+        self.bufs.push(buf);
+        self.len_bytes += len;
+    }
+
+    /// Takes out the next payload block, last first. `None` empties the rest too: the list is new.
+    pub fn take_buf(&mut self) -> Option<Buf> {
+        let buf = self.bufs.pop();
+        if buf.is_none() {
+            self.head.clear();
+            self.segments.clear();
+            self.len_bytes = 0;
+        }
+        buf
+    }
+
+    /// The bytes to send, piece by piece, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.segments.iter().map(|segment| match *segment {
+            Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
+            Segment::Buf { index, at, len } => &self.bufs[index as usize][at as usize..(at + len) as usize],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_next_to_each_other_are_one_piece() {
+        let mut list = SendList::new();
+        list.push_head(2).copy_from_slice(b"ab");
+        list.push_head(1).copy_from_slice(b"c");
+        assert_eq!(list.pieces().collect::<Vec<_>>(), [b"abc"]);
+        assert_eq!(list.len_bytes(), 3);
+        assert!(list.take_buf().is_none());
+        assert!(list.is_empty());
+    }
+}
