@@ -1,2 +1,17 @@
-//! The storage path.
+//! The storage path of one gateway: target (frontend) → LUN → backend, and the initiator beneath.
+//!
+//! Modules stand in the order in which a request flows. All of it is pure: bytes and time in, bytes
+//! and requests out, through [`trefoil_poll::Io`]. The same code runs under io_uring and under the
+//! simulator.
+
 #![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod cx;
+pub mod msg;
+pub mod request;
+pub mod topology;
+
+pub use cx::Cx;
+pub use msg::{Msg, StorageIo};
+pub use request::{Completed, Fault, Op, Origin, Owner, Request};

@@ -1,0 +1,202 @@
+//! What cores and the control thread say to each other.
+
+use crate::backend::Attach;
+use crate::request::{Completed, Request};
+use crate::topology::{BackendId, PortalId, Topology};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use trefoil_poll::{Io, SockId};
+
+/// The drivers that the storage path runs on.
+pub trait StorageIo: Io<Msg = Msg<<Self as Io>::Socket, <Self as Io>::File>> + Sized {}
+
+impl<I> StorageIo for I where I: Io<Msg = Msg<<I as Io>::Socket, <I as Io>::File>> {}
+
+/// A message in a mailbox. `S` and `F` are the driver's detached socket and file.
+#[derive(Debug)]
+pub enum Msg<S, F> {
+    /// Control → core: a host connected to `portal`; the connection is this core's from now on.
+    Adopt {
+        /// The connection.
+        socket: S,
+        /// Which portal it came to.
+        portal: PortalId,
+        /// The local address that the host used (for its discovery log).
+        local: SocketAddr,
+        /// The host's address.
+        peer: SocketAddr,
+    },
+    /// Control → core: present this from now on. Answered by [`Msg::TopologyDone`].
+    Topology(Arc<Topology>),
+    /// Core → control: the snapshot of this epoch is in force; here is the one before.
+    TopologyDone {
+        /// The epoch in force.
+        epoch: u64,
+        /// To be dropped on the control thread.
+        old: Option<Arc<Topology>>,
+    },
+    /// Control → core: here is a backend's channel. Answered by [`Msg::Attached`].
+    Attach(BackendId, Box<Attach<F>>),
+    /// Core → control: the channel is in place.
+    Attached(BackendId),
+    /// Control → core: let the channel go; what is on its way is completed first. No topology names
+    /// the backend any more. Answered by [`Msg::Detached`].
+    Detach(BackendId),
+    /// Core → control: the channel is gone; its memory is dropped on the control thread.
+    Detached(BackendId, Option<Box<Attach<F>>>),
+    /// Control → core: I/O of control's own, straight to a backend (offset and len are the
+    /// backend's). Comes back as [`Msg::Completed`] with [`crate::Owner::Control`].
+    BackendIo(BackendId, Request),
+    /// Core → core: a request for a channel that only the receiver has (already mapped to the backend).
+    Submit(BackendId, Request),
+    /// Core → core or → control: a request on its way home.
+    Completed(Completed),
+    /// Core → core: about a controller that we present; see the target.
+    Ctrlr(CtrlrMsg),
+
+    /// Core → control: something that an operator or a table wants to know.
+    Event(Event),
+    /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,
+    /// as part of an orderly stop.
+    CloseHosts {
+        /// Every connection.
+        all: bool,
+    },
+}
+
+/// Between the core of a controller's admin queue (its owner) and the cores of its I/O queues.
+/// The owner's core number follows from the cntlid: `(cntlid - 1) % cores`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CtrlrMsg {
+    /// I/O queue's core → owner: a Connect for queue `qid` of `cntlid` came in on `sock`.
+    Join {
+        /// The controller.
+        cntlid: u16,
+        /// The queue, from 1.
+        qid: u16,
+        /// Its connection, on the sender's core.
+        sock: SockId,
+        /// Guards against a reused `sock`.
+        generation: u32,
+        /// The Connect's subsystem (index into the topology is not stable; the NQN's hash is).
+        subnqn_hash: u64,
+        /// Likewise for the host's NQN.
+        hostnqn_hash: u64,
+        /// The Connect's host identifier.
+        hostid: [u8; 16],
+    },
+    /// Owner → I/O queue's core: the answer to `Join`: an NVMe status (0 is success).
+    Joined {
+        /// As in `Join`.
+        sock: SockId,
+        /// As in `Join`.
+        generation: u32,
+        /// Status field without phase: SCT << 8 | SC; bit 14 is Do Not Retry.
+        status: u16,
+    },
+    /// I/O queue's core → owner: the queue's connection is gone.
+    Left {
+        /// The controller.
+        cntlid: u16,
+        /// The queue.
+        qid: u16,
+    },
+    /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
+    Close {
+        /// Its connection.
+        sock: SockId,
+        /// Guards against a reused `sock`.
+        generation: u32,
+    },
+    /// Owner → I/O queue's core: abort the command if it is still waiting; answered by `AbortDone`.
+    Abort {
+        /// The queue's connection.
+        sock: SockId,
+        /// Guards against a reused `sock`.
+        generation: u32,
+        /// The command to abort.
+        cid: u16,
+        /// Given back in the answer: the owner's slot of the Abort command.
+        slot: u32,
+    },
+    /// I/O queue's core → owner.
+    AbortDone {
+        /// As in `Abort`.
+        slot: u32,
+        /// Whether it was aborted.
+        aborted: bool,
+    },
+}
+
+/// A host NQN inline, so that telling it allocates nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HostName {
+    len: u8,
+    bytes: [u8; 223],
+}
+
+impl HostName {
+    /// The first 223 bytes of `nqn` (the longest an NQN may be, NVMe base 2.0 §4.5).
+    pub fn new(nqn: &str) -> Self {
+        let mut bytes = [0; 223];
+        let len = nqn.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&nqn.as_bytes()[..len]);
+        Self { len: len as u8, bytes }
+    }
+
+    /// The NQN; empty if it was cut inside a character.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for HostName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+/// Something worth a table row or a log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A host's queue pair came up.
+    QpairUp {
+        /// The core's socket.
+        sock: SockId,
+        /// Controller.
+        cntlid: u16,
+        /// Queue, 0 for admin.
+        qid: u16,
+        /// The host and the subsystem, as positions that stay valid for the epoch in force.
+        host: HostName,
+        /// Index of the subsystem in the topology of `epoch`; `u32::MAX` is discovery.
+        subsystem: u32,
+        /// The topology that `subsystem` is an index of.
+        epoch: u64,
+        /// The host's address.
+        peer: SocketAddr,
+    },
+    /// It went down.
+    QpairDown {
+        /// The core's socket.
+        sock: SockId,
+        /// Why, for the log.
+        why: &'static str,
+    },
+    /// A backend's path came up or was lost.
+    BackendState {
+        /// The backend.
+        backend: BackendId,
+        /// Whether I/O can go on.
+        usable: bool,
+        /// Why, for the log.
+        why: &'static str,
+    },
+    /// A backend's size changed, in bytes.
+    BackendResized {
+        /// The backend.
+        backend: BackendId,
+        /// Its size now.
+        len_bytes: u64,
+    },
+}

@@ -1,0 +1,184 @@
+//! The one currency of the storage path.
+//!
+//! A frontend makes a [`Request`], the LUN layer and a channel carry it, and exactly one
+//! [`Completed`] comes back to the frontend that made it, on the core where it was made. Both are
+//! the same token; dropping it anywhere on the way is a bug that [`trefoil_poll::lost`] reports.
+
+use crate::topology::LunId;
+use trefoil_poll::lost::{self, Lost};
+use trefoil_poll::{Buf, CoreId};
+
+/// What is asked of a LUN or a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Fill the buffer.
+    Read,
+    /// Store the buffer; done when later reads see it, and durable only with `Request::durable`.
+    Write,
+    /// Everything that completed before is durable when this completes.
+    Flush,
+    /// The range reads as zeros afterwards; with `deallocate` its space may be given back.
+    WriteZeroes {
+        /// The host's DEAC bit.
+        deallocate: bool,
+    },
+    /// The range's contents are no longer needed: a hint. It reads as zeros or as before.
+    Deallocate,
+}
+
+/// Who made a request on its home core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Owner {
+    /// A command slot of the target's.
+    Target = 1,
+    /// The control thread, through its core.
+    Control = 2,
+    /// A workload that runs on the core itself (perf, the simulator).
+    Workload = 3,
+}
+
+/// Where a completion goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The core that made it and to which it returns.
+    pub core: CoreId,
+    /// That core's arena, which is also its home in [`trefoil_poll::lost`].
+    pub home: u16,
+    /// Who there.
+    pub owner: Owner,
+    /// Its slot there.
+    pub slot: u32,
+    /// Guards against a reused slot; the low 24 bits count.
+    pub generation: u32,
+}
+
+impl Origin {
+    /// Everything but the core in one word, as [`Lost::Request`] carries it.
+    pub fn pack(&self) -> u64 {
+        u64::from(self.slot) << 32 | u64::from(self.generation & 0xFF_FFFF) << 8 | self.owner as u64
+    }
+}
+
+/// How a request failed. Frontends translate it into their protocol's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The range ends past the end of the LUN or backend.
+    OutOfRange,
+    /// The medium failed to read.
+    MediaRead,
+    /// The medium failed to write or to make durable.
+    MediaWrite,
+    /// The backend has no space for it (a full file system under a file).
+    NoSpace,
+    /// The LUN or backend can't be written.
+    ReadOnly,
+    /// No path to the backend is usable; a retry, perhaps elsewhere, may succeed.
+    PathLost,
+    /// The LUN or backend went away.
+    Gone,
+    /// The backend doesn't do this.
+    Unsupported,
+    /// Aborted on its owner's wish.
+    Aborted,
+    /// A bug of ours, contained.
+    Internal,
+}
+
+/// One I/O on its way. `offset` and `len` are bytes: of the LUN until the LUN layer maps it, of the
+/// backend from there on.
+#[derive(Debug)]
+#[must_use = "a request must be completed"]
+pub struct Request {
+    /// What to do.
+    pub op: Op,
+    /// Force unit access: not done until it is on stable media.
+    pub durable: bool,
+    /// The LUN that it is for.
+    pub lun: LunId,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; for reads and writes at most the buffer's from `buf_at`; zero for a flush.
+    pub len: u64,
+    /// Payload of reads and writes.
+    pub buf: Option<Buf>,
+    /// Where in `buf` this (part of the) request's bytes start.
+    pub buf_at: u32,
+    /// Where the completion goes.
+    pub origin: Origin,
+    /// What the LUN layer still has to do after this part.
+    pub(crate) rest: Rest,
+    armed: bool,
+}
+
+/// The part of a LUN request that is not yet handed to a backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rest {
+    /// Next byte of the LUN.
+    pub offset: u64,
+    /// Bytes from there.
+    pub len: u64,
+    /// Which of the LUN's backends a flush visits next.
+    pub backend: u32,
+    /// Length of the part that a backend has now.
+    pub part: u64,
+}
+
+impl Request {
+    /// A request for a range of a LUN. It must be completed, whatever happens.
+    pub fn new(op: Op, lun: LunId, offset: u64, len: u64, buf: Option<Buf>, origin: Origin) -> Self {
+        Self {
+            op,
+            durable: false,
+            lun,
+            offset,
+            len,
+            buf,
+            buf_at: 0,
+            origin,
+            rest: Rest::default(),
+            armed: true,
+        }
+    }
+
+    /// The same with force unit access.
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+
+    /// Ends it. The only way to get rid of a request.
+    pub fn complete(self, result: Result<(), Fault>) -> Completed {
+        Completed { request: self, result }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if self.armed {
+            lost::report(self.origin.home, Lost::Request(self.origin.pack()));
+        }
+    }
+}
+
+/// A request that is done, on its way home.
+#[derive(Debug)]
+#[must_use = "a completion must reach its owner"]
+pub struct Completed {
+    pub(crate) request: Request,
+    /// How it went.
+    pub result: Result<(), Fault>,
+}
+
+impl Completed {
+    /// Where it goes.
+    pub fn origin(&self) -> Origin {
+        self.request.origin
+    }
+
+    /// Takes it apart at its owner: the payload block and the result.
+    pub fn settle(mut self) -> (Option<Buf>, Result<(), Fault>) {
+        self.request.armed = false;
+        (self.request.buf.take(), self.result)
+    }
+}

@@ -1,0 +1,147 @@
+//! What the gateway presents to whom: an immutable snapshot that control publishes to every core.
+//!
+//! A core swaps its snapshot between two turns and sends the old one back to be dropped on the
+//! control thread, so the data path neither locks nor frees.
+
+use std::net::SocketAddr;
+
+/// Index of a LUN in every core's LUN table. Reused only after the LUN is gone from all cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LunId(pub u32);
+
+/// Index of a backend in every core's channel table. Reused only after it is gone from all cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub u32);
+
+/// A listener on which servers reach us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortalId(pub u16);
+
+/// LUNs that one gateway can have (a core's LUN table: 4,096 × about 32 bytes).
+pub const MAX_LUNS: usize = 4096;
+/// Backends that one gateway can have.
+pub const MAX_BACKENDS: usize = 256;
+
+/// Everything a core must know about what is presented. Epochs only grow.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// Counts publications.
+    pub epoch: u64,
+    /// By [`LunId`]; gaps are `None`.
+    pub luns: Vec<Option<Lun>>,
+    /// NVM subsystems, in no order. The discovery subsystem is implied and not listed.
+    pub subsystems: Vec<Subsystem>,
+    /// By [`PortalId`]; gaps are `None`.
+    pub portals: Vec<Option<Portal>>,
+}
+
+/// An address that we listen on, as the discovery log gives it to hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portal {
+    /// The bound address. Where it is a wildcard, the log gives each host the local address that its
+    /// own connection came to, never the wildcard.
+    pub listen: SocketAddr,
+}
+
+/// A virtual disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lun {
+    /// For messages and tables.
+    pub name: String,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Size in logical blocks.
+    pub blocks: u64,
+    /// Identity: the namespace's UUID (descriptor type 3).
+    pub uuid: [u8; 16],
+    /// Identity: the namespace's NGUID (descriptor type 2).
+    pub nguid: [u8; 16],
+    /// Where its bytes are: contiguous from LUN offset 0, in order, covering the whole size.
+    pub extents: Vec<Extent>,
+    /// Refuses writes.
+    pub read_only: bool,
+}
+
+impl Lun {
+    /// Size in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.blocks * u64::from(self.block_bytes)
+    }
+}
+
+/// A run of a LUN's bytes on one backend. All in bytes, multiples of the LUN's block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the LUN.
+    pub lun_offset: u64,
+    /// Length.
+    pub len: u64,
+    /// The backend.
+    pub backend: BackendId,
+    /// First byte on the backend.
+    pub backend_offset: u64,
+}
+
+/// An NVM subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subsystem {
+    /// Its NQN.
+    pub nqn: String,
+    /// Serial number (SN of Identify Controller), ASCII, at most 20 bytes.
+    pub serial: String,
+    /// Model number (MN), ASCII, at most 40 bytes.
+    pub model: String,
+    /// Who may connect.
+    pub hosts: Allow,
+    /// The portals on which it is offered.
+    pub portals: Vec<PortalId>,
+    /// Sorted by NSID.
+    pub namespaces: Vec<Namespace>,
+    /// The largest NSID that it may ever have (NN, MNAN).
+    pub max_namespaces: u32,
+    /// Lowest and highest cntlid that it hands out.
+    pub cntlid_range: (u16, u16),
+}
+
+impl Subsystem {
+    /// The namespace `nsid` if `host_nqn` may see it.
+    pub fn visible(&self, nsid: u32, host_nqn: &str) -> Option<&Namespace> {
+        let at = self.namespaces.binary_search_by_key(&nsid, |n| n.nsid).ok()?;
+        self.namespaces.get(at).filter(|n| n.hosts.contains(host_nqn))
+    }
+}
+
+/// A LUN in a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its NSID, from 1.
+    pub nsid: u32,
+    /// What it shows.
+    pub lun: LunId,
+    /// Who sees it, among those who may connect.
+    pub hosts: Allow,
+    /// ANA group, from 1.
+    pub ana_group: u32,
+    /// The group's state for this gateway (NVMe base 2.0 §8.1): Optimized 1h, Non-Optimized 2h,
+    /// Inaccessible 3h, Persistent Loss 4h, Change Fh.
+    pub ana_state: u8,
+}
+
+/// A list of hosts. Empty allows nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Every host: only where the operator said so.
+    Any,
+    /// These host NQNs.
+    Only(Vec<String>),
+}
+
+impl Allow {
+    /// Whether `host_nqn` is on it.
+    pub fn contains(&self, host_nqn: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(list) => list.iter().any(|nqn| nqn == host_nqn),
+        }
+    }
+}
