@@ -54,6 +54,8 @@ pub enum Msg<S, F> {
     /// Core → core: about a controller that we present; see the target.
     Ctrlr(CtrlrMsg),
 
+    /// Control → core: list what is connected; comes back filled.
+    Survey(Box<Survey>),
     /// Core → control: something that an operator or a table wants to know.
     Event(Event),
     /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,
@@ -128,7 +130,7 @@ pub enum CtrlrMsg {
     },
 }
 
-/// A host NQN inline, so that telling it allocates nothing.
+/// An NQN inline, so that telling it allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HostName {
     len: u8,
@@ -156,6 +158,45 @@ impl std::fmt::Debug for HostName {
     }
 }
 
+/// What is connected to one core. Control makes it with room for what it wants to see, and the core
+/// fills the room, so that the core allocates nothing.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Rows; the core adds no more than the vector's capacity.
+    pub qpairs: Vec<QpairRow>,
+    /// Queue pairs in all, also those for which there was no room.
+    pub total: usize,
+}
+
+/// One queue pair of one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QpairRow {
+    /// The core's socket.
+    pub sock: SockId,
+    /// Controller.
+    pub cntlid: u16,
+    /// Queue, 0 for admin.
+    pub qid: u16,
+    /// Queue depth (SQSIZE + 1).
+    pub depth: u16,
+    /// Commands that it has under way.
+    pub outstanding: u16,
+    /// The host.
+    pub host_nqn: HostName,
+    /// The subsystem.
+    pub subsystem_nqn: HostName,
+    /// The host's address.
+    pub peer: SocketAddr,
+    /// The portal that it came to.
+    pub portal: PortalId,
+    /// Header and data digest.
+    pub digests: (bool, bool),
+    /// Commands completed since the queue came up.
+    pub commands: u64,
+    /// Payload bytes moved since then.
+    pub payload_bytes: u64,
+}
+
 /// Something worth a table row or a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -167,12 +208,6 @@ pub enum Event {
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
-        /// The host and the subsystem, as positions that stay valid for the epoch in force.
-        host: HostName,
-        /// Index of the subsystem in the topology of `epoch`; `u32::MAX` is discovery.
-        subsystem: u32,
-        /// The topology that `subsystem` is an index of.
-        epoch: u64,
         /// The host's address.
         peer: SocketAddr,
     },

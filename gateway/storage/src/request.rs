@@ -112,6 +112,7 @@ pub struct Request {
 }
 
 /// The part of a LUN request that is not yet handed to a backend.
+/// Kept by the LUN layer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rest {
     /// Next byte of the LUN.
