@@ -10,8 +10,10 @@ pub mod arena;
 pub mod buf;
 pub mod io;
 pub mod lost;
+pub mod mailbox;
 pub mod rand;
 pub mod send;
+mod sync;
 pub mod time;
 pub mod wheel;
 
