@@ -11,6 +11,7 @@ pub mod buf;
 pub mod io;
 pub mod lost;
 pub mod mailbox;
+pub mod ram;
 pub mod rand;
 pub mod send;
 mod sync;
