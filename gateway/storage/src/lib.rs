@@ -10,6 +10,7 @@ pub mod backend;
 pub mod cx;
 pub mod lun;
 pub mod msg;
+pub mod pool;
 pub mod request;
 pub mod topology;
 
