@@ -215,3 +215,39 @@ fn authentication(sqe: &Sqe) -> Authentication {
         len_bytes: sqe.cdw11,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(command: FabricsCommand, parts: &[(usize, &[u8])]) {
+        let mut parts = parts.to_vec();
+        let head = [0x7f, 0x40, 5, 0, command.fctype()];
+        parts.push((0, &head));
+        let expected = crate::golden::bytes(&parts);
+        crate::golden::assert_emits(&expected, |bytes| command.sqe(5, Sgl::NONE).emit(bytes));
+        assert_eq!(FabricsCommand::parse(&Sqe::parse(&expected)), command);
+    }
+
+    #[test]
+    fn golden() {
+        let connect = Connect {
+            recfmt: 0,
+            qid: 0x0102,
+            sqsize: 127,
+            attributes: ConnectAttributes { no_sq_flow_control: true, ..Default::default() },
+            kato_ms: 15_000,
+        };
+        check(FabricsCommand::Connect(connect), &[(42, &[2, 1, 127, 0, 4, 0, 0x98, 0x3a])]);
+        let set = PropertySet { size: PropertySize::Four, offset: 0x14, value: 0x0046_0001 };
+        check(FabricsCommand::PropertySet(set), &[(44, &[0x14, 0, 0, 0, 1, 0, 0x46])]);
+        let get = PropertyGet { size: PropertySize::Eight, offset: 0 };
+        check(FabricsCommand::PropertyGet(get), &[(40, &[1])]);
+        let auth = Authentication { secp: 0xe9, spsp1: 2, spsp0: 1, len_bytes: 256 };
+        check(FabricsCommand::AuthenticationSend(auth), &[(41, &[1, 2, 0xe9, 0, 1])]);
+        check(FabricsCommand::AuthenticationReceive(auth), &[(41, &[1, 2, 0xe9, 0, 1])]);
+        check(FabricsCommand::Disconnect { recfmt: 3 }, &[(40, &[3])]);
+        check(FabricsCommand::Unknown { fctype: 0x33 }, &[]);
+        assert_eq!(FabricsCommand::Connect(connect).transfer(), Transfer::HostToController);
+    }
+}

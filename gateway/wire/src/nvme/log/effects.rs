@@ -87,3 +87,21 @@ impl<'a> CommandsAndEffects<'a> {
             .unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let alone = CommandEffects { submission: 1, scope: 1, ..CommandEffects::supported() };
+        let expected = crate::golden::bytes(&[(0x06 * 4, &[1, 0, 0x11]), (1024 + 4, &[3])]);
+        crate::golden::assert_emits(&expected, |bytes| {
+            CommandsAndEffects::emit(&[(0x06, alone)], &[(0x01, CommandEffects::writes())], bytes);
+        });
+        let log = CommandsAndEffects::parse(&expected);
+        assert_eq!(log.admin(0x06), alone);
+        assert_eq!(log.io(0x01), CommandEffects::writes());
+        assert!(!log.io(0xff).supported);
+    }
+}
