@@ -5,11 +5,17 @@ use super::{RECV_GROUP, UringIo};
 use crate::buf::Buf;
 use crate::io::{Handler, RecvEnd, RecvInto, SockError, SockId, TableFull};
 use crate::send::SendList;
+use crate::time::Instant;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 use trefoil_sys::socket::{self, SockAddr};
 use trefoil_sys::uring::{Flags, cqueue, opcode, types};
 
+/// Sockets whose receive is tried each turn, about 0.2 µs each, rather than by the ring (about 0.9 µs
+/// more from arrival to completion): those that had bytes within `HOT_TIME`, up to this many.
+pub(super) const MAX_HOT: usize = 4;
+const HOT_TIME: Duration = Duration::from_micros(50);
 /// Wait for readiness before the first try (IORING_RECVSEND_POLL_FIRST).
 const POLL_FIRST: u16 = 1;
 
@@ -23,6 +29,10 @@ pub(super) struct Sock {
     in_kernel: u8,
     recv: Recv,
     send: Option<Sending>,
+    /// The receive is tried anew each turn, and not in the kernel.
+    hot: bool,
+    /// When bytes last came.
+    last_rx: Instant,
     /// More bytes waited when the last receive ended, so the next need not poll first.
     nonempty: bool,
     /// Where to; the kernel reads it when the connect is submitted.
@@ -54,6 +64,8 @@ impl Sock {
             in_kernel: 0,
             recv: Recv::Idle,
             send: None,
+            hot: false,
+            last_rx: Instant::default(),
             nonempty: false,
             peer: None,
             refused: 0,
@@ -119,10 +131,36 @@ impl<M: Send> UringIo<M> {
                 Recv::Buf { buf, at, len, done: 0 }
             }
         };
-        match sock.closing {
-            false => self.start_recv(id.0),
-            true => self.settle_soon(id.0),
+        if sock.closing {
+            self.settle_soon(id.0);
+        } else if matches!(sock.recv, Recv::Buf { .. }) {
+            self.try_filling(id.0);
+        } else if self.direct && self.hot.len() < MAX_HOT && self.now.since(sock.last_rx) < HOT_TIME {
+            sock.hot = true;
+            self.hot.push(id.0);
+        } else {
+            self.start_recv(id.0);
         }
+    }
+
+    /// Takes what is there already; the ring waits for the rest.
+    fn try_filling(&mut self, index: u32) {
+        let Some(sock) = self.socks.get_mut(index) else { return };
+        if let (true, Some(fd), Recv::Buf { buf, at, len, done }) = (self.direct, &sock.fd, &mut sock.recv) {
+            let left = self.faults.cap(*len - *done);
+            let start = (*at + *done) as usize;
+            let result = socket::recv_now(fd.as_fd(), &mut buf[start..start + left as usize]);
+            match result {
+                Ok(n) if n > 0 && *done + (n as u32) < *len => *done += n as u32,
+                Err(libc::EAGAIN | libc::EINTR) => {}
+                result => {
+                    sock.in_kernel += 1;
+                    let result = result.map_or_else(|errno| -errno, |n| n as i32);
+                    return self.done.push_back((Kind::Recv, index, result));
+                }
+            }
+        }
+        self.start_recv(index);
     }
 
     fn start_recv(&mut self, index: u32) {
@@ -156,9 +194,28 @@ impl<M: Send> UringIo<M> {
         assert!(sock.send.is_none(), "a second send on {id:?}");
         sock.send = Some(Sending { list, sent: 0 });
         match sock.closing {
-            false => self.start_send(id.0),
+            false => self.try_sending(id.0),
             true => self.settle_soon(id.0),
         }
+    }
+
+    /// Gives the socket what it takes now; the ring waits until it takes the rest.
+    fn try_sending(&mut self, index: u32) {
+        let Some(sock) = self.socks.get_mut(index) else { return };
+        if let (true, Some(fd), Some(Sending { list, sent })) = (self.direct, &sock.fd, &mut sock.send) {
+            let vectors = list.gather(0, self.faults.cap_len(list.len_bytes()));
+            // SAFETY: the pieces are the list's own bytes and blocks.
+            match unsafe { socket::send_now(fd.as_fd(), vectors) } {
+                Ok(n) if n < list.len_bytes() => *sent = n,
+                Err(libc::EAGAIN | libc::EINTR) => {}
+                result => {
+                    sock.in_kernel += 1;
+                    let result = result.map_or_else(|errno| -errno, |n| n as i32);
+                    return self.done.push_back((Kind::Send, index, result));
+                }
+            }
+        }
+        self.start_send(index);
     }
 
     fn start_send(&mut self, index: u32) {
@@ -214,6 +271,84 @@ impl<M: Send> UringIo<M> {
         }
     }
 
+    /// Tries the receives of sockets that had bytes a moment ago; says whether any had more.
+    pub(crate) fn poll_hot<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        // Those that the handler adds wait for the next turn.
+        for _ in 0..self.hot.len() {
+            let Some(&index) = self.hot.get(at) else { break };
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let tried = self.try_hot(index, &mut scratch);
+            if tried == Err(libc::EAGAIN) {
+                at += 1;
+            } else {
+                any = true;
+                self.hot.swap_remove(at);
+                self.hot_done(index, tried, &scratch, handler);
+            }
+            self.scratch = scratch;
+        }
+        any
+    }
+
+    fn try_hot(&mut self, index: u32, scratch: &mut [u8]) -> Result<usize, i32> {
+        let Some(sock) = self.socks.get_mut(index) else { return Err(libc::EBADF) };
+        let (Some(fd), Recv::Stream { max_bytes }) = (&sock.fd, &sock.recv) else { return Err(libc::EBADF) };
+        if sock.closing {
+            return Err(libc::ECANCELED);
+        }
+        let max = self.faults.cap((*max_bytes).min(scratch.len() as u32));
+        match socket::recv_now(fd.as_fd(), &mut scratch[..max as usize]) {
+            Err(libc::EAGAIN | libc::EINTR) if self.now.since(sock.last_rx) < HOT_TIME => Err(libc::EAGAIN),
+            // Cold: the ring waits for it.
+            Err(libc::EAGAIN | libc::EINTR) => Err(libc::ETIME),
+            result => result,
+        }
+    }
+
+    fn hot_done<H: Handler<Self>>(
+        &mut self,
+        index: u32,
+        tried: Result<usize, i32>,
+        scratch: &[u8],
+        handler: &mut H,
+    ) {
+        let Some(sock) = self.socks.get_mut(index) else { return };
+        sock.hot = false;
+        let id = SockId(index);
+        match tried {
+            // Closed; `settle` tells.
+            Err(libc::ECANCELED) => {}
+            Err(libc::ETIME) => self.start_recv(index),
+            Ok(n @ 1..) => {
+                sock.recv = Recv::Idle;
+                sock.last_rx = self.now;
+                handler.on_received(self, id, &scratch[..n]);
+            }
+            Ok(0) => {
+                sock.recv = Recv::Idle;
+                handler.on_recv_end(self, id, None, RecvEnd::Eof);
+            }
+            Err(errno) => {
+                sock.recv = Recv::Idle;
+                handler.on_recv_end(self, id, None, RecvEnd::Failed(SockError(errno)));
+            }
+        }
+    }
+
+    /// Hands all hot receives to the ring, before a sleep.
+    pub(super) fn cool(&mut self) {
+        while let Some(index) = self.hot.pop() {
+            if let Some(sock) = self.socks.get_mut(index) {
+                sock.hot = false;
+                if !sock.closing {
+                    self.start_recv(index);
+                }
+            }
+        }
+    }
+
     /// Restarts receives that found no buffer: some were given back since.
     pub(crate) fn restart_starved(&mut self) -> bool {
         let starved = self.starved.len();
@@ -246,6 +381,9 @@ impl<M: Send> UringIo<M> {
         }
         if let Some(waiting) = self.starved.iter().position(|&s| s == index) {
             self.starved.remove(waiting);
+        }
+        if std::mem::take(&mut sock.hot) {
+            self.hot.retain(|&hot| hot != index);
         }
         let recv = std::mem::replace(&mut sock.recv, Recv::Idle);
         let send = sock.send.take();
@@ -294,6 +432,7 @@ impl<M: Send> UringIo<M> {
             }
             Recv::Stream { max_bytes } => match picked {
                 Some(buffer) if result > 0 => {
+                    sock.last_rx = self.now;
                     // SAFETY: this completion named the buffer, which is given back only below.
                     let bytes = unsafe { self.recv_buffers.bytes(buffer, result as usize) };
                     handler.on_received(self, id, bytes);
