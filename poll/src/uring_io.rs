@@ -11,6 +11,7 @@
 //! submission queue has no room for wait in a queue of 64 bytes × (4 a socket + 1 a file operation +
 //! the bell's).
 
+mod direct;
 mod faults;
 mod file;
 mod sock;
@@ -146,7 +147,7 @@ impl<M: Send> UringIo<M> {
             closing: VecDeque::with_capacity(sockets * 2),
             starved: VecDeque::with_capacity(sockets),
             done: VecDeque::with_capacity(sockets * 2),
-            hot: Vec::with_capacity(sock::MAX_HOT),
+            hot: Vec::with_capacity(direct::MAX_HOT),
             scratch: vec![0; config.recv_buffer_bytes as usize].into(),
             direct: config.direct,
             // A socket has at most a receive, a send, a cancellation and (with faults) two more.
