@@ -8,8 +8,8 @@
 
 pub mod backend;
 pub mod cx;
-pub mod lun;
 pub mod initiator;
+pub mod lun;
 pub mod msg;
 pub mod request;
 pub mod topology;

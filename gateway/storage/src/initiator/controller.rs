@@ -342,7 +342,9 @@ impl Controller {
             InitiatorMsg::Lost { epoch, qid, why } if epoch == self.epoch && self.opened => {
                 self.down(io, ControllerError::Queue { qid, why });
             }
-            InitiatorMsg::Expired { epoch, qid, cid } if epoch == self.epoch && self.state == State::Ready => {
+            InitiatorMsg::Expired { epoch, qid, cid }
+                if epoch == self.epoch && self.state == State::Ready =>
+            {
                 self.abort(io, qid, cid);
             }
             _ => {}
@@ -768,7 +770,8 @@ impl Controller {
             _ => None,
         };
         let loss = self.lost_since.filter(|_| !self.gave_up).map(|since| since + self.config.loss_timeout);
-        let timers = [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
+        let timers =
+            [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
         timers.into_iter().flatten().min()
     }
 }

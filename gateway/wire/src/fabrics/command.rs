@@ -147,10 +147,9 @@ impl FabricsCommand {
                 attributes: ConnectAttributes::from_bits((sqe.cdw11 >> 16) as u8),
                 kato_ms: sqe.cdw12,
             }),
-            fctype::PROPERTY_GET => Self::PropertyGet(PropertyGet {
-                size: PropertySize::from_bits(sqe.cdw10),
-                offset: sqe.cdw11,
-            }),
+            fctype::PROPERTY_GET => {
+                Self::PropertyGet(PropertyGet { size: PropertySize::from_bits(sqe.cdw10), offset: sqe.cdw11 })
+            }
             fctype::AUTHENTICATION_SEND => Self::AuthenticationSend(authentication(sqe)),
             fctype::AUTHENTICATION_RECEIVE => Self::AuthenticationReceive(authentication(sqe)),
             fctype::DISCONNECT => Self::Disconnect { recfmt: sqe.cdw10 as u16 },
@@ -196,8 +195,7 @@ impl FabricsCommand {
                 sqe.cdw11 = get.offset;
             }
             Self::AuthenticationSend(auth) | Self::AuthenticationReceive(auth) => {
-                sqe.cdw10 =
-                    (auth.spsp0 as u32) << 8 | (auth.spsp1 as u32) << 16 | (auth.secp as u32) << 24;
+                sqe.cdw10 = (auth.spsp0 as u32) << 8 | (auth.spsp1 as u32) << 16 | (auth.secp as u32) << 24;
                 sqe.cdw11 = auth.len_bytes;
             }
             Self::Disconnect { recfmt } => sqe.cdw10 = *recfmt as u32,

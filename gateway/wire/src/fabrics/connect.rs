@@ -148,9 +148,7 @@ impl ConnectResponse {
     /// `sqhd` is FFFFh if SQ flow control is off for the queue, which is how the host learns it (NVMe base 2.0c §3.3.1.4).
     pub fn cqe(&self, cid: u16, sqhd: u16) -> Cqe {
         let (result, status) = match *self {
-            Self::Connected { cntlid, authreq } => {
-                (cntlid as u64 | (authreq as u64) << 16, Status::SUCCESS)
-            }
+            Self::Connected { cntlid, authreq } => (cntlid as u64 | (authreq as u64) << 16, Status::SUCCESS),
             Self::InvalidParameter(ConnectRejection { ipo, in_data }) => {
                 (ipo as u64 | (in_data as u64) << 16, Status::CONNECT_INVALID_PARAMETERS.dnr())
             }

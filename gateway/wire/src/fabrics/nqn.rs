@@ -194,12 +194,8 @@ mod tests {
         let uuid = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-55555555aaFF";
         let longest = format!("nqn.2026-01.org.example:{}", "x".repeat(199));
         assert_eq!(longest.len(), Nqn::MAX_LEN);
-        for text in [
-            "nqn.2014-08.org.nvmexpress.discovery",
-            uuid,
-            &longest,
-            "nqn.2026-01.org.example:größe",
-        ] {
+        for text in ["nqn.2014-08.org.nvmexpress.discovery", uuid, &longest, "nqn.2026-01.org.example:größe"]
+        {
             let nqn = Nqn::new(text).unwrap();
             assert_eq!(nqn.as_str(), text);
             let mut field = [0xff; 256];

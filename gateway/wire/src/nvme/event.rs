@@ -64,10 +64,8 @@ pub struct AsyncEvent {
 
 impl AsyncEvent {
     /// A namespace of the controller was added, removed, grown or otherwise changed.
-    pub const NAMESPACE_CHANGED: Self = Self::notice(
-        notice_event::NAMESPACE_ATTRIBUTE_CHANGED,
-        super::log::lid::CHANGED_NAMESPACES,
-    );
+    pub const NAMESPACE_CHANGED: Self =
+        Self::notice(notice_event::NAMESPACE_ATTRIBUTE_CHANGED, super::log::lid::CHANGED_NAMESPACES);
     /// The ANA state of a group changed.
     pub const ANA_CHANGE: Self = Self::notice(notice_event::ANA_CHANGE, super::log::lid::ANA);
     /// The discovery log changed.

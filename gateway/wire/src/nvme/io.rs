@@ -122,10 +122,9 @@ impl IoCommand {
             io_opcode::READ => Self::Read(BlockRange::parse(sqe)),
             io_opcode::WRITE => Self::Write(BlockRange::parse(sqe)),
             io_opcode::FLUSH => Self::Flush,
-            io_opcode::WRITE_ZEROES => Self::WriteZeroes {
-                range: BlockRange::parse(sqe),
-                deac: sqe.cdw12 & DEALLOCATE != 0,
-            },
+            io_opcode::WRITE_ZEROES => {
+                Self::WriteZeroes { range: BlockRange::parse(sqe), deac: sqe.cdw12 & DEALLOCATE != 0 }
+            }
             io_opcode::DATASET_MANAGEMENT => Self::Dsm(DsmCommand {
                 ranges: (sqe.cdw10 & 0xff) as u16 + 1,
                 integral_read: sqe.cdw11 & 1 != 0,
@@ -199,11 +198,7 @@ impl DsmRange {
         let need_bytes = count as usize * Self::LEN;
         match data.get(..need_bytes) {
             Some(data) => Ok(DsmRangeIter { data }),
-            None => Err(Truncated {
-                what: "dataset management ranges",
-                need_bytes,
-                have_bytes: data.len(),
-            }),
+            None => Err(Truncated { what: "dataset management ranges", need_bytes, have_bytes: data.len() }),
         }
     }
 }
@@ -253,12 +248,7 @@ mod tests {
         check(IoCommand::WriteUncorrectable(BlockRange::new(1, 2)), 0x04, [1, 0, 1, 0]);
         check(IoCommand::WriteZeroes { range, deac: true }, 0x08, [1, 2, 0x4200_0007, 0]);
         check(IoCommand::Flush, 0x00, [0; 4]);
-        let dsm = DsmCommand {
-            ranges: 256,
-            deallocate: true,
-            integral_write: false,
-            integral_read: true,
-        };
+        let dsm = DsmCommand { ranges: 256, deallocate: true, integral_write: false, integral_read: true };
         check(IoCommand::Dsm(dsm), 0x09, [255, 5, 0, 0]);
         check(IoCommand::Unknown { opcode: 0x99 }, 0x99, [0; 4]);
     }

@@ -129,15 +129,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        let cap = Cap {
-            mqes: 127,
-            cqr: true,
-            to_500ms: 15,
-            css: 1,
-            nssrs: true,
-            crwms: true,
-            ..Cap::default()
-        };
+        let cap =
+            Cap { mqes: 127, cqr: true, to_500ms: 15, css: 1, nssrs: true, crwms: true, ..Cap::default() };
         assert_eq!(cap.bits(), 0x0800_0030_0f01_007f);
         assert_eq!(Cap::from_bits(cap.bits()), cap);
         assert_eq!(Version::V1_4.bits(), 0x0001_0400);

@@ -144,17 +144,9 @@ mod tests {
                 Sgl::InCapsule { offset_bytes: 0x10, len_bytes: 4096 },
                 bytes(&[(0, &[0x10]), (8, &[0, 0x10]), (15, &[1])]),
             ),
+            (Sgl::Transport { len_bytes: 0x0102_0304 }, bytes(&[(8, &[4, 3, 2, 1]), (15, &[0x5a])])),
             (
-                Sgl::Transport { len_bytes: 0x0102_0304 },
-                bytes(&[(8, &[4, 3, 2, 1]), (15, &[0x5a])]),
-            ),
-            (
-                Sgl::Keyed {
-                    address: 0x1122,
-                    len_bytes: 0x01_0203,
-                    key: 0xaabb_ccdd,
-                    invalidate: false,
-                },
+                Sgl::Keyed { address: 0x1122, len_bytes: 0x01_0203, key: 0xaabb_ccdd, invalidate: false },
                 bytes(&[(0, &[0x22, 0x11]), (8, &[3, 2, 1, 0xdd, 0xcc, 0xbb, 0xaa, 0x40])]),
             ),
             (

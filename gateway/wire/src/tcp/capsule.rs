@@ -96,8 +96,7 @@ mod tests {
 
     #[test]
     fn command_golden() {
-        let capsule =
-            CapsuleCmd { sqe: IoCommand::Flush.sqe(0x0102, 1, Sgl::Transport { len_bytes: 0 }) };
+        let capsule = CapsuleCmd { sqe: IoCommand::Flush.sqe(0x0102, 1, Sgl::Transport { len_bytes: 0 }) };
         let parts: [(usize, &[u8]); 2] = [(9, &[0x40, 2, 1, 1]), (8 + 39, &[0x5a])];
         let with = |common: [u8; 8]| {
             let mut bytes = crate::golden::bytes(&parts);
@@ -115,12 +114,9 @@ mod tests {
 
     #[test]
     fn response_golden() {
-        let capsule =
-            CapsuleResp { cqe: Cqe { result: 1, ..Cqe::new(3, 2, Status::INVALID_OPCODE) } };
-        let expected = crate::golden::bytes(&[
-            (0, &[5, 1, 24, 0, 28, 0, 0, 0, 1]),
-            (16, &[2, 0, 0, 0, 3, 0, 2]),
-        ]);
+        let capsule = CapsuleResp { cqe: Cqe { result: 1, ..Cqe::new(3, 2, Status::INVALID_OPCODE) } };
+        let expected =
+            crate::golden::bytes(&[(0, &[5, 1, 24, 0, 28, 0, 0, 0, 1]), (16, &[2, 0, 0, 0, 3, 0, 2])]);
         crate::golden::assert_emits(&expected, |bytes| capsule.emit(true, bytes));
         assert_eq!(CapsuleResp::parse(&expected), capsule);
     }

@@ -35,18 +35,11 @@ impl IcFields {
         Ok(fields)
     }
 
-    fn emit_as(
-        pdu_type: PduType,
-        pda_bytes: u32,
-        digests: (bool, bool),
-        max: u32,
-        bytes: &mut [u8; 128],
-    ) {
+    fn emit_as(pdu_type: PduType, pda_bytes: u32, digests: (bool, bool), max: u32, bytes: &mut [u8; 128]) {
         let mut common = [0; 8];
         CommonHeader::without_data(pdu_type, 0, false).emit(&mut common);
         let dgst = flag::when(digests.0, DGST_HEADER) | flag::when(digests.1, DGST_DATA);
-        Self { common, pfv: 0, pda: (pda_bytes.clamp(4, 128) / 4 - 1) as u8, dgst, max }
-            .emit(bytes);
+        Self { common, pfv: 0, pda: (pda_bytes.clamp(4, 128) / 4 - 1) as u8, dgst, max }.emit(bytes);
     }
 }
 
@@ -134,8 +127,7 @@ mod tests {
 
     #[test]
     fn request_golden() {
-        let request =
-            IcReq { host_alignment_bytes: 8, header_digest: true, data_digest: false, max_r2t: 16 };
+        let request = IcReq { host_alignment_bytes: 8, header_digest: true, data_digest: false, max_r2t: 16 };
         let expected = crate::golden::bytes(&[(2, &[128, 0, 128]), (10, &[1, 1, 15])]);
         crate::golden::assert_emits(&expected, |bytes| request.emit(bytes));
         assert_eq!(IcReq::parse(&expected), Ok(request));

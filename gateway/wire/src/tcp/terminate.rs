@@ -66,8 +66,7 @@ impl<'a> TermReq<'a> {
             TermReqDirection::HostToController => PduType::H2cTermReq,
             TermReqDirection::ControllerToHost => PduType::C2hTermReq,
         };
-        let mut fields =
-            TermFields { common: [0; 8], fes: self.status.fes(), fei: self.status.fei() };
+        let mut fields = TermFields { common: [0; 8], fes: self.status.fes(), fei: self.status.fei() };
         CommonHeader { pdu_type, flags: 0, hlen: pdu_type.header_len(), pdo: 0, plen: len as u32 }
             .emit(&mut fields.common);
         if let Some((header, data)) = bytes.split_first_chunk_mut() {
@@ -87,10 +86,8 @@ mod tests {
     #[test]
     fn golden() {
         let offender = [9; 200];
-        let request = TermReq {
-            status: FatalStatus::InvalidHeaderField { offset_bytes: 4 },
-            offender: &offender[..8],
-        };
+        let request =
+            TermReq { status: FatalStatus::InvalidHeaderField { offset_bytes: 4 }, offender: &offender[..8] };
         let mut dirty = [0xff; TermReq::MAX_LEN];
         let len = request.emit(TermReqDirection::ControllerToHost, &mut dirty);
         let expected: [u8; 32] =

@@ -335,11 +335,7 @@ mod tests {
             mdts: 5,
             cntlid: 0x0102,
             ver: crate::nvme::property::Version::V1_4,
-            oaes: AsyncEventsSupported {
-                namespace_attribute: true,
-                ana_change: true,
-                ..Default::default()
-            },
+            oaes: AsyncEventsSupported { namespace_attribute: true, ana_change: true, ..Default::default() },
             ctratt: ControllerAttributes {
                 host_id_128: true,
                 traffic_keep_alive: true,

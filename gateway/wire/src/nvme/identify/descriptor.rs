@@ -48,10 +48,7 @@ impl NamespaceDescriptor {
 }
 
 /// Writes the list, every byte of it. Descriptors that no longer fit are left out (all four take 61 bytes).
-pub fn emit_namespace_descriptors(
-    descriptors: &[NamespaceDescriptor],
-    bytes: &mut [u8; IDENTIFY_LEN],
-) {
+pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &mut [u8; IDENTIFY_LEN]) {
     bytes.fill(0);
     let mut rest = &mut bytes[..];
     for descriptor in descriptors {

@@ -171,10 +171,7 @@ mod tests {
         let expected = bytes(&[(0, &[2, 0, 1, 0, 3])]);
         assert_emits(&expected, |bytes| assert_eq!(ControllerList::emit([1, 3], bytes), 2));
         assert!(ControllerList::parse(&expected).iter().eq([1, 3]));
-        assert_eq!(
-            ControllerList::parse(&[0xff; IDENTIFY_LEN]).iter().count(),
-            ControllerList::MAX
-        );
+        assert_eq!(ControllerList::parse(&[0xff; IDENTIFY_LEN]).iter().count(), ControllerList::MAX);
     }
 
     #[test]

@@ -129,13 +129,7 @@ impl IdentifyNamespace {
             1 => self.lbaf1,
             2 => self.lbaf2,
             3 => self.lbaf3,
-            _ => self
-                .lbaf_rest
-                .as_chunks()
-                .0
-                .get(index - 4)
-                .map(LbaFormat::parse)
-                .unwrap_or_default(),
+            _ => self.lbaf_rest.as_chunks().0.get(index - 4).map(LbaFormat::parse).unwrap_or_default(),
         }
     }
 }
@@ -255,11 +249,8 @@ mod tests {
     #[test]
     fn command_set_specific_and_independent() {
         let namespace = IdentifyNvmNamespace { lbstm: 1, pic: 2, elbaf: [3; 256] };
-        assert_emits(&bytes(&[(0, &[1]), (8, &[2]), (12, &[3; 256])]), |bytes| {
-            namespace.emit(bytes)
-        });
-        let controller =
-            IdentifyNvmController { vsl: 1, wzsl: 2, wusl: 3, dmrl: 4, dmrsl: 5, dmsl: 6 };
+        assert_emits(&bytes(&[(0, &[1]), (8, &[2]), (12, &[3; 256])]), |bytes| namespace.emit(bytes));
+        let controller = IdentifyNvmController { vsl: 1, wzsl: 2, wusl: 3, dmrl: 4, dmrsl: 5, dmsl: 6 };
         assert_emits(&bytes(&[(0, &[1, 2, 3, 4, 5, 0, 0, 0, 6])]), |bytes| controller.emit(bytes));
         let independent = IdentifyNamespaceIndependent {
             nsfeat: 8,

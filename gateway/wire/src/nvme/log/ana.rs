@@ -94,11 +94,7 @@ impl<'a> AnaLogWriter<'a> {
     pub fn new(change_count: u64, buffer: &'a mut [u8]) -> Result<Self, Truncated> {
         let have_bytes = buffer.len();
         if have_bytes < AnaHeader::LEN {
-            return Err(Truncated {
-                what: "ANA log header",
-                need_bytes: AnaHeader::LEN,
-                have_bytes,
-            });
+            return Err(Truncated { what: "ANA log header", need_bytes: AnaHeader::LEN, have_bytes });
         }
         Ok(Self { buffer, len: AnaHeader::LEN, change_count, groups: 0 })
     }
@@ -113,11 +109,7 @@ impl<'a> AnaLogWriter<'a> {
         nsids: impl IntoIterator<Item = u32>,
     ) -> Result<(), Truncated> {
         let have_bytes = self.buffer.len();
-        let full = Truncated {
-            what: "ANA log group",
-            need_bytes: self.len + GroupFields::LEN,
-            have_bytes,
-        };
+        let full = Truncated { what: "ANA log group", need_bytes: self.len + GroupFields::LEN, have_bytes };
         let free = self.buffer.get_mut(self.len..).unwrap_or_default();
         let Some((header, rest)) = free.split_first_chunk_mut() else { return Err(full) };
         let (slots, _) = rest.as_chunks_mut::<4>();
@@ -217,14 +209,12 @@ impl<'a> Iterator for AnaGroups<'a> {
 
 impl<'a> AnaGroups<'a> {
     fn group(&mut self) -> Result<AnaGroup<'a>, Truncated> {
-        let truncated =
-            |need_bytes, have_bytes| Truncated { what: "ANA log group", need_bytes, have_bytes };
+        let truncated = |need_bytes, have_bytes| Truncated { what: "ANA log group", need_bytes, have_bytes };
         let (header, rest) =
             self.rest.split_first_chunk().ok_or(truncated(GroupFields::LEN, self.rest.len()))?;
         let fields = GroupFields::parse(header);
         let need_bytes = (fields.nsids as usize).saturating_mul(4);
-        let (nsids, rest) =
-            rest.split_at_checked(need_bytes).ok_or(truncated(need_bytes, rest.len()))?;
+        let (nsids, rest) = rest.split_at_checked(need_bytes).ok_or(truncated(need_bytes, rest.len()))?;
         self.rest = rest;
         Ok(AnaGroup {
             group_id: fields.group_id,

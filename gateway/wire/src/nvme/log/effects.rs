@@ -63,11 +63,7 @@ impl<'a> CommandsAndEffects<'a> {
     }
 
     /// Writes every byte: the given commands, all others as not supported.
-    pub fn emit(
-        admin: &[(u8, CommandEffects)],
-        io: &[(u8, CommandEffects)],
-        bytes: &mut [u8; 4096],
-    ) {
+    pub fn emit(admin: &[(u8, CommandEffects)], io: &[(u8, CommandEffects)], bytes: &mut [u8; 4096]) {
         bytes.fill(0);
         let (entries, _) = bytes.as_chunks_mut::<4>();
         let admin = admin.iter().map(|(opcode, effects)| (*opcode as usize, effects));

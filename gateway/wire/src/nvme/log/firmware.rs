@@ -30,8 +30,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        let slots =
-            FirmwareSlots { afi: 1, frs1: Ascii::new("0.1.0").unwrap(), ..Default::default() };
+        let slots = FirmwareSlots { afi: 1, frs1: Ascii::new("0.1.0").unwrap(), ..Default::default() };
         let expected = crate::golden::bytes(&[(0, &[1]), (8, b"0.1.0   ")]);
         crate::golden::assert_emits(&expected, |bytes| slots.emit(bytes));
         assert_eq!(FirmwareSlots::parse(&expected), slots);

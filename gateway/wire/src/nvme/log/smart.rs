@@ -86,8 +86,7 @@ mod tests {
             critical_minutes: 13,
             ..Default::default()
         };
-        let mut expected =
-            crate::golden::bytes(&[(0, &[8, 0x2c, 1, 100, 10, 1]), (192, &[12, 0, 0, 0, 13])]);
+        let mut expected = crate::golden::bytes(&[(0, &[8, 0x2c, 1, 100, 10, 1]), (192, &[12, 0, 0, 0, 13])]);
         for (at, value) in (32..192).step_by(16).zip(2..) {
             expected[at] = value;
         }
