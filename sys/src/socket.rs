@@ -1,11 +1,12 @@
 //! TCP sockets with the options that a storage connection wants.
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt, socket,
+    sockopt,
 };
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Sizes of the kernel's buffers; `None` leaves the kernel's own tuning on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,11 +19,15 @@ pub struct Options {
 
 /// An address in the kernel's form.
 #[derive(Clone, Copy, Debug)]
-pub struct SockAddr(SockaddrStorage);
+pub struct SockAddr(SockaddrStorage, u32);
 
 impl From<SocketAddr> for SockAddr {
     fn from(addr: SocketAddr) -> Self {
-        Self(addr.into())
+        let len = match addr {
+            SocketAddr::V4(_) => size_of::<libc::sockaddr_in>(),
+            SocketAddr::V6(_) => size_of::<libc::sockaddr_in6>(),
+        };
+        Self(addr.into(), len as u32)
     }
 }
 
@@ -34,7 +39,7 @@ impl SockAddr {
 
     /// Its length in bytes.
     pub fn len_bytes(&self) -> u32 {
-        self.0.len()
+        self.1
     }
 }
 
@@ -47,8 +52,8 @@ pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<Tc
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     set_buffers(&fd, options)?;
-    nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(addr))?;
-    let backlog = nix::sys::socket::Backlog::new(backlog)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
+    let backlog = Backlog::new(backlog)?;
     nix::sys::socket::listen(&fd, backlog)?;
     Ok(TcpListener::from(fd))
 }
