@@ -75,6 +75,11 @@ impl<H> CoreHandle<H> {
         self.bell.wake_if_asleep();
     }
 
+    /// Whether its thread has ended, by itself or because it was asked to.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits until it ended, and gives its handler back.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ pub struct UringIo<M> {
     socks: Table<sock::Sock>,
     files: Table<file::File>,
     running: Table<file::Running>,
-    /// Sockets closed since the last turn. Each is in once: `max_sockets`.
+    /// Sockets to settle. Each is in once, and once for the slot's last owner: 2 × `max_sockets`.
     closing: VecDeque<u32>,
     /// Sockets whose receive found no buffer. Each is in once: `max_sockets`.
     starved: VecDeque<u32>,
@@ -131,7 +131,7 @@ impl<M: Send> UringIo<M> {
             socks: Table::new(config.max_sockets),
             files: Table::new(config.max_files),
             running: Table::new(config.max_file_ops),
-            closing: VecDeque::with_capacity(sockets),
+            closing: VecDeque::with_capacity(sockets * 2),
             starved: VecDeque::with_capacity(sockets),
             // A socket has at most a receive, a send, a cancellation and (with faults) two more.
             backlog: VecDeque::with_capacity(sockets * 5 + config.max_file_ops as usize + 1),

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod cx;
 pub mod lun;
+pub mod initiator;
 pub mod msg;
 pub mod request;
 pub mod topology;

@@ -17,6 +17,8 @@ const POLL_FIRST: u16 = 1;
 pub(super) struct Sock {
     fd: Option<OwnedFd>,
     closing: bool,
+    /// It is in the queue of sockets to be settled.
+    settling: bool,
     /// Completions to come.
     in_kernel: u8,
     recv: Recv,
@@ -48,6 +50,7 @@ impl Sock {
         Self {
             fd,
             closing: false,
+            settling: false,
             in_kernel: 0,
             recv: Recv::Idle,
             send: None,
@@ -106,8 +109,7 @@ impl<M: Send> UringIo<M> {
     }
 
     pub(super) fn sock_recv(&mut self, id: SockId, into: RecvInto) {
-        let sock = self.socks.get_mut(id.0).filter(|sock| !sock.closing);
-        let Some(sock) = sock else { panic!("a receive on {id:?}, which is closed") };
+        let Some(sock) = self.socks.get_mut(id.0) else { panic!("a receive on {id:?}, which is closed") };
         assert!(matches!(sock.recv, Recv::Idle), "a second receive on {id:?}");
         sock.recv = match into {
             RecvInto::Stream { max_bytes } => Recv::Stream { max_bytes },
@@ -117,7 +119,10 @@ impl<M: Send> UringIo<M> {
                 Recv::Buf { buf, at, len, done: 0 }
             }
         };
-        self.start_recv(id.0);
+        match sock.closing {
+            false => self.start_recv(id.0),
+            true => self.settle_soon(id.0),
+        }
     }
 
     fn start_recv(&mut self, index: u32) {
@@ -147,11 +152,13 @@ impl<M: Send> UringIo<M> {
     }
 
     pub(super) fn sock_send(&mut self, id: SockId, list: Box<SendList>) {
-        let sock = self.socks.get_mut(id.0).filter(|sock| !sock.closing);
-        let Some(sock) = sock else { panic!("a send on {id:?}, which is closed") };
+        let Some(sock) = self.socks.get_mut(id.0) else { panic!("a send on {id:?}, which is closed") };
         assert!(sock.send.is_none(), "a second send on {id:?}");
         sock.send = Some(Sending { list, sent: 0 });
-        self.start_send(id.0);
+        match sock.closing {
+            false => self.start_send(id.0),
+            true => self.settle_soon(id.0),
+        }
     }
 
     fn start_send(&mut self, index: u32) {
@@ -186,7 +193,15 @@ impl<M: Send> UringIo<M> {
             let entry = opcode::AsyncCancel2::new(by_fd).build();
             self.push(entry.user_data(pack(Kind::Ignored, 0, 0)));
         }
-        self.closing.push_back(id.0);
+        self.settle_soon(id.0);
+    }
+
+    /// Looks at a closing socket again when the calls of this turn are over.
+    fn settle_soon(&mut self, index: u32) {
+        if let Some(sock) = self.socks.get_mut(index).filter(|sock| !sock.settling) {
+            sock.settling = true;
+            self.closing.push_back(index);
+        }
     }
 
     /// Closes every socket, at the end.
@@ -215,6 +230,9 @@ impl<M: Send> UringIo<M> {
         let closing = self.closing.len();
         for _ in 0..closing {
             if let Some(index) = self.closing.pop_front() {
+                if let Some(sock) = self.socks.get_mut(index) {
+                    sock.settling = false;
+                }
                 self.settle(index, handler);
             }
         }
@@ -223,21 +241,29 @@ impl<M: Send> UringIo<M> {
 
     fn settle<H: Handler<Self>>(&mut self, index: u32, handler: &mut H) {
         let Some(sock) = self.socks.get_mut(index) else { return };
-        if !sock.closing || sock.in_kernel > 0 {
+        if !sock.closing || sock.settling || sock.in_kernel > 0 {
             return;
         }
         if let Some(waiting) = self.starved.iter().position(|&s| s == index) {
             self.starved.remove(waiting);
         }
         let recv = std::mem::replace(&mut sock.recv, Recv::Idle);
+        let send = sock.send.take();
         sock.fd = None;
+        // What was asked for after the close, or waited for a receive buffer.
         match recv {
             Recv::Idle => {}
             Recv::Stream { .. } => handler.on_recv_end(self, SockId(index), None, RecvEnd::Closed),
             Recv::Buf { buf, .. } => handler.on_recv_end(self, SockId(index), Some(buf), RecvEnd::Closed),
         }
-        self.socks.remove(index);
-        handler.on_closed(self, SockId(index));
+        if let Some(Sending { list, .. }) = send {
+            handler.on_sent(self, SockId(index), list, Err(SockError(libc::ECANCELED)));
+        }
+        // Those calls may have asked for more; then it is in the queue again.
+        if self.socks.get_mut(index).is_some_and(|sock| !sock.settling) {
+            self.socks.remove(index);
+            handler.on_closed(self, SockId(index));
+        }
     }
 
     pub(super) fn recv_done<H: Handler<Self>>(
