@@ -11,10 +11,13 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use trefoil_sys::socket;
 
-/// Sockets whose receive is tried each turn, about 0.2 µs each, rather than by the ring (about 0.9 µs
-/// more from arrival to completion): those that had bytes within `HOT_TIME`, up to this many.
-pub(super) const MAX_HOT: usize = 4;
-pub(super) const HOT_TIME: Duration = Duration::from_micros(50);
+/// Sockets whose receive is tried each turn (about 0.2 µs each) rather than left to the ring (about
+/// 0.9 µs more from arrival to completion). Measured on loopback against a bare loop that scans all its
+/// sockets: with 8 to 64 busy sockets this reaches 0.89 to 1.0 of it and the ring alone 0.78 to 0.9;
+/// above 64 the ring's batches win. A table smaller than the busy sockets does worse than either.
+pub(super) const MAX_HOT: usize = 64;
+/// How long a socket is tried after it had bytes: several exchanges of 64 sockets that take turns.
+pub(super) const HOT_TIME: Duration = Duration::from_micros(200);
 
 impl<M: Send> UringIo<M> {
     /// Takes what is there already; the ring waits for the rest.
