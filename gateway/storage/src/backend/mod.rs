@@ -1,5 +1,7 @@
 //! Where blocks are: one channel for each core and backend.
 
+pub mod nvme_tcp;
+
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::Request;
@@ -40,6 +42,8 @@ pub enum AttachKind<F> {
         /// Open for O_DIRECT where the file system allows it.
         file: F,
     },
+    /// A namespace of an NVMe/TCP array: this core's channel, made whole by control.
+    NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
     /// Another core has the channel.
     Remote {
         /// That core.
