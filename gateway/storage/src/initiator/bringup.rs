@@ -187,7 +187,21 @@ pub struct Facts {
     events: AsyncEventConfig,
 }
 
+/// What must not change between two associations: it names the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NamespaceIdentity {
+    nguid: [u8; 16],
+    uuid: [u8; 16],
+    eui64: [u8; 8],
+    block_bytes: u32,
+}
+
 impl Facts {
+    pub(super) fn identity(&self) -> NamespaceIdentity {
+        let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
+        NamespaceIdentity { nguid, uuid, eui64, block_bytes }
+    }
+
     /// Size of the namespace in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_bytes))

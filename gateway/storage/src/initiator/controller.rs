@@ -18,7 +18,7 @@
 //! Memory: an admin queue of [`ADMIN_DEPTH`], one 4 KiB block of the arena for data, held from start to
 //! stop so that no admin command waits behind I/O.
 
-use super::bringup::{Facts, Step, Steps};
+use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
 use super::discovery::LogReader;
 use super::error::QueueError;
@@ -122,6 +122,25 @@ pub enum ControllerError {
     Stopped,
 }
 
+impl ControllerError {
+    /// Its kind, for an operator's log; `Display` has the details.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
+            Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
+            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
+            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => "the array requires authentication",
+            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
+            Self::Queue { .. } => "the connection was lost",
+            Self::Command { step, .. } => step,
+            Self::Fatal => "the array's controller reports a fatal error",
+            Self::NotReady => "the array's controller did not become ready",
+            Self::Unusable(why) => why,
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// What the owner of a controller learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControllerEvent {
@@ -177,6 +196,8 @@ pub struct Controller {
     opened: bool,
     cntlid: u16,
     facts: Facts,
+    /// Whose blocks these are, from the first bring-up on.
+    namespace: Option<NamespaceIdentity>,
     steps: Steps,
     current: Option<Step>,
     scratch: Option<Buf>,
@@ -215,6 +236,7 @@ impl Controller {
             opened: false,
             cntlid: 0,
             facts: Facts::default(),
+            namespace: None,
             steps: Steps::new(),
             current: None,
             scratch: None,
@@ -295,6 +317,12 @@ impl Controller {
     /// The next message for all I/O queues.
     pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
         self.out.pop_front()
+    }
+
+    /// What a queue that comes late must be told: the association that stands, or that I/O fails.
+    pub fn standing(&self) -> impl Iterator<Item = InitiatorMsg> + use<> {
+        let open = self.opened.then(|| InitiatorMsg::Open(self.association()));
+        open.into_iter().chain(self.gave_up.then_some(InitiatorMsg::GiveUp))
     }
 
     /// The next event.
@@ -497,6 +525,7 @@ impl Controller {
         match event {
             QpairEvent::Up { cntlid } => {
                 self.cntlid = cntlid;
+                self.facts = Facts::default();
                 self.steps.clear();
                 self.steps.push(Step::Capabilities);
             }
@@ -683,6 +712,11 @@ impl Controller {
                 if cqe.status.is_ok() {
                     self.facts.take_descriptors(data);
                 }
+                let identity = self.facts.identity();
+                if *self.namespace.get_or_insert(identity) != identity {
+                    let why = "another namespace answers at its address";
+                    return self.down(io, ControllerError::Unusable(why));
+                }
                 if self.facts.ana {
                     self.steps.push(Step::Ana);
                 }
@@ -738,6 +772,7 @@ impl Controller {
                 max_transfer_bytes: self.facts.max_transfer_bytes,
                 write_zeroes: self.facts.write_zeroes,
                 deallocate: self.facts.deallocate,
+                volatile_write_cache: self.facts.volatile_write_cache,
             },
         }
     }

@@ -79,8 +79,8 @@ impl LogReader {
         }
         let header = DiscoveryLog::parse(data).map(|log| log.header).unwrap_or_default();
         if self.begun && header.genctr == self.genctr {
-            self.complete = true;
-            return None;
+            self.complete = self.at >= self.numrec;
+            return (!self.complete).then_some(Step::DiscoveryEntries);
         }
         self.restart();
         self.begun = true;

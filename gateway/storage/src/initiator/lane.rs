@@ -198,6 +198,16 @@ impl Lane {
         }
     }
 
+    /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
+    pub fn take_waiting(&mut self) -> Option<Command> {
+        if self.wanted.is_some() {
+            return None;
+        }
+        let command = self.waiting.pop_front().or_else(|| self.delayed.pop_front().map(|(_, command)| command))?;
+        self.holding -= 1;
+        Some(command)
+    }
+
     /// What goes to the controller.
     pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
         self.out.pop_front()
@@ -233,7 +243,10 @@ impl Lane {
                     self.lose(command);
                 }
             }
-            InitiatorMsg::Opened { .. } | InitiatorMsg::Lost { .. } | InitiatorMsg::Expired { .. } => {}
+            InitiatorMsg::Hello { .. }
+            | InitiatorMsg::Opened { .. }
+            | InitiatorMsg::Lost { .. }
+            | InitiatorMsg::Expired { .. } => {}
         }
     }
 

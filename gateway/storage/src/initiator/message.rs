@@ -5,6 +5,7 @@
 
 use super::error::QueueError;
 use std::net::SocketAddr;
+use trefoil_poll::CoreId;
 
 /// See the module. At most one of each kind is under way between two cores for each queue and epoch,
 /// except `Expired`: one for each command.
@@ -26,6 +27,11 @@ pub enum InitiatorMsg {
     /// Controller → queues: the loss timeout passed; what waits fails with
     /// [`PathLost`](crate::Fault::PathLost), and so does new I/O until the next `Open`.
     GiveUp,
+    /// Queue → controller: a core's channel is attached; tell it what it missed.
+    Hello {
+        /// The core.
+        core: CoreId,
+    },
     /// Queue → controller: the queue is up.
     Opened {
         /// The association.
@@ -83,4 +89,6 @@ pub struct Limits {
     pub write_zeroes: bool,
     /// Dataset Management is supported (ONCS bit 2).
     pub deallocate: bool,
+    /// A volatile write cache is present (VWC bit 0).
+    pub volatile_write_cache: bool,
 }

@@ -36,3 +36,8 @@ pub use host::Host;
 pub use lane::{Finished, Lane, LaneConfig};
 pub use message::{Association, InitiatorMsg, Limits};
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
