@@ -52,6 +52,7 @@ impl<const N: usize> Field for [u8; N] {
 ///
 /// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (any bytes are a value), `emit(&self, &mut
 /// [u8; LEN])` (bytes between fields become zero), and a `Default` whose bytes are all zero.
+#[macro_export]
 macro_rules! layout {
     ($(#[$meta:meta])* pub struct $name:ident [$len:expr] {
         $($(#[$field_meta:meta])* $field:ident : $type:ty = $at:expr),* $(,)?
@@ -65,7 +66,7 @@ macro_rules! layout {
             let mut end = 0usize;
             $(
                 assert!($at >= end, concat!("fields overlap at ", stringify!($field)));
-                end = $at + <$type as $crate::bytes::Field>::LEN;
+                end = $at + <$type as $crate::Field>::LEN;
             )*
             assert!(end <= $len, "fields end past the format");
         };
@@ -79,8 +80,8 @@ macro_rules! layout {
             #[inline]
             pub fn parse(bytes: &[u8; $len]) -> Self {
                 Self {
-                    $($field: <$type as $crate::bytes::Field>::load(
-                        &bytes[$at..$at + <$type as $crate::bytes::Field>::LEN],
+                    $($field: <$type as $crate::Field>::load(
+                        &bytes[$at..$at + <$type as $crate::Field>::LEN],
                     ),)*
                 }
             }
@@ -89,9 +90,9 @@ macro_rules! layout {
             #[inline]
             pub fn emit(&self, bytes: &mut [u8; $len]) {
                 bytes.fill(0);
-                $(<$type as $crate::bytes::Field>::store(
+                $(<$type as $crate::Field>::store(
                     self.$field,
-                    &mut bytes[$at..$at + <$type as $crate::bytes::Field>::LEN],
+                    &mut bytes[$at..$at + <$type as $crate::Field>::LEN],
                 );)*
             }
         }
@@ -102,11 +103,11 @@ macro_rules! layout {
             }
         }
 
-        impl $crate::bytes::Field for $name {
+        impl $crate::Field for $name {
             const LEN: usize = $len;
             #[inline(always)]
             fn load(bytes: &[u8]) -> Self {
-                Self::parse(&<[u8; $len] as $crate::bytes::Field>::load(bytes))
+                Self::parse(&<[u8; $len] as $crate::Field>::load(bytes))
             }
             #[inline(always)]
             fn store(self, bytes: &mut [u8]) {
