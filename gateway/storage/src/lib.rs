@@ -18,3 +18,6 @@ pub use cx::Cx;
 pub use lun::Luns;
 pub use msg::{Msg, StorageIo};
 pub use request::{Completed, Fault, Op, Origin, Owner, Request};
+
+#[cfg(test)]
+mod test_io;
