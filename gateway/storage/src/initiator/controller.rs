@@ -129,7 +129,9 @@ impl ControllerError {
             Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
             Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
             Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
-            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => "the array requires authentication",
+            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
+                "the array requires authentication"
+            }
             Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
             Self::Queue { .. } => "the connection was lost",
             Self::Command { step, .. } => step,
