@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod cx;
+pub mod initiator;
 pub mod lun;
 pub mod msg;
 pub mod pool;

@@ -311,3 +311,57 @@ impl<const N: usize> Field for Ascii<N> {
         self.0.store(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    bits! {
+        /// Test register.
+        pub struct Register: u16 {
+            /// One bit.
+            flag: bool = 0, 1;
+            /// Some bits.
+            middle: u8 = 4, 3;
+            /// Top.
+            top: u8 = 12, 4;
+        }
+    }
+
+    layout! {
+        /// Test layout.
+        pub struct Packed [12] {
+            /// Odd offset.
+            word: u32 = 1,
+            /// Register.
+            register: Register = 6,
+            /// Text.
+            text: Ascii<3> = 8,
+        }
+    }
+
+    #[test]
+    fn layout_places_fields_and_clears_the_rest() {
+        let value = Packed {
+            word: 0x0403_0201,
+            register: Register { flag: true, middle: 5, top: 0xa },
+            text: Ascii::new("ab").unwrap(),
+        };
+        let expected = [0, 1, 2, 3, 4, 0, 0x51, 0xa0, b'a', b'b', b' ', 0];
+        crate::golden::assert_emits(&expected, |bytes| value.emit(bytes));
+        assert_eq!(Packed::parse(&expected), value);
+    }
+
+    #[test]
+    fn bits_drop_reserved_and_cut_wide_values() {
+        assert_eq!(Register::from_bits(0xffff).bits(), 0xf071);
+        assert_eq!(Register { middle: 0xff, ..Register::default() }.bits(), 0x0070);
+    }
+
+    #[test]
+    fn ascii_refuses_what_does_not_fit() {
+        assert_eq!(Ascii::<2>::new("abc"), Err(AsciiError::TooLong { len_bytes: 3, max_bytes: 2 }));
+        assert_eq!(Ascii::<2>::new("a\n"), Err(AsciiError::NotPrintable { at: 1, byte: 10 }));
+        assert_eq!(Ascii::<4>::new("a b").unwrap().text(), "a b");
+    }
+}
