@@ -10,13 +10,20 @@ pub mod arena;
 pub mod buf;
 pub mod io;
 pub mod lost;
+pub mod mailbox;
+pub mod ram;
+pub mod rand;
 pub mod send;
+mod sync;
 pub mod time;
+pub mod wheel;
 
 pub use arena::{Arena, ArenaId};
 pub use buf::Buf;
 pub use io::{
     CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockId, TableFull,
 };
+pub use rand::Rng;
 pub use send::SendList;
 pub use time::Instant;
+pub use wheel::{TimerKey, TimerWheel};
