@@ -8,10 +8,12 @@
 
 pub mod backend;
 pub mod cx;
+pub mod lun;
 pub mod msg;
 pub mod request;
 pub mod topology;
 
 pub use cx::Cx;
+pub use lun::Luns;
 pub use msg::{Msg, StorageIo};
 pub use request::{Completed, Fault, Op, Origin, Owner, Request};
