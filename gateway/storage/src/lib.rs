@@ -8,8 +8,10 @@
 
 pub mod backend;
 pub mod cx;
+pub mod initiator;
 pub mod lun;
 pub mod msg;
+pub mod pool;
 pub mod request;
 pub mod target;
 pub mod topology;
@@ -19,3 +21,6 @@ pub use lun::Luns;
 pub use msg::{Msg, StorageIo};
 pub use request::{Completed, Fault, Op, Origin, Owner, Request};
 pub use target::{Target, TargetLimits};
+
+#[cfg(test)]
+mod test_io;

@@ -298,3 +298,6 @@ fn extent_at(extents: &[Extent], offset: u64) -> Option<&Extent> {
 fn next_backend(extents: &[Extent], from: BackendId) -> Option<BackendId> {
     extents.iter().map(|extent| extent.backend).filter(|&backend| backend >= from).min()
 }
+
+#[cfg(test)]
+mod tests;

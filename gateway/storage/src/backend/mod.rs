@@ -15,6 +15,8 @@ pub use null::Null;
 pub use remote::Remote;
 pub use slab::Slab;
 
+pub mod nvme_tcp;
+
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Request};
@@ -65,6 +67,8 @@ pub enum AttachKind<F> {
         /// Room for every request that can be under way, from [`File::slots`].
         slots: Slab<file::Slot>,
     },
+    /// A namespace of an NVMe/TCP array: this core's channel, made whole by control.
+    NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
     /// Another core has the channel.
     Remote {
         /// That core.

@@ -97,7 +97,8 @@ impl Engine {
             lid::SMART => self.put_smart(queue, ctrlr, &mut window),
             lid::FIRMWARE_SLOT => {
                 let mut page = [0; FirmwareSlots::LEN];
-                FirmwareSlots { afi: 1, frs1: Ascii::new(REVISION).unwrap_or_default() }.emit(&mut page);
+                let frs1 = Ascii::new(REVISION).unwrap_or_default();
+                FirmwareSlots { afi: 1, frs1, ..FirmwareSlots::default() }.emit(&mut page);
                 window.put(&page);
             }
             lid::CHANGED_NAMESPACES => put_changed(ctrlr, &mut window),

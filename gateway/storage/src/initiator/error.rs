@@ -1,0 +1,104 @@
+//! What goes wrong with a queue pair, sorted by who is at fault.
+
+use trefoil_poll::SockError;
+use trefoil_wire::fabrics::ConnectResponse;
+use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
+
+/// Why a queue pair went down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The network, or a peer that died.
+    #[error("the connection failed with errno {}", .0.0)]
+    Socket(SockError),
+    /// The peer closed the connection.
+    #[error("the controller closed the connection")]
+    Eof,
+    /// The peer broke the protocol; we told it so.
+    #[error("the controller broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The peer says that we broke the protocol.
+    #[error("the controller terminated the connection: {0:?}")]
+    Terminated(FatalStatus),
+    /// Connect was refused.
+    #[error("the controller refused Connect: {0:?}")]
+    Refused(ConnectResponse),
+    /// Connect asks for authentication, which this host does not do.
+    #[error("the controller requires authentication (AUTHREQ {0:#x})")]
+    AuthenticationRequired(u16),
+    /// The connection did not come up, or did not end, in time.
+    #[error("the handshake timed out")]
+    HandshakeTimeout,
+    /// A command stayed without completion past its deadline, even after an abort.
+    #[error("command {cid:#06x} timed out")]
+    CommandTimeout {
+        /// Its identifier.
+        cid: u16,
+    },
+    /// The core has no socket left.
+    #[error("the socket table is full")]
+    TableFull,
+    /// Our owner closed it.
+    #[error("closed by its owner")]
+    Closed,
+}
+
+/// What a controller did that no controller may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A header that is wrong in itself.
+    #[error("{0}")]
+    Header(#[from] HeaderError),
+    /// A PDU that is not legal now.
+    #[error("{0:?} is not legal now")]
+    Sequence(PduType),
+    /// A completion or data for a command that is not outstanding: a late or made-up identifier.
+    #[error("command {cid:#06x} is not outstanding")]
+    UnknownCommand {
+        /// CID or CCCID.
+        cid: u16,
+    },
+    /// Data for a command that takes none, past its end, or out of order.
+    #[error("data at {offset} of {len} bytes does not belong to command {cid:#06x}")]
+    Data {
+        /// The command.
+        cid: u16,
+        /// Offset within its data, in bytes.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// An R2T while another of the same command is not answered (we allow one).
+    #[error("a second R2T for command {cid:#06x}")]
+    R2tLimit {
+        /// The command.
+        cid: u16,
+    },
+    /// A read succeeded without all of its data.
+    #[error("command {cid:#06x} succeeded with {received} of {expected} bytes")]
+    ShortData {
+        /// The command.
+        cid: u16,
+        /// Bytes that came.
+        received: u32,
+        /// Bytes asked for.
+        expected: u32,
+    },
+    /// A digest that we did not ask for was turned on, or the capsule data format is wrong.
+    #[error("the controller turned on digests that were not asked for")]
+    Digests,
+}
+
+impl Violation {
+    /// What the terminate request says (NVMe-oF TCP 1.0c §3.5, figure 26).
+    pub fn status(&self) -> FatalStatus {
+        use trefoil_wire::tcp::field;
+        match self {
+            Self::Header(error) => error.status,
+            Self::Sequence(_) | Self::ShortData { .. } => FatalStatus::SequenceError,
+            Self::UnknownCommand { .. } => FatalStatus::InvalidHeaderField { offset_bytes: field::CCCID },
+            Self::Data { .. } => FatalStatus::DataOutOfRange,
+            Self::R2tLimit { .. } => FatalStatus::LimitExceeded,
+            Self::Digests => FatalStatus::InvalidHeaderField { offset_bytes: field::DGST },
+        }
+    }
+}
