@@ -102,12 +102,14 @@ impl Step {
             Self::Rearm { log_page } => (page(log_page, 512), NSID_ALL, 512),
             Self::Ana => {
                 // Return Groups Only: 127 groups fit into the block, and we know our group's number.
-                let log = GetLogPage { lid: lid::ANA, lsp: 1, len_bytes: PAGE_BYTES.into(), ..Default::default() };
+                let log =
+                    GetLogPage { lid: lid::ANA, lsp: 1, len_bytes: PAGE_BYTES.into(), ..Default::default() };
                 (AdminCommand::GetLogPage(log), NSID_ALL, PAGE_BYTES)
             }
             Self::DiscoveryHeader | Self::DiscoveryEntries => {
                 let (lpo, len) = log.range(self);
-                let log = GetLogPage { lid: lid::DISCOVERY, len_bytes: len.into(), lpo, ..Default::default() };
+                let log =
+                    GetLogPage { lid: lid::DISCOVERY, len_bytes: len.into(), lpo, ..Default::default() };
                 (AdminCommand::GetLogPage(log), 0, len)
             }
             Self::Capabilities | Self::Enable | Self::Poll | Self::Ready | Self::Reset | Self::Shutdown => {
@@ -229,7 +231,8 @@ impl Facts {
         self.kas_ms = u32::from(id.kas_100ms) * 100;
         self.traffic_keep_alive = id.ctratt.traffic_keep_alive;
         // CQT in milliseconds, bytes 387:386 (NVMe base 2.1 figure 313); zero from older controllers.
-        self.cqt_ms = bytes.get(386..388).map_or(0, |cqt| cqt.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)));
+        self.cqt_ms =
+            bytes.get(386..388).map_or(0, |cqt| cqt.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)));
         self.ana = id.cmic.ana_reporting;
         self.write_zeroes = id.oncs.write_zeroes;
         self.deallocate = id.oncs.dsm;

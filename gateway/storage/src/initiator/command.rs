@@ -28,7 +28,16 @@ pub struct Command {
 impl Command {
     /// A command without data.
     pub fn bare(tag: u64, sqe: Sqe) -> Self {
-        Self { tag, sqe, transfer: Transfer::None, buf: None, at: 0, len: 0, inline: [0; INLINE_BYTES], since: Instant::default() }
+        Self {
+            tag,
+            sqe,
+            transfer: Transfer::None,
+            buf: None,
+            at: 0,
+            len: 0,
+            inline: [0; INLINE_BYTES],
+            since: Instant::default(),
+        }
     }
 
     /// A command that fills `buf[at..at + len]`.
@@ -50,12 +59,30 @@ impl Command {
     /// A command that sends [`INLINE_BYTES`] bytes of its own.
     pub fn inline(tag: u64, sqe: Sqe, inline: [u8; INLINE_BYTES]) -> Self {
         let len = INLINE_BYTES as u32;
-        Self { tag, sqe, transfer: Transfer::HostToController, buf: None, at: 0, len, inline, since: Instant::default() }
+        Self {
+            tag,
+            sqe,
+            transfer: Transfer::HostToController,
+            buf: None,
+            at: 0,
+            len,
+            inline,
+            since: Instant::default(),
+        }
     }
 
     fn with_block(tag: u64, sqe: Sqe, transfer: Transfer, buf: Buf, at: u32, len: u32) -> Self {
         assert!(len > 0 && at as usize + len as usize <= buf.len(), "{len} bytes from {at} of {buf:?}");
-        Self { tag, sqe, transfer, buf: Some(buf), at, len, inline: [0; INLINE_BYTES], since: Instant::default() }
+        Self {
+            tag,
+            sqe,
+            transfer,
+            buf: Some(buf),
+            at,
+            len,
+            inline: [0; INLINE_BYTES],
+            since: Instant::default(),
+        }
     }
 
     /// Takes the block out, once the command is back.
@@ -72,7 +99,10 @@ impl Command {
     /// Whether a second copy of it, landing late, could overwrite something newer.
     pub fn changes_media(&self) -> bool {
         use trefoil_wire::nvme::io_opcode;
-        !matches!(self.sqe.opcode, io_opcode::READ | io_opcode::FLUSH | io_opcode::COMPARE | io_opcode::VERIFY)
+        !matches!(
+            self.sqe.opcode,
+            io_opcode::READ | io_opcode::FLUSH | io_opcode::COMPARE | io_opcode::VERIFY
+        )
     }
 
     /// The data descriptor, given how much data a capsule may hold.

@@ -129,7 +129,9 @@ impl ControllerError {
             Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
             Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
             Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
-            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => "the array requires authentication",
+            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
+                "the array requires authentication"
+            }
             Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
             Self::Queue { .. } => "the connection was lost",
             Self::Command { step, .. } => step,
@@ -370,7 +372,9 @@ impl Controller {
             InitiatorMsg::Lost { epoch, qid, why } if epoch == self.epoch && self.opened => {
                 self.down(io, ControllerError::Queue { qid, why });
             }
-            InitiatorMsg::Expired { epoch, qid, cid } if epoch == self.epoch && self.state == State::Ready => {
+            InitiatorMsg::Expired { epoch, qid, cid }
+                if epoch == self.epoch && self.state == State::Ready =>
+            {
                 self.abort(io, qid, cid);
             }
             _ => {}
@@ -803,7 +807,8 @@ impl Controller {
             _ => None,
         };
         let loss = self.lost_since.filter(|_| !self.gave_up).map(|since| since + self.config.loss_timeout);
-        let timers = [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
+        let timers =
+            [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
         timers.into_iter().flatten().min()
     }
 }

@@ -25,7 +25,14 @@ pub struct LogReader {
 impl LogReader {
     /// A reader with room for `entries` entries; what a log has beyond is left out.
     pub(super) fn new(entries: usize) -> Self {
-        Self { entries: Vec::with_capacity(entries), genctr: 0, numrec: 0, at: 0, begun: false, complete: false }
+        Self {
+            entries: Vec::with_capacity(entries),
+            genctr: 0,
+            numrec: 0,
+            at: 0,
+            begun: false,
+            complete: false,
+        }
     }
 
     /// The entries with valid names, once the log was read whole; empty until then.
@@ -124,7 +131,11 @@ mod tests {
         assert_eq!(log.take(Step::DiscoveryEntries, &entries(4)), Some(Step::DiscoveryEntries));
         assert_eq!(log.range(Step::DiscoveryEntries), (5120, 2048));
         assert_eq!(log.take(Step::DiscoveryEntries, &entries(2)), Some(Step::DiscoveryHeader));
-        assert_eq!(log.take(Step::DiscoveryHeader, &header(8, 1)), Some(Step::DiscoveryEntries), "it changed");
+        assert_eq!(
+            log.take(Step::DiscoveryHeader, &header(8, 1)),
+            Some(Step::DiscoveryEntries),
+            "it changed"
+        );
         assert!(log.entries().is_empty());
         assert_eq!(log.take(Step::DiscoveryEntries, &entries(1)), Some(Step::DiscoveryHeader));
         assert_eq!(log.take(Step::DiscoveryHeader, &header(8, 1)), None);

@@ -125,6 +125,10 @@ mod tests {
         for epoch in 3..40 {
             fences.add(epoch, Instant::from_ns(u64::from(epoch) * 10));
         }
-        assert_eq!(fences.expire(Instant::from_ns(389)), Some(16), "the 39th stands for those that joined it");
+        assert_eq!(
+            fences.expire(Instant::from_ns(389)),
+            Some(16),
+            "the 39th stands for those that joined it"
+        );
     }
 }

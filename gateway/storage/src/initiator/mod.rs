@@ -38,6 +38,6 @@ pub use message::{Association, InitiatorMsg, Limits};
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair};
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
