@@ -123,17 +123,18 @@ impl Arena {
         self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
     }
 
-    /// Frees the blocks whose handles were dropped (a release build's repair of a bug), and gives
-    /// what else was lost on this home to `other`.
-    pub fn repair(&mut self, mut other: impl FnMut(Lost)) {
+    /// Frees the blocks whose handles were dropped (a release build's repair of a bug), and gives the
+    /// next other thing that was lost on this home.
+    pub fn repair_next(&mut self) -> Option<Lost> {
         while let Some(lost) = lost::take(self.id.0) {
             match lost {
                 Lost::Buf { offset, order, .. } => {
-                    self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order)
+                    self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
                 }
-                Lost::Request(_) => other(lost),
+                Lost::Request(_) => return Some(lost),
             }
         }
+        None
     }
 
     fn block(&self, page: u32, order: u8) -> Buf {
@@ -214,7 +215,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        self.repair(|_| {});
+        while self.repair_next().is_some() {}
         if self.free_pages != self.pages {
             // Someone still holds a block: the memory must outlive its handle, so it is leaked.
             std::mem::forget(self.region.take());

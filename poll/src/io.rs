@@ -150,17 +150,21 @@ pub trait Io {
     /// # Errors
     /// [`TableFull`].
     fn connect(&mut self, to: SocketAddr) -> Result<SockId, TableFull>;
-    /// Asks for bytes. At most one receive a socket is outstanding.
+    /// Asks for bytes. At most one receive a socket is outstanding. On a socket that is being closed
+    /// (by [`close`](Self::close), or because the core stops) it ends with [`RecvEnd::Closed`].
     ///
     /// # Panics
-    /// May panic on a second one, or on an id that is closed.
+    /// May panic on a second one, or on an id after its [`Handler::on_closed`].
     fn recv(&mut self, sock: SockId, into: RecvInto);
-    /// Sends all of `list`, in order. At most one send a socket is outstanding.
+    /// Sends all of `list`, in order. At most one send a socket is outstanding. On a socket that is
+    /// being closed it ends with `ECANCELED`.
     ///
     /// # Panics
-    /// May panic on a second one, or on an id that is closed.
+    /// May panic on a second one, or on an id after its [`Handler::on_closed`].
     fn send(&mut self, sock: SockId, list: Box<SendList>);
-    /// Closes at once: what is outstanding ends (with its buffers), then [`Handler::on_closed`].
+    /// Closes at once: what is outstanding ends (with its buffers; a receive with
+    /// [`RecvEnd::Closed`], a connect with `ECANCELED`, a send as it went), then
+    /// [`Handler::on_closed`].
     /// Calling it twice is harmless.
     fn close(&mut self, sock: SockId);
 

@@ -8,15 +8,30 @@
 
 pub mod arena;
 pub mod buf;
+pub mod core;
 pub mod io;
 pub mod lost;
+pub mod mailbox;
+pub mod mesh;
+pub mod metrics;
+pub mod ram;
+pub mod rand;
 pub mod send;
+mod sync;
 pub mod time;
+pub mod uring_io;
+pub mod wheel;
 
+pub use crate::core::{CoreConfig, CoreHandle, Idle, spawn};
 pub use arena::{Arena, ArenaId};
 pub use buf::Buf;
 pub use io::{
     CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockId, TableFull,
 };
+pub use mesh::{ControlReceiver, ControlSender, Mesh, MeshBounds, Ports, mesh};
+pub use metrics::{CoreMetrics, CoreSample};
+pub use rand::Rng;
 pub use send::SendList;
 pub use time::Instant;
+pub use uring_io::{Faults, UringConfig, UringIo};
+pub use wheel::{TimerKey, TimerWheel};

@@ -1,6 +1,7 @@
 //! What one send carries: small header bytes and payload blocks, in wire order.
 
 use crate::buf::Buf;
+use libc::iovec;
 
 /// Header bytes that one list can hold.
 pub const HEAD_BYTES: usize = 8192;
@@ -26,16 +27,27 @@ pub struct SendList {
     bufs: Vec<Buf>,
     segments: Vec<Segment>,
     len_bytes: usize,
+    gather: Gather,
 }
 
+/// Room for the kernel's view of the pieces, filled by [`SendList::gather`].
+struct Gather(Vec<iovec>);
+
+// SAFETY: the pointers in it lead into the same list's header bytes and blocks, which move with it,
+// and nothing here follows them.
+unsafe impl Send for Gather {}
+// SAFETY: as above.
+unsafe impl Sync for Gather {}
+
 impl SendList {
-    /// An empty list with all its room (about 12 KiB).
+    /// An empty list with all its room (about 17 KiB).
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
             bufs: Vec::with_capacity(BUFS),
             segments: Vec::with_capacity(SEGMENTS),
             len_bytes: 0,
+            gather: Gather(Vec::with_capacity(SEGMENTS)),
         })
     }
 
@@ -104,6 +116,27 @@ impl SendList {
     }
 }
 
+impl SendList {
+    /// The pieces without their first `skip` bytes, at most `max` bytes of them, as the kernel wants
+    /// them. Valid until the list is changed or gathered again; it may be moved.
+    pub(crate) fn gather(&mut self, mut skip: usize, mut max: usize) -> &mut [iovec] {
+        let mut vectors = std::mem::take(&mut self.gather.0);
+        vectors.clear();
+        for piece in self.pieces() {
+            let cut = skip.min(piece.len());
+            skip -= cut;
+            let piece = &piece[cut..];
+            let len = piece.len().min(max);
+            max -= len;
+            if len > 0 {
+                vectors.push(iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: len });
+            }
+        }
+        self.gather.0 = vectors;
+        &mut self.gather.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +150,33 @@ mod tests {
         assert_eq!(list.len_bytes(), 3);
         assert!(list.take_buf().is_none());
         assert!(list.is_empty());
+    }
+
+    #[test]
+    fn gathering_skips_and_stops() {
+        use crate::arena::{Arena, ArenaId};
+        let region = trefoil_sys::region::Region::anonymous(2 << 20).expect("memory");
+        let mut arena = Arena::new(ArenaId(210), region);
+        let mut list = SendList::new();
+        list.push_head(5).copy_from_slice(b"head1");
+        let mut buf = arena.alloc(1).expect("room");
+        buf[1..6].copy_from_slice(b"block");
+        list.push_buf(buf, 1, 5);
+        list.push_head(5).copy_from_slice(b"head2");
+        let whole = b"head1blockhead2";
+        for skip in 0..=whole.len() {
+            for max in 0..=whole.len() + 1 {
+                let mut got: Vec<u8> = Vec::new();
+                for v in list.gather(skip, max) {
+                    assert!(v.iov_len > 0);
+                    // SAFETY: the list is unchanged since it was gathered.
+                    got.extend(unsafe { std::slice::from_raw_parts(v.iov_base.cast::<u8>(), v.iov_len) });
+                }
+                assert_eq!(got, whole[skip..whole.len().min(skip + max)], "{skip} {max}");
+            }
+        }
+        while let Some(buf) = list.take_buf() {
+            arena.free(buf);
+        }
     }
 }

@@ -1,24 +1,31 @@
-//! Memory for payloads: anonymous, 2 MiB-aligned, on hugepages where there are any.
+//! Memory for payloads, 2 MiB-aligned: anonymous, on hugepages where there are any, or a file's.
 
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr::NonNull;
 
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A private, zeroed, readable and writable mapping, aligned to 2 MiB, unmapped on drop.
+/// A readable and writable mapping, aligned to 2 MiB, unmapped on drop.
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
     map: NonNull<libc::c_void>,
     map_len: usize,
     huge: bool,
+    /// The locked file of a shared mapping.
+    _file: Option<Flock<File>>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; `Region` only gives its address.
 unsafe impl Send for Region {}
 
 impl Region {
-    /// Maps `len_bytes`, rounded up to 2 MiB: on reserved hugepages if enough are free, else on
+    /// Maps `len_bytes` of private zeroed memory, rounded up to 2 MiB: on reserved hugepages if enough are free, else on
     /// ordinary pages with a request for transparent ones.
     ///
     /// # Errors
@@ -26,7 +33,7 @@ impl Region {
     pub fn anonymous(len_bytes: usize) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         if let Ok(map) = map(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE) {
-            return Ok(Self { base: map.cast(), len, map, map_len: len, huge: true });
+            return Ok(Self { base: map.cast(), len, map, map_len: len, huge: true, _file: None });
         }
         let map_len = len + HUGE_BYTES;
         let map = map(map_len, libc::MAP_NORESERVE)?;
@@ -35,7 +42,39 @@ impl Region {
         let base: NonNull<u8> = unsafe { map.cast::<u8>().add(skip) };
         // SAFETY: the range is ours. Failure only means that there are no transparent hugepages.
         unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-        Ok(Self { base, len, map, map_len, huge: false })
+        Ok(Self { base, len, map, map_len, huge: false, _file: None })
+    }
+
+    /// Maps the first `len_bytes`, rounded up to 2 MiB, of the file at `path`, shared: what is written
+    /// outlives the process, and the machine's memory if the file is on a disk. The file is made if
+    /// need be (mode 0600), grown, locked against other processes, and all its space is reserved now,
+    /// since a full /dev/shm would otherwise kill the process on a write (SIGBUS).
+    ///
+    /// # Errors
+    /// `EWOULDBLOCK` if another process has it; `ENOSPC`; what open(2) and mmap(2) say.
+    pub fn shared_file(path: &Path, len_bytes: usize) -> io::Result<Self> {
+        let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io::Error::from(e))?;
+        if file.metadata()?.len() < len as u64 {
+            file.set_len(len as u64)?;
+        }
+        fallocate(&*file, FallocateFlags::empty(), 0, len as libc::off_t)?;
+        let map_len = len + HUGE_BYTES;
+        let map = map(map_len, libc::MAP_NORESERVE)?;
+        let skip = map.as_ptr().align_offset(HUGE_BYTES);
+        // SAFETY: `skip < HUGE_BYTES`, and the mapping is that much longer than `len`.
+        let base: NonNull<u8> = unsafe { map.cast::<u8>().add(skip) };
+        let mut this = Self { base, len, map, map_len, huge: false, _file: None };
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: replaces pages of our own fresh mapping, which nobody uses yet.
+        let shared = unsafe { libc::mmap(base.as_ptr().cast(), len, prot, flags, file.as_raw_fd(), 0) };
+        if shared == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        this._file = Some(file);
+        Ok(this)
     }
 
     /// Its start, aligned to 2 MiB.
@@ -71,5 +110,27 @@ impl Drop for Region {
         // SAFETY: exactly what `map` returned, unmapped once; `Region`'s owner made sure that no
         // pointer into it is used any more.
         unsafe { libc::munmap(self.map.as_ptr(), self.map_len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_file_keeps_its_bytes_and_has_one_owner() {
+        let path = std::env::temp_dir().join(format!("region-test-{}", std::process::id()));
+        let region = Region::shared_file(&path, 5000).expect("a file");
+        assert_eq!(region.len_bytes(), HUGE_BYTES);
+        assert!(region.base().as_ptr().align_offset(HUGE_BYTES) == 0);
+        assert!(Region::shared_file(&path, 5000).is_err(), "locked");
+        // SAFETY: inside the mapping, and nobody else has it.
+        unsafe { region.base().add(4999).write(7) };
+        drop(region);
+        let region = Region::shared_file(&path, 3 << 20).expect("again");
+        assert_eq!(region.len_bytes(), 2 * HUGE_BYTES);
+        // SAFETY: as above.
+        assert_eq!(unsafe { region.base().add(4999).read() }, 7);
+        std::fs::remove_file(&path).expect("removed");
     }
 }

@@ -1,3 +1,71 @@
-//! xtask.
+//! The repo's own chores, called through `./dev`. Nothing here ships.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod fuzz;
+mod lab;
+mod need;
+mod process;
+mod repo;
+mod stages;
+mod tidy;
+
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::repo::Repo;
+
+const HELP: &str = "\
+./dev demo [--keep]         a gateway, a checked workload, a kill in the middle: what Trefoil does, live
+./dev test [STAGE...]       every test, or the named stages, each within its time budget
+./dev bench NAME [--json]   a measurement: storage, relay, uring, idle, scale
+./dev lab NAME              real Linux peers in VMs: self-check, linux-host, array, gateway-6.1
+./dev sim [--seeds N]       whole gateways under seeded faults
+./dev fuzz [--seconds N]    every fuzz target, N seconds each (60 if not said)
+./dev tidy                  the house rules only
+./dev setup [STAGE...]      installs what the tests (or the named stages) need, and nothing else";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match chore(&Repo::here(), &args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(repo: &Repo, args: &[String]) -> Result<()> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] | ["help" | "--help" | "-h"] => println!("{HELP}"),
+        ["test", ..] => stages::test(repo, &args[1..])?,
+        ["setup", ..] => stages::setup(repo, &args[1..])?,
+        ["tidy"] => tidy::tidy(repo)?,
+        ["fuzz"] => fuzz::fuzz(repo, 60)?,
+        ["fuzz", "--seconds", n] => fuzz::fuzz(repo, n.parse()?)?,
+        ["lab", name] => lab::enter(repo, name)?,
+        // What `lab` becomes inside its own namespaces.
+        ["lab-inside", name] => lab::run(repo, name)?,
+        ["demo", rest @ ..] => measured(repo, &[&["demo"], rest].concat())?,
+        ["bench", rest @ ..] if !rest.is_empty() => measured(repo, rest)?,
+        ["sim", rest @ ..] => simulate(repo, rest)?,
+        other => bail!("unknown: ./dev {}\n{HELP}", other.join(" ")),
+    }
+    Ok(())
+}
+
+/// The demo and the measurements are programs of perf/, which want the gateway's binaries beside them.
+fn measured(repo: &Repo, args: &[&str]) -> Result<()> {
+    let build = ["build", "--quiet", "--release", "--locked", "-p", "trefoil-gateway", "-p", "trefoil-perf"];
+    process::run(&mut repo.cargo(build))?;
+    let mut perf = std::process::Command::new(repo.target().join("release/trefoil-perf"));
+    Err(perf.args(args).current_dir(&repo.root).exec().into())
+}
+
+fn simulate(repo: &Repo, args: &[&str]) -> Result<()> {
+    let run = ["run", "--quiet", "--release", "--locked", "-p", "trefoil-sim", "--"];
+    Err(repo.cargo([&run, args].concat()).exec().into())
+}

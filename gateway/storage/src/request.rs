@@ -4,7 +4,7 @@
 //! [`Completed`] comes back to the frontend that made it, on the core where it was made. Both are
 //! the same token; dropping it anywhere on the way is a bug that [`trefoil_poll::lost`] reports.
 
-use crate::topology::LunId;
+use crate::topology::{BackendId, LunId};
 use trefoil_poll::lost::{self, Lost};
 use trefoil_poll::{Buf, CoreId};
 
@@ -111,18 +111,29 @@ pub struct Request {
     armed: bool,
 }
 
-/// The part of a LUN request that is not yet handed to a backend.
+/// Where a LUN request stands: the part that a backend has, and what is not yet handed to one.
 /// Kept by the LUN layer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Rest {
     /// Next byte of the LUN.
     pub offset: u64,
-    /// Bytes from there.
+    /// Bytes from there; of a flush, whether another backend is to be visited.
     pub len: u64,
-    /// Which of the LUN's backends a flush visits next.
-    pub backend: u32,
-    /// Length of the part that a backend has now.
-    pub part: u64,
+    /// The backend that a flush visits next.
+    pub backend: BackendId,
+    /// The backend that has the request now; [`Rest::NOWHERE`] if none has.
+    pub at: BackendId,
+}
+
+impl Rest {
+    /// Stands in for a backend where there is none.
+    pub const NOWHERE: BackendId = BackendId(u32::MAX);
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self { offset: 0, len: 0, backend: Self::NOWHERE, at: Self::NOWHERE }
+    }
 }
 
 impl Request {

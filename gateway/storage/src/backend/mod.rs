@@ -1,22 +1,43 @@
 //! Where blocks are: one channel for each core and backend.
+//!
+//! Control makes an [`Attach`] with all the memory that the channel will need, a core turns it into
+//! an [`AnyChannel`], and after a detach the same box carries that memory back to be dropped.
+
+mod file;
+mod memory;
+mod null;
+mod remote;
+mod slab;
+
+pub use file::File;
+pub use memory::Memory;
+pub use null::Null;
+pub use remote::Remote;
+pub use slab::Slab;
 
 pub mod nvme_tcp;
 
 use crate::cx::Cx;
 use crate::msg::StorageIo;
-use crate::request::Request;
+use crate::request::{Fault, Request};
 use crate::topology::BackendId;
+use trefoil_poll::FileDone;
 
 /// One core's way to one backend.
 ///
 /// It gets requests whose `offset` and `len` are the backend's, in range and aligned to its block
 /// size: the LUN layer and control see to that. It may complete at once or later, in any order, but
-/// each exactly once, through [`Cx::complete`].
+/// each exactly once, through [`Cx::complete`], with `len` as it was.
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
-    /// Whether nothing is on its way, so that it can be detached.
+    /// Whether nothing is on its way, so that it can be detached. The LUN layer counts the requests;
+    /// this is for what a channel does on its own account.
     fn is_idle(&self) -> bool;
+    /// Goes on with work that waits for memory or for the next turn. Returns whether there was any.
+    fn on_turn(&mut self, _cx: &mut Cx<'_, I>) -> bool {
+        false
+    }
 }
 
 /// A backend as control hands it to one core, with all the memory that its channel will ever need.
@@ -37,10 +58,14 @@ pub struct Attach<F> {
 pub enum AttachKind<F> {
     /// Completes everything; reads give zeros. For measuring.
     Null,
+    /// Memory that this core owns.
+    Memory(Memory),
     /// A file or block device.
     File {
         /// Open for O_DIRECT where the file system allows it.
         file: F,
+        /// Room for every request that can be under way, from [`File::slots`].
+        slots: Slab<file::Slot>,
     },
     /// A namespace of an NVMe/TCP array: this core's channel, made whole by control.
     NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
@@ -49,4 +74,119 @@ pub enum AttachKind<F> {
         /// That core.
         core: trefoil_poll::CoreId,
     },
+    /// What a core sends back: it took the rest over, and this is what is left of it.
+    Spent(Option<AnyChannel>),
+}
+
+/// A channel of any kind, without a virtual call.
+#[derive(Debug)]
+pub enum AnyChannel {
+    /// See [`Null`].
+    Null(Null),
+    /// See [`Memory`].
+    Memory(Memory),
+    /// See [`File`].
+    File(File),
+    /// See [`Remote`].
+    Remote(Remote),
+}
+
+impl AnyChannel {
+    /// Makes the channel from what control gave, and leaves `attach` spent.
+    ///
+    /// # Errors
+    /// [`AttachError`]; `attach` is as it was.
+    pub fn attach<I: StorageIo>(io: &mut I, attach: &mut Attach<I::File>) -> Result<Self, AttachError> {
+        let backend = attach.id;
+        match std::mem::replace(&mut attach.kind, AttachKind::Spent(None)) {
+            AttachKind::Null => Ok(Self::Null(Null)),
+            AttachKind::Memory(memory) => Ok(Self::Memory(memory)),
+            AttachKind::File { file, slots } => match io.attach_file(file) {
+                Ok(file) => Ok(Self::File(File::new(backend, file, slots))),
+                Err(file) => {
+                    attach.kind = AttachKind::File { file, slots };
+                    Err(AttachError::FileTableFull(backend))
+                }
+            },
+            AttachKind::Remote { core } if core == io.core() => {
+                attach.kind = AttachKind::Remote { core };
+                Err(AttachError::RemoteIsSelf(backend))
+            }
+            AttachKind::Remote { core } => Ok(Self::Remote(Remote::new(backend, core))),
+            AttachKind::Spent(channel) => {
+                attach.kind = AttachKind::Spent(channel);
+                Err(AttachError::Spent(backend))
+            }
+        }
+    }
+
+    /// Lets go of what the driver holds for it. It must be idle.
+    pub fn release<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
+        match self {
+            Self::File(file) => cx.io.detach_file(file.file()),
+            Self::Null(_) | Self::Memory(_) | Self::Remote(_) => {}
+        }
+    }
+
+    /// An answer to a file operation of this channel's.
+    pub fn on_file<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
+        match self {
+            Self::File(file) => file.on_file(cx, done),
+            Self::Null(_) | Self::Memory(_) | Self::Remote(_) => {
+                debug_assert!(false, "{self:?} got {done:?}");
+                if let Some(buf) = done.buf {
+                    cx.arena.free(buf);
+                }
+            }
+        }
+    }
+}
+
+impl<I: StorageIo> Channel<I> for AnyChannel {
+    fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
+        match self {
+            Self::Null(null) => null.submit(cx, request),
+            Self::Memory(memory) => memory.submit(cx, request),
+            Self::File(file) => file.submit(cx, request),
+            Self::Remote(remote) => remote.submit(cx, request),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Null(null) => Channel::<I>::is_idle(null),
+            Self::Memory(memory) => Channel::<I>::is_idle(memory),
+            Self::File(file) => Channel::<I>::is_idle(file),
+            Self::Remote(remote) => Channel::<I>::is_idle(remote),
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        match self {
+            Self::Memory(memory) => memory.on_turn(cx),
+            Self::File(file) => file.on_turn(cx),
+            Self::Null(_) | Self::Remote(_) => false,
+        }
+    }
+}
+
+/// Why a core can't have a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// The driver has no slot left.
+    #[error("backend {}: this core has as many files open as it can", .0.0)]
+    FileTableFull(BackendId),
+    /// A remote channel that leads to the core that has it.
+    #[error("backend {}: a remote channel to its own core", .0.0)]
+    RemoteIsSelf(BackendId),
+    /// It was attached before.
+    #[error("backend {}: its memory was given away already", .0.0)]
+    Spent(BackendId),
+}
+
+/// The payload bytes of a read or write: `len` bytes of its buffer from `buf_at`.
+fn payload(request: &mut Request) -> Result<&mut [u8], Fault> {
+    let (at, len) = (request.buf_at as usize, request.len as usize);
+    let end = at.checked_add(len).ok_or(Fault::Internal)?;
+    request.buf.as_mut().and_then(|buf| buf.get_mut(at..end)).ok_or(Fault::Internal)
 }

@@ -1,0 +1,253 @@
+//! A backend in a file or on a block device.
+//!
+//! Requests become [`FileOp`]s. Where the file system or device can't zero or punch a range, zeros
+//! are written instead. The file is opened and its geometry checked by control.
+
+use super::{Channel, Slab};
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use crate::request::{Fault, Op, Request};
+use crate::topology::BackendId;
+use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
+
+/// Size of the blocks of zeros that are written where the kernel can't zero a range.
+const ZEROS_BYTES: usize = 128 << 10;
+const NIL: u32 = u32::MAX;
+
+/// A file or block device of this core's driver.
+#[derive(Debug)]
+pub struct File {
+    backend: BackendId,
+    file: FileId,
+    slots: Slab<Slot>,
+    /// Slots that wait for a block of zeros, oldest first, linked by `Slot::next_waiting`.
+    waiting: (u32, u32),
+    can_zero: bool,
+    can_punch: bool,
+}
+
+/// One request of a file channel's.
+#[derive(Debug)]
+pub struct Slot {
+    request: Request,
+    step: Step,
+    /// The block of zeros while it is not in the kernel.
+    zeros: Option<Buf>,
+    next_waiting: u32,
+}
+
+/// What the kernel does for a request now.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Data,
+    Punch,
+    Zero,
+    /// Writes zeros: the bytes that are done, and the length of the write under way.
+    Zeros {
+        done: u64,
+        under_way: u64,
+    },
+    Sync,
+}
+
+impl File {
+    /// The table for a channel on which `requests` can be under way: all that the cores which use
+    /// it can have. About 200 bytes each, reserved but not touched before they are used.
+    pub fn slots(requests: usize) -> Slab<Slot> {
+        Slab::with_capacity(requests)
+    }
+
+    pub(super) fn new(backend: BackendId, file: FileId, slots: Slab<Slot>) -> Self {
+        Self { backend, file, slots, waiting: (NIL, NIL), can_zero: true, can_punch: true }
+    }
+
+    pub(super) fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// An answer of the driver's to one of this channel's operations.
+    pub(super) fn on_file<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
+        let at = done.token as u32;
+        let Some(slot) = self.slots.get_mut(at) else {
+            debug_assert!(false, "backend {}: no slot {at} for {done:?}", self.backend.0);
+            if let Some(buf) = done.buf {
+                cx.arena.free(buf);
+            }
+            return;
+        };
+        let op = slot.request.op;
+        match slot.step {
+            Step::Data => {
+                slot.request.buf = done.buf;
+                self.finish(cx, at, done.result.map_err(|error| fault(op, error)));
+            }
+            Step::Sync => self.finish(cx, at, done.result.map_err(|error| fault(op, error))),
+            Step::Punch | Step::Zero => match done.result {
+                Ok(()) if slot.request.durable && op != Op::Deallocate => {
+                    slot.step = Step::Sync;
+                    self.go_on(cx, at);
+                }
+                Err(error) if is_unsupported(error) => {
+                    match slot.step {
+                        Step::Punch => self.can_punch = false,
+                        _ => self.can_zero = false,
+                    }
+                    match self.first_step(op) {
+                        Some(step) => self.set_step(cx, at, step),
+                        None => self.finish(cx, at, Ok(())),
+                    }
+                }
+                result => self.finish(cx, at, result.map_err(|error| fault(op, error))),
+            },
+            Step::Zeros { done: before, under_way } => {
+                slot.zeros = done.buf;
+                slot.step = Step::Zeros { done: before + under_way, under_way: 0 };
+                match done.result {
+                    Ok(()) if before + under_way < slot.request.len => self.go_on(cx, at),
+                    result => self.finish(cx, at, result.map_err(|error| fault(op, error))),
+                }
+            }
+        }
+    }
+
+    /// How to begin `op` with what the file can do; `None` if there is nothing to do.
+    fn first_step(&self, op: Op) -> Option<Step> {
+        match op {
+            Op::Read | Op::Write => Some(Step::Data),
+            Op::Flush => Some(Step::Sync),
+            Op::Deallocate => self.can_punch.then_some(Step::Punch),
+            Op::WriteZeroes { deallocate: true } if self.can_punch => Some(Step::Punch),
+            Op::WriteZeroes { .. } if self.can_zero => Some(Step::Zero),
+            Op::WriteZeroes { .. } => Some(Step::Zeros { done: 0, under_way: 0 }),
+        }
+    }
+
+    fn set_step<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, step: Step) {
+        if let Some(slot) = self.slots.get_mut(at) {
+            slot.step = step;
+            self.go_on(cx, at);
+        }
+    }
+
+    /// Asks the kernel for the slot's step, or lets it wait for a block of zeros.
+    fn go_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        let (offset, len, durable) = (slot.request.offset, slot.request.len, slot.request.durable);
+        let op = match &mut slot.step {
+            Step::Data => match (slot.request.buf.take(), slot.request.op) {
+                (Some(buf), Op::Read) => {
+                    FileOp::Read { buf, at: slot.request.buf_at, len: len as u32, offset }
+                }
+                (Some(buf), _) => {
+                    FileOp::Write { buf, at: slot.request.buf_at, len: len as u32, offset, durable }
+                }
+                (None, _) => return self.finish(cx, at, Err(Fault::Internal)),
+            },
+            Step::Punch => FileOp::Punch { offset, len },
+            Step::Zero => FileOp::Zero { offset, len },
+            Step::Sync => FileOp::Sync,
+            Step::Zeros { done, under_way } => {
+                let Some(buf) = slot.zeros.take().or_else(|| zeros(cx)) else {
+                    return self.wait(at);
+                };
+                *under_way = (len - *done).min(buf.len() as u64);
+                let offset = offset + *done;
+                FileOp::Write { buf, at: 0, len: *under_way as u32, offset, durable }
+            }
+        };
+        cx.io.file(self.file, op, u64::from(self.backend.0) << 32 | u64::from(at));
+    }
+
+    fn finish<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, result: Result<(), Fault>) {
+        if let Some(slot) = self.slots.remove(at) {
+            if let Some(zeros) = slot.zeros {
+                cx.arena.free(zeros);
+            }
+            cx.complete(slot.request, result);
+        }
+    }
+
+    fn wait(&mut self, at: u32) {
+        if let Some(last) = self.slots.get_mut(self.waiting.1) {
+            last.next_waiting = at;
+        } else {
+            self.waiting.0 = at;
+        }
+        self.waiting.1 = at;
+    }
+}
+
+impl<I: StorageIo> Channel<I> for File {
+    fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
+        let Some(step) = self.first_step(request.op) else { return cx.complete(request, Ok(())) };
+        match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL }) {
+            Ok(at) => self.go_on(cx, at),
+            // Control sized the table for all requests that there can be.
+            Err(slot) => cx.complete(slot.request, Err(Fault::Internal)),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let at = self.waiting.0;
+        let Some(slot) = self.slots.get_mut(at) else { return false };
+        slot.zeros = zeros(cx);
+        if slot.zeros.is_none() {
+            return false;
+        }
+        let next = std::mem::replace(&mut slot.next_waiting, NIL);
+        self.waiting = if next == NIL { (NIL, NIL) } else { (next, self.waiting.1) };
+        self.go_on(cx, at);
+        true
+    }
+}
+
+/// A block of zeros, smaller if memory is short.
+fn zeros<I: StorageIo>(cx: &mut Cx<'_, I>) -> Option<Buf> {
+    let mut buf = cx.arena.alloc(ZEROS_BYTES).or_else(|| cx.arena.alloc(1))?;
+    buf.fill(0);
+    Some(buf)
+}
+
+// Linux's numbers, asm-generic/errno.h.
+const EPERM: i32 = 1;
+const ENXIO: i32 = 6;
+const EBADF: i32 = 9;
+const ENODEV: i32 = 19;
+const EINVAL: i32 = 22;
+const EFBIG: i32 = 27;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+const ENOSYS: i32 = 38;
+const ENOLINK: i32 = 67;
+const EOPNOTSUPP: i32 = 95;
+const ETIMEDOUT: i32 = 110;
+const ESTALE: i32 = 116;
+const EDQUOT: i32 = 122;
+const ECANCELED: i32 = 125;
+
+/// Whether fallocate(2) says that the file or device can't do it (a block device gives EINVAL for a
+/// range that doesn't fit its discard granularity).
+fn is_unsupported(FileError(errno): FileError) -> bool {
+    matches!(errno, EOPNOTSUPP | ENOSYS | EINVAL)
+}
+
+/// The block layer's errors are those of Linux's `blk_errors`: ENOLINK for a lost transport,
+/// ETIMEDOUT for a timeout, ENODATA, EILSEQ and EIO for the medium.
+fn fault(op: Op, FileError(errno): FileError) -> Fault {
+    match errno {
+        ENOSPC | EDQUOT => Fault::NoSpace,
+        EROFS | EPERM | EBADF if op != Op::Read => Fault::ReadOnly,
+        ENXIO | ENODEV | ESTALE => Fault::Gone,
+        EFBIG => Fault::OutOfRange,
+        ENOLINK | ETIMEDOUT => Fault::PathLost,
+        ECANCELED => Fault::Aborted,
+        EOPNOTSUPP | ENOSYS => Fault::Unsupported,
+        EINVAL | EBADF => Fault::Internal,
+        _ if op == Op::Read => Fault::MediaRead,
+        _ => Fault::MediaWrite,
+    }
+}

@@ -1,0 +1,87 @@
+//! A backend of this core's own memory.
+//!
+//! Everything completes at once, except for long zeroing, which is done a step a turn so that it
+//! doesn't hold the core up. Nothing is volatile relative to a flush: the memory either outlives the
+//! process or, with the process, all of it is gone.
+
+use super::{Channel, payload};
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use crate::request::{Fault, Op, Request};
+use std::collections::VecDeque;
+use trefoil_poll::ram::Ram;
+
+/// Bytes zeroed in one turn: about 100 µs at 10 GB/s.
+const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// A disk of memory, owned by one core. Others reach it through a remote channel.
+#[derive(Debug)]
+pub struct Memory {
+    ram: Disk,
+    /// Long zeroings, oldest first, each with the bytes that it has done.
+    zeroing: VecDeque<(Request, u64)>,
+}
+
+struct Disk(Ram);
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len_bytes())
+    }
+}
+
+impl Memory {
+    /// Serves `ram`, with room for `zeroings` long Write Zeroes at a time (about 200 bytes each).
+    /// Those beyond are carried out at once.
+    pub fn new(ram: Ram, zeroings: usize) -> Self {
+        Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings) }
+    }
+
+    /// The memory, with its contents. The channel must be idle.
+    pub fn into_ram(self) -> Ram {
+        debug_assert!(self.zeroing.is_empty());
+        self.ram.0
+    }
+
+    fn run(&mut self, request: &mut Request) -> Result<(), Fault> {
+        let (ram, offset, len) = (&mut self.ram.0, request.offset, request.len);
+        match request.op {
+            Op::Read => ram.read(offset, payload(request)?).map_err(|_| Fault::OutOfRange),
+            Op::Write => ram.write(offset, payload(request)?).map_err(|_| Fault::OutOfRange),
+            Op::WriteZeroes { .. } => ram.zero(offset, len).map_err(|_| Fault::OutOfRange),
+            Op::Flush | Op::Deallocate => Ok(()),
+        }
+    }
+}
+
+impl<I: StorageIo> Channel<I> for Memory {
+    fn submit(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
+        let long = matches!(request.op, Op::WriteZeroes { .. }) && request.len > ZERO_STEP_BYTES;
+        if long && self.zeroing.len() < self.zeroing.capacity() {
+            self.zeroing.push_back((request, 0));
+            return;
+        }
+        let result = self.run(&mut request);
+        cx.complete(request, result);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.zeroing.is_empty()
+    }
+
+    fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let Some((request, zeroed)) = self.zeroing.front_mut() else { return false };
+        let step = ZERO_STEP_BYTES.min(request.len - *zeroed);
+        let result = match request.offset.checked_add(*zeroed) {
+            Some(at) => self.ram.0.zero(at, step).map_err(|_| Fault::OutOfRange),
+            None => Err(Fault::OutOfRange),
+        };
+        *zeroed += step;
+        if (result.is_err() || *zeroed == request.len)
+            && let Some((request, _)) = self.zeroing.pop_front()
+        {
+            cx.complete(request, result);
+        }
+        true
+    }
+}

@@ -1,0 +1,223 @@
+//! One core of a gateway: the target, the LUNs and their channels, joined by two queues.
+//!
+//! It routes what the driver tells it to the machine that it concerns, and then carries requests
+//! down and completions up until both queues are empty, so that a command which memory can answer is
+//! done within the event that brought it.
+
+use crate::cx::Cx;
+use crate::lun::Luns;
+use crate::msg::{Msg, StorageIo};
+use crate::request::{Completed, Owner, Request};
+use crate::target::{Target, TargetLimits};
+use std::collections::VecDeque;
+use trefoil_poll::lost::Lost;
+use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+
+/// Everything that one core runs.
+pub struct StorageCore<I: StorageIo> {
+    arena: Arena,
+    target: Target,
+    luns: Luns<I>,
+    /// Frontend → LUN layer. Never longer than the command slots and control's own requests.
+    requests: VecDeque<Request>,
+    /// Channels → LUN layer → frontend. Never longer than the requests that this core's channels have.
+    done: VecDeque<Completed>,
+    owners: Box<[SockOwner]>,
+}
+
+/// Whose a socket is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SockOwner {
+    /// Nobody's: closed or never used.
+    Free,
+    /// A host's connection.
+    Target,
+}
+
+/// The sizes of a core's tables.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreLimits {
+    /// Sockets, as many as the driver has.
+    pub max_sockets: u32,
+    /// The target's share.
+    pub target: TargetLimits,
+    /// Requests that the other cores and control can have under way here.
+    pub foreign_requests: usize,
+}
+
+/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it.
+macro_rules! cx {
+    ($core:ident, $io:ident) => {
+        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+    };
+}
+
+impl<I: StorageIo> StorageCore<I> {
+    /// A core with all the memory that it will ever need; it presents nothing until the first topology.
+    pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
+        let home = arena.id().0;
+        let requests = limits.target.slots as usize + limits.foreign_requests;
+        Self {
+            arena,
+            target: Target::new(limits.target, io.core(), io.cores(), home),
+            luns: Luns::new(io.core()),
+            requests: VecDeque::with_capacity(requests),
+            done: VecDeque::with_capacity(requests),
+            owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
+        }
+    }
+
+    /// This core's payload memory.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Carries requests down and completions up until neither is left.
+    fn drain(&mut self, io: &mut I) {
+        loop {
+            while let Some(request) = self.requests.pop_front() {
+                self.luns.submit(cx!(self, io), request);
+            }
+            let Some(done) = self.done.pop_front() else { break };
+            self.finish(io, done);
+        }
+    }
+
+    /// One completion: on to its next part, to its owner here, or home.
+    fn finish(&mut self, io: &mut I, done: Completed) {
+        let Some(done) = self.luns.on_completed(cx!(self, io), done) else { return };
+        let origin = done.origin();
+        match origin.owner {
+            _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
+            Owner::Target => self.target.on_completed(cx!(self, io), done),
+            Owner::Control | Owner::Workload => io.post_control(Msg::Completed(done)),
+        }
+    }
+
+    fn owner(&self, sock: SockId) -> SockOwner {
+        self.owners.get(sock.0 as usize).copied().unwrap_or(SockOwner::Free)
+    }
+
+    fn set_owner(&mut self, sock: SockId, owner: SockOwner) {
+        if let Some(slot) = self.owners.get_mut(sock.0 as usize) {
+            *slot = owner;
+        }
+    }
+
+    /// Frees what a bug of ours dropped, and completes the requests among it with Internal Error.
+    fn repair(&mut self, io: &mut I) {
+        let (arena, target) = (&mut self.arena, &mut self.target);
+        let (requests, done) = (&mut self.requests, &mut self.done);
+        while let Some(Lost::Request(identity)) = arena.repair_next() {
+            target.on_lost(&mut Cx { io, arena, requests, done }, identity);
+        }
+    }
+}
+
+impl<I: StorageIo> Handler<I> for StorageCore<I> {
+    fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
+        match self.owner(sock) {
+            SockOwner::Target => self.target.on_received(cx!(self, io), sock, bytes),
+            SockOwner::Free => {}
+        }
+        self.drain(io);
+    }
+
+    fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
+        match self.owner(sock) {
+            SockOwner::Target => self.target.on_filled(cx!(self, io), sock, buf),
+            SockOwner::Free => self.arena.free(buf),
+        }
+        self.drain(io);
+    }
+
+    fn on_recv_end(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+        match self.owner(sock) {
+            SockOwner::Target => self.target.on_recv_end(cx!(self, io), sock, buf, why),
+            SockOwner::Free => buf.into_iter().for_each(|buf| self.arena.free(buf)),
+        }
+        self.drain(io);
+    }
+
+    fn on_sent(&mut self, io: &mut I, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
+        match self.owner(sock) {
+            SockOwner::Target => self.target.on_sent(cx!(self, io), sock, list, result),
+            SockOwner::Free => {}
+        }
+        self.drain(io);
+    }
+
+    fn on_connected(&mut self, _io: &mut I, sock: SockId, _result: Result<(), SockError>) {
+        debug_assert!(false, "nobody connects {sock:?}");
+    }
+
+    fn on_closed(&mut self, io: &mut I, sock: SockId) {
+        match self.owner(sock) {
+            SockOwner::Target => self.target.on_closed(cx!(self, io), sock),
+            SockOwner::Free => {}
+        }
+        self.set_owner(sock, SockOwner::Free);
+        self.drain(io);
+    }
+
+    fn on_file(&mut self, io: &mut I, done: FileDone) {
+        self.luns.on_file(cx!(self, io), done);
+        self.drain(io);
+    }
+
+    fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: Msg<I::Socket, I::File>) {
+        match msg {
+            Msg::Adopt { socket, portal, local, peer } => {
+                // With a full table the socket is dropped, which the host sees as a reset.
+                if let Ok(sock) = io.adopt(socket) {
+                    self.set_owner(sock, SockOwner::Target);
+                    self.target.adopt(cx!(self, io), sock, portal, local, peer);
+                }
+            }
+            Msg::Topology(new) => {
+                let epoch = new.epoch;
+                let old = self.luns.on_topology(new.clone());
+                // Both hold the same snapshot; only the last handle is worth sending.
+                drop(self.target.on_topology(cx!(self, io), new));
+                io.post_control(Msg::TopologyDone { epoch, old });
+            }
+            Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),
+            Msg::Detach(id) => self.luns.detach(cx!(self, io), id),
+            Msg::BackendIo(id, request) | Msg::Submit(id, request) => {
+                self.luns.submit_backend(cx!(self, io), id, request);
+            }
+            Msg::Completed(done) => self.done.push_back(done),
+            Msg::Ctrlr(msg) => match from {
+                Some(from) => self.target.on_ctrlr(cx!(self, io), from, msg),
+                None => debug_assert!(false, "control sent {msg:?}"),
+            },
+            Msg::Survey(mut survey) => {
+                self.target.survey(&mut survey);
+                io.post_control(Msg::Survey(survey));
+            }
+            Msg::CloseHosts { all } => self.target.close_hosts(cx!(self, io), all),
+            // What only control is told.
+            Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {
+                debug_assert!(false, "a core got a message for control from {from:?}");
+            }
+        }
+        self.drain(io);
+    }
+
+    fn on_turn(&mut self, io: &mut I) -> bool {
+        self.repair(io);
+        let mut worked = self.luns.on_turn(cx!(self, io));
+        self.drain(io);
+        worked |= self.target.on_turn(cx!(self, io));
+        if !self.requests.is_empty() || !self.done.is_empty() {
+            // A timer or freed memory let a command go on; what that completes leaves in this turn.
+            self.drain(io);
+            worked |= self.target.on_turn(cx!(self, io));
+        }
+        worked
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.target.next_deadline()
+    }
+}

@@ -1,0 +1,303 @@
+//! From LUNs to backends: one core's LUN table and its channels.
+//!
+//! A request for a LUN is checked against the LUN, mapped to a backend's bytes and handed to that
+//! backend's channel. Where it crosses extents, or is a flush of several backends, its parts go one
+//! after the other, and the request itself carries how far it got ([`Rest`]); so there are no parent
+//! requests and no table of parts.
+//!
+//! What it is not: it knows neither hosts nor namespaces, and it doesn't retry.
+//!
+//! Invariants: a channel's count is the number of requests that it has; a request's `rest.at` names
+//! the channel that has it on its home core (and, on its way over another core, there too).
+
+use crate::backend::{AnyChannel, Attach, AttachKind, Channel};
+use crate::cx::Cx;
+use crate::msg::{Msg, StorageIo};
+use crate::request::{Completed, Fault, Op, Request, Rest};
+use crate::topology::{BackendId, Extent, Lun, MAX_BACKENDS, MAX_LUNS, Topology};
+use std::sync::Arc;
+use trefoil_poll::{CoreId, FileDone};
+
+/// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
+pub struct Luns<I: StorageIo> {
+    core: CoreId,
+    maps: Box<[Map]>,
+    /// For LUNs of several extents.
+    topology: Option<Arc<Topology>>,
+    channels: Box<[Place<I>]>,
+}
+
+/// A LUN as the data path sees it.
+#[derive(Clone, Copy, Default)]
+struct Map {
+    len_bytes: u64,
+    /// Where it starts on its backend, if it is there in one piece.
+    backend_offset: u64,
+    backend: u32,
+    kind: Kind,
+    read_only: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Absent,
+    /// One extent.
+    Whole,
+    /// Several, to be looked up.
+    Extents,
+}
+
+/// Where a backend's channel stands.
+struct Place<I: StorageIo> {
+    channel: Option<AnyChannel>,
+    /// Requests that it has.
+    requests: usize,
+    detaching: bool,
+    /// The box that it came in, in which its memory goes home.
+    attach: Option<Box<Attach<I::File>>>,
+}
+
+impl<I: StorageIo> Luns<I> {
+    /// Empty tables for `core`, of their final size.
+    pub fn new(core: CoreId) -> Self {
+        let place = || Place { channel: None, requests: 0, detaching: false, attach: None };
+        Self {
+            core,
+            maps: vec![Map::default(); MAX_LUNS].into(),
+            topology: None,
+            channels: (0..MAX_BACKENDS).map(|_| place()).collect(),
+        }
+    }
+
+    /// Serves the LUNs of `new` from now on, and gives the old snapshot back. Parts of requests that
+    /// are under way end where they were sent; their next parts follow the new map.
+    pub fn on_topology(&mut self, new: Arc<Topology>) -> Option<Arc<Topology>> {
+        debug_assert!(new.luns.len() <= MAX_LUNS);
+        for (at, map) in self.maps.iter_mut().enumerate() {
+            *map = new.luns.get(at).and_then(Option::as_ref).map(Map::new).unwrap_or_default();
+        }
+        self.topology.replace(new)
+    }
+
+    /// Takes a backend's channel over and answers control: [`Msg::Attached`], or [`Msg::Detached`]
+    /// with the unused box if it can't be had.
+    pub fn attach(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut attach: Box<Attach<I::File>>) {
+        let free = self.channels.get_mut(id.0 as usize).filter(|place| place.channel.is_none());
+        let Some(place) = free.filter(|_| attach.id == id) else {
+            return cx.io.post_control(Msg::Detached(id, Some(attach)));
+        };
+        match AnyChannel::attach(cx.io, &mut attach) {
+            Ok(channel) => {
+                place.channel = Some(channel);
+                place.attach = Some(attach);
+                cx.io.post_control(Msg::Attached(id));
+            }
+            Err(_) => cx.io.post_control(Msg::Detached(id, Some(attach))),
+        }
+    }
+
+    /// Lets a backend go as soon as nothing is on its way there, and then answers control with
+    /// [`Msg::Detached`]. New requests for it end with [`Fault::Gone`].
+    pub fn detach(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
+        match self.channels.get_mut(id.0 as usize) {
+            Some(place) if place.channel.is_some() => {
+                place.detaching = true;
+                self.let_go_if_idle(cx, id);
+            }
+            _ => cx.io.post_control(Msg::Detached(id, None)),
+        }
+    }
+
+    /// A request of a frontend's, for a LUN.
+    pub fn submit(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
+        let Some(&map) = self.maps.get(request.lun.0 as usize).filter(|map| map.kind != Kind::Absent) else {
+            return cx.complete(request, Err(Fault::Gone));
+        };
+        if request.op == Op::Flush {
+            return self.submit_flush(cx, request, map);
+        }
+        if map.read_only && request.op != Op::Read {
+            return cx.complete(request, Err(Fault::ReadOnly));
+        }
+        match request.offset.checked_add(request.len) {
+            Some(end) if end <= map.len_bytes => {}
+            _ => return cx.complete(request, Err(Fault::OutOfRange)),
+        }
+        if map.kind == Kind::Whole {
+            request.offset += map.backend_offset;
+            return self.submit_backend(cx, BackendId(map.backend), request);
+        }
+        request.rest = Rest { offset: request.offset, len: request.len, ..Rest::default() };
+        self.submit_part(cx, request);
+    }
+
+    /// A request that is mapped already: control's own, or one from a core without a channel.
+    pub fn submit_backend(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut request: Request) {
+        let Some(place) = self.channels.get_mut(id.0 as usize) else {
+            return cx.complete(request, Err(Fault::Gone));
+        };
+        // Counted even if it is refused, as every completion is.
+        place.requests += 1;
+        request.rest.at = id;
+        match &mut place.channel {
+            // Two cores that sent each other's requests on would do so for ever.
+            Some(AnyChannel::Remote(_)) if request.origin.core != self.core => {
+                cx.complete(request, Err(Fault::Gone));
+            }
+            Some(channel) if !place.detaching => channel.submit(cx, request),
+            _ => cx.complete(request, Err(Fault::Gone)),
+        }
+    }
+
+    /// A completion: of a channel of this core's, or one that another core sent home. Gives back
+    /// what is wholly done, or (if its origin is another core) what must go there; `None` if the next
+    /// part of the request is on its way.
+    pub fn on_completed(&mut self, cx: &mut Cx<'_, I>, mut done: Completed) -> Option<Completed> {
+        let id = done.request.rest.at;
+        if let Some(place) = self.channels.get_mut(id.0 as usize) {
+            debug_assert!(place.requests > 0, "backend {} had no request", id.0);
+            place.requests = place.requests.saturating_sub(1);
+            if place.detaching {
+                self.let_go_if_idle(cx, id);
+            }
+        }
+        if done.request.origin.core != self.core {
+            return Some(done);
+        }
+        done.request.rest.at = Rest::NOWHERE;
+        if done.request.rest.len == 0 || done.result.is_err() {
+            return Some(done);
+        }
+        self.go_on(cx, done.request);
+        None
+    }
+
+    /// An answer to a file operation.
+    pub fn on_file(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
+        let id = BackendId((done.token >> 32) as u32);
+        match self.channel_mut(id) {
+            Some(channel) => channel.on_file(cx, done),
+            None => debug_assert!(false, "no backend {} for {done:?}", id.0),
+        }
+    }
+
+    /// Lets channels go on with what waits for memory or for a turn. Returns whether there was work.
+    pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let mut worked = false;
+        for at in 0..self.channels.len() {
+            let Some(place) = self.channels.get_mut(at) else { break };
+            if let Some(channel) = &mut place.channel {
+                worked |= channel.on_turn(cx);
+                if place.detaching {
+                    self.let_go_if_idle(cx, BackendId(at as u32));
+                }
+            }
+        }
+        worked
+    }
+
+    /// A backend's channel, for the core to hand it events of its own (an initiator's sockets).
+    pub fn channel_mut(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
+        self.channels.get_mut(id.0 as usize)?.channel.as_mut()
+    }
+
+    /// The part of `request` that starts at `rest.offset`, as long as its extent goes.
+    fn submit_part(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
+        let Some(extent) = self.extents(&request).and_then(|all| extent_at(all, request.rest.offset)) else {
+            return cx.complete(request, Err(Fault::Gone));
+        };
+        let skip = request.rest.offset - extent.lun_offset;
+        let part = request.rest.len.min(extent.len - skip);
+        request.offset = extent.backend_offset + skip;
+        request.len = part;
+        request.rest.offset += part;
+        request.rest.len -= part;
+        self.submit_backend(cx, extent.backend, request);
+    }
+
+    /// What is left of `request`, one part of which is done.
+    fn go_on(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
+        if request.op == Op::Flush {
+            let next = request.rest.backend;
+            return self.submit_flush_from(cx, request, next);
+        }
+        if request.buf.is_some() {
+            // A part of a read or write is shorter than its buffer, of 2 MiB at most.
+            request.buf_at += request.len as u32;
+        }
+        self.submit_part(cx, request);
+    }
+
+    fn submit_flush(&mut self, cx: &mut Cx<'_, I>, request: Request, map: Map) {
+        match map.kind {
+            Kind::Whole => self.submit_backend(cx, BackendId(map.backend), request),
+            _ => self.submit_flush_from(cx, request, BackendId(0)),
+        }
+    }
+
+    /// Flushes the LUN's first backend from `from` on, in the order of their numbers, so that each
+    /// is visited once.
+    fn submit_flush_from(&mut self, cx: &mut Cx<'_, I>, mut request: Request, from: BackendId) {
+        let Some(extents) = self.extents(&request) else {
+            return cx.complete(request, Err(Fault::Gone));
+        };
+        let Some(first) = next_backend(extents, from) else { return cx.complete(request, Ok(())) };
+        let next = next_backend(extents, BackendId(first.0 + 1));
+        request.rest.backend = next.unwrap_or(Rest::NOWHERE);
+        request.rest.len = u64::from(next.is_some());
+        self.submit_backend(cx, first, request);
+    }
+
+    /// The extents of the request's LUN as the topology has them now.
+    fn extents(&self, request: &Request) -> Option<&[Extent]> {
+        let lun = self.topology.as_ref()?.luns.get(request.lun.0 as usize)?.as_ref()?;
+        Some(&lun.extents)
+    }
+
+    fn let_go_if_idle(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
+        let Some(place) = self.channels.get_mut(id.0 as usize) else { return };
+        let Some(channel) = &mut place.channel else { return };
+        if place.requests > 0 || !Channel::<I>::is_idle(channel) {
+            return;
+        }
+        channel.release(cx);
+        if let Some(attach) = &mut place.attach {
+            attach.kind = AttachKind::Spent(place.channel.take());
+        }
+        place.detaching = false;
+        cx.io.post_control(Msg::Detached(id, place.attach.take()));
+    }
+}
+
+impl Map {
+    fn new(lun: &Lun) -> Self {
+        let (kind, extent) = match lun.extents.as_slice() {
+            [] => return Self::default(),
+            [extent] => (Kind::Whole, extent),
+            [extent, ..] => (Kind::Extents, extent),
+        };
+        Self {
+            len_bytes: lun.len_bytes(),
+            backend_offset: extent.backend_offset,
+            backend: extent.backend.0,
+            kind,
+            read_only: lun.read_only,
+        }
+    }
+}
+
+/// The extent in which the LUN's byte `offset` lies.
+fn extent_at(extents: &[Extent], offset: u64) -> Option<&Extent> {
+    let after = extents.partition_point(|extent| extent.lun_offset <= offset);
+    let extent = extents.get(after.checked_sub(1)?)?;
+    (offset - extent.lun_offset < extent.len).then_some(extent)
+}
+
+/// The lowest-numbered backend from `from` on.
+fn next_backend(extents: &[Extent], from: BackendId) -> Option<BackendId> {
+    extents.iter().map(|extent| extent.backend).filter(|&backend| backend >= from).min()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+# Sourced by the guest's scripts. /lab.env has the scenario's values (see Vm in xtask/src/lab/vm.rs).
+. /lab.env
+# Busybox prefers its own applets of these names.
+ip() { /usr/bin/ip "$@"; }
+mke2fs() { /usr/bin/mke2fs "$@"; }
+
+# The turn-taking line: the second serial port. We write `STEP name words`, the runner answers `GO words` or `NO reason`.
+stty -F /dev/ttyS1 raw -echo
+exec 3<>/dev/ttyS1
+
+die() {
+  echo "FAIL $*" >&2
+  exit 1
+}
+
+# step NAME [WORD...]: gives the runner the turn, waits for it, prints its answer. Use: x=$(step NAME) || exit 1
+step() {
+  echo "LAB step $*" >&2
+  echo "STEP $*" >&3
+  read -r verdict answer <&3
+  [ "$verdict" = GO ] || die "step $1: the runner said $verdict $answer"
+  echo "$answer"
+}
+
+# want COMMAND...: runs it and ends the test if it fails. fio's own pages of output are shown only then.
+want() {
+  echo "LAB $(cut -d" " -f1 /proc/uptime) $*"
+  "$@" > /tmp/out 2>&1 || { rc=$?; cat /tmp/out; die "($rc) $*"; }
+}
+
+# within SECONDS COMMAND...: waits until the command succeeds.
+within() {
+  left=$(($1 * 10))
+  shift
+  until "$@"; do
+    left=$((left - 1))
+    [ $left -gt 0 ] || die "not in time: $*"
+    sleep 0.1
+  done
+}
+
+net_up() {
+  modprobe virtio_net
+  within 20 test -e /sys/class/net/eth0
+  ip addr add "$LAB_ADDRESS" dev eth0
+  ip link set eth0 up
+}
+
+load() {
+  for module; do modprobe "$module" || die "modprobe $module"; done
+}

@@ -1,0 +1,121 @@
+# Linux as an NVMe/TCP host of the target at $LAB_TARGET: everything an administrator does with a LUN, without and with
+# digests, and once with the target killed under load. Steps that the runner carries out:
+#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; done.
+. /lib.sh
+net_up
+load nvme-tcp ext4
+mkdir -p /mnt/lun
+
+discovered() { nvme discover -t tcp -a "$LAB_TARGET" -s "$LAB_PORT" -q "$LAB_HOSTNQN" -I "$LAB_HOSTID" > /tmp/discovered 2>&1; }
+
+# sysfs shows a multipath head below its subsystem and a plain namespace below its controller; both say subsysnqn.
+find_disk() {
+  for d in /sys/block/nvme*n*; do
+    [ "$(cat "$d/device/subsysnqn" 2>/dev/null)" = "$LAB_NQN" ] && disk=/dev/${d##*/} && [ -b "$disk" ] && return
+  done
+  return 1
+}
+find_controller() {
+  for c in /sys/class/nvme/nvme*; do
+    [ "$(cat "$c/subsysnqn" 2>/dev/null)" = "$LAB_NQN" ] && controller=$c && return
+  done
+  return 1
+}
+state_is() { [ "$(cat "$controller/state")" = "$1" ]; }
+size_is() { [ "$(blockdev --getsize64 "$disk")" = "$1" ]; }
+writes_done() { [ "$(awk '{print $5}' "/sys/block/${disk##*/}/stat")" -ge "$1" ]; }
+disk_gone() { ! find_disk; }
+
+connect() { # [nvme-cli's options]
+  want nvme connect -t tcp -a "$LAB_TARGET" -s "$LAB_PORT" -n "$LAB_NQN" -q "$LAB_HOSTNQN" -I "$LAB_HOSTID" \
+    --nr-io-queues=2 --keep-alive-tmo=5 --reconnect-delay=1 --ctrl-loss-tmo=600 "$@"
+  within 20 find_disk
+  find_controller || die "no controller of $LAB_NQN"
+}
+disconnect() {
+  want nvme disconnect -n "$LAB_NQN"
+  within 20 disk_gone
+}
+
+# Each block carries a crc32c over its data and is read back and checked.
+checked() { # FILE FIO-OPTIONS...
+  file=$1
+  shift
+  want fio --name=checked --filename="$file" --ioengine=libaio --direct=1 --thread --verify=crc32c --verify_fatal=1 \
+    --randseed=7 --output-format=terse "$@"
+}
+
+raw_io() {
+  checked "$disk" --rw=randwrite --bs=4k --size=2m --iodepth=1
+  checked "$disk" --rw=randwrite --bsrange=4k-64k --size=12m --iodepth=8
+  checked "$disk" --rw=randwrite --bs=4k --size=12m --iodepth=32
+  checked "$disk" --rw=write --bs=1m --size=24m --iodepth=4
+}
+
+filesystem() {
+  want mke2fs -q -F -t ext4 "$disk"
+  want mount -t ext4 "$disk" /mnt/lun
+  checked /mnt/lun/a --rw=randwrite --bs=4k --size=12m --iodepth=16 --fsync=64
+  rm /mnt/lun/a
+  want fstrim -v /mnt/lun
+  cat /tmp/out
+  checked /mnt/lun/b --rw=write --bs=256k --size=12m --iodepth=4 --end_fsync=1
+  want umount /mnt/lun
+  want e2fsck -fn "$disk"
+}
+
+grow() {
+  new=$(step grow) || exit 1
+  within 30 size_is "$new"
+  checked "$disk" --rw=randwrite --bs=4k --offset=$((new - 4194304)) --size=4m --iodepth=8
+  want e2fsck -fy "$disk"
+  want resize2fs "$disk"
+  want e2fsck -fn "$disk"
+}
+
+reset() {
+  checked "$disk" --rw=randwrite --bs=4k --size=4m --iodepth=8 --do_verify=0
+  want nvme reset "/dev/${controller##*/}"
+  within 20 state_is live
+  checked "$disk" --rw=randwrite --bs=4k --size=4m --iodepth=8 --verify_only
+}
+
+crash() {
+  want mke2fs -q -F -t ext4 "$disk"
+  want mount -t ext4 "$disk" /mnt/lun
+  before=$(awk '{print $5}' "/sys/block/${disk##*/}/stat")
+  # At this rate the writing takes 8 s, whatever the machine: the kill comes in its first quarter.
+  fio --name=crash --filename=/mnt/lun/c --ioengine=libaio --direct=1 --thread --rw=randwrite --bs=4k --size=32m \
+    --iodepth=16 --rate_iops=1000 --verify=crc32c --verify_fatal=1 --randseed=7 --fsync=256 --output-format=terse \
+    > /tmp/crash.out 2>&1 &
+  fio=$!
+  within 60 writes_done $((before + 2000))
+  step kill > /dev/null || exit 1
+  within 60 state_is connecting
+  kill -0 $fio 2>/dev/null || die "fio ended before the target was back: $(cat /tmp/crash.out)"
+  step start > /dev/null || exit 1
+  within 60 state_is live
+  wait $fio || { cat /tmp/crash.out; die "fio failed over the target's crash"; }
+  echo 3 > /proc/sys/vm/drop_caches
+  checked /mnt/lun/c --rw=randwrite --bs=4k --size=32m --iodepth=16 --verify_only
+  want umount /mnt/lun
+  want e2fsck -fn "$disk"
+}
+
+discovered || { cat /tmp/discovered; die "nvme discover"; }
+cat /tmp/discovered
+grep -q "$LAB_NQN" /tmp/discovered || die "$LAB_NQN is not in the discovery log"
+for digests in "" "--hdr-digest --data-digest"; do
+  # shellcheck disable=SC2086 # two words
+  connect $digests
+  raw_io
+  filesystem
+  grow
+  reset
+  disconnect
+  # shellcheck disable=SC2086
+  connect $digests
+  crash
+  disconnect
+done
+step done > /dev/null

@@ -1,0 +1,39 @@
+# Linux's own NVMe/TCP target: the disk /dev/vda as namespace 1 of $LAB_NQN. Takes orders until it is told to stop:
+#   ready -> grow: the runner has enlarged the disk, tell the hosts; stop: end.
+. /lib.sh
+net_up
+load virtio_blk configfs nvmet nvmet-tcp
+within 20 test -b /dev/vda
+mount -t configfs none /sys/kernel/config
+cd /sys/kernel/config/nvmet
+
+subsystem=subsystems/$LAB_NQN
+mkdir "$subsystem"
+echo 1 > "$subsystem/attr_allow_any_host"
+echo lab0001 > "$subsystem/attr_serial"
+namespace=$subsystem/namespaces/1
+mkdir "$namespace"
+printf /dev/vda > "$namespace/device_path"
+# A host that comes back after a crash must find the same namespace.
+echo 7a1f0e46-51c3-4f0e-9a53-6d4e1b0a2c11 > "$namespace/device_uuid"
+echo 1 > "$namespace/enable" || die "enable the namespace"
+
+port=ports/1
+mkdir "$port"
+echo tcp > "$port/addr_trtype"
+echo ipv4 > "$port/addr_adrfam"
+echo "${LAB_ADDRESS%/*}" > "$port/addr_traddr"
+echo "$LAB_PORT" > "$port/addr_trsvcid"
+ln -s "$PWD/$subsystem" "$port/subsystems/$LAB_NQN" || die "open the port"
+
+order=$(step ready) || exit 1
+while :; do
+  case $order in
+  grow)
+    echo 1 > "$namespace/revalidate_size" || die "revalidate_size"
+    order=$(step grown "$(blockdev --getsize64 /dev/vda)") || exit 1
+    ;;
+  stop) exit 0 ;;
+  *) die "unknown order '$order'" ;;
+  esac
+done

@@ -1,0 +1,240 @@
+//! A core: a pinned thread that turns one driver and one handler until it is told to stop.
+//!
+//! What it is: [`spawn`] and the turn loop. A turn gathers (completions, messages), lets the handler
+//! decide, and emits (one submission, one flush of the mailboxes). Without work it spins, or sleeps in
+//! the kernel, as [`Idle`] says.
+//!
+//! What it is not: a scheduler. Whatever a handler does, it does at once and without blocking.
+
+use crate::io::Handler;
+use crate::mailbox::{Bell, Doze};
+use crate::mesh::Ports;
+use crate::metrics::CoreMetrics;
+use crate::time::Instant;
+use crate::uring_io::{UringConfig, UringIo};
+use std::cell::Cell;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use trefoil_sys::cpu;
+use trefoil_sys::uring::Features;
+
+/// How long a core that stops waits for the kernel to end what is outstanding.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a core does without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It polls on: the lowest latency, a whole CPU.
+    Spin,
+    /// It polls on for a while, then sleeps until there is work.
+    Adaptive {
+        /// For how long, in microseconds.
+        spin_us: u32,
+    },
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self::Adaptive { spin_us: 50 }
+    }
+}
+
+/// How one core is to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreConfig {
+    /// The CPU to pin it to.
+    pub cpu: Option<usize>,
+    /// What it does without work.
+    pub idle: Idle,
+    /// Its driver's sizes.
+    pub uring: UringConfig,
+}
+
+/// A running core.
+pub struct CoreHandle<H> {
+    thread: JoinHandle<io::Result<H>>,
+    stop: Arc<AtomicBool>,
+    bell: Bell,
+    metrics: Arc<CoreMetrics>,
+}
+
+impl<H> CoreHandle<H> {
+    /// Its counters, live.
+    pub fn metrics(&self) -> &Arc<CoreMetrics> {
+        &self.metrics
+    }
+
+    /// Asks it to stop: its sockets are closed, its file operations end, and its handler is told.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        Doze::order();
+        self.bell.wake_if_asleep();
+    }
+
+    /// Whether its thread has ended, by itself or because it was asked to.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it ended, and gives its handler back.
+    ///
+    /// # Errors
+    /// What the kernel said when the core could not go on.
+    ///
+    /// # Panics
+    /// If the core panicked, with what it said.
+    pub fn join(self) -> io::Result<H> {
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+thread_local! {
+    static ON_CORE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is a core past its start-up, where nothing may allocate or block. A
+/// guarding allocator asks this.
+pub fn is_core_running() -> bool {
+    ON_CORE.get()
+}
+
+/// Starts the core that `ports` belong to. `make_handler` runs on its thread, pinned already, so that
+/// memory that it maps is local. Returns once the core turns.
+///
+/// # Errors
+/// What thread creation, sched_setaffinity(2) and io_uring_setup(2) say.
+pub fn spawn<M, H, F>(config: CoreConfig, ports: Ports<M>, make_handler: F) -> io::Result<CoreHandle<H>>
+where
+    M: Send + 'static,
+    H: Handler<UringIo<M>> + Send + 'static,
+    F: FnOnce(&mut UringIo<M>) -> H + Send + 'static,
+{
+    let stop = Arc::new(AtomicBool::new(false));
+    let metrics = Arc::new(CoreMetrics::default());
+    let bell = ports.bell.clone();
+    let (started, ready) = mpsc::sync_channel(1);
+    let (on_stop, counters) = (stop.clone(), metrics.clone());
+    let thread = std::thread::Builder::new().name(format!("core-{}", ports.core().0)).spawn(move || {
+        let (mut io, mut handler) = match start(&config, ports, make_handler) {
+            Ok(ready) => ready,
+            Err(e) => {
+                let copy = io::Error::new(e.kind(), e.to_string());
+                // Whoever started the core waits for this.
+                let _ = started.send(Err(e));
+                return Err(copy);
+            }
+        };
+        let _ = started.send(Ok(()));
+        ON_CORE.set(true);
+        let ended = turn_until(&mut io, &mut handler, config.idle, &counters, &on_stop);
+        let ended = ended.and_then(|()| wind_down(&mut io, &mut handler, &counters));
+        ON_CORE.set(false);
+        if ended.is_err() || !io.is_quiet() {
+            // The kernel may still write to what the driver owns.
+            std::mem::forget(io);
+        }
+        ended.map(|()| handler)
+    })?;
+    match ready.recv() {
+        Ok(result) => result?,
+        // It panicked before it turned.
+        Err(_) => {
+            let panic = thread.join().map(drop);
+            return match panic {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => Err(io::Error::other("a core ended before it began")),
+            };
+        }
+    }
+    Ok(CoreHandle { thread, stop, bell, metrics })
+}
+
+fn start<M, H, F>(config: &CoreConfig, ports: Ports<M>, make: F) -> io::Result<(UringIo<M>, H)>
+where
+    M: Send,
+    F: FnOnce(&mut UringIo<M>) -> H,
+{
+    if let Some(cpu) = config.cpu {
+        cpu::pin(cpu)?;
+    }
+    let mut io = UringIo::new(&config.uring, &Features::probe()?, ports)?;
+    let handler = make(&mut io);
+    Ok((io, handler))
+}
+
+fn turn_until<M: Send, H: Handler<UringIo<M>>>(
+    io: &mut UringIo<M>,
+    handler: &mut H,
+    idle: Idle,
+    metrics: &CoreMetrics,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    let mut turn = io.begin_turn();
+    let mut last_work = turn;
+    while !stop.load(Ordering::Acquire) {
+        let worked = turn_once(io, handler)?;
+        let now = io.begin_turn();
+        metrics.count_turn(worked, now.since(turn));
+        turn = now;
+        if worked {
+            last_work = turn;
+            continue;
+        }
+        let Idle::Adaptive { spin_us } = idle else {
+            std::hint::spin_loop();
+            continue;
+        };
+        if turn.since(last_work) < Duration::from_micros(u64::from(spin_us)) {
+            std::hint::spin_loop();
+            continue;
+        }
+        let timeout = match handler.next_deadline() {
+            Some(at) if at <= turn => continue,
+            at => at.map(|at: Instant| at - turn),
+        };
+        io.sleep(timeout, stop)?;
+        metrics.count_sleep();
+        turn = io.begin_turn();
+    }
+    Ok(())
+}
+
+/// Gathers, decides, emits; says whether there was anything to do.
+fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut H) -> io::Result<bool> {
+    let mut worked = io.restart_starved();
+    worked |= io.complete(handler);
+    worked |= io.settle_closing(handler);
+    worked |= io.deliver(handler);
+    worked |= handler.on_turn(io);
+    worked |= io.ports.flush();
+    io.submit()?;
+    Ok(worked || io.has_pending())
+}
+
+/// Closes everything and turns until nothing is outstanding.
+fn wind_down<M: Send, H: Handler<UringIo<M>>>(
+    io: &mut UringIo<M>,
+    handler: &mut H,
+    metrics: &CoreMetrics,
+) -> io::Result<()> {
+    let began = io.begin_turn();
+    loop {
+        io.close_all();
+        let worked = turn_once(io, handler)?;
+        let now = io.begin_turn();
+        metrics.count_turn(worked, Duration::ZERO);
+        if io.is_quiet() {
+            return Ok(());
+        }
+        if now.since(began) > STOP_TIMEOUT {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "operations did not end when a core stopped",
+            ));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Faults that the real driver can inject into itself: short transfers and needless cancellations.
+
+use crate::rand::Rng;
+
+/// How often what happens; per thousand operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faults {
+    /// The same seed gives the same choices for the same operations.
+    pub seed: u64,
+    /// The kernel is asked for fewer bytes than wanted.
+    pub short_per_mille: u16,
+    /// The operation is cancelled right after it was submitted, and started again.
+    pub cancel_per_mille: u16,
+}
+
+/// The state of an injector that may be off.
+pub(super) struct Injector(Option<(Faults, Rng)>);
+
+const PAGE_BYTES: u32 = 4096;
+
+impl Injector {
+    pub fn new(faults: Option<Faults>) -> Self {
+        Self(faults.map(|faults| (faults, Rng::new(faults.seed))))
+    }
+
+    /// `len`, or less but not zero.
+    pub fn cap_len(&mut self, len: usize) -> usize {
+        let Some((faults, rng)) = &mut self.0 else { return len };
+        if len > 1 && rng.below(1000) < u64::from(faults.short_per_mille) {
+            1 + rng.below(len as u64 - 1) as usize
+        } else {
+            len
+        }
+    }
+
+    /// As [`cap_len`](Self::cap_len).
+    pub fn cap(&mut self, len: u32) -> u32 {
+        self.cap_len(len as usize) as u32
+    }
+
+    /// `len`, or fewer whole pages of it, which O_DIRECT takes too.
+    pub fn cap_pages(&mut self, len: u32) -> u32 {
+        if len > PAGE_BYTES { (self.cap(len) / PAGE_BYTES).max(1) * PAGE_BYTES } else { len }
+    }
+
+    /// Whether to cancel the next operation.
+    pub fn cancels(&mut self) -> bool {
+        match &mut self.0 {
+            Some((faults, rng)) => rng.below(1000) < u64::from(faults.cancel_per_mille),
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `./dev fuzz`: every fuzz target of `gateway/wire/fuzz`, for a bounded time each, from its kept corpus.
+//!
+//! The targets are built by cargo itself with the coverage flags that libFuzzer wants, on the pinned compiler: no nightly
+//! and no cargo-fuzz (whose layout the folder keeps, so `cargo fuzz run` works too). The code under test has no `unsafe`,
+//! so AddressSanitizer would add nothing; overflow checks and debug assertions are on.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::repo::Repo;
+
+/// The flags of libFuzzer's contract: inline 8-bit counters, the table of program counters, traced comparisons.
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
+
+/// The only target triple that the project builds for; naming it keeps [`FLAGS`] away from build scripts.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// Runs each target for `seconds`. What libFuzzer finds is kept under `var/fuzz/TARGET/`.
+pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
+    let folder = repo.root.join("gateway/wire/fuzz");
+    let targets = targets(&folder.join("fuzz_targets"))?;
+    if targets.is_empty() {
+        println!("fuzz: no targets in {}", folder.display());
+        return Ok(());
+    }
+    let built = repo.target().join("fuzz");
+    let mut build = repo.cargo(["build", "--release", "--bins", "--target", TRIPLE, "--manifest-path"]);
+    build.arg(folder.join("Cargo.toml")).env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &built);
+    process::run(&mut build)?;
+    let mut broken = Vec::new();
+    for target in &targets {
+        println!("fuzz: {target} for {seconds} s");
+        let found = repo.var().join("fuzz").join(target);
+        let fresh = found.join("corpus");
+        std::fs::create_dir_all(&fresh).with_context(|| fresh.display().to_string())?;
+        let mut run = Command::new(built.join(TRIPLE).join("release").join(target));
+        // New inputs go to the first folder; the kept corpus, the second, is only read.
+        run.arg(&fresh).args(kept_corpus(&folder, target));
+        run.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
+        run.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+        if let Err(error) = process::run(run.current_dir(&folder)) {
+            println!("fuzz: {error:#}");
+            broken.push(target.as_str());
+        }
+    }
+    if !broken.is_empty() {
+        bail!("crashes in {}; the inputs are under {}", broken.join(", "), repo.var().join("fuzz").display());
+    }
+    println!("fuzz: {} targets, no crash", targets.len());
+    Ok(())
+}
+
+/// The names of the targets: one file each. An absent folder has none.
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "rs")
+            && let Some(name) = path.file_stem()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn kept_corpus(folder: &Path, target: &str) -> Option<PathBuf> {
+    Some(folder.join("corpus").join(target)).filter(|p| p.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_the_rust_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["pdu.rs", "identify.rs", "README.md"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(targets(dir.path()).unwrap(), ["identify", "pdu"]);
+        assert!(targets(&dir.path().join("absent")).unwrap().is_empty());
+    }
+}

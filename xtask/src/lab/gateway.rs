@@ -1,0 +1,261 @@
+//! Our gateway as the target: as a process beside this program, or in a VM with an older kernel.
+//!
+//! How it is started, configured and told to grow a LUN stands here and in the templates `gateway/tests/lab/*.toml`, and
+//! nowhere else in the lab.
+
+use std::fs::File;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::scenario::{HOST_NQN, MIB, NQN, PORT, Target};
+use super::vm::{Event, Spec, Vm};
+use super::{Lab, net};
+use crate::process;
+
+/// The LUN's size at first, as in the templates.
+const SIZE_MIB: u64 = 96;
+const GROW_MIB: u64 = 32;
+/// The file or disk under the pool: room for the LUN after all its growth, and the pool's own records.
+const POOL_MIB: u64 = 512;
+/// The LUN's name, as in the templates.
+const LUN: &str = "disk";
+
+/// `trefoild` in the lab's namespace.
+pub struct Gateway<'a> {
+    lab: &'a Lab,
+    programs: PathBuf,
+    config: PathBuf,
+    size_mib: u64,
+    running: Option<Child>,
+}
+
+impl<'a> Gateway<'a> {
+    /// With a pool on a file.
+    pub fn on_file_pool(lab: &'a Lab) -> Result<Self> {
+        File::create(lab.run.join("pool.img"))?.set_len(POOL_MIB * MIB)?;
+        Self::new(lab, "file-pool.toml", "")
+    }
+
+    /// With a pool on the NVMe/TCP array at that address.
+    pub fn on_array_pool(lab: &'a Lab, array: &str) -> Result<Self> {
+        Self::new(lab, "array-pool.toml", array)
+    }
+
+    fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
+        let programs = build(lab)?;
+        let dir = lab.run.display().to_string();
+        let config = lab.run.join("trefoild.toml");
+        std::fs::write(&config, filled(lab, template, &dir, net::HERE, array)?)?;
+        Ok(Self { lab, programs, config, size_mib: SIZE_MIB, running: None })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.lab.run.join("trefoild.log")
+    }
+
+    /// An error that shows the end of the gateway's log.
+    fn failure(&self, what: &str) -> anyhow::Error {
+        anyhow!(
+            "trefoild {what}\n--- the end of {}\n{}",
+            self.log().display(),
+            process::tail(&self.log(), 60)
+        )
+    }
+}
+
+impl Target for Gateway<'_> {
+    fn address(&self) -> String {
+        net::HERE.to_owned()
+    }
+
+    fn start(&mut self, deadline: Instant) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut child = Command::new(self.programs.join("trefoild"))
+            .arg("--config")
+            .arg(&self.config)
+            .current_dir(&self.lab.run)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("can't start trefoild")?;
+        // Ready when it listens: its LUNs are open by then.
+        let port =
+            format!("{}:{PORT}", net::HERE).to_socket_addrs()?.next().context("the lab's own address")?;
+        while TcpStream::connect_timeout(&port, Duration::from_millis(100)).is_err() {
+            if let Some(status) = child.try_wait()? {
+                return Err(self.failure(&format!("ended at its start: {status}")));
+            }
+            if Instant::now() >= deadline {
+                child.kill()?;
+                return Err(self.failure("does not listen"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.running = Some(child);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        let mut child = self.running.take().context("trefoild is already dead")?;
+        if let Some(status) = child.try_wait()? {
+            return Err(self.failure(&format!("ended before it was killed: {status}")));
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn grow(&mut self, _deadline: Instant) -> Result<u64> {
+        self.size_mib += GROW_MIB;
+        let mut trefoil = Command::new(self.programs.join("trefoil"));
+        trefoil.arg("--socket").arg(self.lab.run.join("trefoil.sock"));
+        process::run(trefoil.args(["lun", "grow", LUN, &format!("{}MiB", self.size_mib)]))?;
+        Ok(self.size_mib * MIB)
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<()> {
+        let Some(mut child) = self.running.take() else { return Ok(()) };
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
+        loop {
+            match child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.failure(&format!("ended badly: {status}"))),
+                None if Instant::now() >= deadline => {
+                    child.kill()?;
+                    return Err(self.failure("does not end"));
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+impl Drop for Gateway<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// `trefoild` in a VM, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
+pub struct GatewayVm<'a> {
+    lab: &'a Lab,
+    images: PathBuf,
+    files: Vec<(PathBuf, &'static str)>,
+    disk: PathBuf,
+    size_mib: u64,
+    vm: Option<Vm>,
+}
+
+impl<'a> GatewayVm<'a> {
+    const HOST_BYTE: u8 = 30;
+
+    /// On Debian's kernel of that series.
+    pub fn new(lab: &'a Lab, series: &str) -> Result<Self> {
+        let disk = lab.run.join("pool.img");
+        File::create(&disk)?.set_len(POOL_MIB * MIB)?;
+        let programs = build(lab)?;
+        let config = lab.run.join("trefoild.toml");
+        let address = format!("10.77.0.{}", Self::HOST_BYTE);
+        std::fs::write(&config, filled(lab, "file-pool.toml", "/run/trefoil", &address, "")?)?;
+        let files = vec![
+            (programs.join("trefoild"), "/usr/bin/trefoild"),
+            (programs.join("trefoil"), "/usr/bin/trefoil"),
+            (config, "/etc/trefoild.toml"),
+        ];
+        Ok(Self { lab, images: lab.images(series)?, files, disk, size_mib: SIZE_MIB, vm: None })
+    }
+
+    fn order(&mut self, order: &str, answer: &str, deadline: Instant) -> Result<()> {
+        let vm = self.vm.as_mut().context("the gateway's VM is gone")?;
+        vm.go(order)?;
+        vm.expect(answer, deadline).map(|_| ())
+    }
+}
+
+impl Target for GatewayVm<'_> {
+    fn address(&self) -> String {
+        format!("10.77.0.{}", Self::HOST_BYTE)
+    }
+
+    fn start(&mut self, deadline: Instant) -> Result<()> {
+        if self.vm.is_some() {
+            return self.order("start", "started", deadline);
+        }
+        let spec = Spec {
+            name: "gateway",
+            images: &self.images,
+            host_byte: Self::HOST_BYTE,
+            script: "gateway.sh",
+            env: &[("LAB_PORT", PORT), ("LAB_LUN", LUN)],
+            files: &self.files,
+            disks: std::slice::from_ref(&self.disk),
+        };
+        let mut vm = Vm::boot(self.lab, &spec)?;
+        vm.expect("started", deadline)?;
+        self.vm = Some(vm);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.order("kill", "killed", Instant::now() + Duration::from_secs(30))
+    }
+
+    fn grow(&mut self, deadline: Instant) -> Result<u64> {
+        self.size_mib += GROW_MIB;
+        self.order(&format!("grow {}MiB", self.size_mib), "grown", deadline)?;
+        Ok(self.size_mib * MIB)
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<()> {
+        let Some(mut vm) = self.vm.take() else { return Ok(()) };
+        vm.go("stop")?;
+        match vm.next(deadline)? {
+            Event::Ended(0) => Ok(()),
+            other => Err(vm.failure(&format!("did not end well: {other:?}"))),
+        }
+    }
+}
+
+/// Builds the gateway's programs; their folder.
+fn build(lab: &Lab) -> Result<PathBuf> {
+    process::run(&mut lab.repo.cargo([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "-p",
+        "trefoil-gateway",
+    ]))?;
+    let folder = lab.repo.target().join("release");
+    for name in ["trefoild", "trefoil"] {
+        if !folder.join(name).is_file() {
+            bail!("the build made no {name}");
+        }
+    }
+    Ok(folder)
+}
+
+/// A template with its places filled in.
+fn filled(lab: &Lab, template: &str, dir: &str, address: &str, array: &str) -> Result<String> {
+    let path = lab.scripts.join(template);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let places = [
+        ("@DIR@", dir),
+        ("@ADDRESS@", address),
+        ("@PORT@", PORT),
+        ("@NQN@", NQN),
+        ("@HOSTNQN@", HOST_NQN),
+        ("@ARRAY@", array),
+    ];
+    Ok(places.iter().fold(text, |text, (place, value)| text.replace(place, value)))
+}

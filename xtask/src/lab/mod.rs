@@ -1,0 +1,85 @@
+//! `./dev lab NAME`: Linux's own NVMe/TCP in virtual machines, as the other side of ours.
+//!
+//! QEMU emulates in software, so that the lab runs where KVM doesn't. Everything happens in namespaces of network and
+//! processes made for the run: a bridge that no one else sees, on it this program (10.77.0.1), what it starts, and the VMs; and
+//! when the run ends, however it ends, the kernel removes the lot. Timings under emulation mean nothing.
+//!
+//! The guests' side is in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make what is booted, `guest/` has the scripts.
+
+mod gateway;
+mod net;
+mod nvmet;
+mod scenario;
+mod vm;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::need;
+use crate::process;
+use crate::repo::Repo;
+
+/// What every part of a run needs to know.
+pub struct Lab {
+    repo: Repo,
+    /// `gateway/tests/lab`.
+    scripts: PathBuf,
+    /// Kernels and boot images, kept between runs.
+    cache: PathBuf,
+    /// Logs and disks of this scenario, emptied at its start.
+    run: PathBuf,
+}
+
+/// Makes the namespaces and runs the scenario in them, as a new process.
+pub fn enter(repo: &Repo, name: &str) -> Result<()> {
+    scenario::named(name)?;
+    need::ensure(repo, need::LAB)?;
+    let mut unshare = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        // A user namespace gives the rights over the new network; the tap device must be open to this user, as on Debian.
+        if std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+            bail!("the lab needs root, or a user who may open /dev/net/tun");
+        }
+        unshare.arg("--map-root-user");
+    }
+    unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    let inside = repo.xtask(["lab-inside", name])?;
+    unshare.arg(inside.get_program()).args(inside.get_args());
+    process::run(&mut unshare)
+}
+
+/// Runs the scenario in the namespaces that [`enter`] made.
+pub fn run(repo: &Repo, name: &str) -> Result<()> {
+    if std::process::id() != 1 {
+        bail!("lab-inside is for ./dev lab itself");
+    }
+    let scenario = scenario::named(name)?;
+    let run = repo.var().join("lab/run").join(name);
+    if run.exists() {
+        std::fs::remove_dir_all(&run).with_context(|| run.display().to_string())?;
+    }
+    std::fs::create_dir_all(&run).with_context(|| run.display().to_string())?;
+    let lab = Lab {
+        repo: repo.clone(),
+        scripts: repo.root.join("gateway/tests/lab"),
+        cache: repo.var().join("lab"),
+        run,
+    };
+    net::make_bridge()?;
+    scenario(&lab).with_context(|| format!("lab {name}"))?;
+    println!("lab {name}: ok");
+    Ok(())
+}
+
+impl Lab {
+    /// The boot images of a kernel series, made if they are missing.
+    fn images(&self, series: &str) -> Result<PathBuf> {
+        let kernel =
+            process::output(Command::new(self.scripts.join("kernel.sh")).arg(&self.cache).arg(series))?;
+        let boot =
+            process::output(Command::new(self.scripts.join("initramfs.sh")).arg(&self.cache).arg(kernel))?;
+        Ok(boot.into())
+    }
+}

@@ -1,0 +1,39 @@
+//! The lab's wire: one bridge in the run's own network namespace, a tap on it for each VM.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::need;
+use crate::process;
+
+/// Where this program and what it starts are reached.
+pub const HERE: &str = "10.77.0.1";
+
+/// The prefix length of the lab's network.
+pub const PREFIX: u8 = 24;
+
+const BRIDGE: &str = "lab0";
+
+fn ip(args: &str) -> Result<()> {
+    let program = need::find_program("ip").context("no ip(8); package iproute2")?;
+    process::run(Command::new(program).args(args.split(' ')))
+}
+
+/// Makes the bridge and gives this side its address.
+pub fn make_bridge() -> Result<()> {
+    ip("link set lo up")?;
+    ip(&format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0"))?;
+    ip(&format!("addr add {HERE}/{PREFIX} dev {BRIDGE}"))?;
+    ip(&format!("link set {BRIDGE} up"))
+}
+
+/// Makes a tap on the bridge, or finds it made.
+pub fn make_tap(name: &str) -> Result<()> {
+    // Not through /sys, which still shows the network that it was mounted in.
+    if nix::net::if_::if_nametoindex(name).is_ok() {
+        return Ok(());
+    }
+    ip(&format!("tuntap add dev {name} mode tap vnet_hdr"))?;
+    ip(&format!("link set {name} master {BRIDGE} up"))
+}

