@@ -572,3 +572,6 @@ fn verdict(op: Op, result: Result<Cqe, Fault>) -> Result<(), Fault> {
     let fault = named.iter().find(|(code, _)| status.is(*code)).map(|(_, fault)| *fault);
     Err(fault.unwrap_or(if status.sct() == StatusType::Path { Fault::PathLost } else { medium }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,12 +21,12 @@
 use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
 use super::discovery::LogReader;
-use super::error::QueueError;
+use super::config::{ControllerConfig, Purpose};
+use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
-use super::qpair::{Identity, Open, Qpair};
+use super::qpair::{Open, Qpair};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
@@ -45,103 +45,6 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon to ask again for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
-
-/// What the controller is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// I/O on one namespace.
-    Nvm {
-        /// Its NSID.
-        nsid: u32,
-    },
-    /// Reading the discovery log.
-    Discovery,
-}
-
-/// How to reach a controller and how to treat it.
-#[derive(Clone, Debug)]
-pub struct ControllerConfig {
-    /// Addresses of the same subsystem's port, tried in turn.
-    pub addrs: Vec<SocketAddr>,
-    /// Names.
-    pub identity: Identity,
-    /// What for.
-    pub purpose: Purpose,
-    /// Ask for header and data digest.
-    pub digests: (bool, bool),
-    /// Keep Alive Timeout in milliseconds; at least 1000.
-    pub kato_ms: u32,
-    /// I/O queues to ask for; the array may grant fewer.
-    pub io_queues: u16,
-    /// Commands that an I/O queue may have outstanding; CAP.MQES may lower it.
-    pub depth: u16,
-    /// First and largest pause between two attempts to connect.
-    pub reconnect: (Duration, Duration),
-    /// Time for the connection of a queue.
-    pub connect_timeout: Duration,
-    /// Time for an admin command.
-    pub admin_timeout: Duration,
-    /// How long I/O waits for a lost path before it fails.
-    pub loss_timeout: Duration,
-    /// When lost writes go again.
-    pub fence: FenceRule,
-    /// Entries of the discovery log to make room for.
-    pub discovery_entries: usize,
-}
-
-/// Why an association ended, or did not come to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ControllerError {
-    /// A queue was lost.
-    #[error("queue {qid}: {why}")]
-    Queue {
-        /// The queue; 0 is the admin queue.
-        qid: u16,
-        /// Why.
-        why: QueueError,
-    },
-    /// An admin command that we can't do without failed.
-    #[error("{step}: {status}")]
-    Command {
-        /// Which.
-        step: &'static str,
-        /// The controller's answer.
-        status: Status,
-    },
-    /// CSTS.CFS: the controller reports a fatal error.
-    #[error("the controller reports fatal status (CSTS.CFS)")]
-    Fatal,
-    /// CSTS.RDY did not change within CAP.TO.
-    #[error("the controller did not become ready in time")]
-    NotReady,
-    /// What it says of itself can't be used.
-    #[error("the controller can't be used: {0}")]
-    Unusable(&'static str),
-    /// Our owner stopped it.
-    #[error("stopped by its owner")]
-    Stopped,
-}
-
-impl ControllerError {
-    /// Its kind, for an operator's log; `Display` has the details.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
-            Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
-            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
-            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
-                "the array requires authentication"
-            }
-            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
-            Self::Queue { .. } => "the connection was lost",
-            Self::Command { step, .. } => step,
-            Self::Fatal => "the array's controller reports a fatal error",
-            Self::NotReady => "the array's controller did not become ready",
-            Self::Unusable(why) => why,
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 /// What the owner of a controller learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
