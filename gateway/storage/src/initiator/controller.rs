@@ -20,8 +20,8 @@
 
 use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
-use super::discovery::LogReader;
 use super::config::{ControllerConfig, Purpose};
+use super::discovery::LogReader;
 use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
