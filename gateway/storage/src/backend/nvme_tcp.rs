@@ -83,7 +83,7 @@ pub struct NvmeTcpChannel {
     works: Box<[Option<Work>]>,
     free: Vec<u32>,
     /// Requests of other cores that went on to a third, not reported yet.
-    passed_on: u32,
+    passed_on: usize,
     /// Requests that came before the number of queues was known.
     parked: VecDeque<Request>,
 }
@@ -144,7 +144,7 @@ impl NvmeTcpChannel {
 
     /// Requests of other cores that it passed on to a third core since the last call:
     /// the LUN layer counts what a channel has, and those went without a completion.
-    pub fn take_passed_on(&mut self) -> u32 {
+    pub fn take_passed_on(&mut self) -> usize {
         std::mem::take(&mut self.passed_on)
     }
 
@@ -420,7 +420,7 @@ impl NvmeTcpChannel {
     }
 
     fn pass_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, request: Request) {
-        self.passed_on += u32::from(request.origin.core != self.core);
+        self.passed_on += usize::from(request.origin.core != self.core);
         cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
     }
 
