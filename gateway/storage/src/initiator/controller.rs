@@ -322,7 +322,7 @@ impl Controller {
 
     /// The association ended without proof that its commands are gone.
     fn unfenced(&mut self, now: Instant, had_queues: bool) {
-        if !had_queues {
+        if !had_queues || self.config.purpose == Purpose::Discovery {
             return;
         }
         match self.config.fence {
