@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
 use trefoil_storage::topology::LunId;
 use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
 
@@ -81,7 +83,8 @@ impl LunCore {
         let origin = done.origin();
         let (buf, result) = done.settle();
         let slot = self.slots.get_mut(origin.slot as usize);
-        let job = slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
+        let job =
+            slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
         let mut workload = self.workload.borrow_mut();
         match job {
             Some(job) => {

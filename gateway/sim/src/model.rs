@@ -347,7 +347,8 @@ fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
 }
 
 fn describe(block: &[u8]) -> String {
-    let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let at =
+        |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
     let place = at(1);
     format!("a broken stamp: version {} of LUN {} block {}", at(0), place >> 48, place & 0xffff_ffff_ffff)
 }

@@ -98,6 +98,13 @@ enum Change {
     Grown(u64),
 }
 
+/// Zeroes being written to what a new LUN gets.
+struct Zeroing {
+    left: usize,
+    failed: bool,
+    extents: Vec<Extent>,
+}
+
 /// A seed under way.
 pub struct Run {
     /// The world.
@@ -115,8 +122,7 @@ pub struct Run {
     attach_left: usize,
     publish_left: usize,
     change: Change,
-    /// Zeroings of the next LUN's extents under way, and those extents.
-    zeroing: Option<(usize, Vec<Extent>)>,
+    zeroing: Option<Zeroing>,
     /// No more faults: the end is near.
     calm: bool,
     /// Mutation: a new LUN is not zeroed.
@@ -335,10 +341,9 @@ impl Run {
                 Msg::TopologyDone { .. } => {}
                 Msg::Completed(done) => {
                     let (_, result) = done.settle();
-                    match (&mut self.zeroing, result) {
-                        (Some((left, _)), Ok(())) => *left -= 1,
-                        // Tried again at the next tick.
-                        _ => self.zeroing = None,
+                    if let Some(zeroing) = &mut self.zeroing {
+                        zeroing.left -= 1;
+                        zeroing.failed |= result.is_err();
                     }
                     self.created();
                 }
@@ -359,6 +364,15 @@ impl Run {
             Change::Grown(blocks) => workload.model.grow(GROWN, blocks),
         }
         workload.serving = true;
+        drop(workload);
+        self.kick();
+    }
+
+    /// Gives each core a turn, for it to look for work.
+    fn kick(&mut self) {
+        for core in 0..CORES {
+            self.world.with(self.gateway, core, |_, _| ());
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -389,6 +403,7 @@ impl Run {
             drop(workload);
             self.heal();
             self.workload.borrow_mut().start_verify();
+            self.kick();
             return false;
         }
         workload.is_verified()
@@ -397,7 +412,8 @@ impl Run {
     fn zero_new(&mut self) {
         let blocks = 500 + self.rng.below(1000);
         let extents = carve(&mut self.rng, blocks, [2, 0], 8000);
-        self.zeroing = Some((if self.skip_zeroing { 0 } else { extents.len() }, extents.clone()));
+        let left = if self.skip_zeroing { 0 } else { extents.len() };
+        self.zeroing = Some(Zeroing { left, failed: false, extents: extents.clone() });
         if self.skip_zeroing {
             return self.created();
         }
@@ -417,9 +433,11 @@ impl Run {
         }
     }
 
-    /// Presents the new LUN once all of it is zeroed.
+    /// Presents the new LUN once all of it is zeroed. What failed is tried again at the next tick, when
+    /// nothing of the attempt is under way any more.
     fn created(&mut self) {
-        if let Some((_, extents)) = self.zeroing.take_if(|(left, _)| *left == 0) {
+        let done = self.zeroing.take_if(|zeroing| zeroing.left == 0);
+        if let Some(Zeroing { extents, failed: false, .. }) = done {
             self.fired("lun-create");
             self.change = Change::Created(blocks_of(&extents));
             self.luns[REPLACED] = Some(extents);
