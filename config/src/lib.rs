@@ -1,2 +1,28 @@
 //! The shape of a Trefoil system, typed, with its limits.
+//!
+//! What it is: the document that seeds a gateway's first start, that `config_get` gives back, and
+//! that `config_apply` takes. Reading one ([`Config::parse`]) reports every mistake with its line and
+//! its field; [`Config::check`] looks at the whole.
+//!
+//! What it is not: it opens no file and knows no core. After the first start the gateway's durable
+//! store is the truth, and this is only its notation.
+
 #![forbid(unsafe_code)]
+
+mod bytes;
+mod check;
+mod document;
+mod error;
+mod nqn;
+mod parse;
+
+pub use bytes::{Bytes, BytesError};
+pub use check::{
+    MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked, check_name,
+};
+pub use document::{
+    Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,
+    Subsystem,
+};
+pub use error::{ConfigError, Key, Mistake, Problem};
+pub use nqn::{MAX_NQN_BYTES, NqnError, check_nqn, default_serial};

@@ -1,6 +1,7 @@
 //! What cores and the control thread say to each other.
 
 use crate::backend::Attach;
+use crate::initiator::InitiatorMsg;
 use crate::request::{Completed, Request};
 use crate::topology::{BackendId, PortalId, Topology};
 use std::net::SocketAddr;
@@ -53,6 +54,8 @@ pub enum Msg<S, F> {
     Completed(Completed),
     /// Core → core: about a controller that we present; see the target.
     Ctrlr(CtrlrMsg),
+    /// Core → core: about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
+    Initiator(BackendId, InitiatorMsg),
 
     /// Control → core: list what is connected; comes back filled.
     Survey(Box<Survey>),
@@ -102,6 +105,10 @@ pub enum CtrlrMsg {
         cntlid: u16,
         /// The queue.
         qid: u16,
+        /// As in `Join`, so that only the queue itself is let go.
+        sock: SockId,
+        /// As in `Join`.
+        generation: u32,
     },
     /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
     Close {
@@ -195,6 +202,8 @@ pub struct QpairRow {
     pub commands: u64,
     /// Payload bytes moved since then.
     pub payload_bytes: u64,
+    /// Time from command to response, summed over those commands, in nanoseconds.
+    pub latency_ns: u64,
 }
 
 /// Something worth a table row or a log line.
@@ -226,6 +235,19 @@ pub enum Event {
         usable: bool,
         /// Why, for the log.
         why: &'static str,
+    },
+    /// What a backend is, as it says itself; told each time that it is reached.
+    BackendInfo {
+        /// The backend.
+        backend: BackendId,
+        /// Logical block size in bytes.
+        block_bytes: u32,
+        /// Size in bytes.
+        len_bytes: u64,
+        /// NGUID; zero if it has none.
+        nguid: [u8; 16],
+        /// UUID; zero if it has none.
+        uuid: [u8; 16],
     },
     /// A backend's size changed, in bytes.
     BackendResized {

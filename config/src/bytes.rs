@@ -1,0 +1,134 @@
+//! Sizes: a number of bytes, or text such as `10GiB`.
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+
+/// A number of bytes. Text: a whole number with an optional unit, binary (`KiB`, `MiB`, `GiB`, `TiB`)
+/// or decimal (`kB`, `MB`, `GB`, `TB`); without a unit it is bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+/// Why a text isn't a size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BytesError {
+    /// No number at its start.
+    #[error("`{0}` is not a size: write a whole number and a unit, such as 10GiB")]
+    Number(String),
+    /// An unknown unit.
+    #[error("`{0}` is not a unit of size: use B, KiB, MiB, GiB, TiB, kB, MB, GB or TB")]
+    Unit(String),
+    /// More than 2^63 - 1 bytes.
+    #[error("`{0}` is more than this gateway can count")]
+    Large(String),
+}
+
+const UNITS: [(&str, u64); 13] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("T", 1 << 40),
+    ("G", 1 << 30),
+    ("M", 1 << 20),
+    ("B", 1),
+];
+
+impl FromStr for Bytes {
+    type Err = BytesError;
+
+    fn from_str(text: &str) -> Result<Self, BytesError> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        if number.is_empty() {
+            return Err(BytesError::Number(text.into()));
+        }
+        let unit = unit.trim();
+        let scale = match unit {
+            "" => 1,
+            _ => UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .map(|(_, scale)| *scale)
+                .ok_or_else(|| BytesError::Unit(unit.into()))?,
+        };
+        let large = || BytesError::Large(text.into());
+        let number: u64 = number.parse().map_err(|_| large())?;
+        // TOML's and many JSON readers' integers end at 2^63 - 1.
+        number.checked_mul(scale).filter(|&n| i64::try_from(n).is_ok()).map(Self).ok_or_else(large)
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// The largest binary unit that divides it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match UNITS[..4].iter().find(|(_, scale)| self.0 >= *scale && self.0.is_multiple_of(*scale)) {
+            Some((unit, scale)) => write!(f, "{}{unit}", self.0 / scale),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as \"10GiB\", or a number of bytes")
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Bytes, E> {
+                Ok(Bytes(n))
+            }
+
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Bytes, E> {
+                u64::try_from(n).map(Bytes).map_err(|_| E::custom("a size can't be negative"))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        from.deserialize_any(Any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn units_are_what_they_say() {
+        assert_eq!("10GiB".parse(), Ok(Bytes(10 << 30)));
+        assert_eq!("10 GB".parse(), Ok(Bytes(10_000_000_000)));
+        assert_eq!("4096".parse(), Ok(Bytes(4096)));
+        assert_eq!("3 foo".parse::<Bytes>(), Err(BytesError::Unit("foo".into())));
+        assert_eq!("GiB".parse::<Bytes>(), Err(BytesError::Number("GiB".into())));
+        assert!(matches!("99999999TiB".parse::<Bytes>(), Err(BytesError::Large(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(n in 0..=i64::MAX as u64) {
+            prop_assert_eq!(Bytes(n).to_string().parse(), Ok(Bytes(n)));
+            let aligned = n & !0xF_FFFF;
+            prop_assert_eq!(Bytes(aligned).to_string().parse(), Ok(Bytes(aligned)));
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Checks of one object, and of the whole.
+
+use crate::bytes::Bytes;
+use crate::document::{Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Lun, Pool, Subsystem};
+use crate::error::{Key, Problem};
+use crate::nqn::check_nqn;
+use std::collections::HashMap;
+use std::fmt;
+
+/// LUNs of one gateway.
+pub const MAX_LUNS: usize = 4096;
+/// Backends of one gateway.
+pub const MAX_BACKENDS: usize = 256;
+/// Distinct listeners of one gateway.
+pub const MAX_PORTALS: usize = 64;
+/// The least payload memory of a core: 16 requests of the largest transfer, each in its block of
+/// 2 MiB, so that one host with a queue of large requests leaves room for the others.
+pub const MIN_CORE_MEMORY_BYTES: u64 = 16 * (2 << 20);
+/// What a connected queue pair may hold of its core's payload memory at the least, in bytes: one
+/// block for a command of 8 KiB, so that every queue pair can make progress at the same time.
+pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
+
+/// A sum as it is worked out, for a message: `2 x 256MiB + 1GiB = 1536MiB`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Worked {
+    terms: Vec<String>,
+    total_bytes: u64,
+}
+
+impl Worked {
+    /// Adds `count` times `each_bytes`, named `what`.
+    pub fn add(mut self, what: &str, count: u64, each_bytes: u64) -> Self {
+        let each = Bytes(each_bytes);
+        self.terms.push(if count == 1 {
+            format!("{what} {each}")
+        } else {
+            format!("{what} {count} x {each}")
+        });
+        self.total_bytes = self.total_bytes.saturating_add(count.saturating_mul(each_bytes));
+        self
+    }
+
+    /// The sum, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+}
+
+impl fmt::Display for Worked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.terms.join(" + "), Bytes(self.total_bytes))
+    }
+}
+
+fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldError> {
+    Err(FieldError { field, message: message.into() })
+}
+
+/// Checks the name of a backend, pool, LUN or host: 1 to 63 printable ASCII characters without
+/// spaces or quotes.
+///
+/// # Errors
+/// What is wrong with it, for the field `name`.
+pub fn check_name(name: &str) -> Result<(), FieldError> {
+    let ok = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\'' | b'`');
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(ok) {
+        return wrong(
+            "name",
+            format!(
+                "`{name}` is not a name: use 1 to 63 printable ASCII characters without spaces or quotes"
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn check_block(field: &'static str, block_bytes: Option<u32>) -> Result<u64, FieldError> {
+    match block_bytes {
+        None => Ok(512),
+        Some(n @ (512 | 4096)) => Ok(u64::from(n)),
+        Some(n) => wrong(field, format!("a logical block of {n} bytes is not possible: use 512 or 4096")),
+    }
+}
+
+fn check_size(size: Bytes, block_bytes: u64) -> Result<(), FieldError> {
+    if size.0 == 0 || !size.0.is_multiple_of(block_bytes) {
+        return wrong("size", format!("{size} is not a positive multiple of the block size {block_bytes}"));
+    }
+    Ok(())
+}
+
+fn check_ascii(field: &'static str, text: &str, max: usize) -> Result<(), FieldError> {
+    if text.is_empty() || text.len() > max || !text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return wrong(field, format!("`{text}` is not 1 to {max} printable ASCII characters"));
+    }
+    Ok(())
+}
+
+impl Backend {
+    /// Checks it alone: each type has fields that it needs and fields that it doesn't know.
+    ///
+    /// # Errors
+    /// The first field that is wrong, missing or of another type.
+    pub fn check(&self) -> Result<(), FieldError> {
+        use BackendType::{File, Memory, Null, NvmeTcp};
+        check_name(&self.name)?;
+        let kind = self.kind;
+        let fields: [(&'static str, bool, &[BackendType]); 12] = [
+            ("size", self.size.is_some(), &[Memory, Null, File]),
+            ("block_bytes", self.block_bytes.is_some(), &[Memory, Null, File]),
+            ("path", self.path.is_some(), &[File]),
+            ("address", self.address.is_some(), &[NvmeTcp]),
+            ("subnqn", self.subnqn.is_some(), &[NvmeTcp]),
+            ("hostnqn", self.hostnqn.is_some(), &[NvmeTcp]),
+            ("nsid", self.nsid.is_some(), &[NvmeTcp]),
+            ("queues", self.queues.is_some(), &[NvmeTcp]),
+            ("depth", self.depth.is_some(), &[NvmeTcp]),
+            ("header_digest", self.header_digest.is_some(), &[NvmeTcp]),
+            ("data_digest", self.data_digest.is_some(), &[NvmeTcp]),
+            ("keep_alive_s", self.keep_alive_s.is_some() || self.loss_timeout_s.is_some(), &[NvmeTcp]),
+        ];
+        if let Some((field, ..)) = fields.iter().find(|(_, set, kinds)| *set && !kinds.contains(&kind)) {
+            return wrong(field, format!("a backend of type {} has no such field", kind.as_str()));
+        }
+        let needed: &[&'static str] = match kind {
+            Memory | Null => &["size"],
+            File => &["path"],
+            NvmeTcp => &["address", "subnqn"],
+        };
+        if let Some((field, ..)) = fields.iter().find(|(field, set, _)| !set && needed.contains(field)) {
+            return wrong(field, format!("a backend of type {} needs it", kind.as_str()));
+        }
+        let block_bytes = check_block("block_bytes", self.block_bytes)?;
+        if let Some(size) = self.size {
+            check_size(size, block_bytes)?;
+        }
+        for (field, nqn) in [("subnqn", &self.subnqn), ("hostnqn", &self.hostnqn)] {
+            if let Some(Err(error)) = nqn.as_deref().map(check_nqn) {
+                return wrong(field, error.to_string());
+            }
+        }
+        match self.nsid {
+            Some(0 | u32::MAX) => wrong("nsid", "a namespace ID is from 1 to 4294967294"),
+            _ => Ok(()),
+        }?;
+        match self.queues {
+            Some(0) => wrong("queues", "at least one I/O queue pair is needed"),
+            _ => Ok(()),
+        }?;
+        match self.depth {
+            Some(n) if !(2..=1024).contains(&n) => {
+                wrong("depth", format!("a queue of {n} commands is not possible: use 2 to 1024"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Pool {
+    /// Checks it alone.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_name(&self.name)?;
+        if self.backends.is_empty() {
+            return wrong("backends", "a pool needs at least one backend");
+        }
+        let twice = self.backends.iter().enumerate().find(|(n, name)| self.backends[..*n].contains(name));
+        match twice {
+            Some((_, name)) => wrong("backends", format!("backend `{name}` is named twice")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Lun {
+    /// Checks it alone.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_name(&self.name)?;
+        let block_bytes = check_block("block_bytes", self.block_bytes)?;
+        match (&self.pool, &self.backend, self.size) {
+            (Some(_), Some(_), _) => {
+                wrong("backend", "a LUN is carved from a pool or is a whole backend, not both")
+            }
+            (None, None, _) => wrong("pool", "name the pool that it is carved from, or its `backend`"),
+            (Some(_), None, None) => wrong("size", "a LUN that is carved from a pool needs it"),
+            (None, Some(_), Some(_)) => wrong("size", "a LUN that is a whole backend has the backend's size"),
+            (Some(_), None, Some(size)) => check_size(size, block_bytes),
+            (None, Some(_), None) => Ok(()),
+        }?;
+        match self.nguid.as_deref() {
+            Some(text) if parse_nguid(text).is_none() => {
+                wrong("nguid", format!("`{text}` is not 32 hexadecimal digits, not all zero"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The NGUID's bytes, if there is one and it is valid.
+    pub fn nguid_bytes(&self) -> Option<[u8; 16]> {
+        self.nguid.as_deref().and_then(parse_nguid)
+    }
+}
+
+fn parse_nguid(text: &str) -> Option<[u8; 16]> {
+    // `Uuid` reads 32 digits without hyphens ("simple"); other forms of it are longer.
+    let id = uuid::Uuid::try_parse(text).ok().filter(|id| text.len() == 32 && !id.is_nil())?;
+    Some(*id.as_bytes())
+}
+
+impl Subsystem {
+    /// Checks it alone.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
+        if let Err(error) = check_nqn(&self.nqn) {
+            return wrong("nqn", error.to_string());
+        }
+        if self.nqn == "nqn.2014-08.org.nvmexpress.discovery" {
+            return wrong("nqn", "the discovery subsystem is implied");
+        }
+        self.serial.as_deref().map_or(Ok(()), |serial| check_ascii("serial", serial, 20))?;
+        self.model.as_deref().map_or(Ok(()), |model| check_ascii("model", model, 40))?;
+        if !(1..=4096).contains(&self.max_nsid()) {
+            return wrong("max_namespaces", format!("{} is not from 1 to 4096", self.max_nsid()));
+        }
+        let (min, max) = (self.min_cntlid.unwrap_or(1), self.max_cntlid.unwrap_or(0xFFEF));
+        // FFF0h to FFFFh are reserved (NVMe base 2.0c §4.6.1 CNTLID).
+        if min == 0 || max > 0xFFEF || min > max {
+            return wrong(
+                "max_cntlid",
+                format!("controller IDs {min} to {max} don't lie between 1 and 65519"),
+            );
+        }
+        if let Some(listen) = self.listeners.iter().find(|l| l.port() == 0) {
+            return wrong("listeners", format!("{listen} has no port"));
+        }
+        for (n, namespace) in self.namespaces.iter().enumerate() {
+            if !(1..=self.max_nsid()).contains(&namespace.nsid) {
+                let max = self.max_nsid();
+                return wrong("namespaces", format!("nsid {} is not from 1 to {max}", namespace.nsid));
+            }
+            if self.namespaces[..n].iter().any(|earlier| earlier.nsid == namespace.nsid) {
+                return wrong("namespaces", format!("nsid {} is there twice", namespace.nsid));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Checks it alone.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_name(&self.name)?;
+        if self.name.starts_with("nqn.") {
+            return wrong(
+                "name",
+                format!("`{}` looks like an NQN, so lists could not tell it from one", self.name),
+            );
+        }
+        check_nqn(&self.nqn).or_else(|error| wrong("nqn", error.to_string()))
+    }
+}
+
+impl Gateway {
+    fn check(&self, report: &mut Report) {
+        let cores = self.cores.count();
+        let mut wrong = |field: &str, message: String| report.add(&["gateway".into(), field.into()], message);
+        if !(1..=128).contains(&cores) {
+            wrong("cores", format!("{cores} cores are not possible: use 1 to 128"));
+        }
+        if let Cores::List(list) = &self.cores
+            && let Some((_, cpu)) = list.iter().enumerate().find(|(n, cpu)| list[..*n].contains(cpu))
+        {
+            wrong("cores", format!("CPU {cpu} is named twice"));
+        }
+        if !(1..=0xFFEF).contains(&self.max_hosts) {
+            wrong("max_hosts", format!("{} hosts are not possible: use 1 to 65519", self.max_hosts));
+        }
+        // Each host has an admin queue and at least one I/O queue.
+        if self.max_qpairs < self.max_hosts.saturating_mul(2) {
+            let need = self.max_hosts.saturating_mul(2);
+            wrong(
+                "max_qpairs",
+                format!("{} hosts with an admin and an I/O queue each need {need}", self.max_hosts),
+            );
+        }
+        let qpairs = u64::from(self.max_qpairs).div_ceil(cores.max(1) as u64);
+        let need = Worked::default().add("large transfers 16 x 2MiB =", 1, MIN_CORE_MEMORY_BYTES).add(
+            "queue pairs",
+            qpairs,
+            QPAIR_MEMORY_BYTES,
+        );
+        if self.memory_per_core.0 < need.total_bytes() {
+            wrong("memory_per_core", format!("{} is less than a core needs: {need}", self.memory_per_core));
+        }
+        for (field, path) in [("state_dir", &self.state_dir), ("rpc_socket", &self.rpc_socket)] {
+            if path.as_os_str().is_empty() {
+                wrong(field, "an empty path".into());
+            }
+        }
+        // sun_path holds 108 bytes with its terminator (unix(7)).
+        if self.rpc_socket.as_os_str().len() > 107 {
+            wrong("rpc_socket", "a unix socket's path has at most 107 bytes".into());
+        }
+        if let Some(listen) = self.metrics_listen.filter(|l| !l.ip().is_loopback()) {
+            wrong(
+                "metrics_listen",
+                format!("{listen} is not a loopback address; metrics have no authentication"),
+            );
+        }
+        if let Some(listen) = self.rpc_listen.filter(|l| !l.ip().is_loopback()) {
+            wrong(
+                "rpc_listen",
+                format!("{listen} is not a loopback address; JSON-RPC over TCP has no authentication"),
+            );
+        }
+    }
+}
+
+#[derive(Default)]
+struct Report(Vec<Problem>);
+
+impl Report {
+    fn add(&mut self, path: &[Key], message: impl Into<String>) {
+        self.0.push(Problem { path: path.to_vec(), message: message.into() });
+    }
+
+    fn object(&mut self, list: &str, index: usize, result: Result<(), FieldError>) {
+        if let Err(e) = result {
+            self.add(&[list.into(), index.into(), e.field.into()], e.message);
+        }
+    }
+
+    /// Reports each name that an earlier object of the list has.
+    fn unique<'a>(&mut self, list: &str, field: &str, names: impl Iterator<Item = &'a str>) {
+        let mut first = HashMap::new();
+        for (index, name) in names.enumerate() {
+            if let Some(earlier) = first.get(name) {
+                self.add(
+                    &[list.into(), index.into(), field.into()],
+                    format!("`{name}` is the name of {list}[{earlier}] already"),
+                );
+            } else {
+                first.insert(name, index);
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Checks the whole: each object alone, names, references, and sums against limits.
+    /// An empty list means that it is sound.
+    pub fn check(&self) -> Vec<Problem> {
+        let mut report = Report::default();
+        self.gateway.check(&mut report);
+        self.backends.iter().enumerate().for_each(|(n, b)| report.object("backend", n, b.check()));
+        self.pools.iter().enumerate().for_each(|(n, p)| report.object("pool", n, p.check()));
+        self.luns.iter().enumerate().for_each(|(n, l)| report.object("lun", n, l.check()));
+        self.subsystems.iter().enumerate().for_each(|(n, s)| report.object("subsystem", n, s.check()));
+        self.hosts.iter().enumerate().for_each(|(n, h)| report.object("host", n, h.check()));
+        self.check_names(&mut report);
+        self.check_storage(&mut report);
+        self.check_exports(&mut report);
+        self.check_sums(&mut report);
+        report.0
+    }
+
+    fn check_names(&self, report: &mut Report) {
+        report.unique("backend", "name", self.backends.iter().map(|b| b.name.as_str()));
+        report.unique("pool", "name", self.pools.iter().map(|p| p.name.as_str()));
+        report.unique("lun", "name", self.luns.iter().map(|l| l.name.as_str()));
+        report.unique("subsystem", "nqn", self.subsystems.iter().map(|s| s.nqn.as_str()));
+        report.unique("host", "name", self.hosts.iter().map(|h| h.name.as_str()));
+        for (list, len, max) in
+            [("backend", self.backends.len(), MAX_BACKENDS), ("lun", self.luns.len(), MAX_LUNS)]
+        {
+            if len > max {
+                report.add(&[list.into()], format!("{len} are more than the {max} that a gateway can have"));
+            }
+        }
+    }
+
+    /// Every reference to a backend or pool exists, and no backend has two users.
+    fn check_storage(&self, report: &mut Report) {
+        let mut users: HashMap<&str, String> = HashMap::new();
+        let mut take = |report: &mut Report, path: &[Key], backend, user: String| {
+            if !self.backends.iter().any(|b| b.name == backend) {
+                report.add(path, format!("there is no backend `{backend}`"));
+            } else if let Some(other) = users.insert(backend, user) {
+                report.add(path, format!("backend `{backend}` belongs to {other} already"));
+            }
+        };
+        for (n, pool) in self.pools.iter().enumerate() {
+            for (m, name) in pool.backends.iter().enumerate() {
+                let path = ["pool".into(), n.into(), "backends".into(), m.into()];
+                take(report, &path, name.as_str(), format!("pool `{}`", pool.name));
+            }
+        }
+        for (n, lun) in self.luns.iter().enumerate() {
+            if let Some(pool) = lun.pool.as_deref().filter(|p| !self.pools.iter().any(|q| q.name == **p)) {
+                report.add(&["lun".into(), n.into(), "pool".into()], format!("there is no pool `{pool}`"));
+            }
+            if let Some(backend) = lun.backend.as_deref() {
+                take(
+                    report,
+                    &["lun".into(), n.into(), "backend".into()],
+                    backend,
+                    format!("LUN `{}`", lun.name),
+                );
+            }
+        }
+    }
+
+    /// LUNs and hosts that subsystems name exist.
+    fn check_exports(&self, report: &mut Report) {
+        for (n, subsystem) in self.subsystems.iter().enumerate() {
+            let at = |rest: &[Key]| [&["subsystem".into(), n.into()], rest].concat();
+            for (m, host) in subsystem.hosts.iter().enumerate() {
+                self.check_host(report, &at(&["hosts".into(), m.into()]), host);
+            }
+            for (m, namespace) in subsystem.namespaces.iter().enumerate() {
+                let lun = &namespace.lun;
+                let path = at(&["namespaces".into(), m.into(), "lun".into()]);
+                if !self.luns.iter().any(|l| l.name == *lun) {
+                    report.add(&path, format!("there is no LUN `{lun}`"));
+                }
+                if subsystem.namespaces[..m].iter().any(|earlier| earlier.lun == *lun) {
+                    report.add(&path, format!("LUN `{lun}` is in this subsystem already"));
+                }
+                for (k, host) in namespace.hosts.iter().flatten().enumerate() {
+                    let path = at(&["namespaces".into(), m.into(), "hosts".into(), k.into()]);
+                    self.check_host(report, &path, host);
+                }
+            }
+        }
+        let mut portals: Vec<_> = self.subsystems.iter().flat_map(|s| &s.listeners).collect();
+        portals.sort_unstable();
+        portals.dedup();
+        if portals.len() > MAX_PORTALS {
+            let len = portals.len();
+            report.add(
+                &["subsystem".into()],
+                format!("{len} listeners are more than the {MAX_PORTALS} possible"),
+            );
+        }
+    }
+
+    fn check_host(&self, report: &mut Report, path: &[Key], host: &str) {
+        if host.starts_with("nqn.") {
+            if let Err(error) = check_nqn(host) {
+                report.add(path, error.to_string());
+            }
+        } else if !self.hosts.iter().any(|h| h.name == host) {
+            report.add(path, format!("`{host}` is neither an NQN nor the name of a [[host]]"));
+        }
+    }
+
+    /// Memory against its limit.
+    fn check_sums(&self, report: &mut Report) {
+        let Some(limit) = self.gateway.memory_limit else { return };
+        let sum = self.memory();
+        if sum.total_bytes() > limit.0 {
+            let path = ["gateway".into(), "memory_limit".into()];
+            report.add(&path, format!("{limit} is less than what is asked for: {sum}"));
+        }
+    }
+
+    /// The memory that this system reserves: cores' payload memory and memory backends.
+    pub fn memory(&self) -> Worked {
+        let cores = self.gateway.cores.count() as u64;
+        let sum = Worked::default().add("cores", cores, self.gateway.memory_per_core.0);
+        let memory = self.backends.iter().filter(|b| b.kind == BackendType::Memory);
+        memory.fold(sum, |sum, b| sum.add(&format!("backend {}", b.name), 1, b.size.unwrap_or_default().0))
+    }
+
+    /// The NQN of a host that a list names by NQN or by the name of a `[[host]]`.
+    pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
+        self.hosts.iter().find(|h| h.name == host).map_or(host, |h| &h.nqn)
+    }
+}

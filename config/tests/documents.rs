@@ -1,0 +1,107 @@
+//! The examples are sound, and mistakes are told with line and field.
+#![forbid(unsafe_code)]
+
+use trefoil_config::{Bytes, Config, ConfigError};
+
+#[test]
+fn every_example_is_sound() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(dir).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let config = Config::parse(&path.display().to_string(), &text).unwrap_or_else(|e| panic!("{e}"));
+        let written = config.to_toml().expect("TOML");
+        assert_eq!(Config::parse("written", &written).unwrap_or_else(|e| panic!("{e}\n{written}")), config);
+        seen += 1;
+    }
+    assert!(seen >= 3);
+}
+
+fn refused(text: &str) -> ConfigError {
+    Config::parse("test.toml", text).expect_err("a mistake")
+}
+
+fn told(text: &str, line: usize, field: &str, part: &str) {
+    let error = refused(text);
+    let hit = error.mistakes.iter().find(|m| m.line == line && m.field == field);
+    assert!(hit.is_some_and(|m| m.message.contains(part)), "wanted {line} {field} {part}, got\n{error}");
+}
+
+const BASE: &str = "[[backend]]\nname = \"a\"\ntype = \"memory\"\nsize = \"1MiB\"\n";
+
+#[test]
+fn syntax_is_told_by_line() {
+    told("[gateway]\nname = \n", 2, "", "");
+}
+
+#[test]
+fn an_unknown_field_is_named() {
+    told("[gateway]\nname = \"x\"\nmax_host = 3\n", 3, "gateway.max_host", "unknown field `max_host`");
+    told(&format!("{BASE}colour = 1\n"), 5, "backend[0].colour", "unknown field `colour`");
+}
+
+#[test]
+fn a_wrong_type_is_told_at_its_value() {
+    told("[gateway]\nspin_us = \"long\"\n", 2, "gateway.spin_us", "invalid type");
+    told("[gateway]\nmemory_per_core = \"12 apples\"\n", 2, "gateway.memory_per_core", "not a unit of size");
+    told("[gateway]\nidle = \"lazy\"\n", 2, "gateway.idle", "unknown variant `lazy`");
+    told("[gateway]\ncores = \"all\"\n", 2, "gateway.cores", "a number of cores, or a list");
+}
+
+#[test]
+fn a_missing_field_is_told_at_its_table() {
+    told("\n[[backend]]\nname = \"a\"\n", 2, "backend[0]", "missing field `type`");
+    told("\n[[backend]]\nname = \"a\"\ntype = \"file\"\n", 2, "backend[0].path", "needs it");
+}
+
+#[test]
+fn a_field_of_another_type_is_refused() {
+    told(&format!("{BASE}path = \"/x\"\n"), 5, "backend[0].path", "type memory has no such field");
+}
+
+#[test]
+fn names_are_unique_and_references_exist() {
+    told(&format!("{BASE}{BASE}"), 6, "backend[1].name", "name of backend[0] already");
+    told("[[pool]]\nname = \"p\"\nbackends = [\"b\"]\n", 3, "pool[0].backends[0]", "no backend `b`");
+    told("[[lun]]\nname = \"l\"\npool = \"p\"\nsize = 512\n", 3, "lun[0].pool", "no pool `p`");
+    let two =
+        format!("{BASE}[[lun]]\nname = \"x\"\nbackend = \"a\"\n[[lun]]\nname = \"y\"\nbackend = \"a\"\n");
+    told(&two, 10, "lun[1].backend", "belongs to LUN `x`");
+}
+
+#[test]
+fn nqns_are_checked() {
+    told("[[subsystem]]\nnqn = \"disk\"\n", 2, "subsystem[0].nqn", "not an NQN");
+    let host = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = [\n  \"nqn.x\",\n  \"web\",\n]\n";
+    told(host, 4, "subsystem[0].hosts[0]", "not an NQN");
+    told(host, 5, "subsystem[0].hosts[1]", "neither an NQN nor");
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    let error = refused(&format!(
+        "[gateway]\nmax_hosts = 0\n{BASE}path = \"/x\"\n[[pool]]\nname = \"\"\nbackends = []\n"
+    ));
+    assert_eq!(error.mistakes.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 7, 9]);
+}
+
+#[test]
+fn sums_are_worked_out() {
+    let text =
+        format!("[gateway]\ncores = 2\nmemory_per_core = \"64MiB\"\nmemory_limit = \"100MiB\"\n{BASE}");
+    told(&text, 4, "gateway.memory_limit", "cores 2 x 64MiB + backend a 1MiB = 129MiB");
+    told(
+        "[gateway]\nmemory_per_core = \"1MiB\"\n",
+        2,
+        "gateway.memory_per_core",
+        "queue pairs 1024 x 8KiB = 40MiB",
+    );
+}
+
+#[test]
+fn absent_sizes_are_not_invented() {
+    let config = Config::parse("t", BASE).expect("sound");
+    assert_eq!(config.backends[0].size, Some(Bytes(1 << 20)));
+    assert_eq!(config.backends[0].block_bytes, None);
+}
