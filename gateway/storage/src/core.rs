@@ -59,7 +59,7 @@ impl<I: StorageIo> StorageCore<I> {
     /// A core with all the memory that it will ever need; it presents nothing until the first topology.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
         let home = arena.id().0;
-        let requests = limits.target.slots as usize + limits.foreign_requests;
+        let requests = limits.target.slots + limits.foreign_requests;
         Self {
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
