@@ -103,7 +103,7 @@ impl LunCore {
         let Some(buf) = self.arena.alloc(crate::workload::MAX_BLOCKS as usize * BLOCK_BYTES) else {
             return false;
         };
-        let Some(job) = self.workload.borrow_mut().next() else {
+        let Some(job) = self.workload.borrow_mut().take(|_| true) else {
             self.arena.free(buf);
             return false;
         };

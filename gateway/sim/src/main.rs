@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 use trefoil_sim::mutation;
-use trefoil_sim::run::{FAULTS, Outcome, Setting, run_seed};
+use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
 
 /// Runs whole gateways under seeds. The same seed always gives the same run.
 #[derive(Debug, Parser)]
@@ -69,11 +69,22 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         Some(name) => Some(*mutation::ALL.iter().find(|m| m.name == name).context("no such mutation")?),
         None => None,
     };
-    let setting = |seed| Setting { seed, operations: args.operations, told: args.story, mutation };
+    let setting = |seed| Setting {
+        seed,
+        frontend: frontend(seed),
+        operations: args.operations,
+        told: args.story,
+        mutation,
+    };
     match args.seed {
         Some(seed) => Ok(run_one(setting(seed))),
         None => Ok(run_many(args, setting)),
     }
+}
+
+/// Every third seed leaves the network out.
+fn frontend(seed: u64) -> Frontend {
+    if seed.is_multiple_of(3) { Frontend::Direct } else { Frontend::NvmeTcp }
 }
 
 fn run_one(setting: Setting) -> bool {

@@ -236,6 +236,20 @@ impl Model {
         }
     }
 
+    /// An operation was begun but never left its server.
+    pub fn withdraw(&mut self, id: u64) {
+        if let Some(job) = self.jobs.remove(&id) {
+            self.release(&job);
+        }
+    }
+
+    /// A line for the story.
+    pub fn note(&mut self, line: String) {
+        if let Some(log) = &mut self.log {
+            log.push(line);
+        }
+    }
+
     /// The gateway died. What was under way may or may not have landed, and will not land later.
     pub fn crash(&mut self, power: bool) {
         self.clock += 1;
@@ -244,8 +258,13 @@ impl Model {
             self.land(&job, false);
         }
         if power {
-            self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
+            self.power_cut();
         }
+    }
+
+    /// The gateway lost power, and the servers will try again what was under way.
+    pub fn power_cut(&mut self) {
+        self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
     }
 
     /// No job may begin on the LUN.

@@ -75,6 +75,12 @@ impl<I: StorageIo> StorageCore<I> {
         &self.arena
     }
 
+    /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
+    /// holds are dropped, so the caller must be unwinding, or they count as lost.
+    pub fn into_arena(self) -> Arena {
+        self.arena
+    }
+
     /// Carries requests down and completions up until neither is left.
     fn drain(&mut self, io: &mut I) {
         loop {
