@@ -276,7 +276,9 @@ impl Engine {
             (QueueState::Live, 0) => {
                 if let Some(index) = self.ctrlrs.find(cntlid) {
                     self.close_members(cx, index);
-                    self.ctrlrs.get_mut(index).and_then(|c| c.timer.take()).map(|key| self.timers.cancel(key));
+                    if let Some(key) = self.ctrlrs.get_mut(index).and_then(|c| c.timer.take()) {
+                        self.timers.cancel(key);
+                    }
                     self.ctrlrs.release(index);
                 }
             }
@@ -300,7 +302,9 @@ impl Engine {
     /// Arms a controller's timer anew, if it needs one.
     pub(super) fn arm_keep_alive(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
-        ctrlr.timer.take().map(|key| self.timers.cancel(key));
+        if let Some(key) = ctrlr.timer.take() {
+            self.timers.cancel(key);
+        }
         if ctrlr.kato_ms != 0 {
             let at = ctrlr.alive_at + Duration::from_millis(u64::from(ctrlr.kato_ms));
             ctrlr.timer = self.timers.arm(at, Timer::Ctrlr(index));

@@ -6,7 +6,7 @@ use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_AERS;
 use crate::target::queue::QueueState;
 use crate::target::slot::{NIL, Phase};
-use crate::topology::{Lun, Namespace, Subsystem, Topology};
+use crate::topology::{Namespace, Subsystem, Topology};
 use std::sync::Arc;
 use trefoil_wire::nvme::feature::AsyncEventConfig;
 use trefoil_wire::nvme::{AsyncEvent, Status};
@@ -145,7 +145,7 @@ impl Engine {
             };
             let attributes = match (before, after) {
                 (Some(x), Some(y)) => {
-                    x.lun != y.lun || x.ana_group != y.ana_group || shape(old, x) != shape(new, y)
+                    x.lun != y.lun || x.ana_group != y.ana_group || !same_shape(old, x, new, y)
                 }
                 _ => true,
             };
@@ -195,10 +195,13 @@ impl Engine {
     }
 }
 
-/// What Identify Namespace says of a namespace's LUN.
-fn shape<'a>(topology: &'a Topology, namespace: &Namespace) -> Option<(u64, u32, &'a [u8; 16], &'a [u8; 16], bool)> {
-    let lun: &Lun = topology.luns.get(namespace.lun.0 as usize)?.as_ref()?;
-    Some((lun.blocks, lun.block_bytes, &lun.uuid, &lun.nguid, lun.read_only))
+/// Whether Identify Namespace says the same of both namespaces' LUNs.
+fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> bool {
+    let lun = |topology: &'_ Topology, n: &Namespace| -> Option<(u64, u32, [u8; 16], [u8; 16], bool)> {
+        let lun = topology.luns.get(n.lun.0 as usize)?.as_ref()?;
+        Some((lun.blocks, lun.block_bytes, lun.uuid, lun.nguid, lun.read_only))
+    };
+    lun(old, x) == lun(new, y)
 }
 
 /// Whether any host may find another discovery log.

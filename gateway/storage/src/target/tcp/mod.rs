@@ -31,7 +31,8 @@ use trefoil_wire::nvme::Status;
 pub struct Tcp {
     limits: TargetLimits,
     conns: Box<[Conn]>,
-    /// Lists that are not under way.
+    /// Lists that are not under way, boxed as the driver takes them.
+    #[allow(clippy::vec_box)]
     lists: Vec<Box<SendList>>,
     /// Connections with something to send.
     dirty: VecDeque<u32>,
