@@ -108,7 +108,7 @@ impl Backend {
         let fields: [(&'static str, bool, &[BackendType]); 12] = [
             ("size", self.size.is_some(), &[Memory, Null, File]),
             ("block_bytes", self.block_bytes.is_some(), &[Memory, Null, File]),
-            ("path", self.path.is_some(), &[File]),
+            ("path", self.path.is_some(), &[Memory, File]),
             ("address", self.address.is_some(), &[NvmeTcp]),
             ("subnqn", self.subnqn.is_some(), &[NvmeTcp]),
             ("hostnqn", self.hostnqn.is_some(), &[NvmeTcp]),

@@ -57,7 +57,7 @@ fn a_missing_field_is_told_at_its_table() {
 
 #[test]
 fn a_field_of_another_type_is_refused() {
-    told(&format!("{BASE}path = \"/x\"\n"), 5, "backend[0].path", "type memory has no such field");
+    told(&format!("{BASE}nsid = 1\n"), 5, "backend[0].nsid", "type memory has no such field");
 }
 
 #[test]
@@ -80,9 +80,8 @@ fn nqns_are_checked() {
 
 #[test]
 fn every_mistake_is_told_at_once() {
-    let error = refused(&format!(
-        "[gateway]\nmax_hosts = 0\n{BASE}path = \"/x\"\n[[pool]]\nname = \"\"\nbackends = []\n"
-    ));
+    let error =
+        refused(&format!("[gateway]\nmax_hosts = 0\n{BASE}nsid = 1\n[[pool]]\nname = \"\"\nbackends = []\n"));
     assert_eq!(error.mistakes.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 7, 9]);
 }
 

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
 use trefoil_storage::topology::LunId;
 use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
 
@@ -81,7 +83,8 @@ impl LunCore {
         let origin = done.origin();
         let (buf, result) = done.settle();
         let slot = self.slots.get_mut(origin.slot as usize);
-        let job = slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
+        let job =
+            slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
         let mut workload = self.workload.borrow_mut();
         match job {
             Some(job) => {
@@ -100,7 +103,7 @@ impl LunCore {
         let Some(buf) = self.arena.alloc(crate::workload::MAX_BLOCKS as usize * BLOCK_BYTES) else {
             return false;
         };
-        let Some(job) = self.workload.borrow_mut().next() else {
+        let Some(job) = self.workload.borrow_mut().take(|_| true) else {
             self.arena.free(buf);
             return false;
         };

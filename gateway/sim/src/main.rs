@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 use trefoil_sim::mutation;
-use trefoil_sim::run::{FAULTS, Outcome, Setting, run_seed};
+use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
 
 /// Runs whole gateways under seeds. The same seed always gives the same run.
 #[derive(Debug, Parser)]
@@ -69,18 +69,32 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         Some(name) => Some(*mutation::ALL.iter().find(|m| m.name == name).context("no such mutation")?),
         None => None,
     };
-    let setting = |seed| Setting { seed, operations: args.operations, told: args.story, mutation };
+    let setting = |seed| Setting {
+        seed,
+        frontend: frontend(seed),
+        operations: args.operations,
+        told: args.story,
+        mutation,
+    };
     match args.seed {
         Some(seed) => Ok(run_one(setting(seed))),
         None => Ok(run_many(args, setting)),
     }
 }
 
+/// Every third seed leaves the network out.
+fn frontend(seed: u64) -> Frontend {
+    if seed.is_multiple_of(3) { Frontend::Direct } else { Frontend::NvmeTcp }
+}
+
 fn run_one(setting: Setting) -> bool {
     let outcome = run_seed(setting);
     outcome.story.iter().for_each(|line| println!("{line}"));
     let (done, failed) = outcome.operations;
-    println!("seed {}: {done} operations done, {failed} failed with a cause, story {:016x}", outcome.seed, outcome.hash);
+    println!(
+        "seed {}: {done} operations done, {failed} failed with a cause, story {:016x}",
+        outcome.seed, outcome.hash
+    );
     for (kind, count) in &outcome.faults {
         println!("  {kind:<16} {count}");
     }
@@ -135,7 +149,11 @@ fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
                         totals.add(outcome);
                         let done = totals.passed + totals.failed.len() as u64;
                         if done.is_multiple_of(200) {
-                            println!("{done} of {} seeds, {:.1} s", args.seeds, began.elapsed().as_secs_f64());
+                            println!(
+                                "{done} of {} seeds, {:.1} s",
+                                args.seeds,
+                                began.elapsed().as_secs_f64()
+                            );
                         }
                     }
                 }
@@ -148,7 +166,12 @@ fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
     for kind in FAULTS {
         println!("{kind:<16} {}", totals.seeds_by_kind.get(kind).copied().unwrap_or(0));
     }
-    println!("{} operations, {} faults, {:.1} seeds/s", totals.operations, totals.faults, args.seeds as f64 / seconds);
+    println!(
+        "{} operations, {} faults, {:.1} seeds/s",
+        totals.operations,
+        totals.faults,
+        args.seeds as f64 / seconds
+    );
     // A handful of seeds need not fire everything.
     let never: Vec<_> = FAULTS.iter().filter(|kind| !totals.seeds_by_kind.contains_key(*kind)).collect();
     let unfired = args.seeds >= 50 && !never.is_empty();
@@ -163,12 +186,16 @@ fn run_mutations(args: &Args) -> bool {
     let mut missed = 0;
     for &mutation in mutation::ALL {
         let found = (args.start..args.start + mutation.within_seeds).enumerate().find_map(|(tried, seed)| {
-            let setting = Setting { seed, operations: args.operations, told: false, mutation: Some(mutation) };
+            let setting =
+                Setting { seed, operations: args.operations, told: false, mutation: Some(mutation) };
             run_seed(setting).violation.map(|violation| (tried + 1, seed, violation))
         });
         match found {
             Some((tried, seed, violation)) => {
-                println!("{:<22} found after {tried} of {} seeds (seed {seed}): {violation}", mutation.name, mutation.within_seeds);
+                println!(
+                    "{:<22} found after {tried} of {} seeds (seed {seed}): {violation}",
+                    mutation.name, mutation.within_seeds
+                );
             }
             None => {
                 missed += 1;

@@ -236,6 +236,20 @@ impl Model {
         }
     }
 
+    /// An operation was begun but never left its server.
+    pub fn withdraw(&mut self, id: u64) {
+        if let Some(job) = self.jobs.remove(&id) {
+            self.release(&job);
+        }
+    }
+
+    /// A line for the story.
+    pub fn note(&mut self, line: String) {
+        if let Some(log) = &mut self.log {
+            log.push(line);
+        }
+    }
+
     /// The gateway died. What was under way may or may not have landed, and will not land later.
     pub fn crash(&mut self, power: bool) {
         self.clock += 1;
@@ -244,8 +258,13 @@ impl Model {
             self.land(&job, false);
         }
         if power {
-            self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
+            self.power_cut();
         }
+    }
+
+    /// The gateway lost power, and the servers will try again what was under way.
+    pub fn power_cut(&mut self) {
+        self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
     }
 
     /// No job may begin on the LUN.
@@ -347,7 +366,8 @@ fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
 }
 
 fn describe(block: &[u8]) -> String {
-    let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let at =
+        |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
     let place = at(1);
     format!("a broken stamp: version {} of LUN {} block {}", at(0), place >> 48, place & 0xffff_ffff_ffff)
 }

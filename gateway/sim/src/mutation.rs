@@ -63,10 +63,6 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation { name: "skipped-zeroing", within_seeds: 20, apply: |run| run.skip_zeroing = true },
     Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },
-    Mutation {
-        name: "dropped-message",
-        within_seeds: 5,
-        apply: |run| run.world.mail_defect.lose = 2,
-    },
+    Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
 ];

@@ -13,7 +13,12 @@ use std::time::Duration;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{CoreId, Instant, Io};
 use trefoil_storage::backend::{Attach, AttachKind, File};
-use trefoil_storage::topology::{BackendId, Extent, Lun, LunId, Topology};
+use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::initiator::FenceRule;
+use trefoil_storage::target::TargetLimits;
+use trefoil_storage::topology::{
+    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+};
 use trefoil_storage::{Msg, Op, Origin, Owner, Request};
 
 use crate::direct::{LunCore, StorageMsg};
@@ -21,12 +26,17 @@ use crate::disk::{Disk, DiskFault, DiskId};
 use crate::memory::{arena, claim_home, release_home};
 use crate::model::BLOCK_BYTES;
 use crate::mutation::Mutation;
+use crate::node::Node;
+use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
+use crate::simio::SOCKETS;
 use crate::workload::Workload;
 use crate::world::{Crash, NodeId, Step, World};
 
 /// Cores of the gateway.
 pub const CORES: u16 = 4;
-const ARENA_BYTES: usize = 4 << 20;
+const ARENA_BYTES: usize = 8 << 20;
+const SERVERS: u16 = 2;
+const PORT: u16 = 4420;
 const DISKS: u32 = 3;
 const DISK_BYTES: u64 = 8 << 20;
 /// Block sizes of the LUNs at first. The last is the one that is removed and made anew.
@@ -35,7 +45,7 @@ const REPLACED: usize = 2;
 const GROWN: usize = 1;
 const GROW_BLOCKS: u64 = 200;
 /// Nothing takes longer than this in virtual time.
-const LIMIT: Instant = Instant::from_ns(60_000_000_000);
+const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
 const TICK: u64 = 1;
 const FAULT: u64 = 2;
@@ -43,7 +53,12 @@ const RESTART: u64 = 3;
 const HEAL: u64 = 4;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 13] = [
+pub const FAULTS: [&str; 18] = [
+    "link-reset",
+    "link-stall",
+    "half-dead",
+    "vanish",
+    "bit-flip",
     "kill",
     "power-cut",
     "crash-in-change",
@@ -59,11 +74,22 @@ pub const FAULTS: [&str; 13] = [
     "republish",
 ];
 
+/// What stands before the LUN layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frontend {
+    /// The workload itself, on every core.
+    Direct,
+    /// The NVMe/TCP target, and servers that reach it over links.
+    NvmeTcp,
+}
+
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// Everything follows from it.
     pub seed: u64,
+    /// What stands before the LUN layer.
+    pub frontend: Frontend,
     /// Operations of the workload.
     pub operations: u64,
     /// Keep the story as text.
@@ -98,11 +124,21 @@ enum Change {
     Grown(u64),
 }
 
+/// Zeroes being written to what a new LUN gets.
+struct Zeroing {
+    left: usize,
+    failed: bool,
+    extents: Vec<Extent>,
+}
+
 /// A seed under way.
 pub struct Run {
     /// The world.
-    pub world: World<StorageMsg, LunCore>,
+    pub world: World<StorageMsg, Node>,
+    frontend: Frontend,
     gateway: NodeId,
+    servers: Vec<NodeId>,
+    digests: bool,
     disks: Vec<DiskId>,
     homes: Vec<u16>,
     /// The core that has each backend's file.
@@ -115,14 +151,17 @@ pub struct Run {
     attach_left: usize,
     publish_left: usize,
     change: Change,
-    /// Zeroings of the next LUN's extents under way, and those extents.
-    zeroing: Option<(usize, Vec<Extent>)>,
+    zeroing: Option<Zeroing>,
     /// No more faults: the end is near.
     calm: bool,
     /// Mutation: a new LUN is not zeroed.
     pub skip_zeroing: bool,
     /// Mutation: a grown LUN gets an extent that another has.
     pub reuse_extent: bool,
+    /// How servers fence lost writes. Mutation: not at all.
+    pub fence: FenceRule,
+    /// Operations that were done at the last fault.
+    finished_at_fault: u64,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
 }
@@ -163,10 +202,27 @@ fn carve(rng: &mut Rng, blocks: u64, backends: [u32; 2], from: u64) -> Vec<Exten
     vec![extent(0, first, backends[0]), extent(first, blocks - first, backends[1])]
 }
 
+fn limits() -> CoreLimits {
+    let target = TargetLimits {
+        max_conns: SOCKETS,
+        max_ctrlrs: 32,
+        slots: 768,
+        reserved_slots: 256,
+        reserved_bytes: 1 << 20,
+        send_lists: 64,
+        ..TargetLimits::default()
+    };
+    CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 256 }
+}
+
 impl Run {
     fn new(setting: &Setting) -> Self {
         let mut world = World::new(setting.seed, setting.told);
         let gateway = world.add_node("gateway");
+        let servers = match setting.frontend {
+            Frontend::Direct => Vec::new(),
+            Frontend::NvmeTcp => (0..SERVERS).map(|i| world.add_node(&format!("server{i}"))).collect(),
+        };
         let disks = (0..DISKS).map(|i| world.add_disk(gateway, &format!("disk{i}"), DISK_BYTES)).collect();
         let mut rng = world.fork_rng();
         let mut workload = Workload::new(world.fork_rng(), setting.operations, &LUN_BLOCKS);
@@ -178,9 +234,12 @@ impl Run {
         ];
         Self {
             world,
+            frontend: setting.frontend,
             gateway,
+            servers,
+            digests: rng.below(2) == 0,
             disks,
-            homes: (0..CORES).map(|_| claim_home()).collect(),
+            homes: (0..CORES + SERVERS).map(|_| claim_home()).collect(),
             owners: (0..DISKS).map(|_| rng.below(u64::from(CORES)) as u16).collect(),
             workload: Rc::new(RefCell::new(workload)),
             rng,
@@ -195,6 +254,8 @@ impl Run {
             skip_zeroing: false,
             reuse_extent: false,
             swap_extents: false,
+            fence: FenceRule::KeepAliveBound,
+            finished_at_fault: 0,
         }
     }
 
@@ -205,6 +266,7 @@ impl Run {
 
     fn go(&mut self) -> Option<String> {
         self.start();
+        self.start_servers();
         self.world.after(Duration::from_micros(50), TICK);
         self.world.after(Duration::from_micros(400), FAULT);
         loop {
@@ -214,13 +276,15 @@ impl Run {
                 return Some(violation.into());
             }
             match step {
-                Step::Ran | Step::Accepted(_) => {}
+                Step::Ran => {}
+                Step::Accepted(_) => self.adopt(),
                 Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
                     if self.tick() {
                         break;
                     }
-                    self.world.after(Duration::from_micros(100), TICK);
+                    let pause = if self.frontend == Frontend::Direct { 100 } else { 1000 };
+                    self.world.after(Duration::from_micros(pause), TICK);
                 }
                 Step::Timer(FAULT) if !self.calm => {
                     self.fault();
@@ -234,7 +298,7 @@ impl Run {
             }
             if self.world.now() > LIMIT {
                 let left = self.workload.borrow().model.under_way(None);
-                return Some(format!("after a virtual minute {left} operations are not done"));
+                return Some(format!("after 15 virtual minutes {left} operations are not done"));
             }
         }
         self.check_leaks()
@@ -276,10 +340,17 @@ impl Run {
 
     fn start(&mut self) {
         let (homes, workload) = (self.homes.clone(), self.workload.clone());
+        let frontend = self.frontend;
         self.world.start(self.gateway, CORES, |io| {
             let arena = arena(homes[usize::from(io.core().0)], ARENA_BYTES);
-            LunCore::new(io, arena, workload.clone())
+            match frontend {
+                Frontend::Direct => Node::Lun(Box::new(LunCore::new(io, arena, workload.clone()))),
+                Frontend::NvmeTcp => Node::Gateway(Box::new(StorageCore::new(io, arena, limits()))),
+            }
         });
+        if self.frontend == Frontend::NvmeTcp {
+            self.world.listen(self.gateway, PORT);
+        }
         self.zeroing = None;
         self.attach_left = usize::from(CORES) * self.disks.len();
         for (backend, &disk) in self.disks.clone().iter().enumerate() {
@@ -293,6 +364,54 @@ impl Run {
                 let attach = Attach { len_bytes: DISK_BYTES, block_bytes: BLOCK_BYTES as u32, kind, id };
                 self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
             }
+        }
+    }
+
+    fn start_servers(&mut self) {
+        for (number, &node) in self.servers.clone().iter().enumerate() {
+            let config = ServerConfig {
+                number: number as u16,
+                addr: self.world.addr(self.gateway, PORT),
+                luns: if number == 0 { vec![0, GROWN] } else { vec![0, GROWN, REPLACED] },
+                digests: self.digests,
+                fence: self.fence,
+            };
+            let (home, workload) = (self.homes[usize::from(CORES) + number], self.workload.clone());
+            self.world.start(node, 1, |io| {
+                Node::Server(Box::new(ServerCore::new(io, arena(home, ARENA_BYTES), &config, workload.clone())))
+            });
+        }
+    }
+
+    fn adopt(&mut self) {
+        while let Some(accepted) = self.world.take_accepted(self.gateway) {
+            let core = CoreId(self.rng.below(u64::from(CORES)) as u16);
+            let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
+            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
+            self.world.post(self.gateway, core, msg);
+        }
+    }
+
+    /// One subsystem; the last LUN is for the second server only.
+    fn subsystem(&self) -> Subsystem {
+        let namespace = |(i, extents): (usize, &Option<Vec<Extent>>)| {
+            extents.as_ref().map(|_| Namespace {
+                nsid: i as u32 + 1,
+                lun: LunId(i as u32),
+                hosts: if i == REPLACED { Allow::Only(vec![host_nqn(1)]) } else { Allow::Any },
+                ana_group: 1,
+                ana_state: 1,
+            })
+        };
+        Subsystem {
+            nqn: SUBSYSTEM.into(),
+            serial: "SIM".into(),
+            model: "Trefoil".into(),
+            hosts: Allow::Only((0..SERVERS).map(host_nqn).collect()),
+            portals: vec![PortalId(0)],
+            namespaces: self.luns.iter().enumerate().filter_map(namespace).collect(),
+            max_namespaces: 8,
+            cntlid_range: (1, 0xFFEF),
         }
     }
 
@@ -311,7 +430,14 @@ impl Run {
             })
         };
         let luns = self.luns.iter().enumerate().map(lun).collect();
-        let topology = Arc::new(Topology { epoch: self.epoch, luns, ..Topology::default() });
+        let (subsystems, portals) = match self.frontend {
+            Frontend::Direct => (Vec::new(), Vec::new()),
+            Frontend::NvmeTcp => {
+                let listen = self.world.addr(self.gateway, PORT);
+                (vec![self.subsystem()], vec![Some(Portal { listen })])
+            }
+        };
+        let topology = Arc::new(Topology { epoch: self.epoch, luns, subsystems, portals });
         for core in 0..CORES {
             self.world.post(self.gateway, CoreId(core), Msg::Topology(topology.clone()));
         }
@@ -335,12 +461,15 @@ impl Run {
                 Msg::TopologyDone { .. } => {}
                 Msg::Completed(done) => {
                     let (_, result) = done.settle();
-                    match (&mut self.zeroing, result) {
-                        (Some((left, _)), Ok(())) => *left -= 1,
-                        // Tried again at the next tick.
-                        _ => self.zeroing = None,
+                    if let Some(zeroing) = &mut self.zeroing {
+                        zeroing.left -= 1;
+                        zeroing.failed |= result.is_err();
                     }
                     self.created();
+                }
+                Msg::Event(event) => {
+                    let now = self.world.now();
+                    self.world.story.tell(now, format_args!("gateway core {}: {event:?}", from.0));
                 }
                 other => {
                     let what = format!("control got {other:?} from {from:?}");
@@ -359,6 +488,18 @@ impl Run {
             Change::Grown(blocks) => workload.model.grow(GROWN, blocks),
         }
         workload.serving = true;
+        drop(workload);
+        self.kick();
+    }
+
+    /// Gives each core a turn, for it to look for work.
+    fn kick(&mut self) {
+        for core in 0..CORES {
+            self.world.with(self.gateway, core, |_, _| ());
+        }
+        for node in self.servers.clone() {
+            self.world.with(node, 0, |_, _| ());
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -389,6 +530,7 @@ impl Run {
             drop(workload);
             self.heal();
             self.workload.borrow_mut().start_verify();
+            self.kick();
             return false;
         }
         workload.is_verified()
@@ -397,7 +539,8 @@ impl Run {
     fn zero_new(&mut self) {
         let blocks = 500 + self.rng.below(1000);
         let extents = carve(&mut self.rng, blocks, [2, 0], 8000);
-        self.zeroing = Some((if self.skip_zeroing { 0 } else { extents.len() }, extents.clone()));
+        let left = if self.skip_zeroing { 0 } else { extents.len() };
+        self.zeroing = Some(Zeroing { left, failed: false, extents: extents.clone() });
         if self.skip_zeroing {
             return self.created();
         }
@@ -417,9 +560,11 @@ impl Run {
         }
     }
 
-    /// Presents the new LUN once all of it is zeroed.
+    /// Presents the new LUN once all of it is zeroed. What failed is tried again at the next tick, when
+    /// nothing of the attempt is under way any more.
     fn created(&mut self) {
-        if let Some((_, extents)) = self.zeroing.take_if(|(left, _)| *left == 0) {
+        let done = self.zeroing.take_if(|zeroing| zeroing.left == 0);
+        if let Some(Zeroing { extents, failed: false, .. }) = done {
             self.fired("lun-create");
             self.change = Change::Created(blocks_of(&extents));
             self.luns[REPLACED] = Some(extents);
@@ -437,6 +582,17 @@ impl Run {
     fn fault(&mut self) {
         if !self.world.is_up(self.gateway) {
             return;
+        }
+        if self.frontend == Frontend::NvmeTcp {
+            // While servers wait out a fence, little goes wrong, for work to go on between faults.
+            let (done, failed) = self.workload.borrow().model.counts();
+            if done + failed < self.finished_at_fault + 40 && self.rng.below(400) > 0 {
+                return;
+            }
+            self.finished_at_fault = done + failed;
+            if self.rng.below(2) == 0 {
+                return self.link_fault();
+            }
         }
         match self.rng.below(20) {
             0 => self.crash(Crash::Kill),
@@ -462,6 +618,38 @@ impl Run {
         }
     }
 
+    fn link_fault(&mut self) {
+        let conns = self.world.conns_of(self.gateway);
+        let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
+        let time = Duration::from_micros(self.rng.below(50_000));
+        match self.rng.below(8) {
+            0 | 1 => {
+                self.world.reset(conn);
+                self.fired("link-reset");
+            }
+            2 | 3 => {
+                self.world.stall(conn, time);
+                self.fired("link-stall");
+            }
+            4 => {
+                self.world.blacken(conn, if self.rng.below(2) == 0 { side } else { side.other() });
+                self.fired("half-dead");
+            }
+            5 => {
+                let reset = self.rng.below(2) == 0;
+                self.world.darken(self.gateway, time * 60, reset);
+                self.fired("vanish");
+            }
+            _ => {
+                let to = if self.rng.below(2) == 0 { side } else { side.other() };
+                if self.digests && self.world.bytes_to(conn, to) > 2000 {
+                    self.world.flip_bit(conn, to);
+                    self.fired("bit-flip");
+                }
+            }
+        }
+    }
+
     fn crash(&mut self, how: Crash) {
         self.fired(if how == Crash::Kill { "kill" } else { "power-cut" });
         if !self.is_settled() || self.luns[REPLACED].is_none() {
@@ -469,8 +657,14 @@ impl Run {
         }
         self.world.crash(self.gateway, how);
         let mut workload = self.workload.borrow_mut();
-        workload.serving = false;
-        workload.model.crash(how == Crash::Power);
+        match self.frontend {
+            Frontend::Direct => {
+                workload.serving = false;
+                workload.model.crash(how == Crash::Power);
+            }
+            Frontend::NvmeTcp if how == Crash::Power => workload.model.power_cut(),
+            Frontend::NvmeTcp => {}
+        }
         drop(workload);
         if self.swap_extents
             && let Some(extents) = &mut self.luns[0]

@@ -41,31 +41,33 @@ impl Workload {
         self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
     }
 
-    /// Whether [`next`](Self::next) may give something soon.
+    /// Whether [`take`](Self::take) may give something soon.
     pub fn wants_more(&self) -> bool {
         self.serving && (self.left > 0 || (self.verify.is_some() && !self.is_verified()))
     }
 
-    /// The next operation to do, if there is one now.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Option<Job> {
+    /// The next operation to do on one of the LUNs that `may` allows, if there is one now.
+    pub fn take(&mut self, may: impl Fn(usize) -> bool) -> Option<Job> {
         if !self.serving {
             return None;
         }
         if self.verify.is_some() {
-            return self.next_verify();
+            return self.next_verify(&may);
         }
         if self.left == 0 {
             return None;
         }
-        let job = (0..3).find_map(|_| self.try_next())?;
+        let job = (0..3).find_map(|_| self.try_next(&may))?;
         self.left -= 1;
         Some(job)
     }
 
-    fn try_next(&mut self) -> Option<Job> {
+    fn try_next(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {
         let rng = &mut self.rng;
         let lun = rng.below(self.model.luns() as u64) as usize;
+        if !may(lun) {
+            return None;
+        }
         let size = self.model.blocks(lun);
         let kind = match rng.below(100) {
             0..42 => Kind::Read,
@@ -90,15 +92,18 @@ impl Workload {
         self.model.begin(lun, kind, lba, blocks)
     }
 
-    fn next_verify(&mut self) -> Option<Job> {
+    fn next_verify(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {
         let (lun, lba) = self.verify?;
         if lun >= self.model.luns() {
+            return None;
+        }
+        if !may(lun) {
             return None;
         }
         let size = self.model.blocks(lun);
         if lba >= size || !self.model.is_open(lun) {
             self.verify = Some((lun + 1, 0));
-            return self.next_verify();
+            return self.next_verify(may);
         }
         let blocks = MAX_BLOCKS.min(size - lba);
         let job = self.model.begin(lun, Kind::Read, lba, blocks)?;

@@ -128,7 +128,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             std::mem::take(&mut n.control),
             std::mem::take(&mut n.accepted),
         );
-        let (machines, parts): (Vec<_>, Vec<_>) = std::mem::take(&mut n.cores).into_iter().map(Core::part).unzip();
+        let (machines, parts): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut n.cores).into_iter().map(Core::part).unzip();
         crash_drop((left, parts));
         crash_machines(machines, H::into_arena);
     }

@@ -20,8 +20,8 @@
 
 use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
-use super::discovery::LogReader;
 use super::config::{ControllerConfig, Purpose};
+use super::discovery::LogReader;
 use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
@@ -31,7 +31,7 @@ use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
+use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe};
 
 /// Commands on the admin queue: one step, a keep alive, an event request and aborts. 31 and the
 /// empty entry make 32, which every controller must take (NVMe base 2.0c §3.3.1.1).
@@ -173,9 +173,10 @@ impl Controller {
     }
 
     /// Stops in order: queues are closed, the controller is shut down (CC.SHN), then disconnected.
-    /// [`ControllerEvent::Stopped`] follows. The queues must be idle.
+    /// [`ControllerEvent::Stopped`] follows. Commands that are still on the queues fail.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.stop = true;
+        self.out.push_back(InitiatorMsg::GiveUp);
         match self.state {
             State::Idle | State::Backoff(_) => self.rest(),
             State::Ready => {
@@ -250,9 +251,9 @@ impl Controller {
         self.state == State::Ready
     }
 
-    /// Whether it is stopped.
+    /// Whether it is stopped, and no queue waits for a fence any more.
     pub fn is_stopped(&self) -> bool {
-        self.state == State::Idle
+        self.state == State::Idle && self.fences.next().is_none()
     }
 
     /// Reads the discovery log again.
@@ -321,7 +322,7 @@ impl Controller {
 
     /// The association ended without proof that its commands are gone.
     fn unfenced(&mut self, now: Instant, had_queues: bool) {
-        if !had_queues {
+        if !had_queues || self.config.purpose == Purpose::Discovery {
             return;
         }
         match self.config.fence {
@@ -443,7 +444,7 @@ impl Controller {
                 self.current = None;
                 let now = io.now();
                 match self.state {
-                    State::Resetting => {
+                    State::Resetting | State::Stopping => {
                         self.unfenced(now, true);
                         self.closed(io);
                     }
@@ -580,11 +581,9 @@ impl Controller {
 
     /// A reset or a shutdown is over; `proven` if the controller said so.
     fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
-        if self.state == State::Resetting {
-            match proven {
-                true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
-                false => self.unfenced(io.now(), true),
-            }
+        match proven {
+            true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
+            false => self.unfenced(io.now(), true),
         }
         self.close_admin(io);
     }

@@ -29,7 +29,9 @@ impl Engine {
     /// Takes one request off the controller's list.
     pub(super) fn drop_event_request(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         if let Some(place) = ctrlr.aers.iter().position(|&aer| aer == at) {
             ctrlr.aers[place..].rotate_left(1);
             ctrlr.aers[MAX_AERS - 1] = NIL;
@@ -40,7 +42,9 @@ impl Engine {
     /// A reset ends all requests of the queue of slot `at`.
     pub(super) fn drop_aers(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         let aers = std::mem::replace(&mut ctrlr.aers, [NIL; MAX_AERS]);
         ctrlr.aer_count = 0;
         for aer in aers.into_iter().filter(|&aer| aer != NIL) {
@@ -196,7 +200,10 @@ impl Engine {
 }
 
 /// What Identify Namespace says of a namespace's LUN.
-fn shape<'a>(topology: &'a Topology, namespace: &Namespace) -> Option<(u64, u32, &'a [u8; 16], &'a [u8; 16], bool)> {
+fn shape<'a>(
+    topology: &'a Topology,
+    namespace: &Namespace,
+) -> Option<(u64, u32, &'a [u8; 16], &'a [u8; 16], bool)> {
     let lun: &Lun = topology.luns.get(namespace.lun.0 as usize)?.as_ref()?;
     Some((lun.blocks, lun.block_bytes, &lun.uuid, &lun.nguid, lun.read_only))
 }
@@ -205,7 +212,9 @@ fn shape<'a>(topology: &'a Topology, namespace: &Namespace) -> Option<(u64, u32,
 fn discovery_differs(old: &Topology, new: &Topology) -> bool {
     old.portals != new.portals
         || old.subsystems.len() != new.subsystems.len()
-        || old.subsystems.iter().zip(&new.subsystems).any(|(a, b)| {
-            a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals
-        })
+        || old
+            .subsystems
+            .iter()
+            .zip(&new.subsystems)
+            .any(|(a, b)| a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals)
 }
