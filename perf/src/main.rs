@@ -1,7 +1,10 @@
 //! Measures Trefoil against floors taken in the same run.
 #![forbid(unsafe_code)]
 
+mod client;
 mod floor;
+mod load;
+mod pattern;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -212,7 +212,7 @@ fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut
     worked |= handler.on_turn(io);
     worked |= io.ports.flush();
     io.submit()?;
-    Ok(worked || io.has_backlog())
+    Ok(worked || io.has_pending())
 }
 
 /// Closes everything and turns until nothing is outstanding.

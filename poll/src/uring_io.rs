@@ -11,6 +11,7 @@
 //! submission queue has no room for wait in a queue of 64 bytes × (4 a socket + 1 a file operation +
 //! the bell's).
 
+mod direct;
 mod faults;
 mod file;
 mod sock;
@@ -62,6 +63,9 @@ pub struct UringConfig {
     pub recv_buffers: u16,
     /// Bytes of each.
     pub recv_buffer_bytes: u32,
+    /// Try sends and receives at once by their own system calls, and leave to the ring what would wait.
+    /// Without it, all goes through the ring.
+    pub direct: bool,
     /// For sockets that [`Io::connect`] makes.
     pub socket_options: Options,
     /// For [`Io::random`].
@@ -78,6 +82,7 @@ impl Default for UringConfig {
             max_file_ops: 4096,
             recv_buffers: 64,
             recv_buffer_bytes: 64 << 10,
+            direct: true,
             socket_options: Options::default(),
             seed: 0,
             faults: None,
@@ -99,6 +104,14 @@ pub struct UringIo<M> {
     closing: VecDeque<u32>,
     /// Sockets whose receive found no buffer. Each is in once: `max_sockets`.
     starved: VecDeque<u32>,
+    /// Operations that ended within the call that began them, as (kind, slot, result), to be told in
+    /// the next turn: a receive and a send a socket.
+    done: VecDeque<(Kind, u32, i32)>,
+    /// Sockets whose receive is tried each turn.
+    hot: Vec<u32>,
+    /// Where such a receive goes.
+    scratch: Box<[u8]>,
+    direct: bool,
     /// Entries that found the submission queue full.
     backlog: VecDeque<Entry>,
     /// The first registered span of each arena.
@@ -133,6 +146,10 @@ impl<M: Send> UringIo<M> {
             running: Table::new(config.max_file_ops),
             closing: VecDeque::with_capacity(sockets * 2),
             starved: VecDeque::with_capacity(sockets),
+            done: VecDeque::with_capacity(sockets * 2),
+            hot: Vec::with_capacity(direct::MAX_HOT),
+            scratch: vec![0; config.recv_buffer_bytes as usize].into(),
+            direct: config.direct,
             // A socket has at most a receive, a send, a cancellation and (with faults) two more.
             backlog: VecDeque::with_capacity(sockets * 5 + config.max_file_ops as usize + 1),
             spans: vec![None; MAX_HOMES].into(),
@@ -182,14 +199,22 @@ impl<M: Send> UringIo<M> {
 
     /// Tells `handler` what has completed; says whether there was anything.
     pub(crate) fn complete<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
+        let at_once = self.done.len();
+        for _ in 0..at_once {
+            match self.done.pop_front() {
+                Some((Kind::Recv, index, result)) => self.recv_done(index, result, 0, handler),
+                Some((_, index, result)) => self.send_done(index, result, handler),
+                None => {}
+            }
+        }
         let mut batch = std::mem::take(&mut self.batch);
         let completions = self.ring.completions(&mut batch);
-        let any = !completions.is_empty();
+        let any = at_once > 0 || !completions.is_empty();
         for completion in completions {
             self.dispatch(completion, handler);
         }
         self.batch = batch;
-        any
+        any | self.poll_hot(handler)
     }
 
     fn dispatch<H: Handler<Self>>(&mut self, completion: &cqueue::Entry, handler: &mut H) {
@@ -243,14 +268,18 @@ impl<M: Send> UringIo<M> {
         Ok(())
     }
 
-    /// Whether entries wait for room in the submission queue.
-    pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+    /// Whether something waits for the next turn already.
+    pub(crate) fn has_pending(&self) -> bool {
+        !(self.backlog.is_empty()
+            && self.done.is_empty()
+            && self.closing.is_empty()
+            && self.starved.is_empty())
     }
 
     /// Submits, and sleeps until a completion, a ring of the bell, or `timeout`; returns at once if
     /// there is mail already, or `stop` is set.
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>, stop: &AtomicBool) -> io::Result<()> {
+        self.cool();
         if !self.bell_armed {
             self.bell_armed = true;
             let bell = types::Fd(self.ports.bell.as_fd().as_raw_fd());
@@ -258,7 +287,8 @@ impl<M: Send> UringIo<M> {
             self.push(poll.user_data(pack(Kind::Wake, 0, 0)));
         }
         self.ports.bell.announce();
-        let awake = self.ports.any_ready() || stop.load(Ordering::Acquire);
+        // A bell that is still in the backlog would not wake us.
+        let awake = self.ports.any_ready() || stop.load(Ordering::Acquire) || self.has_pending();
         let result = if awake { Ok(()) } else { self.ring.wait(timeout) };
         self.ports.bell.retract();
         result

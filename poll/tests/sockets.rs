@@ -15,27 +15,39 @@ fn config(faults: Option<Faults>) -> CoreConfig {
     }
 }
 
+/// Both ways to transfer: at once where possible, and through the ring only.
+fn both_ways(faults: Option<Faults>) -> [CoreConfig; 2] {
+    [true, false].map(|direct| {
+        let mut config = config(faults);
+        config.uring.direct = direct;
+        config
+    })
+}
+
 const LENGTHS: [usize; 9] = [1, 7, 511, 4096, 4097, 65_535, 128 << 10, 300_001, MAX_FRAME];
 
 #[test]
 fn every_size_comes_back_in_every_mode() {
-    let mut rig = Rig::new(1, config(None), 0);
-    let mut client = rig.client(0);
-    for (seed, len) in LENGTHS.into_iter().enumerate() {
-        for mode in [BUF, BUF_SPLIT, STREAM] {
-            exchange(&mut client, len, mode, seed as u64);
+    for config in both_ways(None) {
+        let mut rig = Rig::new(1, config, 0);
+        let mut client = rig.client(0);
+        for (seed, len) in LENGTHS.into_iter().enumerate() {
+            for mode in [BUF, BUF_SPLIT, STREAM] {
+                exchange(&mut client, len, mode, seed as u64);
+            }
         }
+        drop(client);
+        assert!(matches!(rig.next(), (CoreId(0), Msg::Closed)));
+        rig.finish();
     }
-    drop(client);
-    assert!(matches!(rig.next(), (CoreId(0), Msg::Closed)));
-    rig.finish();
 }
 
 #[test]
 fn every_size_comes_back_with_short_transfers_and_cancellations() {
     for seed in 0..4 {
         let faults = Faults { seed, short_per_mille: 400, cancel_per_mille: 200 };
-        let mut rig = Rig::new(1, config(Some(faults)), 2);
+        let config = both_ways(Some(faults))[seed as usize % 2];
+        let mut rig = Rig::new(1, config, 2);
         let mut clients: Vec<_> = (0..4).map(|_| rig.client(0)).collect();
         for round in 0..20 {
             for (i, client) in clients.iter_mut().enumerate() {
@@ -49,7 +61,7 @@ fn every_size_comes_back_with_short_transfers_and_cancellations() {
 
 #[test]
 fn many_sockets_share_one_small_receive_buffer() {
-    let mut config = config(None);
+    let [_, mut config] = both_ways(None);
     (config.uring.recv_buffers, config.uring.recv_buffer_bytes) = (1, 4096);
     let mut rig = Rig::new(1, config, 4);
     let threads: Vec<_> = (0..16)
@@ -67,31 +79,33 @@ fn many_sockets_share_one_small_receive_buffer() {
 /// Receives of both kinds, and a send that the peer does not take, are outstanding.
 #[test]
 fn closing_gives_everything_back_once() {
-    let mut rig = Rig::new(1, config(None), 6);
-    let mut clients: Vec<_> = (0..12).map(|_| rig.client(0)).collect();
-    for (i, client) in clients.iter_mut().enumerate() {
-        match i % 3 {
-            0 => exchange(client, 10, STREAM, 1),
-            1 => client.write_all(&[100, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]).expect("half a frame"),
-            _ => {
-                // The peer reads nothing: the reply soon fills the socket's buffers.
-                let frame = [(MAX_FRAME as u32).to_le_bytes(), BUF.to_le_bytes()].concat();
-                client.write_all(&frame).expect("sent");
-                client.write_all(&vec![9; MAX_FRAME]).expect("sent");
+    for config in both_ways(None) {
+        let mut rig = Rig::new(1, config, 6);
+        let mut clients: Vec<_> = (0..12).map(|_| rig.client(0)).collect();
+        for (i, client) in clients.iter_mut().enumerate() {
+            match i % 3 {
+                0 => exchange(client, 10, STREAM, 1),
+                1 => client.write_all(&[100, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]).expect("half a frame"),
+                _ => {
+                    // The peer reads nothing: the reply soon fills the socket's buffers.
+                    let frame = [(MAX_FRAME as u32).to_le_bytes(), BUF.to_le_bytes()].concat();
+                    client.write_all(&frame).expect("sent");
+                    client.write_all(&vec![9; MAX_FRAME]).expect("sent");
+                }
             }
         }
+        rig.to_cores[0].send(Msg::CloseAll).expect("room");
+        for _ in 0..clients.len() {
+            assert!(matches!(rig.next(), (_, Msg::Closed)));
+        }
+        for client in &mut clients {
+            // Closed at once: the rest, if any, then the end or a reset.
+            let mut rest = Vec::new();
+            let _ = client.read_to_end(&mut rest);
+        }
+        let echo = rig.finish();
+        assert_eq!(echo[0].closed, 12);
     }
-    rig.to_cores[0].send(Msg::CloseAll).expect("room");
-    for _ in 0..clients.len() {
-        assert!(matches!(rig.next(), (_, Msg::Closed)));
-    }
-    for client in &mut clients {
-        // Closed at once: the rest, if any, then the end or a reset.
-        let mut rest = Vec::new();
-        let _ = client.read_to_end(&mut rest);
-    }
-    let echo = rig.finish();
-    assert_eq!(echo[0].closed, 12);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use nix::sys::socket::{
 };
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Sizes of the kernel's buffers; `None` leaves the kernel's own tuning on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +78,37 @@ pub fn prepare_accepted(fd: &impl AsFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(setsockopt(fd, sockopt::TcpNoDelay, &true)?)
+}
+
+/// Receives what is there into `into`, without waiting. No bytes mean that the peer closed its side.
+///
+/// # Errors
+/// The errno of recv(2); `EAGAIN` if nothing is there.
+pub fn recv_now(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, i32> {
+    // SAFETY: `into` is writable for its length.
+    let n = unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(n).map_err(|_| last_errno())
+}
+
+/// Sends what the socket takes of `pieces`, without waiting and without SIGPIPE.
+///
+/// # Errors
+/// The errno of sendmsg(2); `EAGAIN` if it takes nothing.
+///
+/// # Safety
+/// Every piece must be readable for its length.
+pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result<usize, i32> {
+    // SAFETY: all zeros is an empty message header.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_mut_ptr();
+    message.msg_iovlen = pieces.len();
+    // SAFETY: the header lives through the call; the caller answers for what the pieces point to.
+    let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(n).map_err(|_| last_errno())
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {

@@ -29,8 +29,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
         return Ok(());
     }
     let built = repo.target().join("fuzz");
-    let mut build =
-        repo.cargo(["build", "--release", "--bins", "--target", TRIPLE, "--manifest-path"]);
+    let mut build = repo.cargo(["build", "--release", "--bins", "--target", TRIPLE, "--manifest-path"]);
     build.arg(folder.join("Cargo.toml")).env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &built);
     process::run(&mut build)?;
     let mut broken = Vec::new();
@@ -42,8 +41,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
         let mut run = Command::new(built.join(TRIPLE).join("release").join(target));
         // New inputs go to the first folder; the kept corpus, the second, is only read.
         run.arg(&fresh).args(kept_corpus(&folder, target));
-        run.arg(format!("-max_total_time={seconds}"))
-            .arg(format!("-artifact_prefix={}/", found.display()));
+        run.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
         run.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
         if let Err(error) = process::run(run.current_dir(&folder)) {
             println!("fuzz: {error:#}");
@@ -51,11 +49,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
         }
     }
     if !broken.is_empty() {
-        bail!(
-            "crashes in {}; the inputs are under {}",
-            broken.join(", "),
-            repo.var().join("fuzz").display()
-        );
+        bail!("crashes in {}; the inputs are under {}", broken.join(", "), repo.var().join("fuzz").display());
     }
     println!("fuzz: {} targets, no crash", targets.len());
     Ok(())

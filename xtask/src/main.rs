@@ -59,16 +59,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
 
 /// The demo and the measurements are programs of perf/, which want the gateway's binaries beside them.
 fn measured(repo: &Repo, args: &[&str]) -> Result<()> {
-    let build = [
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "-p",
-        "trefoil-gateway",
-        "-p",
-        "trefoil-perf",
-    ];
+    let build = ["build", "--quiet", "--release", "--locked", "-p", "trefoil-gateway", "-p", "trefoil-perf"];
     process::run(&mut repo.cargo(build))?;
     let mut perf = std::process::Command::new(repo.target().join("release/trefoil-perf"));
     Err(perf.args(args).current_dir(&repo.root).exec().into())

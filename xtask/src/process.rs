@@ -121,8 +121,7 @@ mod tests {
         assert_eq!(end, End::OutOfTime);
         let pid = std::fs::read_to_string(pid_file).unwrap();
         // A killed orphan stays visible until init reaps it: then it is a zombie, state Z.
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
         assert!(matches!(state, None | Some('Z' | 'X')), "still there: {stat}");
     }

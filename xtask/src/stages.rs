@@ -74,8 +74,7 @@ fn unit(repo: &Repo) -> Result<Plan> {
 
 /// Rings and shared atomics under every interleaving. Its own target folder, or the flag would rebuild everything twice.
 fn loom(repo: &Repo) -> Result<Plan> {
-    let mut command =
-        repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
+    let mut command = repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target().join("loom"));
     Ok(Plan::Run(vec![command]))
 }
@@ -85,9 +84,7 @@ fn miri(repo: &Repo) -> Result<Plan> {
     let mut probe = Command::new("rustup");
     probe.args(["run", "nightly", "cargo", "miri", "--version"]);
     if !probe.output().is_ok_and(|out| out.status.success()) {
-        return Ok(Plan::Skip(
-            "no Miri here (rustup component add miri --toolchain nightly)".into(),
-        ));
+        return Ok(Plan::Skip("no Miri here (rustup component add miri --toolchain nightly)".into()));
     }
     let mut command = Command::new("rustup");
     command.args([

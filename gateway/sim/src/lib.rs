@@ -1,2 +1,22 @@
 //! Whole gateways under a seed.
+//!
+//! What it is: a [`World`] with virtual time in which nodes run [`trefoil_poll::Handler`]s over
+//! [`SimIo`]. Links, disks, mailboxes and the order of the cores' turns follow from one seeded
+//! generator, so a failure is a seed and a seed always tells the same story. Nothing here is a thread
+//! or a system call.
+//!
+//! What it is not: a model of speed. Latencies only serve to interleave events.
+
 #![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod memory;
+pub mod net;
+pub mod simio;
+pub mod story;
+pub mod world;
+
+pub use disk::{DiskFault, DiskId};
+pub use simio::{SimFile, SimIo, SimSocket};
+pub use story::Story;
+pub use world::{Accepted, Crash, NodeId, Step, World};

@@ -8,9 +8,10 @@
 
 pub mod backend;
 pub mod cx;
-pub mod lun;
 pub mod initiator;
+pub mod lun;
 pub mod msg;
+pub mod pool;
 pub mod request;
 pub mod topology;
 
@@ -18,3 +19,6 @@ pub use cx::Cx;
 pub use lun::Luns;
 pub use msg::{Msg, StorageIo};
 pub use request::{Completed, Fault, Op, Origin, Owner, Request};
+
+#[cfg(test)]
+mod test_io;

@@ -1,6 +1,7 @@
 //! What cores and the control thread say to each other.
 
 use crate::backend::Attach;
+use crate::initiator::InitiatorMsg;
 use crate::request::{Completed, Request};
 use crate::topology::{BackendId, PortalId, Topology};
 use std::net::SocketAddr;
@@ -53,6 +54,8 @@ pub enum Msg<S, F> {
     Completed(Completed),
     /// Core → core: about a controller that we present; see the target.
     Ctrlr(CtrlrMsg),
+    /// Core → core: about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
+    Initiator(BackendId, InitiatorMsg),
 
     /// Control → core: list what is connected; comes back filled.
     Survey(Box<Survey>),
@@ -226,6 +229,19 @@ pub enum Event {
         usable: bool,
         /// Why, for the log.
         why: &'static str,
+    },
+    /// What a backend is, as it says itself; told each time that it is reached.
+    BackendInfo {
+        /// The backend.
+        backend: BackendId,
+        /// Logical block size in bytes.
+        block_bytes: u32,
+        /// Size in bytes.
+        len_bytes: u64,
+        /// NGUID; zero if it has none.
+        nguid: [u8; 16],
+        /// UUID; zero if it has none.
+        uuid: [u8; 16],
     },
     /// A backend's size changed, in bytes.
     BackendResized {

@@ -52,6 +52,7 @@ impl<const N: usize> Field for [u8; N] {
 ///
 /// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (any bytes are a value), `emit(&self, &mut
 /// [u8; LEN])` (bytes between fields become zero), and a `Default` whose bytes are all zero.
+#[macro_export]
 macro_rules! layout {
     ($(#[$meta:meta])* pub struct $name:ident [$len:expr] {
         $($(#[$field_meta:meta])* $field:ident : $type:ty = $at:expr),* $(,)?
@@ -65,7 +66,7 @@ macro_rules! layout {
             let mut end = 0usize;
             $(
                 assert!($at >= end, concat!("fields overlap at ", stringify!($field)));
-                end = $at + <$type as $crate::bytes::Field>::LEN;
+                end = $at + <$type as $crate::Field>::LEN;
             )*
             assert!(end <= $len, "fields end past the format");
         };
@@ -79,8 +80,8 @@ macro_rules! layout {
             #[inline]
             pub fn parse(bytes: &[u8; $len]) -> Self {
                 Self {
-                    $($field: <$type as $crate::bytes::Field>::load(
-                        &bytes[$at..$at + <$type as $crate::bytes::Field>::LEN],
+                    $($field: <$type as $crate::Field>::load(
+                        &bytes[$at..$at + <$type as $crate::Field>::LEN],
                     ),)*
                 }
             }
@@ -89,9 +90,9 @@ macro_rules! layout {
             #[inline]
             pub fn emit(&self, bytes: &mut [u8; $len]) {
                 bytes.fill(0);
-                $(<$type as $crate::bytes::Field>::store(
+                $(<$type as $crate::Field>::store(
                     self.$field,
-                    &mut bytes[$at..$at + <$type as $crate::bytes::Field>::LEN],
+                    &mut bytes[$at..$at + <$type as $crate::Field>::LEN],
                 );)*
             }
         }
@@ -102,11 +103,11 @@ macro_rules! layout {
             }
         }
 
-        impl $crate::bytes::Field for $name {
+        impl $crate::Field for $name {
             const LEN: usize = $len;
             #[inline(always)]
             fn load(bytes: &[u8]) -> Self {
-                Self::parse(&<[u8; $len] as $crate::bytes::Field>::load(bytes))
+                Self::parse(&<[u8; $len] as $crate::Field>::load(bytes))
             }
             #[inline(always)]
             fn store(self, bytes: &mut [u8]) {
@@ -308,5 +309,59 @@ impl<const N: usize> Field for Ascii<N> {
     #[inline(always)]
     fn store(self, bytes: &mut [u8]) {
         self.0.store(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    bits! {
+        /// Test register.
+        pub struct Register: u16 {
+            /// One bit.
+            flag: bool = 0, 1;
+            /// Some bits.
+            middle: u8 = 4, 3;
+            /// Top.
+            top: u8 = 12, 4;
+        }
+    }
+
+    layout! {
+        /// Test layout.
+        pub struct Packed [12] {
+            /// Odd offset.
+            word: u32 = 1,
+            /// Register.
+            register: Register = 6,
+            /// Text.
+            text: Ascii<3> = 8,
+        }
+    }
+
+    #[test]
+    fn layout_places_fields_and_clears_the_rest() {
+        let value = Packed {
+            word: 0x0403_0201,
+            register: Register { flag: true, middle: 5, top: 0xa },
+            text: Ascii::new("ab").unwrap(),
+        };
+        let expected = [0, 1, 2, 3, 4, 0, 0x51, 0xa0, b'a', b'b', b' ', 0];
+        crate::golden::assert_emits(&expected, |bytes| value.emit(bytes));
+        assert_eq!(Packed::parse(&expected), value);
+    }
+
+    #[test]
+    fn bits_drop_reserved_and_cut_wide_values() {
+        assert_eq!(Register::from_bits(0xffff).bits(), 0xf071);
+        assert_eq!(Register { middle: 0xff, ..Register::default() }.bits(), 0x0070);
+    }
+
+    #[test]
+    fn ascii_refuses_what_does_not_fit() {
+        assert_eq!(Ascii::<2>::new("abc"), Err(AsciiError::TooLong { len_bytes: 3, max_bytes: 2 }));
+        assert_eq!(Ascii::<2>::new("a\n"), Err(AsciiError::NotPrintable { at: 1, byte: 10 }));
+        assert_eq!(Ascii::<4>::new("a b").unwrap().text(), "a b");
     }
 }

@@ -18,6 +18,9 @@
 #[macro_use]
 mod bytes;
 
+#[cfg(test)]
+mod golden;
+
 pub mod nvme;
 
 pub mod fabrics;

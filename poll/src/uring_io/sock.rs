@@ -1,10 +1,12 @@
 //! Sockets of the io_uring driver: starting operations, and what their completions mean.
 
+use super::direct::{HOT_TIME, MAX_HOT};
 use super::tag::{Kind, pack};
 use super::{RECV_GROUP, UringIo};
 use crate::buf::Buf;
 use crate::io::{Handler, RecvEnd, RecvInto, SockError, SockId, TableFull};
 use crate::send::SendList;
+use crate::time::Instant;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use trefoil_sys::socket::{self, SockAddr};
@@ -15,14 +17,18 @@ const POLL_FIRST: u16 = 1;
 
 /// One socket.
 pub(super) struct Sock {
-    fd: Option<OwnedFd>,
-    closing: bool,
+    pub fd: Option<OwnedFd>,
+    pub closing: bool,
     /// It is in the queue of sockets to be settled.
     settling: bool,
     /// Completions to come.
-    in_kernel: u8,
-    recv: Recv,
-    send: Option<Sending>,
+    pub in_kernel: u8,
+    pub recv: Recv,
+    pub send: Option<Sending>,
+    /// The receive is tried anew each turn, and not in the kernel.
+    pub hot: bool,
+    /// When bytes last came.
+    pub last_rx: Instant,
     /// More bytes waited when the last receive ended, so the next need not poll first.
     nonempty: bool,
     /// Where to; the kernel reads it when the connect is submitted.
@@ -32,15 +38,15 @@ pub(super) struct Sock {
     message: libc::msghdr,
 }
 
-enum Recv {
+pub(super) enum Recv {
     Idle,
     Stream { max_bytes: u32 },
     Buf { buf: Buf, at: u32, len: u32, done: u32 },
 }
 
-struct Sending {
-    list: Box<SendList>,
-    sent: usize,
+pub(super) struct Sending {
+    pub list: Box<SendList>,
+    pub sent: usize,
 }
 
 impl Sock {
@@ -54,6 +60,8 @@ impl Sock {
             in_kernel: 0,
             recv: Recv::Idle,
             send: None,
+            hot: false,
+            last_rx: Instant::default(),
             nonempty: false,
             peer: None,
             refused: 0,
@@ -119,13 +127,19 @@ impl<M: Send> UringIo<M> {
                 Recv::Buf { buf, at, len, done: 0 }
             }
         };
-        match sock.closing {
-            false => self.start_recv(id.0),
-            true => self.settle_soon(id.0),
+        if sock.closing {
+            self.settle_soon(id.0);
+        } else if matches!(sock.recv, Recv::Buf { .. }) {
+            self.try_filling(id.0);
+        } else if self.direct && self.hot.len() < MAX_HOT && self.now.since(sock.last_rx) < HOT_TIME {
+            sock.hot = true;
+            self.hot.push(id.0);
+        } else {
+            self.start_recv(id.0);
         }
     }
 
-    fn start_recv(&mut self, index: u32) {
+    pub(super) fn start_recv(&mut self, index: u32) {
         let tag = pack(Kind::Recv, self.socks.generation(index), index);
         let Some(sock) = self.socks.get_mut(index) else { return };
         let entry = match &sock.recv {
@@ -156,12 +170,12 @@ impl<M: Send> UringIo<M> {
         assert!(sock.send.is_none(), "a second send on {id:?}");
         sock.send = Some(Sending { list, sent: 0 });
         match sock.closing {
-            false => self.start_send(id.0),
+            false => self.try_sending(id.0),
             true => self.settle_soon(id.0),
         }
     }
 
-    fn start_send(&mut self, index: u32) {
+    pub(super) fn start_send(&mut self, index: u32) {
         let tag = pack(Kind::Send, self.socks.generation(index), index);
         let Some(sock) = self.socks.get_mut(index) else { return };
         let fd = sock.fd();
@@ -247,6 +261,9 @@ impl<M: Send> UringIo<M> {
         if let Some(waiting) = self.starved.iter().position(|&s| s == index) {
             self.starved.remove(waiting);
         }
+        if std::mem::take(&mut sock.hot) {
+            self.hot.retain(|&hot| hot != index);
+        }
         let recv = std::mem::replace(&mut sock.recv, Recv::Idle);
         let send = sock.send.take();
         sock.fd = None;
@@ -294,6 +311,7 @@ impl<M: Send> UringIo<M> {
             }
             Recv::Stream { max_bytes } => match picked {
                 Some(buffer) if result > 0 => {
+                    sock.last_rx = self.now;
                     // SAFETY: this completion named the buffer, which is given back only below.
                     let bytes = unsafe { self.recv_buffers.bytes(buffer, result as usize) };
                     handler.on_received(self, id, bytes);

@@ -86,10 +86,8 @@ impl Target for Gateway<'_> {
             .spawn()
             .context("can't start trefoild")?;
         // Ready when it listens: its LUNs are open by then.
-        let port = format!("{}:{PORT}", net::HERE)
-            .to_socket_addrs()?
-            .next()
-            .context("the lab's own address")?;
+        let port =
+            format!("{}:{PORT}", net::HERE).to_socket_addrs()?.next().context("the lab's own address")?;
         while TcpStream::connect_timeout(&port, Duration::from_millis(100)).is_err() {
             if let Some(status) = child.try_wait()? {
                 return Err(self.failure(&format!("ended at its start: {status}")));

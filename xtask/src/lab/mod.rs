@@ -76,12 +76,10 @@ pub fn run(repo: &Repo, name: &str) -> Result<()> {
 impl Lab {
     /// The boot images of a kernel series, made if they are missing.
     fn images(&self, series: &str) -> Result<PathBuf> {
-        let kernel = process::output(
-            Command::new(self.scripts.join("kernel.sh")).arg(&self.cache).arg(series),
-        )?;
-        let boot = process::output(
-            Command::new(self.scripts.join("initramfs.sh")).arg(&self.cache).arg(kernel),
-        )?;
+        let kernel =
+            process::output(Command::new(self.scripts.join("kernel.sh")).arg(&self.cache).arg(series))?;
+        let boot =
+            process::output(Command::new(self.scripts.join("initramfs.sh")).arg(&self.cache).arg(kernel))?;
         Ok(boot.into())
     }
 }

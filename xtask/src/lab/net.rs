@@ -30,7 +30,8 @@ pub fn make_bridge() -> Result<()> {
 
 /// Makes a tap on the bridge, or finds it made.
 pub fn make_tap(name: &str) -> Result<()> {
-    if std::path::Path::new("/sys/class/net").join(name).exists() {
+    // Not through /sys, which still shows the network that it was mounted in.
+    if nix::net::if_::if_nametoindex(name).is_ok() {
         return Ok(());
     }
     ip(&format!("tuntap add dev {name} mode tap vnet_hdr"))?;

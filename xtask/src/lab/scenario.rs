@@ -40,12 +40,8 @@ pub trait Target {
 /// A runnable scenario.
 pub type Scenario = fn(&Lab) -> Result<()>;
 
-const SCENARIOS: &[(&str, Scenario)] = &[
-    ("self-check", self_check),
-    ("linux-host", linux_host),
-    ("array", array),
-    ("gateway-6.1", gateway_6_1),
-];
+const SCENARIOS: &[(&str, Scenario)] =
+    &[("self-check", self_check), ("linux-host", linux_host), ("array", array), ("gateway-6.1", gateway_6_1)];
 
 /// The scenario of that name, or an error that lists them.
 pub fn named(name: &str) -> Result<Scenario> {

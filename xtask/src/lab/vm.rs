@@ -84,8 +84,7 @@ impl Vm {
         let console = File::options().create(true).append(true).open(&log)?;
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(
-            "-accel tcg,thread=multi,tb-size=256 -cpu max -M q35,usb=off,vmport=off,hpet=off"
-                .split(' '),
+            "-accel tcg,thread=multi,tb-size=256 -cpu max -M q35,usb=off,vmport=off,hpet=off".split(' '),
         );
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -94,32 +93,19 @@ impl Vm {
             "-append",
             "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on",
         ]);
-        qemu.args([
-            "-chardev",
-            "file,id=console,append=on,path=console.log",
-            "-serial",
-            "chardev:console",
-        ]);
+        qemu.args(["-chardev", "file,id=console,append=on,path=console.log", "-serial", "chardev:console"]);
         qemu.args(["-chardev", "stdio,id=steps,signal=off", "-serial", "chardev:steps"]);
-        let monitor = format!(
-            "socket,id=monitor,path={},abstract=on,server=on,wait=off",
-            monitor_name(spec.name)
-        );
+        let monitor =
+            format!("socket,id=monitor,path={},abstract=on,server=on,wait=off", monitor_name(spec.name));
         qemu.args(["-chardev", &monitor, "-mon", "chardev=monitor,mode=readline"]);
         qemu.args(["-netdev", &format!("tap,id=net0,ifname={tap},script=no,downscript=no")]);
         qemu.args([
             "-device",
-            &format!(
-                "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:77:00:{:02x}",
-                spec.host_byte
-            ),
+            &format!("virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:77:00:{:02x}", spec.host_byte),
         ]);
         for (n, disk) in spec.disks.iter().enumerate() {
             let path = disk.display();
-            qemu.args([
-                "-drive",
-                &format!("if=none,id=disk{n},file={path},format=raw,discard=unmap"),
-            ]);
+            qemu.args(["-drive", &format!("if=none,id=disk{n},file={path},format=raw,discard=unmap")]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
         }
         let mut child = qemu
@@ -247,8 +233,7 @@ fn make_initrd(lab: &Lab, spec: &Spec, dir: &Path) -> Result<PathBuf> {
     std::fs::write(tree.join("lab.env"), env)?;
     let guest = lab.scripts.join("guest");
     std::fs::copy(guest.join("lib.sh"), tree.join("lib.sh"))?;
-    std::fs::copy(guest.join(spec.script), tree.join("test.sh"))
-        .with_context(|| spec.script.to_owned())?;
+    std::fs::copy(guest.join(spec.script), tree.join("test.sh")).with_context(|| spec.script.to_owned())?;
     for (from, to) in spec.files {
         let to = tree.join(to.trim_start_matches('/'));
         std::fs::create_dir_all(to.parent().unwrap_or(&tree))?;
@@ -257,13 +242,10 @@ fn make_initrd(lab: &Lab, spec: &Spec, dir: &Path) -> Result<PathBuf> {
     let initrd = dir.join("initrd");
     std::fs::copy(spec.images.join("base.cpio"), &initrd)?;
     let out = File::options().append(true).open(&initrd)?;
-    let mut list =
-        Command::new("find").arg(".").current_dir(&tree).stdout(Stdio::piped()).spawn()?;
+    let mut list = Command::new("find").arg(".").current_dir(&tree).stdout(Stdio::piped()).spawn()?;
     let names = list.stdout.take().context("find without a pipe")?;
     let mut cpio = Command::new("cpio");
-    process::run(
-        cpio.args(["--quiet", "-o", "-H", "newc"]).current_dir(&tree).stdin(names).stdout(out),
-    )?;
+    process::run(cpio.args(["--quiet", "-o", "-H", "newc"]).current_dir(&tree).stdin(names).stdout(out))?;
     list.wait()?;
     Ok(initrd)
 }

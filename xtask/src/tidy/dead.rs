@@ -25,8 +25,7 @@ pub fn tests_only(sources: &[Source]) -> BTreeSet<PathBuf> {
     let mut starts: Vec<PathBuf> =
         sources.iter().map(|s| s.path.clone()).filter(|p| is_test_root(p)).collect();
     for source in sources {
-        starts
-            .extend(modules(source).into_iter().filter(|m| m.for_tests).flat_map(|m| m.candidates));
+        starts.extend(modules(source).into_iter().filter(|m| m.for_tests).flat_map(|m| m.candidates));
     }
     reach(&by_path, starts)
 }
@@ -75,16 +74,15 @@ fn roots(files: &[TextFile], sources: &[Source]) -> Vec<PathBuf> {
 
 /// `path` of `[lib]` and of each `[[bin]]`, `[[test]]`, `[[bench]]`, `[[example]]`.
 fn named_paths(manifest: &Table) -> impl Iterator<Item = &str> {
-    ["lib", "bin", "test", "bench", "example"]
-        .into_iter()
-        .filter_map(|kind| manifest.get(kind))
-        .flat_map(|value| {
+    ["lib", "bin", "test", "bench", "example"].into_iter().filter_map(|kind| manifest.get(kind)).flat_map(
+        |value| {
             let targets = match value {
                 Value::Array(list) => list.as_slice(),
                 one => std::slice::from_ref(one),
             };
             targets.iter().filter_map(|t| t.get("path")?.as_str())
-        })
+        },
+    )
 }
 
 /// A `mod name;` of a file.
@@ -98,8 +96,7 @@ struct Module {
 fn modules(source: &Source) -> Vec<Module> {
     let dir = source.path.parent().unwrap_or(Path::new(""));
     let stem = source.path.file_stem().unwrap_or_default();
-    let owns_dir =
-        ["lib", "main", "mod", "build"].iter().any(|n| stem == *n) || is_flat_root(&source.path);
+    let owns_dir = ["lib", "main", "mod", "build"].iter().any(|n| stem == *n) || is_flat_root(&source.path);
     let below = if owns_dir { dir.to_path_buf() } else { dir.join(stem) };
     let mut modules = Vec::new();
     let mut named = None;
@@ -108,10 +105,7 @@ fn modules(source: &Source) -> Vec<Module> {
         if code.trim_start().starts_with("#[path") || code.contains("include!(") {
             named = raw.split('"').nth(1).map(|p| dir.join(p));
             if code.contains("include!(") {
-                modules.push(Module {
-                    candidates: named.take().into_iter().collect(),
-                    for_tests: *in_test,
-                });
+                modules.push(Module { candidates: named.take().into_iter().collect(), for_tests: *in_test });
             }
         }
         let Some(name) = declared(code) else { continue };
@@ -127,8 +121,7 @@ fn modules(source: &Source) -> Vec<Module> {
 /// Roots whose modules lie beside them although they are not called lib, main or mod: programs and integration tests.
 fn is_flat_root(path: &Path) -> bool {
     let parent = path.parent().and_then(Path::file_name);
-    is_test_root(path)
-        || parent.is_some_and(|p| p == "bin" || p == "fuzz_targets" || p == "examples")
+    is_test_root(path) || parent.is_some_and(|p| p == "bin" || p == "fuzz_targets" || p == "examples")
 }
 
 /// The name in `mod name;`, whatever its visibility.
@@ -199,8 +192,7 @@ mod tests {
             ("a/src/real.rs", ""),
             ("a/tests/story.rs", ""),
         ]);
-        let expected =
-            ["a/src/tests.rs", "a/src/tests/more.rs", "a/tests/story.rs"].map(PathBuf::from);
+        let expected = ["a/src/tests.rs", "a/src/tests/more.rs", "a/tests/story.rs"].map(PathBuf::from);
         assert_eq!(tests_only(&sources), BTreeSet::from(expected));
     }
 }

@@ -27,8 +27,7 @@ const TABLES: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependenci
 pub fn check(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|f| f.path.file_name().is_some_and(|n| n == "Cargo.toml")) {
-        let folder =
-            file.path.parent().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+        let folder = file.path.parent().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
         let manifest: Table = match file.text.parse() {
             Ok(manifest) => manifest,
             Err(error) => {
@@ -55,11 +54,9 @@ pub fn check(files: &[TextFile]) -> Vec<Finding> {
 
 /// Names of our crates in every table of dependencies, those for one target included.
 fn ours(manifest: &Table) -> Vec<String> {
-    let per_target =
-        manifest.get("target").and_then(|t| t.as_table()).into_iter().flat_map(|t| t.values());
+    let per_target = manifest.get("target").and_then(|t| t.as_table()).into_iter().flat_map(|t| t.values());
     let places = per_target.filter_map(|v| v.as_table()).chain([manifest]);
-    let tables =
-        places.flat_map(|place| TABLES.iter().filter_map(|name| place.get(*name)?.as_table()));
+    let tables = places.flat_map(|place| TABLES.iter().filter_map(|name| place.get(*name)?.as_table()));
     let mut names: Vec<String> =
         tables.flat_map(Table::keys).filter(|n| n.starts_with("trefoil-")).cloned().collect();
     names.sort();
@@ -73,8 +70,7 @@ fn floor_of_folder(folder: &str) -> Option<u8> {
 
 fn refusal(folder: &str, used: &str) -> Option<String> {
     if let Some((_, allowed)) = ASIDE.iter().find(|(f, _)| *f == folder) {
-        return (!allowed.contains(&used))
-            .then(|| format!("{folder} stands aside and may not use {used}"));
+        return (!allowed.contains(&used)).then(|| format!("{folder} stands aside and may not use {used}"));
     }
     let Some((_, _, below)) = FLOORS.iter().find(|(_, name, _)| *name == used) else {
         return Some(format!("{used} has no floor in xtask/src/tidy/direction.rs"));
@@ -94,18 +90,16 @@ mod tests {
 
     #[test]
     fn downwards_is_allowed() {
-        let text = "[package]\n[dependencies]\ntrefoil-poll.workspace = true\ntrefoil-wire.workspace = true\n";
+        let text =
+            "[package]\n[dependencies]\ntrefoil-poll.workspace = true\ntrefoil-wire.workspace = true\n";
         assert!(found("gateway/storage/Cargo.toml", text).is_empty());
     }
 
     #[test]
     fn upwards_and_sideways_are_found_in_every_table() {
-        for table in [
-            "dependencies",
-            "dev-dependencies",
-            "build-dependencies",
-            "target.'cfg(loom)'.dependencies",
-        ] {
+        for table in
+            ["dependencies", "dev-dependencies", "build-dependencies", "target.'cfg(loom)'.dependencies"]
+        {
             let up = format!("[package]\n[{table}]\ntrefoil-storage.workspace = true\n");
             assert_eq!(found("poll/Cargo.toml", &up).len(), 1, "{table}");
         }
@@ -119,10 +113,7 @@ mod tests {
         assert_eq!(found("xtask/Cargo.toml", text).len(), 1);
         assert!(found("gateway/wire/fuzz/Cargo.toml", text).is_empty());
         assert_eq!(found("new/Cargo.toml", "[package]\n").len(), 1);
-        assert_eq!(
-            found("poll/Cargo.toml", "[package]\n[dependencies]\ntrefoil-odd = \"1\"\n").len(),
-            1
-        );
+        assert_eq!(found("poll/Cargo.toml", "[package]\n[dependencies]\ntrefoil-odd = \"1\"\n").len(), 1);
         assert_eq!(found("poll/Cargo.toml", "[package\n").len(), 1);
     }
 }

@@ -10,8 +10,7 @@ const MAX_LINES: usize = 800;
 const UNSAFE_FOLDERS: &[&str] = &["sys/", "poll/"];
 
 /// Where a panic could take every server down with it.
-const NO_PANIC_FOLDERS: &[&str] =
-    &["sys/src/", "poll/src/", "gateway/wire/src/", "gateway/storage/src/"];
+const NO_PANIC_FOLDERS: &[&str] = &["sys/src/", "poll/src/", "gateway/wire/src/", "gateway/storage/src/"];
 
 /// The exception to the rule on unwrap; a reason must follow.
 const ALLOW_UNWRAP: &str = "// tidy: allow unwrap: ";
@@ -19,26 +18,17 @@ const ALLOW_UNWRAP: &str = "// tidy: allow unwrap: ";
 // Put together here, so that this file doesn't find itself.
 const NOTES: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 const NOTE_MACROS: [&str; 2] = [concat!("to", "do!"), concat!("unimpl", "emented!")];
-const MACHINE_PATHS: [&str; 3] =
-    [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+const MACHINE_PATHS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
 
 /// Rules for every text file.
 pub fn any_text(file: &TextFile) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (n, line) in file.text.lines().enumerate() {
         if let Some(note) = NOTES.iter().find(|w| has_word(line, w)) {
-            findings.push(Finding::new(
-                &file.path,
-                n + 1,
-                format!("{note}: do it, or open an issue"),
-            ));
+            findings.push(Finding::new(&file.path, n + 1, format!("{note}: do it, or open an issue")));
         }
         if let Some(path) = MACHINE_PATHS.iter().find(|p| has_absolute(line, p)) {
-            findings.push(Finding::new(
-                &file.path,
-                n + 1,
-                format!("a path of one machine: {path}"),
-            ));
+            findings.push(Finding::new(&file.path, n + 1, format!("a path of one machine: {path}")));
         }
     }
     findings
@@ -57,16 +47,11 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !is_in(UNSAFE_FOLDERS) {
         for (n, line) in source.code.lines().enumerate().filter(|(_, l)| has_word(l, "unsafe")) {
-            let message =
-                format!("unsafe outside {}: {}", UNSAFE_FOLDERS.join(" and "), line.trim());
+            let message = format!("unsafe outside {}: {}", UNSAFE_FOLDERS.join(" and "), line.trim());
             findings.push(Finding::new(&source.path, n + 1, message));
         }
         if is_crate_root(&path) && !source.code.contains("#![forbid(unsafe_code)]") {
-            findings.push(Finding::new(
-                &source.path,
-                1,
-                "a crate root without #![forbid(unsafe_code)]",
-            ));
+            findings.push(Finding::new(&source.path, 1, "a crate root without #![forbid(unsafe_code)]"));
         }
     }
     for (n, line) in source.code.lines().enumerate() {
@@ -90,9 +75,8 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
 
 /// A library or program; integration tests, examples and fuzz targets don't ship.
 fn is_crate_root(path: &str) -> bool {
-    let program = path
-        .split_once("src/bin/")
-        .map(|(_, rest)| !rest.contains('/') || rest.ends_with("/main.rs"));
+    let program =
+        path.split_once("src/bin/").map(|(_, rest)| !rest.contains('/') || rest.ends_with("/main.rs"));
     program.unwrap_or_else(|| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs"))
 }
 
@@ -100,18 +84,14 @@ fn unwraps(source: &Source) -> Vec<Finding> {
     let raw: Vec<&str> = source.text.lines().collect();
     let allowed = |line: usize| {
         let near = [raw.get(line - 1), line.checked_sub(2).and_then(|above| raw.get(above))];
-        near.iter().flatten().any(|l| {
-            l.split_once(ALLOW_UNWRAP).is_some_and(|(_, reason)| !reason.trim().is_empty())
-        })
+        near.iter()
+            .flatten()
+            .any(|l| l.split_once(ALLOW_UNWRAP).is_some_and(|(_, reason)| !reason.trim().is_empty()))
     };
     source
         .shipped_lines()
-        .filter(|(n, line)| {
-            (line.contains(".unwrap()") || line.contains(".expect(")) && !allowed(*n)
-        })
-        .map(|(n, line)| {
-            Finding::new(&source.path, n, format!("unwrap on the data path: {}", line.trim()))
-        })
+        .filter(|(n, line)| (line.contains(".unwrap()") || line.contains(".expect(")) && !allowed(*n))
+        .map(|(n, line)| Finding::new(&source.path, n, format!("unwrap on the data path: {}", line.trim())))
         .collect()
 }
 
@@ -165,16 +145,9 @@ mod tests {
         assert_eq!(found("gateway/wire/src/a.rs", line).len(), 1);
         assert_eq!(found("sys/src/a.rs", "x.expect(\"y\");\n").len(), 1);
         assert!(found("perf/src/a.rs", line).is_empty());
-        assert!(
-            found("poll/src/a.rs", &format!("#[cfg(test)]\nmod tests {{\n{line}}}\n")).is_empty()
-        );
-        assert!(
-            found("poll/src/a.rs", &format!("// tidy: allow unwrap: checked above\n{line}"))
-                .is_empty()
-        );
-        assert!(
-            found("poll/src/a.rs", "x.unwrap(); // tidy: allow unwrap: checked above\n").is_empty()
-        );
+        assert!(found("poll/src/a.rs", &format!("#[cfg(test)]\nmod tests {{\n{line}}}\n")).is_empty());
+        assert!(found("poll/src/a.rs", &format!("// tidy: allow unwrap: checked above\n{line}")).is_empty());
+        assert!(found("poll/src/a.rs", "x.unwrap(); // tidy: allow unwrap: checked above\n").is_empty());
         assert_eq!(found("poll/src/a.rs", &format!("// tidy: allow unwrap: \n{line}")).len(), 1);
         let test_file = Source::new(Path::new("poll/src/tests.rs"), line);
         assert!(rust(&test_file, true).is_empty());

@@ -82,8 +82,7 @@ fn check(files: &[TextFile]) -> Vec<Finding> {
 /// Every file that git tracks or would track, if it is text.
 fn files(repo: &Repo) -> Result<Vec<TextFile>> {
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-        .current_dir(&repo.root);
+    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&repo.root);
     let mut files = Vec::new();
     for name in process::output(&mut git)?.split('\0').filter(|n| !n.is_empty()) {
         let path = repo.root.join(name);

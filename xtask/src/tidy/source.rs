@@ -111,8 +111,7 @@ fn raw_string_len(rest: &[u8]) -> Option<usize> {
     let mut close = vec![b'"'];
     close.resize(1 + hashes, b'#');
     let body = &rest[hashes + 1..];
-    let end =
-        body.windows(close.len()).position(|w| w == close).map_or(body.len(), |n| n + close.len());
+    let end = body.windows(close.len()).position(|w| w == close).map_or(body.len(), |n| n + close.len());
     Some(hashes + 1 + end)
 }
 

@@ -2,7 +2,7 @@
 //! it goes in, comes back whole when the queue is lost, and goes in again.
 
 use super::error::QueueError;
-use trefoil_poll::Buf;
+use trefoil_poll::{Buf, Instant};
 use trefoil_wire::nvme::{Cqe, Sgl, Sqe, Transfer};
 
 /// Bytes that a command can carry without a block: one Dataset Management range.
@@ -21,12 +21,23 @@ pub struct Command {
     pub(super) at: u32,
     pub(super) len: u32,
     pub(super) inline: [u8; INLINE_BYTES],
+    /// When its owner first asked for it.
+    pub(super) since: Instant,
 }
 
 impl Command {
     /// A command without data.
     pub fn bare(tag: u64, sqe: Sqe) -> Self {
-        Self { tag, sqe, transfer: Transfer::None, buf: None, at: 0, len: 0, inline: [0; INLINE_BYTES] }
+        Self {
+            tag,
+            sqe,
+            transfer: Transfer::None,
+            buf: None,
+            at: 0,
+            len: 0,
+            inline: [0; INLINE_BYTES],
+            since: Instant::default(),
+        }
     }
 
     /// A command that fills `buf[at..at + len]`.
@@ -48,12 +59,30 @@ impl Command {
     /// A command that sends [`INLINE_BYTES`] bytes of its own.
     pub fn inline(tag: u64, sqe: Sqe, inline: [u8; INLINE_BYTES]) -> Self {
         let len = INLINE_BYTES as u32;
-        Self { tag, sqe, transfer: Transfer::HostToController, buf: None, at: 0, len, inline }
+        Self {
+            tag,
+            sqe,
+            transfer: Transfer::HostToController,
+            buf: None,
+            at: 0,
+            len,
+            inline,
+            since: Instant::default(),
+        }
     }
 
     fn with_block(tag: u64, sqe: Sqe, transfer: Transfer, buf: Buf, at: u32, len: u32) -> Self {
         assert!(len > 0 && at as usize + len as usize <= buf.len(), "{len} bytes from {at} of {buf:?}");
-        Self { tag, sqe, transfer, buf: Some(buf), at, len, inline: [0; INLINE_BYTES] }
+        Self {
+            tag,
+            sqe,
+            transfer,
+            buf: Some(buf),
+            at,
+            len,
+            inline: [0; INLINE_BYTES],
+            since: Instant::default(),
+        }
     }
 
     /// Takes the block out, once the command is back.
@@ -70,7 +99,10 @@ impl Command {
     /// Whether a second copy of it, landing late, could overwrite something newer.
     pub fn changes_media(&self) -> bool {
         use trefoil_wire::nvme::io_opcode;
-        !matches!(self.sqe.opcode, io_opcode::READ | io_opcode::FLUSH | io_opcode::COMPARE | io_opcode::VERIFY)
+        !matches!(
+            self.sqe.opcode,
+            io_opcode::READ | io_opcode::FLUSH | io_opcode::COMPARE | io_opcode::VERIFY
+        )
     }
 
     /// The data descriptor, given how much data a capsule may hold.

@@ -1,6 +1,9 @@
 //! The NVMe/TCP host: what reaches an array, for the `nvme_tcp` backend and for workloads.
 //!
-//! What it is: queue pairs ([`qpair`], with `transmit` and `receive`).
+//! What it is, from the wire up: queue pairs ([`qpair`], with `transmit` and `receive`); an I/O queue over
+//! its reconnects ([`lane`]); a controller over its reconnects ([`controller`], with `bringup` and
+//! [`discovery`]); the rule by which writes go again after a loss ([`fence`]); and all of it together on
+//! one core ([`host`]). [`message`] is what the controller and the queues tell each other.
 //!
 //! What it is not: a target. Nothing here opens a socket or reads a clock; all goes through
 //! [`trefoil_poll::Io`].
@@ -9,11 +12,32 @@
 
 pub mod command;
 pub mod error;
+pub mod message;
 pub mod qpair;
 
 mod receive;
 mod transmit;
 
+pub mod fence;
+pub mod lane;
+
+mod bringup;
+pub mod controller;
+pub mod discovery;
+
+pub mod host;
+
+pub use bringup::Facts;
 pub use command::{Command, Done, INLINE_BYTES, Lost, QpairEvent};
+pub use controller::{Controller, ControllerConfig, ControllerError, ControllerEvent, Purpose};
 pub use error::{QueueError, Violation};
+pub use fence::FenceRule;
+pub use host::Host;
+pub use lane::{Finished, Lane, LaneConfig};
+pub use message::{Association, InitiatorMsg, Limits};
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -228,6 +228,11 @@ impl Qpair {
         self.sock
     }
 
+    /// The address that it connects, or connected, to.
+    pub fn peer(&self) -> std::net::SocketAddr {
+        self.open.to
+    }
+
     /// Whether commands go out.
     pub fn is_live(&self) -> bool {
         self.stage == Stage::Live
@@ -256,24 +261,34 @@ impl Qpair {
     #[inline]
     #[allow(clippy::result_large_err)] // the command must come back, and boxing it would allocate
     pub fn submit(&mut self, now: Instant, command: Command) -> Result<(), Command> {
+        self.submit_by(command, now + self.command_timeout)
+    }
+
+    /// The same with a deadline of its own.
+    ///
+    /// # Errors
+    /// Gives the command back if the queue is full or not up.
+    #[inline]
+    #[allow(clippy::result_large_err)]
+    pub fn submit_by(&mut self, command: Command, deadline: Instant) -> Result<(), Command> {
         if !self.has_room() {
             return Err(command);
         }
-        self.enqueue(command, now + self.command_timeout)
+        self.enqueue(command, deadline)
     }
 
     /// The same without a deadline: Asynchronous Event Request.
+    ///
+    /// # Errors
+    /// Gives the command back if the queue is full or not up.
     #[allow(clippy::result_large_err)]
     pub fn submit_untimed(&mut self, command: Command) -> Result<(), Command> {
-        if !self.has_room() {
-            return Err(command);
-        }
-        self.enqueue(command, NEVER)
+        self.submit_by(command, NEVER)
     }
 
     #[inline]
     #[allow(clippy::result_large_err)]
-    pub(super) fn enqueue(&mut self, mut command: Command, deadline: Instant) -> Result<(), Command> {
+    fn enqueue(&mut self, mut command: Command, deadline: Instant) -> Result<(), Command> {
         let Some(at) = self.free.pop() else { return Err(command) };
         let slot = &mut self.slots[usize::from(at)];
         command.sqe.cid = slot.generation.wrapping_shl(self.slot_bits) | at;

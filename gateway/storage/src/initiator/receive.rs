@@ -231,7 +231,11 @@ impl Qpair {
             PduType::CapsuleResp => {
                 let Some(bytes) = head.first_chunk() else { return Ok(()) };
                 let cqe = CapsuleResp::parse(bytes).cqe;
-                if self.stage == Stage::Joining { self.on_connect_response(&cqe) } else { self.on_response(cqe) }
+                if self.stage == Stage::Joining {
+                    self.on_connect_response(&cqe)
+                } else {
+                    self.on_response(cqe)
+                }
             }
             PduType::R2t => {
                 let Some(bytes) = head.first_chunk() else { return Ok(()) };

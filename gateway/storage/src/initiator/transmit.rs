@@ -7,9 +7,7 @@ use super::qpair::{Qpair, Slot, Stage};
 use trefoil_poll::{Io, SendList, SockError};
 use trefoil_wire::fabrics::{Connect, ConnectAttributes, ConnectData, FabricsCommand};
 use trefoil_wire::nvme::Sgl;
-use trefoil_wire::tcp::{
-    CapsuleCmd, CommonHeader, DIGEST_LEN, H2cData, TermReq, TermReqDirection, digest,
-};
+use trefoil_wire::tcp::{CapsuleCmd, CommonHeader, DIGEST_LEN, H2cData, TermReq, TermReqDirection, digest};
 
 /// The longest header that we write: 72 bytes, its digest, padding up to the largest PDO (a multiple
 /// of at most 128 above 76), a data digest, and inline data.
@@ -27,7 +25,9 @@ impl Qpair {
     /// Sends what waits, unless a send is under way; then [`on_sent`](Self::on_sent) makes room.
     #[inline]
     pub fn flush<I: Io>(&mut self, io: &mut I) {
-        let waiting = !self.unsent.is_empty() || !self.transfers.is_empty() || self.terminate.is_some()
+        let waiting = !self.unsent.is_empty()
+            || !self.transfers.is_empty()
+            || self.terminate.is_some()
             || self.receive.connect_due;
         if waiting {
             self.flush_now(io);

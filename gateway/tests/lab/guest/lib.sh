@@ -1,6 +1,8 @@
 # Sourced by the guest's scripts. /lab.env has the scenario's values (see Vm in xtask/src/lab/vm.rs).
 . /lab.env
-ip() { /usr/bin/ip "$@"; } # not busybox's applet of that name
+# Busybox prefers its own applets of these names.
+ip() { /usr/bin/ip "$@"; }
+mke2fs() { /usr/bin/mke2fs "$@"; }
 
 # The turn-taking line: the second serial port. We write `STEP name words`, the runner answers `GO words` or `NO reason`.
 stty -F /dev/ttyS1 raw -echo
@@ -22,7 +24,7 @@ step() {
 
 # want COMMAND...: runs it and ends the test if it fails. fio's own pages of output are shown only then.
 want() {
-  echo "LAB $*"
+  echo "LAB $(cut -d" " -f1 /proc/uptime) $*"
   "$@" > /tmp/out 2>&1 || { rc=$?; cat /tmp/out; die "($rc) $*"; }
 }
 

@@ -147,10 +147,9 @@ impl FabricsCommand {
                 attributes: ConnectAttributes::from_bits((sqe.cdw11 >> 16) as u8),
                 kato_ms: sqe.cdw12,
             }),
-            fctype::PROPERTY_GET => Self::PropertyGet(PropertyGet {
-                size: PropertySize::from_bits(sqe.cdw10),
-                offset: sqe.cdw11,
-            }),
+            fctype::PROPERTY_GET => {
+                Self::PropertyGet(PropertyGet { size: PropertySize::from_bits(sqe.cdw10), offset: sqe.cdw11 })
+            }
             fctype::AUTHENTICATION_SEND => Self::AuthenticationSend(authentication(sqe)),
             fctype::AUTHENTICATION_RECEIVE => Self::AuthenticationReceive(authentication(sqe)),
             fctype::DISCONNECT => Self::Disconnect { recfmt: sqe.cdw10 as u16 },
@@ -196,8 +195,7 @@ impl FabricsCommand {
                 sqe.cdw11 = get.offset;
             }
             Self::AuthenticationSend(auth) | Self::AuthenticationReceive(auth) => {
-                sqe.cdw10 =
-                    (auth.spsp0 as u32) << 8 | (auth.spsp1 as u32) << 16 | (auth.secp as u32) << 24;
+                sqe.cdw10 = (auth.spsp0 as u32) << 8 | (auth.spsp1 as u32) << 16 | (auth.secp as u32) << 24;
                 sqe.cdw11 = auth.len_bytes;
             }
             Self::Disconnect { recfmt } => sqe.cdw10 = *recfmt as u32,
@@ -213,5 +211,41 @@ fn authentication(sqe: &Sqe) -> Authentication {
         spsp1: (sqe.cdw10 >> 16) as u8,
         secp: (sqe.cdw10 >> 24) as u8,
         len_bytes: sqe.cdw11,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(command: FabricsCommand, parts: &[(usize, &[u8])]) {
+        let mut parts = parts.to_vec();
+        let head = [0x7f, 0x40, 5, 0, command.fctype()];
+        parts.push((0, &head));
+        let expected = crate::golden::bytes(&parts);
+        crate::golden::assert_emits(&expected, |bytes| command.sqe(5, Sgl::NONE).emit(bytes));
+        assert_eq!(FabricsCommand::parse(&Sqe::parse(&expected)), command);
+    }
+
+    #[test]
+    fn golden() {
+        let connect = Connect {
+            recfmt: 0,
+            qid: 0x0102,
+            sqsize: 127,
+            attributes: ConnectAttributes { no_sq_flow_control: true, ..Default::default() },
+            kato_ms: 15_000,
+        };
+        check(FabricsCommand::Connect(connect), &[(42, &[2, 1, 127, 0, 4, 0, 0x98, 0x3a])]);
+        let set = PropertySet { size: PropertySize::Four, offset: 0x14, value: 0x0046_0001 };
+        check(FabricsCommand::PropertySet(set), &[(44, &[0x14, 0, 0, 0, 1, 0, 0x46])]);
+        let get = PropertyGet { size: PropertySize::Eight, offset: 0 };
+        check(FabricsCommand::PropertyGet(get), &[(40, &[1])]);
+        let auth = Authentication { secp: 0xe9, spsp1: 2, spsp0: 1, len_bytes: 256 };
+        check(FabricsCommand::AuthenticationSend(auth), &[(41, &[1, 2, 0xe9, 0, 1])]);
+        check(FabricsCommand::AuthenticationReceive(auth), &[(41, &[1, 2, 0xe9, 0, 1])]);
+        check(FabricsCommand::Disconnect { recfmt: 3 }, &[(40, &[3])]);
+        check(FabricsCommand::Unknown { fctype: 0x33 }, &[]);
+        assert_eq!(FabricsCommand::Connect(connect).transfer(), Transfer::HostToController);
     }
 }

@@ -145,17 +145,80 @@ impl ConnectResponse {
 
     /// The completion. An invalid parameter is not worth a retry, so it sets DNR.
     ///
-    /// SQHD is FFFFh-less here: the caller's, who writes FFFFh when SQ flow control is off.
+    /// `sqhd` is FFFFh if SQ flow control is off for the queue, which is how the host learns it (NVMe base 2.0c §3.3.1.4).
     pub fn cqe(&self, cid: u16, sqhd: u16) -> Cqe {
         let (result, status) = match *self {
-            Self::Connected { cntlid, authreq } => {
-                (cntlid as u64 | (authreq as u64) << 16, Status::SUCCESS)
-            }
+            Self::Connected { cntlid, authreq } => (cntlid as u64 | (authreq as u64) << 16, Status::SUCCESS),
             Self::InvalidParameter(ConnectRejection { ipo, in_data }) => {
                 (ipo as u64 | (in_data as u64) << 16, Status::CONNECT_INVALID_PARAMETERS.dnr())
             }
             Self::Failed(status) => (0, status),
         };
         Cqe { result, ..Cqe::new(cid, sqhd, status) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> ConnectData {
+        ConnectData {
+            hostid: [7; 16],
+            cntlid: DYNAMIC_CNTLID,
+            subnqn: Nqn::DISCOVERY,
+            hostnqn: Nqn::new("nqn.2026-01.org.example:host").unwrap(),
+        }
+    }
+
+    fn golden() -> [u8; 1024] {
+        crate::golden::bytes(&[
+            (0, &[7; 16]),
+            (16, &[0xff, 0xff]),
+            (256, b"nqn.2014-08.org.nvmexpress.discovery"),
+            (512, b"nqn.2026-01.org.example:host"),
+        ])
+    }
+
+    #[test]
+    fn data_golden() {
+        crate::golden::assert_emits(&golden(), |bytes| data().emit(bytes));
+        assert_eq!(ConnectData::parse(&golden()), Ok(data()));
+    }
+
+    #[test]
+    fn each_bad_field_names_its_offset() {
+        for (at, len, ipo) in [(0, 16, 0), (256, 1, 256), (512, 1, 512)] {
+            let mut bytes = golden();
+            bytes[at..at + len].fill(0);
+            let rejection = ConnectData::parse(&bytes).unwrap_err().rejection();
+            assert_eq!(rejection, ConnectRejection { ipo, in_data: true });
+        }
+    }
+
+    #[test]
+    fn response_golden() {
+        for (response, result, status) in [
+            (ConnectResponse::Connected { cntlid: 5, authreq: 0 }, 5, Status::SUCCESS),
+            (
+                ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN),
+                0x0001_0200,
+                Status::CONNECT_INVALID_PARAMETERS.dnr(),
+            ),
+            (
+                ConnectResponse::InvalidParameter(ConnectRejection::QID),
+                42,
+                Status::CONNECT_INVALID_PARAMETERS.dnr(),
+            ),
+            (
+                ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()),
+                0,
+                Status::CONNECT_INVALID_HOST.dnr(),
+            ),
+        ] {
+            let cqe = response.cqe(1, 2);
+            assert_eq!(cqe, Cqe { result, sqhd: 2, sqid: 0, cid: 1, status });
+            assert_eq!(ConnectResponse::parse(&cqe), response);
+        }
     }
 }

@@ -195,3 +195,62 @@ impl<'a> DiscoveryLog<'a> {
         self.entries.as_chunks::<1024>().0.iter().take(count).map(LogEntry::parse)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> LogEntry {
+        LogEntry {
+            trtype: trtype::TCP,
+            adrfam: adrfam::IPV4,
+            subtype: subtype::NVM,
+            treq: treq::SQ_FLOW_CONTROL_DISABLE,
+            portid: 1,
+            cntlid: 0xffff,
+            asqsz: 32,
+            eflags: eflags::PERSISTENT_CONNECTIONS,
+            trsvcid: Ascii::new("4420").unwrap(),
+            subnqn: Nqn::new("nqn.2026-01.org.example:a").unwrap(),
+            traddr: Ascii::new("192.0.2.1").unwrap(),
+            sectype: 2,
+        }
+    }
+
+    fn golden() -> [u8; 1024] {
+        crate::golden::bytes(&[
+            (0, &[3, 1, 2, 4, 1, 0, 0xff, 0xff, 32, 0, 2]),
+            (32, &[b' '; 32]),
+            (32, b"4420"),
+            (256, b"nqn.2026-01.org.example:a"),
+            (512, &[b' '; 256]),
+            (512, b"192.0.2.1"),
+            (768, &[2]),
+        ])
+    }
+
+    #[test]
+    fn entry_golden() {
+        crate::golden::assert_emits(&golden(), |bytes| entry().emit(bytes));
+        assert_eq!(LogEntry::parse(&golden()), Ok(entry()));
+    }
+
+    #[test]
+    fn log_yields_whole_entries_up_to_numrec() {
+        let header: [u8; 1024] = crate::golden::bytes(&[(0, &[9, 0, 0, 0, 0, 0, 0, 0, 3])]);
+        let mut log = [header, golden(), golden()].concat();
+        crate::golden::assert_emits(&header, |bytes| {
+            LogHeader { genctr: 9, numrec: 3, recfmt: 0 }.emit(bytes)
+        });
+        assert_eq!(log.len(), DiscoveryLog::len_bytes(2));
+        log.push(0);
+        let parsed = DiscoveryLog::parse(&log).unwrap();
+        assert_eq!(parsed.header.genctr, 9);
+        assert!(parsed.entries().eq([Ok(entry()), Ok(entry())]));
+        log[8] = 1;
+        assert_eq!(DiscoveryLog::parse(&log).unwrap().entries().count(), 1);
+        log[1024 + 256] = 0;
+        assert_eq!(DiscoveryLog::parse(&log).unwrap().entries().next(), Some(Err(NqnError::Empty)));
+        assert!(DiscoveryLog::parse(&log[..1023]).is_err());
+    }
+}

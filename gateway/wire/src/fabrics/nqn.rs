@@ -184,3 +184,42 @@ impl std::str::FromStr for Nqn {
         Self::new(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn valid_names() {
+        let uuid = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-55555555aaFF";
+        let longest = format!("nqn.2026-01.org.example:{}", "x".repeat(199));
+        assert_eq!(longest.len(), Nqn::MAX_LEN);
+        for text in ["nqn.2014-08.org.nvmexpress.discovery", uuid, &longest, "nqn.2026-01.org.example:größe"]
+        {
+            let nqn = Nqn::new(text).unwrap();
+            assert_eq!(nqn.as_str(), text);
+            let mut field = [0xff; 256];
+            nqn.emit(&mut field);
+            assert_eq!(&field[..text.len()], text.as_bytes());
+            assert!(field[text.len()..].iter().all(|&byte| byte == 0));
+            assert_eq!(Nqn::parse(&field), Ok(nqn));
+        }
+        assert!(Nqn::new("nqn.2014-08.org.nvmexpress.discovery").unwrap().is_discovery());
+    }
+
+    #[test]
+    fn invalid_names() {
+        for (text, error) in [
+            ("", NqnError::Empty),
+            ("iqn.2014-08.org.example", NqnError::Prefix),
+            ("nqn.2014-8.org.example", NqnError::Prefix),
+            ("nqn.2014-08.", NqnError::Prefix),
+            ("nqn.2014-08.org.exa\u{7}mple", NqnError::NotText { at: 19 }),
+            ("nqn.2014-08.org.nvmexpress:uuid:1111", NqnError::Uuid),
+        ] {
+            assert_eq!(Nqn::new(text), Err(error), "{text}");
+        }
+        assert_eq!(Nqn::new(&"x".repeat(224)), Err(NqnError::TooLong));
+        assert_eq!(Nqn::parse(&[b'n'; 256]), Err(NqnError::NotTerminated));
+    }
+}

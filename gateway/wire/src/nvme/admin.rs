@@ -237,3 +237,45 @@ impl AdminCommand {
         sqe
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(command: AdminCommand, opcode: u8, dwords: [u32; 6]) {
+        let sqe = command.sqe(9, 0, Sgl::NONE);
+        assert_eq!(sqe.opcode, opcode);
+        assert_eq!([sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15], dwords, "{command:?}");
+        assert_eq!(AdminCommand::parse(&sqe), command);
+    }
+
+    #[test]
+    fn golden() {
+        let identify = IdentifyCommand { cns: 0x05, cntid: 0x1234, cns_specific: 7, csi: 2, uuid_index: 3 };
+        check(AdminCommand::Identify(identify), 0x06, [0x1234_0005, 0x0200_0007, 0, 0, 3, 0]);
+        let log = GetLogPage {
+            lid: 0x0c,
+            lsp: 1,
+            rae: true,
+            len_bytes: 0x0004_000c,
+            lsi: 5,
+            lpo: 0x0000_0006_0000_0010,
+            offset_is_index: true,
+            csi: 1,
+            uuid_index: 2,
+        };
+        // 4000Ch bytes are 10003h dwords, 10002h 0's based.
+        check(AdminCommand::GetLogPage(log), 0x02, [0x0002_810c, 0x0005_0001, 0x10, 6, 0x0180_0002, 0]);
+        let longest = GetLogPage { len_bytes: 1 << 34, ..GetLogPage::default() };
+        check(AdminCommand::GetLogPage(longest), 0x02, [0xffff_0000, 0xffff, 0, 0, 0, 0]);
+        let set = SetFeatures { fid: 7, save: true, cdw11: 1, cdw12: 2, cdw13: 3, uuid_index: 4, cdw15: 5 };
+        check(AdminCommand::SetFeatures(set), 0x09, [0x8000_0007, 1, 2, 3, 4, 5]);
+        let get = GetFeatures { fid: 0x0f, sel: 3, cdw11: 6, uuid_index: 1 };
+        check(AdminCommand::GetFeatures(get), 0x0a, [0x030f, 6, 0, 0, 1, 0]);
+        check(AdminCommand::Abort(Abort { sqid: 2, cid: 0x55 }), 0x08, [0x0055_0002, 0, 0, 0, 0, 0]);
+        check(AdminCommand::AsyncEventRequest, 0x0c, [0; 6]);
+        check(AdminCommand::KeepAlive, 0x18, [0; 6]);
+        check(AdminCommand::Fabrics, 0x7f, [0; 6]);
+        check(AdminCommand::Unknown { opcode: 0xc0 }, 0xc0, [0; 6]);
+    }
+}

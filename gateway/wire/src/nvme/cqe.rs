@@ -44,3 +44,27 @@ impl Field for Status {
         (self.field() << 1).store(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::assert_emits;
+
+    #[test]
+    fn golden() {
+        let cqe = Cqe {
+            result: 0x0000_0001_0000_0002,
+            sqhd: 0x0304,
+            sqid: 5,
+            cid: 0x0607,
+            status: Status::LBA_OUT_OF_RANGE.dnr(),
+        };
+        // Status 4080h in bits 15:1 is 8100h.
+        let expected = [2, 0, 0, 0, 1, 0, 0, 0, 4, 3, 5, 0, 7, 6, 0x00, 0x81];
+        assert_emits(&expected, |bytes| cqe.emit(bytes));
+        assert_eq!(Cqe::parse(&expected), cqe);
+        let mut phase = expected;
+        phase[14] |= 1;
+        assert_eq!(Cqe::parse(&phase), cqe);
+    }
+}

@@ -64,10 +64,8 @@ pub struct AsyncEvent {
 
 impl AsyncEvent {
     /// A namespace of the controller was added, removed, grown or otherwise changed.
-    pub const NAMESPACE_CHANGED: Self = Self::notice(
-        notice_event::NAMESPACE_ATTRIBUTE_CHANGED,
-        super::log::lid::CHANGED_NAMESPACES,
-    );
+    pub const NAMESPACE_CHANGED: Self =
+        Self::notice(notice_event::NAMESPACE_ATTRIBUTE_CHANGED, super::log::lid::CHANGED_NAMESPACES);
     /// The ANA state of a group changed.
     pub const ANA_CHANGE: Self = Self::notice(notice_event::ANA_CHANGE, super::log::lid::ANA);
     /// The discovery log changed.
@@ -102,5 +100,23 @@ impl AsyncEvent {
             AsyncEventType::Reserved(other) => (other & 7) as u32,
         };
         event_type | (self.info as u32) << 8 | (self.log_page as u32) << 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        for (event, dw0) in [
+            (AsyncEvent::NAMESPACE_CHANGED, 0x0004_0002),
+            (AsyncEvent::ANA_CHANGE, 0x000c_0302),
+            (AsyncEvent::DISCOVERY_CHANGED, 0x0070_f002),
+            (AsyncEvent { event_type: AsyncEventType::Error, info: 3, log_page: 1 }, 0x0001_0300),
+        ] {
+            assert_eq!(event.dw0(), dw0);
+            assert_eq!(AsyncEvent::from_dw0(dw0), event);
+        }
     }
 }

@@ -122,3 +122,30 @@ layout! {
         attributes: u8 = 6,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        assert_eq!(NumberOfQueues { nsqr: 3, ncqr: 4 }.bits(), 0x0004_0003);
+        let config = AsyncEventConfig {
+            namespace_attribute: true,
+            ana_change: true,
+            discovery_change: true,
+            ..Default::default()
+        };
+        assert_eq!(config.bits(), 0x8000_0900);
+        assert_eq!(AsyncEventConfig::from_bits(0x8000_0900), config);
+        let behavior =
+            HostBehavior { advanced_command_retry: 1, extended_telemetry: 0, lba_format_extension: 1 };
+        let expected = crate::golden::bytes(&[(0, &[1, 0, 1])]);
+        crate::golden::assert_emits(&expected, |bytes| behavior.emit(bytes));
+        assert_eq!(HostBehavior::parse(&expected), behavior);
+        let timestamp = Timestamp { millis: [1, 2, 3, 4, 5, 6], attributes: 2 };
+        crate::golden::assert_emits(&[1, 2, 3, 4, 5, 6, 2, 0], |bytes| timestamp.emit(bytes));
+        assert_eq!(Select::from_bits(3), Select::Capabilities);
+        assert!(HostIdentifierFeature::from_bits(1).exhid && VolatileWriteCache::from_bits(1).enable);
+    }
+}

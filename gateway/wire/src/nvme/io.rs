@@ -122,10 +122,9 @@ impl IoCommand {
             io_opcode::READ => Self::Read(BlockRange::parse(sqe)),
             io_opcode::WRITE => Self::Write(BlockRange::parse(sqe)),
             io_opcode::FLUSH => Self::Flush,
-            io_opcode::WRITE_ZEROES => Self::WriteZeroes {
-                range: BlockRange::parse(sqe),
-                deac: sqe.cdw12 & DEALLOCATE != 0,
-            },
+            io_opcode::WRITE_ZEROES => {
+                Self::WriteZeroes { range: BlockRange::parse(sqe), deac: sqe.cdw12 & DEALLOCATE != 0 }
+            }
             io_opcode::DATASET_MANAGEMENT => Self::Dsm(DsmCommand {
                 ranges: (sqe.cdw10 & 0xff) as u16 + 1,
                 integral_read: sqe.cdw11 & 1 != 0,
@@ -199,11 +198,7 @@ impl DsmRange {
         let need_bytes = count as usize * Self::LEN;
         match data.get(..need_bytes) {
             Some(data) => Ok(DsmRangeIter { data }),
-            None => Err(Truncated {
-                what: "dataset management ranges",
-                need_bytes,
-                have_bytes: data.len(),
-            }),
+            None => Err(Truncated { what: "dataset management ranges", need_bytes, have_bytes: data.len() }),
         }
     }
 }
@@ -221,5 +216,51 @@ impl Iterator for DsmRangeIter<'_> {
         let (range, rest) = self.data.split_first_chunk()?;
         self.data = rest;
         Some(DsmRange::parse(range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(command: IoCommand, opcode: u8, dwords: [u32; 4]) {
+        let sqe = command.sqe(3, 1, Sgl::NONE);
+        assert_eq!((sqe.opcode, sqe.cid, sqe.nsid), (opcode, 3, 1));
+        assert_eq!([sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13], dwords, "{command:?}");
+        assert_eq!(IoCommand::parse(&sqe), command);
+    }
+
+    #[test]
+    fn golden() {
+        let range = BlockRange { fua: true, ..BlockRange::new(0x0000_0002_0000_0001, 8) };
+        check(IoCommand::Read(range), 0x02, [1, 2, 0x4000_0007, 0]);
+        check(IoCommand::Write(BlockRange::new(5, 65536)), 0x01, [5, 0, 0xffff, 0]);
+        check(
+            IoCommand::Compare(BlockRange { limited_retry: true, ..BlockRange::new(0, 1) }),
+            0x05,
+            [0, 0, 1 << 31, 0],
+        );
+        check(
+            IoCommand::Verify(BlockRange { prinfo: 0xf, ..BlockRange::new(0, 1) }),
+            0x0c,
+            [0, 0, 0xf << 26, 0],
+        );
+        check(IoCommand::WriteUncorrectable(BlockRange::new(1, 2)), 0x04, [1, 0, 1, 0]);
+        check(IoCommand::WriteZeroes { range, deac: true }, 0x08, [1, 2, 0x4200_0007, 0]);
+        check(IoCommand::Flush, 0x00, [0; 4]);
+        let dsm = DsmCommand { ranges: 256, deallocate: true, integral_write: false, integral_read: true };
+        check(IoCommand::Dsm(dsm), 0x09, [255, 5, 0, 0]);
+        check(IoCommand::Unknown { opcode: 0x99 }, 0x99, [0; 4]);
+    }
+
+    #[test]
+    fn dsm_ranges() {
+        let range = DsmRange { attributes: 1, nlb: 2, slba: 3 };
+        let expected = [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+        crate::golden::assert_emits(&expected, |bytes| range.emit(bytes));
+        let data = [expected, expected].concat();
+        assert!(DsmRange::iter(&data, 2).unwrap().eq([range, range]));
+        assert_eq!(DsmRange::iter(&data, 1).unwrap().count(), 1);
+        assert_eq!(DsmRange::iter(&data, 3).unwrap_err().need_bytes, 48);
     }
 }

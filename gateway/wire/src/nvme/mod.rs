@@ -18,9 +18,7 @@ pub mod identify;
 pub mod log;
 pub mod property;
 
-pub use admin::{
-    Abort, AdminCommand, GetFeatures, GetLogPage, IdentifyCommand, SetFeatures, admin_opcode,
-};
+pub use admin::{Abort, AdminCommand, GetFeatures, GetLogPage, IdentifyCommand, SetFeatures, admin_opcode};
 pub use cqe::Cqe;
 pub use event::{AsyncEvent, AsyncEventType, error_event, notice_event, smart_event};
 pub use io::{BlockRange, DsmCommand, DsmRange, DsmRangeIter, IoCommand, io_opcode};

@@ -122,3 +122,23 @@ bits! {
         crimt_500ms: u16 = 16, 16;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let cap =
+            Cap { mqes: 127, cqr: true, to_500ms: 15, css: 1, nssrs: true, crwms: true, ..Cap::default() };
+        assert_eq!(cap.bits(), 0x0800_0030_0f01_007f);
+        assert_eq!(Cap::from_bits(cap.bits()), cap);
+        assert_eq!(Version::V1_4.bits(), 0x0001_0400);
+        // What Linux writes to enable a controller.
+        let cc = Cc::from_bits(0x0046_0001);
+        assert_eq!(cc, Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() });
+        assert_eq!(Cc { shn: 1, ..cc }.bits(), 0x0046_4001);
+        assert_eq!(Csts { rdy: true, cfs: true, shst: 2, ..Csts::default() }.bits(), 0xb);
+        assert_eq!(Crto { crwmt_500ms: 2, crimt_500ms: 1 }.bits(), 0x0001_0002);
+    }
+}

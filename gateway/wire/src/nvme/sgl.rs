@@ -130,3 +130,34 @@ impl Field for Sgl {
         bytes.copy_from_slice(&array);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn golden() {
+        let cases: [(Sgl, [u8; 16]); 6] = [
+            (Sgl::NONE, [0; 16]),
+            (
+                Sgl::InCapsule { offset_bytes: 0x10, len_bytes: 4096 },
+                bytes(&[(0, &[0x10]), (8, &[0, 0x10]), (15, &[1])]),
+            ),
+            (Sgl::Transport { len_bytes: 0x0102_0304 }, bytes(&[(8, &[4, 3, 2, 1]), (15, &[0x5a])])),
+            (
+                Sgl::Keyed { address: 0x1122, len_bytes: 0x01_0203, key: 0xaabb_ccdd, invalidate: false },
+                bytes(&[(0, &[0x22, 0x11]), (8, &[3, 2, 1, 0xdd, 0xcc, 0xbb, 0xaa, 0x40])]),
+            ),
+            (
+                Sgl::Keyed { address: 1, len_bytes: 2, key: 3, invalidate: true },
+                bytes(&[(0, &[1]), (8, &[2]), (11, &[3]), (15, &[0x4f])]),
+            ),
+            (Sgl::Unsupported { raw: [0x77; 16] }, [0x77; 16]),
+        ];
+        for (sgl, expected) in cases {
+            assert_emits(&expected, |bytes| sgl.emit(bytes));
+            assert_eq!(Sgl::parse(&expected), sgl);
+        }
+    }
+}

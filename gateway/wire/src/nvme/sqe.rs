@@ -157,3 +157,44 @@ pub(crate) fn split_u64(value: u64) -> (u32, u32) {
 }
 
 const _: () = assert!(Sqe::LEN == 64 && <Sgl as Field>::LEN == Sgl::LEN);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn golden() {
+        let sqe = Sqe {
+            opcode: 0x02,
+            flags: 0x41,
+            cid: 0x1234,
+            nsid: 7,
+            cdw2: 2,
+            cdw3: 3,
+            mptr: 0x0102_0304_0506_0708,
+            sgl1: Sgl::Transport { len_bytes: 512 },
+            cdw10: 10,
+            cdw11: 11,
+            cdw12: 12,
+            cdw13: 13,
+            cdw14: 14,
+            cdw15: 0xff00_0000,
+        };
+        let expected = bytes(&[
+            (0, &[0x02, 0x41, 0x34, 0x12, 7]),
+            (8, &[2]),
+            (12, &[3]),
+            (16, &[8, 7, 6, 5, 4, 3, 2, 1]),
+            (32, &[0, 2]),
+            (39, &[0x5a, 10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0, 13, 0, 0, 0, 14]),
+            (63, &[0xff]),
+        ]);
+        assert_emits(&expected, |bytes| sqe.emit(bytes));
+        assert_eq!(Sqe::parse(&expected), sqe);
+        assert_eq!(
+            (sqe.psdt(), sqe.fuse(), sqe.transfer()),
+            (Psdt::Sgl, Fuse::First, Transfer::ControllerToHost)
+        );
+    }
+}

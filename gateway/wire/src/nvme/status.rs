@@ -259,3 +259,34 @@ statuses! {
     HOST_PATHING_ERROR = 3, 0x70, "Host Pathing Error";
     ABORTED_BY_HOST = 3, 0x71, "Command Aborted By Host";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields() {
+        let status = Status::ANA_INACCESSIBLE.dnr().more().crd(2);
+        assert_eq!(status.field(), 0x7302);
+        assert_eq!((status.sct(), status.sc()), (StatusType::Path, 2));
+        assert!(status.is_dnr() && status.is_more() && status.is_path_error() && !status.is_ok());
+        assert_eq!(status.retry_delay_index(), 2);
+        assert!(status.is(Status::ANA_INACCESSIBLE) && status != Status::ANA_INACCESSIBLE);
+        assert_eq!(status.code(), Status::ANA_INACCESSIBLE);
+        assert_eq!(Status::from_field(0xffff).field(), 0x7fff);
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(Status::SUCCESS.name(), "Successful Completion");
+        assert_eq!(Status::new(7, 1).name(), "Vendor Specific");
+        assert_eq!(Status::new(0, 0x7f).name(), "Reserved");
+        assert_eq!(
+            Status::INVALID_FIELD.dnr().to_string(),
+            "Invalid Field in Command (0h/02h, do not retry)"
+        );
+        for status in Status::NAMED {
+            assert_ne!(status.name(), "Reserved", "{:#x}", status.field());
+        }
+    }
+}

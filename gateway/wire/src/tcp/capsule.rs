@@ -88,3 +88,36 @@ impl CapsuleResp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvme::{IoCommand, Sgl, Status};
+
+    #[test]
+    fn command_golden() {
+        let capsule = CapsuleCmd { sqe: IoCommand::Flush.sqe(0x0102, 1, Sgl::Transport { len_bytes: 0 }) };
+        let parts: [(usize, &[u8]); 2] = [(9, &[0x40, 2, 1, 1]), (8 + 39, &[0x5a])];
+        let with = |common: [u8; 8]| {
+            let mut bytes = crate::golden::bytes(&parts);
+            bytes[..8].copy_from_slice(&common);
+            bytes
+        };
+        let bare = with([4, 0, 72, 0, 72, 0, 0, 0]);
+        crate::golden::assert_emits(&bare, |bytes| _ = capsule.emit(false, false, 4, 0, bytes));
+        assert_eq!(CapsuleCmd::parse(&bare), capsule);
+        let full = with([4, 3, 72, 128, 0x84, 0x10, 0, 0]);
+        crate::golden::assert_emits(&full, |bytes| {
+            assert_eq!(capsule.emit(true, true, 64, 4096, bytes).pdo, 128);
+        });
+    }
+
+    #[test]
+    fn response_golden() {
+        let capsule = CapsuleResp { cqe: Cqe { result: 1, ..Cqe::new(3, 2, Status::INVALID_OPCODE) } };
+        let expected =
+            crate::golden::bytes(&[(0, &[5, 1, 24, 0, 28, 0, 0, 0, 1]), (16, &[2, 0, 0, 0, 3, 0, 2])]);
+        crate::golden::assert_emits(&expected, |bytes| capsule.emit(true, bytes));
+        assert_eq!(CapsuleResp::parse(&expected), capsule);
+    }
+}

@@ -28,10 +28,7 @@ impl DataFields {
             return Err(HeaderError::field(Fault::UnalignedOffset(fields.offset), field::OFFSET));
         }
         if fields.length == 0 {
-            return Err(HeaderError::field(
-                Fault::DataLength { field: 0, actual: 0 },
-                field::LENGTH,
-            ));
+            return Err(HeaderError::field(Fault::DataLength { field: 0, actual: 0 }, field::LENGTH));
         }
         if fields.offset.checked_add(fields.length).is_none() {
             let fault = Fault::RangeOverflow { offset: fields.offset, length: fields.length };
@@ -102,7 +99,7 @@ impl H2cData {
     ) -> CommonHeader {
         let header = CommonHeader::with_data(
             PduType::H2cData,
-            self.last as u8 * flag::LAST_PDU,
+            flag::when(self.last, flag::LAST_PDU),
             header_digest,
             data_digest,
             alignment_bytes,
@@ -148,13 +145,7 @@ impl C2hData {
         if success && !last {
             return Err(HeaderError::field(Fault::SuccessWithoutLast { flags }, field::FLAGS));
         }
-        Ok(Self {
-            cid: fields.cccid,
-            offset_bytes: fields.offset,
-            len_bytes: fields.length,
-            last,
-            success,
-        })
+        Ok(Self { cid: fields.cccid, offset_bytes: fields.offset, len_bytes: fields.length, last, success })
     }
 
     /// Writes every byte of the header; the data is to follow at the returned header's PDO, then DDGST.
@@ -169,7 +160,7 @@ impl C2hData {
     ) -> CommonHeader {
         let header = CommonHeader::with_data(
             PduType::C2hData,
-            self.last as u8 * flag::LAST_PDU | self.success as u8 * flag::SUCCESS,
+            flag::when(self.last, flag::LAST_PDU) | flag::when(self.success, flag::SUCCESS),
             header_digest,
             data_digest,
             alignment_bytes,
@@ -227,5 +218,51 @@ impl R2t {
             length: self.len_bytes,
         }
         .emit_with(header, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp::FatalStatus;
+
+    const H2C: [u8; 24] =
+        [6, 7, 24, 28, 0x20, 0x10, 0, 0, 2, 1, 4, 3, 0, 0x20, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn golden() {
+        let h2c = H2cData { cid: 0x0102, ttag: 0x0304, offset_bytes: 8192, len_bytes: 4096, last: true };
+        crate::golden::assert_emits(&H2C, |bytes| {
+            assert_eq!(h2c.emit(true, true, 4, bytes).plen, 28 + 4096 + 4);
+        });
+        assert_eq!(H2cData::parse(&H2C, 4096), Ok(h2c));
+
+        let c2h = C2hData { cid: 1, offset_bytes: 0, len_bytes: 512, last: true, success: true };
+        let expected = crate::golden::bytes(&[(0, &[7, 0x0c, 24, 24, 0x18, 2, 0, 0, 1]), (16, &[0, 2])]);
+        crate::golden::assert_emits(&expected, |bytes| _ = c2h.emit(false, false, 4, bytes));
+        assert_eq!(C2hData::parse(&expected, 512), Ok(c2h));
+
+        let r2t = R2t { cid: 1, ttag: 2, offset_bytes: 8192, len_bytes: 0x2_0000 };
+        let expected =
+            crate::golden::bytes(&[(0, &[9, 0, 24, 0, 24, 0, 0, 0, 1, 0, 2, 0, 0, 0x20, 0, 0, 0, 0, 2])]);
+        crate::golden::assert_emits(&expected, |bytes| r2t.emit(false, bytes));
+        assert_eq!(R2t::parse(&expected), Ok(r2t));
+    }
+
+    #[test]
+    fn each_fault_names_its_field() {
+        let fault = |edit: fn(&mut [u8; 24]), data_len| {
+            let mut bytes = H2C;
+            edit(&mut bytes);
+            H2cData::parse(&bytes, data_len).unwrap_err().status
+        };
+        let field = |offset_bytes| FatalStatus::InvalidHeaderField { offset_bytes };
+        assert_eq!(fault(|bytes| bytes[12] = 2, 4096), field(12));
+        assert_eq!(fault(|_| (), 4092), field(16));
+        assert_eq!(fault(|bytes| bytes[16..20].fill(0), 0), field(16));
+        assert_eq!(fault(|bytes| bytes[12..16].copy_from_slice(&[0xfc, 0xff, 0xff, 0xff]), 4096), field(16));
+        let mut success = H2C;
+        success[1] = flag::SUCCESS;
+        assert_eq!(C2hData::parse(&success, 4096).unwrap_err().status, field(1));
     }
 }

@@ -33,3 +33,25 @@ impl Framing {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_vectors() {
+        // RFC 3720 §B.4.
+        assert_eq!(digest(&[0; 32]).to_le_bytes(), [0xaa, 0x36, 0x91, 0x8a]);
+        assert_eq!(digest(&[0xff; 32]).to_le_bytes(), [0x43, 0xab, 0xa8, 0x62]);
+        assert_eq!(digest(b"123456789"), 0xe306_9283);
+        assert_eq!(digest_append(digest_append(0, b"1234"), b"56789"), digest(b"123456789"));
+    }
+
+    #[test]
+    fn header_digest() {
+        let header = [0; 32];
+        assert_eq!(Framing::check_header_digest(&header, &[0xaa, 0x36, 0x91, 0x8a]), Ok(()));
+        let error = Framing::check_header_digest(&header, &[1, 0, 0, 0]).unwrap_err();
+        assert_eq!((error.status.fes(), error.status.fei()), (3, 1));
+    }
+}

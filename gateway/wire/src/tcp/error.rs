@@ -64,8 +64,9 @@ impl FatalStatus {
     /// FEI; 0 where the status has none.
     pub fn fei(self) -> u32 {
         match self {
-            Self::InvalidHeaderField { offset_bytes }
-            | Self::UnsupportedParameter { offset_bytes } => offset_bytes,
+            Self::InvalidHeaderField { offset_bytes } | Self::UnsupportedParameter { offset_bytes } => {
+                offset_bytes
+            }
             Self::HeaderDigestError { received } => received,
             Self::Reserved { fei, .. } => fei,
             Self::SequenceError | Self::DataOutOfRange | Self::LimitExceeded => 0,

@@ -34,6 +34,12 @@ pub mod flag {
     pub const DDGST: u8 = 1 << 1;
     pub const LAST_PDU: u8 = 1 << 2;
     pub const SUCCESS: u8 = 1 << 3;
+
+    /// `bits` if `on`, else none.
+    #[inline]
+    pub(crate) const fn when(on: bool, bits: u8) -> u8 {
+        on as u8 * bits
+    }
 }
 
 impl PduType {
@@ -74,10 +80,7 @@ impl PduType {
     /// Whether it may hold data.
     #[inline]
     const fn has_data(self) -> bool {
-        matches!(
-            self,
-            Self::CapsuleCmd | Self::H2cData | Self::C2hData | Self::H2cTermReq | Self::C2hTermReq
-        )
+        matches!(self, Self::CapsuleCmd | Self::H2cData | Self::C2hData | Self::H2cTermReq | Self::C2hTermReq)
     }
 
     /// Whether digests apply to it: not before they are negotiated, not on terminate requests.
@@ -209,7 +212,7 @@ impl CommonHeader {
         let hlen = pdu_type.header_len();
         Self {
             pdu_type,
-            flags: flags | header_digest as u8 * flag::HDGST,
+            flags: flags | flag::when(header_digest, flag::HDGST),
             hlen,
             pdo: 0,
             plen: hlen as u32 + header_digest as u32 * DIGEST_LEN as u32,
@@ -231,12 +234,10 @@ impl CommonHeader {
             .next_multiple_of(alignment_bytes.clamp(1, 128));
         Self {
             pdu_type,
-            flags: flags | header_digest as u8 * flag::HDGST | data_digest as u8 * flag::DDGST,
+            flags: flags | flag::when(header_digest, flag::HDGST) | flag::when(data_digest, flag::DDGST),
             hlen,
             pdo: pdo as u8,
-            plen: pdo
-                .saturating_add(data_len)
-                .saturating_add(data_digest as u32 * DIGEST_LEN as u32),
+            plen: pdo.saturating_add(data_len).saturating_add(data_digest as u32 * DIGEST_LEN as u32),
         }
     }
 
@@ -294,14 +295,10 @@ impl CommonHeader {
         let pdo = self.pdo as u32;
         let alignment_bytes = framing.data_alignment_bytes;
         if pdo < bare_len || !pdo.is_multiple_of(alignment_bytes) {
-            return Err(HeaderError::field(
-                Fault::DataOffset { pdo: self.pdo, alignment_bytes },
-                field::PDO,
-            ));
+            return Err(HeaderError::field(Fault::DataOffset { pdo: self.pdo, alignment_bytes }, field::PDO));
         }
         // PDO fits in a byte, so the sum can't overflow.
-        let Some(data_len) = self.plen.checked_sub(pdo + data_digest_len).filter(|&len| len > 0)
-        else {
+        let Some(data_len) = self.plen.checked_sub(pdo + data_digest_len).filter(|&len| len > 0) else {
             return Err(HeaderError::field(Fault::PduLength { plen: self.plen }, field::PLEN));
         };
         let max_bytes = match pdu_type {
@@ -315,20 +312,86 @@ impl CommonHeader {
                 _ => HeaderError::new(fault, super::FatalStatus::LimitExceeded),
             });
         }
-        Ok(Layout {
-            header_len,
-            header_digest_len,
-            pad_len: pdo - bare_len,
-            data_len,
-            data_digest_len,
-        })
+        Ok(Layout { header_len, header_digest_len, pad_len: pdo - bare_len, data_len, data_digest_len })
     }
 }
 
 const _: () = {
     assert!(PduType::IcReq.header_len() as usize <= CommonHeader::MAX_HEADER_LEN);
     assert!(PduType::CapsuleCmd.header_len() as usize == CommonHeader::LEN + crate::nvme::Sqe::LEN);
-    assert!(
-        PduType::CapsuleResp.header_len() as usize == CommonHeader::LEN + crate::nvme::Cqe::LEN
-    );
+    assert!(PduType::CapsuleResp.header_len() as usize == CommonHeader::LEN + crate::nvme::Cqe::LEN);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp::FatalStatus;
+
+    fn framing(header_digest: bool, data_digest: bool) -> Framing {
+        Framing { header_digest, data_digest, ..Framing::initial(Receiver::Controller) }
+    }
+
+    fn layout(bytes: [u8; 8], framing: Framing) -> Result<Layout, FatalStatus> {
+        CommonHeader::parse(&bytes).and_then(|header| header.layout(&framing)).map_err(|error| error.status)
+    }
+
+    fn field(offset_bytes: u32) -> Result<Layout, FatalStatus> {
+        Err(FatalStatus::InvalidHeaderField { offset_bytes })
+    }
+
+    #[test]
+    fn golden() {
+        let header =
+            CommonHeader { pdu_type: PduType::C2hData, flags: 0x0c, hlen: 24, pdo: 24, plen: 0x0001_0018 };
+        let expected = [7, 0x0c, 24, 24, 0x18, 0, 1, 0];
+        crate::golden::assert_emits(&expected, |bytes| header.emit(bytes));
+        assert_eq!(CommonHeader::parse(&expected), Ok(header));
+    }
+
+    #[test]
+    fn layouts() {
+        let bare = Layout { header_len: 72, ..Layout::default() };
+        assert_eq!(layout([4, 0, 72, 0, 72, 0, 0, 0], framing(false, false)), Ok(bare));
+        // DDGSTF without data is harmless.
+        let digest = Layout { header_digest_len: 4, ..bare };
+        assert_eq!(layout([4, 3, 72, 0, 76, 0, 0, 0], framing(true, true)), Ok(digest));
+        // 72 + 4, padded to 128, 4096 bytes, data digest: 4228 in all.
+        let padded = Layout { header_digest_len: 4, pad_len: 52, data_len: 4096, data_digest_len: 4, ..bare };
+        let aligned = Framing { data_alignment_bytes: 64, ..framing(true, true) };
+        let got = layout([4, 3, 72, 128, 0x84, 0x10, 0, 0], aligned).unwrap();
+        assert_eq!((got, got.before_data_len(), got.total_len()), (padded, 128, 4228));
+        let term = Layout { header_len: 24, data_len: 128, ..Layout::default() };
+        assert_eq!(layout([2, 0, 24, 0, 152, 0, 0, 0], framing(true, true)), Ok(term));
+    }
+
+    #[test]
+    fn each_fault_names_its_field() {
+        let off = framing(false, false);
+        assert_eq!(layout([8, 0, 24, 0, 24, 0, 0, 0], off), field(0));
+        assert_eq!(layout([0xff; 8], off), field(0));
+        assert_eq!(layout([5, 0, 24, 0, 24, 0, 0, 0], off), field(0), "a response to a controller");
+        assert_eq!(layout([4, 1, 72, 0, 76, 0, 0, 0], off), field(1), "a digest that was not negotiated");
+        assert_eq!(
+            layout([4, 0, 72, 0, 72, 0, 0, 0], framing(true, false)),
+            field(1),
+            "a digest that is missing"
+        );
+        assert_eq!(layout([6, 2, 24, 24, 32, 0, 0, 0], off), field(1));
+        assert_eq!(layout([4, 0, 71, 0, 72, 0, 0, 0], off), field(2));
+        assert_eq!(layout([6, 0, 24, 20, 32, 0, 0, 0], off), field(3), "PDO within the header");
+        assert_eq!(layout([6, 0, 24, 26, 32, 0, 0, 0], off), field(3), "PDO unaligned");
+        assert_eq!(layout([4, 0, 72, 0, 71, 0, 0, 0], off), field(4), "PLEN below HLEN");
+        assert_eq!(
+            layout([4, 1, 72, 0, 74, 0, 0, 0], framing(true, false)),
+            field(4),
+            "PLEN cuts the digest"
+        );
+        assert_eq!(layout([6, 0, 24, 32, 32, 0, 0, 0], off), field(4), "PLEN ends at PDO");
+        assert_eq!(layout([0, 0, 128, 0, 129, 0, 0, 0], off), field(4), "data in ICReq");
+        assert_eq!(layout([2, 0, 24, 0, 153, 0, 0, 0], off), field(4), "too much in a terminate request");
+        assert_eq!(layout([4, 0, 72, 72, 0x49, 0x20, 0, 0], off), field(4), "8193 bytes in the capsule");
+        let exceeded = Err(FatalStatus::LimitExceeded);
+        assert_eq!(layout([6, 0, 24, 24, 0x19, 0, 2, 0], off), exceeded);
+        assert_eq!(layout([6, 0, 24, 24, 0xff, 0xff, 0xff, 0xff], off), exceeded);
+    }
+}

@@ -1,7 +1,7 @@
 //! Connection initialization: ICReq and ICResp (NVMe-oF TCP 1.0c §3.6.2.2, §3.6.2.3, figures 21 and 22).
 
 use super::error::{Fault, HeaderError, field};
-use super::header::{CommonHeader, PduType};
+use super::header::{CommonHeader, PduType, flag};
 
 const DGST_HEADER: u8 = 1 << 0;
 const DGST_DATA: u8 = 1 << 1;
@@ -35,18 +35,11 @@ impl IcFields {
         Ok(fields)
     }
 
-    fn emit_as(
-        pdu_type: PduType,
-        pda_bytes: u32,
-        digests: (bool, bool),
-        max: u32,
-        bytes: &mut [u8; 128],
-    ) {
+    fn emit_as(pdu_type: PduType, pda_bytes: u32, digests: (bool, bool), max: u32, bytes: &mut [u8; 128]) {
         let mut common = [0; 8];
         CommonHeader::without_data(pdu_type, 0, false).emit(&mut common);
-        let dgst = digests.0 as u8 * DGST_HEADER | digests.1 as u8 * DGST_DATA;
-        Self { common, pfv: 0, pda: (pda_bytes.clamp(4, 128) / 4 - 1) as u8, dgst, max }
-            .emit(bytes);
+        let dgst = flag::when(digests.0, DGST_HEADER) | flag::when(digests.1, DGST_DATA);
+        Self { common, pfv: 0, pda: (pda_bytes.clamp(4, 128) / 4 - 1) as u8, dgst, max }.emit(bytes);
     }
 }
 
@@ -124,5 +117,56 @@ impl IcResp {
         let digests = (self.header_digest, self.data_digest);
         let max = self.max_h2c_data_bytes;
         IcFields::emit_as(PduType::IcResp, self.controller_alignment_bytes, digests, max, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp::FatalStatus;
+
+    #[test]
+    fn request_golden() {
+        let request = IcReq { host_alignment_bytes: 8, header_digest: true, data_digest: false, max_r2t: 16 };
+        let expected = crate::golden::bytes(&[(2, &[128, 0, 128]), (10, &[1, 1, 15])]);
+        crate::golden::assert_emits(&expected, |bytes| request.emit(bytes));
+        assert_eq!(IcReq::parse(&expected), Ok(request));
+    }
+
+    #[test]
+    fn response_golden() {
+        let response = IcResp {
+            controller_alignment_bytes: 4,
+            header_digest: true,
+            data_digest: true,
+            max_h2c_data_bytes: 0x2_0000,
+        };
+        let expected = crate::golden::bytes(&[(0, &[1, 0, 128, 0, 128]), (11, &[3, 0, 0, 2])]);
+        crate::golden::assert_emits(&expected, |bytes| response.emit(bytes));
+        assert_eq!(IcResp::parse(&expected), Ok(response));
+    }
+
+    #[test]
+    fn each_fault_names_its_field() {
+        let mut bytes = crate::golden::bytes(&[(2, &[128, 0, 128]), (8, &[1])]);
+        let unsupported = FatalStatus::UnsupportedParameter { offset_bytes: 8 };
+        assert_eq!(IcReq::parse(&bytes).unwrap_err().status, unsupported);
+        bytes[8] = 0;
+        bytes[10] = 32;
+        assert_eq!(
+            IcReq::parse(&bytes).unwrap_err().status,
+            FatalStatus::InvalidHeaderField { offset_bytes: 10 }
+        );
+        bytes[10] = 0;
+        // MAXH2CDATA of 4095 and 4098.
+        for low in [[0xff, 0x0f], [0x02, 0x10]] {
+            bytes[12..14].copy_from_slice(&low);
+            assert_eq!(
+                IcResp::parse(&bytes).unwrap_err().status,
+                FatalStatus::InvalidHeaderField { offset_bytes: 12 }
+            );
+        }
+        bytes[12..16].fill(0xff);
+        assert_eq!(IcReq::parse(&bytes).unwrap().max_r2t, u32::MAX);
     }
 }

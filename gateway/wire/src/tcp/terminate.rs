@@ -66,8 +66,7 @@ impl<'a> TermReq<'a> {
             TermReqDirection::HostToController => PduType::H2cTermReq,
             TermReqDirection::ControllerToHost => PduType::C2hTermReq,
         };
-        let mut fields =
-            TermFields { common: [0; 8], fes: self.status.fes(), fei: self.status.fei() };
+        let mut fields = TermFields { common: [0; 8], fes: self.status.fes(), fei: self.status.fei() };
         CommonHeader { pdu_type, flags: 0, hlen: pdu_type.header_len(), pdo: 0, plen: len as u32 }
             .emit(&mut fields.common);
         if let Some((header, data)) = bytes.split_first_chunk_mut() {
@@ -77,5 +76,42 @@ impl<'a> TermReq<'a> {
             }
         }
         len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let offender = [9; 200];
+        let request =
+            TermReq { status: FatalStatus::InvalidHeaderField { offset_bytes: 4 }, offender: &offender[..8] };
+        let mut dirty = [0xff; TermReq::MAX_LEN];
+        let len = request.emit(TermReqDirection::ControllerToHost, &mut dirty);
+        let expected: [u8; 32] =
+            crate::golden::bytes(&[(0, &[3, 0, 24, 0, 32, 0, 0, 0, 1, 0, 4]), (24, &[9; 8])]);
+        assert_eq!(dirty[..len], expected);
+        assert_eq!(TermReq::parse(&dirty[..len]), Ok(request));
+
+        let longest = TermReq { status: FatalStatus::SequenceError, offender: &offender };
+        assert_eq!(longest.emit(TermReqDirection::HostToController, &mut dirty), 152);
+        assert_eq!(dirty[..10], [2, 0, 24, 0, 152, 0, 0, 0, 2, 0]);
+        assert!(TermReq::parse(&dirty[..23]).is_err());
+    }
+
+    #[test]
+    fn fatal_status_fields() {
+        for (status, fes, fei) in [
+            (FatalStatus::HeaderDigestError { received: 7 }, 3, 7),
+            (FatalStatus::DataOutOfRange, 4, 0),
+            (FatalStatus::LimitExceeded, 5, 0),
+            (FatalStatus::UnsupportedParameter { offset_bytes: 8 }, 6, 8),
+            (FatalStatus::Reserved { fes: 9, fei: 1 }, 9, 1),
+        ] {
+            assert_eq!((status.fes(), status.fei()), (fes, fei));
+            assert_eq!(FatalStatus::from_fields(fes, fei), status);
+        }
     }
 }

@@ -313,3 +313,80 @@ layout! {
         psd0: PowerState = 2048,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn golden() {
+        let controller = IdentifyController {
+            vid: 0x1234,
+            sn: Ascii::new("S1").unwrap(),
+            mn: Ascii::new("Trefoil").unwrap(),
+            fr: Ascii::new("0.1").unwrap(),
+            ieee: [1, 2, 3],
+            cmic: MultipathCapabilities {
+                multiple_controllers: true,
+                ana_reporting: true,
+                ..Default::default()
+            },
+            mdts: 5,
+            cntlid: 0x0102,
+            ver: crate::nvme::property::Version::V1_4,
+            oaes: AsyncEventsSupported { namespace_attribute: true, ana_change: true, ..Default::default() },
+            ctratt: ControllerAttributes {
+                host_id_128: true,
+                traffic_keep_alive: true,
+                ..Default::default()
+            },
+            cntrltype: 1,
+            crdt1_100ms: 2,
+            acl: 3,
+            aerl: 4,
+            lpa: 6,
+            kas_100ms: 10,
+            anatt_s: 30,
+            anacap: 0x1f,
+            anagrpmax: 128,
+            nanagrpid: 127,
+            sqes: 0x66,
+            cqes: 0x44,
+            maxcmd: 128,
+            nn: 1024,
+            oncs: OptionalNvmCommands { dsm: true, write_zeroes: true, ..Default::default() },
+            vwc: 7,
+            acwu: 1,
+            sgls: SglSupport { support: 1, offset: true, transport: true, ..Default::default() },
+            mnan: 1024,
+            subnqn: crate::fabrics::Nqn::DISCOVERY.field(),
+            ioccsz: 516,
+            iorcsz: 1,
+            msdbd: 1,
+            ofcs: 1,
+            psd0: PowerState { mp_centiwatts: 100, ..Default::default() },
+            ..Default::default()
+        };
+        let expected = bytes(&[
+            (0, &[0x34, 0x12]),
+            (4, b"S1                  Trefoil                                 0.1     "),
+            (73, &[1, 2, 3, 0x0a, 5, 2, 1, 0, 4, 1]),
+            (92, &[0, 9, 0, 0, 0x41]),
+            (111, &[1]),
+            (128, &[2]),
+            (258, &[3, 4, 0, 6]),
+            (320, &[10]),
+            (342, &[30, 0x1f, 128, 0, 0, 0, 127]),
+            (512, &[0x66, 0x44, 128, 0, 0, 4, 0, 0, 0x0c, 0, 0, 0, 0, 7]),
+            (532, &[1]),
+            (536, &[1, 0, 0x30, 0, 0, 4]),
+            (768, b"nqn.2014-08.org.nvmexpress.discovery"),
+            (1792, &[4, 2, 0, 0, 1]),
+            (1803, &[1, 1]),
+            (2048, &[100]),
+        ]);
+        assert_emits(&expected, |bytes| controller.emit(bytes));
+        assert_eq!(IdentifyController::parse(&expected), controller);
+    }
+}

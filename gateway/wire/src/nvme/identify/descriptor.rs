@@ -48,10 +48,7 @@ impl NamespaceDescriptor {
 }
 
 /// Writes the list, every byte of it. Descriptors that no longer fit are left out (all four take 61 bytes).
-pub fn emit_namespace_descriptors(
-    descriptors: &[NamespaceDescriptor],
-    bytes: &mut [u8; IDENTIFY_LEN],
-) {
+pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &mut [u8; IDENTIFY_LEN]) {
     bytes.fill(0);
     let mut rest = &mut bytes[..];
     for descriptor in descriptors {
@@ -99,5 +96,39 @@ impl Iterator for NamespaceDescriptors<'_> {
                 _ => continue,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn golden() {
+        let list = [
+            NamespaceDescriptor::Eui64([1; 8]),
+            NamespaceDescriptor::Nguid([2; 16]),
+            NamespaceDescriptor::Uuid([3; 16]),
+            NamespaceDescriptor::Csi(0),
+        ];
+        let expected = bytes(&[
+            (0, &[1, 8, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]),
+            (12, &[2, 16]),
+            (16, &[2; 16]),
+            (32, &[3, 16]),
+            (36, &[3; 16]),
+            (52, &[4, 1, 0, 0, 0]),
+        ]);
+        assert_emits(&expected, |bytes| emit_namespace_descriptors(&list, bytes));
+        assert!(NamespaceDescriptors::parse(&expected).eq(list));
+    }
+
+    #[test]
+    fn unknown_types_are_skipped_and_malformed_ones_end_the_list() {
+        let skipped = bytes(&[(0, &[9, 2, 0, 0, 7, 7, 4, 1, 0, 0, 2])]);
+        assert!(NamespaceDescriptors::parse(&skipped).eq([NamespaceDescriptor::Csi(2)]));
+        let malformed = bytes(&[(0, &[1, 7, 0, 0]), (11, &[4, 1, 0, 0, 2])]);
+        assert_eq!(NamespaceDescriptors::parse(&malformed).next(), None);
     }
 }

@@ -150,3 +150,38 @@ impl SecondaryControllerList {
         bytes.fill(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn namespaces() {
+        let expected = bytes(&[(0, &[1, 0, 0, 0, 0, 1])]);
+        assert_emits(&expected, |bytes| assert_eq!(NamespaceList::emit([1, 256], bytes), 2));
+        assert!(NamespaceList::parse(&expected).iter().eq([1, 256]));
+        let mut full = [0; IDENTIFY_LEN];
+        assert_eq!(NamespaceList::emit(1.., &mut full), NamespaceList::MAX);
+        assert!(NamespaceList::parse(&full).iter().eq(1..=1024));
+    }
+
+    #[test]
+    fn controllers() {
+        let expected = bytes(&[(0, &[2, 0, 1, 0, 3])]);
+        assert_emits(&expected, |bytes| assert_eq!(ControllerList::emit([1, 3], bytes), 2));
+        assert!(ControllerList::parse(&expected).iter().eq([1, 3]));
+        assert_eq!(ControllerList::parse(&[0xff; IDENTIFY_LEN]).iter().count(), ControllerList::MAX);
+    }
+
+    #[test]
+    fn command_sets_and_uuids() {
+        let expected = bytes(&[(0, &[1])]);
+        assert_emits(&expected, |bytes| IoCommandSetList::emit([IoCommandSetList::NVM], bytes));
+        assert!(IoCommandSetList::parse(&expected).iter().eq([1]));
+        let expected = bytes(&[(48, &[5; 16])]);
+        assert_emits(&expected, |bytes| UuidList::emit([[5; 16]], bytes));
+        assert!(UuidList::parse(&expected).iter().eq([[5; 16]]));
+        assert_emits(&[0; IDENTIFY_LEN], SecondaryControllerList::emit_empty);
+    }
+}

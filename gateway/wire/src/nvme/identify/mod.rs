@@ -13,13 +13,10 @@ pub use controller::{
     OptionalAdminCommands, OptionalNvmCommands, PowerState, SglSupport,
 };
 pub use descriptor::{NamespaceDescriptor, NamespaceDescriptors, emit_namespace_descriptors};
-pub use list::{
-    ControllerList, IoCommandSetList, NamespaceList, SecondaryControllerList, UuidList,
-};
+pub use list::{ControllerList, IoCommandSetList, NamespaceList, SecondaryControllerList, UuidList};
 pub use namespace::nsfeat;
 pub use namespace::{
-    IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNvmController, IdentifyNvmNamespace,
-    LbaFormat,
+    IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNvmController, IdentifyNvmNamespace, LbaFormat,
 };
 
 /// Size of every Identify data structure in bytes.

@@ -129,13 +129,7 @@ impl IdentifyNamespace {
             1 => self.lbaf1,
             2 => self.lbaf2,
             3 => self.lbaf3,
-            _ => self
-                .lbaf_rest
-                .as_chunks()
-                .0
-                .get(index - 4)
-                .map(LbaFormat::parse)
-                .unwrap_or_default(),
+            _ => self.lbaf_rest.as_chunks().0.get(index - 4).map(LbaFormat::parse).unwrap_or_default(),
         }
     }
 }
@@ -193,5 +187,83 @@ layout! {
         endgid: u16 = 12,
         /// Status: bit 0 ready.
         nstat: u8 = 14,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{assert_emits, bytes};
+
+    #[test]
+    fn namespace() {
+        let namespace = IdentifyNamespace {
+            nsze: 0x100,
+            ncap: 0x100,
+            nuse: 0x80,
+            nsfeat: nsfeat::THIN_PROVISIONING | nsfeat::OPTIMAL_PERFORMANCE,
+            nlbaf: 1,
+            flbas: 1,
+            nmic: 1,
+            dlfeat: 9,
+            noiob: 8,
+            nvmcap_bytes: 0x10_0000,
+            npwg: 7,
+            anagrpid: 3,
+            nsattr: 1,
+            nguid: [0xaa; 16],
+            eui64: [1, 2, 3, 4, 5, 6, 7, 8],
+            lbaf0: LbaFormat::B512,
+            lbaf1: LbaFormat::B4096,
+            ..Default::default()
+        };
+        let expected = bytes(&[
+            (1, &[1, 0, 0, 0, 0, 0, 0, 0, 1]),
+            (16, &[0x80]),
+            (24, &[0x11, 1, 1]),
+            (30, &[1]),
+            (33, &[9]),
+            (46, &[8, 0, 0, 0, 0x10]),
+            (64, &[7]),
+            (92, &[3]),
+            (99, &[1]),
+            (104, &[0xaa; 16]),
+            (120, &[1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 9, 0, 0, 0, 12]),
+        ]);
+        assert_emits(&expected, |bytes| namespace.emit(bytes));
+        assert_eq!(IdentifyNamespace::parse(&expected), namespace);
+        assert_eq!(namespace.format().block_bytes(), Some(4096));
+        let sixth = IdentifyNamespace {
+            flbas: 5,
+            lbaf_rest: {
+                let mut rest = [0; 240];
+                rest[6] = 13;
+                rest
+            },
+            ..namespace
+        };
+        assert_eq!(sixth.format().block_bytes(), Some(8192));
+        assert_eq!(IdentifyNamespace { flbas: 0x6f, ..namespace }.format().block_bytes(), None);
+    }
+
+    #[test]
+    fn command_set_specific_and_independent() {
+        let namespace = IdentifyNvmNamespace { lbstm: 1, pic: 2, elbaf: [3; 256] };
+        assert_emits(&bytes(&[(0, &[1]), (8, &[2]), (12, &[3; 256])]), |bytes| namespace.emit(bytes));
+        let controller = IdentifyNvmController { vsl: 1, wzsl: 2, wusl: 3, dmrl: 4, dmrsl: 5, dmsl: 6 };
+        assert_emits(&bytes(&[(0, &[1, 2, 3, 4, 5, 0, 0, 0, 6])]), |bytes| controller.emit(bytes));
+        let independent = IdentifyNamespaceIndependent {
+            nsfeat: 8,
+            nmic: 1,
+            anagrpid: 2,
+            nsattr: 1,
+            nvmsetid: 3,
+            endgid: 4,
+            nstat: 1,
+            ..Default::default()
+        };
+        let expected = bytes(&[(0, &[8, 1, 0, 0, 2, 0, 0, 0, 1, 0, 3, 0, 4, 0, 1])]);
+        assert_emits(&expected, |bytes| independent.emit(bytes));
+        assert_eq!(IdentifyNamespaceIndependent::parse(&expected), independent);
     }
 }

@@ -94,11 +94,7 @@ impl<'a> AnaLogWriter<'a> {
     pub fn new(change_count: u64, buffer: &'a mut [u8]) -> Result<Self, Truncated> {
         let have_bytes = buffer.len();
         if have_bytes < AnaHeader::LEN {
-            return Err(Truncated {
-                what: "ANA log header",
-                need_bytes: AnaHeader::LEN,
-                have_bytes,
-            });
+            return Err(Truncated { what: "ANA log header", need_bytes: AnaHeader::LEN, have_bytes });
         }
         Ok(Self { buffer, len: AnaHeader::LEN, change_count, groups: 0 })
     }
@@ -113,11 +109,7 @@ impl<'a> AnaLogWriter<'a> {
         nsids: impl IntoIterator<Item = u32>,
     ) -> Result<(), Truncated> {
         let have_bytes = self.buffer.len();
-        let full = Truncated {
-            what: "ANA log group",
-            need_bytes: self.len + GroupFields::LEN,
-            have_bytes,
-        };
+        let full = Truncated { what: "ANA log group", need_bytes: self.len + GroupFields::LEN, have_bytes };
         let free = self.buffer.get_mut(self.len..).unwrap_or_default();
         let Some((header, rest)) = free.split_first_chunk_mut() else { return Err(full) };
         let (slots, _) = rest.as_chunks_mut::<4>();
@@ -217,14 +209,12 @@ impl<'a> Iterator for AnaGroups<'a> {
 
 impl<'a> AnaGroups<'a> {
     fn group(&mut self) -> Result<AnaGroup<'a>, Truncated> {
-        let truncated =
-            |need_bytes, have_bytes| Truncated { what: "ANA log group", need_bytes, have_bytes };
+        let truncated = |need_bytes, have_bytes| Truncated { what: "ANA log group", need_bytes, have_bytes };
         let (header, rest) =
             self.rest.split_first_chunk().ok_or(truncated(GroupFields::LEN, self.rest.len()))?;
         let fields = GroupFields::parse(header);
         let need_bytes = (fields.nsids as usize).saturating_mul(4);
-        let (nsids, rest) =
-            rest.split_at_checked(need_bytes).ok_or(truncated(need_bytes, rest.len()))?;
+        let (nsids, rest) = rest.split_at_checked(need_bytes).ok_or(truncated(need_bytes, rest.len()))?;
         self.rest = rest;
         Ok(AnaGroup {
             group_id: fields.group_id,
@@ -232,5 +222,64 @@ impl<'a> AnaGroups<'a> {
             state: AnaState::from_bits(fields.state),
             nsids,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden() -> [u8; 92] {
+        crate::golden::bytes(&[
+            (0, &[7, 0, 0, 0, 0, 0, 0, 0, 2]),
+            (16, &[1, 0, 0, 0, 2, 0, 0, 0, 5]),
+            (32, &[1]),
+            (48, &[1, 0, 0, 0, 9]),
+            (56, &[2, 0, 0, 0, 1, 0, 0, 0, 6]),
+            (72, &[0x0f]),
+            (88, &[3]),
+        ])
+    }
+
+    #[test]
+    fn emits_and_parses() {
+        assert_eq!(ana_log_len(2, 3), golden().len());
+        crate::golden::assert_emits(&golden(), |bytes| {
+            let mut log = AnaLogWriter::new(7, bytes).unwrap();
+            log.group(1, 5, AnaState::Optimized, [1, 9]).unwrap();
+            log.group(2, 6, AnaState::Change, [3]).unwrap();
+            assert!(log.group(3, 6, AnaState::Change, [4]).is_err());
+            assert_eq!(log.finish(), 92);
+        });
+        let bytes = golden();
+        let log = AnaLog::parse(&bytes).unwrap();
+        let groups: Vec<_> = log.iter().map(Result::unwrap).collect();
+        assert_eq!((log.change_count, log.groups, groups.len()), (7, 2, 2));
+        assert_eq!(
+            (groups[0].group_id, groups[0].change_count, groups[0].state),
+            (1, 5, AnaState::Optimized)
+        );
+        assert!(groups[0].nsids().eq([1, 9]) && groups[1].nsids().eq([3]));
+        assert!(groups[0].state.is_usable() && !groups[1].state.is_usable());
+    }
+
+    #[test]
+    fn a_cut_group_is_an_error_and_the_last_item() {
+        let bytes = golden();
+        let log = AnaLog::parse(&bytes[..bytes.len() - 1]).unwrap();
+        let mut groups = log.iter();
+        assert!(groups.next().unwrap().is_ok());
+        assert_eq!(groups.next().unwrap().unwrap_err().need_bytes, 4);
+        assert!(groups.next().is_none());
+        assert!(AnaLog::parse(&bytes[..15]).is_err());
+    }
+
+    #[test]
+    fn a_group_whose_namespaces_do_not_fit_is_not_counted() {
+        let mut buffer = [0xff; 16 + 32 + 4];
+        let mut log = AnaLogWriter::new(0, &mut buffer).unwrap();
+        assert!(log.group(1, 0, AnaState::Optimized, [1, 2]).is_err());
+        assert_eq!(log.finish(), 16);
+        assert_eq!(AnaLog::parse(&buffer).unwrap().iter().count(), 0);
     }
 }

@@ -33,3 +33,25 @@ impl<'a> ChangedNamespaces<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let expected = crate::golden::bytes(&[(0, &[2, 0, 0, 0, 5])]);
+        crate::golden::assert_emits(&expected, |bytes| ChangedNamespaces::emit([2, 5], bytes));
+        assert!(
+            matches!(ChangedNamespaces::parse(&expected), ChangedNamespaces::These(list) if list.iter().eq([2, 5]))
+        );
+        let expected = crate::golden::bytes(&[(0, &[0xff; 4])]);
+        crate::golden::assert_emits(&expected, |bytes| ChangedNamespaces::emit(1..=1025, bytes));
+        assert!(matches!(ChangedNamespaces::parse(&expected), ChangedNamespaces::TooMany));
+        let mut full = [0; 4096];
+        ChangedNamespaces::emit(1..=1024, &mut full);
+        assert!(
+            matches!(ChangedNamespaces::parse(&full), ChangedNamespaces::These(list) if list.iter().count() == 1024)
+        );
+    }
+}

@@ -63,11 +63,7 @@ impl<'a> CommandsAndEffects<'a> {
     }
 
     /// Writes every byte: the given commands, all others as not supported.
-    pub fn emit(
-        admin: &[(u8, CommandEffects)],
-        io: &[(u8, CommandEffects)],
-        bytes: &mut [u8; 4096],
-    ) {
+    pub fn emit(admin: &[(u8, CommandEffects)], io: &[(u8, CommandEffects)], bytes: &mut [u8; 4096]) {
         bytes.fill(0);
         let (entries, _) = bytes.as_chunks_mut::<4>();
         let admin = admin.iter().map(|(opcode, effects)| (*opcode as usize, effects));
@@ -85,5 +81,23 @@ impl<'a> CommandsAndEffects<'a> {
             .get(index)
             .map(|entry| CommandEffects::from_bits(u32::from_le_bytes(*entry)))
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let alone = CommandEffects { submission: 1, scope: 1, ..CommandEffects::supported() };
+        let expected = crate::golden::bytes(&[(0x06 * 4, &[1, 0, 0x11]), (1024 + 4, &[3])]);
+        crate::golden::assert_emits(&expected, |bytes| {
+            CommandsAndEffects::emit(&[(0x06, alone)], &[(0x01, CommandEffects::writes())], bytes);
+        });
+        let log = CommandsAndEffects::parse(&expected);
+        assert_eq!(log.admin(0x06), alone);
+        assert_eq!(log.io(0x01), CommandEffects::writes());
+        assert!(!log.io(0xff).supported);
     }
 }

@@ -29,3 +29,34 @@ layout! {
         transport_specific: u16 = 40,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let entry = ErrorEntry {
+            error_count: 1,
+            sqid: 2,
+            cid: 3,
+            status: Status::INVALID_FIELD.dnr(),
+            location: 0x0428,
+            lba: 5,
+            nsid: 6,
+            vendor: 7,
+            trtype: 3,
+            command_specific: 8,
+            transport_specific: 9,
+        };
+        let expected = crate::golden::bytes(&[
+            (0, &[1]),
+            (8, &[2, 0, 3, 0, 4, 0x80, 0x28, 4, 5]),
+            (24, &[6, 0, 0, 0, 7, 3]),
+            (32, &[8]),
+            (40, &[9]),
+        ]);
+        crate::golden::assert_emits(&expected, |bytes| entry.emit(bytes));
+        assert_eq!(ErrorEntry::parse(&expected), entry);
+    }
+}

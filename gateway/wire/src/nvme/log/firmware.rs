@@ -9,5 +9,30 @@ layout! {
         afi: u8 = 0,
         /// Slot 1.
         frs1: Ascii<8> = 8,
+        /// Slot 2.
+        frs2: Ascii<8> = 16,
+        /// Slot 3.
+        frs3: Ascii<8> = 24,
+        /// Slot 4.
+        frs4: Ascii<8> = 32,
+        /// Slot 5.
+        frs5: Ascii<8> = 40,
+        /// Slot 6.
+        frs6: Ascii<8> = 48,
+        /// Slot 7.
+        frs7: Ascii<8> = 56,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let slots = FirmwareSlots { afi: 1, frs1: Ascii::new("0.1.0").unwrap(), ..Default::default() };
+        let expected = crate::golden::bytes(&[(0, &[1]), (8, b"0.1.0   ")]);
+        crate::golden::assert_emits(&expected, |bytes| slots.emit(bytes));
+        assert_eq!(FirmwareSlots::parse(&expected), slots);
     }
 }

@@ -59,3 +59,38 @@ layout! {
         critical_minutes: u32 = 196,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let smart = SmartLog {
+            critical_warning: CriticalWarning { read_only: true, ..Default::default() },
+            temperature_kelvin: 300,
+            available_spare: 100,
+            available_spare_threshold: 10,
+            percentage_used: 1,
+            data_units_read: 2,
+            data_units_written: 3,
+            host_reads: 4,
+            host_writes: 5,
+            busy_minutes: 6,
+            power_cycles: 7,
+            power_on_hours: 8,
+            unsafe_shutdowns: 9,
+            media_errors: 10,
+            error_entries: 11,
+            warning_minutes: 12,
+            critical_minutes: 13,
+            ..Default::default()
+        };
+        let mut expected = crate::golden::bytes(&[(0, &[8, 0x2c, 1, 100, 10, 1]), (192, &[12, 0, 0, 0, 13])]);
+        for (at, value) in (32..192).step_by(16).zip(2..) {
+            expected[at] = value;
+        }
+        crate::golden::assert_emits(&expected, |bytes| smart.emit(bytes));
+        assert_eq!(SmartLog::parse(&expected), smart);
+    }
+}

@@ -1,0 +1,312 @@
+//! A disk: bytes, a volatile write cache that a power cut may lose or tear, and faults.
+
+use std::collections::{BTreeMap, VecDeque};
+use trefoil_poll::rand::Rng;
+
+/// A disk of the world. It outlives the node that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskId(pub u32);
+
+/// What a disk never tears.
+pub const SECTOR_BYTES: usize = 512;
+const PAGE_BYTES: usize = 4096;
+/// Writes that the cache holds; beyond that the disk writes the oldest back by itself.
+const CACHE_LEN: usize = 512;
+
+/// What may go wrong with a disk, besides power cuts. Rates are per 1000 operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskFault {
+    /// Reads that fail with EIO.
+    pub read_eio: u32,
+    /// Writes, zeroes and punches that fail with EIO, having landed in part or not at all.
+    pub write_eio: u32,
+    /// Syncs that fail with EIO.
+    pub sync_eio: u32,
+    /// Writes to space never written before that fail with ENOSPC.
+    pub full: bool,
+    /// Every operation takes this many times as long; 0 is as 1.
+    pub slow: u32,
+}
+
+/// Deliberate defects, with which the simulator proves that it finds such. Rates are per 1000.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskDefect {
+    /// Syncs that are answered without effect.
+    pub skip_sync: u32,
+    /// Durable writes that are treated as ordinary ones.
+    pub drop_durable: u32,
+    /// Writes that are answered without effect.
+    pub lose_write: u32,
+    /// Writes of which only a first part lands.
+    pub tear_write: u32,
+    /// Reads that answer from the neighbouring 4 KiB.
+    pub shift_read: u32,
+    /// Writes that land a second time, some milliseconds later.
+    pub replay_write: u32,
+    /// Zeroes and punches that are answered without effect.
+    pub skip_zero: u32,
+}
+
+type Page = Box<[u8; PAGE_BYTES]>;
+
+/// Sparse bytes; what was never written reads as zeros.
+#[derive(Clone, Debug, Default)]
+struct Image {
+    pages: BTreeMap<u64, Page>,
+}
+
+/// One change of the image.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Bytes(u64, Box<[u8]>),
+    Zeros(u64, u64),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Disk {
+    /// For the story.
+    pub name: String,
+    len_bytes: u64,
+    now: Image,
+    stable: Image,
+    cache: VecDeque<Change>,
+    /// What goes wrong now.
+    pub fault: DiskFault,
+    /// What is broken on purpose.
+    pub defect: DiskDefect,
+}
+
+impl Change {
+    fn start(&self) -> u64 {
+        match self {
+            Self::Bytes(at, _) | Self::Zeros(at, _) => *at,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(_, bytes) => bytes.len() as u64,
+            Self::Zeros(_, len) => *len,
+        }
+    }
+
+    fn overlaps(&self, at: u64, len: u64) -> bool {
+        self.start() < at + len && at < self.start() + self.len()
+    }
+
+    /// What lands of it if power goes while it is written: nothing, all, or any of its sectors.
+    fn torn(self, rng: &mut Rng) -> Vec<Change> {
+        match rng.below(3) {
+            0 => Vec::new(),
+            1 => vec![self],
+            _ => self.split(rng),
+        }
+    }
+
+    /// Its first half, rounded down to sectors: what a torn write leaves.
+    pub fn first_half(self) -> Self {
+        let keep = |len: u64| len / 2 / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
+        match self {
+            Self::Bytes(at, bytes) => Self::Bytes(at, bytes[..keep(bytes.len() as u64) as usize].into()),
+            Self::Zeros(at, len) => Self::Zeros(at, keep(len)),
+        }
+    }
+
+    fn split(self, rng: &mut Rng) -> Vec<Change> {
+        match self {
+            Self::Bytes(at, bytes) => bytes
+                .chunks(SECTOR_BYTES)
+                .enumerate()
+                .filter(|_| rng.below(2) == 0)
+                .map(|(i, sector)| Self::Bytes(at + (i * SECTOR_BYTES) as u64, sector.into()))
+                .collect(),
+            Self::Zeros(at, len) => {
+                let sectors = rng.below(len / SECTOR_BYTES as u64 + 1);
+                vec![Self::Zeros(at, sectors * SECTOR_BYTES as u64)]
+            }
+        }
+    }
+}
+
+impl Image {
+    fn read(&self, mut at: u64, mut into: &mut [u8]) {
+        while !into.is_empty() {
+            let (page, skip) = (at / PAGE_BYTES as u64, at as usize % PAGE_BYTES);
+            let len = into.len().min(PAGE_BYTES - skip);
+            let (part, rest) = into.split_at_mut(len);
+            match self.pages.get(&page) {
+                Some(bytes) => part.copy_from_slice(&bytes[skip..skip + len]),
+                None => part.fill(0),
+            }
+            (at, into) = (at + len as u64, rest);
+        }
+    }
+
+    fn write(&mut self, mut at: u64, mut from: &[u8]) {
+        while !from.is_empty() {
+            let (page, skip) = (at / PAGE_BYTES as u64, at as usize % PAGE_BYTES);
+            let (part, rest) = from.split_at(from.len().min(PAGE_BYTES - skip));
+            let bytes = self.pages.entry(page).or_insert_with(|| Box::new([0; PAGE_BYTES]));
+            bytes[skip..skip + part.len()].copy_from_slice(part);
+            (at, from) = (at + part.len() as u64, rest);
+        }
+    }
+
+    fn zero(&mut self, at: u64, len: u64) {
+        let (end, mut at) = (at + len, at);
+        while at < end {
+            let (page, skip) = (at / PAGE_BYTES as u64, at as usize % PAGE_BYTES);
+            let part = (end - at).min((PAGE_BYTES - skip) as u64) as usize;
+            if part == PAGE_BYTES {
+                self.pages.remove(&page);
+            } else if let Some(bytes) = self.pages.get_mut(&page) {
+                bytes[skip..skip + part].fill(0);
+            }
+            at += part as u64;
+        }
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Bytes(at, bytes) => self.write(*at, bytes),
+            Change::Zeros(at, len) => self.zero(*at, *len),
+        }
+    }
+
+    fn has_all(&self, at: u64, len: u64) -> bool {
+        (at / PAGE_BYTES as u64..(at + len).div_ceil(PAGE_BYTES as u64)).all(|p| self.pages.contains_key(&p))
+    }
+}
+
+impl Disk {
+    /// A disk of zeros.
+    pub fn new(name: &str, len_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            len_bytes,
+            now: Image::default(),
+            stable: Image::default(),
+            cache: VecDeque::new(),
+            fault: DiskFault::default(),
+            defect: DiskDefect::default(),
+        }
+    }
+
+    /// Its size.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Makes it larger; a smaller size changes nothing.
+    pub fn grow(&mut self, len_bytes: u64) {
+        self.len_bytes = self.len_bytes.max(len_bytes);
+    }
+
+    /// What a read would see now, for oracles. Past the end: zeros.
+    pub fn peek(&self, at: u64, into: &mut [u8]) {
+        self.now.read(at, into);
+    }
+
+    /// Overwrites bytes behind the gateway's back (a corrupted superblock, say), durably.
+    pub fn scribble(&mut self, at: u64, bytes: &[u8]) {
+        self.now.write(at, bytes);
+        self.stable.write(at, bytes);
+    }
+
+    /// Whether the range lies inside the disk.
+    pub(crate) fn holds(&self, at: u64, len: u64) -> bool {
+        at.checked_add(len).is_some_and(|end| end <= self.len_bytes)
+    }
+
+    /// Whether a write there needs space that it doesn't have.
+    pub(crate) fn lacks_space(&self, at: u64, len: u64) -> bool {
+        self.fault.full && !self.now.has_all(at, len)
+    }
+
+    pub(crate) fn write(&mut self, change: Change, durable: bool) {
+        self.now.apply(&change);
+        if durable {
+            // An older cached write of the same place must not land after this one, nor must those
+            // before it land after it: write back in order, up to the last that overlaps.
+            let (at, len) = (change.start(), change.len());
+            if let Some(last) = self.cache.iter().rposition(|cached| cached.overlaps(at, len)) {
+                for older in self.cache.drain(..=last) {
+                    self.stable.apply(&older);
+                }
+            }
+            self.stable.apply(&change);
+            return;
+        }
+        self.cache.push_back(change);
+        if self.cache.len() > CACHE_LEN
+            && let Some(oldest) = self.cache.pop_front()
+        {
+            self.stable.apply(&oldest);
+        }
+    }
+
+    pub(crate) fn sync(&mut self) {
+        for change in self.cache.drain(..) {
+            self.stable.apply(&change);
+        }
+    }
+
+    /// An operation that was under way when its node died: it lands whole, in part, or not at all.
+    pub(crate) fn interrupt(&mut self, change: Change, rng: &mut Rng) {
+        for part in change.torn(rng) {
+            self.write(part, false);
+        }
+    }
+
+    /// Power goes: each cached write has landed whole, in part, or not at all.
+    pub fn cut_power(&mut self, rng: &mut Rng) {
+        for change in std::mem::take(&mut self.cache) {
+            for part in change.torn(rng) {
+                self.stable.apply(&part);
+            }
+        }
+        self.now = self.stable.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn byte(disk: &Disk, at: u64) -> u8 {
+        let mut out = [0];
+        disk.peek(at, &mut out);
+        out[0]
+    }
+
+    #[test]
+    fn a_power_cut_spares_what_was_synced() {
+        let mut lost = 0;
+        for seed in 0..64 {
+            let mut disk = Disk::new("d", 1 << 20);
+            disk.write(Change::Bytes(8192, vec![1; 4096].into()), false);
+            disk.sync();
+            disk.write(Change::Bytes(16384, vec![2; 4096].into()), true);
+            disk.write(Change::Bytes(8192, vec![3; 4096].into()), false);
+            assert_eq!((byte(&disk, 8192), byte(&disk, 16384)), (3, 2));
+            disk.cut_power(&mut Rng::new(seed));
+            assert_eq!(byte(&disk, 16384), 2);
+            assert!([1, 3].contains(&byte(&disk, 8192)));
+            lost += u32::from(byte(&disk, 8192) == 1);
+        }
+        assert!((10..60).contains(&lost), "{lost} of 64 cuts lost the cached write");
+    }
+
+    #[test]
+    fn an_older_cached_write_never_lands_on_a_newer_durable_one() {
+        for seed in 0..64 {
+            let mut disk = Disk::new("d", 1 << 20);
+            disk.write(Change::Bytes(0, vec![1; 4096].into()), false);
+            disk.write(Change::Zeros(0, 4096), false);
+            disk.write(Change::Bytes(0, vec![2; 512].into()), true);
+            disk.cut_power(&mut Rng::new(seed));
+            assert_eq!(byte(&disk, 0), 2);
+        }
+    }
+}

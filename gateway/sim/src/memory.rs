@@ -1,0 +1,79 @@
+//! Arenas for simulated cores, and the end of machines that still hold blocks.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU16, Ordering};
+use trefoil_poll::lost::{self, MAX_HOMES};
+use trefoil_poll::{Arena, ArenaId};
+use trefoil_sys::region::Region;
+
+static NEXT_HOME: AtomicU16 = AtomicU16::new(0);
+
+thread_local! {
+    /// Numbers of arenas that this thread has used and may use again.
+    static HOMES: RefCell<Vec<u16>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A number for an arena that no other thread uses; give it back with [`release_home`].
+///
+/// # Panics
+/// If more than 256 are in use in the process.
+pub fn claim_home() -> u16 {
+    let home = HOMES.with_borrow_mut(Vec::pop).unwrap_or_else(|| NEXT_HOME.fetch_add(1, Ordering::Relaxed));
+    assert!(usize::from(home) < MAX_HOMES, "more than {MAX_HOMES} simulated cores at once");
+    lost::open(home);
+    while lost::take(home).is_some() {}
+    home
+}
+
+/// Gives a number back, once nothing of its arena is left.
+pub fn release_home(home: u16) {
+    HOMES.with_borrow_mut(|homes| homes.push(home));
+}
+
+/// A fresh arena of `len_bytes` (rounded up to 2 MiB) with the number `home`.
+///
+/// # Panics
+/// If the system has no memory.
+pub fn arena(home: u16, len_bytes: usize) -> Arena {
+    Arena::new(ArenaId(home), Region::anonymous(len_bytes).expect("memory for a simulated core"))
+}
+
+/// Drops a machine at once, as kill -9 does, with whatever blocks and requests it holds.
+///
+/// A lost token panics in a debug build unless its thread is panicking already; a crash is the one
+/// time when tokens are lost on purpose, so the drop runs as part of an unwinding that ends here.
+pub fn crash_drop<T>(machine: T) {
+    if std::thread::panicking() {
+        drop(machine);
+        return;
+    }
+    let outcome = catch_unwind(AssertUnwindSafe(move || {
+        let _dropped_by_unwinding = machine;
+        resume_unwind(Box::new(Crashed));
+    }));
+    if let Err(payload) = outcome
+        && !payload.is::<Crashed>()
+    {
+        resume_unwind(payload);
+    }
+}
+
+struct Crashed;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_may_drop_blocks_and_the_arena_gets_them_back() {
+        let home = claim_home();
+        let mut arena = arena(home, 2 << 20);
+        let held = arena.alloc(4096).expect("room");
+        crash_drop(held);
+        arena.repair(|_| {});
+        assert_eq!(arena.free_bytes(), arena.capacity_bytes());
+        drop(arena);
+        release_home(home);
+    }
+}

@@ -1,0 +1,210 @@
+//! Connections: in-order byte streams of bounded buffers, with latency, segments and faults.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use trefoil_poll::rand::Rng;
+use trefoil_poll::{Instant, SendList, SockId};
+
+use crate::world::NodeId;
+
+/// A connection of the world; never reused within a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u32);
+
+/// Who connected and who accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Who connected.
+    Client,
+    /// Who accepted.
+    Server,
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// Who has an end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Holder {
+    /// A core's socket.
+    Core { core: u16, sock: SockId },
+    /// A detached socket: with the control thread, or in a message.
+    Detached(Arc<()>),
+    /// Closed, or its node is dead.
+    Gone,
+}
+
+/// One direction.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    /// Bytes accepted and not yet received; the first `arrived` can be received.
+    bytes: VecDeque<u8>,
+    arrived: usize,
+    capacity: usize,
+    pub fin_arrived: bool,
+    last_arrival: Instant,
+    /// Bytes that ever went in.
+    pub total: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct End {
+    pub node: NodeId,
+    pub holder: Holder,
+    /// Set once the connection failed for this end.
+    pub error: Option<i32>,
+    /// What comes to this end.
+    pub rx: Pipe,
+}
+
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub ends: [End; 2],
+    /// Nothing arrives before then.
+    pub stalled_until: Instant,
+    /// What comes to this end never arrives any more, and nobody is told.
+    pub black: [bool; 2],
+    /// Bits to flip in what comes to each end.
+    pub flips: [u32; 2],
+}
+
+/// How bytes travel between two nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Least time that a segment takes.
+    pub latency: Duration,
+    /// Most that is added to it, at random.
+    pub jitter: Duration,
+    /// Bytes that one direction of a connection holds, in both sockets together.
+    pub buffer_bytes: usize,
+    /// Of 100 sends, how many are cut into arbitrary segments.
+    pub cut_percent: u64,
+}
+
+impl Default for Weather {
+    fn default() -> Self {
+        Self {
+            latency: Duration::from_micros(20),
+            jitter: Duration::from_micros(60),
+            buffer_bytes: 256 << 10,
+            cut_percent: 15,
+        }
+    }
+}
+
+impl Pipe {
+    fn new(capacity: usize) -> Self {
+        Self {
+            bytes: VecDeque::new(),
+            arrived: 0,
+            capacity,
+            fin_arrived: false,
+            last_arrival: Instant::default(),
+            total: 0,
+        }
+    }
+
+    pub fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.bytes.len())
+    }
+
+    pub fn readable(&self) -> usize {
+        self.arrived
+    }
+
+    pub fn at_end(&self) -> bool {
+        self.fin_arrived && self.bytes.is_empty()
+    }
+
+    pub fn is_unread(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// Takes as much of `list` from byte `from` as there is room for; says how much.
+    pub fn fill(&mut self, list: &SendList, from: usize) -> usize {
+        let want = self.room().min(list.len_bytes() - from);
+        let (mut skip, mut left) = (from, want);
+        for piece in list.pieces() {
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let part = &piece[skip..piece.len().min(skip + left)];
+            self.bytes.extend(part);
+            (skip, left) = (0, left - part.len());
+            if left == 0 {
+                break;
+            }
+        }
+        self.total += want as u64;
+        want
+    }
+
+    /// When the next segment arrives, in order after those before it.
+    pub fn arrival(&mut self, now: Instant, weather: &Weather, rng: &mut Rng) -> Instant {
+        let jitter = Duration::from_nanos(rng.below(weather.jitter.as_nanos() as u64));
+        let at = (now + weather.latency + jitter).max(self.last_arrival);
+        self.last_arrival = at;
+        at
+    }
+
+    pub fn arrive(&mut self, len: usize) {
+        self.arrived = (self.arrived + len).min(self.bytes.len());
+    }
+
+    /// Flips one bit among the `len` bytes that arrived last.
+    pub fn flip(&mut self, len: usize, rng: &mut Rng) {
+        let first = self.arrived - len.min(self.arrived);
+        let at = first + rng.below((self.arrived - first) as u64) as usize;
+        if let Some(byte) = self.bytes.get_mut(at) {
+            *byte ^= 1 << rng.below(8);
+        }
+    }
+
+    pub fn read(&mut self, into: &mut [u8]) -> usize {
+        let len = into.len().min(self.arrived);
+        let (a, b) = self.bytes.as_slices();
+        let first = a.len().min(len);
+        into[..first].copy_from_slice(&a[..first]);
+        into[first..len].copy_from_slice(&b[..len - first]);
+        self.bytes.drain(..len);
+        self.arrived -= len;
+        len
+    }
+
+    pub fn discard(&mut self) {
+        self.bytes = VecDeque::new();
+        self.arrived = 0;
+    }
+}
+
+impl End {
+    /// Whether nothing that comes to it will be received any more.
+    pub fn is_deaf(&self) -> bool {
+        self.error.is_some() || matches!(self.holder, Holder::Gone)
+    }
+}
+
+impl Conn {
+    pub fn new(client: (NodeId, Holder), server: (NodeId, Holder), room: usize) -> Self {
+        let end = |(node, holder)| End { node, holder, error: None, rx: Pipe::new(room) };
+        Self {
+            ends: [end(client), end(server)],
+            stalled_until: Instant::default(),
+            black: [false; 2],
+            flips: [0; 2],
+        }
+    }
+
+    pub fn end(&mut self, side: Side) -> &mut End {
+        &mut self.ends[side as usize]
+    }
+}

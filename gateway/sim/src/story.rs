@@ -1,0 +1,66 @@
+//! What happened, for a reader and for the proof that a seed always tells the same.
+
+use std::fmt::Arguments;
+use trefoil_poll::Instant;
+
+/// Lines of the story that are kept; the oldest go first.
+const KEPT_LINES: usize = 200_000;
+
+/// A running hash of everything that happened, and its text if somebody wants to read it.
+#[derive(Debug)]
+pub struct Story {
+    hash: u64,
+    events: u64,
+    told: bool,
+    lines: std::collections::VecDeque<String>,
+}
+
+impl Story {
+    /// An empty story. Text is only made if `told`; the hash is the same either way.
+    pub fn new(told: bool) -> Self {
+        Self { hash: 0xcbf2_9ce4_8422_2325, events: 0, told, lines: Default::default() }
+    }
+
+    /// Adds an event to the hash. `what` is unlike for unlike events.
+    pub fn note(&mut self, now: Instant, what: &[u64]) {
+        self.events += 1;
+        self.mix(now.as_ns());
+        what.iter().for_each(|&word| self.mix(word));
+    }
+
+    /// Adds a line for the reader.
+    pub fn tell(&mut self, now: Instant, line: Arguments<'_>) {
+        if !self.told {
+            return;
+        }
+        if self.lines.len() == KEPT_LINES {
+            self.lines.pop_front();
+        }
+        let us = now.as_ns() / 1000;
+        self.lines.push_back(format!("{:>6}.{:06}s  {line}", us / 1_000_000, us % 1_000_000));
+    }
+
+    /// Whether lines are kept, so that a caller need not format in vain.
+    pub fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// The hash of everything so far.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// How many events it is about.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// The lines, oldest first.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+
+    fn mix(&mut self, word: u64) {
+        self.hash = (self.hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}

@@ -1,0 +1,309 @@
+//! The world: nodes with cores, links, disks and mailboxes, moved event by event.
+//!
+//! A harness calls [`World::step`] in a loop and acts on what it returns. It plays each node's
+//! control thread ([`World::post`], [`World::take_control`], [`World::take_accepted`]) and decides
+//! which faults happen when ([`World::after`]).
+
+mod drive;
+mod events;
+mod faults;
+mod files;
+mod socks;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use trefoil_poll::rand::Rng;
+use trefoil_poll::{CoreId, Handler, Instant};
+
+use crate::disk::{Disk, DiskId};
+use crate::memory::crash_drop;
+use crate::net::{Conn, ConnId, Holder, Side, Weather};
+use crate::simio::{SimFile, SimIo, SimSocket};
+use crate::story::Story;
+use drive::Core;
+use events::{Event, Events};
+
+/// A machine of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u16);
+
+/// How a node dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// kill -9: all state is gone; its disks keep what they had taken; its peers get resets.
+    Kill,
+    /// Power goes: also the disks' caches are lost or torn, and its peers hear nothing.
+    Power,
+}
+
+/// What [`World::step`] did, where the harness may have something to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something between the machines.
+    Ran,
+    /// The node's control thread has messages.
+    Control(NodeId),
+    /// The node's control thread has a new connection.
+    Accepted(NodeId),
+    /// A time that the harness had set with [`World::after`].
+    Timer(u64),
+    /// Nothing will ever happen again by itself.
+    Idle,
+}
+
+/// A connection that came to a listener.
+#[derive(Debug)]
+pub struct Accepted {
+    /// To be adopted by a core.
+    pub socket: SimSocket,
+    /// The address that the peer connected to.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub peer: SocketAddr,
+}
+
+/// Deliberate defects of the mailboxes. Rates are per 1000 messages between two cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MailDefect {
+    /// Messages that overtake the one before them.
+    pub reorder: u32,
+    /// Messages that never arrive.
+    pub lose: u32,
+}
+
+struct Node<M, H> {
+    name: String,
+    ip: IpAddr,
+    up: bool,
+    powered: bool,
+    /// Counts restarts: events of an earlier life are void.
+    life: u32,
+    /// The network around it is dark until then.
+    dark_until: Instant,
+    cores: Vec<Core<M, H>>,
+    /// From each core to the control thread, and what has arrived.
+    to_control: Vec<VecDeque<M>>,
+    control: VecDeque<(CoreId, M)>,
+    accepted: VecDeque<Accepted>,
+    next_port: u16,
+}
+
+/// See the module. `M` is the message of mailboxes, `H` the machine of a core.
+pub struct World<M: Send, H: Handler<SimIo<M>>> {
+    now: Instant,
+    rng: Rng,
+    events: Events,
+    nodes: Vec<Node<M, H>>,
+    conns: Vec<Conn>,
+    listeners: BTreeMap<SocketAddr, NodeId>,
+    /// Detached ends, to be looked after in case they are dropped.
+    detached: Vec<(ConnId, Side)>,
+    disks: Vec<(NodeId, Disk)>,
+    replays: Vec<Option<(DiskId, crate::disk::Change)>>,
+    /// Messages that a defect swallowed.
+    swallowed: Vec<M>,
+    scratch: Vec<u8>,
+    /// What happens.
+    pub story: Story,
+    /// How bytes travel.
+    pub weather: Weather,
+    /// What is broken on purpose.
+    pub mail_defect: MailDefect,
+}
+
+impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+    /// An empty world, in which everything follows from `seed`. The story is text too if `told`.
+    pub fn new(seed: u64, told: bool) -> Self {
+        Self {
+            now: Instant::from_ns(1_000_000),
+            rng: Rng::new(seed),
+            events: Events::default(),
+            nodes: Vec::new(),
+            conns: Vec::new(),
+            listeners: BTreeMap::new(),
+            detached: Vec::new(),
+            disks: Vec::new(),
+            replays: Vec::new(),
+            swallowed: Vec::new(),
+            scratch: vec![0; 64 << 10],
+            story: Story::new(told),
+            weather: Weather::default(),
+            mail_defect: MailDefect::default(),
+        }
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// A generator that follows from this world's, for the harness's own choices.
+    pub fn fork_rng(&mut self) -> Rng {
+        Rng::new(self.rng.bits())
+    }
+
+    /// Adds a node that is off. Its address is 10.0.0.(its number + 1).
+    pub fn add_node(&mut self, name: &str) -> NodeId {
+        let id = NodeId(self.nodes.len() as u16);
+        self.nodes.push(Node {
+            name: name.into(),
+            ip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, id.0 as u8 + 1)),
+            up: false,
+            powered: true,
+            life: 0,
+            dark_until: Instant::default(),
+            cores: Vec::new(),
+            to_control: Vec::new(),
+            control: VecDeque::new(),
+            accepted: VecDeque::new(),
+            next_port: 40_000,
+        });
+        id
+    }
+
+    /// Starts a node with one machine a core; each gets a first turn.
+    ///
+    /// # Panics
+    /// If it is up.
+    pub fn start(&mut self, node: NodeId, machines: Vec<H>) {
+        let count = machines.len() as u16;
+        let rngs: Vec<_> = (0..count).map(|_| Rng::new(self.rng.bits())).collect();
+        let n = &mut self.nodes[node.0 as usize];
+        assert!(!n.up, "{} is up", n.name);
+        (n.up, n.powered, n.life) = (true, true, n.life + 1);
+        n.to_control = (0..count).map(|_| VecDeque::new()).collect();
+        n.cores = machines
+            .into_iter()
+            .zip(rngs)
+            .zip(0..)
+            .map(|((machine, rng), core)| Core::new(SimIo::new(CoreId(core), count, rng), machine, count))
+            .collect();
+        let line = format_args!("{} starts with {count} cores (life {})", n.name, n.life);
+        self.story.tell(self.now, line);
+        self.reset_stale_peers(node);
+        (0..count).for_each(|core| self.wake(node, core));
+    }
+
+    /// Whether the node runs.
+    pub fn is_up(&self, node: NodeId) -> bool {
+        self.nodes[node.0 as usize].up
+    }
+
+    /// The node's address at `port`.
+    pub fn addr(&self, node: NodeId, port: u16) -> SocketAddr {
+        SocketAddr::new(self.nodes[node.0 as usize].ip, port)
+    }
+
+    /// Accepts connections to `port`; ends with the node's life.
+    pub fn listen(&mut self, node: NodeId, port: u16) -> SocketAddr {
+        let addr = self.addr(node, port);
+        self.listeners.insert(addr, node);
+        addr
+    }
+
+    /// The next connection for the control thread of `node`.
+    pub fn take_accepted(&mut self, node: NodeId) -> Option<Accepted> {
+        self.nodes[node.0 as usize].accepted.pop_front()
+    }
+
+    /// The next message to the control thread of `node`, and the core that it is from.
+    pub fn take_control(&mut self, node: NodeId) -> Option<(CoreId, M)> {
+        self.nodes[node.0 as usize].control.pop_front()
+    }
+
+    /// The control thread of `node` sends a message to a core. To a node that is down it is lost
+    /// as in a crash.
+    pub fn post(&mut self, node: NodeId, core: CoreId, msg: M) {
+        let Some(c) = self.nodes[node.0 as usize].cores.get(usize::from(core.0)) else {
+            return crash_drop(msg);
+        };
+        let from = c.control_slot();
+        self.mail(node, from, core.0, msg);
+    }
+
+    /// Adds a disk of zeros to `node`.
+    pub fn add_disk(&mut self, node: NodeId, name: &str, len_bytes: u64) -> DiskId {
+        self.disks.push((node, Disk::new(name, len_bytes)));
+        DiskId(self.disks.len() as u32 - 1)
+    }
+
+    /// A disk, for faults and oracles.
+    pub fn disk(&mut self, disk: DiskId) -> &mut Disk {
+        &mut self.disks[disk.0 as usize].1
+    }
+
+    /// Opens a disk, for a core of its node to attach.
+    pub fn open(&self, disk: DiskId) -> SimFile {
+        SimFile(disk)
+    }
+
+    /// Makes [`step`](Self::step) return [`Step::Timer`] after `delay`.
+    pub fn after(&mut self, delay: Duration, token: u64) {
+        self.events.push(self.now + delay, Event::Timer(token));
+    }
+
+    /// A core's machine, if its node is up.
+    pub fn machine(&mut self, node: NodeId, core: u16) -> Option<&mut H> {
+        self.nodes[node.0 as usize].cores.get_mut(usize::from(core)).map(Core::machine)
+    }
+
+    /// Calls into a core's machine from outside (a workload, a test), as part of a turn.
+    pub fn with<R>(
+        &mut self,
+        node: NodeId,
+        core: u16,
+        call: impl FnOnce(&mut H, &mut SimIo<M>) -> R,
+    ) -> Option<R> {
+        let now = self.now;
+        let mut running = self.nodes[node.0 as usize].cores.get_mut(usize::from(core))?.take_running();
+        running.io.now = now;
+        let result = call(&mut running.machine, &mut running.io);
+        self.carry_out(node, core, &mut running);
+        self.nodes[node.0 as usize].cores[usize::from(core)].put_running(running);
+        self.wake(node, core);
+        Some(result)
+    }
+
+    /// Moves the world by one event.
+    pub fn step(&mut self) -> Step {
+        let Some((at, event)) = self.events.pop() else { return Step::Idle };
+        debug_assert!(at >= self.now, "time runs backwards");
+        self.now = at;
+        self.happen(event)
+    }
+
+    fn node(&mut self, node: NodeId) -> &mut Node<M, H> {
+        &mut self.nodes[node.0 as usize]
+    }
+
+    fn is_life(&self, node: NodeId, life: u32) -> bool {
+        let n = &self.nodes[node.0 as usize];
+        n.up && n.life == life
+    }
+
+    /// Sees to detached sockets that were dropped.
+    fn sweep_detached(&mut self) {
+        let mut dropped = Vec::new();
+        let conns = &mut self.conns;
+        self.detached.retain(|&(conn, side)| match &conns[conn.0 as usize].end(side).holder {
+            Holder::Detached(held) if Arc::strong_count(held) > 1 => true,
+            Holder::Detached(_) => {
+                dropped.push((conn, side));
+                false
+            }
+            _ => false,
+        });
+        for (conn, side) in dropped {
+            self.close_end(conn, side);
+        }
+    }
+}
+
+impl<M: Send, H: Handler<SimIo<M>>> Drop for World<M, H> {
+    fn drop(&mut self) {
+        crash_drop((std::mem::take(&mut self.nodes), std::mem::take(&mut self.swallowed)));
+    }
+}

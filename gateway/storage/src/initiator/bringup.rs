@@ -1,0 +1,307 @@
+//! The admin commands of a controller's life in order, and what their answers tell.
+//!
+//! What it is not: it sends nothing (see `controller`).
+
+use super::controller::{ControllerConfig, Purpose};
+use super::discovery::LogReader;
+use super::fence::keep_alive_bound;
+use std::collections::VecDeque;
+use std::time::Duration;
+use trefoil_wire::nvme::feature::{AsyncEventConfig, NumberOfQueues, fid};
+use trefoil_wire::nvme::identify::{
+    IdentifyController, IdentifyNamespace, NamespaceDescriptor, NamespaceDescriptors, cns,
+};
+use trefoil_wire::nvme::log::{AnaLog, AnaState, lid};
+use trefoil_wire::nvme::property::Cap;
+use trefoil_wire::nvme::{AdminCommand, GetLogPage, IdentifyCommand, NSID_ALL, SetFeatures, Sgl, Sqe};
+
+/// Identify data and most log pages, in bytes.
+const PAGE_BYTES: u32 = 4096;
+/// No request of ours is larger, so no command need be.
+const MAX_TRANSFER_BYTES: u32 = 1 << 20;
+/// Steps that can wait: a bring-up's, or one of each kind of event's.
+const STEPS: usize = 16;
+
+/// One admin command. Its data, if any, goes to the controller's scratch block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Capabilities,
+    Enable,
+    /// CSTS, until it is what CC asked for.
+    Poll,
+    Controller,
+    EventConfig,
+    Queues,
+    Namespace,
+    Descriptors,
+    Ana,
+    /// No command: bring-up is through.
+    Ready,
+    ChangedNamespaces,
+    /// A log page whose contents don't matter to us.
+    Rearm {
+        log_page: u8,
+    },
+    DiscoveryHeader,
+    DiscoveryEntries,
+    Reset,
+    Shutdown,
+}
+
+impl Step {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Capabilities => "Property Get CAP",
+            Self::Enable => "Property Set CC.EN",
+            Self::Poll => "Property Get CSTS",
+            Self::Controller => "Identify Controller",
+            Self::EventConfig => "Set Features Asynchronous Event Configuration",
+            Self::Queues => "Set Features Number of Queues",
+            Self::Namespace => "Identify Namespace",
+            Self::Descriptors => "Identify Namespace Descriptors",
+            Self::Ana => "Get Log Page ANA",
+            Self::Ready => "ready",
+            Self::ChangedNamespaces => "Get Log Page Changed Namespace List",
+            Self::Rearm { .. } => "Get Log Page",
+            Self::DiscoveryHeader | Self::DiscoveryEntries => "Get Log Page Discovery",
+            Self::Reset => "Property Set CC.EN (reset)",
+            Self::Shutdown => "Property Set CC.SHN",
+        }
+    }
+
+    /// Whether the association can't go on without it.
+    pub fn is_essential(self) -> bool {
+        !matches!(
+            self,
+            Self::EventConfig | Self::Descriptors | Self::Ana | Self::ChangedNamespaces | Self::Rearm { .. }
+        )
+    }
+
+    /// The command of a step that is neither a property nor `Ready`, and the length of its data.
+    pub fn admin_command(self, config: &ControllerConfig, facts: &Facts, log: &LogReader) -> (Sqe, u32) {
+        let nsid = match config.purpose {
+            Purpose::Nvm { nsid } => nsid,
+            Purpose::Discovery => 0,
+        };
+        let identify = |cns| AdminCommand::Identify(IdentifyCommand { cns, ..Default::default() });
+        let page = |lid, len: u32| {
+            AdminCommand::GetLogPage(GetLogPage { lid, len_bytes: len.into(), ..Default::default() })
+        };
+        let set = |fid, cdw11| AdminCommand::SetFeatures(SetFeatures { fid, cdw11, ..Default::default() });
+        let (command, nsid, len) = match self {
+            Self::Controller => (identify(cns::CONTROLLER), 0, PAGE_BYTES),
+            Self::Namespace => (identify(cns::NAMESPACE), nsid, PAGE_BYTES),
+            Self::Descriptors => (identify(cns::NAMESPACE_DESCRIPTORS), nsid, PAGE_BYTES),
+            Self::EventConfig => (set(fid::ASYNC_EVENT_CONFIG, facts.events.bits()), 0, 0),
+            Self::Queues => {
+                let wanted = config.io_queues.max(1) - 1;
+                let queues = NumberOfQueues { nsqr: wanted, ncqr: wanted };
+                (set(fid::NUMBER_OF_QUEUES, queues.bits()), 0, 0)
+            }
+            Self::ChangedNamespaces => (page(lid::CHANGED_NAMESPACES, PAGE_BYTES), NSID_ALL, PAGE_BYTES),
+            Self::Rearm { log_page } => (page(log_page, 512), NSID_ALL, 512),
+            Self::Ana => {
+                // Return Groups Only: 127 groups fit into the block, and we know our group's number.
+                let log =
+                    GetLogPage { lid: lid::ANA, lsp: 1, len_bytes: PAGE_BYTES.into(), ..Default::default() };
+                (AdminCommand::GetLogPage(log), NSID_ALL, PAGE_BYTES)
+            }
+            Self::DiscoveryHeader | Self::DiscoveryEntries => {
+                let (lpo, len) = log.range(self);
+                let log =
+                    GetLogPage { lid: lid::DISCOVERY, len_bytes: len.into(), lpo, ..Default::default() };
+                (AdminCommand::GetLogPage(log), 0, len)
+            }
+            Self::Capabilities | Self::Enable | Self::Poll | Self::Ready | Self::Reset | Self::Shutdown => {
+                (AdminCommand::KeepAlive, 0, 0)
+            }
+        };
+        let sgl = if len > 0 { Sgl::Transport { len_bytes: len } } else { Sgl::NONE };
+        (command.sqe(0, nsid, sgl), len)
+    }
+}
+
+/// Steps that wait, each at most once.
+pub(super) struct Steps {
+    waiting: VecDeque<Step>,
+}
+
+impl Steps {
+    pub fn new() -> Self {
+        Self { waiting: VecDeque::with_capacity(STEPS) }
+    }
+
+    pub fn push(&mut self, step: Step) {
+        if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
+            self.waiting.push_back(step);
+        }
+    }
+
+    pub fn pop(&mut self) -> Option<Step> {
+        self.waiting.pop_front()
+    }
+
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+    }
+}
+
+/// What a controller and its namespace said of themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
+    /// Size in logical blocks.
+    pub blocks: u64,
+    /// NGUID; zero if the namespace has none.
+    pub nguid: [u8; 16],
+    /// UUID; zero if the namespace has none.
+    pub uuid: [u8; 16],
+    /// EUI-64; zero if the namespace has none.
+    pub eui64: [u8; 8],
+    /// The namespace's ANA group; 0 without ANA.
+    pub ana_group: u32,
+    /// I/O queues granted.
+    pub queues: u16,
+    /// Most data of one command in bytes: MDTS, at most 1 MiB.
+    pub max_transfer_bytes: u32,
+    /// In-capsule data on I/O queues in bytes.
+    pub max_capsule_data_bytes: u32,
+    /// Write Zeroes is supported.
+    pub write_zeroes: bool,
+    /// Dataset Management is supported.
+    pub deallocate: bool,
+    /// A volatile write cache is present (VWC bit 0): completed writes need a Flush to be durable.
+    pub volatile_write_cache: bool,
+    /// Commands that a queue may have outstanding (CAP.MQES).
+    pub(super) max_entries: u16,
+    /// CAP.TO.
+    pub(super) ready_within: Duration,
+    min_page_shift: u32,
+    /// Keep alive granularity in milliseconds; 0 if there is no keep alive.
+    pub(super) kas_ms: u32,
+    traffic_keep_alive: bool,
+    cqt_ms: u32,
+    /// ANA reporting is supported.
+    pub(super) ana: bool,
+    events: AsyncEventConfig,
+}
+
+/// What must not change between two associations: it names the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NamespaceIdentity {
+    nguid: [u8; 16],
+    uuid: [u8; 16],
+    eui64: [u8; 8],
+    block_bytes: u32,
+}
+
+impl Facts {
+    pub(super) fn identity(&self) -> NamespaceIdentity {
+        let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
+        NamespaceIdentity { nguid, uuid, eui64, block_bytes }
+    }
+
+    /// Size of the namespace in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.blocks.saturating_mul(u64::from(self.block_bytes))
+    }
+
+    /// How long after its loss an association counts as fenced.
+    pub(super) fn fence_after(&self, kato_ms: u32) -> Duration {
+        keep_alive_bound(kato_ms, self.kas_ms, self.traffic_keep_alive, self.cqt_ms)
+    }
+
+    pub(super) fn take_capabilities(&mut self, cap: u64) {
+        let cap = Cap::from_bits(cap);
+        // MQES is 0's based and a full ring holds one less than its entries, so MQES itself.
+        self.max_entries = cap.mqes.max(1);
+        self.ready_within = Duration::from_millis(500) * u32::from(cap.to_500ms.max(2));
+        self.min_page_shift = 12 + u32::from(cap.mpsmin);
+    }
+
+    pub(super) fn take_controller(&mut self, data: &[u8], discovery: bool) -> Result<(), &'static str> {
+        let bytes = data.first_chunk::<4096>().ok_or("Identify Controller is too short")?;
+        let id = IdentifyController::parse(bytes);
+        self.max_transfer_bytes = match id.mdts {
+            0 => MAX_TRANSFER_BYTES,
+            mdts => 1u32.checked_shl(self.min_page_shift + u32::from(mdts)).unwrap_or(MAX_TRANSFER_BYTES),
+        }
+        .min(MAX_TRANSFER_BYTES);
+        self.kas_ms = u32::from(id.kas_100ms) * 100;
+        self.traffic_keep_alive = id.ctratt.traffic_keep_alive;
+        // CQT in milliseconds, bytes 387:386 (NVMe base 2.1 figure 313); zero from older controllers.
+        self.cqt_ms =
+            bytes.get(386..388).map_or(0, |cqt| cqt.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)));
+        self.ana = id.cmic.ana_reporting;
+        self.write_zeroes = id.oncs.write_zeroes;
+        self.deallocate = id.oncs.dsm;
+        self.volatile_write_cache = id.vwc & 1 != 0;
+        self.events = AsyncEventConfig {
+            namespace_attribute: id.oaes.namespace_attribute && !discovery,
+            ana_change: id.oaes.ana_change && !discovery,
+            discovery_change: id.oaes.discovery_change && discovery,
+            ..Default::default()
+        };
+        if discovery {
+            return Ok(());
+        }
+        // IOCCSZ is in units of 16 bytes and covers the 64 of the command (NVMe base 2.0c figure 275).
+        let capsule_bytes = id.ioccsz.checked_mul(16).and_then(|bytes| bytes.checked_sub(64));
+        self.max_capsule_data_bytes = capsule_bytes.ok_or("IOCCSZ is below a command's size")?;
+        if id.icdoff != 0 {
+            // In-capsule data would not follow the command; we send data on request instead.
+            self.max_capsule_data_bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// The result of Set Features; `wanted` is what was asked for.
+    pub(super) fn take_queues(&mut self, dw0: u32, wanted: u16) -> Result<(), &'static str> {
+        let granted = NumberOfQueues::from_bits(dw0);
+        self.queues = granted.nsqr.min(granted.ncqr).saturating_add(1).min(wanted.max(1));
+        if self.queues == 0 { Err("it grants no I/O queue") } else { Ok(()) }
+    }
+
+    pub(super) fn take_namespace(&mut self, data: &[u8]) -> Result<(), &'static str> {
+        let bytes = data.first_chunk::<4096>().ok_or("Identify Namespace is too short")?;
+        let id = IdentifyNamespace::parse(bytes);
+        if id.nsze == 0 {
+            return Err("the namespace is not active");
+        }
+        let format = id.format();
+        if format.ms_bytes != 0 {
+            return Err("the namespace has metadata");
+        }
+        match format.block_bytes() {
+            Some(block_bytes @ (512 | 4096)) => self.block_bytes = block_bytes,
+            _ => return Err("the namespace's blocks are neither 512 nor 4096 bytes"),
+        }
+        if id.nsze.checked_mul(u64::from(self.block_bytes)).is_none() {
+            return Err("the namespace's size overflows");
+        }
+        self.blocks = id.nsze;
+        self.nguid = id.nguid;
+        self.eui64 = id.eui64;
+        self.ana_group = id.anagrpid;
+        Ok(())
+    }
+
+    pub(super) fn take_descriptors(&mut self, data: &[u8]) {
+        let Some(bytes) = data.first_chunk() else { return };
+        for descriptor in NamespaceDescriptors::parse(bytes) {
+            match descriptor {
+                NamespaceDescriptor::Uuid(uuid) => self.uuid = uuid,
+                NamespaceDescriptor::Nguid(nguid) => self.nguid = nguid,
+                NamespaceDescriptor::Eui64(eui64) => self.eui64 = eui64,
+                NamespaceDescriptor::Csi(_) => {}
+            }
+        }
+    }
+
+    /// The state of our group, if the log has it.
+    pub(super) fn take_ana(&self, data: &[u8]) -> Option<AnaState> {
+        let log = AnaLog::parse(data).ok()?;
+        log.iter().flatten().find(|group| group.group_id == self.ana_group).map(|group| group.state)
+    }
+}

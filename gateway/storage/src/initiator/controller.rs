@@ -1,0 +1,823 @@
+//! One controller of an array, over its reconnects: the admin queue and all that goes over it.
+//!
+//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events,
+//! abort, reset, shutdown, reconnect with backoff, and the verdict when a lost association is fenced.
+//! It lives on one core and talks to the I/O queues, on this and other cores, by [`InitiatorMsg`].
+//!
+//! What it is not: it carries no I/O (see `lane`).
+//!
+//! # The life of an association
+//! Backoff → connect → bring-up → `Open` to the queues → ready. When anything is lost, `Close` goes to
+//! the queues first. If the admin queue still works, the controller is then reset (CC.EN to 0 until
+//! CSTS.RDY is 0): no command of before can land after that (NVMe base 2.0c §3.7.2), so the association is
+//! fenced at once. If the admin queue is what was lost, the controller may not even know, and the
+//! association is fenced after [`keep_alive_bound`]. A new Connect proves nothing about the old
+//! association: in the dynamic model it makes another controller. (A cross-controller reset, TP8028,
+//! would fence sooner; arrays that have it are not common yet.)
+//!
+//! Memory: an admin queue of [`ADMIN_DEPTH`], one 4 KiB block of the arena for data, held from start to
+//! stop so that no admin command waits behind I/O.
+
+use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
+use super::command::{Command, Done, QpairEvent};
+use super::discovery::LogReader;
+use super::error::QueueError;
+use super::fence::{Backoff, FenceRule, Fences};
+use super::message::{Association, InitiatorMsg, Limits};
+use super::qpair::{Identity, Open, Qpair};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
+use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
+use trefoil_wire::nvme::property::{Cc, Csts, offset};
+use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
+
+/// Commands on the admin queue: one step, a keep alive, an event request and aborts. 31 and the
+/// empty entry make 32, which every controller must take (NVMe base 2.0c §3.3.1.1).
+pub const ADMIN_DEPTH: u16 = 31;
+/// Aborts at a time (ACL is at least 1; more wait their turn by the command's second deadline).
+const ABORTS: u16 = 1;
+const SCRATCH_BYTES: usize = 4096;
+/// How often a property is polled.
+const POLL_EVERY: Duration = Duration::from_millis(10);
+/// How long a reset or a shutdown may take before we give the association up as it is.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// How soon to ask again for memory or a socket.
+const AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// What the controller is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// I/O on one namespace.
+    Nvm {
+        /// Its NSID.
+        nsid: u32,
+    },
+    /// Reading the discovery log.
+    Discovery,
+}
+
+/// How to reach a controller and how to treat it.
+#[derive(Clone, Debug)]
+pub struct ControllerConfig {
+    /// Addresses of the same subsystem's port, tried in turn.
+    pub addrs: Vec<SocketAddr>,
+    /// Names.
+    pub identity: Identity,
+    /// What for.
+    pub purpose: Purpose,
+    /// Ask for header and data digest.
+    pub digests: (bool, bool),
+    /// Keep Alive Timeout in milliseconds; at least 1000.
+    pub kato_ms: u32,
+    /// I/O queues to ask for; the array may grant fewer.
+    pub io_queues: u16,
+    /// Commands that an I/O queue may have outstanding; CAP.MQES may lower it.
+    pub depth: u16,
+    /// First and largest pause between two attempts to connect.
+    pub reconnect: (Duration, Duration),
+    /// Time for the connection of a queue.
+    pub connect_timeout: Duration,
+    /// Time for an admin command.
+    pub admin_timeout: Duration,
+    /// How long I/O waits for a lost path before it fails.
+    pub loss_timeout: Duration,
+    /// When lost writes go again.
+    pub fence: FenceRule,
+    /// Entries of the discovery log to make room for.
+    pub discovery_entries: usize,
+}
+
+/// Why an association ended, or did not come to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControllerError {
+    /// A queue was lost.
+    #[error("queue {qid}: {why}")]
+    Queue {
+        /// The queue; 0 is the admin queue.
+        qid: u16,
+        /// Why.
+        why: QueueError,
+    },
+    /// An admin command that we can't do without failed.
+    #[error("{step}: {status}")]
+    Command {
+        /// Which.
+        step: &'static str,
+        /// The controller's answer.
+        status: Status,
+    },
+    /// CSTS.CFS: the controller reports a fatal error.
+    #[error("the controller reports fatal status (CSTS.CFS)")]
+    Fatal,
+    /// CSTS.RDY did not change within CAP.TO.
+    #[error("the controller did not become ready in time")]
+    NotReady,
+    /// What it says of itself can't be used.
+    #[error("the controller can't be used: {0}")]
+    Unusable(&'static str),
+    /// Our owner stopped it.
+    #[error("stopped by its owner")]
+    Stopped,
+}
+
+impl ControllerError {
+    /// Its kind, for an operator's log; `Display` has the details.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
+            Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
+            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
+            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
+                "the array requires authentication"
+            }
+            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
+            Self::Queue { .. } => "the connection was lost",
+            Self::Command { step, .. } => step,
+            Self::Fatal => "the array's controller reports a fatal error",
+            Self::NotReady => "the array's controller did not become ready",
+            Self::Unusable(why) => why,
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What the owner of a controller learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControllerEvent {
+    /// The first I/O queue is up (for discovery: the controller is ready).
+    Up(Facts),
+    /// The association ended, or an attempt failed.
+    Down(ControllerError),
+    /// The namespace has another size now.
+    Resized(Facts),
+    /// The namespace's ANA state is this.
+    Ana(trefoil_wire::nvme::log::AnaState),
+    /// The discovery log was read whole; see [`Controller::discovery`].
+    DiscoveryLog,
+    /// The loss timeout passed: waiting I/O fails.
+    GaveUp,
+    /// It was stopped in order and holds nothing.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Not started, or stopped.
+    Idle,
+    /// The next attempt is at this time.
+    Backoff(Instant),
+    /// Connecting and bringing up.
+    Rising,
+    /// The association stands.
+    Ready,
+    /// CC.EN was cleared, to fence.
+    Resetting,
+    /// CC.SHN was set, to stop.
+    Stopping,
+    /// The admin queue is closing.
+    Closing,
+}
+
+const TAG_STEP: u64 = 0;
+const TAG_KEEP_ALIVE: u64 = 1;
+const TAG_EVENT: u64 = 2;
+const TAG_ABORT: u64 = 3;
+
+/// See the module.
+pub struct Controller {
+    config: ControllerConfig,
+    qpair: Qpair,
+    state: State,
+    stop: bool,
+    /// Counts attempts, for the choice of the address.
+    attempts: usize,
+    epoch: u32,
+    /// This association's `Open` was sent, and not its `Close`.
+    opened: bool,
+    cntlid: u16,
+    facts: Facts,
+    /// Whose blocks these are, from the first bring-up on.
+    namespace: Option<NamespaceIdentity>,
+    steps: Steps,
+    current: Option<Step>,
+    scratch: Option<Buf>,
+    log: LogReader,
+    /// I/O queues that are up.
+    queues_up: u16,
+    aborts: u16,
+    backoff: Backoff,
+    fences: Fences,
+    lost_since: Option<Instant>,
+    gave_up: bool,
+    keep_alive_at: Option<Instant>,
+    poll_at: Option<Instant>,
+    poll_until: Instant,
+    out: VecDeque<InitiatorMsg>,
+    events: VecDeque<ControllerEvent>,
+    new_sock: Option<SockId>,
+}
+
+impl Controller {
+    /// A controller that is not started.
+    ///
+    /// # Panics
+    /// If there is no address, or KATO is below a second.
+    pub fn new(config: ControllerConfig) -> Self {
+        assert!(!config.addrs.is_empty(), "a controller without an address");
+        assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
+        let qpair = Qpair::new(config.identity.clone(), 0, ADMIN_DEPTH, config.digests, config.admin_timeout);
+        let backoff = Backoff::new(config.reconnect.0, config.reconnect.1);
+        Self {
+            qpair,
+            state: State::Idle,
+            stop: false,
+            attempts: 0,
+            epoch: 0,
+            opened: false,
+            cntlid: 0,
+            facts: Facts::default(),
+            namespace: None,
+            steps: Steps::new(),
+            current: None,
+            scratch: None,
+            log: LogReader::new(config.discovery_entries),
+            queues_up: 0,
+            aborts: 0,
+            backoff,
+            fences: Fences::new(),
+            lost_since: None,
+            gave_up: false,
+            keep_alive_at: None,
+            poll_at: None,
+            poll_until: Instant::default(),
+            // Open, Close, Fenced, GiveUp of one association, and those of the next.
+            out: VecDeque::with_capacity(16),
+            events: VecDeque::with_capacity(32),
+            new_sock: None,
+            config,
+        }
+    }
+
+    /// Starts to connect, now.
+    pub fn start<I: Io>(&mut self, io: &mut I) {
+        if self.state == State::Idle {
+            self.stop = false;
+            self.lost_since = Some(io.now());
+            self.state = State::Backoff(io.now());
+        }
+    }
+
+    /// Stops in order: queues are closed, the controller is shut down (CC.SHN), then disconnected.
+    /// [`ControllerEvent::Stopped`] follows. The queues must be idle.
+    pub fn stop<I: Io>(&mut self, io: &mut I) {
+        self.stop = true;
+        match self.state {
+            State::Idle | State::Backoff(_) => self.rest(),
+            State::Ready => {
+                self.close_queues();
+                self.state = State::Stopping;
+                self.keep_alive_at = None;
+                self.poll_until = io.now() + STOP_WITHIN;
+                self.steps.clear();
+                self.steps.push(Step::Shutdown);
+            }
+            State::Rising => self.down(io, ControllerError::Stopped),
+            State::Resetting | State::Stopping | State::Closing => {}
+        }
+    }
+
+    fn rest(&mut self) {
+        self.state = State::Idle;
+        self.lost_since = None;
+        self.events.push_back(ControllerEvent::Stopped);
+    }
+
+    /// Gives its block back, before it is dropped. Call it when stopped.
+    pub fn release(&mut self, arena: &mut Arena) {
+        if let Some(buf) = self.scratch.take() {
+            arena.free(buf);
+        }
+    }
+
+    /// Its admin queue's socket.
+    pub fn sock(&self) -> Option<SockId> {
+        self.qpair.sock()
+    }
+
+    /// The admin queue, for socket events.
+    pub fn qpair(&mut self) -> &mut Qpair {
+        &mut self.qpair
+    }
+
+    /// The socket that it opened since the last call.
+    pub fn take_new_sock(&mut self) -> Option<SockId> {
+        self.new_sock.take()
+    }
+
+    /// The next message for all I/O queues.
+    pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
+        self.out.pop_front()
+    }
+
+    /// What a queue that comes late must be told: the association that stands, or that I/O fails.
+    pub fn standing(&self) -> impl Iterator<Item = InitiatorMsg> + use<> {
+        let open = self.opened.then(|| InitiatorMsg::Open(self.association()));
+        open.into_iter().chain(self.gave_up.then_some(InitiatorMsg::GiveUp))
+    }
+
+    /// The next event.
+    pub fn next_event(&mut self) -> Option<ControllerEvent> {
+        self.events.pop_front()
+    }
+
+    /// What is known of the controller and namespace; empty before the first bring-up.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The discovery log as last read whole.
+    pub fn discovery(&self) -> &LogReader {
+        &self.log
+    }
+
+    /// Whether the association stands.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// Whether it is stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.state == State::Idle
+    }
+
+    /// Reads the discovery log again.
+    pub fn refresh_discovery(&mut self) {
+        if self.state == State::Ready {
+            self.log.restart();
+            self.steps.push(Step::DiscoveryHeader);
+        }
+    }
+
+    /// A message of an I/O queue's.
+    pub fn on_msg<I: Io>(&mut self, io: &mut I, msg: InitiatorMsg) {
+        match msg {
+            InitiatorMsg::Opened { epoch, .. } if epoch == self.epoch && self.opened => {
+                self.queues_up += 1;
+                if self.queues_up == 1 {
+                    self.risen();
+                }
+            }
+            InitiatorMsg::Lost { epoch, qid, why } if epoch == self.epoch && self.opened => {
+                self.down(io, ControllerError::Queue { qid, why });
+            }
+            InitiatorMsg::Expired { epoch, qid, cid }
+                if epoch == self.epoch && self.state == State::Ready =>
+            {
+                self.abort(io, qid, cid);
+            }
+            _ => {}
+        }
+    }
+
+    fn risen(&mut self) {
+        self.backoff.reset();
+        self.lost_since = None;
+        self.gave_up = false;
+        self.events.push_back(ControllerEvent::Up(self.facts.clone()));
+    }
+
+    fn abort<I: Io>(&mut self, io: &mut I, sqid: u16, cid: u16) {
+        if self.aborts < ABORTS {
+            let sqe = AdminCommand::Abort(Abort { sqid, cid }).sqe(0, 0, Sgl::NONE);
+            self.aborts += u16::from(self.qpair.submit(io.now(), Command::bare(TAG_ABORT, sqe)).is_ok());
+        }
+    }
+
+    /// Ends the association: by a reset if the admin queue works and there is something to fence.
+    fn down<I: Io>(&mut self, io: &mut I, why: ControllerError) {
+        if !matches!(self.state, State::Rising | State::Ready) {
+            return;
+        }
+        let now = io.now();
+        self.events.push_back(ControllerEvent::Down(why));
+        let had_queues = self.close_queues();
+        self.lost_since.get_or_insert(now);
+        self.keep_alive_at = None;
+        self.steps.clear();
+        if had_queues && self.qpair.is_live() {
+            self.state = State::Resetting;
+            self.poll_until = now + STOP_WITHIN;
+            self.steps.push(Step::Reset);
+        } else {
+            self.unfenced(now, had_queues);
+            self.close_admin(io);
+        }
+    }
+
+    /// The association ended without proof that its commands are gone.
+    fn unfenced(&mut self, now: Instant, had_queues: bool) {
+        if !had_queues {
+            return;
+        }
+        match self.config.fence {
+            FenceRule::KeepAliveBound => {
+                self.fences.add(self.epoch, now + self.facts.fence_after(self.config.kato_ms));
+            }
+            FenceRule::Immediate => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
+        }
+    }
+
+    fn close_queues(&mut self) -> bool {
+        let had_queues = self.opened;
+        if had_queues {
+            self.opened = false;
+            self.queues_up = 0;
+            self.out.push_back(InitiatorMsg::Close { epoch: self.epoch });
+        }
+        had_queues
+    }
+
+    fn close_admin<I: Io>(&mut self, io: &mut I) {
+        self.steps.clear();
+        self.poll_at = None;
+        if self.qpair.is_closed() {
+            self.closed(io);
+        } else {
+            self.state = State::Closing;
+            self.qpair.close(io);
+        }
+    }
+
+    /// The admin queue is closed: stop, or try again after a pause.
+    fn closed<I: Io>(&mut self, io: &mut I) {
+        self.aborts = 0;
+        if self.stop {
+            self.rest();
+        } else {
+            let pause = self.backoff.next(io.random());
+            self.state = State::Backoff(io.now() + pause);
+        }
+    }
+
+    /// Events, completions, timers, then what can be sent.
+    pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
+        let now = io.now();
+        if self.qpair.next_deadline().is_some_and(|at| at <= now) {
+            self.qpair.on_tick(io);
+        }
+        while let Some(done) = self.qpair.next_done() {
+            self.on_done(io, done);
+        }
+        while let Some(event) = self.qpair.next_event() {
+            self.on_qpair_event(io, event);
+        }
+        if let Some(epoch) = self.fences.expire(now) {
+            self.out.push_back(InitiatorMsg::Fenced { epoch });
+        }
+        self.check_loss(now);
+        self.connect(io, arena);
+        self.keep_alive(io);
+        self.advance(io);
+        self.qpair.flush(io);
+    }
+
+    fn check_loss(&mut self, now: Instant) {
+        let lost = self.lost_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
+        if lost && !self.gave_up {
+            self.gave_up = true;
+            self.out.push_back(InitiatorMsg::GiveUp);
+            self.events.push_back(ControllerEvent::GaveUp);
+        }
+    }
+
+    /// Starts an attempt when its time has come.
+    fn connect<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
+        let now = io.now();
+        if !matches!(self.state, State::Backoff(at) if at <= now) {
+            return;
+        }
+        self.scratch = self.scratch.take().or_else(|| arena.alloc(SCRATCH_BYTES));
+        let address = self.config.addrs.get(self.attempts % self.config.addrs.len()).copied();
+        let (Some(to), true) = (address, self.scratch.is_some()) else {
+            self.state = State::Backoff(now + AGAIN_AFTER);
+            return;
+        };
+        self.attempts += 1;
+        let open = Open {
+            to,
+            cntlid: DYNAMIC_CNTLID,
+            depth: ADMIN_DEPTH,
+            kato_ms: self.config.kato_ms,
+            max_capsule_data_bytes: 8192,
+            within: self.config.connect_timeout,
+        };
+        match self.qpair.open(io, open) {
+            Ok(sock) => {
+                self.new_sock = Some(sock);
+                self.state = State::Rising;
+                self.current = None;
+            }
+            Err(_) => self.state = State::Backoff(now + AGAIN_AFTER),
+        }
+    }
+
+    fn on_qpair_event<I: Io>(&mut self, io: &mut I, event: QpairEvent) {
+        match event {
+            QpairEvent::Up { cntlid } => {
+                self.cntlid = cntlid;
+                self.facts = Facts::default();
+                self.steps.clear();
+                self.steps.push(Step::Capabilities);
+            }
+            // No admin command may be late: the controller does not answer.
+            QpairEvent::Expired { cid } => {
+                let why = QueueError::CommandTimeout { cid };
+                self.qpair.fail(io, why);
+            }
+            QpairEvent::Down(why) => {
+                self.current = None;
+                let now = io.now();
+                match self.state {
+                    State::Resetting => {
+                        self.unfenced(now, true);
+                        self.closed(io);
+                    }
+                    State::Rising | State::Ready => self.down(io, ControllerError::Queue { qid: 0, why }),
+                    _ => self.closed(io),
+                }
+            }
+        }
+    }
+
+    fn keep_alive<I: Io>(&mut self, io: &mut I) {
+        let now = io.now();
+        if self.keep_alive_at.is_some_and(|at| at <= now) {
+            // Late by half a KATO at most: the next one is KATO/2 after this.
+            let period = Duration::from_millis(u64::from(self.config.kato_ms / 2));
+            self.keep_alive_at = Some(now + period);
+            let sqe = AdminCommand::KeepAlive.sqe(0, 0, Sgl::NONE);
+            let by = now + 2 * period;
+            // A full queue means that admin commands hang; their deadlines deal with it.
+            let _ = self.qpair.submit_by(Command::bare(TAG_KEEP_ALIVE, sqe), by);
+        }
+    }
+
+    /// Issues the next step, if none is under way.
+    fn advance<I: Io>(&mut self, io: &mut I) {
+        let now = io.now();
+        if self.poll_at.is_some_and(|at| at <= now) {
+            self.poll_at = None;
+            self.steps.push(Step::Poll);
+        }
+        if self.current.is_some() || !self.qpair.has_room() {
+            return;
+        }
+        let Some(step) = self.steps.pop() else { return };
+        if step == Step::Ready {
+            return self.on_ready(io);
+        }
+        let Some(command) = self.command(step) else { return };
+        match self.qpair.submit(now, command) {
+            Ok(()) => self.current = Some(step),
+            Err(mut command) => self.scratch = self.scratch.take().or_else(|| command.take_buf()),
+        }
+    }
+
+    /// The command of a step. Data goes to the scratch block.
+    fn command(&mut self, step: Step) -> Option<Command> {
+        let sqe = match step {
+            Step::Capabilities => get(PropertySize::Eight, offset::CAP),
+            Step::Poll => get(PropertySize::Four, offset::CSTS),
+            Step::Enable => set_cc(Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() }),
+            Step::Reset => set_cc(Cc { iosqes: 6, iocqes: 4, ..Cc::default() }),
+            Step::Shutdown => set_cc(Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() }),
+            _ => {
+                let (sqe, len) = step.admin_command(&self.config, &self.facts, &self.log);
+                if len > 0 {
+                    return Some(Command::fill(TAG_STEP, sqe, self.scratch.take()?, 0, len));
+                }
+                sqe
+            }
+        };
+        Some(Command::bare(TAG_STEP, sqe))
+    }
+
+    fn on_done<I: Io>(&mut self, io: &mut I, done: Done) {
+        let Done { mut command, result } = done;
+        let tag = command.tag;
+        match (tag, result) {
+            (TAG_STEP, Ok(cqe)) => {
+                let step = self.current.take();
+                if let Some(step) = step {
+                    self.on_step(io, step, cqe, &command);
+                }
+            }
+            (TAG_EVENT, Ok(cqe)) if cqe.status.is_ok() => self.on_async_event(cqe),
+            (TAG_KEEP_ALIVE, Ok(cqe)) if !cqe.status.is_ok() => {
+                self.down(io, ControllerError::Command { step: "Keep Alive", status: cqe.status });
+            }
+            (TAG_ABORT, _) => self.aborts = self.aborts.saturating_sub(1),
+            _ => {}
+        }
+        if let Some(buf) = command.take_buf() {
+            self.scratch = Some(buf);
+        }
+    }
+
+    /// A step is answered: take what it says, and choose the next.
+    fn on_step<I: Io>(&mut self, io: &mut I, step: Step, cqe: Cqe, command: &Command) {
+        if !cqe.status.is_ok() && step.is_essential() {
+            return match self.state {
+                State::Resetting | State::Stopping => self.ended(io, false),
+                _ => self.down(io, ControllerError::Command { step: step.name(), status: cqe.status }),
+            };
+        }
+        match step {
+            Step::Capabilities => {
+                self.facts.take_capabilities(cqe.result);
+                self.poll_until = io.now() + self.facts.ready_within;
+                self.steps.push(Step::Enable);
+            }
+            Step::Enable | Step::Reset | Step::Shutdown => self.steps.push(Step::Poll),
+            Step::Poll => self.on_status(io, Csts::from_bits(cqe.dw0())),
+            Step::Queues => match self.facts.take_queues(cqe.dw0(), self.config.io_queues) {
+                Ok(()) => self.steps.push(Step::Namespace),
+                Err(why) => self.down(io, ControllerError::Unusable(why)),
+            },
+            _ => self.on_data(io, step, cqe, command.data()),
+        }
+    }
+
+    /// CSTS, which every change of CC is polled by.
+    fn on_status<I: Io>(&mut self, io: &mut I, csts: Csts) {
+        let reached = match self.state {
+            State::Resetting => !csts.rdy,
+            State::Stopping => csts.shst == 2,
+            _ => csts.rdy,
+        };
+        let ending = matches!(self.state, State::Resetting | State::Stopping);
+        if reached {
+            match ending {
+                true => self.ended(io, true),
+                false => self.steps.push(Step::Controller),
+            }
+        } else if csts.cfs && !ending {
+            self.down(io, ControllerError::Fatal);
+        } else if io.now() >= self.poll_until {
+            match ending {
+                true => self.ended(io, false),
+                false => self.down(io, ControllerError::NotReady),
+            }
+        } else {
+            self.poll_at = Some(io.now() + POLL_EVERY);
+        }
+    }
+
+    /// A reset or a shutdown is over; `proven` if the controller said so.
+    fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
+        if self.state == State::Resetting {
+            match proven {
+                true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
+                false => self.unfenced(io.now(), true),
+            }
+        }
+        self.close_admin(io);
+    }
+
+    fn on_data<I: Io>(&mut self, io: &mut I, step: Step, cqe: Cqe, data: &[u8]) {
+        let discovery = self.config.purpose == Purpose::Discovery;
+        match step {
+            Step::Controller => {
+                if let Err(why) = self.facts.take_controller(data, discovery) {
+                    return self.down(io, ControllerError::Unusable(why));
+                }
+                if self.facts.kas_ms > 0 {
+                    self.keep_alive_at = Some(io.now());
+                }
+                self.steps.push(Step::EventConfig);
+                self.steps.push(if discovery { Step::Ready } else { Step::Queues });
+            }
+            Step::Namespace => {
+                let before = self.facts.blocks;
+                if let Err(why) = self.facts.take_namespace(data) {
+                    return self.down(io, ControllerError::Unusable(why));
+                }
+                if self.state == State::Rising {
+                    self.steps.push(Step::Descriptors);
+                } else if self.facts.blocks != before {
+                    self.events.push_back(ControllerEvent::Resized(self.facts.clone()));
+                }
+            }
+            Step::Descriptors => {
+                if cqe.status.is_ok() {
+                    self.facts.take_descriptors(data);
+                }
+                let identity = self.facts.identity();
+                if *self.namespace.get_or_insert(identity) != identity {
+                    let why = "another namespace answers at its address";
+                    return self.down(io, ControllerError::Unusable(why));
+                }
+                if self.facts.ana {
+                    self.steps.push(Step::Ana);
+                }
+                self.steps.push(Step::Ready);
+            }
+            Step::Ana if cqe.status.is_ok() => {
+                if let Some(state) = self.facts.take_ana(data) {
+                    self.events.push_back(ControllerEvent::Ana(state));
+                }
+            }
+            Step::ChangedNamespaces => self.steps.push(Step::Namespace),
+            Step::DiscoveryHeader | Step::DiscoveryEntries => match self.log.take(step, data) {
+                Some(next) => self.steps.push(next),
+                None => self.events.push_back(ControllerEvent::DiscoveryLog),
+            },
+            _ => {}
+        }
+    }
+
+    /// Bring-up is through: the queues may connect.
+    fn on_ready<I: Io>(&mut self, io: &mut I) {
+        if self.state != State::Rising {
+            return;
+        }
+        self.state = State::Ready;
+        self.epoch += 1;
+        self.wait_for_event();
+        match self.config.purpose {
+            Purpose::Discovery => {
+                self.risen();
+                self.refresh_discovery();
+            }
+            Purpose::Nvm { .. } => {
+                self.opened = true;
+                self.out.push_back(InitiatorMsg::Open(self.association()));
+            }
+        }
+        if self.stop {
+            self.stop(io);
+        }
+    }
+
+    fn association(&self) -> Association {
+        Association {
+            epoch: self.epoch,
+            cntlid: self.cntlid,
+            to: self.qpair.peer(),
+            queues: self.facts.queues,
+            depth: self.config.depth.min(self.facts.max_entries),
+            max_capsule_data_bytes: self.facts.max_capsule_data_bytes,
+            limits: Limits {
+                block_bytes: self.facts.block_bytes,
+                max_transfer_bytes: self.facts.max_transfer_bytes,
+                write_zeroes: self.facts.write_zeroes,
+                deallocate: self.facts.deallocate,
+                volatile_write_cache: self.facts.volatile_write_cache,
+            },
+        }
+    }
+
+    fn wait_for_event(&mut self) {
+        let sqe = AdminCommand::AsyncEventRequest.sqe(0, 0, Sgl::NONE);
+        // Without room there are no events until the next association; the queue holds 31.
+        let _ = self.qpair.submit_untimed(Command::bare(TAG_EVENT, sqe));
+    }
+
+    /// Reads the log page of an event, which also re-arms it (NVMe base 2.0c §5.2.1).
+    fn on_async_event(&mut self, cqe: Cqe) {
+        if self.state != State::Ready {
+            return;
+        }
+        let event = AsyncEvent::from_dw0(cqe.dw0());
+        self.steps.push(match event {
+            AsyncEvent::DISCOVERY_CHANGED => Step::DiscoveryHeader,
+            AsyncEvent::NAMESPACE_CHANGED => Step::ChangedNamespaces,
+            AsyncEvent::ANA_CHANGE => Step::Ana,
+            other => Step::Rearm { log_page: other.log_page },
+        });
+        self.wait_for_event();
+    }
+
+    /// When [`on_turn`](Self::on_turn) must run next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let attempt = match self.state {
+            State::Backoff(at) => Some(at),
+            _ => None,
+        };
+        let loss = self.lost_since.filter(|_| !self.gave_up).map(|since| since + self.config.loss_timeout);
+        let timers =
+            [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
+        timers.into_iter().flatten().min()
+    }
+}
+
+fn get(size: PropertySize, offset: u32) -> Sqe {
+    FabricsCommand::PropertyGet(PropertyGet { size, offset }).sqe(0, Sgl::NONE)
+}
+
+fn set_cc(cc: Cc) -> Sqe {
+    let set = PropertySet { size: PropertySize::Four, offset: offset::CC, value: u64::from(cc.bits()) };
+    FabricsCommand::PropertySet(set).sqe(0, Sgl::NONE)
+}

@@ -1,0 +1,215 @@
+//! A whole host on one core: a controller's admin queue and its I/O queues.
+//!
+//! What it is: for workloads (perf, the demo, the simulator's hosts) and for discovery. Who has many
+//! cores uses the pieces: see [`crate::backend::nvme_tcp`].
+//!
+//! Its owner routes the socket events of the sockets that [`Host::take_new_sock`] names, calls
+//! [`Host::on_turn`] at each turn's end, and takes [`Host::next_finished`].
+
+use super::command::Command;
+use super::controller::{Controller, ControllerConfig, ControllerEvent};
+use super::lane::{Finished, Lane, LaneConfig};
+use super::message::{InitiatorMsg, Limits};
+use std::time::Duration;
+use trefoil_poll::{Arena, Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
+
+/// See the module.
+pub struct Host {
+    controller: Controller,
+    lanes: Vec<Lane>,
+    /// Where the next command goes.
+    turn: usize,
+    /// Which lane's completions come next.
+    reap: usize,
+}
+
+impl Host {
+    /// A host with the `io_queues` of `config` (none for discovery) that can hold `capacity` commands
+    /// a queue, whose commands are aborted after `command_timeout`.
+    pub fn new(config: ControllerConfig, capacity: usize, command_timeout: Duration) -> Self {
+        let lane = |qid| LaneConfig {
+            identity: config.identity.clone(),
+            qid,
+            depth: config.depth,
+            capacity,
+            digests: config.digests,
+            command_timeout,
+            connect_timeout: config.connect_timeout,
+            loss_timeout: config.loss_timeout,
+        };
+        let lanes = (1..=config.io_queues).map(|qid| Lane::new(lane(qid))).collect();
+        Self { controller: Controller::new(config), lanes, turn: 0, reap: 0 }
+    }
+
+    /// Starts to connect.
+    pub fn start<I: Io>(&mut self, io: &mut I) {
+        self.controller.start(io);
+    }
+
+    /// Stops in order; [`ControllerEvent::Stopped`] follows. Commands should be back before.
+    pub fn stop<I: Io>(&mut self, io: &mut I) {
+        self.controller.stop(io);
+    }
+
+    /// Gives its memory back to the arena. Call it when stopped.
+    pub fn release(&mut self, arena: &mut Arena) {
+        self.controller.release(arena);
+    }
+
+    /// The controller: facts, discovery log.
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Reads the discovery log again; [`ControllerEvent::DiscoveryLog`] follows.
+    pub fn refresh_discovery(&mut self) {
+        self.controller.refresh_discovery();
+    }
+
+    /// What commands must keep to; all zero before the first association.
+    pub fn limits(&self) -> Limits {
+        self.lanes.first().map(Lane::limits).unwrap_or_default()
+    }
+
+    /// Whether no command is outstanding.
+    pub fn is_idle(&self) -> bool {
+        self.lanes.iter().all(Lane::is_idle)
+    }
+
+    /// The next socket that it opened; its events are for this host from now on.
+    pub fn take_new_sock(&mut self) -> Option<SockId> {
+        self.controller.take_new_sock().or_else(|| self.lanes.iter_mut().find_map(Lane::take_new_sock))
+    }
+
+    /// What became of the controller.
+    pub fn next_event(&mut self) -> Option<ControllerEvent> {
+        self.controller.next_event()
+    }
+
+    /// Takes a command, on the queues that are up in turn; on the first if none is.
+    ///
+    /// # Errors
+    /// Gives the command back if the queue whose turn it is holds `capacity` commands.
+    #[allow(clippy::result_large_err)]
+    pub fn submit(&mut self, now: Instant, command: Command) -> Result<(), Command> {
+        let count = self.lanes.len();
+        for step in 1..=count {
+            let at = (self.turn + step) % count;
+            if let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live() && lane.room() > 0) {
+                self.turn = at;
+                return lane.submit(now, command);
+            }
+        }
+        match self.lanes.first_mut() {
+            Some(lane) => lane.submit(now, command),
+            None => Err(command),
+        }
+    }
+
+    /// The next command that is done with.
+    pub fn next_finished(&mut self, now: Instant) -> Option<Finished> {
+        for _ in 0..self.lanes.len() {
+            if let Some(finished) = self.lanes.get_mut(self.reap).and_then(|lane| lane.next_finished(now)) {
+                return Some(finished);
+            }
+            self.reap = (self.reap + 1) % self.lanes.len();
+        }
+        None
+    }
+
+    fn lane(&mut self, sock: SockId) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.sock() == Some(sock))
+    }
+
+    fn is_admin(&self, sock: SockId) -> bool {
+        self.controller.sock() == Some(sock)
+    }
+
+    /// Answer to [`Io::connect`].
+    pub fn on_connected<I: Io>(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
+        if self.is_admin(sock) {
+            self.controller.qpair().on_connected(io, result);
+        } else if let Some(lane) = self.lane(sock) {
+            lane.on_connected(io, result);
+        }
+    }
+
+    /// Bytes of a stream.
+    pub fn on_received<I: Io>(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
+        if let Some(lane) = self.lane(sock) {
+            lane.on_received(io, bytes);
+        } else if self.is_admin(sock) {
+            self.controller.qpair().on_received(io, bytes);
+        }
+    }
+
+    /// A receive into a block is full.
+    pub fn on_filled<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Buf) {
+        if let Some(lane) = self.lane(sock) {
+            lane.on_filled(io, buf);
+        } else {
+            // Data of the admin queue is small but may come this way.
+            self.controller.qpair().on_filled(io, buf);
+        }
+    }
+
+    /// A receive ended without its bytes.
+    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+        if let Some(lane) = self.lane(sock) {
+            lane.on_recv_end(io, buf, why);
+        } else {
+            self.controller.qpair().on_recv_end(io, buf, why);
+        }
+    }
+
+    /// A send is done.
+    pub fn on_sent<I: Io>(
+        &mut self,
+        io: &mut I,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        if let Some(lane) = self.lane(sock) {
+            lane.on_sent(io, list, result);
+        } else {
+            self.controller.qpair().on_sent(io, list, result);
+        }
+    }
+
+    /// The last word about a socket.
+    pub fn on_closed<I: Io>(&mut self, io: &mut I, sock: SockId) {
+        if let Some(lane) = self.lane(sock) {
+            lane.on_closed(io);
+        } else if self.is_admin(sock) {
+            self.controller.qpair().on_closed(io);
+        }
+    }
+
+    /// Timers, messages between the queues, then what can be sent.
+    pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
+        self.controller.on_turn(io, arena);
+        self.deliver(io);
+        for lane in &mut self.lanes {
+            lane.on_turn(io);
+            while let Some(msg) = lane.next_msg() {
+                self.controller.on_msg(io, msg);
+            }
+        }
+        self.deliver(io);
+    }
+
+    fn deliver<I: Io>(&mut self, io: &mut I) {
+        while let Some(msg) = self.controller.next_msg() {
+            debug_assert!(!matches!(msg, InitiatorMsg::Opened { .. }), "an answer from the controller");
+            for lane in &mut self.lanes {
+                lane.on_msg(io, msg);
+            }
+        }
+    }
+
+    /// When [`on_turn`](Self::on_turn) must run next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.lanes.iter().map(Lane::next_deadline).chain([self.controller.next_deadline()]).flatten().min()
+    }
+}

@@ -1,0 +1,427 @@
+//! One I/O queue over its reconnects: what waits, what is held, what is tried again.
+//!
+//! What it is: a [`Qpair`] and the commands of its owner, which never notices a reconnect. Before the
+//! queue is up, and after it was lost, commands wait.
+//!
+//! What it is not: it decides nothing about the controller (see `controller`), and opens and closes
+//! only when told.
+//!
+//! # When a command is sent again
+//! A command whose completion never came may still be under way in the array. A read, or a flush, does
+//! no harm twice and goes again at once. So does one that was never sent. A *write that was sent* must
+//! not: its old copy could land after the retry completed and overwrite what was written later. It is
+//! held until the controller says [`InitiatorMsg::Fenced`] for its association, and is not failed
+//! before that either, as its owner would try again elsewhere (NVMe base 2.1 §9.6, TP4129; see
+//! `controller` for when an association counts as fenced).
+//!
+//! A command that *completed* with a status that asks for a retry goes again after a pause, until the
+//! loss timeout has passed since it was first submitted.
+//!
+//! Memory: a lane holds at most `capacity` commands of about 180 bytes; they are in the queue pair or in
+//! one of four queues, each with room for all of them.
+
+use super::command::{Command, Done, QpairEvent};
+use super::error::QueueError;
+use super::message::{Association, InitiatorMsg, Limits};
+use super::qpair::{Identity, Open, Qpair};
+use crate::request::Fault;
+use std::collections::VecDeque;
+use std::time::Duration;
+use trefoil_poll::{Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_wire::nvme::{Cqe, Status, StatusType};
+
+/// Pause before a command is tried again after a transient status, without a CRD of the controller's.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// What a lane is made from.
+#[derive(Clone, Debug)]
+pub struct LaneConfig {
+    /// The names in Connect.
+    pub identity: Identity,
+    /// The queue, from 1.
+    pub qid: u16,
+    /// Commands that the queue may have outstanding.
+    pub depth: u16,
+    /// Commands that the lane can hold in all.
+    pub capacity: usize,
+    /// Ask for header and data digest.
+    pub digests: (bool, bool),
+    /// When a command is aborted, from when it is sent.
+    pub command_timeout: Duration,
+    /// Time for the connection to come up.
+    pub connect_timeout: Duration,
+    /// How long a command is tried again.
+    pub loss_timeout: Duration,
+}
+
+/// A command that is done with.
+#[derive(Debug)]
+#[must_use = "a command may hold a block"]
+pub struct Finished {
+    /// The command with its block.
+    pub command: Command,
+    /// The controller's completion (look at its status), or [`Fault::PathLost`].
+    pub result: Result<Cqe, Fault>,
+}
+
+/// See the module.
+pub struct Lane {
+    config: LaneConfig,
+    qpair: Qpair,
+    /// The association that should be in force.
+    wanted: Option<Association>,
+    /// The association that the queue pair is or was open for.
+    epoch: u32,
+    /// Writes of this association and before may go again.
+    fenced_epoch: u32,
+    gave_up: bool,
+    limits: Limits,
+    holding: usize,
+    waiting: VecDeque<Command>,
+    held: VecDeque<(u32, Command)>,
+    /// With the time at which to try again, in no order.
+    delayed: VecDeque<(Instant, Command)>,
+    finished: VecDeque<Finished>,
+    out: VecDeque<InitiatorMsg>,
+    new_sock: Option<SockId>,
+}
+
+impl Lane {
+    /// A lane whose commands wait for the first [`InitiatorMsg::Open`].
+    pub fn new(config: LaneConfig) -> Self {
+        let qpair = Qpair::new(
+            config.identity.clone(),
+            config.qid,
+            config.depth,
+            config.digests,
+            config.command_timeout,
+        );
+        let capacity = config.capacity;
+        // Opened, Lost, and one Expired for each command.
+        let out = VecDeque::with_capacity(2 + usize::from(config.depth));
+        Self {
+            qpair,
+            config,
+            wanted: None,
+            epoch: 0,
+            fenced_epoch: 0,
+            gave_up: false,
+            limits: Limits::default(),
+            holding: 0,
+            waiting: VecDeque::with_capacity(capacity),
+            held: VecDeque::with_capacity(capacity),
+            delayed: VecDeque::with_capacity(capacity),
+            finished: VecDeque::with_capacity(capacity),
+            out,
+            new_sock: None,
+        }
+    }
+
+    /// Its queue.
+    pub fn qid(&self) -> u16 {
+        self.config.qid
+    }
+
+    /// Whether commands go out.
+    pub fn is_live(&self) -> bool {
+        self.qpair.is_live()
+    }
+
+    /// Whether it holds no command.
+    pub fn is_idle(&self) -> bool {
+        self.holding == 0
+    }
+
+    /// Whether it has no socket.
+    pub fn is_closed(&self) -> bool {
+        self.qpair.is_closed()
+    }
+
+    /// Its socket, while it has one.
+    pub fn sock(&self) -> Option<SockId> {
+        self.qpair.sock()
+    }
+
+    /// The socket that it opened since the last call.
+    pub fn take_new_sock(&mut self) -> Option<SockId> {
+        self.new_sock.take()
+    }
+
+    /// What commands must keep to; all zero before the first association.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Commands that it can take now.
+    pub fn room(&self) -> usize {
+        self.config.capacity - self.holding
+    }
+
+    /// Takes a command. It comes back through [`next_finished`](Self::next_finished).
+    ///
+    /// # Errors
+    /// Gives the command back if the lane holds `capacity` commands.
+    #[inline]
+    #[allow(clippy::result_large_err)]
+    pub fn submit(&mut self, now: Instant, mut command: Command) -> Result<(), Command> {
+        if self.room() == 0 {
+            return Err(command);
+        }
+        self.holding += 1;
+        command.since = now;
+        if self.gave_up {
+            self.finished.push_back(Finished { command, result: Err(Fault::PathLost) });
+        } else if !self.waiting.is_empty() {
+            self.waiting.push_back(command);
+        } else if let Err(command) = self.qpair.submit(now, command) {
+            self.waiting.push_back(command);
+        }
+        Ok(())
+    }
+
+    /// The next command that is done with.
+    #[inline]
+    pub fn next_finished(&mut self, now: Instant) -> Option<Finished> {
+        loop {
+            if let Some(finished) = self.finished.pop_front() {
+                self.holding -= 1;
+                return Some(finished);
+            }
+            let done = self.qpair.next_done()?;
+            match done.result {
+                Ok(cqe) if cqe.status.is_ok() => {
+                    self.holding -= 1;
+                    return Some(Finished { command: done.command, result: Ok(cqe) });
+                }
+                _ => self.sort(now, done),
+            }
+        }
+    }
+
+    /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
+    pub fn take_waiting(&mut self) -> Option<Command> {
+        if self.wanted.is_some() {
+            return None;
+        }
+        let command =
+            self.waiting.pop_front().or_else(|| self.delayed.pop_front().map(|(_, command)| command))?;
+        self.holding -= 1;
+        Some(command)
+    }
+
+    /// What goes to the controller.
+    pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
+        self.out.pop_front()
+    }
+
+    /// A message of the controller's.
+    pub fn on_msg<I: Io>(&mut self, io: &mut I, msg: InitiatorMsg) {
+        match msg {
+            InitiatorMsg::Open(association) => {
+                self.limits = association.limits;
+                self.gave_up = false;
+                self.wanted = (self.config.qid <= association.queues).then_some(association);
+                self.reopen(io);
+            }
+            InitiatorMsg::Close { epoch } => {
+                if self.wanted.is_some_and(|wanted| wanted.epoch <= epoch) {
+                    self.wanted = None;
+                }
+                if self.epoch <= epoch {
+                    self.qpair.close(io);
+                }
+            }
+            InitiatorMsg::Fenced { epoch } => {
+                self.fenced_epoch = self.fenced_epoch.max(epoch);
+                self.release();
+            }
+            InitiatorMsg::GiveUp => {
+                self.gave_up = true;
+                while let Some(command) = self.waiting.pop_front() {
+                    self.lose(command);
+                }
+                while let Some((_, command)) = self.delayed.pop_front() {
+                    self.lose(command);
+                }
+            }
+            InitiatorMsg::Hello { .. }
+            | InitiatorMsg::Opened { .. }
+            | InitiatorMsg::Lost { .. }
+            | InitiatorMsg::Expired { .. } => {}
+        }
+    }
+
+    /// Connects, if it should and can.
+    fn reopen<I: Io>(&mut self, io: &mut I) {
+        let Some(wanted) = self.wanted else { return };
+        if !self.qpair.is_closed() || self.epoch == wanted.epoch {
+            return;
+        }
+        self.epoch = wanted.epoch;
+        let open = Open {
+            to: wanted.to,
+            cntlid: wanted.cntlid,
+            depth: wanted.depth,
+            kato_ms: 0,
+            max_capsule_data_bytes: wanted.max_capsule_data_bytes,
+            within: self.config.connect_timeout,
+        };
+        match self.qpair.open(io, open) {
+            Ok(sock) => self.new_sock = Some(sock),
+            Err(why) => self.lost(why),
+        }
+    }
+
+    fn lost(&mut self, why: QueueError) {
+        self.wanted = None;
+        self.out.push_back(InitiatorMsg::Lost { epoch: self.epoch, qid: self.config.qid, why });
+    }
+
+    /// Deals with a command that did not simply succeed.
+    #[cold]
+    fn sort(&mut self, now: Instant, done: Done) {
+        let Done { command, result } = done;
+        match result {
+            Ok(cqe) => {
+                let pause = retry_after(cqe.status);
+                let in_time = now.since(command.since) < self.config.loss_timeout;
+                match pause {
+                    Some(pause) if in_time && !self.gave_up => self.delayed.push_back((now + pause, command)),
+                    _ => self.finished.push_back(Finished { command, result: Ok(cqe) }),
+                }
+            }
+            Err(lost) if lost.sent && command.changes_media() && self.epoch > self.fenced_epoch => {
+                self.held.push_back((self.epoch, command));
+            }
+            Err(_) if self.gave_up => self.lose(command),
+            Err(_) => self.waiting.push_back(command),
+        }
+    }
+
+    fn lose(&mut self, command: Command) {
+        self.finished.push_back(Finished { command, result: Err(Fault::PathLost) });
+    }
+
+    /// Lets go of held writes whose old copies are gone.
+    fn release(&mut self) {
+        for _ in 0..self.held.len() {
+            let Some((epoch, command)) = self.held.pop_front() else { break };
+            if epoch > self.fenced_epoch {
+                self.held.push_back((epoch, command));
+            } else if self.gave_up {
+                self.lose(command);
+            } else {
+                self.waiting.push_back(command);
+            }
+        }
+    }
+
+    /// Answer to [`Io::connect`].
+    pub fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
+        self.qpair.on_connected(io, result);
+    }
+
+    /// Bytes of the stream.
+    #[inline]
+    pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
+        self.qpair.on_received(io, bytes);
+    }
+
+    /// A receive into a block is full.
+    pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
+        self.qpair.on_filled(io, buf);
+    }
+
+    /// A receive ended without its bytes.
+    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
+        self.qpair.on_recv_end(io, buf, why);
+    }
+
+    /// A send is done.
+    pub fn on_sent<I: Io>(&mut self, io: &mut I, list: Box<SendList>, result: Result<(), SockError>) {
+        self.qpair.on_sent(io, list, result);
+    }
+
+    /// The socket is gone: every command of it is sorted, and the next association is opened if it is
+    /// there already.
+    pub fn on_closed<I: Io>(&mut self, io: &mut I) {
+        self.qpair.on_closed(io);
+        let now = io.now();
+        while let Some(done) = self.qpair.next_done() {
+            match done {
+                Done { command, result: Ok(cqe) } if cqe.status.is_ok() => {
+                    self.finished.push_back(Finished { command, result: Ok(cqe) });
+                }
+                done => self.sort(now, done),
+            }
+        }
+    }
+
+    /// Events, timers, then what can be sent. Completions must have been taken before.
+    pub fn on_turn<I: Io>(&mut self, io: &mut I) {
+        let now = io.now();
+        if self.qpair.next_deadline().is_some_and(|at| at <= now) {
+            self.qpair.on_tick(io);
+        }
+        while let Some(event) = self.qpair.next_event() {
+            let (epoch, qid) = (self.epoch, self.config.qid);
+            match event {
+                QpairEvent::Up { .. } => self.out.push_back(InitiatorMsg::Opened { epoch, qid }),
+                QpairEvent::Expired { cid } => {
+                    self.out.push_back(InitiatorMsg::Expired { epoch, qid, cid });
+                }
+                QpairEvent::Down(why) if self.wanted.is_some_and(|wanted| wanted.epoch == epoch) => {
+                    self.lost(why);
+                }
+                QpairEvent::Down(_) => {}
+            }
+        }
+        self.reopen(io);
+        self.retry(now);
+        while self.qpair.has_room()
+            && let Some(command) = self.waiting.pop_front()
+        {
+            if let Err(command) = self.qpair.submit(now, command) {
+                self.waiting.push_front(command);
+                break;
+            }
+        }
+        self.qpair.flush(io);
+    }
+
+    fn retry(&mut self, now: Instant) {
+        for _ in 0..self.delayed.len() {
+            match self.delayed.pop_front() {
+                Some((at, command)) if at <= now => self.waiting.push_back(command),
+                Some(later) => self.delayed.push_back(later),
+                None => break,
+            }
+        }
+    }
+
+    /// When [`on_turn`](Self::on_turn) must run next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let retry = self.delayed.iter().map(|(at, _)| *at).min();
+        [retry, self.qpair.next_deadline()].into_iter().flatten().min()
+    }
+}
+
+/// Whether a status says that the same command may succeed later on this path, and after what pause.
+fn retry_after(status: Status) -> Option<Duration> {
+    if status.is_ok() || status.is_dnr() {
+        return None;
+    }
+    let transient = matches!(status.sct(), StatusType::Path)
+        || [
+            Status::ABORT_REQUESTED,
+            Status::ABORTED_SQ_DELETION,
+            Status::COMMAND_INTERRUPTED,
+            Status::TRANSIENT_TRANSPORT_ERROR,
+            Status::DATA_TRANSFER_ERROR,
+            Status::NAMESPACE_NOT_READY,
+            Status::ABORTED_PREEMPT,
+        ]
+        .iter()
+        .any(|code| status.is(*code));
+    transient.then_some(RETRY_AFTER * u32::from(status.retry_delay_index().max(1)))
+}

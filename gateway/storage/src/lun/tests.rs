@@ -1,0 +1,391 @@
+use super::*;
+use crate::backend::{File, Memory};
+use crate::request::{Origin, Owner};
+use crate::test_io::TestIo;
+use crate::topology::LunId;
+use std::collections::VecDeque;
+use trefoil_poll::ram::Ram;
+use trefoil_poll::{Arena, ArenaId, Buf, Rng};
+use trefoil_sys::region::Region;
+
+const KIB: u64 = 1024;
+
+/// One core: its driver, memory, queues and LUN layer.
+struct Core {
+    io: TestIo,
+    arena: Arena,
+    requests: VecDeque<Request>,
+    done: VecDeque<Completed>,
+    luns: Luns<TestIo>,
+    home: u16,
+    slot: u32,
+}
+
+/// What a request came to: its slot, buffer and result.
+type Outcome = (u32, Option<Buf>, Result<(), Fault>);
+
+impl Core {
+    fn new(core: u16, home: u16) -> Self {
+        let region = Region::anonymous(4 << 20).expect("memory for a test");
+        Self {
+            io: TestIo::new(core),
+            arena: Arena::new(ArenaId(home), region),
+            requests: VecDeque::new(),
+            done: VecDeque::new(),
+            luns: Luns::new(CoreId(core)),
+            home,
+            slot: 0,
+        }
+    }
+
+    fn with<T>(&mut self, run: impl FnOnce(&mut Luns<TestIo>, &mut Cx<'_, TestIo>) -> T) -> T {
+        let Self { io, arena, requests, done, luns, .. } = self;
+        run(luns, &mut Cx { io, arena, requests, done })
+    }
+
+    fn attach(&mut self, id: u32, len_bytes: u64, kind: AttachKind<Vec<u8>>) {
+        let attach = Attach { len_bytes, block_bytes: 512, kind, id: BackendId(id) };
+        self.with(|luns, cx| luns.attach(cx, BackendId(id), Box::new(attach)));
+        assert!(matches!(self.io.control.pop(), Some(Msg::Attached(BackendId(got))) if got == id));
+    }
+
+    fn attach_file(&mut self, id: u32, len: u64) {
+        self.attach(id, len, AttachKind::File { file: vec![0xA5; len as usize], slots: File::slots(16) });
+    }
+
+    fn attach_memory(&mut self, id: u32) {
+        let ram = Ram::new(Region::anonymous(2 << 20).expect("memory for a test"));
+        self.attach(id, ram.len_bytes(), AttachKind::Memory(Memory::new(ram, 2)));
+    }
+
+    fn present(&mut self, luns: Vec<Lun>) {
+        let luns = luns.into_iter().map(Some).collect();
+        self.luns.on_topology(Arc::new(Topology { luns, ..Topology::default() }));
+    }
+
+    fn request(&mut self, op: Op, offset: u64, len: u64, fill: Option<&[u8]>) -> Request {
+        let data = matches!(op, Op::Read | Op::Write);
+        let buf =
+            data.then(|| self.arena.alloc((len as usize).min(2 << 20)).expect("room")).map(|mut buf| {
+                if let Some(bytes) = fill {
+                    buf[..bytes.len()].copy_from_slice(bytes);
+                }
+                buf
+            });
+        self.slot += 1;
+        let (core, home) = (self.io.core, self.home);
+        let origin = Origin { core, home, owner: Owner::Target, slot: self.slot, generation: 0 };
+        Request::new(op, LunId(0), offset, len, buf, origin)
+    }
+
+    fn submit(&mut self, request: Request) {
+        self.with(|luns, cx| luns.submit(cx, request));
+    }
+
+    /// Handles completions; `Ok` has come to its owner, `Err` goes to another core.
+    fn drain(&mut self) -> Vec<Result<Outcome, Completed>> {
+        let mut out = Vec::new();
+        while let Some(done) = self.done.pop_front() {
+            if let Some(done) = self.with(|luns, cx| luns.on_completed(cx, done)) {
+                let origin = done.origin();
+                out.push(if origin.core == self.io.core {
+                    let (buf, result) = done.settle();
+                    Ok((origin.slot, buf, result))
+                } else {
+                    Err(done)
+                });
+            }
+        }
+        out
+    }
+
+    /// Runs until nothing moves.
+    fn settle(&mut self) -> Vec<Outcome> {
+        let mut out = Vec::new();
+        loop {
+            out.extend(self.drain().into_iter().filter_map(Result::ok));
+            if let Some(done) = self.io.run_file_op() {
+                self.with(|luns, cx| luns.on_file(cx, done));
+            } else if !self.with(|luns, cx| luns.on_turn(cx)) && self.done.is_empty() {
+                return out;
+            }
+        }
+    }
+
+    /// One request from start to end, with the first `len` bytes of its buffer.
+    fn run(&mut self, op: Op, offset: u64, len: u64, fill: Option<&[u8]>) -> (Vec<u8>, Result<(), Fault>) {
+        let request = self.request(op, offset, len, fill);
+        self.submit(request);
+        let mut out = self.settle();
+        assert_eq!(out.len(), 1, "one completion");
+        let (slot, buf, result) = out.remove(0);
+        assert_eq!(slot, self.slot);
+        let bytes = buf.map(|buf| {
+            let bytes = buf[..len as usize].to_vec();
+            self.arena.free(buf);
+            bytes
+        });
+        (bytes.unwrap_or_default(), result)
+    }
+}
+
+fn lun(len_bytes: u64, extents: &[(u64, u64, u32, u64)]) -> Lun {
+    Lun {
+        name: "l".into(),
+        block_bytes: 512,
+        blocks: len_bytes / 512,
+        uuid: [1; 16],
+        nguid: [2; 16],
+        extents: extents
+            .iter()
+            .map(|&(lun_offset, len, backend, backend_offset)| Extent {
+                lun_offset,
+                len,
+                backend: BackendId(backend),
+                backend_offset,
+            })
+            .collect(),
+        read_only: false,
+    }
+}
+
+/// Four extents on a memory and two files, the middle one out of order on its backend.
+fn spread(core: &mut Core) -> u64 {
+    core.attach_memory(0);
+    core.attach_file(1, 256 * KIB);
+    core.attach_file(2, 256 * KIB);
+    let (k, len) = (KIB, 160 * KIB);
+    let extents = [
+        (0, 64 * k, 0, 64 * k),
+        (64 * k, 32 * k, 1, 128 * k),
+        (96 * k, 32 * k, 0, 0),
+        (128 * k, 32 * k, 2, 0),
+    ];
+    core.present(vec![lun(len, &extents)]);
+    len
+}
+
+#[test]
+fn a_lun_in_pieces_reads_as_written() {
+    let mut core = Core::new(0, 100);
+    let len = spread(&mut core);
+    let mut model = vec![0; len as usize];
+    assert_eq!(core.run(Op::Write, 0, len, Some(&model)).1, Ok(()));
+    let mut rng = Rng::new(7);
+    for round in 0..400u64 {
+        let (a, b) = (rng.below(len / 512), rng.below(len / 512));
+        let (start, end) = (a.min(b) * 512, (a.max(b) + 1) * 512);
+        let range = start as usize..end as usize;
+        match round % 4 {
+            0 => {
+                model[range].fill(0);
+                let deallocate = round % 8 == 0;
+                assert_eq!(core.run(Op::WriteZeroes { deallocate }, start, end - start, None).1, Ok(()));
+            }
+            1 => {
+                let bytes: Vec<u8> = (start..end).map(|n| (n / 512 + round) as u8).collect();
+                model[range].copy_from_slice(&bytes);
+                assert_eq!(core.run(Op::Write, start, end - start, Some(&bytes)).1, Ok(()));
+            }
+            _ => {
+                let (bytes, result) = core.run(Op::Read, start, end - start, None);
+                assert_eq!(result, Ok(()));
+                assert!(bytes == model[range], "round {round}: {start}..{end}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flush_visits_each_backend_once() {
+    let mut core = Core::new(0, 101);
+    spread(&mut core);
+    core.present(vec![lun(
+        160 * KIB,
+        &[(0, 64 * KIB, 2, 0), (64 * KIB, 32 * KIB, 1, 0), (96 * KIB, 64 * KIB, 2, 64 * KIB)],
+    )]);
+    assert_eq!(core.run(Op::Flush, 0, 0, None).1, Ok(()));
+    // Files 0 and 1 are backends 1 and 2.
+    assert_eq!(core.io.story, [(0, "sync"), (1, "sync")]);
+    core.io.errors.push(("sync", 28));
+    assert_eq!(core.run(Op::Flush, 0, 0, None).1, Err(Fault::NoSpace));
+    assert_eq!(core.io.story.len(), 3, "a failed flush goes no further");
+}
+
+#[test]
+fn what_a_lun_does_not_have_is_refused() {
+    let mut core = Core::new(0, 102);
+    let len = spread(&mut core);
+    assert_eq!(core.run(Op::Read, len - 512, 1024, None).1, Err(Fault::OutOfRange));
+    assert_eq!(core.run(Op::Deallocate, u64::MAX - 511, 1024, None).1, Err(Fault::OutOfRange));
+    core.present(vec![Lun { read_only: true, ..lun(len, &[(0, len, 1, 0)]) }]);
+    assert_eq!(core.run(Op::Write, 0, 512, None).1, Err(Fault::ReadOnly));
+    assert_eq!(core.run(Op::Read, 0, 512, None).1, Ok(()));
+    core.present(vec![]);
+    assert_eq!(core.run(Op::Read, 0, 512, None).1, Err(Fault::Gone));
+    assert_eq!(core.run(Op::Flush, 0, 0, None).1, Err(Fault::Gone));
+}
+
+#[test]
+fn a_failed_part_ends_the_request() {
+    let mut core = Core::new(0, 103);
+    let len = spread(&mut core);
+    core.io.errors.push(("write", 5));
+    assert_eq!(core.run(Op::Write, 0, len, None).1, Err(Fault::MediaWrite));
+    assert_eq!(core.io.story, [(0, "write")], "the parts after it are not sent");
+    core.io.errors = vec![("read", 5)];
+    assert_eq!(core.run(Op::Read, 64 * KIB, 512, None).1, Err(Fault::MediaRead));
+}
+
+#[test]
+fn a_backend_leaves_when_it_is_idle() {
+    let mut core = Core::new(0, 104);
+    let len = spread(&mut core);
+    let request = core.request(Op::Read, 64 * KIB, 512, None);
+    core.submit(request);
+    core.with(|luns, cx| luns.detach(cx, BackendId(1)));
+    assert!(core.io.control.is_empty(), "a read is on its way");
+    assert_eq!(core.run_refused(64 * KIB), Err(Fault::Gone));
+    assert!(core.io.control.is_empty(), "still");
+    for (_, buf, result) in core.settle() {
+        assert_eq!(result, Ok(()));
+        buf.into_iter().for_each(|buf| core.arena.free(buf));
+    }
+    match core.io.control.pop() {
+        Some(Msg::Detached(BackendId(1), Some(attach))) => {
+            assert!(matches!(attach.kind, AttachKind::Spent(Some(AnyChannel::File(_)))));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(core.io.detached.len(), 1);
+    core.attach_file(1, len);
+    assert_eq!(core.run(Op::Read, 64 * KIB, 512, None).1, Ok(()));
+    core.with(|luns, cx| luns.detach(cx, BackendId(9)));
+    assert!(matches!(core.io.control.pop(), Some(Msg::Detached(BackendId(9), None))));
+}
+
+impl Core {
+    /// A read that must end at once.
+    fn run_refused(&mut self, offset: u64) -> Result<(), Fault> {
+        let request = self.request(Op::Read, offset, 512, None);
+        self.submit(request);
+        let mut out: Vec<_> = self.drain().into_iter().filter_map(Result::ok).collect();
+        assert_eq!(out.len(), 1);
+        let (_, buf, result) = out.remove(0);
+        buf.into_iter().for_each(|buf| self.arena.free(buf));
+        result
+    }
+}
+
+#[test]
+fn zeros_are_written_where_a_file_cannot_zero() {
+    let mut core = Core::new(0, 105);
+    core.attach_file(0, 512 * KIB);
+    core.present(vec![lun(512 * KIB, &[(0, 512 * KIB, 0, 0)])]);
+    core.io.errors = vec![("punch", 95), ("zero", 95)];
+    let zeroes = Op::WriteZeroes { deallocate: true };
+    assert_eq!(core.run(zeroes, 4 * KIB, 300 * KIB, None).1, Ok(()));
+    let names: Vec<_> = core.io.story.iter().map(|s| s.1).collect();
+    assert_eq!(names, ["punch", "zero", "write", "write", "write"]);
+    let file = &core.io.files[0];
+    assert!(file[4 << 10..304 << 10].iter().all(|&b| b == 0));
+    assert!(file[..4 << 10].iter().chain(&file[304 << 10..]).all(|&b| b == 0xA5));
+    assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
+    // It is not tried again, a hint is dropped, and a durable one writes durably.
+    core.io.story.clear();
+    assert_eq!(core.run(Op::Deallocate, 0, 4 * KIB, None).1, Ok(()));
+    let request = core.request(zeroes, 0, 4 * KIB, None).durable(true);
+    core.submit(request);
+    assert_eq!(core.settle().len(), 1);
+    assert_eq!(core.io.story, [(0, "write durable")]);
+    core.io.errors = vec![("write", 122)];
+    assert_eq!(core.run(zeroes, 0, 4 * KIB, None).1, Err(Fault::NoSpace));
+}
+
+#[test]
+fn zeros_wait_for_memory_in_order() {
+    let mut core = Core::new(0, 106);
+    core.attach_file(0, 512 * KIB);
+    core.present(vec![lun(512 * KIB, &[(0, 512 * KIB, 0, 0)])]);
+    core.io.errors = vec![("zero", 95)];
+    let held: Vec<_> = (0..2).map(|_| core.arena.alloc(2 << 20).expect("room")).collect();
+    for at in 0..3 {
+        let request = core.request(Op::WriteZeroes { deallocate: false }, at * 4 * KIB, 4 * KIB, None);
+        core.submit(request);
+    }
+    assert!(core.settle().is_empty(), "no memory");
+    held.into_iter().for_each(|buf| core.arena.free(buf));
+    let slots: Vec<_> = core.settle().iter().map(|o| o.0).collect();
+    assert_eq!(slots, [1, 2, 3]);
+    assert!(core.io.files[0][..12 << 10].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn a_durable_zeroing_is_synced() {
+    let mut core = Core::new(0, 107);
+    core.attach_file(0, 64 * KIB);
+    core.present(vec![lun(64 * KIB, &[(0, 64 * KIB, 0, 0)])]);
+    let request = core.request(Op::WriteZeroes { deallocate: true }, 0, 4 * KIB, None).durable(true);
+    core.submit(request);
+    assert_eq!(core.settle().len(), 1);
+    assert_eq!(core.io.story, [(0, "punch"), (0, "sync")]);
+}
+
+#[test]
+fn a_full_slot_table_fails_the_request_only() {
+    let mut core = Core::new(0, 108);
+    core.attach(0, 64 * KIB, AttachKind::File { file: vec![0; 65536], slots: File::slots(0) });
+    core.present(vec![lun(64 * KIB, &[(0, 64 * KIB, 0, 0)])]);
+    assert_eq!(core.run(Op::Read, 0, 512, None).1, Err(Fault::Internal));
+}
+
+#[test]
+fn long_zeroing_of_memory_takes_turns() {
+    let mut core = Core::new(0, 109);
+    core.attach_memory(0);
+    core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    assert_eq!(core.run(Op::Write, (2 << 20) - 512, 512, Some(&[1; 512])).1, Ok(()));
+    let request = core.request(Op::WriteZeroes { deallocate: false }, 512, (2 << 20) - 512, None);
+    core.submit(request);
+    assert!(core.done.is_empty());
+    assert!(core.with(|luns, cx| luns.on_turn(cx)));
+    assert!(core.done.is_empty(), "1 MiB a turn");
+    assert_eq!(core.settle().len(), 1);
+    assert_eq!(core.run(Op::Read, (2 << 20) - 512, 512, None).0, [0; 512]);
+}
+
+#[test]
+fn a_remote_channel_leads_there_and_back() {
+    let (mut home, mut other) = (Core::new(0, 110), Core::new(1, 111));
+    home.attach(0, 64 * KIB, AttachKind::Remote { core: CoreId(1) });
+    home.attach_file(1, 64 * KIB);
+    other.attach_file(0, 64 * KIB);
+    home.present(vec![lun(64 * KIB, &[(0, 32 * KIB, 0, 0), (32 * KIB, 32 * KIB, 1, 32 * KIB)])]);
+    let request = home.request(Op::Read, 16 * KIB, 32 * KIB, None);
+    home.submit(request);
+    home.with(|luns, cx| luns.detach(cx, BackendId(0)));
+    assert!(home.io.control.is_empty(), "the other core has a request");
+    match home.io.posts.pop_front() {
+        Some((CoreId(1), Msg::Submit(id, request))) => {
+            other.with(|luns, cx| luns.submit_backend(cx, id, request))
+        }
+        other => panic!("{other:?}"),
+    }
+    let done = other.io.run_file_op().expect("it reads");
+    other.with(|luns, cx| luns.on_file(cx, done));
+    let mut back = other.drain();
+    match back.pop() {
+        Some(Err(done)) => home.done.push_back(done),
+        other => panic!("{other:?}"),
+    }
+    let mut out = home.settle();
+    assert_eq!(out.len(), 1);
+    let (_, buf, result) = out.remove(0);
+    assert_eq!(result, Ok(()));
+    let buf = buf.expect("its block");
+    assert!(buf[..32 << 10].iter().all(|&b| b == 0xA5));
+    home.arena.free(buf);
+    assert!(matches!(home.io.control.pop(), Some(Msg::Detached(BackendId(0), Some(_)))));
+    other.with(|luns, cx| luns.detach(cx, BackendId(0)));
+    assert!(matches!(other.io.control.pop(), Some(Msg::Detached(BackendId(0), Some(_)))), "it is idle again");
+}

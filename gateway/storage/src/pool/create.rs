@@ -1,0 +1,254 @@
+//! Making and destroying a pool.
+
+use super::format::{BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, data_start, is_name};
+use super::label::{Label, LabelState, Owner};
+use super::slots::{read_labels, write_label, write_slot, write_table};
+use super::table::{MemberEntry, Table, TableError};
+use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid};
+use crate::topology::MAX_BACKENDS;
+
+/// Members that keep the layout table, where there are so many.
+const HOLDERS: usize = 2;
+
+/// A pool to be made.
+#[derive(Clone, Debug)]
+pub struct NewPool {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name: 1 to 64 bytes without control characters.
+    pub name: String,
+    /// Its unit: a power of two from [`MIN_UNIT_BYTES`] to [`MAX_UNIT_BYTES`].
+    pub unit_bytes: u64,
+    /// Who may write it.
+    pub owner: Owner,
+    /// Its backends, which lose their contents.
+    pub members: Vec<NewMember>,
+}
+
+/// A backend that becomes a member.
+#[derive(Clone, Debug)]
+pub struct NewMember {
+    /// Its identity as a member.
+    pub uuid: Uuid,
+    /// The backend.
+    pub backend: BackendInfo,
+}
+
+/// Why a pool can't be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreatePoolError {
+    /// The name doesn't do.
+    #[error("{0:?} can't name a pool or backend: 1 to {NAME_BYTES} bytes without control characters")]
+    Name(String),
+    /// The unit doesn't do.
+    #[error("a unit of {0} bytes: a power of two from {MIN_UNIT_BYTES} to {MAX_UNIT_BYTES} is needed")]
+    Unit(u64),
+    /// None or too many.
+    #[error("{0} backends: 1 to {MAX_BACKENDS} are needed")]
+    Members(usize),
+    /// Given twice, or its member UUID was.
+    #[error("backend {0} is given twice, or its UUID is")]
+    Twice(String),
+    /// Its block size isn't one that a LUN can have.
+    #[error("backend {0} has neither 512- nor 4096-byte blocks")]
+    BlockSize(String),
+    /// No unit of data fits.
+    #[error("backend {backend} has {len_bytes} bytes; at least {need_bytes} are needed")]
+    TooSmall {
+        /// The backend.
+        backend: String,
+        /// Its size.
+        len_bytes: u64,
+        /// What the metadata and one unit take.
+        need_bytes: u64,
+    },
+    /// It is a pool's.
+    #[error("backend {backend} belongs to pool {pool} ({uuid})")]
+    InUse {
+        /// The backend.
+        backend: String,
+        /// The pool's name.
+        pool: String,
+        /// The pool.
+        uuid: Uuid,
+    },
+    /// It may be a pool's; better not touch it.
+    #[error("backend {backend} has a damaged label: {damage}; zero its first 8 KiB if it is to be used")]
+    Damaged {
+        /// The backend.
+        backend: String,
+        /// What is wrong with the label.
+        damage: Damage,
+    },
+    /// I/O failed. The pool doesn't exist, unless it was the last step; opening tells.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// Unreachable for an empty layout.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// Makes a pool. Whatever was on the backends is lost. If it is cut short, the backends can be used
+/// for another try.
+///
+/// # Errors
+/// [`CreatePoolError`].
+pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, CreatePoolError> {
+    let members = check(&new)?;
+    let mut generation = 1;
+    for member in &new.members {
+        generation = generation.max(check_unused(io, &member.backend).await? + 1);
+    }
+    let table =
+        Table { generation: 1, pool_uuid: new.uuid, unit_bytes: new.unit_bytes, members, luns: Vec::new() };
+    let bytes = table.emit()?;
+    let mut labels: Vec<Label> = new
+        .members
+        .iter()
+        .zip(&table.members)
+        .map(|(member, entry)| Label {
+            generation,
+            pool_uuid: new.uuid,
+            pool_name: new.name.clone(),
+            member_uuid: member.uuid,
+            owner: new.owner,
+            state: LabelState::Creating,
+            holder: entry.holder,
+            block_bytes: entry.block_bytes,
+            unit_bytes: new.unit_bytes,
+            len_bytes: member.backend.len_bytes,
+        })
+        .collect();
+    // All labels, then all tables, then the labels that put the pool in force: invariant 7.
+    for (member, label) in new.members.iter().zip(&labels) {
+        write_label(io, &member.backend, label).await?;
+    }
+    for (member, _) in new.members.iter().zip(&labels).filter(|(_, label)| label.holder) {
+        write_table(io, &member.backend, &bytes).await?;
+    }
+    for (member, label) in new.members.iter().zip(&mut labels) {
+        label.state = LabelState::Ready;
+        label.generation += 1;
+        write_label(io, &member.backend, label).await?;
+    }
+    Ok(Pool {
+        name: new.name,
+        table,
+        backends: new.members.into_iter().map(|member| Some(member.backend)).collect(),
+        labels: labels.into_iter().map(Some).collect(),
+        frozen: None,
+        notes: Vec::new(),
+    })
+}
+
+/// Checks what can be told without I/O, and gives the members as the table has them.
+fn check(new: &NewPool) -> Result<Vec<MemberEntry>, CreatePoolError> {
+    if !is_name(&new.name) {
+        return Err(CreatePoolError::Name(new.name.clone()));
+    }
+    let unit = new.unit_bytes;
+    if !unit.is_power_of_two() || !(MIN_UNIT_BYTES..=MAX_UNIT_BYTES).contains(&unit) {
+        return Err(CreatePoolError::Unit(unit));
+    }
+    if !(1..=MAX_BACKENDS).contains(&new.members.len()) {
+        return Err(CreatePoolError::Members(new.members.len()));
+    }
+    let mut entries = Vec::with_capacity(new.members.len());
+    for (at, NewMember { uuid, backend }) in new.members.iter().enumerate() {
+        let same = |other: &NewMember| other.uuid == *uuid || other.backend.id == backend.id;
+        if new.members.iter().take(at).any(same) {
+            return Err(CreatePoolError::Twice(backend.name.clone()));
+        }
+        if !is_name(&backend.name) {
+            return Err(CreatePoolError::Name(backend.name.clone()));
+        }
+        if !matches!(backend.block_bytes, 512 | 4096) {
+            return Err(CreatePoolError::BlockSize(backend.name.clone()));
+        }
+        let units = backend.len_bytes.saturating_sub(data_start(unit)) / unit;
+        if units == 0 {
+            return Err(CreatePoolError::TooSmall {
+                backend: backend.name.clone(),
+                len_bytes: backend.len_bytes,
+                need_bytes: data_start(unit) + unit,
+            });
+        }
+        entries.push(MemberEntry {
+            uuid: *uuid,
+            units: u32::try_from(units).unwrap_or(u32::MAX),
+            block_bytes: backend.block_bytes,
+            holder: at < HOLDERS,
+            name: backend.name.clone(),
+        });
+    }
+    Ok(entries)
+}
+
+/// Refuses a backend of a pool, and gives the generation of what label it has otherwise.
+pub(super) async fn check_unused<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<u64, CreatePoolError> {
+    let labels = read_labels(io, backend).await?;
+    match (labels.best(|label| label.generation), &labels.slots) {
+        (Some(label), _) if label.state == LabelState::Ready => Err(CreatePoolError::InUse {
+            backend: backend.name.clone(),
+            pool: label.pool_name.clone(),
+            uuid: label.pool_uuid,
+        }),
+        (Some(label), _) => Ok(label.generation),
+        // A first label that was cut short leaves slot 0 torn and slot 1 as it was.
+        (None, [_, Err(Damage::Blank)]) => Ok(0),
+        (None, _) => Err(CreatePoolError::Damaged { backend: backend.name.clone(), damage: labels.damage() }),
+    }
+}
+
+/// Why a pool can't be destroyed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DestroyPoolError {
+    /// It has LUNs.
+    #[error("pool {pool} has {luns} LUNs")]
+    HasLuns {
+        /// The pool.
+        pool: String,
+        /// How many.
+        luns: usize,
+    },
+    /// It takes no changes.
+    #[error("pool {pool}: {why}")]
+    Frozen {
+        /// The pool.
+        pool: String,
+        /// Why.
+        why: Frozen,
+    },
+    /// I/O failed; whether the pool still exists, opening tells.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Destroys a pool; with `force`, its LUNs too. Its backends can then be used otherwise. Nothing may
+/// be on its way to its LUNs.
+///
+/// # Errors
+/// [`DestroyPoolError`]; the pool is as it was, or frozen after an I/O error.
+pub async fn destroy_pool<I: PoolIo>(io: &I, pool: &mut Pool, force: bool) -> Result<(), DestroyPoolError> {
+    let luns = pool.table.luns.len();
+    if luns > 0 && !force {
+        return Err(DestroyPoolError::HasLuns { pool: pool.name.clone(), luns });
+    }
+    if let Some(why) = pool.frozen.clone() {
+        return Err(DestroyPoolError::Frozen { pool: pool.name.clone(), why });
+    }
+    pool.frozen = Some(Frozen::Unsettled);
+    let backends: Vec<BackendInfo> = pool.backends.iter().flatten().cloned().collect();
+    for (backend, label) in backends.iter().zip(pool.labels.iter_mut().flatten()) {
+        label.state = LabelState::Creating;
+        label.generation += 1;
+        write_label(io, backend, label).await?;
+    }
+    for backend in &backends {
+        // Backwards, so that a torn slot 1 never stands without a whole slot 0: see `check_unused`.
+        for at in LABEL_AT.into_iter().rev() {
+            write_slot(io, backend, at, &[0; BLOCK_BYTES], "erasing the label").await?;
+        }
+    }
+    Ok(())
+}

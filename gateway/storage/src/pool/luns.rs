@@ -1,0 +1,410 @@
+//! Making, growing and deleting LUNs.
+//!
+//! Making and growing take three steps (invariant 4), which can be taken one by one, so that the
+//! pool is free for others while units are zeroed: [`Pool::reserve_lun`] or
+//! [`Pool::reserve_growth`], [`Zeroing::run`], [`Pool::publish`].
+
+use super::alloc::allocate;
+use super::format::{NAME_BYTES, data_start, is_name};
+use super::slots::write_table;
+use super::table::{PoolLun, Run, Table, TableError};
+use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, ZERO_PIECE_BYTES, io_error};
+
+/// A LUN to be made. Its identity stays the same for its whole life.
+#[derive(Clone, Debug)]
+pub struct NewLun {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its NGUID.
+    pub nguid: [u8; 16],
+    /// Its serial number, ASCII, padded with spaces.
+    pub serial: [u8; 20],
+    /// Its NSID, from 1.
+    pub nsid: u32,
+    /// Its name, unique in the pool: 1 to 64 bytes without control characters.
+    pub name: String,
+    /// Now, in seconds of Unix time.
+    pub created_at_s: u64,
+    /// Logical block size: 512 or 4096.
+    pub block_bytes: u32,
+    /// Size in blocks.
+    pub blocks: u64,
+}
+
+/// Why a LUN can't be made, grown or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LunError {
+    /// The name doesn't do.
+    #[error("pool {pool}: {name:?} can't name a LUN: 1 to {NAME_BYTES} bytes without control characters")]
+    Name {
+        /// The pool.
+        pool: String,
+        /// The name.
+        name: String,
+    },
+    /// There is one like it.
+    #[error("pool {pool} has LUN {existing} of the same name, UUID or NGUID")]
+    Exists {
+        /// The pool.
+        pool: String,
+        /// The LUN that is there.
+        existing: String,
+    },
+    /// There is none.
+    #[error("pool {pool} has no LUN {lun}")]
+    NotFound {
+        /// The pool.
+        pool: String,
+        /// What was asked for.
+        lun: Uuid,
+    },
+    /// Neither 512 nor 4096, or smaller than the blocks of every backend.
+    #[error("pool {pool}: LUN {lun} can't have {block_bytes}-byte blocks on these backends")]
+    BlockSize {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+        /// What was asked for.
+        block_bytes: u32,
+    },
+    /// The size is none, or more than there are bytes.
+    #[error("pool {pool}: LUN {lun} can't have {blocks} blocks")]
+    Size {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+        /// What was asked for.
+        blocks: u64,
+    },
+    /// It would not become larger.
+    #[error("pool {pool}: LUN {lun} has {blocks} blocks already, and LUNs don't shrink")]
+    NotLarger {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+        /// Its size.
+        blocks: u64,
+    },
+    /// It is being made or grown.
+    #[error("pool {pool}: LUN {lun} is being made or grown")]
+    Busy {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+    },
+    /// It is presented, and the caller didn't insist.
+    #[error("pool {pool}: LUN {lun} is in use")]
+    InUse {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+    },
+    /// Not enough units are free.
+    #[error("pool {pool}: LUN {lun} needs {need_bytes} bytes more, and {free_bytes} are free for it")]
+    NoSpace {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+        /// In whole units.
+        need_bytes: u64,
+        /// On backends whose blocks are small enough.
+        free_bytes: u64,
+    },
+    /// The layout would not fit its place.
+    #[error("pool {pool}: {error}")]
+    Table {
+        /// The pool.
+        pool: String,
+        /// Why.
+        error: TableError,
+    },
+    /// The pool takes no changes.
+    #[error("pool {pool}: {why}")]
+    Frozen {
+        /// The pool.
+        pool: String,
+        /// Why.
+        why: Frozen,
+    },
+    /// I/O failed. If it was on the layout, the pool is frozen until it is opened again.
+    #[error("pool {pool}, LUN {lun}: {error}")]
+    Io {
+        /// The pool.
+        pool: String,
+        /// The LUN.
+        lun: String,
+        /// The I/O.
+        error: IoError,
+    },
+}
+
+/// Makes a LUN that reads as zeros. If it fails or is cut short, the LUN doesn't exist.
+///
+/// # Errors
+/// [`LunError`].
+pub async fn create_lun<I: PoolIo>(io: &I, pool: &mut Pool, new: NewLun) -> Result<(), LunError> {
+    let zeroing = pool.reserve_lun(io, new).await?;
+    zero_and_publish(io, pool, zeroing).await
+}
+
+/// Makes a LUN larger, `blocks` in all; what is new reads as zeros. If it fails or is cut short, the
+/// LUN is as it was.
+///
+/// # Errors
+/// [`LunError`].
+pub async fn grow_lun<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64) -> Result<(), LunError> {
+    let zeroing = pool.reserve_growth(io, lun, blocks).await?;
+    zero_and_publish(io, pool, zeroing).await
+}
+
+/// Deletes a LUN. `in_use` says whether it is presented; then only `force` deletes it. Nothing may be
+/// on its way to it any more.
+///
+/// # Errors
+/// [`LunError`].
+pub async fn delete_lun<I: PoolIo>(
+    io: &I,
+    pool: &mut Pool,
+    lun: Uuid,
+    in_use: bool,
+    force: bool,
+) -> Result<(), LunError> {
+    let found = pool.find(lun)?;
+    let (name, busy) = (found.name.clone(), found.pending_blocks != 0);
+    if busy {
+        return Err(LunError::Busy { pool: pool.name.clone(), lun: name });
+    }
+    if in_use && !force {
+        return Err(LunError::InUse { pool: pool.name.clone(), lun: name });
+    }
+    let mut table = pool.table.clone();
+    table.luns.retain(|other| other.uuid != lun);
+    pool.commit(io, table, &name).await
+}
+
+async fn zero_and_publish<I: PoolIo>(io: &I, pool: &mut Pool, zeroing: Zeroing) -> Result<(), LunError> {
+    let (lun, name) = (zeroing.lun, zeroing.name.clone());
+    match zeroing.run(io).await {
+        Ok(zeroed) => pool.publish(io, zeroed).await,
+        Err(error) => {
+            // If even this fails, the pool is frozen, and opening it rolls back.
+            pool.roll_back(io, lun).await?;
+            Err(LunError::Io { pool: pool.name.clone(), lun: name, error })
+        }
+    }
+}
+
+/// Units that are reserved and must be zeroed before a LUN may show them.
+#[derive(Debug)]
+#[must_use = "reserved units must be zeroed and published, or rolled back"]
+pub struct Zeroing {
+    lun: Uuid,
+    name: String,
+    /// Backend, offset and length in bytes.
+    ranges: Vec<(BackendInfo, u64, u64)>,
+}
+
+/// Proof that a [`Zeroing`] is done and durable.
+#[derive(Debug)]
+#[must_use = "zeroed units must be published or rolled back"]
+pub struct Zeroed {
+    lun: Uuid,
+    name: String,
+}
+
+impl Zeroing {
+    /// The LUN that it is for.
+    pub fn lun(&self) -> Uuid {
+        self.lun
+    }
+
+    /// Zeroes all and flushes.
+    ///
+    /// # Errors
+    /// [`IoError`]; the caller then calls [`Pool::roll_back`].
+    pub async fn run<I: PoolIo>(self, io: &I) -> Result<Zeroed, IoError> {
+        for (backend, offset, len) in &self.ranges {
+            let (mut at, end) = (*offset, offset + len);
+            while at < end {
+                let piece = (end - at).min(ZERO_PIECE_BYTES);
+                io.write_zeroes(backend.id, at, piece).await.map_err(io_error(backend, "zeroing"))?;
+                at += piece;
+            }
+        }
+        let mut flushed = Vec::new();
+        for (backend, ..) in &self.ranges {
+            if !flushed.contains(&backend.id) {
+                io.flush(backend.id).await.map_err(io_error(backend, "flushing"))?;
+                flushed.push(backend.id);
+            }
+        }
+        Ok(Zeroed { lun: self.lun, name: self.name })
+    }
+}
+
+impl Pool {
+    /// First step of making a LUN.
+    ///
+    /// # Errors
+    /// [`LunError`].
+    pub async fn reserve_lun<I: PoolIo>(&mut self, io: &I, new: NewLun) -> Result<Zeroing, LunError> {
+        let pool = || self.name.clone();
+        if !is_name(&new.name) {
+            return Err(LunError::Name { pool: pool(), name: new.name });
+        }
+        let same = |lun: &&PoolLun| lun.name == new.name || lun.uuid == new.uuid || lun.nguid == new.nguid;
+        if let Some(existing) = self.table.luns.iter().find(same) {
+            return Err(LunError::Exists { pool: pool(), existing: existing.name.clone() });
+        }
+        let fits = self.table.members.iter().any(|member| member.block_bytes <= new.block_bytes);
+        if !matches!(new.block_bytes, 512 | 4096) || !fits {
+            return Err(LunError::BlockSize { pool: pool(), lun: new.name, block_bytes: new.block_bytes });
+        }
+        let mut lun = PoolLun {
+            uuid: new.uuid,
+            nguid: new.nguid,
+            serial: new.serial,
+            nsid: new.nsid,
+            name: new.name,
+            created_at_s: new.created_at_s,
+            block_bytes: new.block_bytes,
+            blocks: 0,
+            pending_blocks: new.blocks,
+            runs: Vec::new(),
+        };
+        let added = self.extend(&mut lun)?;
+        let mut table = self.table.clone();
+        table.luns.push(lun.clone());
+        self.commit(io, table, &lun.name).await?;
+        self.zeroing(&lun, &added)
+    }
+
+    /// First step of growing a LUN to `blocks` in all.
+    ///
+    /// # Errors
+    /// [`LunError`].
+    pub async fn reserve_growth<I: PoolIo>(
+        &mut self,
+        io: &I,
+        lun: Uuid,
+        blocks: u64,
+    ) -> Result<Zeroing, LunError> {
+        let mut grown = self.find(lun)?.clone();
+        if grown.pending_blocks != 0 {
+            return Err(LunError::Busy { pool: self.name.clone(), lun: grown.name });
+        }
+        if blocks <= grown.blocks {
+            return Err(LunError::NotLarger {
+                pool: self.name.clone(),
+                lun: grown.name,
+                blocks: grown.blocks,
+            });
+        }
+        grown.pending_blocks = blocks;
+        let added = self.extend(&mut grown)?;
+        let mut table = self.table.clone();
+        table.luns.iter_mut().filter(|other| other.uuid == lun).for_each(|other| *other = grown.clone());
+        self.commit(io, table, &grown.name).await?;
+        self.zeroing(&grown, &added)
+    }
+
+    /// Last step of making or growing a LUN: what was zeroed becomes visible.
+    ///
+    /// # Errors
+    /// [`LunError`].
+    pub async fn publish<I: PoolIo>(&mut self, io: &I, zeroed: Zeroed) -> Result<(), LunError> {
+        self.find(zeroed.lun)?;
+        let mut table = self.table.clone();
+        for lun in table.luns.iter_mut().filter(|lun| lun.uuid == zeroed.lun && lun.pending_blocks != 0) {
+            lun.blocks = std::mem::take(&mut lun.pending_blocks);
+            lun.join_runs();
+        }
+        self.commit(io, table, &zeroed.name).await
+    }
+
+    /// Instead of publishing: gives the reserved units back.
+    ///
+    /// # Errors
+    /// [`LunError`].
+    pub async fn roll_back<I: PoolIo>(&mut self, io: &I, lun: Uuid) -> Result<(), LunError> {
+        let name = self.find(lun)?.name.clone();
+        let mut table = self.table.clone();
+        let unit_bytes = table.unit_bytes;
+        table.luns.iter_mut().filter(|other| other.uuid == lun).for_each(|other| other.roll_back(unit_bytes));
+        table.luns.retain(|other| other.uuid != lun || other.is_visible());
+        self.commit(io, table, &name).await
+    }
+
+    fn find(&self, lun: Uuid) -> Result<&PoolLun, LunError> {
+        self.lun(lun).ok_or_else(|| LunError::NotFound { pool: self.name.clone(), lun })
+    }
+
+    /// Gives `lun` the units that its pending size takes, and returns those that are new.
+    fn extend(&self, lun: &mut PoolLun) -> Result<Vec<Run>, LunError> {
+        let unit = self.table.unit_bytes;
+        let need = lun.units_for(lun.pending_blocks, unit).filter(|&units| units > 0);
+        let Some(need) = need.filter(|&units| units <= u64::from(u32::MAX)) else {
+            let (pool, lun, blocks) = (self.name.clone(), lun.name.clone(), lun.pending_blocks);
+            return Err(LunError::Size { pool, lun, blocks });
+        };
+        let more = need - lun.units();
+        let added = allocate(&self.table, lun.block_bytes, more, lun.runs.last().copied());
+        let added = added.map_err(|free| LunError::NoSpace {
+            pool: self.name.clone(),
+            lun: lun.name.clone(),
+            need_bytes: more * unit,
+            free_bytes: free * unit,
+        })?;
+        lun.runs.extend(&added);
+        Ok(added)
+    }
+
+    fn zeroing(&self, lun: &PoolLun, added: &[Run]) -> Result<Zeroing, LunError> {
+        let unit = self.table.unit_bytes;
+        let mut ranges = Vec::with_capacity(added.len());
+        for run in added {
+            let backend = self.backend(run.member).map_err(|name| LunError::Frozen {
+                pool: self.name.clone(),
+                why: Frozen::Missing(vec![name.to_owned()]),
+            })?;
+            let offset = data_start(unit) + u64::from(run.start) * unit;
+            ranges.push((backend.clone(), offset, u64::from(run.units) * unit));
+        }
+        Ok(Zeroing { lun: lun.uuid, name: lun.name.clone(), ranges })
+    }
+
+    /// Puts `table` in force, for the sake of `lun`.
+    async fn commit<I: PoolIo>(&mut self, io: &I, table: Table, lun: &str) -> Result<(), LunError> {
+        let pool = self.name.clone();
+        if let Some(why) = self.frozen.clone() {
+            return Err(LunError::Frozen { pool, why });
+        }
+        if let Err(error) = table.emit() {
+            return Err(LunError::Table { pool, error });
+        }
+        self.write(io, table).await.map_err(|error| LunError::Io { pool, lun: lun.to_owned(), error })
+    }
+
+    /// Writes `table`, which fits, as the next generation to every slot. Between the first write and
+    /// the last (or for good, if the future is dropped or fails) the pool is frozen: invariant 2.
+    pub(super) async fn write<I: PoolIo>(&mut self, io: &I, mut table: Table) -> Result<(), IoError> {
+        table.generation = self.table.generation + 1;
+        debug_assert_eq!(table.check(), Ok(()));
+        let bytes = table.emit().unwrap_or_default();
+        self.frozen = Some(Frozen::Unsettled);
+        for (entry, backend) in table.members.iter().zip(&self.backends) {
+            if let Some(backend) = backend.as_ref().filter(|_| entry.holder) {
+                write_table(io, backend, &bytes).await?;
+            }
+        }
+        self.table = table;
+        self.frozen = None;
+        Ok(())
+    }
+}

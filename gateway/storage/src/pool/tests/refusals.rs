@@ -1,0 +1,222 @@
+//! Bad disks, wrong disks and wrong wishes.
+
+use super::format::{LABEL_AT, TABLE_AT};
+use super::*;
+
+const POOL: Uuid = Uuid([0xEE; 16]);
+
+fn reopen(io: &Disks, backends: &[BackendInfo]) -> Result<Pool, OpenPoolError> {
+    block_on(open_pool(io, POOL, backends.to_vec()))
+}
+
+fn two() -> (Disks, Pool, [BackendInfo; 2]) {
+    let backends = [backend(0, 8), backend(1, 8)];
+    let (io, mut pool) = pool_on(&backends);
+    block_on(create_lun(&io, &mut pool, new_lun("a", 20, 4096))).expect("a");
+    (io, pool, backends)
+}
+
+#[test]
+fn the_disks_alone_tell_everything() {
+    let (io, pool, backends) = two();
+    let again = reopen(&io, &backends).expect("opens");
+    assert_eq!(again, pool);
+    assert_eq!(again.owner(), Some(Owner { id: [7; 16], epoch: 3 }));
+    // The order in which they are found doesn't matter, nor do other ids.
+    let mut swapped = [backends[1].clone(), backends[0].clone()];
+    assert_eq!(reopen(&io, &swapped).expect("opens").table(), pool.table());
+    swapped[0].name = "renamed".into();
+    assert!(reopen(&io, &swapped).is_ok());
+}
+
+#[test]
+fn a_bad_slot_is_repaired_from_the_others() {
+    for at in [LABEL_AT[0], LABEL_AT[1], TABLE_AT[0], TABLE_AT[1]] {
+        for id in [0, 1] {
+            let (io, pool, backends) = two();
+            let whole = io.peek(BackendId(id), at, 4096);
+            io.poke(BackendId(id), at + 100, &[0xFF; 64]);
+            let again = reopen(&io, &backends).expect("opens");
+            assert_eq!((again.table(), again.frozen()), (pool.table(), None));
+            assert_eq!(again.notes().len(), 1, "{:?}", again.notes());
+            assert_eq!(io.peek(BackendId(id), at, 4096), whole, "slot {at} of backend {id}");
+        }
+    }
+}
+
+#[test]
+fn both_bad_is_an_error_that_says_where() {
+    let (io, pool, backends) = two();
+    for at in TABLE_AT {
+        io.poke(BackendId(0), at + 100, &[0xFF; 64]);
+    }
+    assert_eq!(reopen(&io, &backends).expect("the other holder has it").table(), pool.table());
+    for (id, at) in [(0, TABLE_AT[0]), (0, TABLE_AT[1]), (1, TABLE_AT[0]), (1, TABLE_AT[1])] {
+        io.poke(BackendId(id), at + 100, &[0xFF; 64]);
+    }
+    let error = reopen(&io, &backends).expect_err("no layout");
+    assert_eq!(
+        error.to_string(),
+        format!("pool {POOL} (tank): no valid layout on b0 (wrong checksum), b1 (wrong checksum)")
+    );
+    for at in LABEL_AT {
+        io.poke(BackendId(1), at + 100, &[0xFF; 64]);
+    }
+    let error = reopen(&io, &backends).expect_err("no label");
+    assert!(
+        matches!(error, OpenPoolError::Label { damage: Damage::Checksum, ref backend, .. } if backend == "b1")
+    );
+    let found = block_on(scan(&io, &backends));
+    assert!(matches!(found[..], [Found::Member(_), Found::Damaged(Damage::Checksum)]));
+    let error = block_on(create_pool(&io, new_pool(&backends[1..]))).expect_err("it may be precious");
+    assert!(matches!(error, CreatePoolError::Damaged { .. }));
+}
+
+#[test]
+fn a_missing_backend_leaves_the_others_luns() {
+    let backends = [backend(0, 4), backend(1, 4), backend(2, 4)];
+    let (io, mut pool) = pool_on(&backends);
+    block_on(create_lun(&io, &mut pool, new_lun("a", 64, 4096))).expect("fills one backend");
+    block_on(create_lun(&io, &mut pool, new_lun("b", 64, 4096))).expect("fills another");
+    let before: Vec<_> =
+        LABEL_AT.iter().chain(&TABLE_AT).map(|&at| io.peek(BackendId(1), at, 4096)).collect();
+    let steps = io.steps();
+    let mut half = reopen(&io, &backends[1..]).expect("opens");
+    assert_eq!(half.frozen(), Some(&Frozen::Missing(vec!["b0".into()])));
+    let (a, b) = (half.lun(Uuid([b'a'; 16])).expect("a"), half.lun(Uuid([b'b'; 16])).expect("b"));
+    assert_eq!(half.extents(a), Err("b0".into()));
+    assert_eq!(half.extents(b).expect("its backend is there").len(), 1);
+    let error = block_on(delete_lun(&io, &mut half, Uuid([b'b'; 16]), false, false)).expect_err("frozen");
+    assert!(matches!(error, LunError::Frozen { .. }));
+    assert_eq!(io.steps(), steps, "nothing was written");
+    let after: Vec<_> = LABEL_AT.iter().chain(&TABLE_AT).map(|&at| io.peek(BackendId(1), at, 4096)).collect();
+    assert_eq!(before, after);
+    // Without both holders there is no layout.
+    assert!(matches!(reopen(&io, &backends[2..]), Err(OpenPoolError::NoTable { .. })));
+    assert_eq!(reopen(&io, &[]), Err(OpenPoolError::NoBackends(POOL)));
+}
+
+#[test]
+fn other_pools_and_copies_are_refused() {
+    let backends = [backend(0, 4), backend(1, 4), backend(2, 4)];
+    let io = Disks::new(&backends, 1);
+    block_on(create_pool(&io, new_pool(&backends[..1]))).expect("one pool");
+    let other = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[1..2]) };
+    block_on(create_pool(&io, other)).expect("another");
+    let error = reopen(&io, &backends[..2]).expect_err("two pools");
+    assert!(matches!(error, OpenPoolError::Foreign { ref found_name, .. } if found_name == "other"));
+    let error = reopen(&io, &[backends[0].clone(), backends[2].clone()]).expect_err("no label");
+    assert!(matches!(error, OpenPoolError::Label { damage: Damage::Blank, .. }));
+    io.copy_disk(BackendId(0), BackendId(2));
+    let error = reopen(&io, &[backends[0].clone(), backends[2].clone()]).expect_err("a copy");
+    assert!(matches!(error, OpenPoolError::Duplicate { .. }), "{error}");
+    let error = block_on(create_pool(&io, new_pool(&backends[1..2]))).expect_err("in use");
+    assert!(matches!(error, CreatePoolError::InUse { ref pool, .. } if pool == "other"));
+    let import = block_on(import_namespace(&io, backends[1].clone(), "x".into(), POOL, [0; 16]));
+    assert!(matches!(import, Err(ImportError::Pooled { .. })));
+    let mut small = backends[0].clone();
+    small.len_bytes -= UNIT;
+    assert!(matches!(reopen(&io, &[small]), Err(OpenPoolError::Mismatch { .. })));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut coarse = backend(1, 8);
+    coarse.block_bytes = 4096;
+    let (io, mut pool) = pool_on(&[backend(0, 2), coarse.clone()]);
+    let mut try_lun = |name: &str, blocks, block_bytes| {
+        block_on(create_lun(&io, &mut pool, new_lun(name, blocks, block_bytes)))
+    };
+    assert_eq!(try_lun("a", 128, 512), Ok(()));
+    assert!(matches!(try_lun("a", 1, 512), Err(LunError::Exists { .. })));
+    let error = try_lun("b", 129, 512).expect_err("only one unit with 512-byte blocks is left");
+    assert_eq!(
+        error,
+        LunError::NoSpace { pool: "tank".into(), lun: "b".into(), need_bytes: 2 * UNIT, free_bytes: UNIT }
+    );
+    assert_eq!(try_lun("b", 9 * 16, 4096), Ok(()));
+    assert!(matches!(try_lun("c", 1, 4096), Err(LunError::NoSpace { free_bytes: 0, .. })));
+    assert!(matches!(try_lun("c", 0, 4096), Err(LunError::Size { .. })));
+    assert!(matches!(try_lun("c", u64::MAX, 4096), Err(LunError::Size { .. })));
+    assert!(matches!(try_lun("c", u64::MAX / 4096, 4096), Err(LunError::Size { .. })));
+    assert!(matches!(try_lun("c\n", 1, 4096), Err(LunError::Name { .. })));
+    assert!(matches!(try_lun("c", 1, 1024), Err(LunError::BlockSize { .. })));
+    let a = Uuid([b'a'; 16]);
+    let error = block_on(grow_lun(&io, &mut pool, a, 128)).expect_err("no larger");
+    assert!(matches!(error, LunError::NotLarger { .. }));
+    let error = block_on(delete_lun(&io, &mut pool, a, true, false)).expect_err("in use");
+    assert!(matches!(error, LunError::InUse { .. }));
+    assert_eq!(block_on(delete_lun(&io, &mut pool, a, true, true)), Ok(()));
+    assert!(matches!(block_on(delete_lun(&io, &mut pool, a, true, true)), Err(LunError::NotFound { .. })));
+    let error = block_on(destroy_pool(&io, &mut pool, false)).expect_err("it has b");
+    assert!(matches!(error, DestroyPoolError::HasLuns { luns: 1, .. }));
+
+    // A pool of 4 KiB blocks only.
+    let (io, mut pool) = pool_on(&[BackendInfo { id: BackendId(0), ..coarse }]);
+    let error = block_on(create_lun(&io, &mut pool, new_lun("a", 1, 512))).expect_err("512 on 4Kn");
+    assert!(matches!(error, LunError::BlockSize { block_bytes: 512, .. }));
+}
+
+#[test]
+fn pools_that_cannot_be_made_are_refused() {
+    let good = [backend(0, 4), backend(1, 4)];
+    let io = Disks::new(&good, 1);
+    let refused = |change: &dyn Fn(&mut NewPool)| {
+        let mut new = new_pool(&good);
+        change(&mut new);
+        block_on(create_pool(&io, new)).expect_err("refused")
+    };
+    assert!(matches!(refused(&|p| p.name.clear()), CreatePoolError::Name(_)));
+    assert!(matches!(refused(&|p| p.unit_bytes = 3 << 20), CreatePoolError::Unit(_)));
+    assert!(matches!(refused(&|p| p.members.clear()), CreatePoolError::Members(0)));
+    assert!(matches!(refused(&|p| p.members[1] = p.members[0].clone()), CreatePoolError::Twice(_)));
+    assert!(matches!(refused(&|p| p.members[0].backend.block_bytes = 520), CreatePoolError::BlockSize(_)));
+    assert!(matches!(
+        refused(&|p| p.members[0].backend.len_bytes = 4 << 20),
+        CreatePoolError::TooSmall { .. }
+    ));
+    assert_eq!(io.steps(), 0, "nothing was written");
+}
+
+#[test]
+fn steps_can_be_taken_one_by_one() {
+    let backends = [backend(0, 8), backend(1, 8)];
+    let (io, mut pool) = pool_on(&backends);
+    let a = block_on(pool.reserve_lun(&io, new_lun("a", 40, 4096))).expect("reserved");
+    let b = block_on(pool.reserve_lun(&io, new_lun("b", 16, 4096))).expect("reserved");
+    assert!(matches!(
+        block_on(delete_lun(&io, &mut pool, a.lun(), false, false)),
+        Err(LunError::Busy { .. })
+    ));
+    let b = block_on(b.run(&io)).expect("zeroed");
+    block_on(pool.publish(&io, b)).expect("published");
+    assert!(!pool.lun(a.lun()).expect("reserved").is_visible());
+    block_on(pool.roll_back(&io, a.lun())).expect("rolled back");
+    assert_eq!(pool.capacity_bytes(), (16 * UNIT, 15 * UNIT));
+    assert_eq!(reopen(&io, &backends).expect("opens").table(), pool.table());
+    // A growth that is dropped half-way leaves the LUN as it was, and one run stays one run.
+    let b = Uuid([b'b'; 16]);
+    let before = pool.table().luns.clone();
+    let growth = block_on(pool.reserve_growth(&io, b, 64)).expect("reserved");
+    assert!(matches!(block_on(pool.reserve_growth(&io, b, 65)), Err(LunError::Busy { .. })));
+    block_on(pool.roll_back(&io, growth.lun())).expect("rolled back");
+    assert_eq!(pool.table().luns, before);
+    block_on(grow_lun(&io, &mut pool, b, 64)).expect("grown");
+    assert_eq!(pool.lun(b).expect("there").runs.len(), 1);
+    let extents = pool.extents(pool.lun(b).expect("there")).expect("all there");
+    assert_eq!(extents[0].len, 4 * UNIT);
+    assert_eq!(extents[0].backend_offset % UNIT, 0);
+}
+
+#[test]
+fn an_import_writes_nothing() {
+    let backends = [backend(0, 4)];
+    let io = Disks::new(&backends, 1);
+    let import =
+        block_on(import_namespace(&io, backends[0].clone(), "disk".into(), POOL, [1; 16])).expect("ok");
+    assert_eq!(io.steps(), 0);
+    assert_eq!(import.blocks(), backends[0].len_bytes / 512);
+    assert_eq!(import.extents()[0].backend_offset, 0);
+    assert!(matches!(import.clone().release(true, false), Err(ImportError::InUse(_))));
+    assert_eq!(import.release(false, false).expect("released"), backends[0]);
+}
