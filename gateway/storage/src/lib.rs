@@ -13,12 +13,14 @@ pub mod lun;
 pub mod msg;
 pub mod pool;
 pub mod request;
+pub mod target;
 pub mod topology;
 
 pub use cx::Cx;
 pub use lun::Luns;
 pub use msg::{Msg, StorageIo};
 pub use request::{Completed, Fault, Op, Origin, Owner, Request};
+pub use target::{Target, TargetLimits};
 
 #[cfg(test)]
 mod test_io;

@@ -105,6 +105,10 @@ pub enum CtrlrMsg {
         cntlid: u16,
         /// The queue.
         qid: u16,
+        /// As in `Join`, so that only the queue itself is let go.
+        sock: SockId,
+        /// As in `Join`.
+        generation: u32,
     },
     /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
     Close {
@@ -198,6 +202,8 @@ pub struct QpairRow {
     pub commands: u64,
     /// Payload bytes moved since then.
     pub payload_bytes: u64,
+    /// Time from command to response, summed over those commands, in nanoseconds.
+    pub latency_ns: u64,
 }
 
 /// Something worth a table row or a log line.

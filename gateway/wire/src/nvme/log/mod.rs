@@ -12,7 +12,7 @@ mod firmware;
 
 mod smart;
 
-pub use ana::{AnaGroup, AnaGroups, AnaLog, AnaLogWriter, AnaState, ana_log_len};
+pub use ana::{AnaGroup, AnaGroups, AnaHeader, AnaLog, AnaLogWriter, AnaState, GroupFields, ana_log_len};
 pub use changed::ChangedNamespaces;
 pub use effects::{CommandEffects, CommandsAndEffects};
 pub use error::ErrorEntry;

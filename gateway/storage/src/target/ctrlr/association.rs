@@ -1,0 +1,358 @@
+//! Associations: Connect, Join between cores, and how they end (NVMe base 2.0c §3.1.1, §6.3, §3.6).
+
+use super::table::Member;
+use super::{Ctrlrs, Kind, hash};
+use crate::cx::Cx;
+use crate::msg::{CtrlrMsg, Msg, StorageIo};
+use crate::target::engine::{Engine, Step};
+use crate::target::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
+use crate::target::queue::{Names, QueueState};
+use crate::target::slot::Phase;
+use crate::target::timers::Timer;
+use std::time::Duration;
+use trefoil_poll::{CoreId, SockId};
+use trefoil_wire::fabrics::{
+    Connect, ConnectData, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand,
+};
+use trefoil_wire::nvme::{Cqe, Status};
+
+/// Keep Alive granularity, KAS: the timeout is rounded up to it.
+pub const KAS_100MS: u16 = 10;
+/// Identifiers of discovery controllers may be any.
+const ANY_CNTLID: (u16, u16) = (1, super::table::MAX_CNTLID);
+
+impl Engine {
+    /// Connect's data is in the slot.
+    pub(super) fn connect<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, connect: Connect) -> Step {
+        match self.decide_connect(cx, at, connect) {
+            Ok(step) => step,
+            Err(refusal) => self.answer_connect(at, refusal),
+        }
+    }
+
+    fn answer_connect(&mut self, at: u32, response: ConnectResponse) -> Step {
+        let Cqe { result, status, .. } = response.cqe(0, 0);
+        self.slots[at].result = result;
+        self.fail(at, status)
+    }
+
+    fn decide_connect<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        connect: Connect,
+    ) -> Result<Step, ConnectResponse> {
+        let queue = self.slots[at].queue;
+        if self.queues[queue as usize].state != QueueState::New {
+            return Err(ConnectResponse::Failed(Status::COMMAND_SEQUENCE_ERROR.dnr()));
+        }
+        if connect.recfmt != 0 {
+            return Err(ConnectResponse::Failed(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
+        }
+        if connect.sqsize == 0 || connect.sqsize >= MAX_QUEUE_ENTRIES {
+            return Err(ConnectResponse::InvalidParameter(ConnectRejection::SQSIZE));
+        }
+        let data = self.slots[at].buf.as_deref().and_then(|buf| buf.first_chunk());
+        let data = data.ok_or(ConnectResponse::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()))?;
+        let data = ConnectData::parse(data)
+            .map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
+        self.names[queue as usize] =
+            Names { subnqn: data.subnqn, hostnqn: data.hostnqn, hostid: data.hostid };
+        let q = &mut self.queues[queue as usize];
+        q.discovery = data.subnqn.is_discovery();
+        q.qid = connect.qid;
+        // The Connect itself is the queue's first entry, so its head moved to 1 whatever the depth.
+        q.depth = connect.sqsize + 1;
+        q.sqhd = 1 % q.depth;
+        q.no_flow_control = connect.attributes.no_sq_flow_control;
+        let decided = match connect.qid {
+            0 => self.connect_admin(cx, at, connect, &data),
+            _ => self.join(cx, at, connect, &data),
+        };
+        if decided.is_err() {
+            let q = &mut self.queues[queue as usize];
+            (q.qid, q.depth, q.no_flow_control) = (0, MAX_QUEUE_ENTRIES, false);
+        }
+        decided
+    }
+
+    /// Who may connect to what, here. Gives the subsystem's place in the topology (0 for discovery).
+    fn admit(&self, queue: u32, data: &ConnectData) -> Result<u32, ConnectResponse> {
+        if data.subnqn.is_discovery() {
+            return Ok(0);
+        }
+        let portal = self.places[queue as usize].portal;
+        let found = self.topology.subsystems.iter().position(|s| s.nqn == data.subnqn.as_str());
+        let Some((index, subsystem)) = found
+            .and_then(|index| Some((index, self.topology.subsystems.get(index)?)))
+            .filter(|(_, subsystem)| subsystem.portals.contains(&portal))
+        else {
+            return Err(ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN));
+        };
+        if !subsystem.hosts.contains(data.hostnqn.as_str()) {
+            return Err(ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()));
+        }
+        Ok(index as u32)
+    }
+
+    fn connect_admin<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        connect: Connect,
+        data: &ConnectData,
+    ) -> Result<Step, ConnectResponse> {
+        let queue = self.slots[at].queue;
+        let subsystem = self.admit(queue, data)?;
+        if data.cntlid != DYNAMIC_CNTLID {
+            return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
+        }
+        let discovery = data.subnqn.is_discovery();
+        let range = match self.topology.subsystems.get(subsystem as usize) {
+            Some(subsystem) if !discovery => subsystem.cntlid_range,
+            _ => ANY_CNTLID,
+        };
+        let busy = ConnectResponse::Failed(Status::CONNECT_CONTROLLER_BUSY);
+        let index = self.ctrlrs.take(range).ok_or(busy)?;
+        let now = cx.io.now();
+        let ctrlr = self.ctrlrs.get_mut(index).ok_or(busy)?;
+        ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
+        ctrlr.admin = queue;
+        ctrlr.alive_at = now;
+        ctrlr.kato_ms = round_kato(connect.kato_ms);
+        let cntlid = ctrlr.cntlid;
+        self.arm_keep_alive(index);
+        let q = &mut self.queues[queue as usize];
+        q.state = QueueState::Live;
+        q.cntlid = cntlid;
+        q.subsystem = subsystem;
+        self.tell_up(cx, queue);
+        Ok(self.answer_connect(at, ConnectResponse::Connected { cntlid, authreq: 0 }))
+    }
+
+    fn join<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        connect: Connect,
+        data: &ConnectData,
+    ) -> Result<Step, ConnectResponse> {
+        if data.subnqn.is_discovery() {
+            return Err(ConnectResponse::Failed(Status::INVALID_QUEUE_TYPE.dnr()));
+        }
+        if usize::from(connect.qid) > MAX_IO_QUEUES {
+            return Err(ConnectResponse::InvalidParameter(ConnectRejection::QID));
+        }
+        let queue = self.slots[at].queue;
+        let subsystem = self.admit(queue, data)?;
+        if data.cntlid == 0 || data.cntlid > super::table::MAX_CNTLID {
+            return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
+        }
+        let q = &mut self.queues[queue as usize];
+        q.state = QueueState::Joining;
+        q.cntlid = data.cntlid;
+        q.subsystem = subsystem;
+        let generation = q.generation;
+        self.slots[at].phase = Phase::Held;
+        cx.io.post(
+            Ctrlrs::owner(data.cntlid, self.cores),
+            Msg::Ctrlr(CtrlrMsg::Join {
+                cntlid: data.cntlid,
+                qid: connect.qid,
+                sock: SockId(queue),
+                generation,
+                subnqn_hash: hash(data.subnqn.as_str()),
+                hostnqn_hash: hash(data.hostnqn.as_str()),
+                hostid: data.hostid,
+            }),
+        );
+        Ok(Step::Held)
+    }
+
+    /// A message about a controller, from another core or from this one.
+    pub fn on_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, from: CoreId, msg: CtrlrMsg) {
+        match msg {
+            CtrlrMsg::Join { sock, generation, .. } => {
+                let status = self.on_join(from, &msg).err().unwrap_or(Status::SUCCESS).field();
+                cx.io.post(from, Msg::Ctrlr(CtrlrMsg::Joined { sock, generation, status }));
+            }
+            CtrlrMsg::Joined { sock, generation, status } => {
+                self.on_joined(cx, sock.0, generation, Status::from_field(status));
+            }
+            CtrlrMsg::Left { cntlid, qid, sock, generation } => {
+                self.on_left(cntlid, qid, Member { core: from, queue: sock.0, generation });
+            }
+            CtrlrMsg::Close { sock, generation } => {
+                if self.is_current(sock.0, generation) {
+                    self.close_later(sock.0, "its controller ended");
+                }
+            }
+            CtrlrMsg::Abort { sock, generation, cid, slot } => {
+                let aborted = self.is_current(sock.0, generation) && self.abort(sock.0, cid, None);
+                cx.io.post(from, Msg::Ctrlr(CtrlrMsg::AbortDone { slot, aborted }));
+            }
+            CtrlrMsg::AbortDone { slot, aborted } => self.on_abort_done(slot, aborted),
+        }
+    }
+
+    fn is_current(&self, queue: u32, generation: u32) -> bool {
+        let queue = self.queues.get(queue as usize);
+        queue.is_some_and(|q| q.generation == generation && q.state != QueueState::Free)
+    }
+
+    /// Owner: may this queue join its controller?
+    fn on_join(&mut self, from: CoreId, msg: &CtrlrMsg) -> Result<(), Status> {
+        let CtrlrMsg::Join { cntlid, qid, sock, generation, subnqn_hash, hostnqn_hash, hostid } = *msg else {
+            return Err(Status::INTERNAL_ERROR);
+        };
+        let unknown = Status::CONNECT_INVALID_PARAMETERS.dnr();
+        let index = self.ctrlrs.find(cntlid).ok_or(unknown)?;
+        let ctrlr = self.ctrlrs.get_mut(index).filter(|c| c.kind == Kind::Io).ok_or(unknown)?;
+        let names = &self.names[ctrlr.admin as usize];
+        if hash(names.subnqn.as_str()) != subnqn_hash {
+            return Err(unknown);
+        }
+        if hash(names.hostnqn.as_str()) != hostnqn_hash || names.hostid != hostid {
+            return Err(Status::CONNECT_INVALID_HOST.dnr());
+        }
+        if !ctrlr.is_ready() || ctrlr.cc.shn != 0 {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        let granted = qid <= ctrlr.granted;
+        let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
+        let place = place.filter(|_| granted).ok_or(Status::INVALID_QUEUE_ID.dnr())?;
+        if place.is_some() {
+            return Err(Status::INVALID_QUEUE_ID.dnr());
+        }
+        *place = Some(Member { core: from, queue: sock.0, generation });
+        ctrlr.member_count += 1;
+        Ok(())
+    }
+
+    /// The queue's core: the owner has answered.
+    fn on_joined<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32, generation: u32, status: Status) {
+        if !self.is_current(queue, generation) || self.queues[queue as usize].state != QueueState::Joining {
+            return;
+        }
+        let connect = self.slots.iter(&self.queues[queue as usize].ring).find_map(|(at, slot)| {
+            let is_connect = matches!(FabricsCommand::parse(&slot.sqe), FabricsCommand::Connect(_));
+            (slot.phase == Phase::Held && is_connect).then_some(at)
+        });
+        let Some(at) = connect else { return };
+        let q = &mut self.queues[queue as usize];
+        let response = if status.is_ok() {
+            q.state = QueueState::Live;
+            self.tell_up(cx, queue);
+            ConnectResponse::Connected { cntlid: self.queues[queue as usize].cntlid, authreq: 0 }
+        } else {
+            q.state = QueueState::New;
+            (q.qid, q.cntlid, q.depth) = (0, 0, MAX_QUEUE_ENTRIES);
+            match status {
+                s if s.is(Status::CONNECT_INVALID_PARAMETERS) => {
+                    ConnectResponse::InvalidParameter(ConnectRejection::CNTLID)
+                }
+                s => ConnectResponse::Failed(s),
+            }
+        };
+        self.answer_connect(at, response);
+        self.done_later(at);
+    }
+
+    /// Owner: an I/O queue is gone.
+    fn on_left(&mut self, cntlid: u16, qid: u16, member: Member) {
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
+        if let Some(place) = place.filter(|place| **place == Some(member)) {
+            *place = None;
+            ctrlr.member_count -= 1;
+        }
+    }
+
+    /// A queue's connection goes: tells its controller, or ends the controller if it was the admin queue.
+    pub(in crate::target) fn leave_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        let q = &self.queues[queue as usize];
+        let (cntlid, qid, generation) = (q.cntlid, q.qid, q.generation);
+        match (q.state, qid) {
+            (QueueState::Live, 0) => {
+                if let Some(index) = self.ctrlrs.find(cntlid) {
+                    self.close_members(cx, index);
+                    if let Some(key) = self.ctrlrs.get_mut(index).and_then(|c| c.timer.take()) {
+                        self.timers.cancel(key);
+                    }
+                    self.ctrlrs.release(index);
+                }
+            }
+            (QueueState::Live | QueueState::Joining, _) => cx.io.post(
+                Ctrlrs::owner(cntlid, self.cores),
+                Msg::Ctrlr(CtrlrMsg::Left { cntlid, qid, sock: SockId(queue), generation }),
+            ),
+            (QueueState::New | QueueState::Free, _) => {}
+        }
+    }
+
+    /// Closes all I/O queues of a controller; each says by itself when it has left.
+    pub(super) fn close_members<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
+        let Some(ctrlr) = self.ctrlrs.get(index) else { return };
+        for member in ctrlr.members.iter().flatten() {
+            let close = CtrlrMsg::Close { sock: SockId(member.queue), generation: member.generation };
+            cx.io.post(member.core, Msg::Ctrlr(close));
+        }
+    }
+
+    /// Arms a controller's timer anew, if it needs one.
+    pub(super) fn arm_keep_alive(&mut self, index: u32) {
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
+        if let Some(key) = ctrlr.timer.take() {
+            self.timers.cancel(key);
+        }
+        if ctrlr.kato_ms != 0 {
+            let at = ctrlr.alive_at + Duration::from_millis(u64::from(ctrlr.kato_ms));
+            ctrlr.timer = self.timers.arm(at, Timer::Ctrlr(index));
+        }
+    }
+
+    /// A controller's timer fired. Without a Keep Alive for KATO, the controller fails and its association ends (NVMe
+    /// base 2.0c §3.9).
+    pub fn on_ctrlr_timer<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
+        let now = cx.io.now();
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
+        ctrlr.timer = None;
+        let silent = now.since(ctrlr.alive_at);
+        if ctrlr.kato_ms == 0 || silent < Duration::from_millis(u64::from(ctrlr.kato_ms)) {
+            return self.arm_keep_alive(index);
+        }
+        ctrlr.fatal = true;
+        let admin = ctrlr.admin;
+        self.close_members(cx, index);
+        self.close_later(admin, "keep alive timeout");
+    }
+
+    /// Closes connections of hosts that may no longer be here, or all.
+    pub fn close_hosts(&mut self, all: bool) {
+        for queue in 0..self.queues.len() as u32 {
+            let q = &self.queues[queue as usize];
+            let gone = match q.state {
+                QueueState::Free => continue,
+                _ if all => true,
+                QueueState::New => false,
+                QueueState::Joining | QueueState::Live => !self.may_stay(queue),
+            };
+            if gone {
+                self.close_later(queue, "the host may not connect here");
+            }
+        }
+    }
+
+    pub(super) fn may_stay(&self, queue: u32) -> bool {
+        let q = &self.queues[queue as usize];
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let portal = self.places[queue as usize].portal;
+        q.discovery
+            || self.subsystem(queue).is_some_and(|s| s.hosts.contains(host) && s.portals.contains(&portal))
+    }
+}
+
+/// KATO in whole units of KAS.
+pub(super) fn round_kato(kato_ms: u32) -> u32 {
+    kato_ms.checked_next_multiple_of(u32::from(KAS_100MS) * 100).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,106 @@
+//! The discovery log, made for each host that asks (NVMe base 2.0c §5.16.1.23, §3.1.2.3).
+//!
+//! A host is shown the subsystems to which it may connect through the portal that it asks, each with all its portals, so
+//! that it finds every path. A portal that is bound to a wildcard is shown as the address of ours that the host used,
+//! and not at all to hosts of the other address family, for whom we know none.
+
+use super::log::Window;
+use crate::target::engine::{Engine, Place};
+use crate::target::limits::MAX_QUEUE_ENTRIES;
+use crate::topology::{PortalId, Subsystem};
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use trefoil_wire::Ascii;
+use trefoil_wire::fabrics::discovery::{LogEntry, LogHeader, adrfam, subtype, treq, trtype};
+use trefoil_wire::fabrics::{DYNAMIC_CNTLID, Nqn};
+
+impl Engine {
+    pub(super) fn put_discovery(&self, queue: u32, window: &mut Window<'_>) {
+        let place = self.places[queue as usize];
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let offered = || {
+            let subsystems = self.topology.subsystems.iter();
+            let open = subsystems.filter(|s| s.portals.contains(&place.portal) && s.hosts.contains(host));
+            open.flat_map(|s| s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?))))
+        };
+        let mut header = [0; LogHeader::LEN];
+        let numrec = offered().count() as u64;
+        LogHeader { genctr: self.discovery_generation, numrec, recfmt: 0 }.emit(&mut header);
+        window.put(&header);
+        for (subsystem, portal, address) in offered() {
+            if !window.wants(LogEntry::LEN) {
+                window.skip(LogEntry::LEN);
+                continue;
+            }
+            let mut bytes = [0; LogEntry::LEN];
+            if let Some(entry) = entry(subsystem, portal, address) {
+                entry.emit(&mut bytes);
+            }
+            window.put(&bytes);
+        }
+    }
+
+    /// The address of a portal as this host can reach it.
+    fn address(&self, portal: PortalId, place: &Place) -> Option<SocketAddr> {
+        let listen = self.topology.portals.get(usize::from(portal.0))?.as_ref()?.listen;
+        if !listen.ip().is_unspecified() {
+            return Some(listen);
+        }
+        // A dual-stack socket tells of an IPv4 host by a mapped address.
+        let local = place.local.ip().to_canonical();
+        let same_family = listen.is_ipv6() || local.is_ipv4();
+        (same_family && !local.is_unspecified()).then_some(SocketAddr::new(local, listen.port()))
+    }
+}
+
+/// `None` only for a name that control would have refused.
+fn entry(subsystem: &Subsystem, portal: PortalId, address: SocketAddr) -> Option<LogEntry> {
+    let mut text = Text::EMPTY;
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => write!(text, "{}%{}", v6.ip(), v6.scope_id()),
+        _ => write!(text, "{}", address.ip()),
+    }
+    .ok()?;
+    let mut port = Text::EMPTY;
+    write!(port, "{}", address.port()).ok()?;
+    Some(LogEntry {
+        trtype: trtype::TCP,
+        adrfam: match address.ip() {
+            IpAddr::V4(_) => adrfam::IPV4,
+            IpAddr::V6(_) => adrfam::IPV6,
+        },
+        subtype: subtype::NVM,
+        treq: treq::SECURE_CHANNEL_NOT_REQUIRED | treq::SQ_FLOW_CONTROL_DISABLE,
+        portid: portal.0,
+        cntlid: DYNAMIC_CNTLID,
+        asqsz: MAX_QUEUE_ENTRIES,
+        eflags: 0,
+        trsvcid: Ascii::new(port.as_str()).ok()?,
+        subnqn: Nqn::new(&subsystem.nqn).ok()?,
+        traddr: Ascii::new(text.as_str()).ok()?,
+        sectype: 0,
+    })
+}
+
+/// A short text made without allocating: the longest address with its scope has 56 characters.
+struct Text {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Text {
+    const EMPTY: Self = Self { bytes: [0; 64], len: 0 };
+
+    fn as_str(&self) -> &str {
+        self.bytes.get(..self.len).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let end = self.len + text.len();
+        self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! Properties and Disconnect (NVMe base 2.0c §6.4 to §6.6, §3.1.3).
+
+use super::Kind;
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use crate::target::engine::{Engine, Step};
+use crate::target::limits::MAX_QUEUE_ENTRIES;
+use crate::target::queue::QueueState;
+use trefoil_wire::fabrics::{ConnectData, FabricsCommand, PropertyGet, PropertySet, PropertySize};
+use trefoil_wire::nvme::Status;
+use trefoil_wire::nvme::property::{Cap, Cc, Csts, Version, offset};
+
+/// The version of NVMe base that the controllers follow.
+pub const VERSION: Version = Version::V1_4;
+
+impl Engine {
+    /// First half of a fabrics command.
+    pub(super) fn begin_fabrics<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        let queue = &self.queues[self.slots[at].queue as usize];
+        let (live, admin) = (queue.state == QueueState::Live, queue.qid == 0);
+        match FabricsCommand::parse(&self.slots[at].sqe) {
+            FabricsCommand::Connect(_) if queue.state == QueueState::New => Step::Gather(ConnectData::LEN as u32),
+            _ if !live => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            FabricsCommand::Connect(_) => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            FabricsCommand::PropertyGet(get) if admin => self.property_get(at, get),
+            FabricsCommand::PropertySet(set) if admin => self.property_set(cx, at, set),
+            FabricsCommand::PropertyGet(_) | FabricsCommand::PropertySet(_) => {
+                self.fail(at, Status::INVALID_FIELD.dnr())
+            }
+            FabricsCommand::Disconnect { .. } if admin => self.fail(at, Status::INVALID_QUEUE_TYPE.dnr()),
+            FabricsCommand::Disconnect { recfmt } if recfmt != 0 => {
+                self.fail(at, Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
+            }
+            FabricsCommand::Disconnect { .. } => {
+                self.queues[self.slots[at].queue as usize].closing = true;
+                Step::Done
+            }
+            FabricsCommand::AuthenticationSend(_)
+            | FabricsCommand::AuthenticationReceive(_)
+            | FabricsCommand::Unknown { .. } => self.fail(at, Status::INVALID_OPCODE.dnr()),
+        }
+    }
+
+    fn property_get(&mut self, at: u32, get: PropertyGet) -> Step {
+        let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get(index)) else {
+            return self.fail(at, Status::INTERNAL_ERROR);
+        };
+        let value = match (get.size, get.offset) {
+            (PropertySize::Eight, offset::CAP) => capabilities().bits(),
+            (PropertySize::Four, offset::VS) => u64::from(VERSION.bits()),
+            (PropertySize::Four, offset::CC) => u64::from(ctrlr.cc.bits()),
+            (PropertySize::Four, offset::CSTS) => {
+                let shst = match (ctrlr.cc.shn, ctrlr.member_count) {
+                    (0, _) => 0,
+                    (_, 0) => 2,
+                    _ => 1,
+                };
+                let csts = Csts { rdy: ctrlr.is_ready(), cfs: ctrlr.fatal, shst, ..Csts::default() };
+                u64::from(csts.bits())
+            }
+            // Without CAP.NSSRS it reads as zero.
+            (PropertySize::Four, offset::NSSR) => 0,
+            _ => return self.fail(at, Status::INVALID_FIELD.dnr()),
+        };
+        self.succeed(at, value)
+    }
+
+    fn property_set<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, set: PropertySet) -> Step {
+        match (set.size, set.offset) {
+            (PropertySize::Four, offset::CC) => self.configure(cx, at, Cc::from_bits(set.value as u32)),
+            _ => self.fail(at, Status::INVALID_FIELD.dnr()),
+        }
+    }
+
+    /// CC is written: enable, reset (NVMe base 2.0c §3.7.2), shutdown (§3.6.2).
+    fn configure<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, cc: Cc) -> Step {
+        let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
+        let Some(index) = self.ctrlrs.find(cntlid) else { return self.fail(at, Status::INTERNAL_ERROR) };
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
+        let before = std::mem::replace(&mut ctrlr.cc, cc);
+        let shut_down = cc.shn != 0 && before.shn == 0;
+        let reset = before.en && !cc.en;
+        if reset {
+            ctrlr.fatal = false;
+            ctrlr.event_config = 0;
+            (ctrlr.pending, ctrlr.masked) = (0, 0);
+            ctrlr.changed_count = 0;
+            ctrlr.features = [0; super::features::SIMPLE];
+        }
+        if !before.en && cc.en {
+            // What a host can't select, it must not select (NVMe base 2.0c §3.1.3.5).
+            let sizes_fit = ctrlr.kind == Kind::Discovery || (cc.iosqes == 6 && cc.iocqes == 4);
+            ctrlr.fatal = cc.mps != 0 || cc.ams != 0 || cc.css != 0 || !sizes_fit;
+        }
+        if reset {
+            self.drop_aers(at);
+        }
+        if reset || shut_down {
+            self.close_members(cx, index);
+        }
+        Step::Done
+    }
+}
+
+/// CAP: the NVM command set, pages of 4 KiB, ready within 15 s.
+fn capabilities() -> Cap {
+    Cap { mqes: MAX_QUEUE_ENTRIES - 1, cqr: true, to_500ms: 30, css: 1, ..Cap::default() }
+}

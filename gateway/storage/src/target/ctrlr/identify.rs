@@ -1,0 +1,249 @@
+//! Identify (NVMe base 2.0c §5.17; NVM command set 1.0c §4.1.5).
+
+use super::fabrics::VERSION;
+use super::table::ERRORS;
+use super::{Ctrlr, Kind};
+use crate::target::engine::Engine;
+use crate::target::limits::{IN_CAPSULE_BYTES, MAX_ABORTS, MAX_AERS, MAX_QUEUE_ENTRIES, MDTS};
+use crate::topology::{Lun, Namespace, Subsystem};
+use trefoil_wire::Ascii;
+use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::identify::{
+    AsyncEventsSupported, ControllerAttributes, ControllerList, IDENTIFY_LEN, IdentifyController,
+    IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNvmController, IdentifyNvmNamespace,
+    IoCommandSetList, LbaFormat, MultipathCapabilities, NamespaceDescriptor, NamespaceList,
+    OptionalNvmCommands, SecondaryControllerList, SglSupport, cns, csi, emit_namespace_descriptors, nsfeat,
+};
+use trefoil_wire::nvme::{IdentifyCommand, NSID_ALL, Status};
+
+type Page = [u8; IDENTIFY_LEN];
+
+/// Firmware revision: the program's version.
+pub(super) const REVISION: &str = env!("CARGO_PKG_VERSION");
+/// The model of discovery controllers, which belong to no subsystem of the operator's.
+const DISCOVERY_MODEL: &str = "Trefoil discovery";
+/// Size of the page that backends write at best, in bytes: what NPWG and its kin hint at.
+const PREFERRED_BYTES: u32 = 4096;
+/// Size of a write that goes to a backend in one piece, in bytes: the NOWS hint.
+const OPTIMAL_WRITE_BYTES: u32 = 128 << 10;
+/// How long an ANA change may last, in seconds (ANATT).
+const ANA_TRANSITION_S: u8 = 10;
+
+impl Engine {
+    /// Fills `data`, 4096 bytes.
+    pub(super) fn identify(
+        &mut self,
+        at: u32,
+        index: u32,
+        command: IdentifyCommand,
+        data: &mut [u8],
+    ) -> Result<u32, Status> {
+        let ctrlr = self.ctrlrs.get(index).ok_or(Status::INTERNAL_ERROR)?;
+        let page: &mut Page = data.first_chunk_mut().ok_or(Status::DATA_SGL_LENGTH_INVALID.dnr())?;
+        match (ctrlr.kind, command.cns) {
+            (Kind::Discovery, cns::CONTROLLER) => discovery_controller(ctrlr, page),
+            (Kind::Discovery, _) => return Err(Status::INVALID_FIELD.dnr()),
+            (Kind::Io, _) => self.identify_io(at, ctrlr, command, page)?,
+        }
+        Ok(IDENTIFY_LEN as u32)
+    }
+
+    fn identify_io(
+        &self,
+        at: u32,
+        ctrlr: &Ctrlr,
+        command: IdentifyCommand,
+        page: &mut Page,
+    ) -> Result<(), Status> {
+        let (queue, nsid) = (self.slots[at].queue, self.slots[at].sqe.nsid);
+        let subsystem = self.subsystem(queue).ok_or(Status::INTERNAL_PATH_ERROR)?;
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let nvm_only = |csi: u8| if csi == csi::NVM { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) };
+        match command.cns {
+            cns::CONTROLLER => io_controller(ctrlr, subsystem, page),
+            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => match self.namespace(queue, subsystem, nsid)? {
+                Some((namespace, lun)) => identify_namespace(namespace, lun, page),
+                None => page.fill(0),
+            },
+            cns::ACTIVE_NAMESPACES | cns::ALLOCATED_NAMESPACES | cns::ACTIVE_NAMESPACES_IO_COMMAND_SET => {
+                if command.cns == cns::ACTIVE_NAMESPACES_IO_COMMAND_SET {
+                    nvm_only(command.csi)?;
+                }
+                // FFFFFFFEh and FFFFFFFFh leave no NSID above (NVMe base 2.0c §5.17.2.2).
+                if nsid >= NSID_ALL - 1 {
+                    return Err(Status::INVALID_NAMESPACE.dnr());
+                }
+                let visible = subsystem.namespaces.iter().filter(|n| n.nsid > nsid && n.hosts.contains(host));
+                NamespaceList::emit(visible.map(|n| n.nsid), page);
+            }
+            cns::NAMESPACE_DESCRIPTORS => {
+                let found = self.namespace(queue, subsystem, nsid)?;
+                let (_, lun) = found.ok_or(Status::INVALID_NAMESPACE.dnr())?;
+                let descriptors = [
+                    NamespaceDescriptor::Nguid(lun.nguid),
+                    NamespaceDescriptor::Uuid(lun.uuid),
+                    NamespaceDescriptor::Csi(csi::NVM),
+                ];
+                emit_namespace_descriptors(&descriptors, page);
+            }
+            cns::NAMESPACE_IO_COMMAND_SET => {
+                nvm_only(command.csi)?;
+                self.namespace(queue, subsystem, nsid)?;
+                // No protection information: every field is zero.
+                IdentifyNvmNamespace::default().emit(page);
+            }
+            cns::CONTROLLER_IO_COMMAND_SET => {
+                nvm_only(command.csi)?;
+                IdentifyNvmController::default().emit(page);
+            }
+            cns::NAMESPACE_INDEPENDENT => match self.namespace(queue, subsystem, nsid)? {
+                Some((namespace, lun)) => IdentifyNamespaceIndependent {
+                    nsfeat: nsfeat::UID_NOT_REUSED,
+                    nmic: 1,
+                    anagrpid: namespace.ana_group,
+                    nsattr: u8::from(lun.read_only),
+                    nstat: 1,
+                    ..Default::default()
+                }
+                .emit(page),
+                None => page.fill(0),
+            },
+            // A host is not told of other hosts' controllers.
+            cns::CONTROLLERS_ATTACHED => {
+                let attached = self.namespace(queue, subsystem, nsid)?.is_some();
+                let own = Some(ctrlr.cntlid).filter(|&id| attached && id >= command.cntid);
+                ControllerList::emit(own, page);
+            }
+            cns::CONTROLLERS => {
+                ControllerList::emit(Some(ctrlr.cntlid).filter(|&id| id >= command.cntid), page);
+            }
+            cns::SECONDARY_CONTROLLERS => SecondaryControllerList::emit_empty(page),
+            cns::IO_COMMAND_SETS => {
+                if command.cntid != u16::MAX && command.cntid != ctrlr.cntlid {
+                    return Err(Status::INVALID_FIELD.dnr());
+                }
+                IoCommandSetList::emit([IoCommandSetList::NVM], page);
+            }
+            _ => return Err(Status::INVALID_FIELD.dnr()),
+        }
+        Ok(())
+    }
+
+    /// The namespace and its LUN; `None` if the NSID is valid but shows nothing to this host.
+    fn namespace<'a>(
+        &'a self,
+        queue: u32,
+        subsystem: &'a Subsystem,
+        nsid: u32,
+    ) -> Result<Option<(&'a Namespace, &'a Lun)>, Status> {
+        if nsid == 0 || nsid > subsystem.max_namespaces {
+            return Err(Status::INVALID_NAMESPACE.dnr());
+        }
+        let host = self.names[queue as usize].hostnqn.as_str();
+        Ok(subsystem.visible(nsid, host).and_then(|namespace| {
+            let lun = self.topology.luns.get(namespace.lun.0 as usize)?.as_ref()?;
+            Some((namespace, lun))
+        }))
+    }
+}
+
+fn text<const N: usize>(text: &str) -> Ascii<N> {
+    // What does not fit is an operator's mistake that control refuses; here it is only not shown.
+    Ascii::new(text).unwrap_or_default()
+}
+
+/// What both kinds of controllers say.
+fn common(ctrlr: &Ctrlr) -> IdentifyController {
+    IdentifyController {
+        fr: text(REVISION),
+        mdts: MDTS,
+        cntlid: ctrlr.cntlid,
+        ver: VERSION,
+        ctratt: ControllerAttributes { host_id_128: true, ..Default::default() },
+        aerl: MAX_AERS as u8 - 1,
+        elpe: ERRORS as u8 - 1,
+        kas_100ms: super::association::KAS_100MS,
+        sqes: 0x66,
+        cqes: 0x44,
+        maxcmd: MAX_QUEUE_ENTRIES,
+        sgls: SglSupport { support: 1, offset: true, transport: true, ..Default::default() },
+        ioccsz: (64 + IN_CAPSULE_BYTES) / 16,
+        iorcsz: 1,
+        msdbd: 1,
+        ofcs: 1,
+        ..Default::default()
+    }
+}
+
+fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, page: &mut Page) {
+    let groups = subsystem.namespaces.iter().map(|n| n.ana_group).max().unwrap_or(1);
+    let groups = groups.max(subsystem.max_namespaces);
+    IdentifyController {
+        sn: text(&subsystem.serial),
+        mn: text(&subsystem.model),
+        cmic: MultipathCapabilities {
+            multiple_ports: true,
+            multiple_controllers: true,
+            ana_reporting: true,
+            ..Default::default()
+        },
+        oaes: AsyncEventsSupported { namespace_attribute: true, ana_change: true, ..Default::default() },
+        cntrltype: 1,
+        acl: MAX_ABORTS as u8 - 1,
+        // One slot, read only.
+        frmw: 0b11,
+        // Commands and effects, extended data of Get Log Page.
+        lpa: 0b110,
+        anatt_s: ANA_TRANSITION_S,
+        // All five states are reported; a group's identifier may change.
+        anacap: 0x1F,
+        anagrpmax: groups,
+        nanagrpid: groups,
+        nn: subsystem.max_namespaces,
+        mnan: subsystem.max_namespaces,
+        oncs: OptionalNvmCommands { dsm: true, write_zeroes: true, save_select: true, ..Default::default() },
+        // Present, and Flush takes FFFFFFFFh.
+        vwc: 0b111,
+        subnqn: Nqn::new(&subsystem.nqn).map(|nqn| nqn.field()).unwrap_or([0; 256]),
+        ..common(ctrlr)
+    }
+    .emit(page);
+}
+
+fn discovery_controller(ctrlr: &Ctrlr, page: &mut Page) {
+    IdentifyController {
+        mn: text(DISCOVERY_MODEL),
+        oaes: AsyncEventsSupported { discovery_change: true, ..Default::default() },
+        cntrltype: 2,
+        lpa: 0b100,
+        subnqn: Nqn::DISCOVERY.field(),
+        ..common(ctrlr)
+    }
+    .emit(page);
+}
+
+fn identify_namespace(namespace: &Namespace, lun: &Lun, page: &mut Page) {
+    let zero_based = |bytes: u32| ((bytes / lun.block_bytes).max(1) - 1) as u16;
+    let preferred = zero_based(PREFERRED_BYTES);
+    IdentifyNamespace {
+        nsze: lun.blocks,
+        ncap: lun.blocks,
+        nuse: lun.blocks,
+        nsfeat: nsfeat::UID_NOT_REUSED | nsfeat::OPTIMAL_PERFORMANCE,
+        nmic: 1,
+        // Deallocated blocks read as zeros; Write Zeroes takes DEAC.
+        dlfeat: 0b1001,
+        nvmcap_bytes: u128::from(lun.len_bytes()),
+        npwg: preferred,
+        npwa: preferred,
+        npdg: preferred,
+        npda: preferred,
+        nows: zero_based(OPTIMAL_WRITE_BYTES),
+        anagrpid: namespace.ana_group,
+        nsattr: u8::from(lun.read_only),
+        nguid: lun.nguid,
+        lbaf0: LbaFormat { lbads: lun.block_bytes.trailing_zeros() as u8, ..LbaFormat::default() },
+        ..Default::default()
+    }
+    .emit(page);
+}

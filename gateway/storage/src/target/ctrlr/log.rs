@@ -1,0 +1,272 @@
+//! Log pages (NVMe base 2.0c §5.16). The discovery log is in `discovery`.
+
+use super::identify::REVISION;
+use super::table::{CHANGED, event_bit};
+use super::{Ctrlr, Kind};
+use crate::target::engine::Engine;
+use crate::topology::Namespace;
+use trefoil_wire::Ascii;
+use trefoil_wire::fabrics::OPCODE as FABRICS;
+use trefoil_wire::nvme::log::{
+    AnaHeader, ChangedNamespaces, CommandEffects, CommandsAndEffects, ErrorEntry,
+    FirmwareSlots, GroupFields, SmartLog, lid,
+};
+use trefoil_wire::nvme::{GetLogPage, NSID_ALL, Status, admin_opcode, io_opcode};
+
+/// LSP bit of the ANA log: Return Groups Only.
+const RGO: u8 = 1;
+const IO_LOGS: [u8; 7] = [
+    lid::SUPPORTED,
+    lid::ERROR,
+    lid::SMART,
+    lid::FIRMWARE_SLOT,
+    lid::CHANGED_NAMESPACES,
+    lid::COMMANDS_AND_EFFECTS,
+    lid::ANA,
+];
+const DISCOVERY_LOGS: [u8; 2] = [lid::SUPPORTED, lid::DISCOVERY];
+
+fn logs(kind: Kind) -> &'static [u8] {
+    match kind {
+        Kind::Io => &IO_LOGS,
+        Kind::Discovery => &DISCOVERY_LOGS,
+    }
+}
+
+/// Whether controllers of this kind have the page.
+pub(super) fn is_supported(kind: Kind, lid: u8) -> bool {
+    logs(kind).contains(&lid)
+}
+
+/// The part of a log that a command asks for. Pieces are given in order; what lies outside is dropped.
+pub(super) struct Window<'a> {
+    data: &'a mut [u8],
+    /// Where in the log `data` starts.
+    start: u64,
+    /// Length of what was given so far.
+    at: u64,
+}
+
+impl<'a> Window<'a> {
+    pub(super) fn new(data: &'a mut [u8], start: u64) -> Self {
+        data.fill(0);
+        Self { data, start, at: 0 }
+    }
+
+    /// Whether bytes of the next `len` are wanted, so that they are worth making.
+    pub(super) fn wants(&self, len: usize) -> bool {
+        self.at + len as u64 > self.start && self.at < self.start + self.data.len() as u64
+    }
+
+    pub(super) fn skip(&mut self, len: usize) {
+        self.at += len as u64;
+    }
+
+    pub(super) fn put(&mut self, piece: &[u8]) {
+        let before = self.start.saturating_sub(self.at).min(piece.len() as u64) as usize;
+        let to = self.at.saturating_sub(self.start) as usize;
+        let piece_end = piece.get(before..).unwrap_or_default();
+        if let Some(room) = self.data.get_mut(to..) {
+            room.iter_mut().zip(piece_end).for_each(|(to, from)| *to = *from);
+        }
+        self.at += piece.len() as u64;
+    }
+
+    /// An offset beyond the log's end is invalid (NVMe base 2.0c §5.16.1).
+    pub(super) fn finish(self) -> Result<(), Status> {
+        if self.start > self.at { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
+    }
+}
+
+impl Engine {
+    /// Fills `data` with the part of the log that is asked for.
+    pub(super) fn log_page(
+        &mut self,
+        at: u32,
+        index: u32,
+        log: GetLogPage,
+        data: &mut [u8],
+    ) -> Result<u32, Status> {
+        let len = data.len() as u32;
+        let queue = self.slots[at].queue;
+        let ctrlr = self.ctrlrs.get(index).ok_or(Status::INTERNAL_ERROR)?;
+        let mut window = Window::new(data, log.lpo);
+        match log.lid {
+            lid::SUPPORTED => put_supported(ctrlr.kind, &mut window),
+            lid::ERROR => put_errors(ctrlr, &mut window),
+            lid::SMART => self.put_smart(queue, ctrlr, &mut window),
+            lid::FIRMWARE_SLOT => {
+                let mut page = [0; FirmwareSlots::LEN];
+                let frs1 = Ascii::new(REVISION).unwrap_or_default();
+                FirmwareSlots { afi: 1, frs1, ..FirmwareSlots::default() }.emit(&mut page);
+                window.put(&page);
+            }
+            lid::CHANGED_NAMESPACES => put_changed(ctrlr, &mut window),
+            lid::COMMANDS_AND_EFFECTS => put_effects(&mut window),
+            lid::ANA => self.put_ana(queue, ctrlr, log.lsp & RGO != 0, &mut window)?,
+            lid::DISCOVERY => self.put_discovery(queue, &mut window),
+            _ => return Err(Status::INVALID_LOG_PAGE.dnr()),
+        }
+        window.finish()?;
+        if !log.rae {
+            self.log_was_read(index, log.lid);
+        }
+        Ok(len)
+    }
+
+    /// Reading a log without Retain Asynchronous Event lets its next event be told.
+    fn log_was_read(&mut self, index: u32, lid: u8) {
+        match lid {
+            lid::CHANGED_NAMESPACES => {
+                if let Some(ctrlr) = self.ctrlrs.get_mut(index) {
+                    ctrlr.changed_count = 0;
+                }
+                self.unmask(index, event_bit::NAMESPACE);
+            }
+            lid::ANA => self.unmask(index, event_bit::ANA),
+            lid::DISCOVERY => self.unmask(index, event_bit::DISCOVERY),
+            _ => {}
+        }
+    }
+
+    /// Health: what this core did for the namespaces that the host sees. There is no medium of ours to be unwell.
+    fn put_smart(&self, queue: u32, ctrlr: &Ctrlr, window: &mut Window<'_>) {
+        const UNIT_BYTES: u64 = 512_000;
+        let (mut smart, mut read, mut written) = (SmartLog::default(), 0u64, 0u64);
+        smart.available_spare = 100;
+        let mut nsid = 0;
+        while let Some(next) = self.next_visible(queue, nsid) {
+            nsid = next;
+            let host = self.names[queue as usize].hostnqn.as_str();
+            let lun = self.subsystem(queue).and_then(|s| s.visible(nsid, host)).map(|n| n.lun);
+            let Some(stats) = lun.and_then(|lun| self.lun_stats.get(lun.0 as usize)) else { continue };
+            read += stats.read_bytes;
+            written += stats.written_bytes;
+            smart.host_reads += u128::from(stats.reads);
+            smart.host_writes += u128::from(stats.writes);
+        }
+        smart.data_units_read = u128::from(read.div_ceil(UNIT_BYTES));
+        smart.data_units_written = u128::from(written.div_ceil(UNIT_BYTES));
+        smart.error_entries = u128::from(ctrlr.error_count);
+        let mut page = [0; SmartLog::LEN];
+        smart.emit(&mut page);
+        window.put(&page);
+    }
+
+    /// ANA groups of the namespaces that the host sees, in ascending order. Groups are few, so they are found by walking
+    /// the namespaces once a group.
+    fn put_ana(&self, queue: u32, ctrlr: &Ctrlr, groups_only: bool, window: &mut Window<'_>) -> Result<(), Status> {
+        let subsystem = self.subsystem(queue).ok_or(Status::INTERNAL_PATH_ERROR)?;
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let visible = || subsystem.namespaces.iter().filter(|n| n.hosts.contains(host));
+        let next_group = |after: u32| -> Option<&Namespace> {
+            visible().filter(|n| n.ana_group > after).min_by_key(|n| n.ana_group)
+        };
+        let groups = std::iter::successors(next_group(0), |n| next_group(n.ana_group));
+        let count = groups.clone().count();
+        let mut header = [0; AnaHeader::LEN];
+        AnaHeader { change_count: ctrlr.ana_changes, groups: count as u16 }.emit(&mut header);
+        window.put(&header);
+        for group in groups {
+            let members = || visible().filter(|n| n.ana_group == group.ana_group).map(|n| n.nsid);
+            let nsids = if groups_only { 0 } else { members().count() as u32 };
+            let mut fields = [0; GroupFields::LEN];
+            GroupFields { group_id: group.ana_group, nsids, change_count: 0, state: group.ana_state }
+                .emit(&mut fields);
+            window.put(&fields);
+            if !groups_only {
+                members().for_each(|nsid| window.put(&nsid.to_le_bytes()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put_supported(kind: Kind, window: &mut Window<'_>) {
+    /// LSUPP (NVMe base 2.0c figure 203).
+    const SUPPORTED: u32 = 1;
+    for lid in 0..=u8::MAX {
+        let entry = if is_supported(kind, lid) { SUPPORTED } else { 0 };
+        window.put(&entry.to_le_bytes());
+    }
+}
+
+fn put_errors(ctrlr: &Ctrlr, window: &mut Window<'_>) {
+    let ring = ctrlr.errors.len() as u64;
+    for back in 0..ring {
+        let number = ctrlr.error_count.checked_sub(back).filter(|&n| n > 0);
+        let entry = number.map(|n| ctrlr.errors[((n - 1) % ring) as usize]).unwrap_or_default();
+        let mut bytes = [0; ErrorEntry::LEN];
+        entry.emit(&mut bytes);
+        window.put(&bytes);
+    }
+}
+
+fn put_changed(ctrlr: &Ctrlr, window: &mut Window<'_>) {
+    let mut page = [0; ChangedNamespaces::LEN];
+    let count = usize::from(ctrlr.changed_count);
+    if count > CHANGED {
+        ChangedNamespaces::emit([NSID_ALL], &mut page);
+    } else {
+        let mut sorted = ctrlr.changed;
+        let listed = sorted.get_mut(..count).unwrap_or_default();
+        listed.sort_unstable();
+        ChangedNamespaces::emit(listed.iter().copied(), &mut page);
+    }
+    window.put(&page);
+}
+
+fn put_effects(window: &mut Window<'_>) {
+    let (plain, writes) = (CommandEffects::supported(), CommandEffects::writes());
+    let admin = [
+        (admin_opcode::GET_LOG_PAGE, plain),
+        (admin_opcode::IDENTIFY, plain),
+        (admin_opcode::ABORT, plain),
+        (admin_opcode::SET_FEATURES, plain),
+        (admin_opcode::GET_FEATURES, plain),
+        (admin_opcode::ASYNC_EVENT_REQUEST, plain),
+        (admin_opcode::KEEP_ALIVE, plain),
+        (FABRICS, plain),
+    ];
+    let io = [
+        (io_opcode::FLUSH, plain),
+        (io_opcode::WRITE, writes),
+        (io_opcode::READ, plain),
+        (io_opcode::WRITE_ZEROES, writes),
+        (io_opcode::DATASET_MANAGEMENT, writes),
+        (FABRICS, plain),
+    ];
+    let mut page = [0; CommandsAndEffects::LEN];
+    CommandsAndEffects::emit(&admin, &io, &mut page);
+    window.put(&page);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_shows_what_lies_in_it() {
+        let whole: Vec<u8> = (0..40).collect();
+        for (start, len) in [(0, 40), (0, 8), (4, 8), (12, 28), (36, 8), (40, 4)] {
+            let mut data = vec![0xEE; len];
+            let mut window = Window::new(&mut data, start);
+            for piece in whole.chunks(16) {
+                window.put(piece);
+            }
+            window.finish().expect("not beyond the end");
+            let mut expected = vec![0; len];
+            let shown = &whole[start as usize..(start as usize + len).min(40)];
+            expected[..shown.len()].copy_from_slice(shown);
+            assert_eq!(data, expected, "{len} bytes from {start}");
+        }
+    }
+
+    #[test]
+    fn an_offset_beyond_the_end_is_refused() {
+        let mut data = [0; 4];
+        let mut window = Window::new(&mut data, 44);
+        window.put(&[0; 40]);
+        assert!(window.finish().is_err());
+    }
+}

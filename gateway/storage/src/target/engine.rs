@@ -1,0 +1,411 @@
+//! The command layer: what a command means, whatever the transport that brought it.
+//!
+//! A transport takes a slot for each command and asks [`Engine::begin`] what it needs. When it has the data, or the
+//! block for the data, it calls [`Engine::execute`]. Each answer is a [`Step`]. What happens later (a request comes back,
+//! an event fires, another core answers) comes out as an [`Effect`], which the transport carries out.
+//!
+//! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
+
+use super::ctrlr::Ctrlrs;
+use super::limits::TargetLimits;
+use super::queue::{Names, NsView, Queue, QueueState};
+use super::slot::{NIL, Phase, Slots};
+use super::timers::Timers;
+use crate::cx::Cx;
+use crate::msg::{Msg, StorageIo};
+use crate::request::{Completed, Fault, Op, Origin, Owner, Request};
+use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use trefoil_poll::{Buf, CoreId};
+use trefoil_wire::fabrics;
+use trefoil_wire::nvme::{Psdt, Status};
+
+/// What a command needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So many bytes from the host in the slot's block, then [`Engine::execute`].
+    Gather(u32),
+    /// A block of so many bytes, to be filled for the host, then [`Engine::execute`].
+    Block(u32),
+    /// Nothing from the transport: an [`Effect`] will follow.
+    Held,
+    /// Its response is in the slot; if `send_len` is not 0, so many bytes of the block go first.
+    Done,
+}
+
+/// What a transport has to do, besides answering a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send the response of this slot.
+    Done(SlotRef),
+    /// Abort flagged this slot, which waits for memory, for its grant or for data: end it as soon as it can be.
+    Abort(SlotRef),
+    /// Close this queue's connection.
+    Close {
+        /// The queue.
+        queue: u32,
+        /// Guards against a reused number.
+        generation: u32,
+        /// Why, for the log.
+        why: &'static str,
+    },
+}
+
+/// A slot as it was when an effect was made: the slot may have ended with its queue since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRef {
+    at: u32,
+    generation: u32,
+}
+
+/// Where a queue's connection came in, for the discovery log and tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The portal.
+    pub portal: PortalId,
+    /// Our address as the host used it.
+    pub local: SocketAddr,
+    /// The host's address.
+    pub peer: SocketAddr,
+}
+
+/// I/O of one LUN that this core's hosts did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LunStats {
+    /// Read commands done.
+    pub reads: u64,
+    /// Write commands done.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Commands that failed.
+    pub errors: u64,
+    /// Time from start to response of all, in nanoseconds.
+    pub latency_ns: u64,
+}
+
+/// See the module. All memory is allocated in [`Engine::new`].
+pub struct Engine {
+    /// This core.
+    pub core: CoreId,
+    /// Cores of the gateway.
+    pub cores: u16,
+    home: u16,
+    /// Command slots.
+    pub slots: Slots,
+    /// Queues, by the transport's connection number.
+    pub queues: Box<[Queue]>,
+    /// Who is on a queue.
+    pub names: Box<[Names]>,
+    /// Where a queue came in.
+    pub places: Box<[Place]>,
+    /// Controllers whose admin queue is here.
+    pub ctrlrs: Ctrlrs,
+    /// What is presented.
+    pub topology: Arc<Topology>,
+    /// Counts the topologies that this engine saw, from 1.
+    pub epoch: u32,
+    /// The topology's epoch at which the discovery log last changed: its generation counter.
+    pub discovery_generation: u64,
+    /// For the transport, in order.
+    pub effects: VecDeque<Effect>,
+    /// Deadlines of connections and controllers.
+    pub timers: Timers,
+    /// By [`LunId`].
+    pub lun_stats: Box<[LunStats]>,
+}
+
+impl Engine {
+    /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
+    /// one a slot and one a queue, LUN counters 4,096 × 48 B.
+    pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
+        Self {
+            core,
+            cores,
+            home,
+            slots: Slots::new(limits.slots.min(65_535)),
+            queues: (0..limits.max_conns).map(|_| Queue::new()).collect(),
+            names: vec![Names::NONE; limits.max_conns].into(),
+            places: vec![place; limits.max_conns].into(),
+            ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
+            topology: Arc::default(),
+            epoch: 1,
+            discovery_generation: 0,
+            effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
+            timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
+            lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
+        }
+    }
+
+    /// A new command is in slot `at`, without its data.
+    #[inline]
+    pub fn begin<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        let slot = &self.slots[at];
+        let queue = &self.queues[slot.queue as usize];
+        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE {
+            self.begin_io(cx, at)
+        } else {
+            self.begin_admin(cx, at)
+        };
+        if let Step::Gather(len) | Step::Block(len) = step {
+            return self.check_transfer(at, len, step);
+        }
+        step
+    }
+
+    /// The command describes its data by one SGL descriptor (NVMe base 2.0c §3.3.3.1.1), of the length that the command
+    /// itself says; what kind of descriptor is the transport's to check.
+    #[inline]
+    fn check_transfer(&mut self, at: u32, len: u32, step: Step) -> Step {
+        let slot = &mut self.slots[at];
+        slot.len = len;
+        if slot.sqe.psdt() != Psdt::Sgl {
+            return self.fail(at, Status::INVALID_FIELD.dnr());
+        }
+        let described = slot.sqe.sgl1.len_bytes();
+        let io = self.queues[slot.queue as usize].qid != 0;
+        // Admin buffers may be larger than what fills them.
+        if described < len || (described != len && (io || matches!(step, Step::Gather(_)))) {
+            return self.fail(at, Status::DATA_SGL_LENGTH_INVALID.dnr());
+        }
+        step
+    }
+
+    /// What [`Engine::begin`] asked for is there.
+    #[inline]
+    pub fn execute<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        let slot = &self.slots[at];
+        let queue = &self.queues[slot.queue as usize];
+        if slot.aborted {
+            return self.fail(at, Status::ABORT_REQUESTED);
+        }
+        if queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE {
+            self.execute_io(cx, at)
+        } else {
+            self.execute_admin(cx, at)
+        }
+    }
+
+    /// A request of ours came back.
+    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
+        let origin = done.origin();
+        let (buf, result) = done.settle();
+        let at = origin.slot;
+        let current = self.slots.get(at).is_some_and(|slot| {
+            slot.phase == Phase::Backend && slot.generation == origin.generation
+        });
+        debug_assert!(current, "a completion for {origin:?}, which waits for none");
+        if !current {
+            buf.into_iter().for_each(|buf| cx.arena.free(buf));
+            return;
+        }
+        if self.slots[at].queue == NIL {
+            // Its queue went away; nobody is left to answer.
+            buf.into_iter().for_each(|buf| cx.arena.free(buf));
+            let kept = self.slots[at].buf.take();
+            kept.into_iter().for_each(|buf| cx.arena.free(buf));
+            return self.slots.release(at);
+        }
+        if buf.is_some() {
+            self.slots[at].buf = buf;
+        }
+        if self.continue_io(cx, at, result) == Step::Done {
+            self.done_later(at);
+        }
+    }
+
+    /// A request was dropped on its way: its command fails, and its slot lives on (see [`trefoil_poll::lost`]).
+    pub fn on_lost(&mut self, identity: u64) {
+        let (at, generation) = ((identity >> 32) as u32, (identity >> 8) as u32 & 0xFF_FFFF);
+        let Some(slot) = self.slots.get(at) else { return };
+        if identity as u8 != Owner::Target as u8
+            || slot.phase != Phase::Backend
+            || slot.generation != generation
+        {
+            return;
+        }
+        if slot.queue == NIL {
+            return self.slots.release(at);
+        }
+        self.fail(at, Status::INTERNAL_ERROR);
+        self.done_later(at);
+    }
+
+    /// Lets the transport send the response of `at`.
+    pub(super) fn done_later(&mut self, at: u32) {
+        let generation = self.slots[at].generation;
+        self.effects.push_back(Effect::Done(SlotRef { at, generation }));
+    }
+
+    /// Tells the transport that Abort flagged `at`.
+    pub(super) fn aborted(&mut self, at: u32) {
+        let generation = self.slots[at].generation;
+        self.effects.push_back(Effect::Abort(SlotRef { at, generation }));
+    }
+
+    /// Lets the transport close a queue's connection.
+    pub(super) fn close_later(&mut self, queue: u32, why: &'static str) {
+        let generation = self.queues[queue as usize].generation;
+        self.effects.push_back(Effect::Close { queue, generation, why });
+    }
+
+    /// The slot, if it is still the same command's.
+    pub fn resolve(&self, slot: SlotRef) -> Option<u32> {
+        let current = self.slots.get(slot.at)?;
+        let same = current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
+        same.then_some(slot.at)
+    }
+
+    /// Hands the slot's request to the LUN layer.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn submit<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        op: Op,
+        lun: LunId,
+        offset: u64,
+        len: u64,
+        durable: bool,
+    ) -> Step {
+        let slot = &mut self.slots[at];
+        slot.phase = Phase::Backend;
+        let payload = if matches!(op, Op::Read | Op::Write) { slot.buf.take() } else { None };
+        let origin = Origin {
+            core: self.core,
+            home: self.home,
+            owner: Owner::Target,
+            slot: at,
+            generation: slot.generation,
+        };
+        cx.requests.push_back(Request::new(op, lun, offset, len, payload, origin).durable(durable));
+        Step::Held
+    }
+
+    /// Ends a command with an error.
+    pub(super) fn fail(&mut self, at: u32, status: Status) -> Step {
+        let slot = &mut self.slots[at];
+        slot.status = status;
+        slot.send_len = 0;
+        if !status.is_ok() {
+            self.note_error(at);
+        }
+        Step::Done
+    }
+
+    /// Ends a command with a result.
+    pub(super) fn succeed(&mut self, at: u32, result: u64) -> Step {
+        self.slots[at].result = result;
+        Step::Done
+    }
+
+    /// The queue's view of a namespace; `None` if it may not see it.
+    #[inline]
+    pub(super) fn view(&mut self, queue: u32, nsid: u32) -> Option<NsView> {
+        let q = &self.queues[queue as usize];
+        let view = &q.views[nsid as usize % q.views.len()];
+        if view.nsid == nsid && view.epoch == self.epoch {
+            return Some(*view);
+        }
+        self.look_up(queue, nsid)
+    }
+
+    #[cold]
+    fn look_up(&mut self, queue: u32, nsid: u32) -> Option<NsView> {
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let namespace = self.subsystem(queue)?.visible(nsid, host)?;
+        let lun = self.topology.luns.get(namespace.lun.0 as usize)?.as_ref()?;
+        let view = NsView::new(namespace, lun, self.epoch);
+        let views = &mut self.queues[queue as usize].views;
+        views[nsid as usize % views.len()] = view;
+        Some(view)
+    }
+
+    /// The subsystem that the queue is connected to, if it still exists.
+    pub(super) fn subsystem(&self, queue: u32) -> Option<&Subsystem> {
+        let q = &self.queues[queue as usize];
+        let name = self.names[queue as usize].subnqn.as_str();
+        self.topology.subsystems.get(q.subsystem as usize).filter(|s| s.nqn == name)
+    }
+
+    /// A transport accepted a connection: its queue may Connect.
+    pub fn open(&mut self, queue: u32, place: Place) {
+        self.queues[queue as usize].open();
+        self.places[queue as usize] = place;
+        self.names[queue as usize] = Names::NONE;
+    }
+
+    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own; everything
+    /// else of the queue's ends here, and what it held comes out through `free`.
+    pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        self.leave_ctrlr(cx, queue);
+        while let Some(at) = self.queues[queue as usize].ring.first() {
+            self.slots.unlink(&mut self.queues[queue as usize].ring, at);
+            let slot = &mut self.slots[at];
+            if slot.phase == Phase::Backend {
+                slot.queue = NIL;
+                continue;
+            }
+            slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+            self.slots.release(at);
+        }
+        let q = &mut self.queues[queue as usize];
+        q.state = QueueState::Free;
+        q.generation = q.generation.wrapping_add(1);
+    }
+
+    /// The transport has handed out the response of `at`: the slot is free again. Gives its block back.
+    #[inline]
+    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Buf> {
+        let slot = &mut self.slots[at];
+        let buf = slot.buf.take();
+        let (queue, cid, since) = (slot.queue, slot.sqe.cid, slot.since);
+        let moved = if slot.status.is_ok() { slot.len } else { 0 };
+        let q = &mut self.queues[queue as usize];
+        q.leave(cid, since, cx.io.now(), moved);
+        self.slots.unlink(&mut q.ring, at);
+        self.slots.release(at);
+        buf
+    }
+
+    /// Another command under way on the queue has the identifier of slot `at`.
+    #[cold]
+    pub fn conflicts(&self, at: u32) -> bool {
+        let slot = &self.slots[at];
+        let ring = &self.queues[slot.queue as usize].ring;
+        self.slots.iter(ring).any(|(other, s)| other != at && s.sqe.cid == slot.sqe.cid)
+    }
+
+    pub(super) fn tell_up<I: StorageIo>(&self, cx: &mut Cx<'_, I>, queue: u32) {
+        let q = &self.queues[queue as usize];
+        cx.io.post_control(Msg::Event(crate::msg::Event::QpairUp {
+            sock: trefoil_poll::SockId(queue),
+            cntlid: q.cntlid,
+            qid: q.qid,
+            peer: self.places[queue as usize].peer,
+        }));
+    }
+}
+
+/// The status that a failed request means to a host (NVMe base 2.0c figures 93 to 102).
+pub(super) fn status_of(fault: Fault) -> Status {
+    match fault {
+        Fault::OutOfRange => Status::LBA_OUT_OF_RANGE.dnr(),
+        Fault::MediaRead => Status::UNRECOVERED_READ_ERROR,
+        Fault::MediaWrite => Status::WRITE_FAULT,
+        Fault::NoSpace => Status::CAPACITY_EXCEEDED.dnr(),
+        Fault::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
+        Fault::PathLost => Status::INTERNAL_PATH_ERROR,
+        Fault::Gone => Status::INVALID_NAMESPACE.dnr(),
+        Fault::Unsupported => Status::INVALID_OPCODE.dnr(),
+        Fault::Aborted => Status::ABORT_REQUESTED,
+        Fault::Internal => Status::INTERNAL_ERROR,
+    }
+}

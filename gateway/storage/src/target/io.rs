@@ -1,0 +1,256 @@
+//! I/O commands (NVM command set 1.0c §3.2): checked, turned into requests, and their results turned back.
+//!
+//! Both halves look at the command anew, since between them a command may wait for its data while the topology changes:
+//! what is started is always what the host may do now.
+//!
+//! Range guards: Compare and the fused Compare-and-Write need that no other write of the same LUN touches their blocks
+//! between the compare and the write. The place to take a guard is [`Engine::execute_io`], just before
+//! [`Engine::submit`], and the place to let it go is [`Engine::continue_io`], once a command has no further part: those
+//! two see every request of a host exactly once. Guards are to be striped by LUN and block range on the LUN's owner
+//! core, with a count of active compares beside each stripe, so that a write of a LUN without compares passes with one
+//! load of a counter.
+
+use super::engine::{Engine, Step, status_of};
+use super::limits::MAX_TRANSFER_BYTES;
+use super::queue::NsView;
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use crate::request::{Fault, Op};
+use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
+
+impl Engine {
+    /// First half: checks the command and says what it needs.
+    #[inline]
+    pub(super) fn begin_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        if self.slots[at].sqe.fuse() != Fuse::Normal {
+            return self.fail(at, Status::INVALID_FIELD.dnr());
+        }
+        match IoCommand::parse(&self.slots[at].sqe) {
+            IoCommand::Read(range) => match self.check(at, &range, false) {
+                Ok((_, len)) => Step::Block(len),
+                Err(status) => self.fail(at, status),
+            },
+            IoCommand::Write(range) => match self.check(at, &range, true) {
+                Ok((_, len)) => Step::Gather(len),
+                Err(status) => self.fail(at, status),
+            },
+            IoCommand::Dsm(dsm) => Step::Gather(u32::from(dsm.ranges) * DsmRange::LEN as u32),
+            IoCommand::Flush | IoCommand::WriteZeroes { .. } => self.execute_io(cx, at),
+            IoCommand::Compare(_)
+            | IoCommand::Verify(_)
+            | IoCommand::WriteUncorrectable(_)
+            | IoCommand::Unknown { .. } => self.fail(at, Status::INVALID_OPCODE.dnr()),
+        }
+    }
+
+    /// Second half: the data, or the block for it, is in the slot.
+    #[inline]
+    pub(super) fn execute_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        let checked = match IoCommand::parse(&self.slots[at].sqe) {
+            IoCommand::Read(range) => {
+                self.recheck(at, &range, false).map(|view| (Op::Read, view, range, false))
+            }
+            IoCommand::Write(range) => {
+                self.recheck(at, &range, true).map(|view| (Op::Write, view, range, range.fua))
+            }
+            IoCommand::WriteZeroes { range, deac } => {
+                let op = Op::WriteZeroes { deallocate: deac };
+                self.check_blocks(at, &range, true).map(|view| (op, view, range, range.fua))
+            }
+            IoCommand::Flush => return self.flush(cx, at),
+            IoCommand::Dsm(dsm) => return self.dsm(cx, at, dsm),
+            _ => Err(Status::INVALID_OPCODE.dnr()),
+        };
+        match checked {
+            Ok((op, view, range, durable)) => {
+                let offset = range.slba << view.block_shift;
+                let len = u64::from(range.nlb) << view.block_shift;
+                self.slots[at].lun = view.lun;
+                self.submit(cx, at, op, view.lun, offset, len, durable)
+            }
+            Err(status) => self.fail(at, status),
+        }
+    }
+
+    /// A part of the command is done.
+    #[inline]
+    pub(super) fn continue_io<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        result: Result<(), Fault>,
+    ) -> Step {
+        let now = cx.io.now();
+        let slot = &mut self.slots[at];
+        let opcode = slot.sqe.opcode;
+        // A hint that the backend can't follow is followed by doing nothing (NVM command set 1.0c §3.2.3).
+        let ignored = Err(Fault::Unsupported);
+        if let Err(fault) = result
+            && !(result == ignored && opcode == io_opcode::DATASET_MANAGEMENT)
+        {
+            if let Some(stats) = self.lun_stats.get_mut(slot.lun.0 as usize) {
+                stats.errors += 1;
+            }
+            return self.fail(at, status_of(fault));
+        }
+        if let Some(stats) = self.lun_stats.get_mut(slot.lun.0 as usize) {
+            stats.latency_ns += now.as_ns().saturating_sub(slot.since.as_ns());
+            match opcode {
+                io_opcode::READ => {
+                    stats.reads += 1;
+                    stats.read_bytes += u64::from(slot.len);
+                    slot.send_len = slot.len;
+                }
+                io_opcode::WRITE => {
+                    stats.writes += 1;
+                    stats.written_bytes += u64::from(slot.len);
+                }
+                _ => {}
+            }
+        }
+        match opcode {
+            io_opcode::FLUSH => self.flush(cx, at),
+            io_opcode::DATASET_MANAGEMENT => match IoCommand::parse(&self.slots[at].sqe) {
+                IoCommand::Dsm(dsm) => self.dsm(cx, at, dsm),
+                _ => Step::Done,
+            },
+            _ => Step::Done,
+        }
+    }
+
+    /// Checks a Read or Write; gives the namespace and the bytes that move.
+    #[inline]
+    fn check(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<(NsView, u32), Status> {
+        let view = self.check_blocks(at, range, write)?;
+        let len = u64::from(range.nlb) << view.block_shift;
+        if len > u64::from(MAX_TRANSFER_BYTES) {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        self.slots[at].epoch = self.epoch;
+        Ok((view, len as u32))
+    }
+
+    /// Checks again if anything may have changed since the first half.
+    #[inline]
+    fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
+        let slot = &self.slots[at];
+        if slot.epoch == self.epoch
+            && let Some(view) = self.view(slot.queue, slot.sqe.nsid)
+        {
+            return Ok(view);
+        }
+        let len = self.slots[at].len;
+        match self.check(at, range, write)? {
+            (view, now_len) if now_len == len => Ok(view),
+            // The block size changed under the command.
+            _ => Err(Status::INVALID_FORMAT.dnr()),
+        }
+    }
+
+    /// The namespace is there and can be reached, and the blocks lie in it.
+    #[inline]
+    fn check_blocks(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
+        let slot = &self.slots[at];
+        let view = self.view(slot.queue, slot.sqe.nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        check_access(&view, write)?;
+        if range.prinfo != 0 {
+            // No namespace of ours has protection information.
+            return Err(Status::INVALID_PROTECTION_INFORMATION.dnr());
+        }
+        check_range(&view, range.slba, u64::from(range.nlb))?;
+        Ok(view)
+    }
+
+    /// Flushes the next namespace that the command names: one, or all that the host sees (NVMe base 2.0c §7.1).
+    fn flush<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
+        let (queue, nsid, cursor) = (self.slots[at].queue, self.slots[at].sqe.nsid, self.slots[at].cursor);
+        let next = match nsid {
+            NSID_ALL => self.next_visible(queue, cursor),
+            _ if cursor == 0 => Some(nsid),
+            _ => None,
+        };
+        let Some(next) = next else { return Step::Done };
+        self.slots[at].cursor = next;
+        let checked = self.view(queue, next).ok_or(Status::INVALID_NAMESPACE.dnr());
+        match checked.and_then(|view| check_access(&view, false).map(|()| view)) {
+            Ok(view) => {
+                self.slots[at].lun = view.lun;
+                self.submit(cx, at, Op::Flush, view.lun, 0, 0, false)
+            }
+            Err(status) => self.fail(at, status),
+        }
+    }
+
+    /// The lowest NSID above `after` that the queue's host sees.
+    pub(super) fn next_visible(&self, queue: u32, after: u32) -> Option<u32> {
+        let host = self.names[queue as usize].hostnqn.as_str();
+        let namespaces = &self.subsystem(queue)?.namespaces;
+        let from = namespaces.partition_point(|n| n.nsid <= after);
+        namespaces.get(from..)?.iter().find(|n| n.hosts.contains(host)).map(|n| n.nsid)
+    }
+
+    /// Deallocates the next range that is not empty. All are checked first, so that a bad command changes nothing.
+    fn dsm<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, dsm: DsmCommand) -> Step {
+        match self.next_dsm_range(at, dsm) {
+            Ok(Some((view, range))) => {
+                let offset = range.slba << view.block_shift;
+                let len = u64::from(range.nlb) << view.block_shift;
+                self.slots[at].lun = view.lun;
+                self.submit(cx, at, Op::Deallocate, view.lun, offset, len, false)
+            }
+            Ok(None) => Step::Done,
+            Err(status) => self.fail(at, status),
+        }
+    }
+
+    fn next_dsm_range(
+        &mut self,
+        at: u32,
+        dsm: DsmCommand,
+    ) -> Result<Option<(NsView, DsmRange)>, Status> {
+        let (queue, nsid) = (self.slots[at].queue, self.slots[at].sqe.nsid);
+        let view = self.view(queue, nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        check_access(&view, true)?;
+        let slot = &mut self.slots[at];
+        let data = slot.buf.as_deref().unwrap_or_default();
+        let mut ranges =
+            DsmRange::iter(data, dsm.ranges).map_err(|_| Status::DATA_SGL_LENGTH_INVALID.dnr())?;
+        if slot.cursor == 0 {
+            ranges.clone().try_for_each(|r| check_range(&view, r.slba, u64::from(r.nlb)))?;
+        }
+        if !dsm.deallocate {
+            return Ok(None);
+        }
+        while let Some(range) = ranges.nth(slot.cursor as usize) {
+            slot.cursor += 1;
+            if range.nlb != 0 {
+                return Ok(Some((view, range)));
+            }
+            ranges = DsmRange::iter(data, dsm.ranges).map_err(|_| Status::INTERNAL_ERROR)?;
+        }
+        Ok(None)
+    }
+}
+
+#[inline]
+fn check_range(view: &NsView, slba: u64, nlb: u64) -> Result<(), Status> {
+    match slba.checked_add(nlb) {
+        Some(end) if end <= view.blocks => Ok(()),
+        _ => Err(Status::LBA_OUT_OF_RANGE.dnr()),
+    }
+}
+
+/// ANA (NVMe base 2.0c §8.1.3) and write protection.
+#[inline]
+fn check_access(view: &NsView, write: bool) -> Result<(), Status> {
+    match view.ana_state {
+        0x1 | 0x2 => {}
+        0x3 => return Err(Status::ANA_INACCESSIBLE),
+        0x4 => return Err(Status::ANA_PERSISTENT_LOSS),
+        _ => return Err(Status::ANA_TRANSITION),
+    }
+    if write && view.read_only {
+        return Err(Status::NAMESPACE_WRITE_PROTECTED.dnr());
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! How much one core's target may hold. Everything is allocated from this at start-up.
+
+use std::time::Duration;
+
+/// Largest data transfer of one command: MDTS 8 with pages of 4 KiB.
+pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
+/// MDTS: `MAX_TRANSFER_BYTES` is 2^MDTS pages of 4 KiB (NVMe base 2.0c §5.17.2.1).
+pub const MDTS: u8 = 8;
+/// In-capsule data that an I/O queue takes; admin queues take as much (NVMe-oF TCP 1.0c §3.5.1).
+pub const IN_CAPSULE_BYTES: u32 = 8192;
+/// MAXH2CDATA: a whole transfer fits one H2CData, so a host need not cut it.
+pub const MAX_H2C_DATA_BYTES: u32 = MAX_TRANSFER_BYTES;
+/// Entries of the largest submission queue (CAP.MQES + 1).
+pub const MAX_QUEUE_ENTRIES: u16 = 256;
+/// I/O queues that one controller grants.
+pub const MAX_IO_QUEUES: usize = 64;
+/// Asynchronous Event Requests that one controller holds (AERL + 1).
+pub const MAX_AERS: usize = 4;
+/// Abort commands that one controller works on at a time (ACL + 1).
+pub const MAX_ABORTS: usize = 4;
+
+/// Sizes and times of one core's target.
+///
+/// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 12 KiB) = 112 MiB at most, slots
+/// 28,672 × 256 B = 7 MiB, controllers 2,048 × about 4 KiB = 8 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetLimits {
+    /// The driver's socket table: connections are indexed by socket.
+    pub max_conns: usize,
+    /// Controllers whose admin queue is on this core.
+    pub max_ctrlrs: usize,
+    /// Commands under way: 20,480 of I/O and admin queues, and 2,048 controllers × 4 Asynchronous Event Requests. At
+    /// most 65,535, since a slot's number is its transfer tag.
+    pub slots: usize,
+    /// Of `slots`, those that only Connect and admin commands may take.
+    pub reserved_slots: usize,
+    /// Payload memory that only Connect, admin commands and bytes received beyond what could be started may take.
+    pub reserved_bytes: usize,
+    /// Lists for sends. A connection waits for one if all are under way.
+    pub send_lists: usize,
+    /// Most bytes that one receive takes into the driver's memory.
+    pub stream_bytes: u32,
+    /// ICReq and Connect must be through by then.
+    pub connect_timeout: Duration,
+    /// A send that makes no progress for so long ends its connection.
+    pub send_timeout: Duration,
+    /// How long a host may take to close after our terminate request (NVMe-oF TCP 1.0c §3.5: 30 s).
+    pub terminate_timeout: Duration,
+}
+
+impl Default for TargetLimits {
+    fn default() -> Self {
+        Self {
+            max_conns: 8192,
+            max_ctrlrs: 2048,
+            slots: 28_672,
+            reserved_slots: 1024,
+            reserved_bytes: 8 << 20,
+            send_lists: 8192,
+            stream_bytes: 64 << 10,
+            connect_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(30),
+            terminate_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+const _: () = assert!(MAX_TRANSFER_BYTES == 4096 << MDTS);

@@ -1,0 +1,197 @@
+//! The target: NVMe controllers that hosts connect to, and the transport that brings their commands.
+//!
+//! Two halves. [`tcp`] turns streams into commands and moves their data. [`engine`], [`io`] and [`ctrlr`] say what the
+//! commands mean and know no transport: they see a slot with a command and perhaps a block, and answer with what they
+//! need. One target serves the connections of one core; controllers span cores by messages.
+//!
+//! Specs: NVMe base 2.0c, NVM command set 1.0c, NVMe-oF TCP 1.0c. Not here: authentication, TLS, reservations.
+
+mod ctrlr;
+mod engine;
+mod io;
+mod limits;
+mod queue;
+mod slot;
+mod tcp;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+pub use engine::LunStats;
+pub use limits::TargetLimits;
+
+use crate::cx::Cx;
+use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
+use crate::request::Completed;
+use crate::topology::{LunId, PortalId, Topology};
+use engine::{Engine, Place};
+use queue::QueueState;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tcp::Tcp;
+use timers::Timer;
+use trefoil_poll::{Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+
+/// One core's target.
+pub struct Target {
+    engine: Engine,
+    tcp: Tcp,
+}
+
+impl Target {
+    /// Allocates everything that it will ever need; see [`TargetLimits`]. `home` is the core's arena number.
+    pub fn new(limits: TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
+        Self { engine: Engine::new(&limits, core, cores, home), tcp: Tcp::new(limits) }
+    }
+
+    /// A host connected to `portal`, at our address `local`.
+    pub fn adopt<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        portal: PortalId,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) {
+        self.tcp.adopt(&mut self.engine, cx, sock, Place { portal, local, peer });
+    }
+
+    /// Bytes came in on a connection.
+    #[inline]
+    pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
+        self.tcp.on_received(&mut self.engine, cx, sock, bytes);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A block is full.
+    pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
+        self.tcp.on_filled(&mut self.engine, cx, sock, buf);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A receive ended; the connection does too.
+    pub fn on_recv_end<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+        self.tcp.on_recv_end(&mut self.engine, cx, sock, buf, why);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A send is done.
+    pub fn on_sent<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        self.tcp.on_sent(&mut self.engine, cx, sock, list, result);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// The last word about a connection.
+    pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
+        self.tcp.on_closed(&mut self.engine, cx, sock);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A request with [`crate::Owner::Target`] came back.
+    #[inline]
+    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
+        self.engine.on_completed(cx, done);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A request was dropped somewhere: its command fails with Internal Error. `identity` is as
+    /// [`crate::Origin::pack`] made it.
+    pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
+        self.engine.on_lost(identity);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// A message about a controller.
+    pub fn on_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, from: CoreId, msg: CtrlrMsg) {
+        self.engine.on_ctrlr(cx, from, msg);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// Presents `new` from now on; gives the old snapshot back, to be dropped elsewhere.
+    pub fn on_topology<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        new: Arc<Topology>,
+    ) -> Option<Arc<Topology>> {
+        let old = self.engine.on_topology(new);
+        self.tcp.settle(&mut self.engine, cx);
+        Some(old)
+    }
+
+    /// Closes the connections of hosts that may no longer be here, or all.
+    pub fn close_hosts<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, all: bool) {
+        self.engine.close_hosts(all);
+        self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// Timers, then those who wait for memory, then what is to be sent. Whether there was work.
+    pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let mut worked = false;
+        while let Some(timer) = self.engine.timers.expire(cx.io.now()) {
+            worked = true;
+            match timer {
+                Timer::Queue(queue) => self.tcp.on_timer(&mut self.engine, cx, queue),
+                Timer::Ctrlr(index) => self.engine.on_ctrlr_timer(cx, index),
+            }
+            self.tcp.settle(&mut self.engine, cx);
+        }
+        worked |= self.tcp.serve(&mut self.engine, cx);
+        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.flush(&mut self.engine, cx) || worked
+    }
+
+    /// When [`on_turn`](Self::on_turn) must run next without any event.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.engine.timers.next()
+    }
+
+    /// What is connected here.
+    pub fn survey(&self, into: &mut Survey) {
+        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live) {
+            into.total += 1;
+            let sock = SockId(at as u32);
+            let (Some(conn), true) = (self.tcp.conn(sock), into.qpairs.len() < into.qpairs.capacity()) else {
+                continue;
+            };
+            let names = &self.engine.names[at];
+            let place = &self.engine.places[at];
+            into.qpairs.push(QpairRow {
+                sock,
+                cntlid: queue.cntlid,
+                qid: queue.qid,
+                depth: queue.depth,
+                outstanding: queue.ring.len() as u16,
+                host_nqn: HostName::new(names.hostnqn.as_str()),
+                subsystem_nqn: HostName::new(names.subnqn.as_str()),
+                peer: place.peer,
+                portal: place.portal,
+                digests: (conn.framing.header_digest, conn.framing.data_digest),
+                commands: queue.commands,
+                payload_bytes: queue.payload_bytes,
+                latency_ns: queue.latency_ns,
+            });
+        }
+    }
+
+    /// What this core's hosts did with a LUN.
+    pub fn lun_stats(&self, lun: LunId) -> LunStats {
+        self.engine.lun_stats.get(lun.0 as usize).copied().unwrap_or_default()
+    }
+
+    /// Command slots that are free.
+    pub fn free_slots(&self) -> usize {
+        self.engine.slots.free_count()
+    }
+
+    /// Controllers whose admin queue is here.
+    pub fn ctrlr_count(&self) -> usize {
+        self.engine.ctrlrs.count()
+    }
+}

@@ -1,0 +1,328 @@
+//! Command slots: what the transport and the command layer share about one command.
+//!
+//! A slot belongs to a queue from the command's arrival until its response is handed to the transport. Three intrusive
+//! structures run through the slots, so that nothing is allocated: the free list, each queue's ring of outstanding
+//! commands, and first-in-first-out [`Fifo`]s of slots that wait for memory or for being sent.
+
+use crate::topology::LunId;
+use trefoil_poll::{Buf, Instant};
+use trefoil_wire::nvme::{Sqe, Status};
+
+/// No slot.
+pub const NIL: u32 = u32::MAX;
+
+/// What a slot's command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing: the slot is free.
+    Free,
+    /// The command layer was not asked yet.
+    New,
+    /// A payload block; in its queue's waiting list.
+    Memory,
+    /// The transport's grant to be sent (TCP: an R2T); in the ready list.
+    Grant,
+    /// Data from the host.
+    HostData,
+    /// The LUN layer: a request is under way, and nothing else may end the slot.
+    Backend,
+    /// The command layer: an event, another core's answer.
+    Held,
+    /// Its response to be sent; in the ready list.
+    Ready,
+}
+
+/// One command.
+#[derive(Debug)]
+pub struct Slot {
+    /// The command as it came.
+    pub sqe: Sqe,
+    /// Its payload block, unless a driver, a request or a send list has it.
+    pub buf: Option<Buf>,
+    /// Its queue; [`NIL`] once the queue is gone and only a request is still under way.
+    pub queue: u32,
+    /// Changes when the slot is freed.
+    pub generation: u32,
+    /// What it waits for.
+    pub phase: Phase,
+    /// Its data comes from the host.
+    pub gather: bool,
+    /// Set by Abort: the command is not to be started once its data is in.
+    pub aborted: bool,
+    /// The status of its response.
+    pub status: Status,
+    /// Dwords 0 and 1 of its response.
+    pub result: u64,
+    /// Bytes of data that the command moves, either way.
+    pub len: u32,
+    /// Bytes that have come from the host.
+    pub moved: u32,
+    /// Bytes at the start of `buf` that go to the host before the response.
+    pub send_len: u32,
+    /// Where a command of several parts stands: the next range, the next namespace.
+    pub cursor: u32,
+    /// When it came.
+    pub since: Instant,
+    /// The view of the namespace under which the following were checked.
+    pub epoch: u32,
+    /// The LUN of an I/O command.
+    pub lun: LunId,
+    next: u32,
+    prev: u32,
+    link: u32,
+}
+
+/// All slots of a core.
+pub struct Slots {
+    slots: Box<[Slot]>,
+    free: u32,
+    free_count: usize,
+}
+
+impl Slots {
+    /// `count` free slots of about 256 bytes.
+    pub fn new(count: usize) -> Self {
+        let slots = (0..count as u32).map(|at| Slot {
+            sqe: Sqe::default(),
+            buf: None,
+            queue: NIL,
+            generation: 0,
+            phase: Phase::Free,
+            gather: false,
+            aborted: false,
+            status: Status::SUCCESS,
+            result: 0,
+            len: 0,
+            moved: 0,
+            send_len: 0,
+            cursor: 0,
+            since: Instant::default(),
+            epoch: 0,
+            lun: LunId(0),
+            next: if at as usize + 1 < count { at + 1 } else { NIL },
+            prev: NIL,
+            link: NIL,
+        });
+        Self { slots: slots.collect(), free: if count == 0 { NIL } else { 0 }, free_count: count }
+    }
+
+    /// Slots that are free.
+    pub fn free_count(&self) -> usize {
+        self.free_count
+    }
+
+    /// Whether `slot` is a number that can be indexed.
+    pub fn get(&self, slot: u32) -> Option<&Slot> {
+        self.slots.get(slot as usize)
+    }
+
+    /// Takes a slot for a command of `queue` and puts it on the queue's ring.
+    #[inline]
+    pub fn take(&mut self, ring: &mut Ring, queue: u32, sqe: Sqe, since: Instant) -> Option<u32> {
+        let at = self.free;
+        let slot = self.slots.get_mut(at as usize)?;
+        self.free = slot.next;
+        self.free_count -= 1;
+        slot.sqe = sqe;
+        slot.queue = queue;
+        slot.phase = Phase::New;
+        slot.gather = false;
+        slot.aborted = false;
+        slot.status = Status::SUCCESS;
+        slot.result = 0;
+        slot.len = 0;
+        slot.moved = 0;
+        slot.send_len = 0;
+        slot.cursor = 0;
+        slot.since = since;
+        slot.prev = NIL;
+        slot.next = ring.head;
+        slot.link = NIL;
+        if let Some(next) = self.slots.get_mut(ring.head as usize) {
+            next.prev = at;
+        }
+        ring.head = at;
+        ring.len += 1;
+        Some(at)
+    }
+
+    /// Takes a slot off its queue's ring.
+    #[inline]
+    pub fn unlink(&mut self, ring: &mut Ring, at: u32) {
+        let (prev, next) = (self[at].prev, self[at].next);
+        match self.slots.get_mut(prev as usize) {
+            Some(prev) => prev.next = next,
+            None => ring.head = next,
+        }
+        if let Some(next) = self.slots.get_mut(next as usize) {
+            next.prev = prev;
+        }
+        ring.len -= 1;
+    }
+
+    /// Frees a slot that is on no ring. Its buffer must be gone.
+    #[inline]
+    pub fn release(&mut self, at: u32) {
+        let free = self.free;
+        let slot = &mut self[at];
+        debug_assert!(slot.buf.is_none() && slot.phase != Phase::Free, "{slot:?}");
+        slot.phase = Phase::Free;
+        slot.queue = NIL;
+        slot.generation = slot.generation.wrapping_add(1) & 0xFF_FFFF;
+        slot.next = free;
+        self.free = at;
+        self.free_count += 1;
+    }
+
+    /// The slots on a ring, newest first.
+    pub fn iter<'a>(&'a self, ring: &Ring) -> impl Iterator<Item = (u32, &'a Slot)> {
+        let mut at = ring.head;
+        std::iter::from_fn(move || {
+            let slot = self.slots.get(at as usize)?;
+            let this = at;
+            at = slot.next;
+            Some((this, slot))
+        })
+    }
+}
+
+impl std::ops::Index<u32> for Slots {
+    type Output = Slot;
+
+    #[inline]
+    fn index(&self, at: u32) -> &Slot {
+        &self.slots[at as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Slots {
+    #[inline]
+    fn index_mut(&mut self, at: u32) -> &mut Slot {
+        &mut self.slots[at as usize]
+    }
+}
+
+/// The outstanding commands of one queue.
+#[derive(Debug)]
+pub struct Ring {
+    head: u32,
+    len: u32,
+}
+
+impl Ring {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self { head: NIL, len: 0 }
+    }
+
+    /// Commands on it.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The newest.
+    pub fn first(&self) -> Option<u32> {
+        (self.head != NIL).then_some(self.head)
+    }
+}
+
+/// Slots in the order in which they came. A slot is in at most one.
+#[derive(Debug)]
+pub struct Fifo {
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self { head: NIL, tail: NIL }
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+
+    /// The first.
+    #[inline]
+    pub fn front(&self) -> Option<u32> {
+        (self.head != NIL).then_some(self.head)
+    }
+
+    /// Appends.
+    #[inline]
+    pub fn push(&mut self, slots: &mut Slots, at: u32) {
+        slots[at].link = NIL;
+        match self.tail {
+            NIL => self.head = at,
+            tail => slots[tail].link = at,
+        }
+        self.tail = at;
+    }
+
+    /// Takes the first out.
+    #[inline]
+    pub fn pop(&mut self, slots: &mut Slots) -> Option<u32> {
+        let at = self.front()?;
+        self.head = slots[at].link;
+        if self.head == NIL {
+            self.tail = NIL;
+        }
+        Some(at)
+    }
+
+    /// Takes `which` out, wherever it stands; says whether it was there.
+    pub fn remove(&mut self, slots: &mut Slots, which: u32) -> bool {
+        let mut before = NIL;
+        let mut at = self.head;
+        while at != NIL && at != which {
+            (before, at) = (at, slots[at].link);
+        }
+        if at == NIL {
+            return false;
+        }
+        let after = slots[at].link;
+        match before {
+            NIL => self.head = after,
+            _ => slots[before].link = after,
+        }
+        if self.tail == at {
+            self.tail = before;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_come_back_and_rings_hold() {
+        let mut slots = Slots::new(3);
+        let mut ring = Ring::new();
+        let taken: Vec<_> = (0..3)
+            .map(|_| slots.take(&mut ring, 7, Sqe::default(), Instant::default()).expect("room"))
+            .collect();
+        assert!(slots.take(&mut ring, 7, Sqe::default(), Instant::default()).is_none());
+        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 1, 0]);
+        slots.unlink(&mut ring, taken[1]);
+        slots.release(taken[1]);
+        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!((slots.free_count(), ring.len()), (1, 2));
+    }
+
+    #[test]
+    fn a_fifo_keeps_order_when_one_leaves_early() {
+        let mut slots = Slots::new(4);
+        let mut fifo = Fifo::new();
+        (0..4).for_each(|at| fifo.push(&mut slots, at));
+        assert!(fifo.remove(&mut slots, 3) && fifo.remove(&mut slots, 1) && !fifo.remove(&mut slots, 1));
+        fifo.push(&mut slots, 1);
+        let order: Vec<_> = std::iter::from_fn(|| fifo.pop(&mut slots)).collect();
+        assert_eq!(order, [0, 2, 1]);
+        assert!(fifo.is_empty());
+    }
+}

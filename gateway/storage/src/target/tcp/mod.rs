@@ -1,0 +1,253 @@
+//! The NVMe/TCP transport (NVMe-oF TCP 1.0c): PDUs in and out, and nothing of what commands mean.
+//!
+//! A connection's number is its socket's and its queue's. Its stream is parsed where it was received: a PDU that lies
+//! whole in the received slice is never copied, except for in-capsule data, which goes straight to its payload block.
+//! Of a header that is cut, the start is kept in a small stash. Data of a large transfer is received straight into its
+//! block. Each connection has at most one send outstanding; what becomes ready meanwhile is batched into the next.
+//!
+//! Memory: a connection that gets no slot or no memory stops receiving. What it has then received already is kept in a
+//! block of the reserve; if even that is exhausted, the connection is closed, and the host comes again.
+
+mod body;
+mod conn;
+mod rx;
+mod starved;
+mod tx;
+
+pub use conn::{Conn, State};
+
+use super::engine::{Effect, Engine, Place, Step};
+use super::limits::TargetLimits;
+use super::slot::Phase;
+use super::timers::Timer;
+use crate::cx::Cx;
+use crate::msg::{Event, Msg, StorageIo};
+use crate::target::queue::QueueState;
+use std::collections::VecDeque;
+use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_wire::nvme::Status;
+
+/// All connections of one core.
+pub struct Tcp {
+    limits: TargetLimits,
+    conns: Box<[Conn]>,
+    /// Lists that are not under way, boxed as the driver takes them.
+    #[allow(clippy::vec_box)]
+    lists: Vec<Box<SendList>>,
+    /// Connections with something to send.
+    dirty: VecDeque<u32>,
+    /// Connections that wait for memory or a slot, first come first served.
+    starved: VecDeque<u32>,
+    /// The one of them that is being served.
+    serving: u32,
+}
+
+impl Tcp {
+    /// Connections × about 400 B, lists × 12 KiB, two queues of a word a connection.
+    pub fn new(limits: TargetLimits) -> Self {
+        Self {
+            limits,
+            conns: (0..limits.max_conns).map(|_| Conn::new()).collect(),
+            lists: (0..limits.send_lists).map(|_| SendList::new()).collect(),
+            dirty: VecDeque::with_capacity(limits.max_conns),
+            starved: VecDeque::with_capacity(limits.max_conns),
+            serving: u32::MAX,
+        }
+    }
+
+    /// The connection of a socket.
+    pub fn conn(&self, sock: SockId) -> Option<&Conn> {
+        self.conns.get(sock.0 as usize)
+    }
+
+    /// A host connected.
+    pub fn adopt<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, place: Place) {
+        let now = cx.io.now();
+        let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Free) else {
+            return cx.io.close(sock);
+        };
+        // Lists may still hold its number from its last life.
+        let (dirty, starved) = (conn.dirty, conn.starved);
+        *conn = Conn { state: State::Opening, since: now, dirty, starved, ..Conn::new() };
+        engine.open(sock.0, place);
+        self.ensure_timer(engine, sock.0);
+        self.arm(engine, cx, sock.0);
+    }
+
+    /// A receive ended.
+    pub fn on_recv_end<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Option<Buf>,
+        why: RecvEnd,
+    ) {
+        buf.into_iter().for_each(|buf| cx.arena.free(buf));
+        if let Some(conn) = self.conns.get_mut(sock.0 as usize) {
+            conn.receiving = false;
+        }
+        let why = match why {
+            RecvEnd::Eof => "the host closed",
+            RecvEnd::Failed(_) => "receiving failed",
+            RecvEnd::Closed => "closed",
+        };
+        self.kill(engine, cx, sock.0, why);
+    }
+
+    /// A send is done; its list comes back.
+    pub fn on_sent<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        mut list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        let Some(conn) = self.conns.get_mut(sock.0 as usize) else { return };
+        while let Some(buf) = list.take_buf() {
+            conn.held_bytes = conn.held_bytes.saturating_sub(buf.len());
+            cx.arena.free(buf);
+        }
+        self.lists.push(list);
+        conn.sending = None;
+        if result.is_err() {
+            return self.kill(engine, cx, sock.0, "sending failed");
+        }
+        if conn.has_output() {
+            self.mark_dirty(sock.0);
+        } else if conn.state == State::Ready && engine.queues[sock.0 as usize].closing {
+            self.kill(engine, cx, sock.0, "the host disconnected");
+        }
+    }
+
+    /// Nothing is outstanding any more.
+    pub fn on_closed<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId) {
+        self.kill(engine, cx, sock.0, "closed");
+        if let Some(conn) = self.conns.get_mut(sock.0 as usize) {
+            conn.state = State::Free;
+        }
+    }
+
+    /// Carries out what the command layer wants.
+    pub fn settle<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) {
+        while let Some(effect) = engine.effects.pop_front() {
+            match effect {
+                Effect::Done(slot) => {
+                    if let Some(at) = engine.resolve(slot) {
+                        self.ready(engine, at);
+                    }
+                }
+                Effect::Abort(slot) => {
+                    let waits = engine.resolve(slot).filter(|&at| engine.slots[at].phase == Phase::Memory);
+                    let Some(at) = waits else { continue };
+                    let c = engine.slots[at].queue;
+                    if self.conns[c as usize].waiting.remove(&mut engine.slots, at) {
+                        engine.fail(at, Status::ABORT_REQUESTED);
+                        self.ready(engine, at);
+                    }
+                }
+                Effect::Close { queue, generation, why } => {
+                    if engine.queues[queue as usize].generation == generation {
+                        self.kill(engine, cx, queue, why);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a command's step means to its connection.
+    fn step(&mut self, engine: &mut Engine, at: u32, step: Step) {
+        match step {
+            Step::Done => self.ready(engine, at),
+            Step::Held => {}
+            Step::Gather(_) | Step::Block(_) => debug_assert!(false, "a second half asks for data"),
+        }
+    }
+
+    /// The slot's response, or its R2T, goes out with the next send.
+    #[inline]
+    fn ready(&mut self, engine: &mut Engine, at: u32) {
+        let slot = &mut engine.slots[at];
+        if slot.phase != Phase::Grant {
+            slot.phase = Phase::Ready;
+        }
+        let c = slot.queue;
+        self.conns[c as usize].ready.push(&mut engine.slots, at);
+        self.mark_dirty(c);
+    }
+
+    #[inline]
+    fn mark_dirty(&mut self, c: u32) {
+        let conn = &mut self.conns[c as usize];
+        if !conn.dirty && conn.sending.is_none() {
+            conn.dirty = true;
+            self.dirty.push_back(c);
+        }
+    }
+
+    /// Ends a connection at once.
+    fn kill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, why: &'static str) {
+        let Some(conn) = self.conns.get_mut(c as usize) else { return };
+        if matches!(conn.state, State::Free | State::Closing) {
+            return;
+        }
+        conn.state = State::Closing;
+        if let Some(spill) = conn.spill.take() {
+            cx.arena.free(spill.buf);
+        }
+        if let Some(key) = conn.timer.take() {
+            engine.timers.cancel(key);
+        }
+        conn.in_body = false;
+        conn.waiting = super::slot::Fifo::new();
+        conn.ready = super::slot::Fifo::new();
+        let was_up = engine.queues[c as usize].state == QueueState::Live;
+        cx.io.close(SockId(c));
+        engine.close(cx, c);
+        if was_up {
+            cx.io.post_control(Msg::Event(Event::QpairDown { sock: SockId(c), why }));
+        }
+    }
+
+    /// The next instant at which the connection must be looked at.
+    fn deadline(&self, engine: &Engine, c: u32) -> Option<Instant> {
+        let conn = &self.conns[c as usize];
+        let connected = engine.queues[c as usize].state == QueueState::Live;
+        let sent_by = conn.sending.map(|since| since + self.limits.send_timeout);
+        match conn.state {
+            State::Free | State::Closing => None,
+            State::Terminating => Some(conn.since + self.limits.terminate_timeout),
+            State::Opening | State::Ready if !connected => Some(conn.since + self.limits.connect_timeout),
+            State::Opening | State::Ready => sent_by,
+        }
+    }
+
+    #[inline]
+    fn ensure_timer(&mut self, engine: &mut Engine, c: u32) {
+        if self.conns[c as usize].timer.is_none()
+            && let Some(at) = self.deadline(engine, c)
+        {
+            self.conns[c as usize].timer = engine.timers.arm(at, Timer::Queue(c));
+        }
+    }
+
+    /// A connection's timer fired: its deadline may have moved since it was armed.
+    pub fn on_timer<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+        let Some(conn) = self.conns.get_mut(c as usize) else { return };
+        conn.timer = None;
+        let state = conn.state;
+        match self.deadline(engine, c) {
+            Some(at) if at <= cx.io.now() => {
+                let why = match state {
+                    State::Terminating => "the host did not close after a terminate request",
+                    _ if engine.queues[c as usize].state != QueueState::Live => "no Connect in time",
+                    _ => "the host does not read",
+                };
+                self.kill(engine, cx, c, why);
+            }
+            Some(_) => self.ensure_timer(engine, c),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! The stream into PDUs, and PDUs into commands.
+
+use super::conn::{Body, BodyKind, Spill, State};
+use super::{Conn, Tcp};
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use crate::target::engine::{Engine, Step};
+use crate::target::limits::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
+use crate::target::slot::{NIL, Phase};
+use trefoil_poll::{Buf, RecvInto, SockId};
+use trefoil_wire::nvme::{Sgl, Sqe, Status};
+use trefoil_wire::tcp::{
+    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver, field,
+};
+
+/// From this size on, data is received straight into its block, and headers that announce such data are received in
+/// small pieces, so that they don't bring the data with them. Below it, a copy is cheaper than another receive.
+const DIRECT_BYTES: u32 = 16 << 10;
+/// A receive that is to bring headers only: three command capsules, or an H2CData header and a little.
+const HEADERS_BYTES: u32 = 256;
+
+/// How a PDU was taken.
+enum Taken {
+    /// Its header is done with; its body, if any, follows.
+    Yes,
+    /// Not at all: there is no slot or no memory for it now.
+    Stalled,
+    /// The connection is at its end.
+    Dead,
+}
+
+impl Tcp {
+    /// Bytes came in.
+    #[inline]
+    pub fn on_received<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
+        let c = sock.0;
+        let Some(conn) = self.conns.get_mut(c as usize) else { return };
+        conn.receiving = false;
+        let used = self.consume(engine, cx, c, bytes);
+        if used < bytes.len() {
+            self.spill(engine, cx, c, bytes.get(used..).unwrap_or_default());
+        }
+        self.arm(engine, cx, c);
+    }
+
+    /// A block is filled with all the data that was to come.
+    pub fn on_filled<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
+        let c = sock.0;
+        let Some(conn) = self.conns.get_mut(c as usize) else { return cx.arena.free(buf) };
+        conn.receiving = false;
+        if conn.state != State::Ready || !conn.in_body {
+            cx.arena.free(buf);
+        } else {
+            self.body_filled(engine, cx, c, buf);
+        }
+        self.arm(engine, cx, c);
+    }
+
+    /// Asks the driver for what comes next.
+    #[inline]
+    pub(super) fn arm<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+        let conn = &mut self.conns[c as usize];
+        if conn.receiving || conn.stalled || matches!(conn.state, State::Free | State::Closing) {
+            return;
+        }
+        conn.receiving = true;
+        let body = &conn.body;
+        if conn.in_body && body.pad_left == 0 && body.data_left >= DIRECT_BYTES && body.slot != NIL {
+            let (at, len) = (body.at, body.data_left);
+            if let Some(buf) = engine.slots[body.slot].buf.take() {
+                return cx.io.recv(SockId(c), RecvInto::Buf { buf, at, len });
+            }
+        }
+        let small = conn.large_grants > 0 && !conn.in_body;
+        // With connections waiting for memory, what one may bring at most is kept small.
+        let max_bytes = match (small, self.starved.is_empty()) {
+            (true, _) => HEADERS_BYTES,
+            (false, true) => self.limits.stream_bytes,
+            (false, false) => self.limits.stream_bytes.min(IN_CAPSULE_BYTES),
+        };
+        cx.io.recv(SockId(c), RecvInto::Stream { max_bytes });
+    }
+
+    /// Keeps received bytes for later, or ends the connection if there is no memory even for that.
+    fn spill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
+        match cx.arena.alloc(bytes.len()) {
+            Some(mut buf) if buf.len() >= bytes.len() => {
+                if let Some(to) = buf.get_mut(..bytes.len()) {
+                    to.copy_from_slice(bytes);
+                }
+                self.conns[c as usize].spill = Some(Spill { buf, at: 0, end: bytes.len() });
+            }
+            other => {
+                other.into_iter().for_each(|buf| cx.arena.free(buf));
+                self.kill(engine, cx, c, "no memory for what it sent");
+            }
+        }
+    }
+
+    /// Works through `bytes`; gives how many are done with. Fewer than all means that the connection is stalled and was
+    /// put among the starved.
+    pub(super) fn consume<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        bytes: &[u8],
+    ) -> usize {
+        let mut at = 0;
+        loop {
+            let conn = &mut self.conns[c as usize];
+            if !matches!(conn.state, State::Opening | State::Ready) {
+                return bytes.len();
+            }
+            let rest = bytes.get(at..).unwrap_or_default();
+            if conn.in_body {
+                if rest.is_empty() {
+                    return at;
+                }
+                at += self.body(engine, cx, c, rest);
+                continue;
+            }
+            let taken = if conn.stash_len == 0
+                && let Some(common) = rest.first_chunk()
+            {
+                // The usual case: the whole header is in the slice.
+                match header_of(conn, common) {
+                    Err(error) => self.refuse(engine, cx, c, error, common),
+                    Ok((common, need)) => match rest.get(..need) {
+                        Some(header) => {
+                            let taken = self.pdu(engine, cx, c, common, header);
+                            if matches!(taken, Taken::Yes) {
+                                at += need;
+                            }
+                            taken
+                        }
+                        None => {
+                            keep(conn, rest);
+                            return bytes.len();
+                        }
+                    },
+                }
+            } else {
+                match self.stashed(engine, cx, c, rest, &mut at) {
+                    Some(taken) => taken,
+                    None => return bytes.len(),
+                }
+            };
+            match taken {
+                Taken::Yes => {}
+                Taken::Stalled => {
+                    self.conns[c as usize].stalled = true;
+                    self.starve(c);
+                    return at;
+                }
+                Taken::Dead => return bytes.len(),
+            }
+        }
+    }
+
+    /// Completes a header in the stash from `rest`, moving `at` along; `None` if it is still not whole.
+    fn stashed<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        rest: &[u8],
+        at: &mut usize,
+    ) -> Option<Taken> {
+        let conn = &mut self.conns[c as usize];
+        let took = top_up(conn, rest, CommonHeader::LEN);
+        *at += took;
+        let common = *conn.stash.first_chunk()?;
+        if conn.stash_len < CommonHeader::LEN {
+            return None;
+        }
+        let (parsed, need) = match header_of(conn, &common) {
+            Ok(header) => header,
+            Err(error) => return Some(self.refuse(engine, cx, c, error, &common)),
+        };
+        *at += top_up(conn, rest.get(took..).unwrap_or_default(), need);
+        if conn.stash_len < need {
+            return None;
+        }
+        let stash = conn.stash;
+        let taken = self.pdu(engine, cx, c, parsed, stash.get(..need).unwrap_or_default());
+        if matches!(taken, Taken::Yes) {
+            self.conns[c as usize].stash_len = 0;
+        }
+        Some(taken)
+    }
+
+    /// One PDU, whose header with its digest is `header`.
+    #[inline]
+    fn pdu<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        common: CommonHeader,
+        header: &[u8],
+    ) -> Taken {
+        let conn = &self.conns[c as usize];
+        let layout = match check_header(conn, &common, header) {
+            Ok(layout) => layout,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        // ICReq comes first and only once (NVMe-oF TCP 1.0c §3.2).
+        if (common.pdu_type == PduType::IcReq) != (conn.state == State::Opening)
+            && common.pdu_type != PduType::H2cTermReq
+        {
+            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+        }
+        match common.pdu_type {
+            PduType::CapsuleCmd => match header.first_chunk() {
+                Some(header) => self.command(engine, cx, c, CapsuleCmd::parse(header), &layout, header),
+                None => Taken::Dead,
+            },
+            PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
+            PduType::IcReq => self.initialize(engine, cx, c, header),
+            // What the host has to say is in its log.
+            PduType::H2cTermReq => {
+                self.kill(engine, cx, c, "the host terminated");
+                Taken::Dead
+            }
+            PduType::IcResp | PduType::C2hTermReq | PduType::CapsuleResp | PduType::C2hData | PduType::R2t => {
+                self.terminate(engine, cx, c, FatalStatus::SequenceError, header)
+            }
+        }
+    }
+
+    #[cold]
+    fn initialize<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, header: &[u8]) -> Taken {
+        let Some(bytes) = header.first_chunk() else { return Taken::Dead };
+        let request = match IcReq::parse(bytes) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        let conn = &mut self.conns[c as usize];
+        conn.framing = Framing {
+            receiver: Receiver::Controller,
+            header_digest: request.header_digest,
+            data_digest: request.data_digest,
+            data_alignment_bytes: 4,
+            max_capsule_data_bytes: IN_CAPSULE_BYTES,
+            max_data_bytes: MAX_H2C_DATA_BYTES,
+        };
+        conn.host_alignment_bytes = request.host_alignment_bytes;
+        conn.state = State::Ready;
+        conn.ic_resp = true;
+        self.mark_dirty(c);
+        Taken::Yes
+    }
+
+    /// A command capsule. Nothing is changed if it can't be taken now.
+    #[inline]
+    fn command<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        capsule: CapsuleCmd,
+        layout: &Layout,
+        header: &[u8],
+    ) -> Taken {
+        let queue = &engine.queues[c as usize];
+        if !queue.has_room() {
+            // More commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
+            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+        }
+        let privileged = queue.qid == 0;
+        if !privileged && (engine.slots.free_count() <= self.limits.reserved_slots || self.must_queue(c)) {
+            return Taken::Stalled;
+        }
+        let mut block = None;
+        if layout.data_len > 0 {
+            block = self.acquire(cx, c, layout.data_len, privileged);
+            if block.is_none() {
+                return Taken::Stalled;
+            }
+        }
+        let now = cx.io.now();
+        let sqe = capsule.sqe;
+        let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
+            block.into_iter().for_each(|buf| self.give_back(cx, c, buf));
+            return Taken::Stalled;
+        };
+        let may_conflict = engine.queues[c as usize].enter(sqe.cid);
+        let step = if may_conflict && engine.conflicts(at) {
+            engine.fail(at, Status::COMMAND_ID_CONFLICT.dnr())
+        } else {
+            engine.begin(cx, at)
+        };
+        let mut body = Body { pad_left: layout.pad_len, ..Body::NONE };
+        if layout.data_len > 0 {
+            body.data_left = layout.data_len;
+            body.digest_left = layout.data_digest_len as u8;
+            body.digested = layout.data_digest_len > 0;
+        }
+        match self.route(engine, c, at, step, layout.data_len) {
+            Route::InCapsule => {
+                engine.slots[at].buf = block.take();
+                engine.slots[at].phase = Phase::HostData;
+                body.slot = at;
+                body.kind = BodyKind::Capsule;
+            }
+            Route::Memory(len) => self.fund(engine, cx, c, at, len, privileged),
+            Route::Settled(step) => self.step(engine, at, step),
+        }
+        block.into_iter().for_each(|buf| self.give_back(cx, c, buf));
+        let conn = &mut self.conns[c as usize];
+        conn.in_body = body.pad_left > 0 || body.data_left > 0;
+        conn.body = body;
+        Taken::Yes
+    }
+
+    /// How a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).
+    #[inline]
+    fn route(&self, engine: &mut Engine, _c: u32, at: u32, step: Step, in_capsule: u32) -> Route {
+        let refused = match (step, engine.slots[at].sqe.sgl1) {
+            (Step::Gather(len), Sgl::InCapsule { offset_bytes: 0, .. }) if in_capsule == len => {
+                engine.slots[at].gather = true;
+                return Route::InCapsule;
+            }
+            (Step::Gather(len), Sgl::Transport { .. }) if in_capsule == 0 => {
+                engine.slots[at].gather = true;
+                return Route::Memory(len);
+            }
+            (Step::Block(len), Sgl::Transport { .. }) => return Route::Memory(len),
+            (Step::Held | Step::Done, _) => return Route::Settled(step),
+            (Step::Gather(_), Sgl::InCapsule { offset_bytes: 0, .. } | Sgl::Transport { .. }) => {
+                Status::DATA_SGL_LENGTH_INVALID
+            }
+            (Step::Gather(_), Sgl::InCapsule { .. }) => Status::SGL_OFFSET_INVALID,
+            _ => Status::SGL_TYPE_INVALID,
+        };
+        Route::Settled(engine.fail(at, refused.dnr()))
+    }
+
+    /// Data that an R2T asked for.
+    fn h2c_data<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        header: &[u8],
+        layout: &Layout,
+    ) -> Taken {
+        let Some(bytes) = header.first_chunk() else { return Taken::Dead };
+        let data = match H2cData::parse(bytes, layout.data_len) {
+            Ok(data) => data,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        let at = u32::from(data.ttag);
+        let granted = engine.slots.get(at).filter(|slot| slot.queue == c && slot.phase == Phase::HostData);
+        let status = match granted {
+            None => FatalStatus::InvalidHeaderField { offset_bytes: field::TTAG },
+            Some(slot) if slot.sqe.cid != data.cid => {
+                FatalStatus::InvalidHeaderField { offset_bytes: field::CCCID }
+            }
+            Some(slot) if data.offset_bytes != slot.moved || data.len_bytes > slot.len - slot.moved => {
+                FatalStatus::DataOutOfRange
+            }
+            Some(slot) if data.last != (data.offset_bytes + data.len_bytes == slot.len) => {
+                FatalStatus::InvalidHeaderField { offset_bytes: field::FLAGS }
+            }
+            Some(_) => {
+                let conn = &mut self.conns[c as usize];
+                conn.body = Body {
+                    slot: at,
+                    kind: BodyKind::H2c,
+                    pad_left: layout.pad_len,
+                    data_left: layout.data_len,
+                    at: data.offset_bytes,
+                    digest_left: layout.data_digest_len as u8,
+                    digested: layout.data_digest_len > 0,
+                    ..Body::NONE
+                };
+                conn.in_body = true;
+                return Taken::Yes;
+            }
+        };
+        self.terminate(engine, cx, c, status, header)
+    }
+
+    #[cold]
+    fn refuse<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        error: HeaderError,
+        header: &[u8],
+    ) -> Taken {
+        self.terminate(engine, cx, c, error.status, header)
+    }
+
+    /// A fatal transport error: says so to the host and throws away what else comes (NVMe-oF TCP 1.0c §3.5).
+    #[cold]
+    fn terminate<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        status: FatalStatus,
+        header: &[u8],
+    ) -> Taken {
+        let conn = &mut self.conns[c as usize];
+        conn.state = State::Terminating;
+        conn.since = cx.io.now();
+        conn.term = Some(status);
+        let len = header.len().min(conn.stash.len());
+        conn.stash.iter_mut().zip(header).for_each(|(to, from)| *to = *from);
+        conn.stash_len = len;
+        if let Some(key) = conn.timer.take() {
+            engine.timers.cancel(key);
+        }
+        self.ensure_timer(engine, c);
+        self.mark_dirty(c);
+        Taken::Dead
+    }
+
+    /// Whether data of this size is received straight into its block.
+    pub(super) fn is_large(len: u32) -> bool {
+        len >= DIRECT_BYTES
+    }
+}
+
+/// Where a new command goes.
+enum Route {
+    /// Its data follows in the capsule.
+    InCapsule,
+    /// It needs a block of so many bytes.
+    Memory(u32),
+    /// The command layer has it, or it is answered.
+    Settled(Step),
+}
+
+/// The common header, and the bytes of the header with its digest.
+#[inline]
+fn header_of(conn: &Conn, bytes: &[u8; CommonHeader::LEN]) -> Result<(CommonHeader, usize), HeaderError> {
+    let common = CommonHeader::parse(bytes)?;
+    let layout = common.layout(&conn.framing)?;
+    Ok((common, (layout.header_len + layout.header_digest_len) as usize))
+}
+
+/// Order, then the header digest.
+#[inline]
+fn check_header(conn: &Conn, common: &CommonHeader, header: &[u8]) -> Result<Layout, HeaderError> {
+    let layout = common.layout(&conn.framing)?;
+    if layout.header_digest_len > 0
+        && let Some((header, digest)) = header.split_last_chunk()
+    {
+        Framing::check_header_digest(header, digest)?;
+    }
+    Ok(layout)
+}
+
+/// Starts the stash with a header that is cut.
+fn keep(conn: &mut Conn, bytes: &[u8]) {
+    conn.stash.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    conn.stash_len = bytes.len();
+}
+
+/// Fills the stash up to `need` bytes; gives how many were taken.
+fn top_up(conn: &mut Conn, bytes: &[u8], need: usize) -> usize {
+    let have = conn.stash_len;
+    let take = need.saturating_sub(have).min(bytes.len());
+    if let Some(to) = conn.stash.get_mut(have..have + take) {
+        to.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    }
+    conn.stash_len += take;
+    take
+}
+
+/// Keeps the type's size in view of [`Sqe`]'s.
+const _: () = assert!(CapsuleCmd::LEN == CommonHeader::LEN + Sqe::LEN);
