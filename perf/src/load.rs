@@ -57,6 +57,20 @@ pub struct Phase {
     pub hosts: usize,
     /// Stop after so many commands of each host; zero for never.
     pub limit: u64,
+    /// Once over the whole namespace from its start, then stop; else at random, aligned to the size.
+    pub sequential: bool,
+}
+
+impl Phase {
+    /// The first host alone, at random and without end, unchecked.
+    pub fn random(read_percent: u8, io_bytes: usize, depth: usize) -> Self {
+        Self { read_percent, io_bytes, depth, verify: false, hosts: 1, limit: 0, sequential: false }
+    }
+
+    /// All of the first host's namespace once, checked: written anew, or read back.
+    pub fn whole(read_percent: u8) -> Self {
+        Self { verify: true, sequential: true, ..Self::random(read_percent, 128 << 10, 16) }
+    }
 }
 
 /// What happened since the last report.
@@ -76,6 +90,8 @@ pub struct Report {
     pub latency_ns: Histogram<u64>,
     /// Commands under way.
     pub outstanding: usize,
+    /// The longest time without a completion, while there were commands under way.
+    pub longest_gap: Duration,
 }
 
 impl Report {
@@ -92,6 +108,7 @@ impl Report {
             seconds: 0.0,
             latency_ns: Histogram::new_with_bounds(1000, SLOWEST_NS, 3)?,
             outstanding: 0,
+            longest_gap: Duration::ZERO,
         })
     }
 
@@ -121,7 +138,7 @@ pub enum Msg {
     Up(usize, Box<Facts>),
     /// From the core: this host's association ended.
     Down(usize, String),
-    /// From the core: all hosts reached their limit, or the pause is complete.
+    /// From the core: all hosts reached the phase's end, or the pause is complete.
     Quiet,
 }
 
@@ -205,7 +222,7 @@ impl Load {
         self.wait_quiet(within)
     }
 
-    /// Waits until the pause, or the limit of the phase, is reached.
+    /// Waits until the pause, or the phase's end, is reached.
     ///
     /// # Errors
     /// If it isn't within `within`.

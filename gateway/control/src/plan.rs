@@ -68,7 +68,8 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
         Change::LunDelete { name, force } => {
             let lun = state.luns.get(name).ok_or_else(|| absent("LUN", name))?;
             if lun.backend.is_some() {
-                let what = format!("LUN `{name}` is a whole backend and its data is not ours to delete: release it");
+                let what =
+                    format!("LUN `{name}` is a whole backend and its data is not ours to delete: release it");
                 return refuse(Fault::Invalid, what);
             }
             lun_remove(state, name, *force)?;
@@ -84,9 +85,10 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             let lun = state.luns.get_mut(name).ok_or_else(|| absent("LUN", name))?;
             match lun.size {
                 None => refuse(Fault::Invalid, format!("LUN `{name}` is a whole backend and has its size")),
-                Some(now) if *size <= now => {
-                    refuse(Fault::Invalid, format!("size: {size} is not more than the {now} that LUN `{name}` has"))
-                }
+                Some(now) if *size <= now => refuse(
+                    Fault::Invalid,
+                    format!("size: {size} is not more than the {now} that LUN `{name}` has"),
+                ),
                 Some(_) => {
                     lun.size = Some(*size);
                     Ok(lun.check()?)
@@ -230,7 +232,8 @@ fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
 fn lun_remove(state: &mut State, name: &str, force: bool) -> Result<(), Refusal> {
     let shown = state.exports(name).next().map(|(s, nsid)| (s.nqn.clone(), nsid));
     if let Some((nqn, nsid)) = shown.filter(|_| !force) {
-        let what = format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use force");
+        let what =
+            format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use force");
         return refuse(Fault::InUse, what);
     }
     state.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != name));
@@ -375,7 +378,10 @@ fn document(
     let next = State::from_config(&config, state);
     for (name, backend) in &state.backends {
         if next.backends.get(name).is_some_and(|new| new != backend) {
-            return refuse(Fault::Invalid, format!("backend `{name}` can't be changed in place: give it a new name"));
+            return refuse(
+                Fault::Invalid,
+                format!("backend `{name}` can't be changed in place: give it a new name"),
+            );
         }
     }
     for (name, pool) in &state.pools {
@@ -386,7 +392,9 @@ fn document(
     for (name, lun) in &state.luns {
         let Some(new) = next.luns.get(name) else {
             if lun.pool.is_some() && !delete_data {
-                let what = format!("LUN `{name}` is not in the document and would lose its data: allow it explicitly");
+                let what = format!(
+                    "LUN `{name}` is not in the document and would lose its data: allow it explicitly"
+                );
                 return refuse(Fault::InUse, what);
             }
             continue;
@@ -395,7 +403,10 @@ fn document(
             return refuse(Fault::Invalid, format!("LUN `{name}` can't shrink"));
         }
         if (Lun { size: lun.size, read_only: lun.read_only, ..new.clone() }) != *lun {
-            return refuse(Fault::Invalid, format!("LUN `{name}`: only its size and read_only can change in place"));
+            return refuse(
+                Fault::Invalid,
+                format!("LUN `{name}`: only its size and read_only can change in place"),
+            );
         }
     }
     for lun in next.luns.values() {

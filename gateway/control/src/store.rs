@@ -85,10 +85,9 @@ impl Store {
         let found = store.read()?;
         if is_missing {
             // The file's name itself must survive a crash.
-            std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|source| StoreError::Io {
-                path: store.path.to_path_buf(),
-                source,
-            })?;
+            std::fs::File::open(dir)
+                .and_then(|d| d.sync_all())
+                .map_err(|source| StoreError::Io { path: store.path.to_path_buf(), source })?;
         }
         Ok((store, found))
     }
@@ -160,9 +159,10 @@ impl Store {
         let store = self.clone();
         match tokio::task::spawn_blocking(move || store.commit_blocking(&changes)).await {
             Ok(result) => result,
-            Err(e) => {
-                Err(StoreError::Database { path: self.path.to_path_buf(), message: format!("the commit died: {e}") })
-            }
+            Err(e) => Err(StoreError::Database {
+                path: self.path.to_path_buf(),
+                message: format!("the commit died: {e}"),
+            }),
         }
     }
 
@@ -220,7 +220,9 @@ mod tests {
         write.open_table(META).expect("the table").insert("schema", SCHEMA + 1).expect("written");
         write.commit().expect("committed");
         drop(store);
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::Schema { found, .. }) if found == SCHEMA + 1));
+        assert!(
+            matches!(Store::open(dir.path()), Err(StoreError::Schema { found, .. }) if found == SCHEMA + 1)
+        );
     }
 
     #[test]

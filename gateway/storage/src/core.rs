@@ -59,7 +59,7 @@ impl<I: StorageIo> StorageCore<I> {
     /// A core with all the memory that it will ever need; it presents nothing until the first topology.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
         let home = arena.id().0;
-        let requests = limits.target.slots as usize + limits.foreign_requests;
+        let requests = limits.target.slots + limits.foreign_requests;
         Self {
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
@@ -73,6 +73,12 @@ impl<I: StorageIo> StorageCore<I> {
     /// This core's payload memory.
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
+    /// holds are dropped, so the caller must be unwinding, or they count as lost.
+    pub fn into_arena(self) -> Arena {
+        self.arena
     }
 
     /// Carries requests down and completions up until neither is left.

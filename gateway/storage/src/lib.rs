@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod core;
 pub mod cx;
 pub mod initiator;
 pub mod lun;

@@ -203,6 +203,10 @@ impl<I: StorageIo> Luns<I> {
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
             let Some(channel) = &mut place.channel else { continue };
             worked |= channel.on_turn(cx);
+            if let Some(initiator) = channel.nvme_tcp() {
+                // They are another core's now, and no completion of theirs comes by here.
+                place.requests = place.requests.saturating_sub(initiator.take_passed_on());
+            }
             if place.detaching {
                 self.let_go_if_idle(cx, id);
             }

@@ -205,7 +205,8 @@ pub async fn take_down(cores: &Cores, live: &Live) -> Result<(), Refusal> {
 
 /// The core that owns a memory backend: follows from its name, so that it stays the same.
 fn owner_of(name: &str, cores: u16) -> CoreId {
-    let hash = default_serial(name).bytes().fold(0u32, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
+    let hash =
+        default_serial(name).bytes().fold(0u32, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
@@ -219,7 +220,8 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
                 None => Region::anonymous(size.0 as usize),
                 Some(path) => Region::shared_file(path, size.0 as usize),
             };
-            let region = region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
+            let region =
+                region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
         (BackendType::File, Some(path)) => open_file(backend, path, taken),

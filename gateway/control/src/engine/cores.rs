@@ -15,11 +15,11 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
+use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
 use trefoil_storage::msg::{Event, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
 use trefoil_storage::topology::{BackendId, LunId, Topology};
-use trefoil_storage::Msg;
 
 /// What travels between the control thread and the cores of the real driver.
 pub type CoreMsg = Msg<OwnedFd, OwnedFd>;

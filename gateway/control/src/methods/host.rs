@@ -56,6 +56,7 @@ pub(super) async fn list(methods: &Methods, _: None) -> Reply {
             }
         }
     }
-    let rows = hosts.into_iter().map(|(nqn, (name, lists))| json!({ "nqn": nqn, "name": name, "lists": lists }));
+    let rows =
+        hosts.into_iter().map(|(nqn, (name, lists))| json!({ "nqn": nqn, "name": name, "lists": lists }));
     Ok(rows.collect())
 }

@@ -73,14 +73,8 @@ pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
 
 pub(super) async fn add_namespace(methods: &Methods, p: AddNamespace) -> Reply {
     let AddNamespace { nqn, lun, nsid, hosts } = p;
-    let change = Change::NamespaceAdd {
-        nqn: nqn.clone(),
-        nsid,
-        lun: lun.clone(),
-        hosts,
-        uuid: None,
-        nguid: None,
-    };
+    let change =
+        Change::NamespaceAdd { nqn: nqn.clone(), nsid, lun: lun.clone(), hosts, uuid: None, nguid: None };
     let view = methods.change(change).await?;
     let nsid = view.state.exports(&lun).find(|(s, _)| s.nqn == nqn).map(|(_, nsid)| nsid);
     Ok(json!({ "nsid": nsid }))

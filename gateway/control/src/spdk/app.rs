@@ -55,7 +55,12 @@ pub(crate) async fn spdk_kill_instance(methods: &Methods, p: Kill) -> Reply {
         "INT" | "TERM" | "2" | "15" => drop(methods.handle().act(Action::Shutdown).await?),
         "KILL" | "9" => kill(nix::unistd::getpid(), Signal::SIGKILL)
             .map_err(|e| RpcError::new(crate::jsonrpc::INTERNAL_ERROR, e.to_string()))?,
-        _ => return Err(RpcError::params(format!("sig_name: `{}` is not supported: use SIGTERM", p.sig_name))),
+        _ => {
+            return Err(RpcError::params(format!(
+                "sig_name: `{}` is not supported: use SIGTERM",
+                p.sig_name
+            )));
+        }
     }
     Ok(true.into())
 }

@@ -90,12 +90,7 @@ pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: Attach) ->
     if p.multipath.as_deref().is_some_and(|mode| mode != "disable") {
         return Err(RpcError::params("multipath: this gateway has one path to a backend"));
     }
-    let id = TransportId {
-        trtype: p.trtype,
-        traddr: p.traddr,
-        trsvcid: p.trsvcid,
-        _adrfam: IgnoredAny,
-    };
+    let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
     let Some(subnqn) = p.subnqn else { return Err(RpcError::params("subnqn: a TCP controller needs it")) };
     let name = format!("{}n1", p.name);
     let backend = Backend {

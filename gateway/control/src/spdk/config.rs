@@ -75,7 +75,8 @@ pub(crate) fn bdev_calls(state: &State) -> Value {
 fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
     let block = backend.block_bytes.unwrap_or(512);
     // The NGUID is told with the namespace.
-    let plain = !lun.read_only && lun.block_bytes.is_none_or(|own| Some(own) == backend.block_bytes || own == block);
+    let plain =
+        !lun.read_only && lun.block_bytes.is_none_or(|own| Some(own) == backend.block_bytes || own == block);
     let size = backend.size.unwrap_or_default().0;
     let ram = json!({
         "name": backend.name, "num_blocks": size / u64::from(block), "block_size": block, "uuid": lun.uuid,
@@ -119,7 +120,9 @@ fn subsystem_calls(state: &State, s: &Subsystem, calls: &mut Vec<Value>) {
             "max_cntlid": s.max_cntlid,
         }),
     ));
-    calls.extend(s.hosts.iter().map(|host| call("nvmf_subsystem_add_host", json!({ "nqn": nqn, "host": host }))));
+    calls.extend(
+        s.hosts.iter().map(|host| call("nvmf_subsystem_add_host", json!({ "nqn": nqn, "host": host }))),
+    );
     for ns in &s.namespaces {
         let lun = state.luns.get(&ns.lun);
         let mut namespace = json!({

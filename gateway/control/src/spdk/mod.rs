@@ -49,9 +49,7 @@ impl TransportId {
             .parse()
             .map_err(|_| RpcError::params(format!("traddr: `{}` is not an IP address", self.traddr)))?;
         let port = self.trsvcid.as_deref().unwrap_or("4420");
-        let port = port
-            .parse()
-            .map_err(|_| RpcError::params(format!("trsvcid: `{port}` is not a port")))?;
+        let port = port.parse().map_err(|_| RpcError::params(format!("trsvcid: `{port}` is not a port")))?;
         Ok(SocketAddr::new(ip, port))
     }
 

@@ -53,9 +53,9 @@ pub(crate) async fn nvmf_subsystem_get_controllers(methods: &Methods, p: OneSubs
         let entry = controllers.entry(row.cntlid).or_insert_with(|| (row.host_nqn.as_str().into(), 0));
         entry.1 += usize::from(row.qid != 0);
     }
-    let all = controllers
-        .into_iter()
-        .map(|(cntlid, (host, qpairs))| json!({ "cntlid": cntlid, "hostnqn": host, "num_io_qpairs": qpairs }));
+    let all = controllers.into_iter().map(
+        |(cntlid, (host, qpairs))| json!({ "cntlid": cntlid, "hostnqn": host, "num_io_qpairs": qpairs }),
+    );
     Ok(all.collect())
 }
 

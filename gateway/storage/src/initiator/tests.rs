@@ -72,7 +72,7 @@ impl Rig {
     /// Turns until nothing happens.
     fn run(&mut self) {
         for _ in 0..10_000 {
-            let moved = (0..self.io.socks.len()).fold(false, |moved, at| self.step(at) || moved);
+            let moved = (0..self.io.socks.len()).filter(|at| self.step(*at)).count() > 0;
             self.host.on_turn(&mut self.io, &mut self.arena);
             let now = self.io.now;
             while let Some(finished) = self.host.next_finished(now) {
