@@ -131,11 +131,12 @@ impl Block {
         self.now = self.stable.clone();
     }
 
-    fn see(&mut self, at: u64, version: Version) -> bool {
+    /// Whether a read may see `version`; if so it `stays`, unless power went after it was read.
+    fn see(&mut self, at: u64, version: Version, stays: bool) -> bool {
         if !self.now.contains(&version) {
             return false;
         }
-        if self.now.len() > 1 {
+        if stays && self.now.len() > 1 {
             self.now = vec![version];
             self.since.push((at, version, true));
         }
@@ -300,7 +301,9 @@ impl Model {
         let at = self.clock;
         match job.kind {
             Kind::Read => {}
-            Kind::Flush if ok && !job.cut => self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id)),
+            Kind::Flush if ok && !job.cut => {
+                self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id))
+            }
             Kind::Flush => {}
             // Reads as zeros or as before.
             Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
@@ -327,7 +330,7 @@ impl Model {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
             };
             let block = &mut self.luns[job.lun].blocks[lba as usize];
-            if !block.see(at, version) {
+            if !block.see(at, version, !job.cut) {
                 let may = block.now.clone();
                 return self.violate(format!(
                     "LUN {} block {lba} holds version {version}, may hold {may:?} (operation {})",

@@ -171,6 +171,10 @@ pub struct Run {
     finished_at_fault: u64,
     /// When work last went on well enough for a fault.
     last_fault: Instant,
+    /// Mutation: bits flip where there are no digests, as if nobody checked them.
+    flip_unprotected: bool,
+    /// Mutation: every server may see every LUN.
+    pub show_all: bool,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
 }
@@ -263,10 +267,17 @@ impl Run {
             skip_zeroing: false,
             reuse_extent: false,
             swap_extents: false,
+            flip_unprotected: false,
+            show_all: false,
             fence: FenceRule::KeepAliveBound,
             finished_at_fault: 0,
             last_fault: Instant::default(),
         }
+    }
+
+    /// Leaves digests out, whatever the seed says, and flips bits all the same.
+    pub fn drop_digests(&mut self) {
+        (self.digests, self.flip_unprotected) = (false, true);
     }
 
     /// Calls `f` for each disk.
@@ -383,12 +394,18 @@ impl Run {
                 number: number as u16,
                 addr: self.world.addr(self.gateway, PORT),
                 luns: if number == 0 { vec![0, GROWN] } else { vec![0, GROWN, REPLACED] },
+                forbidden: if number == 0 { vec![REPLACED] } else { Vec::new() },
                 digests: self.digests,
                 fence: self.fence,
             };
             let (home, workload) = (self.homes[usize::from(CORES) + number], self.workload.clone());
             self.world.start(node, 1, |io| {
-                Node::Server(Box::new(ServerCore::new(io, arena(home, ARENA_BYTES), &config, workload.clone())))
+                Node::Server(Box::new(ServerCore::new(
+                    io,
+                    arena(home, ARENA_BYTES),
+                    &config,
+                    workload.clone(),
+                )))
             });
         }
     }
@@ -408,7 +425,11 @@ impl Run {
             extents.as_ref().map(|_| Namespace {
                 nsid: i as u32 + 1,
                 lun: LunId(i as u32),
-                hosts: if i == REPLACED { Allow::Only(vec![host_nqn(1)]) } else { Allow::Any },
+                hosts: if i == REPLACED && !self.show_all {
+                    Allow::Only(vec![host_nqn(1)])
+                } else {
+                    Allow::Any
+                },
                 ana_group: 1,
                 ana_state: 1,
             })
@@ -656,8 +677,9 @@ impl Run {
             }
             _ => {
                 let to = if self.rng.below(2) == 0 { side } else { side.other() };
-                if self.digests && self.world.bytes_to(conn, to) > 2000 {
+                if (self.digests || self.flip_unprotected) && self.world.bytes_to(conn, to) > 2000 {
                     self.world.flip_bit(conn, to);
+                    self.workload.borrow_mut().bits_flip = true;
                     self.fired("bit-flip");
                 }
             }
