@@ -136,8 +136,8 @@ pub enum Msg {
     Stop,
     /// From the core: this host is up.
     Up(usize, Box<Facts>),
-    /// From the core: this host's association ended.
-    Down(usize, String),
+    /// From the core: a host's association ended, for this reason.
+    Down(String),
     /// From the core: all hosts reached the phase's end, or the pause is complete.
     Quiet,
 }
@@ -289,7 +289,7 @@ impl Load {
                             self.facts = Some((**facts).clone());
                         }
                     }
-                    Msg::Down(_, why) => self.downs = (self.downs.0 + 1, why.clone()),
+                    Msg::Down(why) => self.downs = (self.downs.0 + 1, why.clone()),
                     _ => {}
                 }
                 return Ok(Some(msg));
