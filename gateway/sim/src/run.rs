@@ -47,6 +47,10 @@ const GROW_BLOCKS: u64 = 200;
 /// Nothing takes longer than this in virtual time.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
+/// Without progress for so long, nothing more goes wrong: the servers must recover within their loss
+/// timeout.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 const TICK: u64 = 1;
 const FAULT: u64 = 2;
 const RESTART: u64 = 3;
@@ -162,6 +166,8 @@ pub struct Run {
     pub fence: FenceRule,
     /// Operations that were done at the last fault.
     finished_at_fault: u64,
+    /// When work last went on well enough for a fault.
+    last_fault: Instant,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
 }
@@ -256,6 +262,7 @@ impl Run {
             swap_extents: false,
             fence: FenceRule::KeepAliveBound,
             finished_at_fault: 0,
+            last_fault: Instant::default(),
         }
     }
 
@@ -586,10 +593,14 @@ impl Run {
         if self.frontend == Frontend::NvmeTcp {
             // While servers wait out a fence, little goes wrong, for work to go on between faults.
             let (done, failed) = self.workload.borrow().model.counts();
-            if done + failed < self.finished_at_fault + 40 && self.rng.below(400) > 0 {
+            let (now, few) = (self.world.now(), done + failed < self.finished_at_fault + 40);
+            if few && (now.since(self.last_fault) > PATIENCE || self.rng.below(400) > 0) {
                 return;
             }
-            self.finished_at_fault = done + failed;
+            if !few {
+                self.last_fault = now;
+                self.finished_at_fault = done + failed;
+            }
             if self.rng.below(2) == 0 {
                 return self.link_fault();
             }

@@ -23,6 +23,8 @@ use crate::world::Machine;
 pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
 const DEPTH: usize = 12;
 const RETRY: Duration = Duration::from_micros(100);
+/// How long servers wait for a lost path. A removed LUN's commands wait as long.
+pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The NQN of the server with this number.
 pub fn host_nqn(number: u16) -> String {
@@ -47,6 +49,8 @@ pub struct ServerConfig {
 /// See the module.
 pub struct ServerCore {
     hosts: Vec<(usize, Host)>,
+    /// Whether each came up and has not given up since.
+    usable: Vec<bool>,
     owners: Vec<Option<usize>>,
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
@@ -74,7 +78,7 @@ impl ServerCore {
                 reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
                 connect_timeout: Duration::from_secs(2),
                 admin_timeout: Duration::from_secs(2),
-                loss_timeout: Duration::from_secs(3600),
+                loss_timeout: LOSS_TIMEOUT,
                 fence: config.fence,
                 discovery_entries: 0,
             };
@@ -84,6 +88,7 @@ impl ServerCore {
         };
         Self {
             hosts: config.luns.iter().map(host).collect(),
+            usable: vec![false; config.luns.len()],
             owners: vec![None; SOCKETS],
             slots: vec![(0, None); DEPTH],
             workload,
@@ -95,7 +100,8 @@ impl ServerCore {
     fn begin(&mut self) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
         let Some(buf) = self.arena.alloc(MAX_BLOCKS as usize * BLOCK_BYTES) else { return false };
-        let ready = |lun| self.hosts.iter().any(|(of, host)| *of == lun && host.limits().block_bytes > 0);
+        let hosts = self.hosts.iter().zip(&self.usable);
+        let ready = |lun| hosts.clone().any(|((of, _), usable)| *of == lun && *usable);
         let Some(job) = self.workload.borrow_mut().take(ready) else {
             self.arena.free(buf);
             return false;
@@ -182,6 +188,11 @@ impl ServerCore {
             }
             while let Some(event) = host.next_event() {
                 let mut workload = self.workload.borrow_mut();
+                match event {
+                    ControllerEvent::Up(_) => self.usable[index] = true,
+                    ControllerEvent::GaveUp => self.usable[index] = false,
+                    _ => {}
+                }
                 match event {
                     ControllerEvent::Down(why) => workload.model.note(format!("LUN {lun}: down: {why}")),
                     ControllerEvent::Up(_) => workload.model.note(format!("LUN {lun}: up")),

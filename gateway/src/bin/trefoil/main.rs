@@ -1,0 +1,4 @@
+//! The command line over JSON-RPC.
+#![forbid(unsafe_code)]
+
+fn main() {}
