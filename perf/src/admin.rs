@@ -6,7 +6,9 @@ use std::time::Duration;
 use trefoil_poll::core::{CoreConfig, CoreHandle, spawn};
 use trefoil_poll::mesh::{ControlReceiver, ControlSender, MeshBounds, mesh};
 use trefoil_poll::uring_io::{UringConfig, UringIo};
-use trefoil_poll::{Arena, ArenaId, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{
+    Arena, ArenaId, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
 use trefoil_storage::initiator::{Command, Identity, Open, Qpair, QpairEvent};
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
@@ -171,7 +173,13 @@ impl Handler<Driver> for Client {
         self.qpair.on_recv_end(io, buf, why);
     }
 
-    fn on_sent(&mut self, io: &mut Driver, _sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
+    fn on_sent(
+        &mut self,
+        io: &mut Driver,
+        _sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
         self.qpair.on_sent(io, list, result);
     }
 

@@ -4,10 +4,10 @@
 //! What differs by nature is masked: the controller ID, and the discovery log's generation counter.
 
 use crate::admin::Admin;
+use crate::load::identity;
 use anyhow::{Context, Result};
 use std::fmt::Write;
 use std::net::SocketAddr;
-use trefoil_storage::initiator::Identity;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 use trefoil_wire::nvme::identify::{NamespaceList, cns};
@@ -40,7 +40,7 @@ pub struct Options {
 /// If the subsystem or its discovery service doesn't answer.
 pub fn run(options: &Options) -> Result<()> {
     let mut text = String::new();
-    let mut admin = Admin::connect(options.addr, identity(options, &options.nqn)?)
+    let mut admin = Admin::connect(options.addr, identity(&options.host_nqn, &options.nqn)?)
         .with_context(|| format!("{} at {}", options.nqn, options.addr))?;
     let controller = masked(admin.identify(cns::CONTROLLER, 0)?, CNTLID);
     section(&mut text, "Identify Controller (CNTLID masked)", &controller);
@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     admin.close()?;
 
-    let discovery = identity(options, Nqn::DISCOVERY.as_str())?;
+    let discovery = identity(&options.host_nqn, Nqn::DISCOVERY.as_str())?;
     let mut admin = Admin::connect(options.addr, discovery)
         .with_context(|| format!("the discovery service at {}", options.addr))?;
     let header = admin.log_page(lid::DISCOVERY, LogHeader::LEN as u64)?;
@@ -65,13 +65,6 @@ pub fn run(options: &Options) -> Result<()> {
     admin.close()?;
     print!("{text}");
     Ok(())
-}
-
-fn identity(options: &Options, subsystem: &str) -> Result<Identity> {
-    let nqn = |name: &str| Nqn::new(name).with_context(|| format!("{name:?} is not an NQN"));
-    let mut host_id = [0; 16];
-    crate::pattern::fill(&mut host_id, options.host_nqn.bytes().fold(11, |h, b| h * 31 + u64::from(b) & 0xffff_ffff));
-    Ok(Identity { host_nqn: nqn(&options.host_nqn)?, host_id, subsystem_nqn: nqn(subsystem)? })
 }
 
 fn masked(mut data: Vec<u8>, range: std::ops::Range<usize>) -> Vec<u8> {
