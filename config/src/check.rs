@@ -31,7 +31,11 @@ impl Worked {
     /// Adds `count` times `each_bytes`, named `what`.
     pub fn add(mut self, what: &str, count: u64, each_bytes: u64) -> Self {
         let each = Bytes(each_bytes);
-        self.terms.push(if count == 1 { format!("{what} {each}") } else { format!("{what} {count} x {each}") });
+        self.terms.push(if count == 1 {
+            format!("{what} {each}")
+        } else {
+            format!("{what} {count} x {each}")
+        });
         self.total_bytes = self.total_bytes.saturating_add(count.saturating_mul(each_bytes));
         self
     }
@@ -62,7 +66,9 @@ pub fn check_name(name: &str) -> Result<(), FieldError> {
     if name.is_empty() || name.len() > 63 || !name.bytes().all(ok) {
         return wrong(
             "name",
-            format!("`{name}` is not a name: use 1 to 63 printable ASCII characters without spaces or quotes"),
+            format!(
+                "`{name}` is not a name: use 1 to 63 printable ASCII characters without spaces or quotes"
+            ),
         );
     }
     Ok(())
@@ -96,13 +102,13 @@ impl Backend {
     /// # Errors
     /// The first field that is wrong, missing or of another type.
     pub fn check(&self) -> Result<(), FieldError> {
-        use BackendType::{File, Memory, NvmeTcp, Null};
+        use BackendType::{File, Memory, Null, NvmeTcp};
         check_name(&self.name)?;
         let kind = self.kind;
         let fields: [(&'static str, bool, &[BackendType]); 12] = [
             ("size", self.size.is_some(), &[Memory, Null, File]),
             ("block_bytes", self.block_bytes.is_some(), &[Memory, Null, File]),
-            ("path", self.path.is_some(), &[File]),
+            ("path", self.path.is_some(), &[Memory, File]),
             ("address", self.address.is_some(), &[NvmeTcp]),
             ("subnqn", self.subnqn.is_some(), &[NvmeTcp]),
             ("hostnqn", self.hostnqn.is_some(), &[NvmeTcp]),
@@ -177,7 +183,9 @@ impl Lun {
         check_name(&self.name)?;
         let block_bytes = check_block("block_bytes", self.block_bytes)?;
         match (&self.pool, &self.backend, self.size) {
-            (Some(_), Some(_), _) => wrong("backend", "a LUN is carved from a pool or is a whole backend, not both"),
+            (Some(_), Some(_), _) => {
+                wrong("backend", "a LUN is carved from a pool or is a whole backend, not both")
+            }
             (None, None, _) => wrong("pool", "name the pool that it is carved from, or its `backend`"),
             (Some(_), None, None) => wrong("size", "a LUN that is carved from a pool needs it"),
             (None, Some(_), Some(_)) => wrong("size", "a LUN that is a whole backend has the backend's size"),
@@ -224,7 +232,10 @@ impl Subsystem {
         let (min, max) = (self.min_cntlid.unwrap_or(1), self.max_cntlid.unwrap_or(0xFFEF));
         // FFF0h to FFFFh are reserved (NVMe base 2.0c §4.6.1 CNTLID).
         if min == 0 || max > 0xFFEF || min > max {
-            return wrong("max_cntlid", format!("controller IDs {min} to {max} don't lie between 1 and 65519"));
+            return wrong(
+                "max_cntlid",
+                format!("controller IDs {min} to {max} don't lie between 1 and 65519"),
+            );
         }
         if let Some(listen) = self.listeners.iter().find(|l| l.port() == 0) {
             return wrong("listeners", format!("{listen} has no port"));
@@ -250,7 +261,10 @@ impl Host {
     pub fn check(&self) -> Result<(), FieldError> {
         check_name(&self.name)?;
         if self.name.starts_with("nqn.") {
-            return wrong("name", format!("`{}` looks like an NQN, so lists could not tell it from one", self.name));
+            return wrong(
+                "name",
+                format!("`{}` looks like an NQN, so lists could not tell it from one", self.name),
+            );
         }
         check_nqn(&self.nqn).or_else(|error| wrong("nqn", error.to_string()))
     }
@@ -280,9 +294,11 @@ impl Gateway {
             );
         }
         let qpairs = u64::from(self.max_qpairs).div_ceil(cores.max(1) as u64);
-        let need = Worked::default()
-            .add("large transfers 16 x 2MiB =", 1, MIN_CORE_MEMORY_BYTES)
-            .add("queue pairs", qpairs, QPAIR_MEMORY_BYTES);
+        let need = Worked::default().add("large transfers 16 x 2MiB =", 1, MIN_CORE_MEMORY_BYTES).add(
+            "queue pairs",
+            qpairs,
+            QPAIR_MEMORY_BYTES,
+        );
         if self.memory_per_core.0 < need.total_bytes() {
             wrong("memory_per_core", format!("{} is less than a core needs: {need}", self.memory_per_core));
         }
@@ -296,10 +312,16 @@ impl Gateway {
             wrong("rpc_socket", "a unix socket's path has at most 107 bytes".into());
         }
         if let Some(listen) = self.metrics_listen.filter(|l| !l.ip().is_loopback()) {
-            wrong("metrics_listen", format!("{listen} is not a loopback address; metrics have no authentication"));
+            wrong(
+                "metrics_listen",
+                format!("{listen} is not a loopback address; metrics have no authentication"),
+            );
         }
         if let Some(listen) = self.rpc_listen.filter(|l| !l.ip().is_loopback()) {
-            wrong("rpc_listen", format!("{listen} is not a loopback address; JSON-RPC over TCP has no authentication"));
+            wrong(
+                "rpc_listen",
+                format!("{listen} is not a loopback address; JSON-RPC over TCP has no authentication"),
+            );
         }
     }
 }
@@ -388,7 +410,12 @@ impl Config {
                 report.add(&["lun".into(), n.into(), "pool".into()], format!("there is no pool `{pool}`"));
             }
             if let Some(backend) = lun.backend.as_deref() {
-                take(report, &["lun".into(), n.into(), "backend".into()], backend, format!("LUN `{}`", lun.name));
+                take(
+                    report,
+                    &["lun".into(), n.into(), "backend".into()],
+                    backend,
+                    format!("LUN `{}`", lun.name),
+                );
             }
         }
     }
@@ -420,7 +447,10 @@ impl Config {
         portals.dedup();
         if portals.len() > MAX_PORTALS {
             let len = portals.len();
-            report.add(&["subsystem".into()], format!("{len} listeners are more than the {MAX_PORTALS} possible"));
+            report.add(
+                &["subsystem".into()],
+                format!("{len} listeners are more than the {MAX_PORTALS} possible"),
+            );
         }
     }
 

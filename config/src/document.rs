@@ -133,7 +133,7 @@ pub enum Log {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendType {
-    /// RAM of the gateway's; gone when it stops.
+    /// RAM of the gateway's; gone when it stops, unless it has a `path`.
     Memory,
     /// Takes everything and gives zeros: for measuring.
     Null,
@@ -172,7 +172,8 @@ pub struct Backend {
     /// absent, else 512. An `nvme-tcp` backend's is its namespace's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// `file`: where it is.
+    /// `file`: where it is. `memory`: a file on a memory file system (such as /dev/shm) that keeps the
+    /// contents when the gateway restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// `nvme-tcp`: the array's address and port.

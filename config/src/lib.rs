@@ -21,7 +21,8 @@ pub use check::{
     MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked, check_name,
 };
 pub use document::{
-    Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool, Subsystem,
+    Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,
+    Subsystem,
 };
 pub use error::{ConfigError, Key, Mistake, Problem};
 pub use nqn::{MAX_NQN_BYTES, NqnError, check_nqn, default_serial};

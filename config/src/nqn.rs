@@ -12,7 +12,9 @@ pub enum NqnError {
     #[error("the NQN is {0} bytes long; NVMe allows 223")]
     Long(usize),
     /// Not of either form.
-    #[error("`{0}` is not an NQN: write nqn.yyyy-mm.reverse.domain:name, such as nqn.2026-01.org.example:disk1")]
+    #[error(
+        "`{0}` is not an NQN: write nqn.yyyy-mm.reverse.domain:name, such as nqn.2026-01.org.example:disk1"
+    )]
     Form(String),
     /// `nqn.2014-08.org.nvmexpress:uuid:` without a UUID after it.
     #[error("`{0}` does not end in a UUID of the form 11111111-2222-3333-4444-555555555555")]
@@ -86,7 +88,10 @@ mod tests {
         ] {
             assert!(check_nqn(nqn).is_err(), "{nqn}");
         }
-        assert_eq!(check_nqn(&format!("nqn.2026-01.org.example:{}", "x".repeat(223))), Err(NqnError::Long(247)));
+        assert_eq!(
+            check_nqn(&format!("nqn.2026-01.org.example:{}", "x".repeat(223))),
+            Err(NqnError::Long(247))
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn a_missing_field_is_told_at_its_table() {
 
 #[test]
 fn a_field_of_another_type_is_refused() {
-    told(&format!("{BASE}path = \"/x\"\n"), 5, "backend[0].path", "type memory has no such field");
+    told(&format!("{BASE}nsid = 1\n"), 5, "backend[0].nsid", "type memory has no such field");
 }
 
 #[test]
@@ -65,7 +65,8 @@ fn names_are_unique_and_references_exist() {
     told(&format!("{BASE}{BASE}"), 6, "backend[1].name", "name of backend[0] already");
     told("[[pool]]\nname = \"p\"\nbackends = [\"b\"]\n", 3, "pool[0].backends[0]", "no backend `b`");
     told("[[lun]]\nname = \"l\"\npool = \"p\"\nsize = 512\n", 3, "lun[0].pool", "no pool `p`");
-    let two = format!("{BASE}[[lun]]\nname = \"x\"\nbackend = \"a\"\n[[lun]]\nname = \"y\"\nbackend = \"a\"\n");
+    let two =
+        format!("{BASE}[[lun]]\nname = \"x\"\nbackend = \"a\"\n[[lun]]\nname = \"y\"\nbackend = \"a\"\n");
     told(&two, 10, "lun[1].backend", "belongs to LUN `x`");
 }
 
@@ -79,15 +80,21 @@ fn nqns_are_checked() {
 
 #[test]
 fn every_mistake_is_told_at_once() {
-    let error = refused(&format!("[gateway]\nmax_hosts = 0\n{BASE}path = \"/x\"\n[[pool]]\nname = \"\"\nbackends = []\n"));
+    let error = refused(&format!("[gateway]\nmax_hosts = 0\n{BASE}nsid = 1\n[[pool]]\nname = \"\"\nbackends = []\n"));
     assert_eq!(error.mistakes.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 7, 9]);
 }
 
 #[test]
 fn sums_are_worked_out() {
-    let text = format!("[gateway]\ncores = 2\nmemory_per_core = \"64MiB\"\nmemory_limit = \"100MiB\"\n{BASE}");
+    let text =
+        format!("[gateway]\ncores = 2\nmemory_per_core = \"64MiB\"\nmemory_limit = \"100MiB\"\n{BASE}");
     told(&text, 4, "gateway.memory_limit", "cores 2 x 64MiB + backend a 1MiB = 129MiB");
-    told("[gateway]\nmemory_per_core = \"1MiB\"\n", 2, "gateway.memory_per_core", "queue pairs 1024 x 8KiB = 40MiB");
+    told(
+        "[gateway]\nmemory_per_core = \"1MiB\"\n",
+        2,
+        "gateway.memory_per_core",
+        "queue pairs 1024 x 8KiB = 40MiB",
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! losing a wake-up: must the sender wake the receiver? [`Bell`] joins it to an eventfd.
 //!
 //! What it is not: ordered between different senders, or unbounded. The runtime's
-//! [`mesh`](crate::mesh) puts an overflow queue in front of it.
+//! [`mesh`](mod@crate::mesh) puts an overflow queue in front of it.
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell, fence};
 use std::io;

@@ -287,7 +287,8 @@ impl<M: Send> UringIo<M> {
             self.push(poll.user_data(pack(Kind::Wake, 0, 0)));
         }
         self.ports.bell.announce();
-        let awake = self.ports.any_ready() || stop.load(Ordering::Acquire);
+        // A bell that is still in the backlog would not wake us.
+        let awake = self.ports.any_ready() || stop.load(Ordering::Acquire) || self.has_pending();
         let result = if awake { Ok(()) } else { self.ring.wait(timeout) };
         self.ports.bell.retract();
         result

@@ -1,2 +1,27 @@
-//! The control plane.
+//! The control plane: JSON-RPC, actions, durable state.
+//!
+//! What it is: one tokio thread. A request becomes an [`action::Action`], that a [`plan`], that
+//! messages to cores; the new state is stored durably before the answer goes out. Modules stand in
+//! the order in which a request flows.
+//!
+//! What it is not: on the data path. Cores go on without it.
+
 #![forbid(unsafe_code)]
+
+pub mod action;
+pub mod engine;
+pub mod error;
+pub mod jsonrpc;
+pub mod methods;
+pub mod metrics;
+pub mod notify;
+pub mod plan;
+mod spdk;
+pub mod state;
+pub mod store;
+
+pub use action::{Action, Change, Phase};
+pub use engine::cores::{CoreMsg, Cores, Ends};
+pub use engine::{Engine, Handle, Outcome, Seed};
+pub use error::{Fault, Refusal};
+pub use methods::Methods;

@@ -43,6 +43,8 @@ pub struct DiskDefect {
     pub shift_read: u32,
     /// Writes that land a second time, some milliseconds later.
     pub replay_write: u32,
+    /// Writes that are answered some milliseconds before they land.
+    pub early_ack: u32,
     /// Zeroes and punches that are answered without effect.
     pub skip_zero: u32,
 }

@@ -9,14 +9,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod direct;
 pub mod disk;
 pub mod memory;
+pub mod model;
+pub mod mutation;
 pub mod net;
+pub mod node;
+pub mod run;
+pub mod server;
 pub mod simio;
 pub mod story;
+pub mod workload;
 pub mod world;
 
 pub use disk::{DiskFault, DiskId};
 pub use simio::{SimFile, SimIo, SimSocket};
 pub use story::Story;
-pub use world::{Accepted, Crash, NodeId, Step, World};
+pub use world::{Accepted, Crash, Machine, NodeId, Step, World};

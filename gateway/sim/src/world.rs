@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trefoil_poll::rand::Rng;
-use trefoil_poll::{CoreId, Handler, Instant};
+use trefoil_poll::{Arena, CoreId, Handler, Instant};
 
 use crate::disk::{Disk, DiskId};
 use crate::memory::crash_drop;
@@ -26,7 +26,14 @@ use crate::story::Story;
 use drive::Core;
 use events::{Event, Events};
 
-/// A machine of the world.
+/// What a core of the world runs.
+pub trait Machine<M: Send>: Handler<SimIo<M>> + Sized {
+    /// Ends it at once and gives back its arena, if it has one. Called within a crash, where blocks
+    /// and requests may be dropped.
+    fn into_arena(self) -> Option<Arena>;
+}
+
+/// A node: a gateway, a server, an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u16);
 
@@ -92,7 +99,7 @@ struct Node<M, H> {
 }
 
 /// See the module. `M` is the message of mailboxes, `H` the machine of a core.
-pub struct World<M: Send, H: Handler<SimIo<M>>> {
+pub struct World<M: Send, H: Machine<M>> {
     now: Instant,
     rng: Rng,
     events: Events,
@@ -114,7 +121,7 @@ pub struct World<M: Send, H: Handler<SimIo<M>>> {
     pub mail_defect: MailDefect,
 }
 
-impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+impl<M: Send, H: Machine<M>> World<M, H> {
     /// An empty world, in which everything follows from `seed`. The story is text too if `told`.
     pub fn new(seed: u64, told: bool) -> Self {
         Self {
@@ -164,23 +171,23 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
         id
     }
 
-    /// Starts a node with one machine a core; each gets a first turn.
+    /// Starts a node of `count` cores with what `make` makes for each; each gets a first turn.
     ///
     /// # Panics
     /// If it is up.
-    pub fn start(&mut self, node: NodeId, machines: Vec<H>) {
-        let count = machines.len() as u16;
-        let rngs: Vec<_> = (0..count).map(|_| Rng::new(self.rng.bits())).collect();
+    pub fn start(&mut self, node: NodeId, count: u16, mut make: impl FnMut(&mut SimIo<M>) -> H) {
+        let mut cores = Vec::new();
+        for core in 0..count {
+            let mut io = SimIo::new(CoreId(core), count, Rng::new(self.rng.bits()));
+            io.now = self.now;
+            let machine = make(&mut io);
+            cores.push(Core::new(io, machine, count));
+        }
         let n = &mut self.nodes[node.0 as usize];
         assert!(!n.up, "{} is up", n.name);
         (n.up, n.powered, n.life) = (true, true, n.life + 1);
         n.to_control = (0..count).map(|_| VecDeque::new()).collect();
-        n.cores = machines
-            .into_iter()
-            .zip(rngs)
-            .zip(0..)
-            .map(|((machine, rng), core)| Core::new(SimIo::new(CoreId(core), count, rng), machine, count))
-            .collect();
+        n.cores = cores;
         let line = format_args!("{} starts with {count} cores (life {})", n.name, n.life);
         self.story.tell(self.now, line);
         self.reset_stale_peers(node);
@@ -302,8 +309,11 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
     }
 }
 
-impl<M: Send, H: Handler<SimIo<M>>> Drop for World<M, H> {
+impl<M: Send, H: Machine<M>> Drop for World<M, H> {
     fn drop(&mut self) {
-        crash_drop((std::mem::take(&mut self.nodes), std::mem::take(&mut self.swallowed)));
+        crash_drop(std::mem::take(&mut self.swallowed));
+        for node in 0..self.nodes.len() {
+            self.drop_cores(NodeId(node as u16));
+        }
     }
 }

@@ -10,7 +10,7 @@ use trefoil_poll::{
     SockError, SockId,
 };
 use trefoil_sim::memory::{arena, claim_home, release_home};
-use trefoil_sim::{Crash, SimFile, SimIo, SimSocket, Step, World};
+use trefoil_sim::{Crash, Machine, SimFile, SimIo, SimSocket, Step, World};
 
 #[derive(Debug)]
 enum Msg {
@@ -92,7 +92,8 @@ impl Peer {
     }
 
     fn start(&mut self, io: &mut SimIo<Msg>, sock: SockId) {
-        (self.sent.insert(sock.0, 0), self.seen.insert(sock.0, 0));
+        self.sent.insert(sock.0, 0);
+        self.seen.insert(sock.0, 0);
         self.send_more(io, sock);
         self.recv_more(io, sock);
     }
@@ -133,7 +134,7 @@ impl Handler<SimIo<Msg>> for Peer {
         }
         match r {
             // A machine may not send on a socket that it closed; the close is told last.
-            Ok(()) if io.random() % 64 == 0 => io.close(sock),
+            Ok(()) if io.random().is_multiple_of(64) => io.close(sock),
             Ok(()) if io.is_closing(sock) => {}
             Ok(()) => self.send_more(io, sock),
             Err(_) => {
@@ -185,6 +186,12 @@ impl Handler<SimIo<Msg>> for Peer {
     }
 }
 
+impl Machine<Msg> for Peer {
+    fn into_arena(self) -> Option<Arena> {
+        self.arena
+    }
+}
+
 type Net = World<Msg, Peer>;
 
 fn homes(n: usize) -> Vec<u16> {
@@ -196,8 +203,8 @@ fn chatter(seed: u64) -> (u64, u64, u32) {
     let ids = homes(4);
     let mut world = Net::new(seed, false);
     let (server, client) = (world.add_node("server"), world.add_node("client"));
-    world.start(server, ids[..2].iter().map(|&h| Peer::new(h)).collect());
-    world.start(client, ids[2..].iter().map(|&h| Peer::new(h)).collect());
+    world.start(server, 2, |io| Peer::new(ids[usize::from(io.core().0)]));
+    world.start(client, 2, |io| Peer::new(ids[2 + usize::from(io.core().0)]));
     let addr = world.listen(server, 4420);
     let mut rng = Rng::new(seed);
     world.after(Duration::from_micros(10), 0);
@@ -217,7 +224,7 @@ fn chatter(seed: u64) -> (u64, u64, u32) {
             Step::Timer(_) => {
                 world.after(Duration::from_micros(300), 0);
                 let core = rng.below(2) as u16;
-                world.with(client, core, |_, io| drop(io.connect(addr)));
+                world.with(client, core, |_, io| io.connect(addr).is_ok());
                 let conns = world.conns_of(server);
                 let Some(&(conn, side)) = conns.get(rng.below(conns.len() as u64) as usize) else { continue };
                 match rng.below(6) {
@@ -262,7 +269,7 @@ fn mailboxes_keep_their_order_and_a_reordering_is_found() {
         let ids = homes(4);
         let mut world = Net::new(5, false);
         let node = world.add_node("gateway");
-        world.start(node, ids.iter().map(|&h| Peer::new(h)).collect());
+        world.start(node, 4, |io| Peer::new(ids[usize::from(io.core().0)]));
         world.mail_defect.reorder = reorder;
         for n in 0..200 {
             for core in 0..4 {
@@ -290,7 +297,7 @@ fn a_crash_keeps_what_was_synced_and_blocks_under_way_are_reclaimed() {
         let mut world = Net::new(seed, false);
         let node = world.add_node("gateway");
         let disk = world.add_disk(node, "d", 1 << 20);
-        world.start(node, vec![Peer::new(ids[0])]);
+        world.start(node, 1, |_| Peer::new(ids[0]));
         let file = world.open(disk);
         world.post(node, CoreId(0), Msg::File(file));
         while world.step() != Step::Idle {}
@@ -302,14 +309,18 @@ fn a_crash_keeps_what_was_synced_and_blocks_under_way_are_reclaimed() {
                 io.file(peer.file.expect("attached"), op, at);
             })
         };
-        (0..8).for_each(|i| drop(write(&mut world, i * 4096, 1, false)));
+        for i in 0..8 {
+            write(&mut world, i * 4096, 1, false);
+        }
         while world.step() != Step::Idle {}
         world.with(node, 0, |peer, io| io.file(peer.file.expect("attached"), FileOp::Sync, 99));
         while world.step() != Step::Idle {}
         write(&mut world, 65536, 7, true);
         while world.step() != Step::Idle {}
         assert_eq!(world.machine(node, 0).expect("up").file_results.len(), 10);
-        (0..8).for_each(|i| drop(write(&mut world, i * 4096, 2, false)));
+        for i in 0..8 {
+            write(&mut world, i * 4096, 2, false);
+        }
         for _ in 0..seed % 12 {
             world.step();
         }
@@ -321,7 +332,7 @@ fn a_crash_keeps_what_was_synced_and_blocks_under_way_are_reclaimed() {
         lost_some += usize::from(bytes.contains(&1));
         world.disk(disk).peek(65536, &mut bytes[..4096]);
         assert!(bytes[..4096].iter().all(|&b| b == 7), "seed {seed}: a durable write is lost");
-        world.start(node, vec![Peer::new(ids[0])]);
+        world.start(node, 1, |_| Peer::new(ids[0]));
         drop(world);
         ids.into_iter().for_each(release_home);
     }

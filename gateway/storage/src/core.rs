@@ -9,6 +9,7 @@ use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request};
 use crate::target::{Target, TargetLimits};
+use crate::topology::BackendId;
 use std::collections::VecDeque;
 use trefoil_poll::lost::Lost;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
@@ -32,6 +33,8 @@ enum SockOwner {
     Free,
     /// A host's connection.
     Target,
+    /// The connection of a backend's initiator to its array.
+    Initiator(BackendId),
 }
 
 /// The sizes of a core's tables.
@@ -56,7 +59,7 @@ impl<I: StorageIo> StorageCore<I> {
     /// A core with all the memory that it will ever need; it presents nothing until the first topology.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
         let home = arena.id().0;
-        let requests = limits.target.slots as usize + limits.foreign_requests;
+        let requests = limits.target.slots + limits.foreign_requests;
         Self {
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
@@ -72,6 +75,12 @@ impl<I: StorageIo> StorageCore<I> {
         &self.arena
     }
 
+    /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
+    /// holds are dropped, so the caller must be unwinding, or they count as lost.
+    pub fn into_arena(self) -> Arena {
+        self.arena
+    }
+
     /// Carries requests down and completions up until neither is left.
     fn drain(&mut self, io: &mut I) {
         loop {
@@ -80,6 +89,9 @@ impl<I: StorageIo> StorageCore<I> {
             }
             let Some(done) = self.done.pop_front() else { break };
             self.finish(io, done);
+        }
+        while let Some((sock, backend)) = self.luns.take_new_sock() {
+            self.set_owner(sock, SockOwner::Initiator(backend));
         }
     }
 
@@ -118,6 +130,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_received(cx!(self, io), sock, bytes),
+            SockOwner::Initiator(id) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_received(cx, sock, bytes));
+            }
             SockOwner::Free => {}
         }
         self.drain(io);
@@ -126,6 +141,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_filled(cx!(self, io), sock, buf),
+            SockOwner::Initiator(id) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_filled(cx, sock, buf));
+            }
             SockOwner::Free => self.arena.free(buf),
         }
         self.drain(io);
@@ -134,6 +152,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_recv_end(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_recv_end(cx!(self, io), sock, buf, why),
+            SockOwner::Initiator(id) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_recv_end(cx, sock, buf, why));
+            }
             SockOwner::Free => buf.into_iter().for_each(|buf| self.arena.free(buf)),
         }
         self.drain(io);
@@ -142,18 +163,27 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_sent(&mut self, io: &mut I, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_sent(cx!(self, io), sock, list, result),
+            SockOwner::Initiator(id) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_sent(cx, sock, list, result));
+            }
             SockOwner::Free => {}
         }
         self.drain(io);
     }
 
-    fn on_connected(&mut self, _io: &mut I, sock: SockId, _result: Result<(), SockError>) {
-        debug_assert!(false, "nobody connects {sock:?}");
+    fn on_connected(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
+        if let SockOwner::Initiator(id) = self.owner(sock) {
+            self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_connected(cx, sock, result));
+        }
+        self.drain(io);
     }
 
     fn on_closed(&mut self, io: &mut I, sock: SockId) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_closed(cx!(self, io), sock),
+            SockOwner::Initiator(id) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_closed(cx, sock));
+            }
             SockOwner::Free => {}
         }
         self.set_owner(sock, SockOwner::Free);
@@ -191,6 +221,13 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 Some(from) => self.target.on_ctrlr(cx!(self, io), from, msg),
                 None => debug_assert!(false, "control sent {msg:?}"),
             },
+            Msg::Initiator(id, msg) => {
+                // From a core that knows the backend when this one doesn't (yet, or any more) it is
+                // dropped: a channel that comes late asks for what it missed.
+                if let Some(from) = from {
+                    self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_msg(cx, from, msg));
+                }
+            }
             Msg::Survey(mut survey) => {
                 self.target.survey(&mut survey);
                 io.post_control(Msg::Survey(survey));
@@ -218,6 +255,6 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.target.next_deadline()
+        [self.target.next_deadline(), self.luns.next_deadline()].into_iter().flatten().min()
     }
 }

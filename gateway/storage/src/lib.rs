@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod core;
 pub mod cx;
 pub mod initiator;
 pub mod lun;
@@ -16,6 +17,7 @@ pub mod request;
 pub mod target;
 pub mod topology;
 
+pub use self::core::{CoreLimits, StorageCore};
 pub use cx::Cx;
 pub use lun::Luns;
 pub use msg::{Msg, StorageIo};

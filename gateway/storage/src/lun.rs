@@ -10,13 +10,15 @@
 //! Invariants: a channel's count is the number of requests that it has; a request's `rest.at` names
 //! the channel that has it on its home core (and, on its way over another core, there too).
 
+use crate::backend::nvme_tcp::NvmeTcpChannel;
 use crate::backend::{AnyChannel, Attach, AttachKind, Channel};
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Fault, Op, Request, Rest};
 use crate::topology::{BackendId, Extent, Lun, MAX_BACKENDS, MAX_LUNS, Topology};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use trefoil_poll::{CoreId, FileDone};
+use trefoil_poll::{CoreId, FileDone, Instant, SockId};
 
 /// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
 pub struct Luns<I: StorageIo> {
@@ -25,6 +27,10 @@ pub struct Luns<I: StorageIo> {
     /// For LUNs of several extents.
     topology: Option<Arc<Topology>>,
     channels: Box<[Place<I>]>,
+    /// Those that have a channel, so that a turn costs nothing for the rest.
+    attached: Vec<BackendId>,
+    /// Sockets that channels opened, until the core takes them: at most two a backend.
+    new_socks: VecDeque<(SockId, BackendId)>,
 }
 
 /// A LUN as the data path sees it.
@@ -67,6 +73,8 @@ impl<I: StorageIo> Luns<I> {
             maps: vec![Map::default(); MAX_LUNS].into(),
             topology: None,
             channels: (0..MAX_BACKENDS).map(|_| place()).collect(),
+            attached: Vec::with_capacity(MAX_BACKENDS),
+            new_socks: VecDeque::with_capacity(2 * MAX_BACKENDS),
         }
     }
 
@@ -91,6 +99,7 @@ impl<I: StorageIo> Luns<I> {
             Ok(channel) => {
                 place.channel = Some(channel);
                 place.attach = Some(attach);
+                self.attached.push(id);
                 cx.io.post_control(Msg::Attached(id));
             }
             Err(_) => cx.io.post_control(Msg::Detached(id, Some(attach))),
@@ -103,6 +112,9 @@ impl<I: StorageIo> Luns<I> {
         match self.channels.get_mut(id.0 as usize) {
             Some(place) if place.channel.is_some() => {
                 place.detaching = true;
+                if let Some(channel) = &mut place.channel {
+                    channel.stop(cx);
+                }
                 self.let_go_if_idle(cx, id);
             }
             _ => cx.io.post_control(Msg::Detached(id, None)),
@@ -185,20 +197,57 @@ impl<I: StorageIo> Luns<I> {
     /// Lets channels go on with what waits for memory or for a turn. Returns whether there was work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut worked = false;
-        for at in 0..self.channels.len() {
-            let Some(place) = self.channels.get_mut(at) else { break };
-            if let Some(channel) = &mut place.channel {
-                worked |= channel.on_turn(cx);
-                if place.detaching {
-                    self.let_go_if_idle(cx, BackendId(at as u32));
-                }
+        // Backwards, because one that is let go is swapped with the last.
+        for at in (0..self.attached.len()).rev() {
+            let Some(&id) = self.attached.get(at) else { continue };
+            let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
+            let Some(channel) = &mut place.channel else { continue };
+            worked |= channel.on_turn(cx);
+            if let Some(initiator) = channel.nvme_tcp() {
+                // They are another core's now, and no completion of theirs comes by here.
+                place.requests = place.requests.saturating_sub(initiator.take_passed_on());
             }
+            if place.detaching {
+                self.let_go_if_idle(cx, id);
+            }
+            self.collect_socks(id);
         }
         worked
     }
 
-    /// A backend's channel, for the core to hand it events of its own (an initiator's sockets).
-    pub fn channel_mut(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
+    /// When [`on_turn`](Self::on_turn) must run next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let places = self.attached.iter().filter_map(|id| self.channels.get(id.0 as usize));
+        places.filter_map(|place| place.channel.as_ref()?.next_deadline()).min()
+    }
+
+    /// Gives an event to the initiator's channel of backend `id`, if there is one, and passes on what
+    /// `event` gives back.
+    pub fn initiator<T>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        id: BackendId,
+        event: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, I>) -> T,
+    ) -> Option<T> {
+        let given = self.channel_mut(id)?.nvme_tcp().map(|channel| event(channel, cx));
+        self.collect_socks(id);
+        given
+    }
+
+    /// The next socket that a channel opened, with the channel's backend.
+    pub fn take_new_sock(&mut self) -> Option<(SockId, BackendId)> {
+        self.new_socks.pop_front()
+    }
+
+    fn collect_socks(&mut self, id: BackendId) {
+        let place = self.channels.get_mut(id.0 as usize);
+        let Some(channel) = place.and_then(|p| p.channel.as_mut()?.nvme_tcp()) else { return };
+        while let Some(sock) = channel.take_new_sock() {
+            self.new_socks.push_back((sock, id));
+        }
+    }
+
+    fn channel_mut(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
         self.channels.get_mut(id.0 as usize)?.channel.as_mut()
     }
 
@@ -266,6 +315,7 @@ impl<I: StorageIo> Luns<I> {
             attach.kind = AttachKind::Spent(place.channel.take());
         }
         place.detaching = false;
+        self.attached.retain(|other| *other != id);
         cx.io.post_control(Msg::Detached(id, place.attach.take()));
     }
 }

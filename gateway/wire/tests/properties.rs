@@ -172,16 +172,14 @@ proptest! {
 }
 
 fn framing(receiver: Receiver) -> impl Strategy<Value = Framing> {
-    (any::<bool>(), any::<bool>(), 1u32..=32).prop_map(
-        move |(header_digest, data_digest, dwords)| Framing {
-            header_digest,
-            data_digest,
-            data_alignment_bytes: dwords * 4,
-            max_capsule_data_bytes: 1 << 20,
-            max_data_bytes: 1 << 20,
-            ..Framing::initial(receiver)
-        },
-    )
+    (any::<bool>(), any::<bool>(), 1u32..=32).prop_map(move |(header_digest, data_digest, dwords)| Framing {
+        header_digest,
+        data_digest,
+        data_alignment_bytes: dwords * 4,
+        max_capsule_data_bytes: 1 << 20,
+        max_data_bytes: 1 << 20,
+        ..Framing::initial(receiver)
+    })
 }
 
 /// The layout that a receiver sees of an emitted header.

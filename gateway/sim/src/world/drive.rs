@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use trefoil_poll::{CoreId, Handler, Instant};
+use trefoil_poll::{CoreId, Instant};
 
 use crate::disk::DiskId;
 use crate::simio::{Ask, FILES, SOCKETS, SimFile, SimIo};
 use crate::world::events::{Event, Where};
 use crate::world::files::Job;
 use crate::world::socks::Sock;
-use crate::world::{NodeId, Step, World};
+use crate::world::{Machine, NodeId, Step, World};
 
 /// Something that a core will be told in a turn to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ impl<M: Send, H> Core<M, H> {
         }
     }
 
+    /// The machine, and everything that the driver holds for it.
+    pub fn part(mut self) -> (H, impl Sized) {
+        let running = *self.running.take().expect("no machine crashes in its own turn");
+        (running.machine, (running.io, self))
+    }
+
     pub fn control_slot(&self) -> u16 {
         self.mail.len() as u16 - 1
     }
@@ -84,7 +90,7 @@ impl<M: Send, H> Core<M, H> {
     }
 }
 
-impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+impl<M: Send, H: Machine<M>> World<M, H> {
     pub(super) fn happen(&mut self, event: Event) -> Step {
         match event {
             Event::Turn(at) => {

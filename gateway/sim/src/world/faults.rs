@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use trefoil_poll::Handler;
-
-use crate::memory::crash_drop;
+use crate::memory::{crash_drop, crash_machines};
 use crate::net::{ConnId, Holder, Side};
-use crate::simio::SimIo;
+use crate::world::drive::Core;
 use crate::world::socks::ECONNRESET;
-use crate::world::{Crash, NodeId, World};
+use crate::world::{Crash, Machine, NodeId, World};
 
-impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+impl<M: Send, H: Machine<M>> World<M, H> {
     /// Live connections that have an end at `node`, and the side that it has.
     pub fn conns_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
         let mut found = Vec::new();
@@ -98,16 +96,10 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
             return;
         }
         (n.up, n.powered) = (false, how == Crash::Kill);
-        let cores = std::mem::take(&mut n.cores);
-        let left = (
-            std::mem::take(&mut n.to_control),
-            std::mem::take(&mut n.control),
-            std::mem::take(&mut n.accepted),
-        );
         let line = format_args!("fault: {} crashes: {how:?}", self.nodes[node.0 as usize].name);
         self.story.tell(self.now, line);
         self.listeners.retain(|_, &mut at| at != node);
-        for job in cores.iter().flat_map(|core| core.jobs.iter().flatten()) {
+        for job in self.nodes[node.0 as usize].cores.iter().flat_map(|core| core.jobs.iter().flatten()) {
             if let Some((disk, change)) = job.change() {
                 self.disks[disk as usize].1.interrupt(change, &mut self.rng);
             }
@@ -117,7 +109,7 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
                 disk.cut_power(&mut self.rng);
             }
         }
-        crash_drop((cores, left));
+        self.drop_cores(node);
         for (conn, side) in self.conns_of(node) {
             let c = &mut self.conns[conn.0 as usize];
             c.end(side).holder = Holder::Gone;
@@ -127,6 +119,19 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
                 Crash::Power => self.conns[conn.0 as usize].black[side.other() as usize] = true,
             }
         }
+    }
+
+    pub(super) fn drop_cores(&mut self, node: NodeId) {
+        let n = self.node(node);
+        let left = (
+            std::mem::take(&mut n.to_control),
+            std::mem::take(&mut n.control),
+            std::mem::take(&mut n.accepted),
+        );
+        let (machines, parts): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut n.cores).into_iter().map(Core::part).unzip();
+        crash_drop((left, parts));
+        crash_machines(machines, H::into_arena);
     }
 
     /// Peers that still believe in a connection to an earlier life of `node` learn better.

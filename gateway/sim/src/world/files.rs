@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp, Handler};
+use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
 use crate::disk::Change;
-use crate::simio::{Manners, SimIo};
+use crate::simio::Manners;
 use crate::world::drive::{Ready, Running};
 use crate::world::events::{Event, Where};
-use crate::world::{NodeId, World};
+use crate::world::{Machine, NodeId, World};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -39,7 +39,7 @@ impl Job {
     }
 }
 
-impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+impl<M: Send, H: Machine<M>> World<M, H> {
     pub(super) fn ask_file(&mut self, node: NodeId, core: u16, file: FileId, op: FileOp, token: u64) {
         let c = self.core(node, core);
         let Some((disk, busy)) = &mut c.files[file.0 as usize] else { unreachable!("attached: see SimIo") };
@@ -106,10 +106,14 @@ impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
                 if self.chance(defect.tear_write) {
                     change = change.first_half();
                 }
-                if self.chance(defect.replay_write) {
+                let early = self.chance(defect.early_ack);
+                if early || self.chance(defect.replay_write) {
                     self.replays.push(Some((crate::DiskId(job.disk), change.clone())));
-                    let delay = Duration::from_micros(500 + self.rng.below(20_000));
+                    let delay = Duration::from_micros(100 + self.rng.below(5_000));
                     self.events.push(self.now + delay, Event::Replay(self.replays.len() as u32 - 1));
+                }
+                if early {
+                    return Ok(());
                 }
                 let durable = durable && !self.chance(defect.drop_durable);
                 self.disks[index].1.write(change, durable);

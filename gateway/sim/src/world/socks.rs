@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trefoil_poll::{Handler, RecvEnd, RecvInto, SendList, SockError, SockId};
+use trefoil_poll::{RecvEnd, RecvInto, SendList, SockError, SockId};
 
 use crate::net::{Conn, ConnId, Holder, Side};
-use crate::simio::{Manners, SimIo, SimSocket};
+use crate::simio::{Manners, SimSocket};
 use crate::world::drive::{Ready, Running};
 use crate::world::events::{Event, SockUse, Where};
-use crate::world::{Accepted, NodeId, Step, World};
+use crate::world::{Accepted, Machine, NodeId, Step, World};
 
 pub(crate) const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
@@ -36,7 +36,7 @@ pub(crate) struct Sock {
     closed: bool,
 }
 
-impl<M: Send, H: Handler<SimIo<M>>> World<M, H> {
+impl<M: Send, H: Machine<M>> World<M, H> {
     pub(super) fn ask_adopt(&mut self, node: NodeId, core: u16, sock: SockId, socket: SimSocket) {
         let s = &mut self.core(node, core).socks[sock.0 as usize];
         *s = Sock { conn: Some((socket.conn, socket.side)), uses: s.uses + 1, ..Sock::default() };

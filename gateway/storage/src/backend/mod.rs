@@ -21,7 +21,7 @@ use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Request};
 use crate::topology::BackendId;
-use trefoil_poll::FileDone;
+use trefoil_poll::{FileDone, Instant};
 
 /// One core's way to one backend.
 ///
@@ -89,6 +89,8 @@ pub enum AnyChannel {
     File(File),
     /// See [`Remote`].
     Remote(Remote),
+    /// See [`nvme_tcp`].
+    NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
 }
 
 impl AnyChannel {
@@ -113,6 +115,7 @@ impl AnyChannel {
                 Err(AttachError::RemoteIsSelf(backend))
             }
             AttachKind::Remote { core } => Ok(Self::Remote(Remote::new(backend, core))),
+            AttachKind::NvmeTcp(channel) => Ok(Self::NvmeTcp(channel)),
             AttachKind::Spent(channel) => {
                 attach.kind = AttachKind::Spent(channel);
                 Err(AttachError::Spent(backend))
@@ -124,7 +127,30 @@ impl AnyChannel {
     pub fn release<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         match self {
             Self::File(file) => cx.io.detach_file(file.file()),
-            Self::Null(_) | Self::Memory(_) | Self::Remote(_) => {}
+            Self::Null(_) | Self::Memory(_) | Self::Remote(_) | Self::NvmeTcp(_) => {}
+        }
+    }
+
+    /// Begins to let go of what it holds on its own account, before it is idle.
+    pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
+        if let Self::NvmeTcp(channel) = self {
+            channel.stop(cx);
+        }
+    }
+
+    /// The initiator's channel, for events of its sockets and for its messages.
+    pub fn nvme_tcp(&mut self) -> Option<&mut nvme_tcp::NvmeTcpChannel> {
+        match self {
+            Self::NvmeTcp(channel) => Some(channel),
+            _ => None,
+        }
+    }
+
+    /// When [`Channel::on_turn`] must run next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match self {
+            Self::NvmeTcp(channel) => channel.next_deadline(),
+            _ => None,
         }
     }
 
@@ -132,7 +158,7 @@ impl AnyChannel {
     pub fn on_file<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         match self {
             Self::File(file) => file.on_file(cx, done),
-            Self::Null(_) | Self::Memory(_) | Self::Remote(_) => {
+            Self::Null(_) | Self::Memory(_) | Self::Remote(_) | Self::NvmeTcp(_) => {
                 debug_assert!(false, "{self:?} got {done:?}");
                 if let Some(buf) = done.buf {
                     cx.arena.free(buf);
@@ -149,6 +175,7 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::Memory(memory) => memory.submit(cx, request),
             Self::File(file) => file.submit(cx, request),
             Self::Remote(remote) => remote.submit(cx, request),
+            Self::NvmeTcp(channel) => channel.submit(cx, request),
         }
     }
 
@@ -158,6 +185,7 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::Memory(memory) => Channel::<I>::is_idle(memory),
             Self::File(file) => Channel::<I>::is_idle(file),
             Self::Remote(remote) => Channel::<I>::is_idle(remote),
+            Self::NvmeTcp(channel) => channel.is_stopped(),
         }
     }
 
@@ -165,6 +193,7 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
         match self {
             Self::Memory(memory) => memory.on_turn(cx),
             Self::File(file) => file.on_turn(cx),
+            Self::NvmeTcp(channel) => channel.on_turn(cx),
             Self::Null(_) | Self::Remote(_) => false,
         }
     }

@@ -76,10 +76,14 @@ pub struct NvmeTcpChannel {
     gave_up: bool,
     greeted: bool,
     stopping: bool,
+    /// The queue, and the controller, were told to close.
+    closing: bool,
     usable: bool,
     len_bytes: u64,
     works: Box<[Option<Work>]>,
     free: Vec<u32>,
+    /// Requests of other cores that went on to a third, not reported yet.
+    passed_on: usize,
     /// Requests that came before the number of queues was known.
     parked: VecDeque<Request>,
 }
@@ -123,10 +127,12 @@ impl NvmeTcpChannel {
             gave_up: false,
             greeted: false,
             stopping: false,
+            closing: false,
             usable: false,
             len_bytes: 0,
             works: (0..config.requests).map(|_| None).collect(),
             free: (0..config.requests as u32).rev().collect(),
+            passed_on: 0,
             parked: VecDeque::with_capacity(config.requests),
         }
     }
@@ -136,12 +142,23 @@ impl NvmeTcpChannel {
         self.lane.take_new_sock().or_else(|| self.controller.as_mut().and_then(Controller::take_new_sock))
     }
 
-    /// Closes in order; nothing may be submitted from now on.
+    /// Requests of other cores that it passed on to a third core since the last call:
+    /// the LUN layer counts what a channel has, and those went without a completion.
+    pub fn take_passed_on(&mut self) -> usize {
+        std::mem::take(&mut self.passed_on)
+    }
+
+    /// Closes in order, once what is on its way is done; nothing may be submitted from now on.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
-        if self.stopping {
+        self.stopping = true;
+        self.close_if_quiet(cx);
+    }
+
+    fn close_if_quiet<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
+        if self.closing || !self.stopping || !self.is_quiet() {
             return;
         }
-        self.stopping = true;
+        self.closing = true;
         match &mut self.controller {
             Some(controller) => controller.stop(cx.io),
             None => self.lane.on_msg(cx.io, InitiatorMsg::Close { epoch: u32::MAX }),
@@ -152,7 +169,7 @@ impl NvmeTcpChannel {
     /// Whether it can be dropped.
     pub fn is_stopped(&self) -> bool {
         let controller = self.controller.as_ref().is_none_or(Controller::is_stopped);
-        self.stopping && self.is_quiet() && self.lane.is_closed() && controller
+        self.closing && self.is_quiet() && self.lane.is_closed() && controller
     }
 
     fn is_quiet(&self) -> bool {
@@ -281,6 +298,7 @@ impl NvmeTcpChannel {
         self.lane.on_turn(cx.io);
         worked |= self.deliver(cx);
         self.move_on(cx);
+        self.close_if_quiet(cx);
         worked
     }
 
@@ -316,7 +334,7 @@ impl NvmeTcpChannel {
 
     /// What the controller says to all lanes.
     fn on_broadcast<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, msg: InitiatorMsg) {
-        if self.stopping && matches!(msg, InitiatorMsg::Open(_)) {
+        if self.closing && matches!(msg, InitiatorMsg::Open(_)) {
             return;
         }
         self.lane.on_msg(cx.io, msg);
@@ -396,9 +414,14 @@ impl NvmeTcpChannel {
             if let Some(mut work) = self.take_work(command.tag) {
                 // From its start: what is done of it is done twice, which harms nothing.
                 work.request.buf = command.take_buf();
-                cx.io.post(self.queue_core(), Msg::Submit(self.backend, work.request));
+                self.pass_on(cx, work.request);
             }
         }
+    }
+
+    fn pass_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, request: Request) {
+        self.passed_on += usize::from(request.origin.core != self.core);
+        cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
     }
 
     /// Starts a request here, on this core's lane.
@@ -481,7 +504,7 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
         } else if self.queue_core() == self.core {
             self.start(cx, request);
         } else {
-            cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
+            self.pass_on(cx, request);
         }
     }
 
@@ -572,3 +595,6 @@ fn verdict(op: Op, result: Result<Cqe, Fault>) -> Result<(), Fault> {
     let fault = named.iter().find(|(code, _)| status.is(*code)).map(|(_, fault)| *fault);
     Err(fault.unwrap_or(if status.sct() == StatusType::Path { Fault::PathLost } else { medium }))
 }
+
+#[cfg(test)]
+mod tests;

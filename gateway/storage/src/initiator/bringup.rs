@@ -2,7 +2,7 @@
 //!
 //! What it is not: it sends nothing (see `controller`).
 
-use super::controller::{ControllerConfig, Purpose};
+use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
 use super::fence::keep_alive_bound;
 use std::collections::VecDeque;

@@ -20,18 +20,18 @@
 
 use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
+use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
-use super::error::QueueError;
+use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
-use super::qpair::{Identity, Open, Qpair};
+use super::qpair::{Open, Qpair};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
+use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe};
 
 /// Commands on the admin queue: one step, a keep alive, an event request and aborts. 31 and the
 /// empty entry make 32, which every controller must take (NVMe base 2.0c §3.3.1.1).
@@ -45,101 +45,6 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon to ask again for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
-
-/// What the controller is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// I/O on one namespace.
-    Nvm {
-        /// Its NSID.
-        nsid: u32,
-    },
-    /// Reading the discovery log.
-    Discovery,
-}
-
-/// How to reach a controller and how to treat it.
-#[derive(Clone, Debug)]
-pub struct ControllerConfig {
-    /// Addresses of the same subsystem's port, tried in turn.
-    pub addrs: Vec<SocketAddr>,
-    /// Names.
-    pub identity: Identity,
-    /// What for.
-    pub purpose: Purpose,
-    /// Ask for header and data digest.
-    pub digests: (bool, bool),
-    /// Keep Alive Timeout in milliseconds; at least 1000.
-    pub kato_ms: u32,
-    /// I/O queues to ask for; the array may grant fewer.
-    pub io_queues: u16,
-    /// Commands that an I/O queue may have outstanding; CAP.MQES may lower it.
-    pub depth: u16,
-    /// First and largest pause between two attempts to connect.
-    pub reconnect: (Duration, Duration),
-    /// Time for the connection of a queue.
-    pub connect_timeout: Duration,
-    /// Time for an admin command.
-    pub admin_timeout: Duration,
-    /// How long I/O waits for a lost path before it fails.
-    pub loss_timeout: Duration,
-    /// When lost writes go again.
-    pub fence: FenceRule,
-    /// Entries of the discovery log to make room for.
-    pub discovery_entries: usize,
-}
-
-/// Why an association ended, or did not come to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ControllerError {
-    /// A queue was lost.
-    #[error("queue {qid}: {why}")]
-    Queue {
-        /// The queue; 0 is the admin queue.
-        qid: u16,
-        /// Why.
-        why: QueueError,
-    },
-    /// An admin command that we can't do without failed.
-    #[error("{step}: {status}")]
-    Command {
-        /// Which.
-        step: &'static str,
-        /// The controller's answer.
-        status: Status,
-    },
-    /// CSTS.CFS: the controller reports a fatal error.
-    #[error("the controller reports fatal status (CSTS.CFS)")]
-    Fatal,
-    /// CSTS.RDY did not change within CAP.TO.
-    #[error("the controller did not become ready in time")]
-    NotReady,
-    /// What it says of itself can't be used.
-    #[error("the controller can't be used: {0}")]
-    Unusable(&'static str),
-    /// Our owner stopped it.
-    #[error("stopped by its owner")]
-    Stopped,
-}
-
-impl ControllerError {
-    /// Its kind, for an operator's log; `Display` has the details.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
-            Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
-            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
-            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => "the array requires authentication",
-            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
-            Self::Queue { .. } => "the connection was lost",
-            Self::Command { step, .. } => step,
-            Self::Fatal => "the array's controller reports a fatal error",
-            Self::NotReady => "the array's controller did not become ready",
-            Self::Unusable(why) => why,
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 /// What the owner of a controller learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,9 +173,10 @@ impl Controller {
     }
 
     /// Stops in order: queues are closed, the controller is shut down (CC.SHN), then disconnected.
-    /// [`ControllerEvent::Stopped`] follows. The queues must be idle.
+    /// [`ControllerEvent::Stopped`] follows. Commands that are still on the queues fail.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.stop = true;
+        self.out.push_back(InitiatorMsg::GiveUp);
         match self.state {
             State::Idle | State::Backoff(_) => self.rest(),
             State::Ready => {
@@ -345,9 +251,9 @@ impl Controller {
         self.state == State::Ready
     }
 
-    /// Whether it is stopped.
+    /// Whether it is stopped, and no queue waits for a fence any more.
     pub fn is_stopped(&self) -> bool {
-        self.state == State::Idle
+        self.state == State::Idle && self.fences.next().is_none()
     }
 
     /// Reads the discovery log again.
@@ -416,7 +322,7 @@ impl Controller {
 
     /// The association ended without proof that its commands are gone.
     fn unfenced(&mut self, now: Instant, had_queues: bool) {
-        if !had_queues {
+        if !had_queues || self.config.purpose == Purpose::Discovery {
             return;
         }
         match self.config.fence {
@@ -538,7 +444,7 @@ impl Controller {
                 self.current = None;
                 let now = io.now();
                 match self.state {
-                    State::Resetting => {
+                    State::Resetting | State::Stopping => {
                         self.unfenced(now, true);
                         self.closed(io);
                     }
@@ -675,11 +581,9 @@ impl Controller {
 
     /// A reset or a shutdown is over; `proven` if the controller said so.
     fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
-        if self.state == State::Resetting {
-            match proven {
-                true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
-                false => self.unfenced(io.now(), true),
-            }
+        match proven {
+            true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
+            false => self.unfenced(io.now(), true),
         }
         self.close_admin(io);
     }

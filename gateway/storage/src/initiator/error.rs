@@ -1,7 +1,8 @@
-//! What goes wrong with a queue pair, sorted by who is at fault.
+//! What goes wrong with a queue pair or a controller, sorted by who is at fault.
 
 use trefoil_poll::SockError;
 use trefoil_wire::fabrics::ConnectResponse;
+use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
 
 /// Why a queue pair went down.
@@ -99,6 +100,60 @@ impl Violation {
             Self::Data { .. } => FatalStatus::DataOutOfRange,
             Self::R2tLimit { .. } => FatalStatus::LimitExceeded,
             Self::Digests => FatalStatus::InvalidHeaderField { offset_bytes: field::DGST },
+        }
+    }
+}
+
+/// Why an association ended, or did not come to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControllerError {
+    /// A queue was lost.
+    #[error("queue {qid}: {why}")]
+    Queue {
+        /// The queue; 0 is the admin queue.
+        qid: u16,
+        /// Why.
+        why: QueueError,
+    },
+    /// An admin command that we can't do without failed.
+    #[error("{step}: {status}")]
+    Command {
+        /// Which.
+        step: &'static str,
+        /// The controller's answer.
+        status: Status,
+    },
+    /// CSTS.CFS: the controller reports a fatal error.
+    #[error("the controller reports fatal status (CSTS.CFS)")]
+    Fatal,
+    /// CSTS.RDY did not change within CAP.TO.
+    #[error("the controller did not become ready in time")]
+    NotReady,
+    /// What it says of itself can't be used.
+    #[error("the controller can't be used: {0}")]
+    Unusable(&'static str),
+    /// Our owner stopped it.
+    #[error("stopped by its owner")]
+    Stopped,
+}
+
+impl ControllerError {
+    /// Its kind, for an operator's log; `Display` has the details.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
+            Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
+            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
+            Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
+                "the array requires authentication"
+            }
+            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
+            Self::Queue { .. } => "the connection was lost",
+            Self::Command { step, .. } => step,
+            Self::Fatal => "the array's controller reports a fatal error",
+            Self::NotReady => "the array's controller did not become ready",
+            Self::Unusable(why) => why,
+            Self::Stopped => "stopped",
         }
     }
 }

@@ -7,7 +7,8 @@
 //! [`Host::on_turn`] at each turn's end, and takes [`Host::next_finished`].
 
 use super::command::Command;
-use super::controller::{Controller, ControllerConfig, ControllerEvent};
+use super::config::ControllerConfig;
+use super::controller::{Controller, ControllerEvent};
 use super::lane::{Finished, Lane, LaneConfig};
 use super::message::{InitiatorMsg, Limits};
 use std::time::Duration;

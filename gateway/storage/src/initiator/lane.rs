@@ -203,7 +203,8 @@ impl Lane {
         if self.wanted.is_some() {
             return None;
         }
-        let command = self.waiting.pop_front().or_else(|| self.delayed.pop_front().map(|(_, command)| command))?;
+        let command =
+            self.waiting.pop_front().or_else(|| self.delayed.pop_front().map(|(_, command)| command))?;
         self.holding -= 1;
         Some(command)
     }

@@ -11,6 +11,7 @@
 //! Spec: NVM Express Base 2.0c, NVM Command Set 1.0c, NVMe-oF TCP Transport 1.0c.
 
 pub mod command;
+pub mod config;
 pub mod error;
 pub mod message;
 pub mod qpair;
@@ -29,8 +30,9 @@ pub mod host;
 
 pub use bringup::Facts;
 pub use command::{Command, Done, INLINE_BYTES, Lost, QpairEvent};
-pub use controller::{Controller, ControllerConfig, ControllerError, ControllerEvent, Purpose};
-pub use error::{QueueError, Violation};
+pub use config::{ControllerConfig, Purpose};
+pub use controller::{Controller, ControllerEvent};
+pub use error::{ControllerError, QueueError, Violation};
 pub use fence::FenceRule;
 pub use host::Host;
 pub use lane::{Finished, Lane, LaneConfig};
@@ -38,6 +40,6 @@ pub use message::{Association, InitiatorMsg, Limits};
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair};
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -291,7 +291,8 @@ impl Array {
                 self.command(conn, sqe, data);
             }
             PduType::H2cData => {
-                let h2c = H2cData::parse(pdu.first_chunk().expect("24 bytes"), data_len).expect("our H2CData");
+                let h2c =
+                    H2cData::parse(pdu.first_chunk().expect("24 bytes"), data_len).expect("our H2CData");
                 let at = conn.writes.iter().position(|(sqe, _)| sqe.cid == h2c.cid).expect("a write");
                 let (sqe, got) = &mut conn.writes[at];
                 assert_eq!(h2c.offset_bytes as usize, got.len());
@@ -383,8 +384,9 @@ impl Array {
             AdminCommand::Identify(_) => {}
             AdminCommand::GetLogPage(log) => {
                 let at = log.lpo as usize;
-                let bytes: Vec<u8> =
-                    (at..at + log.len_bytes as usize).map(|at| self.log.get(at).copied().unwrap_or(0)).collect();
+                let bytes: Vec<u8> = (at..at + log.len_bytes as usize)
+                    .map(|at| self.log.get(at).copied().unwrap_or(0))
+                    .collect();
                 return conn.send_data(&mut self.manners, sqe.cid, &bytes, false);
             }
             AdminCommand::SetFeatures(set) => {

@@ -72,7 +72,7 @@ impl Rig {
     /// Turns until nothing happens.
     fn run(&mut self) {
         for _ in 0..10_000 {
-            let moved = (0..self.io.socks.len()).fold(false, |moved, at| self.step(at) || moved);
+            let moved = (0..self.io.socks.len()).filter(|at| self.step(*at)).count() > 0;
             self.host.on_turn(&mut self.io, &mut self.arena);
             let now = self.io.now;
             while let Some(finished) = self.host.next_finished(now) {
@@ -83,7 +83,9 @@ impl Rig {
             }
             let due = self.host.next_deadline().is_some_and(|at| at <= now);
             let asked = self.io.socks.iter().any(|sock| {
-                sock.connecting || (sock.sending.is_some() && !self.stall_sends) || (sock.closing && !sock.gone)
+                sock.connecting
+                    || (sock.sending.is_some() && !self.stall_sends)
+                    || (sock.closing && !sock.gone)
             });
             if !moved && !due && !asked {
                 return;
@@ -147,7 +149,10 @@ impl Rig {
                 true
             }
             Some(RecvInto::Buf { mut buf, at: from, len }) if conn.output.len() >= len as usize => {
-                for (to, byte) in buf[from as usize..(from + len) as usize].iter_mut().zip(conn.output.drain(..len as usize)) {
+                for (to, byte) in buf[from as usize..(from + len) as usize]
+                    .iter_mut()
+                    .zip(conn.output.drain(..len as usize))
+                {
                     *to = byte;
                 }
                 host.on_filled(io, id, buf);
@@ -168,7 +173,9 @@ impl Rig {
                 continue;
             }
             match self.io.socks[at].recv.take() {
-                Some(RecvInto::Buf { buf, .. }) => self.host.on_recv_end(&mut self.io, id, Some(buf), RecvEnd::Eof),
+                Some(RecvInto::Buf { buf, .. }) => {
+                    self.host.on_recv_end(&mut self.io, id, Some(buf), RecvEnd::Eof)
+                }
                 Some(RecvInto::Stream { .. }) => self.host.on_recv_end(&mut self.io, id, None, RecvEnd::Eof),
                 None => {}
             }
@@ -337,7 +344,11 @@ fn after_a_loss_reads_go_at_once_and_sent_writes_wait_for_the_fence() {
     rig.run();
     rig.cut();
     rig.run();
-    assert!(matches!(rig.events[1..], [ControllerEvent::Down(ControllerError::Queue { .. })]), "{:?}", rig.events);
+    assert!(
+        matches!(rig.events[1..], [ControllerEvent::Down(ControllerError::Queue { .. })]),
+        "{:?}",
+        rig.events
+    );
     // Submitted when the path is away: never sent, so nothing to fence.
     rig.write(3, 8, 4096, 3);
     rig.array.manners.mute = false;
@@ -357,7 +368,8 @@ fn losing_one_queue_resets_the_controller_and_fences_at_once() {
     let mut rig = Rig::up(47, Manners { mute: true, ..Manners::default() });
     rig.write(1, 0, 4096, 1);
     rig.run();
-    let io_sock = rig.conns.iter().position(|conn| conn.unanswered.len() == 1).expect("the write's connection");
+    let io_sock =
+        rig.conns.iter().position(|conn| conn.unanswered.len() == 1).expect("the write's connection");
     rig.array.manners.mute = false;
     rig.io.socks[io_sock].recv = None;
     rig.host.on_recv_end(&mut rig.io, SockId(io_sock as u32), None, RecvEnd::Failed(SockError(104)));
@@ -424,7 +436,11 @@ fn another_namespace_at_the_same_address_is_refused() {
     rig.array.manners.nguid = 1;
     rig.cut();
     rig.pass(3 * SECOND);
-    assert!(rig.events[1..].iter().all(|event| matches!(event, ControllerEvent::Down(_))), "{:?}", rig.events);
+    assert!(
+        rig.events[1..].iter().all(|event| matches!(event, ControllerEvent::Down(_))),
+        "{:?}",
+        rig.events
+    );
     rig.array.manners.nguid = 9;
     rig.pass(3 * SECOND);
     assert!(matches!(rig.events.last(), Some(ControllerEvent::Up(_))));
@@ -465,7 +481,10 @@ fn a_response_that_comes_twice_ends_the_connection() {
     assert!(
         rig.events.iter().any(|event| matches!(
             event,
-            ControllerEvent::Down(ControllerError::Queue { why: QueueError::Violation(Violation::UnknownCommand { cid: 0 }), .. })
+            ControllerEvent::Down(ControllerError::Queue {
+                why: QueueError::Violation(Violation::UnknownCommand { cid: 0 }),
+                ..
+            })
         )),
         "{:?}",
         rig.events
@@ -478,7 +497,10 @@ fn a_response_that_comes_twice_ends_the_connection() {
 #[test]
 fn garbage_from_a_hostile_array_is_survived() {
     for seed in 0..400u64 {
-        let mut rig = Rig::up(60, Manners { mute: true, digests: (seed % 2 == 0, seed % 3 == 0), ..Manners::default() });
+        let mut rig = Rig::up(
+            60,
+            Manners { mute: true, digests: (seed % 2 == 0, seed % 3 == 0), ..Manners::default() },
+        );
         rig.io.bits = seed;
         rig.write(1, 0, 8192, 1);
         rig.read(2, 0, 65536);

@@ -92,7 +92,7 @@ fn no_bytes_make_it_panic_and_what_parses_is_consistent() {
         for _ in 0..=rng.below(3) {
             bytes[rng.below(within) as usize] = [0, 1, 0x7F, 0xFF, rng.bits() as u8][rng.below(5) as usize];
         }
-        if let Some(len) = Table::len_of(&bytes).filter(|&len| len <= 4096 && len >= 16) {
+        if let Some(len) = Table::len_of(&bytes).filter(|&len| (16..=4096).contains(&len)) {
             format::seal(&mut bytes[..len]);
         } else {
             format::seal(&mut bytes);

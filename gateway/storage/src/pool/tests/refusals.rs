@@ -220,3 +220,35 @@ fn an_import_writes_nothing() {
     assert!(matches!(import.clone().release(true, false), Err(ImportError::InUse(_))));
     assert_eq!(import.release(false, false).expect("released"), backends[0]);
 }
+
+#[test]
+fn a_pool_that_cannot_be_settled_is_served_but_frozen() {
+    let (io, mut pool, backends) = two();
+    let zeroing = block_on(pool.reserve_lun(&io, new_lun("b", 16, 4096))).expect("reserved");
+    drop(zeroing);
+    // Two flushes, then the first write of the layout without `b`.
+    io.fail_after(3);
+    let mut half = reopen(&io, &backends).expect("served");
+    assert!(matches!(half.frozen(), Some(Frozen::Io(_))));
+    assert_eq!(half.table().luns.iter().map(|lun| lun.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    let error = block_on(create_lun(&io, &mut half, new_lun("c", 16, 4096))).expect_err("frozen");
+    assert!(matches!(error, LunError::Frozen { .. }));
+    let whole = reopen(&io, &backends).expect("opens");
+    assert_eq!((whole.frozen(), whole.table().luns.len()), (None, 1));
+}
+
+#[test]
+fn an_unfinished_pool_is_told_from_a_pool_and_can_be_made_again() {
+    let backends = [backend(0, 4), backend(1, 4)];
+    let io = Disks::new(&backends, 1);
+    // Both labels are there (4 writes), the layout isn't.
+    io.fail_after(5);
+    assert!(matches!(block_on(create_pool(&io, new_pool(&backends))), Err(CreatePoolError::Io(_))));
+    let found = block_on(scan(&io, &backends));
+    assert!(matches!(found[..], [Found::Unfinished(_), Found::Unfinished(_)]));
+    assert!(matches!(reopen(&io, &backends), Err(OpenPoolError::Unfinished { .. })));
+    let mut pool = block_on(create_pool(&io, new_pool(&backends))).expect("again");
+    assert!(reopen(&io, &backends).is_ok());
+    block_on(destroy_pool(&io, &mut pool, false)).expect("empty");
+    assert_eq!(block_on(scan(&io, &backends)), [Found::Free, Found::Free]);
+}

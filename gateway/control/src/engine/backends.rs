@@ -1,0 +1,338 @@
+//! Bringing a backend up: opening what it is, and giving each core its channel.
+
+use super::cores::{Cores, device};
+use crate::error::{Fault, Refusal};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+use trefoil_config::{Backend, BackendType, Bytes, default_serial};
+use trefoil_poll::CoreId;
+use trefoil_poll::ram::Ram;
+use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
+use trefoil_storage::backend::{Attach, AttachKind, File as FileChannel, Memory};
+use trefoil_storage::initiator::{ControllerConfig, FenceRule, Identity, Purpose};
+use trefoil_storage::topology::BackendId;
+use trefoil_sys::region::Region;
+use trefoil_wire::fabrics::Nqn;
+
+/// Long zeroings that a memory backend carries on at a time.
+const ZEROINGS: usize = 64;
+/// For how long a new array may take to answer.
+const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A backend that is up.
+#[derive(Debug)]
+pub struct Live {
+    /// Its index on every core.
+    pub id: BackendId,
+    /// Its size in bytes.
+    pub len_bytes: u64,
+    /// Its logical block size in bytes.
+    pub block_bytes: u32,
+    /// The core that has its channel, where only one has.
+    pub owner: Option<CoreId>,
+    /// Whether I/O can go on, and why not.
+    pub usable: Result<(), &'static str>,
+    /// A file's lock and identity; held as long as the backend is up.
+    lock: Option<Locked>,
+}
+
+#[derive(Debug)]
+struct Locked {
+    _file: File,
+    /// Device and inode, or the block device's own number.
+    identity: (u64, u64),
+}
+
+/// What was opened for a backend, before any core has it.
+struct Opened {
+    len_bytes: u64,
+    block_bytes: u32,
+    source: Source,
+}
+
+enum Source {
+    Null,
+    Memory(Region),
+    File { lock: Locked, io: OwnedFd },
+    NvmeTcp(Box<NvmeTcpConfig>),
+}
+
+impl Live {
+    /// The core to ask for I/O of control's own.
+    pub fn core(&self) -> CoreId {
+        self.owner.unwrap_or(CoreId(0))
+    }
+}
+
+/// What a backend is brought up with.
+pub struct Setting<'a> {
+    /// The cores.
+    pub cores: &'a Cores,
+    /// Requests that can be under way on one core's channel.
+    pub requests: usize,
+    /// For arrays: who we say that we are, where the backend doesn't say.
+    pub gateway: &'a str,
+    /// Whether an array that doesn't answer now may come later.
+    pub patient: bool,
+}
+
+/// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
+///
+/// # Errors
+/// What can't be opened, a core without room, or an array that doesn't answer.
+pub async fn bring_up<'a>(
+    setting: Setting<'_>,
+    backend: &Backend,
+    id: BackendId,
+    others: impl Iterator<Item = &'a Live>,
+) -> Result<Live, Refusal> {
+    let Setting { cores, requests, gateway, patient } = setting;
+    let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
+    let spec = backend.clone();
+    let opened = match backend.kind {
+        BackendType::NvmeTcp => array(backend, gateway, requests)?,
+        BackendType::Memory | BackendType::Null | BackendType::File => {
+            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken)).await;
+            opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
+        }
+    };
+    let Opened { len_bytes, block_bytes, source } = opened;
+    let mut live = Live { id, len_bytes, block_bytes, owner: None, usable: Ok(()), lock: None };
+    let mut kinds: Vec<AttachKind<OwnedFd>> = Vec::new();
+    match source {
+        Source::Null => kinds.extend(cores.all().map(|_| AttachKind::Null)),
+        Source::Memory(region) => {
+            let owner = owner_of(&backend.name, cores.count());
+            live.owner = Some(owner);
+            kinds.extend(cores.all().map(|_| AttachKind::Remote { core: owner }));
+            if let Some(kind) = kinds.get_mut(usize::from(owner.0)) {
+                *kind = AttachKind::Memory(Memory::new(Ram::new(region), ZEROINGS));
+            }
+        }
+        Source::File { lock, io } => {
+            for _ in cores.all() {
+                let file = io.try_clone().map_err(|e| device(&backend.name, &e))?;
+                kinds.push(AttachKind::File { file, slots: FileChannel::slots(requests) });
+            }
+            live.lock = Some(lock);
+        }
+        Source::NvmeTcp(config) => kinds.extend(cores.all().map(|core| {
+            AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores.count(), &config)))
+        })),
+    }
+    cores.forget_geometry(id);
+    for (core, kind) in cores.all().zip(kinds) {
+        let attach = Box::new(Attach { len_bytes, block_bytes, kind, id });
+        if let Err(refusal) = cores.attach(core, attach).await {
+            for earlier in cores.all().take_while(|c| *c != core) {
+                cores.detach(earlier, id).await?;
+            }
+            return Err(refusal);
+        }
+    }
+    if backend.kind == BackendType::NvmeTcp {
+        match cores.geometry(id, ARRAY_TIMEOUT).await {
+            Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
+            None if patient => live.usable = Err("the array has not answered yet"),
+            None => {
+                take_down(cores, &live).await?;
+                let seconds = ARRAY_TIMEOUT.as_secs();
+                let what = format!("backend `{}`: the array did not answer within {seconds} s", backend.name);
+                return Err(Refusal::new(Fault::Device, what));
+            }
+        }
+    }
+    Ok(live)
+}
+
+/// What an array's channels are made from.
+fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
+    let invalid = |field: &str, e: &dyn std::fmt::Display| {
+        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
+    };
+    let address = backend.address.ok_or_else(|| invalid("address", &"missing"))?;
+    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
+    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
+    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
+    // The host identifier goes with the host NQN, so that an array knows both by either.
+    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
+    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    let kato_ms = backend.keep_alive_s.unwrap_or(5).clamp(1, 600) * 1000;
+    let controller = ControllerConfig {
+        addrs: vec![address],
+        identity: Identity {
+            host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &format!("{e:?}")))?,
+            host_id: *host_id.as_bytes(),
+            subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &format!("{e:?}")))?,
+        },
+        purpose: Purpose::Nvm { nsid: backend.nsid.unwrap_or(1) },
+        digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),
+        kato_ms,
+        io_queues: backend.queues.unwrap_or(u16::MAX),
+        depth: backend.depth.unwrap_or(128),
+        reconnect: (Duration::from_millis(100), Duration::from_secs(5)),
+        connect_timeout: Duration::from_secs(5),
+        admin_timeout: Duration::from_secs(30),
+        loss_timeout: Duration::from_secs(u64::from(backend.loss_timeout_s.unwrap_or(60))),
+        fence: FenceRule::KeepAliveBound,
+        discovery_entries: 0,
+    };
+    let config = NvmeTcpConfig { controller, command_timeout: Duration::from_secs(30), requests };
+    Ok(Opened { len_bytes: 0, block_bytes: 512, source: Source::NvmeTcp(Box::new(config)) })
+}
+
+/// A UUID (version 8) that follows from a name.
+fn identifier(name: &str) -> uuid::Uuid {
+    let hash = |text: &str| u64::from_str_radix(&default_serial(text)[2..], 16).unwrap_or_default();
+    let bytes = uuid::Uuid::from_u64_pair(hash(name), hash(&format!("{name}/2"))).into_bytes();
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// Detaches a backend from every core and closes it.
+///
+/// # Errors
+/// A core doesn't answer.
+pub async fn take_down(cores: &Cores, live: &Live) -> Result<(), Refusal> {
+    for core in cores.all() {
+        drop(cores.detach(core, live.id).await?);
+    }
+    Ok(())
+}
+
+/// The core that owns a memory backend: follows from its name, so that it stays the same.
+fn owner_of(name: &str, cores: u16) -> CoreId {
+    let hash =
+        default_serial(name).bytes().fold(0u32, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
+    CoreId((hash % u32::from(cores.max(1))) as u16)
+}
+
+fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+    let block_bytes = backend.block_bytes.unwrap_or(512);
+    let size = backend.size.unwrap_or_default();
+    match (backend.kind, &backend.path) {
+        (BackendType::Null, _) => Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Null }),
+        (BackendType::Memory, path) => {
+            let region = match path {
+                None => Region::anonymous(size.0 as usize),
+                Some(path) => Region::shared_file(path, size.0 as usize),
+            };
+            let region =
+                region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
+            Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
+        }
+        (BackendType::File, Some(path)) => open_file(backend, path, taken),
+        (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
+        (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
+    }
+}
+
+fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+    let what = || format!("backend `{}`: {}", backend.name, path.display());
+    let fail = |e: io::Error| device(what(), &e);
+    if let Some(size) = backend.size {
+        create_file(path, size.0).map_err(fail)?;
+    }
+    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+    let meta = file.metadata().map_err(fail)?;
+    let is_device = meta.file_type().is_block_device();
+    if !is_device && !meta.is_file() {
+        return Err(Refusal::new(Fault::Invalid, format!("{} is neither a file nor a block device", what())));
+    }
+    let identity = if is_device { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
+    if taken.contains(&identity) {
+        return Err(Refusal::new(Fault::InUse, format!("{} is another backend already", what())));
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Refusal::new(Fault::InUse, format!("{} is in use by another process", what())));
+        }
+        Err(TryLockError::Error(e)) => return Err(fail(e)),
+    }
+    let len_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+    let own = if is_device { device_block_bytes(meta.rdev()).map_err(fail)? } else { 512 };
+    let block_bytes = backend.block_bytes.unwrap_or(own);
+    if block_bytes < own {
+        let text = format!("{}: it has blocks of {own} bytes, so {block_bytes} is not possible", what());
+        return Err(Refusal::new(Fault::Invalid, text));
+    }
+    let usable = len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
+    if usable == 0 {
+        return Err(Refusal::new(Fault::Invalid, format!("{} is empty: give it a size", what())));
+    }
+    if backend.size.is_some_and(|size| size.0 > len_bytes) {
+        let text = format!("{} has {} and not the size that is configured", what(), Bytes(len_bytes));
+        return Err(Refusal::new(Fault::Invalid, text));
+    }
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
+    let io = match direct {
+        Ok(io) => io,
+        // tmpfs before Linux 6.6, for one.
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
+            tracing::info!(backend = backend.name, path = %path.display(), "no O_DIRECT here; going through the page cache");
+            OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
+        }
+        Err(e) => return Err(fail(e)),
+    };
+    let lock = Locked { _file: file, identity };
+    Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
+}
+
+/// Makes the file with its size if it isn't there. What is there stays as it is.
+fn create_file(path: &Path, len_bytes: u64) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => {
+            let sized = file.set_len(len_bytes).and_then(|()| file.sync_all());
+            if let Err(e) = sized {
+                drop(file);
+                std::fs::remove_file(path)?;
+                return Err(e);
+            }
+            let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(dir)?.sync_all()
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// A block device's logical block size, from sysfs; a partition's is its disk's.
+fn device_block_bytes(rdev: u64) -> io::Result<u32> {
+    let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let dir = format!("/sys/dev/block/{major}:{minor}");
+    let text = std::fs::read_to_string(format!("{dir}/queue/logical_block_size"))
+        .or_else(|_| std::fs::read_to_string(format!("{dir}/../queue/logical_block_size")))?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &Path, size: Option<u64>) -> Backend {
+        let path = Some(path.to_path_buf());
+        Backend { path, size: size.map(Bytes), ..Backend::new("f", BackendType::File) }
+    }
+
+    #[test]
+    fn a_file_is_made_once_and_has_one_user() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk");
+        let missing = open(&file(&path, None), &[]).err().expect("a refusal");
+        assert_eq!(missing.fault, Fault::Device);
+        let opened = open(&file(&path, Some(1 << 20)), &[]).expect("opened");
+        assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
+        let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
+        let twice = open(&file(&path, None), &[lock.identity]).err().expect("a refusal");
+        assert_eq!(twice.fault, Fault::InUse);
+        let locked = open(&file(&path, None), &[]).err().expect("a refusal");
+        assert_eq!(locked.fault, Fault::InUse);
+        drop(opened);
+        assert_eq!(open(&file(&path, Some(2 << 20)), &[]).err().expect("a refusal").fault, Fault::Invalid);
+        assert!(open(&file(&path, None), &[]).is_ok());
+    }
+}

@@ -1,0 +1,368 @@
+//! The control thread's side of the mailboxes: what it asks of cores, and who waits for the answer.
+//!
+//! One task takes the mail in ([`Cores::listen`]); everything else sends and awaits. Cores answer
+//! every question once, so a wait ends as long as the core turns.
+
+use crate::error::{Fault, Refusal};
+use nix::errno::Errno;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
+use trefoil_storage::Msg;
+use trefoil_storage::backend::Attach;
+use trefoil_storage::msg::{Event, Survey};
+use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
+use trefoil_storage::topology::{BackendId, LunId, Topology};
+
+/// What travels between the control thread and the cores of the real driver.
+pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
+
+/// What a core that no longer turns is given before an action fails.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests of control's own under way at a time.
+const MAX_REQUESTS: usize = 64;
+
+/// The control thread's ends, as the gateway made them.
+pub struct Ends {
+    /// To each core, in order.
+    pub to_cores: Vec<ControlSender<CoreMsg>>,
+    /// From all of them.
+    pub from_cores: ControlReceiver<CoreMsg>,
+    /// Each core's counters, in order.
+    pub metrics: Vec<Arc<CoreMetrics>>,
+    /// Control's own payload memory, for what it reads from and writes to backends.
+    pub arena: Arena,
+}
+
+/// What tokio watches.
+struct Mail(ControlReceiver<CoreMsg>);
+
+impl AsRawFd for Mail {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+type AttachBox = Box<Attach<OwnedFd>>;
+type Wait<T> = oneshot::Sender<T>;
+
+#[derive(Default)]
+struct Waits {
+    topology: HashMap<(CoreId, u64), Wait<()>>,
+    /// Answers to Attach (`Ok`) and Detach or a refused Attach (the box, if there was one).
+    backends: HashMap<(CoreId, BackendId), Wait<Result<(), Option<AttachBox>>>>,
+    requests: Vec<Option<(u32, Wait<Completed>)>>,
+    surveys: HashMap<CoreId, Wait<Box<Survey>>>,
+    generation: u32,
+}
+
+/// All cores of the gateway, as control sees them.
+pub struct Cores {
+    to_cores: Vec<RefCell<ControlSender<CoreMsg>>>,
+    mail: RefCell<Option<AsyncFd<Mail>>>,
+    metrics: Vec<Arc<CoreMetrics>>,
+    arena: RefCell<Arena>,
+    home: u16,
+    waits: RefCell<Waits>,
+    /// What backends said of themselves: block size and size in bytes.
+    geometry: RefCell<HashMap<BackendId, (u32, u64)>>,
+    /// Told with each event that changes `geometry`.
+    reached: tokio::sync::Notify,
+    /// Surveys of one core look alike, so only one is asked for at a time.
+    surveying: tokio::sync::Mutex<()>,
+    on_event: RefCell<Option<EventSink>>,
+    dropped_events: Cell<u64>,
+}
+
+/// Who is told what cores report.
+pub type EventSink = Box<dyn Fn(CoreId, Event)>;
+
+fn gone(core: CoreId) -> Refusal {
+    Refusal::new(Fault::Internal, format!("core {} doesn't answer", core.0))
+}
+
+impl Cores {
+    /// Takes the ends over. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub fn new(ends: Ends) -> io::Result<Rc<Self>> {
+        // Deprecated for types that may close their descriptor while it is registered, and the new way is
+        // unsafe; a ControlReceiver keeps its eventfd for as long as it lives.
+        #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
+        let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
+        Ok(Rc::new(Self {
+            to_cores: ends.to_cores.into_iter().map(RefCell::new).collect(),
+            mail: RefCell::new(Some(mail)),
+            metrics: ends.metrics,
+            home: ends.arena.id().0,
+            arena: RefCell::new(ends.arena),
+            waits: RefCell::default(),
+            geometry: RefCell::default(),
+            reached: tokio::sync::Notify::new(),
+            surveying: tokio::sync::Mutex::new(()),
+            on_event: RefCell::new(None),
+            dropped_events: Cell::new(0),
+        }))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u16 {
+        self.to_cores.len() as u16
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = CoreId> + use<> {
+        (0..self.count()).map(CoreId)
+    }
+
+    /// Each core's counters.
+    pub fn metrics(&self) -> &[Arc<CoreMetrics>] {
+        &self.metrics
+    }
+
+    /// Tells `sink` of every event from now on.
+    pub fn set_event_sink(&self, sink: EventSink) {
+        *self.on_event.borrow_mut() = Some(sink);
+    }
+
+    /// Takes the mail in until the future is dropped. Only the first call does anything.
+    pub async fn listen(&self) {
+        let Some(mut mail) = self.mail.borrow_mut().take() else { return };
+        loop {
+            // A bounded batch, so that a core that talks much doesn't starve the other tasks.
+            for _ in 0..256 {
+                match mail.get_mut().0.pop() {
+                    Some((core, msg)) => self.take(core, msg),
+                    None => break,
+                }
+            }
+            if !mail.get_mut().0.announce() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            match mail.readable().await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(error) => return tracing::error!(%error, "the mailbox's descriptor failed"),
+            }
+        }
+    }
+
+    fn take(&self, core: CoreId, msg: CoreMsg) {
+        let mut waits = self.waits.borrow_mut();
+        match msg {
+            Msg::TopologyDone { epoch, old } => {
+                drop(old);
+                if let Some(wait) = waits.topology.remove(&(core, epoch)) {
+                    let _ = wait.send(());
+                }
+            }
+            Msg::Attached(id) => {
+                if let Some(wait) = waits.backends.remove(&(core, id)) {
+                    let _ = wait.send(Ok(()));
+                }
+            }
+            Msg::Detached(id, attach) => {
+                if let Some(wait) = waits.backends.remove(&(core, id)) {
+                    let _ = wait.send(Err(attach));
+                }
+            }
+            Msg::Completed(done) => {
+                let origin = done.origin();
+                let slot = waits.requests.get_mut(origin.slot as usize);
+                match slot.and_then(|slot| slot.take_if(|(generation, _)| *generation == origin.generation)) {
+                    Some((_, wait)) => {
+                        // Whoever asked may have given up; its block goes back all the same.
+                        if let Err(done) = wait.send(done) {
+                            self.free(done.settle().0);
+                        }
+                    }
+                    None => self.free(done.settle().0),
+                }
+            }
+            Msg::Survey(survey) => {
+                if let Some(wait) = waits.surveys.remove(&core) {
+                    let _ = wait.send(survey);
+                }
+            }
+            Msg::Event(event) => {
+                drop(waits);
+                if let Event::BackendInfo { backend, block_bytes, len_bytes, .. } = event {
+                    self.geometry.borrow_mut().insert(backend, (block_bytes, len_bytes));
+                    self.reached.notify_waiters();
+                }
+                match &*self.on_event.borrow() {
+                    Some(sink) => sink(core, event),
+                    None => self.dropped_events.set(self.dropped_events.get() + 1),
+                }
+            }
+            other => tracing::error!(core = core.0, "a core sent control {other:?}"),
+        }
+    }
+
+    /// Sends to a core, waiting while its ring is full.
+    pub async fn send(&self, core: CoreId, msg: CoreMsg) -> Result<(), Refusal> {
+        let Some(sender) = self.to_cores.get(usize::from(core.0)) else { return Err(gone(core)) };
+        let mut msg = msg;
+        for _ in 0..10_000 {
+            let sent = sender.borrow_mut().send(msg);
+            match sent {
+                Ok(()) => return Ok(()),
+                Err(back) => msg = back,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if let Msg::BackendIo(_, request) = msg {
+            self.free(request.complete(Err(trefoil_storage::Fault::Gone)).settle().0);
+        }
+        Err(gone(core))
+    }
+
+    async fn answer<T>(&self, core: CoreId, wait: oneshot::Receiver<T>) -> Result<T, Refusal> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, wait).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) | Err(_) => Err(gone(core)),
+        }
+    }
+
+    /// Publishes a snapshot to every core and waits until all have it in force.
+    ///
+    /// # Errors
+    /// A core doesn't answer.
+    pub async fn publish(&self, topology: Arc<Topology>) -> Result<(), Refusal> {
+        let mut waiting = Vec::new();
+        for core in self.all() {
+            let (tell, wait) = oneshot::channel();
+            self.waits.borrow_mut().topology.insert((core, topology.epoch), tell);
+            self.send(core, Msg::Topology(topology.clone())).await?;
+            waiting.push((core, wait));
+        }
+        for (core, wait) in waiting {
+            self.answer(core, wait).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a backend's channel to a core.
+    ///
+    /// # Errors
+    /// The core has no room, or doesn't answer.
+    pub async fn attach(&self, core: CoreId, attach: AttachBox) -> Result<(), Refusal> {
+        let id = attach.id;
+        let (tell, wait) = oneshot::channel();
+        self.waits.borrow_mut().backends.insert((core, id), tell);
+        self.send(core, Msg::Attach(id, attach)).await?;
+        let refused =
+            |_| Refusal::new(Fault::NoSpace, format!("core {} has no room for another backend", core.0));
+        self.answer(core, wait).await?.map_err(refused)
+    }
+
+    /// The block size and size in bytes that a backend tells once it is reached; `None` after `within`.
+    pub async fn geometry(&self, id: BackendId, within: Duration) -> Option<(u32, u64)> {
+        let told = async {
+            loop {
+                let reached = self.reached.notified();
+                if let Some(geometry) = self.geometry.borrow().get(&id).copied() {
+                    return geometry;
+                }
+                reached.await;
+            }
+        };
+        tokio::time::timeout(within, told).await.ok()
+    }
+
+    /// Forgets what the backend said that had this number before.
+    pub fn forget_geometry(&self, id: BackendId) {
+        self.geometry.borrow_mut().remove(&id);
+    }
+
+    /// Takes a backend's channel from a core, once what is on its way is done.
+    ///
+    /// # Errors
+    /// The core doesn't answer.
+    pub async fn detach(&self, core: CoreId, id: BackendId) -> Result<Option<AttachBox>, Refusal> {
+        let (tell, wait) = oneshot::channel();
+        self.waits.borrow_mut().backends.insert((core, id), tell);
+        self.send(core, Msg::Detach(id)).await?;
+        Ok(self.answer(core, wait).await?.err().flatten())
+    }
+
+    /// What is connected to a core: at most `rows` rows.
+    ///
+    /// # Errors
+    /// The core doesn't answer.
+    pub async fn survey(&self, core: CoreId, rows: usize) -> Result<Box<Survey>, Refusal> {
+        let (tell, wait) = oneshot::channel();
+        let survey = Box::new(Survey { qpairs: Vec::with_capacity(rows), total: 0 });
+        let _one = self.surveying.lock().await;
+        self.waits.borrow_mut().surveys.insert(core, tell);
+        self.send(core, Msg::Survey(survey)).await?;
+        self.answer(core, wait).await
+    }
+
+    /// A block of control's own memory for [`request`](Self::request).
+    pub fn alloc(&self, len_bytes: usize) -> Option<Buf> {
+        self.arena.borrow_mut().alloc(len_bytes)
+    }
+
+    /// Gives a block back.
+    pub fn free(&self, buf: Option<Buf>) {
+        if let Some(buf) = buf {
+            self.arena.borrow_mut().free(buf);
+        }
+    }
+
+    /// One request of control's own, straight to a backend of `core`'s. The block comes back.
+    ///
+    /// # Errors
+    /// The fault that the backend gave, or that the core doesn't answer.
+    pub async fn request(
+        &self,
+        core: CoreId,
+        backend: BackendId,
+        op: Op,
+        range: (u64, u64),
+        buf: Option<Buf>,
+        durable: bool,
+    ) -> (Option<Buf>, Result<(), trefoil_storage::Fault>) {
+        let (tell, wait) = oneshot::channel();
+        let origin = {
+            let mut waits = self.waits.borrow_mut();
+            waits.generation = waits.generation.wrapping_add(1) & 0xFF_FFFF;
+            let generation = waits.generation;
+            let slot = match waits.requests.iter().position(Option::is_none) {
+                Some(slot) => slot,
+                None if waits.requests.len() < MAX_REQUESTS => {
+                    waits.requests.push(None);
+                    waits.requests.len() - 1
+                }
+                None => return (buf, Err(trefoil_storage::Fault::Internal)),
+            };
+            if let Some(place) = waits.requests.get_mut(slot) {
+                *place = Some((generation, tell));
+            }
+            Origin { core, home: self.home, owner: Owner::Control, slot: slot as u32, generation }
+        };
+        let request = Request::new(op, LunId(u32::MAX), range.0, range.1, buf, origin).durable(durable);
+        if self.send(core, Msg::BackendIo(backend, request)).await.is_err() {
+            return (None, Err(trefoil_storage::Fault::Gone));
+        }
+        match wait.await {
+            Ok(done) => done.settle(),
+            Err(_) => (None, Err(trefoil_storage::Fault::Gone)),
+        }
+    }
+}
+
+/// An errno as a refusal of a device's.
+pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
+    let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
+    Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
+}

@@ -1,0 +1,630 @@
+//! The engine: holds the desired state and makes the cores present it.
+//!
+//! What it is: one task that takes actions one at a time. A change is planned (pure), then carried
+//! out by comparing two states: what is new is brought up, the change is stored, cores are told, and
+//! what is gone is taken down. Up to the commit a failure undoes what was brought up; from the commit
+//! on nothing is refused any more.
+//!
+//! What it is not: on the data path. It sends messages to cores and waits for their answers.
+
+pub mod backends;
+pub mod cores;
+mod pools;
+mod portals;
+pub mod topology;
+pub mod view;
+
+use crate::action::{Action, Change, Phase};
+use crate::error::{Fault, Refusal};
+use crate::plan::plan;
+use crate::state::{Row, RowChange, State};
+use crate::store::{Found, Store};
+use backends::{Live, Setting};
+use cores::Cores;
+use pools::Pools;
+use portals::{Placement, Portal};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use topology::{Numbers, Placed};
+use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
+use trefoil_poll::CoreId;
+use trefoil_storage::Msg;
+use trefoil_storage::msg::{Event, Survey};
+use trefoil_storage::topology::{BackendId, PortalId, Topology};
+use view::View;
+
+/// Rows of one core's survey.
+const SURVEY_ROWS: usize = 4096;
+
+/// What came of an action.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The change is stored and in force.
+    Changed(Box<View>),
+    /// What a change would store.
+    Preview(Vec<RowChange>),
+    /// What there is.
+    View(Box<View>),
+    /// What is connected, core by core.
+    Survey(Vec<(CoreId, Box<Survey>)>),
+    /// The stop has begun.
+    Stopping,
+}
+
+type Asked = (Action, oneshot::Sender<Result<Outcome, Refusal>>);
+
+/// A way to ask the engine. Cloning gives another.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    asks: mpsc::Sender<Asked>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Handle {
+    /// Asks, and waits for the outcome.
+    ///
+    /// # Errors
+    /// Why it was refused or failed.
+    pub async fn act(&self, action: Action) -> Result<Outcome, Refusal> {
+        let gone = || Refusal::new(Fault::WrongState, "the gateway has stopped");
+        let (tell, wait) = oneshot::channel();
+        self.asks.send((action, tell)).await.map_err(|_| gone())?;
+        wait.await.map_err(|_| gone())?
+    }
+
+    /// The state, and what is known about its parts.
+    ///
+    /// # Errors
+    /// The gateway has stopped.
+    pub async fn view(&self) -> Result<View, Refusal> {
+        match self.act(Action::View).await? {
+            Outcome::View(view) => Ok(*view),
+            other => Err(Refusal::new(Fault::Internal, format!("a view gave {other:?}"))),
+        }
+    }
+
+    /// Carries a change out.
+    ///
+    /// # Errors
+    /// Why it was refused or failed.
+    pub async fn change(&self, change: Change) -> Result<View, Refusal> {
+        match self.act(Action::Change(change)).await? {
+            Outcome::Changed(view) => Ok(*view),
+            other => Err(Refusal::new(Fault::Internal, format!("a change gave {other:?}"))),
+        }
+    }
+
+    /// Where the gateway is in its life.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// A handle behind which nobody is.
+    #[cfg(test)]
+    pub(crate) fn dangling() -> Self {
+        Self { asks: mpsc::channel(1).0, phase: watch::channel(Phase::Stopping).1 }
+    }
+
+    /// Waits until the gateway is asked to stop.
+    pub async fn stopping(&mut self) {
+        // An error means that the engine is gone, which is the same.
+        let _ = self.phase.wait_for(|phase| *phase == Phase::Stopping).await;
+    }
+}
+
+/// What the engine is made from.
+pub struct Seed {
+    /// The mailboxes.
+    pub cores: Rc<Cores>,
+    /// The document of this start. Its objects count only if the store is new.
+    pub config: Config,
+    /// The durable store.
+    pub store: Store,
+    /// What was in it.
+    pub found: Found,
+    /// The CPU of each core, for tables.
+    pub cpus: Vec<usize>,
+}
+
+/// See the module.
+pub struct Engine {
+    cores: Rc<Cores>,
+    placement: Rc<Placement>,
+    gateway: Arc<Gateway>,
+    cpus: Vec<usize>,
+    store: Store,
+    state: Arc<State>,
+    live: BTreeMap<String, Live>,
+    /// Backends and pools that could not be brought up at the start, and why.
+    down: BTreeMap<String, String>,
+    pools: Pools,
+    placed: BTreeMap<String, Placed>,
+    numbers: Numbers,
+    portals: BTreeMap<SocketAddr, Portal>,
+    epoch: u64,
+    phase: watch::Sender<Phase>,
+    /// What cores reported and the engine has to follow.
+    events: Rc<RefCell<Vec<Event>>>,
+    /// Told when there are such.
+    changed: Rc<Notify>,
+    /// Requests that one core's channel can have under way.
+    channel_requests: usize,
+}
+
+impl Engine {
+    /// Brings the gateway up: what is stored, or at the first start what the document says.
+    ///
+    /// # Errors
+    /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
+    /// a backend, pool or listener that fails then is left out, with a log line.
+    pub async fn start(seed: Seed) -> Result<Self, Refusal> {
+        let Seed { cores, config, store, found, cpus } = seed;
+        let (phase, _) = watch::channel(Phase::Starting);
+        let events: Rc<RefCell<Vec<Event>>> = Rc::default();
+        let sink = events.clone();
+        let changed = Rc::new(Notify::new());
+        let tell = changed.clone();
+        cores.set_event_sink(Box::new(move |_, event| {
+            if note_event(&mut sink.borrow_mut(), event) {
+                tell.notify_one();
+            }
+        }));
+        let gateway = Arc::new(config.gateway.clone());
+        // All queue pairs of one core, each at the depth of a Linux host's.
+        let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
+        let mut engine = Self {
+            placement: Placement::new(cores.clone()),
+            cores,
+            gateway,
+            cpus,
+            store,
+            state: Arc::default(),
+            live: BTreeMap::new(),
+            down: BTreeMap::new(),
+            pools: Pools::default(),
+            placed: BTreeMap::new(),
+            numbers: Numbers::default(),
+            portals: BTreeMap::new(),
+            epoch: 0,
+            phase,
+            events,
+            changed,
+            channel_requests: (qpairs * 128).min(16_384),
+        };
+        if found.is_new {
+            let next = State::from_config(&config, &State::default());
+            engine.reconcile(next, true).await?;
+        } else {
+            engine.resume(State::from_rows(found.rows)).await?;
+        }
+        engine.phase.send_replace(Phase::Running);
+        Ok(engine)
+    }
+
+    /// Takes actions until it is asked to stop and everyone who could ask is gone.
+    pub async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
+        let changed = self.changed.clone();
+        loop {
+            tokio::select! {
+                asked = asks.recv() => {
+                    let Some((action, tell)) = asked else { return };
+                    let outcome = self.act(action).await;
+                    // Whoever asked may be gone.
+                    let _ = tell.send(outcome);
+                }
+                () = changed.notified() => {}
+            }
+            if let Err(error) = self.heed_events().await {
+                tracing::error!(%error, "what cores reported could not be followed");
+            }
+        }
+    }
+
+    /// A handle, and the queue that [`run`](Self::run) takes.
+    pub fn handle(&self) -> (Handle, mpsc::Receiver<Asked>) {
+        let (asks, queue) = mpsc::channel(64);
+        (Handle { asks, phase: self.phase.subscribe() }, queue)
+    }
+
+    async fn act(&mut self, action: Action) -> Result<Outcome, Refusal> {
+        action.check_phase(*self.phase.borrow())?;
+        match action {
+            Action::View => Ok(Outcome::View(Box::new(self.view()))),
+            Action::Survey => {
+                let mut rows = Vec::new();
+                for core in self.cores.all() {
+                    rows.push((core, self.cores.survey(core, SURVEY_ROWS).await?));
+                }
+                Ok(Outcome::Survey(rows))
+            }
+            Action::Preview(change) => {
+                let next = plan(&self.state, &self.gateway, &change)?;
+                Ok(Outcome::Preview(self.state.changes_to(&next)))
+            }
+            Action::Change(change) => {
+                let next = plan(&self.state, &self.gateway, &change)?;
+                self.reconcile(next, false).await?;
+                tracing::info!(?change, epoch = self.epoch, "changed");
+                Ok(Outcome::Changed(Box::new(self.view())))
+            }
+            Action::Shutdown => {
+                self.phase.send_replace(Phase::Stopping);
+                self.portals.clear();
+                self.close_hosts(true).await?;
+                Ok(Outcome::Stopping)
+            }
+            Action::Halt => {
+                self.epoch += 1;
+                let nothing = Topology { epoch: self.epoch, ..Topology::default() };
+                self.cores.publish(Arc::new(nothing)).await?;
+                for live in std::mem::take(&mut self.live).into_values() {
+                    backends::take_down(&self.cores, &live).await?;
+                }
+                Ok(Outcome::Stopping)
+            }
+        }
+    }
+
+    /// Goes from the state in force to `next`. With `seeding`, it is stored even if it is empty.
+    ///
+    /// # Errors
+    /// What could not be brought up or stored. Then nothing has changed.
+    async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
+        let mut next = next;
+        let mut made = Made::default();
+        let ready = self.bring_up(&mut next, &mut made).await;
+        let changes = self.state.changes_to(&next);
+        let ready = match ready {
+            Ok(()) if changes.is_empty() && !seeding => Ok(()),
+            Ok(()) => self.store.commit(changes).await.map_err(|e| {
+                Refusal::new(Fault::Device, format!("nothing has changed, because the store failed: {e}"))
+            }),
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = ready {
+            self.undo(made).await;
+            return Err(refusal);
+        }
+        let old = std::mem::replace(&mut self.state, Arc::new(next));
+        self.publish().await?;
+        self.close_hosts(false).await?;
+        self.take_down(&old).await
+    }
+
+    /// Brings up what `next` has and the state in force lacks.
+    async fn bring_up(&mut self, next: &mut State, made: &mut Made) -> Result<(), Refusal> {
+        for (name, backend) in &next.backends {
+            if self.state.backends.contains_key(name) {
+                continue;
+            }
+            let id = self.numbers.backends.give(name, MAX_BACKENDS).ok_or_else(|| full("backends"))?;
+            let others = self.live.values();
+            let live = backends::bring_up(self.setting(false), backend, BackendId(id), others).await?;
+            self.live.insert(name.clone(), live);
+            made.backends.push(name.clone());
+        }
+        for (name, pool) in &next.pools {
+            if !self.state.pools.contains_key(name) {
+                let is_new = self.pools.create(&self.cores, pool, &self.live).await?;
+                made.pools.push((name.clone(), is_new));
+            }
+        }
+        if made.pools.iter().any(|(_, is_new)| !is_new) {
+            self.pools.adopt_into(next);
+        }
+        for lun in next.luns.values_mut() {
+            let now = self.state.luns.get(&lun.name);
+            let name = lun.name.clone();
+            let place = match (&lun.pool, &lun.backend) {
+                (Some(_), _) if now.is_none() => {
+                    let (place, is_new) = self.pools.create_lun(&self.cores, &self.live, lun).await?;
+                    if is_new {
+                        made.luns.push(lun.clone());
+                    }
+                    place
+                }
+                (Some(_), _) if now.is_some_and(|now| now.size != lun.size) => {
+                    self.pools.grow_lun(&self.cores, &self.live, lun).await?
+                }
+                (_, Some(backend)) if now.is_none() => {
+                    let live = self.live.get(backend);
+                    let live = live.ok_or_else(|| down(&format!("backend `{backend}`")))?;
+                    topology::place_whole(lun, live).map_err(|e| Refusal::new(Fault::Invalid, e))?
+                }
+                _ => continue,
+            };
+            lun.block_bytes = Some(place.block_bytes);
+            self.numbers.luns.give(&name, MAX_LUNS).ok_or_else(|| full("LUNs"))?;
+            if now.is_none() {
+                made.placed.push(name.clone());
+            }
+            self.placed.insert(name, place);
+        }
+        let listeners: Vec<SocketAddr> = next.subsystems.values().flat_map(|s| s.listeners.clone()).collect();
+        for listen in listeners {
+            if !self.portals.contains_key(&listen) {
+                let id = self.numbers.portals.give(&listen, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
+                let portal = Portal::open(listen, PortalId(id as u16), self.placement.clone())?;
+                self.portals.insert(listen, portal);
+                made.portals.push(listen);
+            }
+        }
+        Ok(())
+    }
+
+    fn setting(&self, patient: bool) -> Setting<'_> {
+        let (cores, requests) = (&*self.cores, self.channel_requests);
+        Setting { cores, requests, gateway: &self.gateway.name, patient }
+    }
+
+    /// Takes down what a failed change brought up, as far as it goes.
+    async fn undo(&mut self, made: Made) {
+        made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
+        for name in &made.placed {
+            self.placed.remove(name);
+        }
+        for lun in &made.luns {
+            if let Err(error) = self.pools.delete_lun(&self.cores, &self.live, lun).await {
+                tracing::error!(%error, lun = lun.name, "a LUN that a failed change made can't be deleted");
+            }
+        }
+        for (name, is_new) in &made.pools {
+            if !is_new {
+                self.pools.close(name);
+            } else if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
+                tracing::error!(%error, pool = name, "a pool that a failed change made can't be deleted");
+            }
+        }
+        for name in &made.backends {
+            if let Some(live) = self.live.remove(name)
+                && let Err(error) = backends::take_down(&self.cores, &live).await
+            {
+                tracing::error!(%error, backend = name, "a backend that a failed change brought up stays up");
+            }
+        }
+        self.retain_numbers();
+    }
+
+    /// Takes down what `old` had and the state in force lacks. No core presents it any more.
+    async fn take_down(&mut self, old: &State) -> Result<(), Refusal> {
+        let state = self.state.clone();
+        let wanted = |listen: &SocketAddr| state.subsystems.values().any(|s| s.listeners.contains(listen));
+        self.portals.retain(|listen, _| wanted(listen));
+        for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
+            self.placed.remove(&lun.name);
+            if lun.pool.is_some() {
+                self.pools.delete_lun(&self.cores, &self.live, lun).await?;
+            }
+        }
+        for name in old.pools.keys().filter(|name| !state.pools.contains_key(*name)) {
+            self.pools.delete(&self.cores, &self.live, name).await?;
+            self.down.remove(name);
+        }
+        for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
+            self.down.remove(name);
+            if let Some(live) = self.live.remove(name) {
+                backends::take_down(&self.cores, &live).await?;
+            }
+        }
+        self.retain_numbers();
+        Ok(())
+    }
+
+    /// Takes back numbers of what is gone from all cores.
+    fn retain_numbers(&mut self) {
+        let (state, live, portals) = (&self.state, &self.live, &self.portals);
+        self.numbers.luns.retain(|name| state.luns.contains_key(name));
+        self.numbers.backends.retain(|name| live.contains_key(name));
+        self.numbers.portals.retain(|listen| portals.contains_key(listen));
+    }
+
+    /// Brings up what is stored; what fails is left out.
+    async fn resume(&mut self, state: State) -> Result<(), Refusal> {
+        let mut state = state;
+        for (name, backend) in &state.backends {
+            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
+            let others = self.live.values();
+            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
+                Ok(live) => drop(self.live.insert(name.clone(), live)),
+                Err(error) => {
+                    tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
+                    self.down.insert(name.clone(), error.message);
+                }
+            }
+        }
+        for (name, pool) in &state.pools {
+            if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
+                tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
+                self.down.insert(name.clone(), error.message);
+            }
+        }
+        let stored = state.clone();
+        self.pools.adopt_into(&mut state);
+        for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
+            if self.portals.contains_key(listen) {
+                continue;
+            }
+            let Some(id) = self.numbers.portals.give(listen, MAX_PORTALS) else { continue };
+            match Portal::open(*listen, PortalId(id as u16), self.placement.clone()) {
+                Ok(portal) => drop(self.portals.insert(*listen, portal)),
+                Err(error) => tracing::error!(%error, "a listener is down"),
+            }
+        }
+        let changes = stored.changes_to(&state);
+        if !changes.is_empty() {
+            let stored = self.store.commit(changes).await;
+            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+        }
+        self.state = Arc::new(state);
+        self.place_all();
+        self.publish().await
+    }
+
+    async fn publish(&mut self) -> Result<(), Refusal> {
+        self.epoch += 1;
+        let topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers);
+        self.cores.publish(Arc::new(topology)).await
+    }
+
+    async fn close_hosts(&self, all: bool) -> Result<(), Refusal> {
+        for core in self.cores.all() {
+            self.cores.send(core, Msg::CloseHosts { all }).await?;
+        }
+        Ok(())
+    }
+
+    /// Follows what cores reported since the last time: sizes found and changed, paths lost and found.
+    async fn heed_events(&mut self) -> Result<(), Refusal> {
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        let mut resized = false;
+        for event in events {
+            let (id, block_bytes, len_bytes) = match event {
+                Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
+                    (backend, Some(block_bytes), Some(len_bytes))
+                }
+                Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
+                Event::BackendState { backend, usable, why } => {
+                    if let Some(live) = self.live.values_mut().find(|live| live.id == backend) {
+                        live.usable = if usable { Ok(()) } else { Err(why) };
+                    }
+                    continue;
+                }
+                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+            };
+            let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
+            let before = (live.block_bytes, live.len_bytes);
+            live.block_bytes = block_bytes.unwrap_or(live.block_bytes);
+            live.len_bytes = len_bytes.unwrap_or(live.len_bytes);
+            resized |= before != (live.block_bytes, live.len_bytes);
+        }
+        if resized { self.place_again().await } else { Ok(()) }
+    }
+
+    /// Opens pools whose backends were found at last, and places LUNs anew.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
+        let mut state = State::clone(&self.state);
+        for (name, pool) in &self.state.pools {
+            if self.down.contains_key(name) && self.pools.open(&self.cores, pool, &self.live).await.is_ok() {
+                self.down.remove(name);
+            }
+        }
+        self.pools.adopt_into(&mut state);
+        let changes = self.state.changes_to(&state);
+        if !changes.is_empty() {
+            let stored = self.store.commit(changes).await;
+            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+            self.state = Arc::new(state);
+        }
+        if self.place_all() { self.publish().await } else { Ok(()) }
+    }
+
+    /// Places every LUN that can be; says whether anything is different now.
+    fn place_all(&mut self) -> bool {
+        let mut changed = false;
+        for (name, lun) in &self.state.luns {
+            let place = match (&lun.pool, &lun.backend) {
+                (Some(_), _) => self.pools.place(lun),
+                (None, Some(backend)) => match self.live.get(backend) {
+                    Some(live) => topology::place_whole(lun, live),
+                    None => Err(format!("backend `{backend}` is down")),
+                },
+                (None, None) => Err("it lies nowhere".into()),
+            };
+            match place {
+                Ok(place) if self.placed.get(name) == Some(&place) => {}
+                // A LUN never shrinks under its hosts: what is gone fails when it is used.
+                Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
+                    tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
+                }
+                Ok(place) => {
+                    changed = true;
+                    self.numbers.luns.give(name, MAX_LUNS);
+                    self.placed.insert(name.clone(), place);
+                }
+                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
+            }
+        }
+        changed
+    }
+
+    fn view(&self) -> View {
+        View {
+            state: self.state.clone(),
+            gateway: self.gateway.clone(),
+            phase: *self.phase.borrow(),
+            epoch: self.epoch,
+            backends: self.live.iter().map(|(name, live)| (name.clone(), live.into())).collect(),
+            down: self.down.clone(),
+            pools: self.pools.views(),
+            luns: self.placed.clone(),
+            cores: self.cores.metrics().iter().map(|m| m.sample()).collect(),
+            cpus: self.cpus.clone(),
+        }
+    }
+}
+
+/// What a change has brought up so far.
+#[derive(Default)]
+struct Made {
+    backends: Vec<String>,
+    /// Each with whether it was made, and not only opened.
+    pools: Vec<(String, bool)>,
+    luns: Vec<trefoil_config::Lun>,
+    placed: Vec<String>,
+    portals: Vec<SocketAddr>,
+}
+
+fn full(what: &str) -> Refusal {
+    Refusal::new(Fault::NoSpace, format!("there are as many {what} as a gateway can have"))
+}
+
+fn down(what: &str) -> Refusal {
+    Refusal::new(Fault::Device, format!("{what} is down"))
+}
+
+/// Logs an event, and keeps it if the engine has to follow it; says whether it does.
+fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
+    match &event {
+        Event::QpairUp { cntlid, qid, peer, .. } => {
+            tracing::info!(cntlid, qid, %peer, "queue pair up");
+            return false;
+        }
+        Event::QpairDown { sock, why } => {
+            tracing::info!(sock = sock.0, why, "queue pair down");
+            return false;
+        }
+        Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
+            tracing::info!(backend = backend.0, block_bytes, len_bytes, "backend reached");
+        }
+        Event::BackendState { backend, usable, why } => {
+            tracing::warn!(backend = backend.0, usable, why, "backend state");
+        }
+        Event::BackendResized { backend, len_bytes } => {
+            tracing::info!(backend = backend.0, len_bytes, "backend resized");
+        }
+    }
+    kept.push(event);
+    true
+}
+
+/// A row change for a person: `+ lun/disk0`, `- host/web`.
+pub fn describe(change: &RowChange, now: &State) -> String {
+    match change {
+        RowChange::Remove(key) => format!("- {key}"),
+        RowChange::Put(row) => {
+            let there = match row {
+                Row::Backend(b) => now.backends.contains_key(&b.name),
+                Row::Pool(p) => now.pools.contains_key(&p.name),
+                Row::Lun(l) => now.luns.contains_key(&l.name),
+                Row::Subsystem(s) => now.subsystems.contains_key(&s.nqn),
+                Row::Host(h) => now.hosts.contains_key(&h.name),
+                Row::Transport(_) => now.transport.is_some(),
+            };
+            format!("{} {} {}", if there { "~" } else { "+" }, row.key(), row.json())
+        }
+    }
+}

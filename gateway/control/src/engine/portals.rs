@@ -1,0 +1,108 @@
+//! Listeners: accepting hosts' connections and giving each to the core with the fewest.
+
+use super::cores::{Cores, device};
+use crate::error::Refusal;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use trefoil_poll::CoreId;
+use trefoil_storage::Msg;
+use trefoil_storage::topology::PortalId;
+use trefoil_sys::socket;
+
+/// Connections that the kernel keeps for us.
+const BACKLOG: i32 = 1024;
+/// How old the count of a core's connections may be when a new one is placed.
+const COUNT_AGE: Duration = Duration::from_millis(50);
+
+/// How many connections each core has: the last count, and what was given to it since.
+pub struct Placement {
+    cores: Rc<Cores>,
+    loads: RefCell<(Option<Instant>, Vec<usize>)>,
+}
+
+impl Placement {
+    /// Nothing is connected yet.
+    pub fn new(cores: Rc<Cores>) -> Rc<Self> {
+        let loads = vec![0; usize::from(cores.count())];
+        Rc::new(Self { cores, loads: RefCell::new((None, loads)) })
+    }
+
+    /// The core for the next connection, which counts as placed there.
+    async fn choose(&self) -> Result<CoreId, Refusal> {
+        let stale = self.loads.borrow().0.is_none_or(|at| at.elapsed() > COUNT_AGE);
+        if stale {
+            let mut counts = Vec::with_capacity(usize::from(self.cores.count()));
+            for core in self.cores.all() {
+                counts.push(self.cores.survey(core, 0).await?.total);
+            }
+            *self.loads.borrow_mut() = (Some(Instant::now()), counts);
+        }
+        let (_, loads) = &mut *self.loads.borrow_mut();
+        let (at, load) = loads.iter_mut().enumerate().min_by_key(|(_, load)| **load).unzip();
+        load.into_iter().for_each(|load| *load += 1);
+        Ok(CoreId(at.unwrap_or(0) as u16))
+    }
+}
+
+/// A listener; dropping it closes it. Connections that came through it stay.
+#[derive(Debug)]
+pub struct Portal {
+    task: JoinHandle<()>,
+}
+
+impl Portal {
+    /// Listens on `listen` and begins to place what comes.
+    ///
+    /// # Errors
+    /// What the kernel says about the address.
+    pub fn open(listen: SocketAddr, id: PortalId, placement: Rc<Placement>) -> Result<Self, Refusal> {
+        let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
+        let listener = socket::listen(listen, BACKLOG, socket::Options::default()).map_err(|e| fail(&e))?;
+        let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
+        Ok(Self { task: tokio::task::spawn_local(accept(listener, id, placement)) })
+    }
+}
+
+impl Drop for Portal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, portal: PortalId, placement: Rc<Placement>) {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely; those who wait stay in the backlog meanwhile.
+                tracing::warn!(%error, "a listener can't accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let taken = stream.local_addr().and_then(|local| {
+            let stream = stream.into_std()?;
+            socket::prepare_accepted(&stream)?;
+            Ok((local, stream))
+        });
+        let (local, stream) = match taken {
+            Ok(taken) => taken,
+            // The host is gone again.
+            Err(error) => {
+                tracing::debug!(%error, %peer, "a connection ended before it began");
+                continue;
+            }
+        };
+        let placed = async {
+            let core = placement.choose().await?;
+            placement.cores.send(core, Msg::Adopt { socket: stream.into(), portal, local, peer }).await
+        };
+        if let Err(error) = placed.await {
+            tracing::error!(%error, %peer, "a connection can't be placed");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! From the desired state and what is up, to the snapshot that cores present.
+
+use super::backends::Live;
+use crate::state::State;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use trefoil_config::{Lun, Subsystem};
+use trefoil_storage::topology::{self as shown, Allow, Extent, LunId, PortalId, Topology};
+
+/// Indices that cores know objects by. A number is given again only after a later snapshot without
+/// its object was in force everywhere.
+#[derive(Debug)]
+pub struct Ids<K> {
+    by_key: BTreeMap<K, u32>,
+    used: Vec<bool>,
+}
+
+impl<K> Default for Ids<K> {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new(), used: Vec::new() }
+    }
+}
+
+impl<K: Ord + Clone> Ids<K> {
+    /// The number of `key`, a new one if it has none; `None` if `max` are in use.
+    pub fn give(&mut self, key: &K, max: usize) -> Option<u32> {
+        if let Some(&id) = self.by_key.get(key) {
+            return Some(id);
+        }
+        let at = self.used.iter().position(|used| !used).unwrap_or(self.used.len());
+        if at >= max {
+            return None;
+        }
+        if at == self.used.len() {
+            self.used.push(false);
+        }
+        self.used[at] = true;
+        self.by_key.insert(key.clone(), at as u32);
+        Some(at as u32)
+    }
+
+    /// The number of `key`.
+    pub fn get(&self, key: &K) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Takes back the numbers of all keys that `keep` doesn't want.
+    pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
+        let used = &mut self.used;
+        self.by_key.retain(|key, id| {
+            let kept = keep(key);
+            if let Some(place) = used.get_mut(*id as usize) {
+                *place = kept;
+            }
+            kept
+        });
+    }
+}
+
+/// All numbers.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    /// LUNs by name.
+    pub luns: Ids<String>,
+    /// Backends by name.
+    pub backends: Ids<String>,
+    /// Portals by address.
+    pub portals: Ids<SocketAddr>,
+}
+
+/// A LUN's geometry and place, from its pool or its backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
+    /// Size in bytes.
+    pub len_bytes: u64,
+    /// Where its bytes are.
+    pub extents: Vec<Extent>,
+}
+
+/// Where a LUN that presents `backend` whole lies.
+pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
+    let block_bytes = lun.block_bytes.unwrap_or(backend.block_bytes);
+    if block_bytes < backend.block_bytes {
+        return Err(format!(
+            "LUN `{}`: blocks of {block_bytes} bytes are not possible on a backend with {}",
+            lun.name, backend.block_bytes
+        ));
+    }
+    let len_bytes = backend.len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
+    if len_bytes == 0 {
+        return Err(format!("the size of its backend is not known yet: {:?}", backend.usable));
+    }
+    let extents = vec![Extent { lun_offset: 0, len: len_bytes, backend: backend.id, backend_offset: 0 }];
+    Ok(Placed { block_bytes, len_bytes, extents })
+}
+
+/// Builds the snapshot. LUNs that have no place (a pool or backend that is down since the start) are
+/// left out, and their namespaces with them.
+pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbers: &Numbers) -> Topology {
+    let mut topology = Topology { epoch, ..Topology::default() };
+    for (name, lun) in &state.luns {
+        let (Some(id), Some(place)) = (numbers.luns.get(name), placed.get(name)) else { continue };
+        let at = id as usize;
+        if topology.luns.len() <= at {
+            topology.luns.resize(at + 1, None);
+        }
+        topology.luns[at] = Some(shown_lun(lun, place));
+    }
+    for (listen, id) in &numbers.portals.by_key {
+        let at = *id as usize;
+        if topology.portals.len() <= at {
+            topology.portals.resize(at + 1, None);
+        }
+        topology.portals[at] = Some(shown::Portal { listen: *listen });
+    }
+    topology.subsystems = state.subsystems.values().map(|s| shown_subsystem(s, &topology, numbers)).collect();
+    topology
+}
+
+fn shown_lun(lun: &Lun, place: &Placed) -> shown::Lun {
+    let uuid = lun.uuid.unwrap_or_default();
+    shown::Lun {
+        name: lun.name.clone(),
+        block_bytes: place.block_bytes,
+        blocks: place.len_bytes / u64::from(place.block_bytes),
+        uuid: *uuid.as_bytes(),
+        nguid: lun.nguid_bytes().unwrap_or(*uuid.as_bytes()),
+        extents: place.extents.clone(),
+        read_only: lun.read_only,
+    }
+}
+
+fn shown_subsystem(subsystem: &Subsystem, topology: &Topology, numbers: &Numbers) -> shown::Subsystem {
+    let there = |id: u32| topology.luns.get(id as usize).is_some_and(Option::is_some);
+    let namespaces = subsystem.namespaces.iter().filter_map(|ns| {
+        let lun = numbers.luns.get(&ns.lun).filter(|&id| there(id))?;
+        let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::Only);
+        // One ANA group, optimized: a gateway alone.
+        Some(shown::Namespace { nsid: ns.nsid, lun: LunId(lun), hosts, ana_group: 1, ana_state: 1 })
+    });
+    let portals = subsystem.listeners.iter().filter_map(|l| numbers.portals.get(l));
+    shown::Subsystem {
+        nqn: subsystem.nqn.clone(),
+        serial: subsystem.serial.clone().unwrap_or_default(),
+        model: subsystem.model.clone().unwrap_or_default(),
+        hosts: if subsystem.allow_any_host { Allow::Any } else { Allow::Only(subsystem.hosts.clone()) },
+        portals: portals.map(|id| PortalId(id as u16)).collect(),
+        namespaces: namespaces.collect(),
+        max_namespaces: subsystem.max_nsid(),
+        cntlid_range: (subsystem.min_cntlid.unwrap_or(1), subsystem.max_cntlid.unwrap_or(0xFFEF)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_dense_and_never_shared(steps in proptest::collection::vec((0u8..8, any::<bool>()), 0..40)) {
+            let mut ids = Ids::default();
+            for (key, keep) in steps {
+                if keep {
+                    prop_assert!(ids.give(&key, 8).is_some());
+                } else {
+                    ids.retain(|k| *k != key);
+                }
+                let mut numbers: Vec<_> = ids.by_key.values().collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                prop_assert_eq!(numbers.len(), ids.by_key.len());
+                prop_assert_eq!(ids.used.iter().filter(|u| **u).count(), numbers.len());
+            }
+        }
+    }
+
+    #[test]
+    fn there_is_an_end_to_numbers() {
+        let mut ids = Ids::default();
+        assert_eq!(ids.give(&"a", 1), Some(0));
+        assert_eq!(ids.give(&"a", 1), Some(0));
+        assert_eq!(ids.give(&"b", 1), None);
+        ids.retain(|_| false);
+        assert_eq!(ids.give(&"b", 1), Some(0));
+    }
+}

@@ -1,0 +1,70 @@
+//! What there is: the desired state with what the engine knows about its parts.
+
+use super::backends::Live;
+use super::topology::Placed;
+use crate::action::Phase;
+use crate::state::State;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use trefoil_config::Gateway;
+use trefoil_poll::{CoreId, CoreSample};
+
+/// A snapshot for queries.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The desired state.
+    pub state: Arc<State>,
+    /// The gateway's own settings.
+    pub gateway: Arc<Gateway>,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Snapshots published to the cores so far.
+    pub epoch: u64,
+    /// Backends that are up.
+    pub backends: BTreeMap<String, BackendView>,
+    /// Backends and pools that are down since the start, and why.
+    pub down: BTreeMap<String, String>,
+    /// Pools that are up.
+    pub pools: BTreeMap<String, PoolView>,
+    /// LUNs that are served.
+    pub luns: BTreeMap<String, Placed>,
+    /// Each core's counters.
+    pub cores: Vec<CoreSample>,
+    /// Each core's CPU.
+    pub cpus: Vec<usize>,
+}
+
+/// A backend that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendView {
+    /// Its size in bytes.
+    pub len_bytes: u64,
+    /// Its logical block size in bytes.
+    pub block_bytes: u32,
+    /// The only core that has its channel, if there is such a one.
+    pub owner: Option<CoreId>,
+    /// Whether I/O can go on, and why not.
+    pub usable: Result<(), &'static str>,
+}
+
+impl From<&Live> for BackendView {
+    fn from(live: &Live) -> Self {
+        Self {
+            len_bytes: live.len_bytes,
+            block_bytes: live.block_bytes,
+            owner: live.owner,
+            usable: live.usable,
+        }
+    }
+}
+
+/// A pool that is up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolView {
+    /// Bytes that LUNs can have, in all.
+    pub capacity_bytes: u64,
+    /// Bytes that no LUN has.
+    pub free_bytes: u64,
+    /// Why it takes no changes, if it doesn't.
+    pub frozen: Option<String>,
+}

@@ -1,0 +1,66 @@
+//! Why an action was refused or failed, sorted by who can do something about it.
+
+use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
+use trefoil_config::FieldError;
+
+/// Whose fault it is, and what a client can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The parameters are wrong.
+    Invalid,
+    /// What they name isn't there.
+    NotFound,
+    /// What they would make is there already.
+    Exists,
+    /// Something uses it.
+    InUse,
+    /// There is no room.
+    NoSpace,
+    /// Not now.
+    WrongState,
+    /// A backend, file, socket or disk failed.
+    Device,
+    /// A bug of ours, or a core that doesn't answer.
+    Internal,
+}
+
+/// A refused or failed action. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Whose fault.
+    pub fault: Fault,
+    /// For a person; names the offender.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into() }
+    }
+}
+
+impl From<FieldError> for Refusal {
+    fn from(e: FieldError) -> Self {
+        Self::new(Fault::Invalid, e.to_string())
+    }
+}
+
+impl From<Refusal> for RpcError {
+    /// Codes as SPDK's: a negated errno where there is one.
+    fn from(e: Refusal) -> Self {
+        use nix::errno::Errno;
+        let code = match e.fault {
+            Fault::Invalid => INVALID_PARAMS,
+            Fault::NotFound => -(Errno::ENODEV as i32),
+            Fault::Exists => -(Errno::EEXIST as i32),
+            Fault::InUse => -(Errno::EBUSY as i32),
+            Fault::NoSpace => -(Errno::ENOSPC as i32),
+            Fault::WrongState => WRONG_STATE,
+            Fault::Device => -(Errno::EIO as i32),
+            Fault::Internal => INTERNAL_ERROR,
+        };
+        Self::new(code, e.message)
+    }
+}

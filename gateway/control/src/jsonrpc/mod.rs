@@ -1,0 +1,56 @@
+//! JSON-RPC 2.0 as SPDK's clients speak it.
+//!
+//! What it is: values on a stream without framing ([`stream`]), requests and batches ([`call`]),
+//! and the listeners ([`server`]).
+//!
+//! What it is not: it knows no method; a [`Dispatch`] does.
+//!
+//! Spec: <https://www.jsonrpc.org/specification>, and SPDK's `doc/jsonrpc.md` for the error codes.
+
+pub mod call;
+pub mod server;
+pub mod stream;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// An error as a client gets it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{message} (code {code})")]
+pub struct RpcError {
+    /// Below -32000: the protocol's; -1: wrong state; else a negated errno, as SPDK does.
+    pub code: i32,
+    /// For a person.
+    pub message: String,
+}
+
+/// Invalid JSON.
+pub const PARSE_ERROR: i32 = -32700;
+/// Not a request.
+pub const INVALID_REQUEST: i32 = -32600;
+/// No such method.
+pub const METHOD_NOT_FOUND: i32 = -32601;
+/// Wrong, missing or unknown parameters.
+pub const INVALID_PARAMS: i32 = -32602;
+/// A failure of ours.
+pub const INTERNAL_ERROR: i32 = -32603;
+/// The method may not be called now.
+pub const WRONG_STATE: i32 = -1;
+
+impl RpcError {
+    /// An error with this code and message.
+    pub fn new(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Wrong parameters.
+    pub fn params(message: impl Into<String>) -> Self {
+        Self::new(INVALID_PARAMS, message)
+    }
+}
+
+/// Whoever carries out methods.
+pub trait Dispatch {
+    /// Carries one out. `params` is `Null` if the request had none.
+    fn call(&self, method: String, params: Value) -> impl Future<Output = Result<Value, RpcError>>;
+}

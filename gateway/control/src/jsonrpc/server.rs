@@ -1,0 +1,245 @@
+//! The listeners: a unix socket that only its owner and root may use, and TCP if it is configured.
+
+use super::call::{answer, failure};
+use super::stream::{Splitter, StreamError};
+use super::{Dispatch, INVALID_REQUEST, PARSE_ERROR, RpcError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Clients at a time; each may buffer one request of the largest size.
+const MAX_CLIENTS: usize = 32;
+/// For how long a client may take none of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the control socket can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another process answers on it.
+    #[error("{}: another process is listening there already", .0.display())]
+    InUse(PathBuf),
+    /// Something else is at its path.
+    #[error("{}: there is a file that is not a socket", .0.display())]
+    NotSocket(PathBuf),
+    /// The kernel refused.
+    #[error("{}: {source}", .path.display())]
+    Os {
+        /// The socket.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The TCP address can't be had.
+    #[error("{0}: {1}")]
+    Tcp(SocketAddr, io::Error),
+}
+
+/// The control socket; its path is removed when it is dropped.
+#[derive(Debug)]
+pub struct RpcSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl RpcSocket {
+    /// Opens it with mode 0600. What an earlier process left behind is removed, unless it still answers.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        let os = |source| ListenError::Os { path: path.into(), source };
+        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).map_err(os)?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if !meta.file_type().is_socket() => return Err(ListenError::NotSocket(path.into())),
+            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+                return Err(ListenError::InUse(path.into()));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(os)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(os(e)),
+        }
+        // The peer's credentials are checked too, so the moment before chmod gives nothing away.
+        let listener = UnixListener::bind(path).map_err(os)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(os)?;
+        Ok(Self { listener, path: path.into() })
+    }
+
+    /// Serves clients until the future is dropped.
+    pub async fn serve<D: Dispatch + 'static>(self, dispatch: Rc<D>) {
+        let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let Ok(permit) = clients.clone().acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) if may_control(&stream) => {
+                    let dispatch = dispatch.clone();
+                    tokio::task::spawn_local(async move {
+                        let _permit = permit;
+                        let (read, write) = stream.into_split();
+                        client(read, write, &*dispatch).await;
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the control socket can't accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for RpcSocket {
+    fn drop(&mut self) {
+        // Best effort: the next start removes what is left.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves clients over TCP, without authentication, until the future is dropped.
+///
+/// # Errors
+/// [`ListenError::Tcp`] if the address can't be had.
+pub async fn serve_tcp<D: Dispatch + 'static>(at: SocketAddr, dispatch: Rc<D>) -> Result<(), ListenError> {
+    let listener = TcpListener::bind(at).await.map_err(|e| ListenError::Tcp(at, e))?;
+    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(permit) = clients.clone().acquire_owned().await else { return Ok(()) };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let dispatch = dispatch.clone();
+                tokio::task::spawn_local(async move {
+                    let _permit = permit;
+                    let (read, write) = stream.into_split();
+                    client(read, write, &*dispatch).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the control port can't accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Whether the peer is root or our own user (SO_PEERCRED).
+fn may_control(stream: &UnixStream) -> bool {
+    let us = nix::unistd::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == us => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "refused a client of another user on the control socket");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "refused a client without credentials on the control socket");
+            false
+        }
+    }
+}
+
+/// Serves one client until it closes, sends what is no request, or takes nothing for too long.
+pub async fn client<D, R, W>(mut read: R, mut write: W, dispatch: &D)
+where
+    D: Dispatch,
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut splitter = Splitter::default();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match splitter.next_value() {
+            Ok(Some(value)) => {
+                let Some(reply) = answer(dispatch, value).await else { continue };
+                if !tell(&mut write, &reply).await {
+                    return;
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tell(&mut write, &failure(Default::default(), refusal(&error))).await;
+                return;
+            }
+        }
+        match read.read(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(len) => {
+                let fed = chunk.get(..len).map_or(Ok(()), |bytes| splitter.feed(bytes));
+                if let Err(error) = fed {
+                    tell(&mut write, &failure(Default::default(), refusal(&error))).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn refusal(error: &StreamError) -> RpcError {
+    let code = match error {
+        StreamError::Oversize | StreamError::Depth => INVALID_REQUEST,
+        StreamError::Start(_) | StreamError::Syntax(_) => PARSE_ERROR,
+    };
+    RpcError::new(code, error.to_string())
+}
+
+async fn tell<W: AsyncWrite + Unpin>(write: &mut W, reply: &serde_json::Value) -> bool {
+    let mut text = reply.to_string();
+    text.push('\n');
+    let sent = tokio::time::timeout(WRITE_TIMEOUT, write.write_all(text.as_bytes())).await;
+    matches!(sent, Ok(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    struct Echo;
+
+    impl Dispatch for Echo {
+        async fn call(&self, _method: String, params: Value) -> Result<Value, RpcError> {
+            Ok(params)
+        }
+    }
+
+    fn on_runtime<F: Future<Output = ()>>(test: F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn the_socket_is_private_and_answers() {
+        on_runtime(async {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join("sub/rpc.sock");
+            let socket = RpcSocket::bind(&path).expect("a socket");
+            let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            assert!(matches!(RpcSocket::bind(&path), Err(ListenError::InUse(_))));
+            let serving = tokio::task::spawn_local(socket.serve(Rc::new(Echo)));
+            let mut stream = UnixStream::connect(&path).await.expect("a connection");
+            let request = b"{\"id\":1,\"method\":\"x\",\"params\":{\"a\":1}} {\"id\":2,\"method\":\"x\"}";
+            stream.write_all(request).await.expect("sent");
+            stream.write_all(b"nonsense").await.expect("sent");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("answers, then the end");
+            let replies: Vec<Value> =
+                text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            assert_eq!(replies[0], json!({"jsonrpc": "2.0", "id": 1, "result": {"a": 1}}));
+            assert_eq!(replies[1], json!({"jsonrpc": "2.0", "id": 2, "result": null}));
+            assert_eq!(replies[2]["error"]["code"], json!(PARSE_ERROR));
+            serving.abort();
+            let _ = serving.await;
+            assert!(!path.exists());
+        });
+    }
+}

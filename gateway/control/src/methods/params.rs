@@ -1,0 +1,111 @@
+//! Parameters: parsing them, and small types that several methods share.
+
+use crate::jsonrpc::RpcError;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+/// Reads parameters. A wrong value is reported with its field.
+///
+/// # Errors
+/// -32602, naming the field.
+pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+    let params = if params.is_null() { Value::Object(Map::new()) } else { params };
+    T::deserialize(&params).map_err(|error| {
+        let message = error.to_string();
+        match culprit::<T>(&params, &message) {
+            Some(field) if !message.contains(&format!("`{field}`")) => {
+                RpcError::params(format!("{field}: {message}"))
+            }
+            _ => RpcError::params(message),
+        }
+    })
+}
+
+/// The field without which the error would be another one: serde_json doesn't tell.
+fn culprit<T: DeserializeOwned>(params: &Value, message: &str) -> Option<String> {
+    let fields = params.as_object()?;
+    let without = |key: &String| {
+        let mut rest = fields.clone();
+        rest.remove(key);
+        T::deserialize(&Value::Object(rest)).err().is_none_or(|e| e.to_string() != message)
+    };
+    fields.keys().find(|key| without(key)).cloned()
+}
+
+/// No parameters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct None {}
+
+/// The name of the object that is meant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Name {
+    /// Which.
+    pub name: String,
+}
+
+/// One object, or all.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaybeName {
+    /// Which, or all.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// The NQN of the subsystem that is meant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nqn {
+    /// Which.
+    pub nqn: String,
+}
+
+/// An option that we don't have: its "off" value is taken, any other is refused.
+#[derive(Debug, Default)]
+pub struct Off;
+
+impl<'de> Deserialize<'de> for Off {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Value::deserialize(from)? {
+            Value::Null | Value::Bool(false) => Ok(Self),
+            Value::Number(n) if matches!(n.as_i64(), Some(0 | -1)) => Ok(Self),
+            Value::String(text) if text.is_empty() => Ok(Self),
+            other => Err(D::Error::custom(format!("{other} is not supported by this gateway"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Some2 {
+        #[allow(dead_code)]
+        size: u32,
+        #[serde(default)]
+        #[allow(dead_code)]
+        dif: Off,
+    }
+
+    fn message(params: Value) -> String {
+        parse::<Some2>(params).expect_err("a mistake").message
+    }
+
+    #[test]
+    fn the_field_is_named() {
+        assert!(message(json!({"size": "x"})).starts_with("size: invalid type"));
+        assert!(message(json!({"size": 1, "dif": 2})).starts_with("dif: 2 is not supported"));
+        assert!(message(json!({"size": 1, "shape": 2})).contains("unknown field `shape`"));
+        assert!(message(json!({})).contains("missing field `size`"));
+        assert!(message(Value::Null).contains("missing field `size`"));
+        for off in [json!(false), json!(0), json!(-1), Value::Null, json!("")] {
+            assert!(parse::<Some2>(json!({"size": 1, "dif": off})).is_ok());
+        }
+    }
+}

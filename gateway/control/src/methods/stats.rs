@@ -1,0 +1,58 @@
+//! `core_list` and `stats_get`.
+
+use super::params::None;
+use super::{Methods, Reply};
+use crate::engine::view::View;
+use serde_json::{Value, json};
+use std::time::Instant;
+use trefoil_poll::CoreId;
+use trefoil_storage::msg::{QpairRow, Survey};
+
+pub(super) async fn core_list(methods: &Methods, _: None) -> Reply {
+    let view = methods.view().await?;
+    let survey = methods.survey().await?;
+    Ok(survey.iter().map(|(core, survey)| core_row(&view, *core, survey)).collect())
+}
+
+/// Counters only grow, and `at_us` is a clock of the gateway's: a client takes differences.
+pub(super) async fn get(methods: &Methods, _: None) -> Reply {
+    let view = methods.view().await?;
+    let survey = methods.survey().await?;
+    let cores: Vec<Value> = survey.iter().map(|(core, survey)| core_row(&view, *core, survey)).collect();
+    let qpairs: Vec<Value> =
+        survey.iter().flat_map(|(core, s)| s.qpairs.iter().map(|row| qpair_row(*core, row))).collect();
+    let total: usize = survey.iter().map(|(_, s)| s.total).sum();
+    let at_us = Instant::now().duration_since(methods.started).as_micros() as u64;
+    Ok(json!({ "at_us": at_us, "cores": cores, "connections": total, "qpairs": qpairs }))
+}
+
+fn core_row(view: &View, core: CoreId, survey: &Survey) -> Value {
+    let at = usize::from(core.0);
+    let sample = view.cores.get(at).copied().unwrap_or_default();
+    json!({
+        "core": core.0,
+        "cpu": view.cpus.get(at),
+        "connections": survey.total,
+        "turns": sample.turns,
+        "busy_turns": sample.busy_turns,
+        "busy_us": sample.busy_ns / 1000,
+        "sleeps": sample.sleeps,
+    })
+}
+
+fn qpair_row(core: CoreId, row: &QpairRow) -> Value {
+    json!({
+        "core": core.0,
+        "cntlid": row.cntlid,
+        "qid": row.qid,
+        "depth": row.depth,
+        "outstanding": row.outstanding,
+        "host_nqn": row.host_nqn.as_str(),
+        "subsystem_nqn": row.subsystem_nqn.as_str(),
+        "peer": row.peer,
+        "header_digest": row.digests.0,
+        "data_digest": row.digests.1,
+        "commands": row.commands,
+        "payload_bytes": row.payload_bytes,
+    })
+}

@@ -1,0 +1,117 @@
+//! `subsystem_*`.
+
+use super::params::Nqn;
+use super::{Methods, Reply};
+use crate::Change;
+use crate::engine::view::View;
+use crate::error::{Fault, Refusal};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use trefoil_config::Subsystem;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MaybeNqn {
+    #[serde(default)]
+    nqn: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddNamespace {
+    nqn: String,
+    lun: String,
+    #[serde(default)]
+    nsid: Option<u32>,
+    #[serde(default)]
+    hosts: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemoveNamespace {
+    nqn: String,
+    nsid: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    nqn: String,
+    listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AllowAnyHost {
+    nqn: String,
+    allow: bool,
+}
+
+pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
+    let nqn = subsystem.nqn.clone();
+    let view = methods.change(Change::SubsystemCreate(subsystem)).await?;
+    Ok(render(&view, &nqn))
+}
+
+pub(super) async fn delete(methods: &Methods, p: Nqn) -> Reply {
+    methods.change(Change::SubsystemDelete { nqn: p.nqn }).await?;
+    Ok(true.into())
+}
+
+pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
+    let view = methods.view().await?;
+    if let Some(nqn) = &p.nqn
+        && !view.state.subsystems.contains_key(nqn)
+    {
+        return Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{nqn}`")).into());
+    }
+    let nqns = view.state.subsystems.keys().filter(|nqn| p.nqn.as_ref().is_none_or(|p| p == *nqn));
+    Ok(nqns.map(|nqn| render(&view, nqn)).collect())
+}
+
+pub(super) async fn add_namespace(methods: &Methods, p: AddNamespace) -> Reply {
+    let AddNamespace { nqn, lun, nsid, hosts } = p;
+    let change =
+        Change::NamespaceAdd { nqn: nqn.clone(), nsid, lun: lun.clone(), hosts, uuid: None, nguid: None };
+    let view = methods.change(change).await?;
+    let nsid = view.state.exports(&lun).find(|(s, _)| s.nqn == nqn).map(|(_, nsid)| nsid);
+    Ok(json!({ "nsid": nsid }))
+}
+
+pub(super) async fn remove_namespace(methods: &Methods, p: RemoveNamespace) -> Reply {
+    methods.change(Change::NamespaceRemove { nqn: p.nqn, nsid: p.nsid }).await?;
+    Ok(true.into())
+}
+
+pub(super) async fn add_listener(methods: &Methods, p: Listener) -> Reply {
+    methods.change(Change::ListenerAdd { nqn: p.nqn, listen: p.listen }).await?;
+    Ok(true.into())
+}
+
+pub(super) async fn remove_listener(methods: &Methods, p: Listener) -> Reply {
+    methods.change(Change::ListenerRemove { nqn: p.nqn, listen: p.listen }).await?;
+    Ok(true.into())
+}
+
+pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
+    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow }).await?;
+    Ok(true.into())
+}
+
+fn render(view: &View, nqn: &str) -> Value {
+    let Some(s) = view.state.subsystems.get(nqn) else { return Value::Null };
+    json!({
+        "nqn": nqn,
+        "serial": s.serial,
+        "model": s.model,
+        "allow_any_host": s.allow_any_host,
+        "hosts": s.hosts,
+        "listeners": s.listeners,
+        "max_namespaces": s.max_nsid(),
+        "min_cntlid": s.min_cntlid.unwrap_or(1),
+        "max_cntlid": s.max_cntlid.unwrap_or(0xFFEF),
+        "namespaces": s.namespaces,
+    })
+}

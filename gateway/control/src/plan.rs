@@ -1,0 +1,417 @@
+//! From a change to the state that it leads to. Pure: no I/O, nothing done yet.
+//!
+//! A plan is judged twice: here by the objects that it names, and then as a whole document by
+//! [`Config::check`](trefoil_config::Config::check), which knows limits and references.
+
+use crate::action::Change;
+use crate::error::{Fault, Refusal};
+use crate::state::{State, fill_lun, fill_subsystem};
+use trefoil_config::{Gateway, Lun, Namespace, Subsystem, check_nqn};
+
+/// The state after `change`.
+///
+/// # Errors
+/// Why it isn't legal in this state; see [`Change`].
+pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Refusal> {
+    let mut next = now.clone();
+    apply(&mut next, gateway, change)?;
+    match next.to_config(gateway).check().into_iter().next() {
+        Some(problem) => Err(Refusal::new(Fault::Invalid, problem.to_string())),
+        None => Ok(next),
+    }
+}
+
+fn refuse<T>(fault: Fault, message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(fault, message))
+}
+
+fn absent(what: &str, name: &str) -> Refusal {
+    Refusal::new(Fault::NotFound, format!("there is no {what} `{name}`"))
+}
+
+fn free<T>(map: &std::collections::BTreeMap<String, T>, what: &str, name: &str) -> Result<(), Refusal> {
+    if map.contains_key(name) {
+        return refuse(Fault::Exists, format!("there is a {what} `{name}` already"));
+    }
+    Ok(())
+}
+
+fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Refusal> {
+    match change {
+        Change::BackendCreate(backend) => {
+            backend.check()?;
+            free(&state.backends, "backend", &backend.name)?;
+            state.backends.insert(backend.name.clone(), backend.clone());
+        }
+        Change::BackendDelete { name } => {
+            unused_backend(state, name)?;
+            state.backends.remove(name).ok_or_else(|| absent("backend", name))?;
+        }
+        Change::PoolCreate(pool) => {
+            pool.check()?;
+            free(&state.pools, "pool", &pool.name)?;
+            for backend in &pool.backends {
+                if !state.backends.contains_key(backend) {
+                    return Err(absent("backend", backend));
+                }
+                unused_backend(state, backend)?;
+            }
+            state.pools.insert(pool.name.clone(), pool.clone());
+        }
+        Change::PoolDelete { name } => {
+            if let Some(lun) = state.luns.values().find(|l| l.pool.as_ref() == Some(name)) {
+                return refuse(Fault::InUse, format!("pool `{name}` holds LUN `{}`", lun.name));
+            }
+            state.pools.remove(name).ok_or_else(|| absent("pool", name))?;
+        }
+        Change::LunCreate(lun) => lun_create(state, lun)?,
+        Change::LunDelete { name, force } => {
+            let lun = state.luns.get(name).ok_or_else(|| absent("LUN", name))?;
+            if lun.backend.is_some() {
+                let what =
+                    format!("LUN `{name}` is a whole backend and its data is not ours to delete: release it");
+                return refuse(Fault::Invalid, what);
+            }
+            lun_remove(state, name, *force)?;
+        }
+        Change::LunRelease { name, force } => {
+            let lun = state.luns.get(name).ok_or_else(|| absent("LUN", name))?;
+            if lun.pool.is_some() {
+                return refuse(Fault::Invalid, format!("LUN `{name}` was carved from a pool: delete it"));
+            }
+            lun_remove(state, name, *force)?;
+        }
+        Change::LunGrow { name, size } => {
+            let lun = state.luns.get_mut(name).ok_or_else(|| absent("LUN", name))?;
+            match lun.size {
+                None => refuse(Fault::Invalid, format!("LUN `{name}` is a whole backend and has its size")),
+                Some(now) if *size <= now => refuse(
+                    Fault::Invalid,
+                    format!("size: {size} is not more than the {now} that LUN `{name}` has"),
+                ),
+                Some(_) => {
+                    lun.size = Some(*size);
+                    Ok(lun.check()?)
+                }
+            }?;
+        }
+        Change::SubsystemCreate(subsystem) => subsystem_create(state, subsystem)?,
+        Change::SubsystemDelete { nqn } => {
+            state.subsystems.remove(nqn).ok_or_else(|| absent("subsystem", nqn))?;
+        }
+        Change::NamespaceAdd { nqn, nsid, lun, hosts, uuid, nguid } => {
+            let hosts = hosts.as_ref().map(|hosts| host_list(state, hosts)).transpose()?;
+            identify(state, nqn, lun, *uuid, nguid.as_deref())?;
+            namespace_add(state, nqn, *nsid, lun, hosts)?;
+        }
+        Change::NamespaceRemove { nqn, nsid } => {
+            let subsystem = subsystem_mut(state, nqn)?;
+            let before = subsystem.namespaces.len();
+            subsystem.namespaces.retain(|ns| ns.nsid != *nsid);
+            if subsystem.namespaces.len() == before {
+                return refuse(Fault::NotFound, format!("subsystem `{nqn}` has no namespace {nsid}"));
+            }
+        }
+        Change::ListenerAdd { nqn, listen } => {
+            let subsystem = subsystem_mut(state, nqn)?;
+            if subsystem.listeners.contains(listen) {
+                return refuse(Fault::Exists, format!("subsystem `{nqn}` is offered on {listen} already"));
+            }
+            subsystem.listeners.push(*listen);
+            subsystem.check()?;
+            state.transport.get_or_insert_default();
+        }
+        Change::ListenerRemove { nqn, listen } => {
+            let subsystem = subsystem_mut(state, nqn)?;
+            let at = subsystem.listeners.iter().position(|l| l == listen);
+            let at = at.ok_or_else(|| {
+                Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` is not offered on {listen}"))
+            })?;
+            subsystem.listeners.remove(at);
+        }
+        Change::HostAllow { nqn, nsid, host } => host_allow(state, nqn, *nsid, host)?,
+        Change::HostRevoke { nqn, nsid, host } => host_revoke(state, nqn, *nsid, host)?,
+        Change::AllowAnyHost { nqn, allow } => subsystem_mut(state, nqn)?.allow_any_host = *allow,
+        Change::HostCreate(host) => {
+            host.check()?;
+            free(&state.hosts, "host", &host.name)?;
+            state.hosts.insert(host.name.clone(), host.clone());
+        }
+        Change::HostDelete { name } => {
+            state.hosts.remove(name).ok_or_else(|| absent("host", name))?;
+        }
+        Change::TransportCreate(transport) => {
+            if state.transport.is_some() {
+                return refuse(Fault::Exists, "transport type `TCP` already exists");
+            }
+            state.transport = Some(transport.clone());
+        }
+        Change::BdevCreate { backend, uuid } => {
+            backend.check()?;
+            free(&state.backends, "backend", &backend.name)?;
+            let name = backend.name.clone();
+            state.backends.insert(name.clone(), backend.clone());
+            lun_create(state, &whole(name, *uuid))?;
+        }
+        Change::BdevDelete { name } => {
+            let lun = state.luns.get(name).ok_or_else(|| absent("bdev", name))?;
+            let Some(backend) = lun.backend.clone() else {
+                return refuse(Fault::Invalid, format!("`{name}` was carved from a pool: use lun_delete"));
+            };
+            lun_remove(state, name, true)?;
+            state.backends.remove(&backend);
+        }
+        Change::Apply { config, delete_data } => document(state, gateway, config, *delete_data)?,
+    }
+    Ok(())
+}
+
+/// A LUN that presents the backend of its own name.
+fn whole(name: String, uuid: Option<uuid::Uuid>) -> Lun {
+    Lun {
+        backend: Some(name.clone()),
+        name,
+        pool: None,
+        size: None,
+        block_bytes: None,
+        uuid,
+        nguid: None,
+        read_only: false,
+    }
+}
+
+fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
+    if let Some(pool) = state.pools.values().find(|p| p.backends.iter().any(|b| b == name)) {
+        return refuse(Fault::InUse, format!("backend `{name}` belongs to pool `{}`", pool.name));
+    }
+    if let Some(lun) = state.luns.values().find(|l| l.backend.as_deref() == Some(name)) {
+        return refuse(Fault::InUse, format!("backend `{name}` is presented whole by LUN `{}`", lun.name));
+    }
+    Ok(())
+}
+
+fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
+    lun.check()?;
+    if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
+        // A replayed configuration meets the LUN in its pool, which was opened with it.
+        return Ok(());
+    }
+    free(&state.luns, "LUN", &lun.name)?;
+    if let Some(pool) = lun.pool.as_ref().filter(|p| !state.pools.contains_key(*p)) {
+        return Err(absent("pool", pool));
+    }
+    if let Some(backend) = &lun.backend {
+        if !state.backends.contains_key(backend) {
+            return Err(absent("backend", backend));
+        }
+        unused_backend(state, backend)?;
+    }
+    let mut lun = lun.clone();
+    fill_lun(&mut lun);
+    unique_identity(state, &lun)?;
+    state.luns.insert(lun.name.clone(), lun);
+    Ok(())
+}
+
+/// Whether `there` is what `lun` asks for.
+fn is_same(there: &Lun, lun: &Lun) -> bool {
+    let mut wanted = lun.clone();
+    fill_lun(&mut wanted);
+    wanted.block_bytes = lun.block_bytes.or(there.block_bytes);
+    wanted == *there
+}
+
+fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
+    let twin = |other: &&Lun| other.name != lun.name && (other.uuid == lun.uuid || other.nguid == lun.nguid);
+    match state.luns.values().find(twin) {
+        Some(twin) => refuse(Fault::Exists, format!("LUN `{}` has this identity already", twin.name)),
+        None => Ok(()),
+    }
+}
+
+fn lun_remove(state: &mut State, name: &str, force: bool) -> Result<(), Refusal> {
+    let shown = state.exports(name).next().map(|(s, nsid)| (s.nqn.clone(), nsid));
+    if let Some((nqn, nsid)) = shown.filter(|_| !force) {
+        let what =
+            format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use force");
+        return refuse(Fault::InUse, what);
+    }
+    state.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != name));
+    state.luns.remove(name);
+    Ok(())
+}
+
+fn subsystem_mut<'a>(state: &'a mut State, nqn: &str) -> Result<&'a mut Subsystem, Refusal> {
+    state.subsystems.get_mut(nqn).ok_or_else(|| absent("subsystem", nqn))
+}
+
+fn subsystem_create(state: &mut State, subsystem: &Subsystem) -> Result<(), Refusal> {
+    subsystem.check()?;
+    free(&state.subsystems, "subsystem", &subsystem.nqn)?;
+    let mut subsystem = subsystem.clone();
+    subsystem.hosts = host_list(state, &subsystem.hosts)?;
+    for namespace in &mut subsystem.namespaces {
+        namespace.hosts = namespace.hosts.as_ref().map(|hosts| host_list(state, hosts)).transpose()?;
+    }
+    fill_subsystem(&mut subsystem);
+    if !subsystem.listeners.is_empty() {
+        state.transport.get_or_insert_default();
+    }
+    state.subsystems.insert(subsystem.nqn.clone(), subsystem);
+    Ok(())
+}
+
+/// Sets a LUN's identity, as long as no host can know another one.
+fn identify(
+    state: &mut State,
+    nqn: &str,
+    name: &str,
+    uuid: Option<uuid::Uuid>,
+    nguid: Option<&str>,
+) -> Result<(), Refusal> {
+    let Some(lun) = state.luns.get(name) else { return Err(absent("LUN", name)) };
+    let mut wanted = lun.clone();
+    wanted.uuid = uuid.or(wanted.uuid);
+    wanted.nguid = nguid.map(str::to_ascii_lowercase).or(wanted.nguid);
+    wanted.check()?;
+    if wanted == *lun {
+        return Ok(());
+    }
+    if lun.pool.is_some() {
+        return refuse(Fault::Invalid, format!("LUN `{name}` has its identity from its pool"));
+    }
+    if state.exports(name).any(|(s, _)| s.nqn != nqn) {
+        return refuse(Fault::InUse, format!("LUN `{name}` is shown with another identity already"));
+    }
+    unique_identity(state, &wanted)?;
+    state.luns.insert(name.into(), wanted);
+    Ok(())
+}
+
+fn namespace_add(
+    state: &mut State,
+    nqn: &str,
+    nsid: Option<u32>,
+    lun: &str,
+    hosts: Option<Vec<String>>,
+) -> Result<(), Refusal> {
+    let subsystem = subsystem_mut(state, nqn)?;
+    if let Some(ns) = subsystem.namespaces.iter().find(|ns| ns.lun == lun) {
+        let what = format!("LUN `{lun}` is namespace {} of subsystem `{nqn}` already", ns.nsid);
+        return refuse(Fault::Exists, what);
+    }
+    let used = |nsid| subsystem.namespaces.iter().any(|ns| ns.nsid == nsid);
+    let nsid = match nsid {
+        Some(nsid) if used(nsid) => {
+            return refuse(Fault::Exists, format!("subsystem `{nqn}` has a namespace {nsid} already"));
+        }
+        Some(nsid) => nsid,
+        None => (1..=subsystem.max_nsid()).find(|&nsid| !used(nsid)).ok_or_else(|| {
+            Refusal::new(Fault::NoSpace, format!("subsystem `{nqn}` has as many namespaces as it may"))
+        })?,
+    };
+    subsystem.namespaces.push(Namespace { nsid, lun: lun.into(), hosts });
+    subsystem.namespaces.sort_by_key(|ns| ns.nsid);
+    Ok(subsystem.check()?)
+}
+
+fn host_list(state: &State, hosts: &[String]) -> Result<Vec<String>, Refusal> {
+    let mut list = Vec::new();
+    for host in hosts {
+        let nqn = host_of(state, host)?;
+        if !list.contains(&nqn) {
+            list.push(nqn);
+        }
+    }
+    Ok(list)
+}
+
+fn host_of(state: &State, host: &str) -> Result<String, Refusal> {
+    let nqn = state.host_nqn(host);
+    if nqn == host && !host.starts_with("nqn.") {
+        return Err(absent("host", host));
+    }
+    check_nqn(nqn).map_err(|e| Refusal::new(Fault::Invalid, format!("host: {e}")))?;
+    Ok(nqn.into())
+}
+
+/// The list that `nsid` means; a namespace without a list of its own gets an empty one.
+fn list_mut<'a>(state: &'a mut State, nqn: &str, nsid: Option<u32>) -> Result<&'a mut Vec<String>, Refusal> {
+    let subsystem = subsystem_mut(state, nqn)?;
+    let Some(nsid) = nsid else { return Ok(&mut subsystem.hosts) };
+    let namespace = subsystem.namespaces.iter_mut().find(|ns| ns.nsid == nsid);
+    let missing = || Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` has no namespace {nsid}"));
+    Ok(namespace.ok_or_else(missing)?.hosts.get_or_insert_default())
+}
+
+fn host_allow(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> Result<(), Refusal> {
+    let host = host_of(state, host)?;
+    let list = list_mut(state, nqn, nsid)?;
+    if list.contains(&host) {
+        return refuse(Fault::Exists, format!("`{host}` is on the list of `{nqn}` already"));
+    }
+    list.push(host);
+    Ok(())
+}
+
+fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> Result<(), Refusal> {
+    let host = state.host_nqn(host).to_owned();
+    let list = list_mut(state, nqn, nsid)?;
+    let Some(at) = list.iter().position(|h| *h == host) else {
+        return refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`"));
+    };
+    list.remove(at);
+    Ok(())
+}
+
+/// The state that a document asks for, if it can be reached without losing what wasn't named.
+fn document(
+    state: &mut State,
+    gateway: &Gateway,
+    config: &trefoil_config::Config,
+    delete_data: bool,
+) -> Result<(), Refusal> {
+    let config = trefoil_config::Config { gateway: gateway.clone(), ..config.clone() };
+    if let Some(problem) = config.check().into_iter().next() {
+        return refuse(Fault::Invalid, problem.to_string());
+    }
+    let next = State::from_config(&config, state);
+    for (name, backend) in &state.backends {
+        if next.backends.get(name).is_some_and(|new| new != backend) {
+            return refuse(
+                Fault::Invalid,
+                format!("backend `{name}` can't be changed in place: give it a new name"),
+            );
+        }
+    }
+    for (name, pool) in &state.pools {
+        if next.pools.get(name).is_some_and(|new| new != pool) {
+            return refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
+        }
+    }
+    for (name, lun) in &state.luns {
+        let Some(new) = next.luns.get(name) else {
+            if lun.pool.is_some() && !delete_data {
+                let what = format!(
+                    "LUN `{name}` is not in the document and would lose its data: allow it explicitly"
+                );
+                return refuse(Fault::InUse, what);
+            }
+            continue;
+        };
+        if new.size < lun.size {
+            return refuse(Fault::Invalid, format!("LUN `{name}` can't shrink"));
+        }
+        if (Lun { size: lun.size, read_only: lun.read_only, ..new.clone() }) != *lun {
+            return refuse(
+                Fault::Invalid,
+                format!("LUN `{name}`: only its size and read_only can change in place"),
+            );
+        }
+    }
+    for lun in next.luns.values() {
+        unique_identity(&next, lun)?;
+    }
+    *state = next;
+    Ok(())
+}

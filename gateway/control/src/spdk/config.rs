@@ -1,0 +1,146 @@
+//! `framework_get_config`: the calls that build this system, for `save_config` and `load_config`.
+//!
+//! What SPDK has a method for is told in SPDK's words, with every identity, so that the copy is the
+//! same to a host. Pools, their LUNs and names of hosts are told in ours, which the same client
+//! replays as well.
+
+use super::{TransportId, nvmf};
+use crate::jsonrpc::RpcError;
+use crate::methods::Methods;
+use crate::methods::params::None;
+use crate::state::State;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use trefoil_config::{Backend, BackendType, Lun, Subsystem};
+
+type Reply = Result<Value, RpcError>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GetConfig {
+    name: String,
+    /// Calls are never grouped.
+    #[serde(default, rename = "with_batches")]
+    _with_batches: IgnoredAny,
+}
+
+pub(crate) async fn framework_get_subsystems(_: &Methods, _: None) -> Reply {
+    Ok(json!([
+        { "subsystem": "bdev", "depends_on": [] },
+        { "subsystem": "nvmf", "depends_on": ["bdev"] },
+    ]))
+}
+
+pub(crate) async fn framework_get_config(methods: &Methods, p: GetConfig) -> Reply {
+    let view = methods.view().await?;
+    match p.name.as_str() {
+        "bdev" => Ok(bdev_calls(&view.state)),
+        "nvmf" => Ok(nvmf_calls(&view.state)),
+        other => Err(RpcError::params(format!("name: there is no subsystem `{other}`"))),
+    }
+}
+
+fn call(method: &str, params: Value) -> Value {
+    let mut params = params;
+    if let Value::Object(fields) = &mut params {
+        fields.retain(|_, value| !value.is_null());
+    }
+    json!({ "method": method, "params": params })
+}
+
+/// Backends, pools and LUNs.
+pub(crate) fn bdev_calls(state: &State) -> Value {
+    let mut calls = Vec::new();
+    let mut told = BTreeSet::new();
+    for backend in state.backends.values() {
+        let lun = state.luns.get(&backend.name).filter(|l| l.backend.as_ref() == Some(&backend.name));
+        match lun.and_then(|lun| as_bdev(backend, lun)) {
+            Some(bdev) => {
+                calls.push(bdev);
+                told.insert(backend.name.as_str());
+            }
+            Option::None => calls.push(call("backend_create", json!(backend))),
+        }
+    }
+    calls.extend(state.pools.values().map(|pool| call("pool_create", json!(pool))));
+    let rest = state.luns.values().filter(|lun| !told.contains(lun.name.as_str()));
+    calls.extend(rest.map(|lun| call("lun_create", json!(lun))));
+    calls.push(call("bdev_wait_for_examine", json!({})));
+    calls.into()
+}
+
+/// The SPDK method that makes this backend and its LUN, if there is one that loses nothing.
+fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
+    let block = backend.block_bytes.unwrap_or(512);
+    // The NGUID is told with the namespace.
+    let plain =
+        !lun.read_only && lun.block_bytes.is_none_or(|own| Some(own) == backend.block_bytes || own == block);
+    let size = backend.size.unwrap_or_default().0;
+    let ram = json!({
+        "name": backend.name, "num_blocks": size / u64::from(block), "block_size": block, "uuid": lun.uuid,
+    });
+    match backend.kind {
+        _ if !plain => Option::None,
+        BackendType::Memory if backend.path.is_none() => Some(call("bdev_malloc_create", ram)),
+        BackendType::Null => Some(call("bdev_null_create", ram)),
+        BackendType::File if backend.size.is_none() => {
+            let params = json!({
+                "name": backend.name, "filename": backend.path, "block_size": backend.block_bytes, "uuid": lun.uuid,
+            });
+            Some(call("bdev_uring_create", params))
+        }
+        // SPDK's method has no place for the UUID that hosts know.
+        BackendType::Memory | BackendType::File | BackendType::NvmeTcp => Option::None,
+    }
+}
+
+/// The transport, subsystems and hosts.
+pub(crate) fn nvmf_calls(state: &State) -> Value {
+    let mut calls: Vec<Value> = state.hosts.values().map(|host| call("host_create", json!(host))).collect();
+    calls.extend(state.transport.iter().map(|t| call("nvmf_create_transport", nvmf::transport(t))));
+    for subsystem in state.subsystems.values() {
+        subsystem_calls(state, subsystem, &mut calls);
+    }
+    calls.into()
+}
+
+fn subsystem_calls(state: &State, s: &Subsystem, calls: &mut Vec<Value>) {
+    let nqn = &s.nqn;
+    calls.push(call(
+        "nvmf_create_subsystem",
+        json!({
+            "nqn": nqn,
+            "allow_any_host": s.allow_any_host,
+            "serial_number": s.serial,
+            "model_number": s.model,
+            "max_namespaces": s.max_namespaces,
+            "min_cntlid": s.min_cntlid,
+            "max_cntlid": s.max_cntlid,
+        }),
+    ));
+    calls.extend(
+        s.hosts.iter().map(|host| call("nvmf_subsystem_add_host", json!({ "nqn": nqn, "host": host }))),
+    );
+    for ns in &s.namespaces {
+        let lun = state.luns.get(&ns.lun);
+        let mut namespace = json!({
+            "nsid": ns.nsid,
+            "bdev_name": ns.lun,
+            "nguid": lun.and_then(|l| l.nguid.as_ref()).map(|nguid| nguid.to_ascii_uppercase()),
+            "uuid": lun.and_then(|l| l.uuid),
+        });
+        if ns.hosts.is_some() {
+            namespace["no_auto_visible"] = true.into();
+        }
+        calls.push(call("nvmf_subsystem_add_ns", json!({ "nqn": nqn, "namespace": namespace })));
+        for host in ns.hosts.iter().flatten() {
+            calls.push(call("nvmf_ns_add_host", json!({ "nqn": nqn, "nsid": ns.nsid, "host": host })));
+        }
+    }
+    for listen in &s.listeners {
+        let params = json!({ "nqn": nqn, "listen_address": TransportId::of(*listen) });
+        calls.push(call("nvmf_subsystem_add_listener", params));
+    }
+}

@@ -1,0 +1,106 @@
+//! `nvmf_*_get_*`: who is connected.
+
+use super::nvmf::{DISCOVERY_NQN, OneSubsystem};
+use super::{TransportId, check_target};
+use crate::error::{Fault, Refusal};
+use crate::jsonrpc::RpcError;
+use crate::methods::Methods;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use trefoil_poll::CoreId;
+use trefoil_storage::msg::QpairRow;
+
+type Reply = Result<Value, RpcError>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Target {
+    #[serde(default)]
+    tgt_name: Option<String>,
+}
+
+async fn check(methods: &Methods, p: &OneSubsystem) -> Result<(), RpcError> {
+    check_target(p.tgt_name.as_deref())?;
+    let there = p.nqn == DISCOVERY_NQN || methods.view().await?.state.subsystems.contains_key(&p.nqn);
+    if there {
+        return Ok(());
+    }
+    Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{}`", p.nqn)).into())
+}
+
+/// The subsystem's queue pairs, each with its core.
+async fn rows(methods: &Methods, p: &OneSubsystem) -> Result<Vec<(CoreId, QpairRow)>, RpcError> {
+    check(methods, p).await?;
+    let survey = methods.survey().await?;
+    let all = survey.into_iter().flat_map(|(core, s)| s.qpairs.into_iter().map(move |row| (core, row)));
+    Ok(all.filter(|(_, row)| row.subsystem_nqn.as_str() == p.nqn).collect())
+}
+
+pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsystem) -> Reply {
+    check(methods, &p).await?;
+    let view = methods.view().await?;
+    let listeners = view.state.subsystems.get(&p.nqn).map(|s| s.listeners.clone()).unwrap_or_default();
+    let states = json!([{ "ana_group": 1, "ana_state": "optimized" }]);
+    let rows = listeners.into_iter().map(|l| json!({ "address": TransportId::of(l), "ana_states": states }));
+    Ok(rows.collect())
+}
+
+pub(crate) async fn nvmf_subsystem_get_controllers(methods: &Methods, p: OneSubsystem) -> Reply {
+    let rows = rows(methods, &p).await?;
+    let mut controllers: BTreeMap<u16, (String, usize)> = BTreeMap::new();
+    for (_, row) in &rows {
+        let entry = controllers.entry(row.cntlid).or_insert_with(|| (row.host_nqn.as_str().into(), 0));
+        entry.1 += usize::from(row.qid != 0);
+    }
+    let all = controllers.into_iter().map(
+        |(cntlid, (host, qpairs))| json!({ "cntlid": cntlid, "hostnqn": host, "num_io_qpairs": qpairs }),
+    );
+    Ok(all.collect())
+}
+
+pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem) -> Reply {
+    let rows = rows(methods, &p).await?;
+    let view = methods.view().await?;
+    let listeners = view.state.subsystems.get(&p.nqn).map(|s| s.listeners.clone()).unwrap_or_default();
+    let all = rows.into_iter().map(|(core, row)| {
+        // The portal's number is the engine's own; one listener needs no number.
+        let listen = match listeners.as_slice() {
+            [one] => Some(TransportId::of(*one)),
+            _ => None,
+        };
+        json!({
+            "cntlid": row.cntlid,
+            "qid": row.qid,
+            "state": "enabled",
+            "hostnqn": row.host_nqn.as_str(),
+            "thread": format!("core-{}", core.0),
+            "listen_address": listen,
+            "peer_address": TransportId::of(row.peer),
+            "queue_depth": row.depth,
+        })
+    });
+    Ok(all.collect())
+}
+
+/// One poll group a core, with what its queue pairs did since they came up.
+pub(crate) async fn nvmf_get_stats(methods: &Methods, p: Target) -> Reply {
+    check_target(p.tgt_name.as_deref())?;
+    let survey = methods.survey().await?;
+    let groups: Vec<Value> = survey
+        .into_iter()
+        .map(|(core, survey)| {
+            let (admin, io): (Vec<_>, Vec<_>) = survey.qpairs.iter().partition(|row| row.qid == 0);
+            json!({
+                "name": format!("core-{}", core.0),
+                "current_admin_qpairs": admin.len(),
+                "current_io_qpairs": io.len(),
+                "pending_bdev_io": io.iter().map(|row| u64::from(row.outstanding)).sum::<u64>(),
+                "completed_nvme_io": io.iter().map(|row| row.commands).sum::<u64>(),
+                "transports": [{ "trtype": "TCP" }],
+            })
+        })
+        .collect();
+    // Nanoseconds, as everywhere.
+    Ok(json!({ "tick_rate": 1_000_000_000u64, "poll_groups": groups }))
+}

@@ -1,0 +1,313 @@
+//! The desired state: what the operator asked for, as stored.
+//!
+//! What it is: the objects of a [`Config`] by name, without the gateway's own settings, with every
+//! identity filled in and every host named by its NQN. Two states are compared row by row, which is
+//! how a change reaches the store.
+//!
+//! What it is not: what is going on. Sizes found, paths lost and who is connected are the engine's.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use trefoil_config::{Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
+use uuid::Uuid;
+
+/// The TCP transport as SPDK's clients made it. Its values are kept to be given back; the limits that
+/// are in force are the gateway's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// Commands an I/O queue.
+    pub max_queue_depth: u32,
+    /// I/O queue pairs a controller.
+    pub max_io_qpairs_per_ctrlr: u32,
+    /// Bytes of data in a command capsule.
+    pub in_capsule_data_size: u32,
+    /// Bytes of the largest transfer.
+    pub max_io_size: u32,
+    /// Commands an admin queue.
+    pub max_aq_depth: u32,
+    /// Whether reads end without a response capsule where the host allows it.
+    pub c2h_success: bool,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            max_queue_depth: 128,
+            max_io_qpairs_per_ctrlr: 127,
+            in_capsule_data_size: 8192,
+            max_io_size: 1 << 20,
+            max_aq_depth: 32,
+            c2h_success: true,
+        }
+    }
+}
+
+/// All objects by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Backends.
+    pub backends: BTreeMap<String, Backend>,
+    /// Pools.
+    pub pools: BTreeMap<String, Pool>,
+    /// LUNs; each has its UUID and NGUID.
+    pub luns: BTreeMap<String, Lun>,
+    /// Subsystems by NQN; each has its serial and model, its namespaces sorted by NSID.
+    pub subsystems: BTreeMap<String, Subsystem>,
+    /// Names of hosts.
+    pub hosts: BTreeMap<String, Host>,
+    /// The TCP transport, once there is one.
+    pub transport: Option<Transport>,
+}
+
+/// One object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// A backend.
+    Backend(Backend),
+    /// A pool.
+    Pool(Pool),
+    /// A LUN.
+    Lun(Lun),
+    /// A subsystem.
+    Subsystem(Subsystem),
+    /// A host's name.
+    Host(Host),
+    /// The TCP transport.
+    Transport(Transport),
+}
+
+/// One step from a state to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// Add or replace.
+    Put(Row),
+    /// Remove the row with this key.
+    Remove(String),
+}
+
+impl Row {
+    /// `kind/name`.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Backend(b) => format!("backend/{}", b.name),
+            Self::Pool(p) => format!("pool/{}", p.name),
+            Self::Lun(l) => format!("lun/{}", l.name),
+            Self::Subsystem(s) => format!("subsystem/{}", s.nqn),
+            Self::Host(h) => format!("host/{}", h.name),
+            Self::Transport(_) => "transport/TCP".into(),
+        }
+    }
+
+    /// The object as JSON.
+    pub fn json(&self) -> String {
+        let value = match self {
+            Self::Backend(b) => serde_json::to_value(b),
+            Self::Pool(p) => serde_json::to_value(p),
+            Self::Lun(l) => serde_json::to_value(l),
+            Self::Subsystem(s) => serde_json::to_value(s),
+            Self::Host(h) => serde_json::to_value(h),
+            Self::Transport(t) => serde_json::to_value(t),
+        };
+        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        value.unwrap_or_default().to_string()
+    }
+
+    /// Reads a row back.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(key: &str, json: &str) -> Result<Self, String> {
+        let kind = key.split_once('/').map_or(key, |(kind, _)| kind);
+        let row = match kind {
+            "backend" => serde_json::from_str(json).map(Self::Backend),
+            "pool" => serde_json::from_str(json).map(Self::Pool),
+            "lun" => serde_json::from_str(json).map(Self::Lun),
+            "subsystem" => serde_json::from_str(json).map(Self::Subsystem),
+            "host" => serde_json::from_str(json).map(Self::Host),
+            "transport" => serde_json::from_str(json).map(Self::Transport),
+            other => return Err(format!("unknown kind `{other}`")),
+        };
+        let row = row.map_err(|e| e.to_string())?;
+        if row.key() == key { Ok(row) } else { Err(format!("it holds `{}`", row.key())) }
+    }
+}
+
+impl State {
+    /// The state that these rows make.
+    pub fn from_rows(rows: Vec<Row>) -> Self {
+        let mut state = Self::default();
+        for row in rows {
+            match row {
+                Row::Backend(b) => drop(state.backends.insert(b.name.clone(), b)),
+                Row::Pool(p) => drop(state.pools.insert(p.name.clone(), p)),
+                Row::Lun(l) => drop(state.luns.insert(l.name.clone(), l)),
+                Row::Subsystem(s) => drop(state.subsystems.insert(s.nqn.clone(), s)),
+                Row::Host(h) => drop(state.hosts.insert(h.name.clone(), h)),
+                Row::Transport(t) => state.transport = Some(t),
+            }
+        }
+        state
+    }
+
+    fn rows(&self) -> BTreeMap<String, Row> {
+        let backends = self.backends.values().cloned().map(Row::Backend);
+        let pools = self.pools.values().cloned().map(Row::Pool);
+        let luns = self.luns.values().cloned().map(Row::Lun);
+        let subsystems = self.subsystems.values().cloned().map(Row::Subsystem);
+        let hosts = self.hosts.values().cloned().map(Row::Host);
+        let transport = self.transport.iter().cloned().map(Row::Transport);
+        let all = backends.chain(pools).chain(luns).chain(subsystems).chain(hosts).chain(transport);
+        all.map(|row| (row.key(), row)).collect()
+    }
+
+    /// What leads from `self` to `next`.
+    pub fn changes_to(&self, next: &Self) -> Vec<RowChange> {
+        let (old, new) = (self.rows(), next.rows());
+        let removed = old.keys().filter(|key| !new.contains_key(*key)).cloned().map(RowChange::Remove);
+        let put = new.iter().filter(|(key, row)| old.get(*key) != Some(*row));
+        removed.chain(put.map(|(_, row)| RowChange::Put(row.clone()))).collect()
+    }
+
+    /// The state that a document asks for. Identities that it leaves open are taken from `now`, where
+    /// an object of the same name has them, else made up.
+    pub fn from_config(config: &Config, now: &Self) -> Self {
+        let mut state = Self {
+            backends: config.backends.iter().map(|b| (b.name.clone(), b.clone())).collect(),
+            pools: config.pools.iter().map(|p| (p.name.clone(), p.clone())).collect(),
+            hosts: config.hosts.iter().map(|h| (h.name.clone(), h.clone())).collect(),
+            transport: now.transport.clone(),
+            ..Self::default()
+        };
+        for lun in &config.luns {
+            let mut lun = lun.clone();
+            if let Some(known) = now.luns.get(&lun.name) {
+                lun.uuid = lun.uuid.or(known.uuid);
+                lun.nguid = lun.nguid.or_else(|| known.nguid.clone());
+                lun.block_bytes = lun.block_bytes.or(known.block_bytes);
+            }
+            fill_lun(&mut lun);
+            state.luns.insert(lun.name.clone(), lun);
+        }
+        for subsystem in &config.subsystems {
+            let mut subsystem = subsystem.clone();
+            let resolve = |hosts: &mut Vec<String>| {
+                hosts.iter_mut().for_each(|host| *host = config.host_nqn(host).to_owned());
+            };
+            resolve(&mut subsystem.hosts);
+            subsystem.namespaces.iter_mut().filter_map(|ns| ns.hosts.as_mut()).for_each(resolve);
+            if let Some(known) = now.subsystems.get(&subsystem.nqn) {
+                subsystem.serial = subsystem.serial.or_else(|| known.serial.clone());
+                subsystem.model = subsystem.model.or_else(|| known.model.clone());
+            }
+            fill_subsystem(&mut subsystem);
+            state.subsystems.insert(subsystem.nqn.clone(), subsystem);
+        }
+        if state.subsystems.values().any(|s| !s.listeners.is_empty()) {
+            state.transport.get_or_insert_default();
+        }
+        state
+    }
+
+    /// The document that asks for this state.
+    pub fn to_config(&self, gateway: &Gateway) -> Config {
+        Config {
+            gateway: gateway.clone(),
+            backends: self.backends.values().cloned().collect(),
+            pools: self.pools.values().cloned().collect(),
+            luns: self.luns.values().cloned().collect(),
+            subsystems: self.subsystems.values().cloned().collect(),
+            hosts: self.hosts.values().cloned().collect(),
+        }
+    }
+
+    /// The NQN of a host given by NQN or by name.
+    pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
+        self.hosts.get(host).map_or(host, |h| &h.nqn)
+    }
+
+    /// The subsystems that show a LUN, each with its NSID.
+    pub fn exports<'a>(&'a self, lun: &'a str) -> impl Iterator<Item = (&'a Subsystem, u32)> + 'a {
+        self.subsystems.values().flat_map(move |s| {
+            s.namespaces.iter().filter(move |ns| ns.lun == lun).map(move |ns| (s, ns.nsid))
+        })
+    }
+}
+
+/// Gives a LUN the identities that it lacks.
+pub fn fill_lun(lun: &mut Lun) {
+    let uuid = *lun.uuid.get_or_insert_with(Uuid::new_v4);
+    // As SPDK's default: the UUID's bytes.
+    lun.nguid.get_or_insert_with(|| uuid.simple().to_string());
+    if let Some(nguid) = &mut lun.nguid {
+        nguid.make_ascii_lowercase();
+    }
+}
+
+/// Gives a subsystem what it lacks, and sorts its namespaces.
+pub fn fill_subsystem(subsystem: &mut Subsystem) {
+    let serial = default_serial(&subsystem.nqn);
+    subsystem.serial.get_or_insert(serial);
+    subsystem.model.get_or_insert_with(|| "Trefoil".into());
+    subsystem.namespaces.sort_by_key(|ns| ns.nsid);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [[backend]]
+        name = "a"
+        type = "null"
+        size = "1MiB"
+        [[lun]]
+        name = "l"
+        backend = "a"
+        [[host]]
+        name = "web"
+        nqn = "nqn.2026-01.org.example:web"
+        [[subsystem]]
+        nqn = "nqn.2026-01.org.example:s"
+        hosts = ["web"]
+        listeners = ["127.0.0.1:4420"]
+        namespaces = [{ nsid = 2, lun = "l", hosts = ["web"] }]
+    "#;
+
+    fn state() -> State {
+        State::from_config(&Config::parse("t", TEXT).expect("sound"), &State::default())
+    }
+
+    #[test]
+    fn rows_make_the_state_again() {
+        let state = state();
+        let rows = state.rows();
+        let again = rows.iter().map(|(key, row)| Row::parse(key, &row.json()).expect("a row"));
+        assert_eq!(State::from_rows(again.collect()), state);
+        assert_eq!(rows.len(), 5);
+    }
+
+    #[test]
+    fn a_document_is_its_own_image() {
+        let first = state();
+        let config = first.to_config(&Gateway::default());
+        assert!(config.check().is_empty());
+        let text = config.to_toml().expect("TOML");
+        let again = State::from_config(&Config::parse("t", &text).expect("sound"), &State::default());
+        assert_eq!(State { transport: first.transport.clone(), ..again }, first);
+    }
+
+    #[test]
+    fn what_is_left_open_stays_what_it_was() {
+        let now = state();
+        let again = State::from_config(&Config::parse("t", TEXT).expect("sound"), &now);
+        assert!(now.changes_to(&again).is_empty());
+        assert_eq!(now.subsystems["nqn.2026-01.org.example:s"].hosts, ["nqn.2026-01.org.example:web"]);
+    }
+
+    #[test]
+    fn a_row_under_a_wrong_key_is_refused() {
+        let row = Row::Host(Host { name: "a".into(), nqn: "n".into() });
+        assert!(Row::parse("host/b", &row.json()).is_err());
+        assert!(Row::parse("pool/a", &row.json()).is_err());
+    }
+}

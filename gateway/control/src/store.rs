@@ -1,0 +1,236 @@
+//! The durable store: every object of the desired state as a row, in one embedded database.
+//!
+//! A change is committed and on stable media before it is acknowledged. It runs on a thread that may
+//! block, so that the control runtime goes on meanwhile.
+
+use crate::state::{Row, RowChange};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Object rows: key `kind/name`, value JSON.
+const ROWS: TableDefinition<'_, &str, &str> = TableDefinition::new("rows");
+/// `schema` → version; `seeded` → 1 once anything was committed.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// The version of the rows' shape.
+pub const SCHEMA: u64 = 1;
+
+/// Why the store can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Its directory or file can't be made or read.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The database refused: a full disk, a damaged file, another process that has it open.
+    #[error("{}: {message}", .path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        message: String,
+    },
+    /// A newer program wrote it.
+    #[error("{}: its schema version is {found}, and this program knows up to {SCHEMA}", .path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        found: u64,
+    },
+    /// A row that this program can't read.
+    #[error("{}: row `{key}` can't be read: {message}", .path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// What was found in a store when it was opened.
+#[derive(Debug, PartialEq)]
+pub struct Found {
+    /// Every row.
+    pub rows: Vec<Row>,
+    /// Whether nothing was ever committed: the first start, or a lost database.
+    pub is_new: bool,
+}
+
+/// An open store. Cloning gives another handle.
+#[derive(Clone)]
+pub struct Store {
+    database: Arc<Database>,
+    path: Arc<Path>,
+}
+
+impl Store {
+    /// Opens or makes the store in `dir`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(dir: &Path) -> Result<(Self, Found), StoreError> {
+        let path: Arc<Path> = dir.join("state.redb").into();
+        let io = |source| StoreError::Io { path: path.to_path_buf(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let is_missing = !path.try_exists().map_err(io)?;
+        let database = Database::create(&path).map_err(|e| database_error(&path, e))?;
+        let store = Self { database: Arc::new(database), path };
+        let found = store.read()?;
+        if is_missing {
+            // The file's name itself must survive a crash.
+            std::fs::File::open(dir)
+                .and_then(|d| d.sync_all())
+                .map_err(|source| StoreError::Io { path: store.path.to_path_buf(), source })?;
+        }
+        Ok((store, found))
+    }
+
+    fn read(&self) -> Result<Found, StoreError> {
+        let fail = |e: redb::Error| self.fail(e);
+        let write = self.database.begin_write().map_err(|e| fail(e.into()))?;
+        let schema = {
+            let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
+            write.open_table(ROWS).map_err(|e| fail(e.into()))?;
+            let schema = meta.get("schema").map_err(|e| fail(e.into()))?.map(|v| v.value());
+            if schema.is_none() {
+                meta.insert("schema", SCHEMA).map_err(|e| fail(e.into()))?;
+            }
+            schema
+        };
+        if let Some(found) = schema.filter(|&found| found != SCHEMA) {
+            return Err(StoreError::Schema { path: self.path.to_path_buf(), found });
+        }
+        write.commit().map_err(|e| fail(e.into()))?;
+        let read = self.database.begin_read().map_err(|e| fail(e.into()))?;
+        let table = read.open_table(ROWS).map_err(|e| fail(e.into()))?;
+        let mut rows = Vec::new();
+        for entry in table.iter().map_err(|e| fail(e.into()))? {
+            let (key, value) = entry.map_err(|e| fail(e.into()))?;
+            let row = Row::parse(key.value(), value.value()).map_err(|message| StoreError::Row {
+                path: self.path.to_path_buf(),
+                key: key.value().into(),
+                message,
+            })?;
+            rows.push(row);
+        }
+        let meta = read.open_table(META).map_err(|e| fail(e.into()))?;
+        let seeded = meta.get("seeded").map_err(|e| fail(e.into()))?.is_some();
+        Ok(Found { is_new: !seeded, rows })
+    }
+
+    /// Makes the changes, all or none, durable. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`]; then nothing has changed.
+    pub fn commit_blocking(&self, changes: &[RowChange]) -> Result<(), StoreError> {
+        let fail = |e: redb::Error| self.fail(e);
+        let mut write = self.database.begin_write().map_err(|e| fail(e.into()))?;
+        write.set_durability(Durability::Immediate).map_err(|e| fail(e.into()))?;
+        {
+            let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
+            meta.insert("seeded", 1).map_err(|e| fail(e.into()))?;
+            let mut rows = write.open_table(ROWS).map_err(|e| fail(e.into()))?;
+            for change in changes {
+                match change {
+                    RowChange::Put(row) => {
+                        rows.insert(row.key().as_str(), row.json().as_str()).map_err(|e| fail(e.into()))?;
+                    }
+                    RowChange::Remove(key) => {
+                        rows.remove(key.as_str()).map_err(|e| fail(e.into()))?;
+                    }
+                }
+            }
+        }
+        write.commit().map_err(|e| fail(e.into()))
+    }
+
+    /// [`commit_blocking`](Self::commit_blocking) on a thread of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn commit(&self, changes: Vec<RowChange>) -> Result<(), StoreError> {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || store.commit_blocking(&changes)).await {
+            Ok(result) => result,
+            Err(e) => Err(StoreError::Database {
+                path: self.path.to_path_buf(),
+                message: format!("the commit died: {e}"),
+            }),
+        }
+    }
+
+    fn fail(&self, e: redb::Error) -> StoreError {
+        database_error(&self.path, e)
+    }
+}
+
+fn database_error(path: &Path, e: impl std::fmt::Display) -> StoreError {
+    StoreError::Database { path: path.to_path_buf(), message: e.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_config::{Host, Pool};
+
+    fn host(n: u32) -> Row {
+        Row::Host(Host { name: format!("h{n}"), nqn: format!("nqn.2026-01.org.example:{n}") })
+    }
+
+    #[test]
+    fn rows_survive_and_changes_are_whole() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, found) = Store::open(dir.path()).expect("a store");
+        assert_eq!(found, Found { rows: vec![], is_new: true });
+        let pool = Row::Pool(Pool { name: "h1".into(), backends: vec!["a".into()] });
+        store.commit_blocking(&[host(1), host(2), pool.clone()].map(RowChange::Put)).expect("stored");
+        store.commit_blocking(&[RowChange::Remove(host(1).key()), RowChange::Put(host(3))]).expect("stored");
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Database { .. })), "it is locked");
+        drop(store);
+        let (_store, found) = Store::open(dir.path()).expect("the store again");
+        assert_eq!(found, Found { rows: vec![host(2), host(3), pool], is_new: false });
+    }
+
+    #[test]
+    fn a_copy_taken_at_any_moment_opens() {
+        // What a crash leaves behind is some state of the file between commits.
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path()).expect("a store");
+        for n in 0..20 {
+            store.commit_blocking(&[RowChange::Put(host(n))]).expect("stored");
+            let copy = tempfile::tempdir().expect("a directory");
+            std::fs::copy(dir.path().join("state.redb"), copy.path().join("state.redb")).expect("copied");
+            let (_copy, found) = Store::open(copy.path()).expect("the copy");
+            assert_eq!(found.rows.len(), n as usize + 1);
+        }
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path()).expect("a store");
+        let write = store.database.begin_write().expect("a transaction");
+        write.open_table(META).expect("the table").insert("schema", SCHEMA + 1).expect("written");
+        write.commit().expect("committed");
+        drop(store);
+        assert!(
+            matches!(Store::open(dir.path()), Err(StoreError::Schema { found, .. }) if found == SCHEMA + 1)
+        );
+    }
+
+    #[test]
+    fn garbage_is_refused_and_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.redb");
+        std::fs::write(&path, vec![7; 8192]).expect("written");
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Database { .. })));
+        assert_eq!(std::fs::read(&path).expect("read"), vec![7; 8192]);
+    }
+}

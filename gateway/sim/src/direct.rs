@@ -1,0 +1,219 @@
+//! A core that runs the LUN layer and its backends, with a workload in place of a frontend.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
+use trefoil_storage::topology::LunId;
+use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
+
+use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
+use crate::simio::{SimFile, SimIo, SimSocket};
+use crate::workload::Workload;
+use crate::world::Machine;
+
+/// What the cores of a simulated gateway send each other.
+pub type StorageMsg = Msg<SimSocket, SimFile>;
+/// The driver of a simulated gateway's core.
+pub type StorageSim = SimIo<StorageMsg>;
+
+/// Operations that one core keeps under way.
+const DEPTH: usize = 8;
+/// When a core looks for work that the model refused.
+const RETRY: Duration = Duration::from_micros(40);
+
+/// See the module.
+pub struct LunCore {
+    luns: Luns<StorageSim>,
+    requests: VecDeque<Request>,
+    done: VecDeque<Completed>,
+    slots: Vec<(u32, Option<Job>)>,
+    workload: Rc<RefCell<Workload>>,
+    now: Instant,
+    // Last, so that what the others hold is dropped before.
+    arena: Arena,
+}
+
+macro_rules! cx {
+    ($core:ident, $io:ident) => {
+        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+    };
+}
+
+impl LunCore {
+    /// A core without backends and LUNs.
+    pub fn new(io: &StorageSim, arena: Arena, workload: Rc<RefCell<Workload>>) -> Self {
+        Self {
+            luns: Luns::new(io.core()),
+            requests: VecDeque::new(),
+            done: VecDeque::new(),
+            slots: vec![(0, None); DEPTH],
+            workload,
+            now: io.now(),
+            arena,
+        }
+    }
+
+    /// Bytes of its arena that are handed out.
+    pub fn held_bytes(&self) -> usize {
+        self.arena.capacity_bytes() - self.arena.free_bytes()
+    }
+
+    fn drain(&mut self, io: &mut StorageSim) {
+        loop {
+            while let Some(request) = self.requests.pop_front() {
+                self.luns.submit(cx!(self, io), request);
+            }
+            let Some(done) = self.done.pop_front() else { break };
+            let Some(done) = self.luns.on_completed(cx!(self, io), done) else { continue };
+            let origin = done.origin();
+            match origin.owner {
+                _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
+                Owner::Workload => self.settle(done),
+                Owner::Control | Owner::Target => io.post_control(Msg::Completed(done)),
+            }
+        }
+    }
+
+    fn settle(&mut self, done: Completed) {
+        let origin = done.origin();
+        let (buf, result) = done.settle();
+        let slot = self.slots.get_mut(origin.slot as usize);
+        let job =
+            slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
+        let mut workload = self.workload.borrow_mut();
+        match job {
+            Some(job) => {
+                let len = job.blocks as usize * BLOCK_BYTES;
+                let data = buf.as_deref().and_then(|buf| buf.get(..len)).unwrap_or_default();
+                workload.model.finish(job.id, result, data);
+            }
+            None => workload.model.violate(format!("a completion that nobody waits for: {origin:?}")),
+        }
+        buf.into_iter().for_each(|buf| self.arena.free(buf));
+    }
+
+    fn begin(&mut self, io: &StorageSim) -> bool {
+        let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
+        // The largest operation must fit before it is begun.
+        let Some(buf) = self.arena.alloc(crate::workload::MAX_BLOCKS as usize * BLOCK_BYTES) else {
+            return false;
+        };
+        let Some(job) = self.workload.borrow_mut().take(|_| true) else {
+            self.arena.free(buf);
+            return false;
+        };
+        let request = self.request(io, slot, &job, buf);
+        self.requests.push_back(request);
+        self.slots[slot].1 = Some(job);
+        true
+    }
+
+    fn request(&mut self, io: &StorageSim, slot: usize, job: &Job, mut buf: Buf) -> Request {
+        let len = job.blocks as usize * BLOCK_BYTES;
+        let (op, durable) = match job.kind {
+            Kind::Read => (Op::Read, false),
+            Kind::Write { durable } => (Op::Write, durable),
+            Kind::Flush => (Op::Flush, false),
+            Kind::Zero { durable, deallocate } => (Op::WriteZeroes { deallocate }, durable),
+            Kind::Deallocate => (Op::Deallocate, false),
+        };
+        let buf = match op {
+            Op::Read | Op::Write => {
+                // What is not read or stamped must not pass for it.
+                buf[..len].fill(0xEE);
+                if op == Op::Write {
+                    stamp(job, &mut buf[..len]);
+                }
+                Some(buf)
+            }
+            Op::Flush | Op::WriteZeroes { .. } | Op::Deallocate => {
+                self.arena.free(buf);
+                None
+            }
+        };
+        let generation = &mut self.slots[slot].0;
+        *generation += 1;
+        let origin = Origin {
+            core: io.core(),
+            home: self.arena.id().0,
+            owner: Owner::Workload,
+            slot: slot as u32,
+            generation: *generation,
+        };
+        let offset = job.lba * BLOCK_BYTES as u64;
+        Request::new(op, LunId(job.lun as u32), offset, len as u64, buf, origin).durable(durable)
+    }
+}
+
+impl Machine<StorageMsg> for LunCore {
+    fn into_arena(self) -> Option<Arena> {
+        Some(self.arena)
+    }
+}
+
+impl Handler<StorageSim> for LunCore {
+    fn on_received(&mut self, _: &mut StorageSim, sock: SockId, _: &[u8]) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_filled(&mut self, _: &mut StorageSim, sock: SockId, _: Buf) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_recv_end(&mut self, _: &mut StorageSim, sock: SockId, _: Option<Buf>, _: RecvEnd) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_sent(&mut self, _: &mut StorageSim, sock: SockId, _: Box<SendList>, _: Result<(), SockError>) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_connected(&mut self, _: &mut StorageSim, sock: SockId, _: Result<(), SockError>) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_closed(&mut self, _: &mut StorageSim, sock: SockId) {
+        unreachable!("{sock:?} of a core that opens none");
+    }
+
+    fn on_file(&mut self, io: &mut StorageSim, done: FileDone) {
+        self.luns.on_file(cx!(self, io), done);
+        self.drain(io);
+    }
+
+    fn on_message(&mut self, io: &mut StorageSim, from: Option<CoreId>, msg: StorageMsg) {
+        match msg {
+            Msg::Topology(new) => {
+                let epoch = new.epoch;
+                let old = self.luns.on_topology(new);
+                io.post_control(Msg::TopologyDone { epoch, old });
+            }
+            Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),
+            Msg::Detach(id) => self.luns.detach(cx!(self, io), id),
+            Msg::BackendIo(id, request) | Msg::Submit(id, request) => {
+                self.luns.submit_backend(cx!(self, io), id, request);
+            }
+            Msg::Completed(done) => self.done.push_back(done),
+            other => unreachable!("{other:?} from {from:?} to a core without frontends"),
+        }
+        self.drain(io);
+    }
+
+    fn on_turn(&mut self, io: &mut StorageSim) -> bool {
+        self.now = io.now();
+        let worked = self.luns.on_turn(cx!(self, io));
+        while self.begin(io) {}
+        self.drain(io);
+        worked
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let idle = self.slots.iter().any(|(_, job)| job.is_none());
+        (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY)
+    }
+}

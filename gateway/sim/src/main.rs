@@ -1,0 +1,213 @@
+//! `trefoil-sim`: seeds against the storage path, and mutations against the simulator.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use trefoil_sim::mutation;
+use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
+
+/// Runs whole gateways under seeds. The same seed always gives the same run.
+#[derive(Debug, Parser)]
+#[command(name = "trefoil-sim")]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+    /// Run only this seed.
+    #[arg(long, conflicts_with_all = ["seeds", "start"])]
+    seed: Option<u64>,
+    /// Tell what happens in the seed, line by line, with virtual time.
+    #[arg(long, requires = "seed")]
+    story: bool,
+    /// Threads; each runs seeds of its own.
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+    /// Operations a seed.
+    #[arg(long, default_value_t = 4000)]
+    operations: u64,
+    /// Run the built-in mutations: each must be found within its number of seeds.
+    #[arg(long)]
+    mutations: bool,
+    /// Break this in every seed; see the names with --mutations.
+    #[arg(long)]
+    mutation: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("trefoil-sim: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<bool> {
+    if args.threads == 0 {
+        bail!("--threads must be at least 1");
+    }
+    // A machine's panic is a finding, reported with its seed; the hook's text would interleave.
+    if args.seed.is_none() {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    if args.mutations {
+        return Ok(run_mutations(args));
+    }
+    let mutation = match &args.mutation {
+        Some(name) => Some(*mutation::ALL.iter().find(|m| m.name == name).context("no such mutation")?),
+        None => None,
+    };
+    let setting = |seed| Setting {
+        seed,
+        frontend: frontend(seed),
+        operations: args.operations,
+        told: args.story,
+        mutation,
+    };
+    match args.seed {
+        Some(seed) => Ok(run_one(setting(seed))),
+        None => Ok(run_many(args, setting)),
+    }
+}
+
+/// Every third seed leaves the network out.
+fn frontend(seed: u64) -> Frontend {
+    if seed.is_multiple_of(3) { Frontend::Direct } else { Frontend::NvmeTcp }
+}
+
+fn run_one(setting: Setting) -> bool {
+    let outcome = run_seed(setting);
+    outcome.story.iter().for_each(|line| println!("{line}"));
+    let (done, failed) = outcome.operations;
+    println!(
+        "seed {}: {done} operations done, {failed} failed with a cause, story {:016x}",
+        outcome.seed, outcome.hash
+    );
+    for (kind, count) in &outcome.faults {
+        println!("  {kind:<16} {count}");
+    }
+    match &outcome.violation {
+        Some(violation) => println!("FAILED: {violation}"),
+        None => println!("passed"),
+    }
+    outcome.violation.is_none()
+}
+
+/// Sums over seeds.
+#[derive(Default)]
+struct Totals {
+    passed: u64,
+    failed: Vec<Outcome>,
+    operations: u64,
+    faults: u64,
+    /// Seeds that fired each kind.
+    seeds_by_kind: BTreeMap<&'static str, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, outcome: Outcome) {
+        self.operations += outcome.operations.0 + outcome.operations.1;
+        self.faults += outcome.faults.values().sum::<u64>();
+        outcome.faults.keys().for_each(|kind| *self.seeds_by_kind.entry(kind).or_default() += 1);
+        match &outcome.violation {
+            None => self.passed += 1,
+            Some(violation) => {
+                println!("seed {} FAILED: {violation}", outcome.seed);
+                self.failed.push(outcome);
+            }
+        }
+    }
+}
+
+fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
+    let began = Instant::now();
+    let totals = Mutex::new(Totals::default());
+    let next = AtomicU64::new(args.start);
+    let end = args.start + args.seeds;
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        break;
+                    }
+                    let outcome = run_seed(setting(seed));
+                    if let Ok(mut totals) = totals.lock() {
+                        totals.add(outcome);
+                        let done = totals.passed + totals.failed.len() as u64;
+                        if done.is_multiple_of(200) {
+                            println!(
+                                "{done} of {} seeds, {:.1} s",
+                                args.seeds,
+                                began.elapsed().as_secs_f64()
+                            );
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let Ok(totals) = totals.into_inner() else { return false };
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{:<16} seeds that fired it", "fault");
+    for kind in FAULTS {
+        println!("{kind:<16} {}", totals.seeds_by_kind.get(kind).copied().unwrap_or(0));
+    }
+    println!(
+        "{} operations, {} faults, {:.1} seeds/s",
+        totals.operations,
+        totals.faults,
+        args.seeds as f64 / seconds
+    );
+    // A handful of seeds need not fire everything.
+    let never: Vec<_> = FAULTS.iter().filter(|kind| !totals.seeds_by_kind.contains_key(*kind)).collect();
+    let unfired = args.seeds >= 50 && !never.is_empty();
+    if unfired {
+        println!("FAILED: never fired: {never:?}");
+    }
+    println!("{} seeds passed, {} failed", totals.passed, totals.failed.len());
+    totals.failed.is_empty() && !unfired
+}
+
+fn run_mutations(args: &Args) -> bool {
+    let mut missed = 0;
+    for &mutation in mutation::ALL {
+        let found = (args.start..args.start + mutation.within_seeds).enumerate().find_map(|(tried, seed)| {
+            let setting = Setting {
+                seed,
+                frontend: frontend(seed),
+                operations: args.operations,
+                told: false,
+                mutation: Some(mutation),
+            };
+            run_seed(setting).violation.map(|violation| (tried + 1, seed, violation))
+        });
+        match found {
+            Some((tried, seed, violation)) => {
+                println!(
+                    "{:<22} found after {tried} of {} seeds (seed {seed}): {violation}",
+                    mutation.name, mutation.within_seeds
+                );
+            }
+            None => {
+                missed += 1;
+                println!("{:<22} NOT FOUND within {} seeds", mutation.name, mutation.within_seeds);
+            }
+        }
+    }
+    println!("{} mutations found, {missed} missed", mutation::ALL.len() - missed);
+    missed == 0
+}

@@ -1,0 +1,433 @@
+//! What a LUN may answer: the oracle.
+//!
+//! Every write has a version of its own, stamped into each block with the block's place. A block has
+//! a set of versions that a read may see. A write that completed leaves one; a write whose fate is
+//! unknown adds one; a read that saw one removes the others: what was seen stays. Beside it stands
+//! what a power cut may leave: what was there at the last flush, and everything since.
+//!
+//! A write has its blocks to itself while it is under way: the model refuses an overlapping job.
+
+use std::collections::BTreeMap;
+use trefoil_storage::Fault;
+
+/// Logical block size of every simulated LUN.
+pub const BLOCK_BYTES: usize = 512;
+const WORDS: usize = BLOCK_BYTES / 8;
+
+/// Which write a block holds; 0 is zeros.
+pub type Version = u64;
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read.
+    Read,
+    /// Write, with FUA or not.
+    Write {
+        /// FUA.
+        durable: bool,
+    },
+    /// Flush the LUN.
+    Flush,
+    /// Write Zeroes.
+    Zero {
+        /// FUA.
+        durable: bool,
+        /// DEAC.
+        deallocate: bool,
+    },
+    /// Dataset Management, deallocate.
+    Deallocate,
+}
+
+/// One operation on its way.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Names it in the model.
+    pub id: u64,
+    /// Index of the LUN.
+    pub lun: usize,
+    /// First block.
+    pub lba: u64,
+    /// Blocks; 0 for a flush.
+    pub blocks: u64,
+    /// What it does.
+    pub kind: Kind,
+    /// What a write stamps.
+    pub version: Version,
+    /// Whether an error would be no surprise.
+    pub excused: bool,
+    /// Whether power went since it began: an acknowledgement may tell of what was lost then.
+    pub cut: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    /// What a read may see.
+    now: Vec<Version>,
+    /// What a power cut may leave, apart from `since`.
+    stable: Vec<Version>,
+    /// What came after, by time; not certain if the operation failed.
+    since: Vec<(u64, Version, bool)>,
+    /// Readers, or -1 for a writer.
+    busy: i32,
+}
+
+#[derive(Clone, Debug)]
+struct Lun {
+    blocks: Vec<Block>,
+    open: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Model {
+    luns: Vec<Lun>,
+    jobs: BTreeMap<u64, Job>,
+    clock: u64,
+    completed: u64,
+    failed: u64,
+    /// Errors have a cause now (a disk fails, say).
+    pub excused: bool,
+    violation: Option<String>,
+    /// What the story will tell of operations, if it is told.
+    pub log: Option<Vec<String>>,
+}
+
+impl Block {
+    fn zero() -> Self {
+        Self { now: vec![0], stable: vec![0], since: Vec::new(), busy: 0 }
+    }
+
+    fn write(&mut self, at: u64, version: Version, certain: bool) {
+        if certain {
+            self.now.clear();
+        }
+        if !self.now.contains(&version) {
+            self.now.push(version);
+        }
+        self.since.push((at, version, certain));
+    }
+
+    /// Everything up to `at` is on stable media.
+    fn flush(&mut self, at: u64) {
+        let upto = self.since.partition_point(|&(when, ..)| when < at);
+        for (_, version, certain) in self.since.drain(..upto) {
+            if certain {
+                self.stable.clear();
+            }
+            if !self.stable.contains(&version) {
+                self.stable.push(version);
+            }
+        }
+    }
+
+    fn power_cut(&mut self) {
+        for (_, version, _) in self.since.drain(..) {
+            if !self.stable.contains(&version) {
+                self.stable.push(version);
+            }
+        }
+        self.now = self.stable.clone();
+    }
+
+    /// Whether a read may see `version`; if so it `stays`, unless power went after it was read.
+    fn see(&mut self, at: u64, version: Version, stays: bool) -> bool {
+        if !self.now.contains(&version) {
+            return false;
+        }
+        if stays && self.now.len() > 1 {
+            self.now = vec![version];
+            self.since.push((at, version, true));
+        }
+        true
+    }
+}
+
+impl Model {
+    /// LUNs of so many blocks, all zeros.
+    pub fn new(blocks: &[u64]) -> Self {
+        let lun = |&blocks: &u64| Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
+        Self { luns: blocks.iter().map(lun).collect(), ..Self::default() }
+    }
+
+    /// How many LUNs there are.
+    pub fn luns(&self) -> usize {
+        self.luns.len()
+    }
+
+    /// Size of a LUN in blocks.
+    pub fn blocks(&self, lun: usize) -> u64 {
+        self.luns[lun].blocks.len() as u64
+    }
+
+    /// Whether jobs may begin on it.
+    pub fn is_open(&self, lun: usize) -> bool {
+        self.luns[lun].open
+    }
+
+    /// Operations that succeeded, and that failed with a cause.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.completed, self.failed)
+    }
+
+    /// Operations under way, on one LUN or on all.
+    pub fn under_way(&self, lun: Option<usize>) -> usize {
+        self.jobs.values().filter(|job| lun.is_none_or(|lun| job.lun == lun)).count()
+    }
+
+    /// The first thing that was wrong.
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// Notes that something is wrong.
+    pub fn violate(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// From now on errors have a cause, for what is under way too.
+    pub fn excuse(&mut self) {
+        self.excused = true;
+        self.jobs.values_mut().for_each(|job| job.excused = true);
+    }
+
+    /// Starts an operation, unless an overlapping one forbids it or the LUN is closed.
+    pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
+        let l = self.luns.get_mut(lun).filter(|l| l.open)?;
+        let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
+        let reads = kind == Kind::Read;
+        if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
+            return None;
+        }
+        range.iter_mut().for_each(|b| b.busy += if reads { 1 } else { -1 });
+        self.clock += 1;
+        let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
+        let job = Job { id: self.clock, lun, lba, blocks, kind, version, excused: self.excused, cut: false };
+        if let Some(log) = &mut self.log {
+            log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
+        }
+        self.jobs.insert(job.id, job.clone());
+        Some(job)
+    }
+
+    /// An operation completed; `data` is what a read got.
+    pub fn finish(&mut self, id: u64, result: Result<(), Fault>, data: &[u8]) {
+        let Some(job) = self.jobs.remove(&id) else {
+            return self.violate(format!("operation {id} completed twice, or was never begun"));
+        };
+        self.clock += 1;
+        self.release(&job);
+        if let Some(log) = &mut self.log {
+            log.push(format!("op {id}: {result:?}"));
+        }
+        match result {
+            Ok(()) => self.completed += 1,
+            Err(fault) => {
+                self.failed += 1;
+                if !job.excused {
+                    self.violate(format!("{job:?} failed without a cause: {fault:?}"));
+                }
+            }
+        }
+        if job.kind == Kind::Read {
+            if result.is_ok() {
+                self.check_read(&job, data);
+            }
+        } else {
+            self.land(&job, result.is_ok());
+        }
+    }
+
+    /// An operation was begun but never left its server.
+    pub fn withdraw(&mut self, id: u64) {
+        if let Some(job) = self.jobs.remove(&id) {
+            self.release(&job);
+        }
+    }
+
+    /// A line for the story.
+    pub fn note(&mut self, line: String) {
+        if let Some(log) = &mut self.log {
+            log.push(line);
+        }
+    }
+
+    /// The gateway died. What was under way may or may not have landed, and will not land later.
+    pub fn crash(&mut self, power: bool) {
+        self.clock += 1;
+        for (_, job) in std::mem::take(&mut self.jobs) {
+            self.release(&job);
+            self.land(&job, false);
+        }
+        if power {
+            self.power_cut();
+        }
+    }
+
+    /// The gateway lost power, and the servers will try again what was under way.
+    pub fn power_cut(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.cut = true);
+        self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
+    }
+
+    /// No job may begin on the LUN.
+    pub fn close(&mut self, lun: usize) {
+        self.luns[lun].open = false;
+        self.jobs.values_mut().filter(|job| job.lun == lun).for_each(|job| job.excused = true);
+    }
+
+    /// A LUN is new: all zeros, durably.
+    pub fn renew(&mut self, lun: usize, blocks: u64) {
+        self.luns[lun] = Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
+    }
+
+    /// A LUN has grown: what is new reads as zeros.
+    pub fn grow(&mut self, lun: usize, blocks: u64) {
+        self.luns[lun].blocks.resize(blocks as usize, Block::zero());
+    }
+
+    fn range(&mut self, job: &Job) -> &mut [Block] {
+        let range = job.lba as usize..(job.lba + job.blocks) as usize;
+        self.luns[job.lun].blocks.get_mut(range).unwrap_or_default()
+    }
+
+    fn release(&mut self, job: &Job) {
+        let by = if job.kind == Kind::Read { 1 } else { -1 };
+        self.range(job).iter_mut().for_each(|b| b.busy -= by);
+    }
+
+    fn land(&mut self, job: &Job, ok: bool) {
+        let at = self.clock;
+        match job.kind {
+            Kind::Read => {}
+            Kind::Flush if ok && !job.cut => {
+                self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id))
+            }
+            Kind::Flush => {}
+            // Reads as zeros or as before.
+            Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
+            Kind::Write { durable } | Kind::Zero { durable, .. } => {
+                let (version, ok) = (job.version, ok && (durable || !job.cut));
+                for block in self.range(job) {
+                    block.write(at, version, ok);
+                    if ok && durable {
+                        block.flush(at + 1);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_read(&mut self, job: &Job, data: &[u8]) {
+        if data.len() != job.blocks as usize * BLOCK_BYTES {
+            return self.violate(format!("{job:?} got {} bytes", data.len()));
+        }
+        let at = self.clock;
+        for (i, bytes) in data.chunks_exact(BLOCK_BYTES).enumerate() {
+            let lba = job.lba + i as u64;
+            let Some(version) = decode(job.lun, lba, bytes) else {
+                return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
+            };
+            let block = &mut self.luns[job.lun].blocks[lba as usize];
+            if !block.see(at, version, !job.cut) {
+                let may = block.now.clone();
+                return self.violate(format!(
+                    "LUN {} block {lba} holds version {version}, may hold {may:?} (operation {})",
+                    job.lun, job.id
+                ));
+            }
+        }
+    }
+}
+
+fn word(lun: usize, lba: u64, version: Version, i: usize) -> u64 {
+    let base = version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lba.rotate_left(17) ^ (lun as u64) << 56;
+    base.wrapping_add(i as u64 * 0x0101_0101_0101_0101)
+}
+
+/// Writes a job's stamps into `data`.
+pub fn stamp(job: &Job, data: &mut [u8]) {
+    for (block, lba) in data.chunks_exact_mut(BLOCK_BYTES).zip(job.lba..) {
+        for (i, bytes) in block.chunks_exact_mut(8).enumerate() {
+            let word = match i {
+                0 => job.version,
+                1 => (job.lun as u64) << 48 | lba,
+                _ => word(job.lun, lba, job.version, i),
+            };
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// The version that a block holds, if it is whole and in its place.
+fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
+    let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let version = at(0)?;
+    if version == 0 {
+        return block.iter().all(|&b| b == 0).then_some(0);
+    }
+    let placed = at(1)? == (lun as u64) << 48 | lba;
+    (placed && (2..WORDS).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
+}
+
+fn describe(block: &[u8]) -> String {
+    let at =
+        |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let place = at(1);
+    format!("a broken stamp: version {} of LUN {} block {}", at(0), place >> 48, place & 0xffff_ffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(m: &mut Model, durable: bool, ok: bool) -> Vec<u8> {
+        let job = m.begin(0, Kind::Write { durable }, 3, 1).expect("free");
+        let mut data = vec![0; BLOCK_BYTES];
+        stamp(&job, &mut data);
+        m.finish(job.id, if ok { Ok(()) } else { Err(Fault::MediaWrite) }, &[]);
+        data
+    }
+
+    fn read(m: &mut Model, data: &[u8]) -> bool {
+        let job = m.begin(0, Kind::Read, 3, 1).expect("free");
+        m.finish(job.id, Ok(()), data);
+        m.violation().is_none()
+    }
+
+    #[test]
+    fn a_completed_write_is_the_only_answer_and_a_failed_one_is_an_option_until_seen() {
+        let mut m = Model::new(&[8]);
+        m.excuse();
+        let first = write(&mut m, false, true);
+        let second = write(&mut m, false, false);
+        assert!(read(&mut m, &second));
+        assert!(!read(&mut m, &first), "an older version came back after a newer one was seen");
+    }
+
+    #[test]
+    fn a_power_cut_may_take_back_what_was_not_flushed_and_nothing_else() {
+        let mut m = Model::new(&[8]);
+        let old = write(&mut m, false, true);
+        let flush = m.begin(0, Kind::Flush, 0, 0).expect("free");
+        m.finish(flush.id, Ok(()), &[]);
+        write(&mut m, false, true);
+        m.crash(true);
+        assert!(read(&mut m, &old));
+        write(&mut m, true, true);
+        m.crash(true);
+        assert!(!read(&mut m, &old), "a durable write was lost");
+    }
+
+    #[test]
+    fn overlapping_writes_wait_and_a_second_completion_is_a_violation() {
+        let mut m = Model::new(&[8]);
+        let job = m.begin(0, Kind::Write { durable: false }, 0, 4).expect("free");
+        assert!(m.begin(0, Kind::Read, 3, 2).is_none());
+        m.finish(job.id, Ok(()), &[]);
+        assert!(m.violation().is_none());
+        m.finish(job.id, Ok(()), &[]);
+        assert!(m.violation().is_some());
+    }
+}

@@ -1,0 +1,78 @@
+//! Deliberate defects: the proof that the simulator finds what it is for.
+
+use trefoil_storage::initiator::FenceRule;
+
+use crate::run::Run;
+
+/// One defect, and within how many seeds it must be found.
+#[derive(Clone, Copy, Debug)]
+pub struct Mutation {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Seeds that may pass before it is found.
+    pub within_seeds: u64,
+    apply: fn(&mut Run),
+}
+
+impl Mutation {
+    /// Breaks a system that has not started yet.
+    pub fn apply(&self, run: &mut Run) {
+        (self.apply)(run);
+    }
+}
+
+/// Every mutation, in the order in which they run.
+pub const ALL: &[Mutation] = &[
+    Mutation {
+        name: "lost-flush",
+        within_seeds: 20,
+        apply: |run| run.each_disk(|disk| disk.defect.skip_sync = 500),
+    },
+    Mutation {
+        name: "lost-fua",
+        within_seeds: 20,
+        apply: |run| run.each_disk(|disk| disk.defect.drop_durable = 500),
+    },
+    Mutation {
+        name: "lost-write",
+        within_seeds: 5,
+        apply: |run| run.each_disk(|disk| disk.defect.lose_write = 5),
+    },
+    Mutation {
+        name: "torn-write",
+        within_seeds: 5,
+        apply: |run| run.each_disk(|disk| disk.defect.tear_write = 5),
+    },
+    Mutation {
+        name: "early-acknowledgement",
+        within_seeds: 5,
+        apply: |run| run.each_disk(|disk| disk.defect.early_ack = 5),
+    },
+    Mutation {
+        name: "stale-retry",
+        within_seeds: 10,
+        apply: |run| run.each_disk(|disk| disk.defect.replay_write = 5),
+    },
+    Mutation {
+        name: "wrong-offset-read",
+        within_seeds: 5,
+        apply: |run| run.each_disk(|disk| disk.defect.shift_read = 3),
+    },
+    Mutation {
+        name: "lost-zeroes",
+        within_seeds: 5,
+        apply: |run| run.each_disk(|disk| disk.defect.skip_zero = 50),
+    },
+    Mutation { name: "skipped-zeroing", within_seeds: 20, apply: |run| run.skip_zeroing = true },
+    Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },
+    Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
+    Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
+    Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
+    Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
+    Mutation { name: "unfenced-retry", within_seeds: 200, apply: |run| run.fence = FenceRule::Immediate },
+    Mutation {
+        name: "reordered-mailbox",
+        within_seeds: 50,
+        apply: |run| run.world.mail_defect.reorder = 100,
+    },
+];

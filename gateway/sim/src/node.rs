@@ -1,0 +1,99 @@
+//! What a core of a simulated system can be.
+
+use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_storage::core::StorageCore;
+
+use crate::direct::{LunCore, StorageMsg, StorageSim};
+use crate::server::ServerCore;
+use crate::world::Machine;
+
+/// See the module.
+pub enum Node {
+    /// A core of a gateway.
+    Gateway(Box<StorageCore<StorageSim>>),
+    /// A core with a workload in place of its frontend.
+    Lun(Box<LunCore>),
+    /// A server that uses the gateway.
+    Server(Box<ServerCore>),
+}
+
+impl Node {
+    /// Bytes of blocks that it holds.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Gateway(core) => core.arena().capacity_bytes() - core.arena().free_bytes(),
+            Self::Lun(core) => core.held_bytes(),
+            Self::Server(_) => 0,
+        }
+    }
+
+    fn handler(&mut self) -> &mut dyn Handler<StorageSim> {
+        match self {
+            Self::Gateway(core) => &mut **core,
+            Self::Lun(core) => &mut **core,
+            Self::Server(core) => &mut **core,
+        }
+    }
+}
+
+impl Machine<StorageMsg> for Node {
+    fn into_arena(self) -> Option<Arena> {
+        match self {
+            Self::Gateway(core) => Some(core.into_arena()),
+            Self::Lun(core) => core.into_arena(),
+            Self::Server(core) => core.into_arena(),
+        }
+    }
+}
+
+impl Handler<StorageSim> for Node {
+    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
+        self.handler().on_received(io, sock, bytes);
+    }
+
+    fn on_filled(&mut self, io: &mut StorageSim, sock: SockId, buf: Buf) {
+        self.handler().on_filled(io, sock, buf);
+    }
+
+    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+        self.handler().on_recv_end(io, sock, buf, why);
+    }
+
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        self.handler().on_sent(io, sock, list, result);
+    }
+
+    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
+        self.handler().on_connected(io, sock, result);
+    }
+
+    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
+        self.handler().on_closed(io, sock);
+    }
+
+    fn on_file(&mut self, io: &mut StorageSim, done: FileDone) {
+        self.handler().on_file(io, done);
+    }
+
+    fn on_message(&mut self, io: &mut StorageSim, from: Option<CoreId>, msg: StorageMsg) {
+        self.handler().on_message(io, from, msg);
+    }
+
+    fn on_turn(&mut self, io: &mut StorageSim) -> bool {
+        self.handler().on_turn(io)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Gateway(core) => core.next_deadline(),
+            Self::Lun(core) => core.next_deadline(),
+            Self::Server(core) => core.next_deadline(),
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! A server: our own NVMe/TCP host under a verified workload, one controller for each LUN.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
+use trefoil_storage::Fault;
+use trefoil_storage::initiator::{
+    Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
+    Purpose, QueueError,
+};
+use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status};
+
+use crate::direct::{StorageMsg, StorageSim};
+use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
+use crate::simio::SOCKETS;
+use crate::workload::{MAX_BLOCKS, Workload};
+use crate::world::Machine;
+
+/// The subsystem that every gateway of the simulator presents.
+pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
+const DEPTH: usize = 12;
+const RETRY: Duration = Duration::from_micros(100);
+/// How long servers wait for a lost path. A removed LUN's commands wait as long.
+pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The NQN of the server with this number.
+pub fn host_nqn(number: u16) -> String {
+    format!("nqn.2014-08.org.trefoil.sim:server{number}")
+}
+
+/// What a server is told at its start.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Its number.
+    pub number: u16,
+    /// The gateway.
+    pub addr: SocketAddr,
+    /// LUNs that it may see; the NSID is one more.
+    pub luns: Vec<usize>,
+    /// LUNs that it tries to reach although it may not.
+    pub forbidden: Vec<usize>,
+    /// Ask for both digests.
+    pub digests: bool,
+    /// When lost writes go again.
+    pub fence: FenceRule,
+}
+
+/// See the module.
+pub struct ServerCore {
+    hosts: Vec<(usize, Host)>,
+    /// LUNs that must never come up.
+    forbidden: Vec<usize>,
+    /// Whether each came up and has not given up since.
+    usable: Vec<bool>,
+    owners: Vec<Option<usize>>,
+    slots: Vec<(u32, Option<Job>)>,
+    workload: Rc<RefCell<Workload>>,
+    now: Instant,
+    arena: Arena,
+}
+
+impl ServerCore {
+    /// A server that starts to connect at once.
+    pub fn new(
+        io: &mut StorageSim,
+        arena: Arena,
+        config: &ServerConfig,
+        workload: Rc<RefCell<Workload>>,
+    ) -> Self {
+        let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
+        let host = |&lun: &usize| {
+            let forbidden = config.forbidden.contains(&lun);
+            let config = ControllerConfig {
+                addrs: vec![config.addr],
+                identity: Identity {
+                    host_nqn: nqn(&host_nqn(config.number)),
+                    host_id: [config.number as u8 + 1; 16],
+                    subsystem_nqn: nqn(SUBSYSTEM),
+                },
+                purpose: Purpose::Nvm { nsid: lun as u32 + 1 },
+                digests: (config.digests, config.digests),
+                kato_ms: 1000,
+                io_queues: 2,
+                depth: 16,
+                reconnect: (
+                    Duration::from_millis(5),
+                    Duration::from_millis(if forbidden { 5000 } else { 200 }),
+                ),
+                connect_timeout: Duration::from_secs(2),
+                admin_timeout: Duration::from_secs(2),
+                loss_timeout: LOSS_TIMEOUT,
+                fence: config.fence,
+                discovery_entries: 0,
+            };
+            let mut host = Host::new(config, DEPTH, Duration::from_secs(5));
+            host.start(io);
+            (lun, host)
+        };
+        Self {
+            hosts: config.luns.iter().chain(&config.forbidden).map(host).collect(),
+            usable: vec![false; config.luns.len() + config.forbidden.len()],
+            forbidden: config.forbidden.clone(),
+            owners: vec![None; SOCKETS],
+            slots: vec![(0, None); DEPTH],
+            workload,
+            now: Instant::default(),
+            arena,
+        }
+    }
+
+    fn begin(&mut self) -> bool {
+        let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
+        let Some(buf) = self.arena.alloc(MAX_BLOCKS as usize * BLOCK_BYTES) else { return false };
+        let hosts = self.hosts.iter().zip(&self.usable);
+        let ready = |lun| hosts.clone().any(|((of, _), usable)| *of == lun && *usable);
+        let Some(job) = self.workload.borrow_mut().take(ready) else {
+            self.arena.free(buf);
+            return false;
+        };
+        self.slots[slot].0 += 1;
+        let tag = u64::from(self.slots[slot].0) << 32 | slot as u64;
+        let command = self.command(tag, &job, buf);
+        let lun = job.lun;
+        self.slots[slot].1 = Some(job);
+        let now = self.now;
+        let host = self.hosts.iter_mut().find(|(of, _)| *of == lun);
+        if let Some(Err(mut command)) = host.map(|(_, host)| host.submit(now, command)) {
+            // Its lanes are full: this one never went out.
+            command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
+            self.settle(tag, Err(Fault::Aborted), &[], true);
+        }
+        true
+    }
+
+    fn command(&mut self, tag: u64, job: &Job, mut buf: Buf) -> Command {
+        let (len, nlb) = (job.blocks as usize * BLOCK_BYTES, job.blocks as u32);
+        let nsid = job.lun as u32 + 1;
+        let sqe = |command: IoCommand| command.sqe(0, nsid, Sgl::NONE);
+        let range = |fua| BlockRange { fua, ..BlockRange::new(job.lba, nlb) };
+        match job.kind {
+            Kind::Read => {
+                buf[..len].fill(0xEE);
+                Command::fill(tag, sqe(IoCommand::Read(range(false))), buf, 0, len as u32)
+            }
+            Kind::Write { durable } => {
+                stamp(job, &mut buf[..len]);
+                Command::send(tag, sqe(IoCommand::Write(range(durable))), buf, 0, len as u32)
+            }
+            kind => {
+                self.arena.free(buf);
+                match kind {
+                    Kind::Zero { durable, deallocate: deac } => {
+                        Command::bare(tag, sqe(IoCommand::WriteZeroes { range: range(durable), deac }))
+                    }
+                    Kind::Deallocate => {
+                        let dsm = DsmCommand { ranges: 1, deallocate: true, ..Default::default() };
+                        let mut inline = [0; DsmRange::LEN];
+                        DsmRange { attributes: 0, nlb, slba: job.lba }.emit(&mut inline);
+                        Command::inline(tag, sqe(IoCommand::Dsm(dsm)), inline)
+                    }
+                    Kind::Flush | Kind::Read | Kind::Write { .. } => {
+                        Command::bare(tag, sqe(IoCommand::Flush))
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, tag: u64, result: Result<(), Fault>, data: &[u8], excused: bool) {
+        let slot = self.slots.get_mut((tag & 0xffff_ffff) as usize);
+        let job = slot
+            .filter(|(generation, _)| u64::from(*generation) == tag >> 32)
+            .and_then(|(_, job)| job.take());
+        let mut workload = self.workload.borrow_mut();
+        match job {
+            Some(job) if excused => workload.model.withdraw(job.id),
+            Some(job) => workload.model.finish(job.id, result, data),
+            None => workload.model.violate(format!("a completion that nobody waits for: tag {tag:#x}")),
+        }
+    }
+
+    fn finished(&mut self, finished: Finished) {
+        let Finished { mut command, result } = finished;
+        let result = match result {
+            Ok(cqe) if cqe.status.is_ok() => Ok(()),
+            Ok(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Fault::Gone),
+            Ok(cqe) if cqe.status.is(Status::LBA_OUT_OF_RANGE) => Err(Fault::OutOfRange),
+            Ok(_) => Err(Fault::MediaWrite),
+            Err(fault) => Err(fault),
+        };
+        let tag = command.tag;
+        let is_read = command.sqe.opcode == trefoil_wire::nvme::io_opcode::READ;
+        let buf = if is_read { None } else { command.take_buf() };
+        let data = if is_read { command.data().to_vec() } else { Vec::new() };
+        self.settle(tag, result, &data, false);
+        buf.or_else(|| command.take_buf()).into_iter().for_each(|buf| self.arena.free(buf));
+    }
+
+    fn after_event(&mut self) {
+        for (index, (lun, host)) in self.hosts.iter_mut().enumerate() {
+            while let Some(sock) = host.take_new_sock() {
+                self.owners[sock.0 as usize] = Some(index);
+            }
+            while let Some(event) = host.next_event() {
+                let mut workload = self.workload.borrow_mut();
+                match event {
+                    ControllerEvent::Up(_) if self.forbidden.contains(lun) => {
+                        workload.model.violate(format!("a server sees LUN {lun}, which it may not"));
+                    }
+                    ControllerEvent::Up(_) => self.usable[index] = true,
+                    ControllerEvent::GaveUp => self.usable[index] = false,
+                    _ => {}
+                }
+                if let ControllerEvent::Down(ControllerError::Queue {
+                    why: QueueError::Violation(what), ..
+                }) = event
+                    && !workload.bits_flip
+                {
+                    workload.model.violate(format!("the gateway broke the protocol: {what}"));
+                }
+                match event {
+                    ControllerEvent::Down(why) => workload.model.note(format!("LUN {lun}: down: {why}")),
+                    ControllerEvent::Up(_) => workload.model.note(format!("LUN {lun}: up")),
+                    other => workload.model.note(format!("LUN {lun}: {other:?}")),
+                }
+            }
+        }
+    }
+
+    fn host(&mut self, sock: SockId) -> Option<&mut Host> {
+        let index = self.owners.get(sock.0 as usize).copied().flatten()?;
+        self.hosts.get_mut(index).map(|(_, host)| host)
+    }
+}
+
+impl Machine<StorageMsg> for ServerCore {
+    fn into_arena(self) -> Option<Arena> {
+        Some(self.arena)
+    }
+}
+
+impl Handler<StorageSim> for ServerCore {
+    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
+        if let Some(host) = self.host(sock) {
+            host.on_received(io, sock, bytes);
+        }
+        self.after_event();
+    }
+
+    fn on_filled(&mut self, io: &mut StorageSim, sock: SockId, buf: Buf) {
+        match self.host(sock) {
+            Some(host) => host.on_filled(io, sock, buf),
+            None => self.arena.free(buf),
+        }
+        self.after_event();
+    }
+
+    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+        if let Some(host) = self.host(sock) {
+            host.on_recv_end(io, sock, buf, why);
+        }
+        self.after_event();
+    }
+
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        if let Some(host) = self.host(sock) {
+            host.on_sent(io, sock, list, result);
+        }
+        self.after_event();
+    }
+
+    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
+        if let Some(host) = self.host(sock) {
+            host.on_connected(io, sock, result);
+        }
+        self.after_event();
+    }
+
+    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
+        if let Some(host) = self.host(sock) {
+            host.on_closed(io, sock);
+        }
+        self.owners[sock.0 as usize] = None;
+        self.after_event();
+    }
+
+    fn on_file(&mut self, _: &mut StorageSim, done: FileDone) {
+        unreachable!("{done:?} of a server without files");
+    }
+
+    fn on_message(&mut self, _: &mut StorageSim, from: Option<CoreId>, msg: StorageMsg) {
+        unreachable!("{msg:?} from {from:?} to a server");
+    }
+
+    fn on_turn(&mut self, io: &mut StorageSim) -> bool {
+        self.now = io.now();
+        while self.begin() {}
+        for index in 0..self.hosts.len() {
+            self.hosts[index].1.on_turn(io, &mut self.arena);
+            while let Some(finished) = self.hosts[index].1.next_finished(io.now()) {
+                self.finished(finished);
+            }
+        }
+        self.after_event();
+        false
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let idle = self.slots.iter().any(|(_, job)| job.is_none());
+        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY);
+        self.hosts.iter().filter_map(|(_, host)| host.next_deadline()).chain(work).min()
+    }
+}

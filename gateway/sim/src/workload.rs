@@ -1,0 +1,122 @@
+//! What the servers do: verified reads, writes, flushes and the rest, from one generator.
+
+use trefoil_poll::rand::Rng;
+
+use crate::model::{Job, Kind, Model};
+
+/// Largest operation, in blocks.
+pub const MAX_BLOCKS: u64 = 512;
+
+/// The work of one seed, shared by all that do it.
+pub struct Workload {
+    /// What may be read.
+    pub model: Model,
+    rng: Rng,
+    /// Operations still to be begun.
+    left: u64,
+    /// The final reading of everything: LUN and next block.
+    verify: Option<(usize, u64)>,
+    /// Bits were flipped on links, so that broken PDUs are no surprise.
+    pub bits_flip: bool,
+    /// The gateway serves.
+    pub serving: bool,
+}
+
+impl Workload {
+    /// `operations` of them on LUNs of so many blocks.
+    pub fn new(rng: Rng, operations: u64, blocks: &[u64]) -> Self {
+        Self {
+            model: Model::new(blocks),
+            rng,
+            left: operations,
+            verify: None,
+            bits_flip: false,
+            serving: false,
+        }
+    }
+
+    /// Whether every operation has begun.
+    pub fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Reads everything once more.
+    pub fn start_verify(&mut self) {
+        self.verify = Some((0, 0));
+    }
+
+    /// Whether everything was read once more.
+    pub fn is_verified(&self) -> bool {
+        self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
+    }
+
+    /// Whether [`take`](Self::take) may give something soon.
+    pub fn wants_more(&self) -> bool {
+        self.serving && (self.left > 0 || (self.verify.is_some() && !self.is_verified()))
+    }
+
+    /// The next operation to do on one of the LUNs that `may` allows, if there is one now.
+    pub fn take(&mut self, may: impl Fn(usize) -> bool) -> Option<Job> {
+        if !self.serving {
+            return None;
+        }
+        if self.verify.is_some() {
+            return self.next_verify(&may);
+        }
+        if self.left == 0 {
+            return None;
+        }
+        let job = (0..3).find_map(|_| self.try_next(&may))?;
+        self.left -= 1;
+        Some(job)
+    }
+
+    fn try_next(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {
+        let rng = &mut self.rng;
+        let lun = rng.below(self.model.luns() as u64) as usize;
+        if !may(lun) {
+            return None;
+        }
+        let size = self.model.blocks(lun);
+        let kind = match rng.below(100) {
+            0..42 => Kind::Read,
+            42..72 => Kind::Write { durable: false },
+            72..80 => Kind::Write { durable: true },
+            80..86 => Kind::Flush,
+            86..94 => Kind::Zero { durable: rng.below(2) == 0, deallocate: rng.below(2) == 0 },
+            _ => Kind::Deallocate,
+        };
+        if kind == Kind::Flush {
+            return self.model.begin(lun, kind, 0, 0);
+        }
+        let most = match rng.below(20) {
+            0..15 => 8,
+            15..19 => 64,
+            _ => MAX_BLOCKS,
+        };
+        let blocks = (1 + rng.below(most)).min(size);
+        // A hot spot, so that blocks are written again and again.
+        let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
+        let lba = rng.below(span + 1);
+        self.model.begin(lun, kind, lba, blocks)
+    }
+
+    fn next_verify(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {
+        let (lun, lba) = self.verify?;
+        if lun >= self.model.luns() {
+            return None;
+        }
+        if !may(lun) {
+            return None;
+        }
+        let size = self.model.blocks(lun);
+        if lba >= size || !self.model.is_open(lun) {
+            self.verify = Some((lun + 1, 0));
+            return self.next_verify(may);
+        }
+        let blocks = MAX_BLOCKS.min(size - lba);
+        let job = self.model.begin(lun, Kind::Read, lba, blocks)?;
+        self.verify = Some((lun, lba + blocks));
+        Some(job)
+    }
+}

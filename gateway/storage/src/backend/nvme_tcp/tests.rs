@@ -1,0 +1,290 @@
+//! Channels of several cores over one array, with the mailboxes between them in the test's hands.
+
+use super::*;
+use crate::initiator::FenceRule;
+use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
+use crate::request::{Completed, Origin, Owner};
+use crate::topology::LunId;
+use trefoil_poll::{Arena, RecvInto};
+
+const SECOND: Duration = Duration::from_secs(1);
+const BACKEND: BackendId = BackendId(1);
+
+struct Core {
+    io: TestIo,
+    arena: Arena,
+    channel: NvmeTcpChannel,
+    conns: Vec<Conn>,
+    requests: VecDeque<Request>,
+    done: VecDeque<Completed>,
+}
+
+struct Gateway {
+    cores: Vec<Core>,
+    array: Array,
+    events: Vec<Event>,
+    finished: Vec<(u32, Result<(), Fault>, Option<u8>)>,
+}
+
+impl Gateway {
+    fn new(first_arena: u16, cores: u16, manners: Manners) -> Self {
+        let config = NvmeTcpConfig {
+            controller: ControllerConfig {
+                addrs: vec![address()],
+                identity: identity(),
+                purpose: Purpose::Nvm { nsid: 1 },
+                digests: (false, false),
+                kato_ms: 2000,
+                io_queues: 8,
+                depth: 16,
+                reconnect: (Duration::from_millis(100), SECOND),
+                connect_timeout: SECOND,
+                admin_timeout: SECOND,
+                loss_timeout: 30 * SECOND,
+                fence: FenceRule::KeepAliveBound,
+                discovery_entries: 0,
+            },
+            command_timeout: 4 * SECOND,
+            requests: 128,
+        };
+        let core = |at| Core {
+            io: TestIo { core: at, cores, ..TestIo::default() },
+            arena: arena(first_arena + at, 4),
+            channel: NvmeTcpChannel::new(BACKEND, CoreId(at), cores, &config),
+            conns: Vec::new(),
+            requests: VecDeque::new(),
+            done: VecDeque::new(),
+        };
+        Self {
+            cores: (0..cores).map(core).collect(),
+            array: Array::new(manners),
+            events: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    fn with<R>(&mut self, at: usize, run: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, TestIo>) -> R) -> R {
+        let Core { io, arena, channel, requests, done, .. } = &mut self.cores[at];
+        run(channel, &mut Cx { io, arena, requests, done })
+    }
+
+    fn run(&mut self) {
+        for _ in 0..200 {
+            for at in 0..self.cores.len() {
+                self.sockets(at);
+                self.with(at, |channel, cx| channel.on_turn(cx));
+                self.mail(at);
+            }
+        }
+    }
+
+    fn pass(&mut self, by: Duration) {
+        for _ in 0..by.as_millis() / 100 {
+            self.cores.iter_mut().for_each(|core| core.io.pass(Duration::from_millis(100)));
+            self.run();
+        }
+    }
+
+    fn sockets(&mut self, at: usize) {
+        while self.cores[at].channel.take_new_sock().is_some() {
+            self.cores[at].conns.push(Conn::new());
+        }
+        for n in 0..self.cores[at].conns.len() {
+            let id = SockId(n as u32);
+            let sock = &mut self.cores[at].io.socks[n];
+            if sock.gone {
+                continue;
+            }
+            if sock.closing {
+                sock.gone = true;
+                let (list, recv) = (sock.sending.take(), sock.recv.take());
+                if let Some(list) = list {
+                    self.with(at, |channel, cx| channel.on_sent(cx, id, list, Err(SockError(125))));
+                }
+                if let Some(recv) = recv {
+                    let buf = if let RecvInto::Buf { buf, .. } = recv { Some(buf) } else { None };
+                    self.with(at, |channel, cx| channel.on_recv_end(cx, id, buf, RecvEnd::Closed));
+                }
+                self.with(at, |channel, cx| channel.on_closed(cx, id));
+                continue;
+            }
+            if std::mem::take(&mut sock.connecting) {
+                self.with(at, |channel, cx| channel.on_connected(cx, id, Ok(())));
+                continue;
+            }
+            if let Some(list) = sock.sending.take() {
+                let bytes: Vec<u8> = list.pieces().flatten().copied().collect();
+                self.array.feed(&mut self.cores[at].conns[n], &bytes);
+                self.with(at, |channel, cx| channel.on_sent(cx, id, list, Ok(())));
+            }
+            let core = &mut self.cores[at];
+            let output = &mut core.conns[n].output;
+            match core.io.socks[n].recv.take() {
+                Some(RecvInto::Stream { max_bytes }) if !output.is_empty() => {
+                    let count = output.len().min(max_bytes as usize);
+                    let bytes: Vec<u8> = output.drain(..count).collect();
+                    self.with(at, |channel, cx| channel.on_received(cx, id, &bytes));
+                }
+                Some(RecvInto::Buf { mut buf, at: from, len }) if output.len() >= len as usize => {
+                    let to = &mut buf[from as usize..(from + len) as usize];
+                    to.iter_mut().zip(output.drain(..len as usize)).for_each(|(to, byte)| *to = byte);
+                    self.with(at, |channel, cx| channel.on_filled(cx, id, buf));
+                }
+                recv => core.io.socks[n].recv = recv,
+            }
+        }
+    }
+
+    fn mail(&mut self, at: usize) {
+        let from = CoreId(at as u16);
+        for completed in std::mem::take(&mut self.cores[at].done) {
+            let home = completed.origin();
+            let (mut buf, result) = completed.settle();
+            let first = buf.as_ref().map(|buf| buf[0]);
+            if let Some(buf) = buf.take() {
+                self.cores[home.core.0 as usize].arena.free(buf);
+            }
+            self.finished.push((home.slot, result, first));
+        }
+        for (to, msg) in std::mem::take(&mut self.cores[at].io.posts) {
+            let to = to.0 as usize;
+            match msg {
+                Msg::Initiator(BACKEND, msg) => self.with(to, |channel, cx| channel.on_msg(cx, from, msg)),
+                Msg::Submit(BACKEND, request) => self.with(to, |channel, cx| channel.submit(cx, request)),
+                other => panic!("{other:?}"),
+            }
+        }
+        for msg in std::mem::take(&mut self.cores[at].io.control) {
+            if let Msg::Event(event) = msg {
+                self.events.push(event);
+            }
+        }
+    }
+
+    fn ask(&mut self, at: usize, slot: u32, op: Op, offset: u64, len: u64, fill: Option<u8>) {
+        let buf = matches!(op, Op::Read | Op::Write).then(|| {
+            let mut buf = self.cores[at].arena.alloc(len as usize).expect("room");
+            buf.fill(fill.unwrap_or(0xee));
+            buf
+        });
+        let home = self.cores[at].arena.id().0;
+        let core = CoreId(at as u16);
+        let origin = Origin { core, home, owner: Owner::Workload, slot, generation: 0 };
+        let request = Request::new(op, LunId(0), offset, len, buf, origin);
+        self.with(at, |channel, cx| channel.submit(cx, request));
+    }
+
+    fn take(&mut self) -> Vec<(u32, Result<(), Fault>, Option<u8>)> {
+        self.finished.sort_by_key(|(slot, ..)| *slot);
+        std::mem::take(&mut self.finished)
+    }
+
+    fn queues_connected(&self, at: usize) -> usize {
+        let core = &self.cores[at];
+        core.conns.iter().zip(&core.io.socks).filter(|(conn, sock)| !sock.gone && conn.qid > Some(0)).count()
+    }
+
+    fn end(mut self) {
+        for at in 0..self.cores.len() {
+            self.with(at, |channel, cx| channel.stop(cx));
+        }
+        self.pass(8 * SECOND);
+        assert_eq!(self.array.shutdowns, 1, "the controller was shut down in order");
+        for core in &self.cores {
+            assert!(core.channel.is_stopped());
+            assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes(), "a block leaked");
+        }
+    }
+}
+
+#[test]
+fn eight_cores_work_on_two_queues() {
+    let mut gateway = Gateway::new(80, 8, Manners { queues: 2, mdts: 3, ..Manners::default() });
+    // Some before the first association: they wait.
+    for at in 0..8 {
+        gateway.ask(at, at as u32, Op::Write, at as u64 * 65536, 65536, Some(at as u8 + 1));
+    }
+    gateway.run();
+    assert_eq!(gateway.take(), (0..8).map(|at| (at, Ok(()), Some(at as u8 + 1))).collect::<Vec<_>>());
+    assert_eq!((0..8).map(|at| gateway.queues_connected(at)).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(gateway.array.writes_seen, 16, "MDTS is 32 KiB, so each write took two commands");
+    for at in 0..8 {
+        gateway.ask(at, at as u32, Op::Read, (7 - at) as u64 * 65536, 65536, None);
+    }
+    gateway.run();
+    assert_eq!(gateway.take(), (0..8).map(|at| (at, Ok(()), Some(8 - at as u8))).collect::<Vec<_>>());
+    gateway.end();
+}
+
+#[test]
+fn control_learns_what_the_backend_is() {
+    let mut gateway = Gateway::new(90, 2, Manners::default());
+    gateway.run();
+    let info = Event::BackendInfo {
+        backend: BACKEND,
+        block_bytes: 512,
+        len_bytes: 4096 * 512,
+        nguid: [9; 16],
+        uuid: [0; 16],
+    };
+    let up = Event::BackendState { backend: BACKEND, usable: true, why: "connected" };
+    assert_eq!(gateway.events, [info, up]);
+    gateway.end();
+}
+
+#[test]
+fn fewer_queues_after_a_reconnect_move_what_waits() {
+    let mut gateway = Gateway::new(100, 5, Manners { queues: 3, mute: true, ..Manners::default() });
+    gateway.run();
+    for at in 0..5 {
+        gateway.ask(at, at as u32, Op::Write, at as u64 * 4096, 4096, Some(5));
+        gateway.ask(at, 10 + at as u32, Op::Flush, 0, 0, None);
+    }
+    gateway.run();
+    gateway.array.manners.queues = 1;
+    gateway.array.manners.mute = false;
+    gateway.array.manners.deaf = true;
+    gateway.pass(3 * SECOND);
+    gateway.array.manners.deaf = false;
+    gateway.pass(12 * SECOND);
+    let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
+    assert_eq!(done, [0, 1, 2, 3, 4, 10, 11, 12, 13, 14].map(|slot| (slot, Ok(()))));
+    assert_eq!((0..5).map(|at| gateway.queues_connected(at)).collect::<Vec<_>>(), [1, 0, 0, 0, 0]);
+    assert_eq!(gateway.array.disk[..5 * 4096], [5; 5 * 4096]);
+    let passed_on: Vec<_> = gateway.cores.iter_mut().map(|core| core.channel.take_passed_on()).collect();
+    assert_eq!(passed_on, [0, 2, 0, 0, 0], "core 1 had what core 4 asked for");
+    gateway.end();
+}
+
+#[test]
+fn a_stop_leaves_nobody_waiting() {
+    let mut gateway = Gateway::new(110, 2, Manners { queues: 2, mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
+    gateway.ask(0, 2, Op::Read, 0, 4096, None);
+    gateway.run();
+    // The controller is on core 1, which is quiet and stops at once.
+    for at in 0..2 {
+        gateway.with(at, |channel, cx| channel.stop(cx));
+    }
+    gateway.run();
+    let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
+    assert_eq!(done, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
+    gateway.end();
+}
+
+#[test]
+fn zeroes_deallocate_and_faults() {
+    let mut gateway = Gateway::new(98, 1, Manners::default());
+    gateway.array.disk.fill(1);
+    gateway.ask(0, 1, Op::WriteZeroes { deallocate: false }, 512, 1024, None);
+    gateway.ask(0, 2, Op::Deallocate, 8192, 512, None);
+    gateway.ask(0, 3, Op::Read, 4096 * 512, 512, None);
+    gateway.ask(0, 4, Op::Read, 1, 512, None);
+    gateway.run();
+    let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
+    assert_eq!(done, [(1, Ok(())), (2, Ok(())), (3, Err(Fault::OutOfRange)), (4, Err(Fault::Internal))]);
+    assert_eq!(gateway.array.disk[..2048], [&[1; 512][..], &[0; 1024], &[1; 512]].concat());
+    assert_eq!(gateway.array.disk[8192..8704], [0xdd; 512]);
+    gateway.end();
+}
