@@ -159,7 +159,7 @@ impl Client {
                 }
                 worker.facts = Some(facts);
             }
-            ControllerEvent::Down(why) => io.post_control(Msg::Down(at, why.to_string())),
+            ControllerEvent::Down(why) => io.post_control(Msg::Down(why.to_string())),
             ControllerEvent::Stopped if self.stopping => io.post_control(Msg::Quiet),
             _ => {}
         }
