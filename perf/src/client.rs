@@ -29,6 +29,8 @@ pub struct Client {
     report: Box<Report>,
     since: Instant,
     outstanding: usize,
+    /// When a command last completed, or the first of those under way began.
+    last_done: Instant,
     /// `Msg::Quiet` is owed once nothing is under way.
     quiet_owed: bool,
     stopping: bool,
@@ -45,6 +47,8 @@ struct Worker {
     jobs: Vec<Job>,
     outstanding: usize,
     done: u64,
+    /// Where a sequential phase goes on.
+    next_unit: usize,
     touched: bool,
     deadline: Option<Instant>,
     model: Model,
@@ -104,6 +108,7 @@ impl Client {
                 jobs: vec![Job::default(); depth],
                 outstanding: 0,
                 done: 0,
+                next_unit: 0,
                 touched: false,
                 deadline: None,
                 model: Model::default(),
@@ -120,6 +125,7 @@ impl Client {
             report: Box::new(Report::new().expect("the bounds of the histogram are constants")),
             since: io.now(),
             outstanding: 0,
+            last_done: io.now(),
             quiet_owed: false,
             stopping: false,
             random: Rng::new(io.random()),
@@ -153,7 +159,7 @@ impl Client {
                 }
                 worker.facts = Some(facts);
             }
-            ControllerEvent::Down(why) => io.post_control(Msg::Down(at, why.to_string())),
+            ControllerEvent::Down(why) => io.post_control(Msg::Down(why.to_string())),
             ControllerEvent::Stopped if self.stopping => io.post_control(Msg::Quiet),
             _ => {}
         }
@@ -186,6 +192,8 @@ impl Client {
         worker.done += 1;
         self.outstanding -= 1;
         self.report.ops += 1;
+        self.report.longest_gap = self.report.longest_gap.max(now.since(self.last_done));
+        self.last_done = now;
         self.report.payload_bytes += (job.units * UNIT_BYTES) as u64;
         self.report.latency_ns.saturating_record(now.since(job.since).as_nanos() as u64);
     }
@@ -205,7 +213,11 @@ impl Client {
             if phase.limit > 0 && worker.done + worker.outstanding as u64 >= phase.limit {
                 break;
             }
-            let unit = self.random.below((units / job_units) as u64) as usize * job_units;
+            let unit = match phase.sequential {
+                true if worker.next_unit + job_units > units => break,
+                true => worker.next_unit,
+                false => self.random.below((units / job_units) as u64) as usize * job_units,
+            };
             let read = self.random.below(100) < u64::from(phase.read_percent);
             if phase.verify && worker.model.busy[unit..unit + job_units].contains(&true) {
                 continue;
@@ -240,12 +252,21 @@ impl Client {
             worker.jobs[tag as usize] = Job { since: now, unit, units: job_units, read };
             match worker.host.submit(now, command) {
                 Ok(()) => {
+                    if self.outstanding == 0 {
+                        self.last_done = now;
+                    }
+                    worker.next_unit = unit + job_units;
                     worker.outstanding += 1;
                     self.outstanding += 1;
                 }
                 Err(mut command) => {
                     // Its queue is full: the next completion makes room.
                     worker.free.push(tag);
+                    if phase.verify {
+                        worker.model.busy[unit..unit + job_units].fill(false);
+                        let undo = u32::from(!read);
+                        worker.model.versions[unit..unit + job_units].iter_mut().for_each(|v| *v -= undo);
+                    }
                     command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
                     break;
                 }
@@ -253,9 +274,16 @@ impl Client {
         }
     }
 
-    fn is_at_limit(&self) -> bool {
+    /// Whether nothing more will begin.
+    fn is_at_end(&self) -> bool {
         let Some(phase) = self.phase else { return true };
-        phase.limit > 0 && self.hosts.iter().take(phase.hosts).all(|w| w.done >= phase.limit)
+        let units = phase.io_bytes / UNIT_BYTES;
+        let whole = |worker: &Worker| {
+            let facts = worker.facts.as_ref();
+            facts.is_some_and(|f| worker.next_unit + units > f.len_bytes() as usize / UNIT_BYTES)
+        };
+        let at_limit = |worker: &Worker| phase.limit > 0 && worker.done >= phase.limit;
+        self.hosts.iter().take(phase.hosts).all(|w| at_limit(w) || (phase.sequential && whole(w)))
     }
 }
 
@@ -322,8 +350,8 @@ impl Handler<Driver> for Client {
         match msg {
             Msg::Run(phase) => {
                 self.phase = Some(phase);
-                self.quiet_owed = phase.limit > 0;
-                self.hosts.iter_mut().for_each(|worker| worker.done = 0);
+                self.quiet_owed = phase.limit > 0 || phase.sequential;
+                self.hosts.iter_mut().for_each(|worker| (worker.done, worker.next_unit) = (0, 0));
                 (0..self.hosts.len()).for_each(|at| self.touch(at));
             }
             Msg::Pause => {
@@ -374,7 +402,7 @@ impl Handler<Driver> for Client {
             }
             self.hosts[at].deadline = self.hosts[at].host.next_deadline();
         }
-        if self.quiet_owed && self.outstanding == 0 && self.is_at_limit() {
+        if self.quiet_owed && self.outstanding == 0 && self.is_at_end() {
             self.quiet_owed = false;
             io.post_control(Msg::Quiet);
         }

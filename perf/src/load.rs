@@ -57,6 +57,20 @@ pub struct Phase {
     pub hosts: usize,
     /// Stop after so many commands of each host; zero for never.
     pub limit: u64,
+    /// Once over the whole namespace from its start, then stop; else at random, aligned to the size.
+    pub sequential: bool,
+}
+
+impl Phase {
+    /// The first host alone, at random and without end, unchecked.
+    pub fn random(read_percent: u8, io_bytes: usize, depth: usize) -> Self {
+        Self { read_percent, io_bytes, depth, verify: false, hosts: 1, limit: 0, sequential: false }
+    }
+
+    /// All of the first host's namespace once, checked: written anew, or read back.
+    pub fn whole(read_percent: u8) -> Self {
+        Self { verify: true, sequential: true, ..Self::random(read_percent, 128 << 10, 16) }
+    }
 }
 
 /// What happened since the last report.
@@ -76,6 +90,8 @@ pub struct Report {
     pub latency_ns: Histogram<u64>,
     /// Commands under way.
     pub outstanding: usize,
+    /// The longest time without a completion, while there were commands under way.
+    pub longest_gap: Duration,
 }
 
 impl Report {
@@ -92,6 +108,7 @@ impl Report {
             seconds: 0.0,
             latency_ns: Histogram::new_with_bounds(1000, SLOWEST_NS, 3)?,
             outstanding: 0,
+            longest_gap: Duration::ZERO,
         })
     }
 
@@ -119,9 +136,9 @@ pub enum Msg {
     Stop,
     /// From the core: this host is up.
     Up(usize, Box<Facts>),
-    /// From the core: this host's association ended.
-    Down(usize, String),
-    /// From the core: all hosts reached their limit, or the pause is complete.
+    /// From the core: a host's association ended, for this reason.
+    Down(String),
+    /// From the core: all hosts reached the phase's end, or the pause is complete.
     Quiet,
 }
 
@@ -205,7 +222,7 @@ impl Load {
         self.wait_quiet(within)
     }
 
-    /// Waits until the pause, or the limit of the phase, is reached.
+    /// Waits until the pause, or the phase's end, is reached.
     ///
     /// # Errors
     /// If it isn't within `within`.
@@ -272,7 +289,7 @@ impl Load {
                             self.facts = Some((**facts).clone());
                         }
                     }
-                    Msg::Down(_, why) => self.downs = (self.downs.0 + 1, why.clone()),
+                    Msg::Down(why) => self.downs = (self.downs.0 + 1, why.clone()),
                     _ => {}
                 }
                 return Ok(Some(msg));
@@ -288,18 +305,22 @@ impl Load {
     }
 }
 
-fn controller_config(spec: &HostSpec) -> Result<ControllerConfig> {
+/// Who connects to what; the host identifier follows from the host's name.
+///
+/// # Errors
+/// If a name is not an NQN.
+pub fn identity(host: &str, subsystem: &str) -> Result<Identity> {
     let nqn = |name: &str| Nqn::new(name).with_context(|| format!("{name:?} is not an NQN"));
     let mut host_id = [0; 16];
-    pattern::fill(
-        &mut host_id,
-        spec.host_nqn.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b))),
-    );
-    let identity =
-        Identity { host_nqn: nqn(&spec.host_nqn)?, host_id, subsystem_nqn: nqn(&spec.subsystem_nqn)? };
+    let number = host.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+    pattern::fill(&mut host_id, number);
+    Ok(Identity { host_nqn: nqn(host)?, host_id, subsystem_nqn: nqn(subsystem)? })
+}
+
+fn controller_config(spec: &HostSpec) -> Result<ControllerConfig> {
     Ok(ControllerConfig {
         addrs: vec![spec.to],
-        identity,
+        identity: identity(&spec.host_nqn, &spec.subsystem_nqn)?,
         purpose: Purpose::Nvm { nsid: spec.nsid },
         digests: (spec.digests, spec.digests),
         kato_ms: 10_000,

@@ -1,10 +1,16 @@
-//! Measures Trefoil against floors taken in the same run.
+//! Measures Trefoil against floors taken in the same run, shows it at work, and looks at what hosts see.
 #![forbid(unsafe_code)]
 
+mod admin;
+mod bench;
 mod client;
+mod demo;
 mod floor;
+mod gateway;
+mod identify;
 mod load;
 mod pattern;
+mod proc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,6 +25,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Measures the gateway against a floor.
+    Bench {
+        /// What to measure.
+        bench: bench::Bench,
+        #[command(flatten)]
+        options: bench::Options,
+    },
+    /// A gateway at work, killed in the middle, and everything read back and checked.
+    Demo(demo::Options),
+    /// What a host sees of a subsystem, as text that two runs can be compared by.
+    IdentifyDump(identify::Options),
     /// Bare TCP exchanges of the byte counts of each storage figure.
     Floor {
         /// Connections.
@@ -27,26 +44,37 @@ enum What {
         /// Milliseconds a figure.
         #[arg(long, default_value_t = 1000)]
         time_ms: u64,
+        /// MiB from which the server takes its payload; 0 for the same bytes every time.
+        #[arg(long, default_value_t = 64)]
+        area_mib: usize,
     },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
-        What::Floor { connections, time_ms } => {
-            let figures = [
-                ("randread_4k_qd1", floor::Exchange::read(4096), 1),
-                ("randread_4k_qd32", floor::Exchange::read(4096), 32),
-                ("randread_4k_qd128", floor::Exchange::read(4096), 128),
-                ("randwrite_4k_qd32", floor::Exchange::write(4096), 32),
-                ("read_128k_qd16", floor::Exchange::read(128 << 10), 16),
-                ("write_128k_qd16", floor::Exchange::write(128 << 10), 16),
-            ];
-            for (name, exchange, depth) in figures {
-                let connections = connections.min(depth);
-                let rate = floor::run(exchange, connections, depth, (0, 1), Duration::from_millis(time_ms))?;
-                println!("{name:>18} {:>10.0} /s", rate.per_s);
-            }
-        }
+        What::Bench { bench, options } => bench::run(bench, &options),
+        What::Demo(options) => demo::run(&options),
+        What::IdentifyDump(options) => identify::run(&options),
+        What::Floor { connections, time_ms, area_mib } => floors(connections, time_ms, area_mib),
     }
+}
+
+fn floors(connections: usize, time_ms: u64, area_mib: usize) -> Result<()> {
+    let figures = [
+        ("randread_4k_qd1", floor::Exchange::read(4096), 1),
+        ("randread_4k_qd32", floor::Exchange::read(4096), 32),
+        ("randread_4k_qd128", floor::Exchange::read(4096), 128),
+        ("randwrite_4k_qd32", floor::Exchange::write(4096), 32),
+        ("read_128k_qd16", floor::Exchange::read(128 << 10), 16),
+        ("write_128k_qd16", floor::Exchange::write(128 << 10), 16),
+    ];
+    let (time, area) = (Duration::from_millis(time_ms), floor::area(area_mib << 20));
+    for (name, exchange, depth) in figures {
+        let connections = connections.min(depth);
+        let one = floor::Floor { exchange, connections, depth, time, area: area.clone() };
+        println!("{name:>18} {:>10.0} /s", floor::run(&one, (0, 1))?);
+    }
+    let one = floor::Floor { exchange: floor::Exchange::read(4096), connections, depth: 32, time, area };
+    println!("{:>18} {:>10.0} /s", "relay_4k_qd32", floor::run_relay(&one, (0, 1))?);
     Ok(())
 }

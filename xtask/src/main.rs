@@ -50,7 +50,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => measured(repo, &[&["demo"], rest].concat())?,
-        ["bench", rest @ ..] if !rest.is_empty() => measured(repo, rest)?,
+        ["bench", rest @ ..] if !rest.is_empty() => measured(repo, &[&["bench"], rest].concat())?,
         ["sim", rest @ ..] => simulate(repo, rest)?,
         other => bail!("unknown: ./dev {}\n{HELP}", other.join(" ")),
     }

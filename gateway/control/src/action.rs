@@ -30,8 +30,10 @@ pub enum Action {
     View,
     /// Legal when running or stopping: asks every core for its queue pairs.
     Survey,
-    /// Legal when starting or running: an orderly stop.
+    /// Legal when starting or running: an orderly stop. Listeners close and hosts are disconnected.
     Shutdown,
+    /// Legal when stopping: nothing is presented any more, and backends are let go.
+    Halt,
 }
 
 /// A change of the desired state. All are legal when running, and their other conditions are the
@@ -185,7 +187,8 @@ impl Action {
             (Self::Change(_) | Self::Preview(_), Phase::Running) => true,
             (Self::Survey, Phase::Running | Phase::Stopping) => true,
             (Self::Shutdown, Phase::Starting | Phase::Running) => true,
-            (Self::Change(_) | Self::Preview(_) | Self::Survey | Self::Shutdown, _) => false,
+            (Self::Halt, Phase::Stopping) => true,
+            (Self::Change(_) | Self::Preview(_) | Self::Survey | Self::Shutdown | Self::Halt, _) => false,
         };
         let phase = match phase {
             Phase::Starting => "starting",
@@ -209,6 +212,7 @@ mod tests {
             (Action::View, [true, true, true]),
             (Action::Survey, [false, true, true]),
             (Action::Shutdown, [true, true, false]),
+            (Action::Halt, [false, false, true]),
         ];
         for (action, legal) in table {
             for (phase, legal) in [Phase::Starting, Phase::Running, Phase::Stopping].into_iter().zip(legal) {

@@ -13,6 +13,8 @@ pub mod engine;
 pub mod error;
 pub mod jsonrpc;
 pub mod methods;
+pub mod metrics;
+pub mod notify;
 pub mod plan;
 mod spdk;
 pub mod state;

@@ -192,6 +192,10 @@ fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
 
 fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     lun.check()?;
+    if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
+        // A replayed configuration meets the LUN in its pool, which was opened with it.
+        return Ok(());
+    }
     free(&state.luns, "LUN", &lun.name)?;
     if let Some(pool) = lun.pool.as_ref().filter(|p| !state.pools.contains_key(*p)) {
         return Err(absent("pool", pool));
@@ -207,6 +211,14 @@ fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     unique_identity(state, &lun)?;
     state.luns.insert(lun.name.clone(), lun);
     Ok(())
+}
+
+/// Whether `there` is what `lun` asks for.
+fn is_same(there: &Lun, lun: &Lun) -> bool {
+    let mut wanted = lun.clone();
+    fill_lun(&mut wanted);
+    wanted.block_bytes = lun.block_bytes.or(there.block_bytes);
+    wanted == *there
 }
 
 fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {

@@ -1,5 +1,7 @@
 //! Deliberate defects: the proof that the simulator finds what it is for.
 
+use trefoil_storage::initiator::FenceRule;
+
 use crate::run::Run;
 
 /// One defect, and within how many seeds it must be found.
@@ -65,4 +67,12 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },
     Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
+    Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
+    Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
+    Mutation { name: "unfenced-retry", within_seeds: 200, apply: |run| run.fence = FenceRule::Immediate },
+    Mutation {
+        name: "reordered-mailbox",
+        within_seeds: 50,
+        apply: |run| run.world.mail_defect.reorder = 100,
+    },
 ];

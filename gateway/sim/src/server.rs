@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
 use trefoil_storage::Fault;
 use trefoil_storage::initiator::{
-    Command, ControllerConfig, ControllerEvent, FenceRule, Finished, Host, Identity, Purpose,
+    Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
+    Purpose, QueueError,
 };
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status};
@@ -23,6 +26,8 @@ use crate::world::Machine;
 pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
 const DEPTH: usize = 12;
 const RETRY: Duration = Duration::from_micros(100);
+/// How long servers wait for a lost path. A removed LUN's commands wait as long.
+pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The NQN of the server with this number.
 pub fn host_nqn(number: u16) -> String {
@@ -38,6 +43,8 @@ pub struct ServerConfig {
     pub addr: SocketAddr,
     /// LUNs that it may see; the NSID is one more.
     pub luns: Vec<usize>,
+    /// LUNs that it tries to reach although it may not.
+    pub forbidden: Vec<usize>,
     /// Ask for both digests.
     pub digests: bool,
     /// When lost writes go again.
@@ -47,6 +54,10 @@ pub struct ServerConfig {
 /// See the module.
 pub struct ServerCore {
     hosts: Vec<(usize, Host)>,
+    /// LUNs that must never come up.
+    forbidden: Vec<usize>,
+    /// Whether each came up and has not given up since.
+    usable: Vec<bool>,
     owners: Vec<Option<usize>>,
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
@@ -56,9 +67,15 @@ pub struct ServerCore {
 
 impl ServerCore {
     /// A server that starts to connect at once.
-    pub fn new(io: &mut StorageSim, arena: Arena, config: &ServerConfig, workload: Rc<RefCell<Workload>>) -> Self {
+    pub fn new(
+        io: &mut StorageSim,
+        arena: Arena,
+        config: &ServerConfig,
+        workload: Rc<RefCell<Workload>>,
+    ) -> Self {
         let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
         let host = |&lun: &usize| {
+            let forbidden = config.forbidden.contains(&lun);
             let config = ControllerConfig {
                 addrs: vec![config.addr],
                 identity: Identity {
@@ -71,10 +88,13 @@ impl ServerCore {
                 kato_ms: 1000,
                 io_queues: 2,
                 depth: 16,
-                reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
+                reconnect: (
+                    Duration::from_millis(5),
+                    Duration::from_millis(if forbidden { 5000 } else { 200 }),
+                ),
                 connect_timeout: Duration::from_secs(2),
                 admin_timeout: Duration::from_secs(2),
-                loss_timeout: Duration::from_secs(3600),
+                loss_timeout: LOSS_TIMEOUT,
                 fence: config.fence,
                 discovery_entries: 0,
             };
@@ -83,7 +103,9 @@ impl ServerCore {
             (lun, host)
         };
         Self {
-            hosts: config.luns.iter().map(host).collect(),
+            hosts: config.luns.iter().chain(&config.forbidden).map(host).collect(),
+            usable: vec![false; config.luns.len() + config.forbidden.len()],
+            forbidden: config.forbidden.clone(),
             owners: vec![None; SOCKETS],
             slots: vec![(0, None); DEPTH],
             workload,
@@ -95,7 +117,8 @@ impl ServerCore {
     fn begin(&mut self) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
         let Some(buf) = self.arena.alloc(MAX_BLOCKS as usize * BLOCK_BYTES) else { return false };
-        let ready = |lun| self.hosts.iter().any(|(of, host)| *of == lun && host.limits().block_bytes > 0);
+        let hosts = self.hosts.iter().zip(&self.usable);
+        let ready = |lun| hosts.clone().any(|((of, _), usable)| *of == lun && *usable);
         let Some(job) = self.workload.borrow_mut().take(ready) else {
             self.arena.free(buf);
             return false;
@@ -141,7 +164,9 @@ impl ServerCore {
                         DsmRange { attributes: 0, nlb, slba: job.lba }.emit(&mut inline);
                         Command::inline(tag, sqe(IoCommand::Dsm(dsm)), inline)
                     }
-                    Kind::Flush | Kind::Read | Kind::Write { .. } => Command::bare(tag, sqe(IoCommand::Flush)),
+                    Kind::Flush | Kind::Read | Kind::Write { .. } => {
+                        Command::bare(tag, sqe(IoCommand::Flush))
+                    }
                 }
             }
         }
@@ -149,7 +174,9 @@ impl ServerCore {
 
     fn settle(&mut self, tag: u64, result: Result<(), Fault>, data: &[u8], excused: bool) {
         let slot = self.slots.get_mut((tag & 0xffff_ffff) as usize);
-        let job = slot.filter(|(generation, _)| u64::from(*generation) == tag >> 32).and_then(|(_, job)| job.take());
+        let job = slot
+            .filter(|(generation, _)| u64::from(*generation) == tag >> 32)
+            .and_then(|(_, job)| job.take());
         let mut workload = self.workload.borrow_mut();
         match job {
             Some(job) if excused => workload.model.withdraw(job.id),
@@ -182,6 +209,21 @@ impl ServerCore {
             }
             while let Some(event) = host.next_event() {
                 let mut workload = self.workload.borrow_mut();
+                match event {
+                    ControllerEvent::Up(_) if self.forbidden.contains(lun) => {
+                        workload.model.violate(format!("a server sees LUN {lun}, which it may not"));
+                    }
+                    ControllerEvent::Up(_) => self.usable[index] = true,
+                    ControllerEvent::GaveUp => self.usable[index] = false,
+                    _ => {}
+                }
+                if let ControllerEvent::Down(ControllerError::Queue {
+                    why: QueueError::Violation(what), ..
+                }) = event
+                    && !workload.bits_flip
+                {
+                    workload.model.violate(format!("the gateway broke the protocol: {what}"));
+                }
                 match event {
                     ControllerEvent::Down(why) => workload.model.note(format!("LUN {lun}: down: {why}")),
                     ControllerEvent::Up(_) => workload.model.note(format!("LUN {lun}: up")),
@@ -226,7 +268,13 @@ impl Handler<StorageSim> for ServerCore {
         self.after_event();
     }
 
-    fn on_sent(&mut self, io: &mut StorageSim, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
         if let Some(host) = self.host(sock) {
             host.on_sent(io, sock, list, result);
         }

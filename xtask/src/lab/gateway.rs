@@ -77,7 +77,6 @@ impl Target for Gateway<'_> {
     fn start(&mut self, deadline: Instant) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut child = Command::new(self.programs.join("trefoild"))
-            .arg("--config")
             .arg(&self.config)
             .current_dir(&self.lab.run)
             .stdin(Stdio::null())

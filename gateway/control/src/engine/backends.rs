@@ -7,15 +7,21 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 use trefoil_config::{Backend, BackendType, Bytes, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
+use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File as FileChannel, Memory};
+use trefoil_storage::initiator::{ControllerConfig, FenceRule, Identity, Purpose};
 use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
+use trefoil_wire::fabrics::Nqn;
 
 /// Long zeroings that a memory backend carries on at a time.
 const ZEROINGS: usize = 64;
+/// For how long a new array may take to answer.
+const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A backend that is up.
 #[derive(Debug)]
@@ -52,6 +58,7 @@ enum Source {
     Null,
     Memory(Region),
     File { lock: Locked, io: OwnedFd },
+    NvmeTcp(Box<NvmeTcpConfig>),
 }
 
 impl Live {
@@ -61,22 +68,38 @@ impl Live {
     }
 }
 
-/// Opens `backend` and attaches it everywhere. `requests` is how many can be under way on one core's
-/// channel. On failure nothing is left attached.
+/// What a backend is brought up with.
+pub struct Setting<'a> {
+    /// The cores.
+    pub cores: &'a Cores,
+    /// Requests that can be under way on one core's channel.
+    pub requests: usize,
+    /// For arrays: who we say that we are, where the backend doesn't say.
+    pub gateway: &'a str,
+    /// Whether an array that doesn't answer now may come later.
+    pub patient: bool,
+}
+
+/// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
 ///
 /// # Errors
-/// What can't be opened, or a core without room.
+/// What can't be opened, a core without room, or an array that doesn't answer.
 pub async fn bring_up<'a>(
-    cores: &Cores,
+    setting: Setting<'_>,
     backend: &Backend,
     id: BackendId,
-    requests: usize,
     others: impl Iterator<Item = &'a Live>,
 ) -> Result<Live, Refusal> {
+    let Setting { cores, requests, gateway, patient } = setting;
     let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
     let spec = backend.clone();
-    let opened = tokio::task::spawn_blocking(move || open(&spec, &taken)).await;
-    let opened = opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??;
+    let opened = match backend.kind {
+        BackendType::NvmeTcp => array(backend, gateway, requests)?,
+        BackendType::Memory | BackendType::Null | BackendType::File => {
+            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken)).await;
+            opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
+        }
+    };
     let Opened { len_bytes, block_bytes, source } = opened;
     let mut live = Live { id, len_bytes, block_bytes, owner: None, usable: Ok(()), lock: None };
     let mut kinds: Vec<AttachKind<OwnedFd>> = Vec::new();
@@ -97,7 +120,11 @@ pub async fn bring_up<'a>(
             }
             live.lock = Some(lock);
         }
+        Source::NvmeTcp(config) => kinds.extend(cores.all().map(|core| {
+            AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores.count(), &config)))
+        })),
     }
+    cores.forget_geometry(id);
     for (core, kind) in cores.all().zip(kinds) {
         let attach = Box::new(Attach { len_bytes, block_bytes, kind, id });
         if let Err(refusal) = cores.attach(core, attach).await {
@@ -107,7 +134,62 @@ pub async fn bring_up<'a>(
             return Err(refusal);
         }
     }
+    if backend.kind == BackendType::NvmeTcp {
+        match cores.geometry(id, ARRAY_TIMEOUT).await {
+            Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
+            None if patient => live.usable = Err("the array has not answered yet"),
+            None => {
+                take_down(cores, &live).await?;
+                let seconds = ARRAY_TIMEOUT.as_secs();
+                let what = format!("backend `{}`: the array did not answer within {seconds} s", backend.name);
+                return Err(Refusal::new(Fault::Device, what));
+            }
+        }
+    }
     Ok(live)
+}
+
+/// What an array's channels are made from.
+fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
+    let invalid = |field: &str, e: &dyn std::fmt::Display| {
+        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
+    };
+    let address = backend.address.ok_or_else(|| invalid("address", &"missing"))?;
+    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
+    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
+    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
+    // The host identifier goes with the host NQN, so that an array knows both by either.
+    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
+    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    let kato_ms = backend.keep_alive_s.unwrap_or(5).clamp(1, 600) * 1000;
+    let controller = ControllerConfig {
+        addrs: vec![address],
+        identity: Identity {
+            host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &format!("{e:?}")))?,
+            host_id: *host_id.as_bytes(),
+            subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &format!("{e:?}")))?,
+        },
+        purpose: Purpose::Nvm { nsid: backend.nsid.unwrap_or(1) },
+        digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),
+        kato_ms,
+        io_queues: backend.queues.unwrap_or(u16::MAX),
+        depth: backend.depth.unwrap_or(128),
+        reconnect: (Duration::from_millis(100), Duration::from_secs(5)),
+        connect_timeout: Duration::from_secs(5),
+        admin_timeout: Duration::from_secs(30),
+        loss_timeout: Duration::from_secs(u64::from(backend.loss_timeout_s.unwrap_or(60))),
+        fence: FenceRule::KeepAliveBound,
+        discovery_entries: 0,
+    };
+    let config = NvmeTcpConfig { controller, command_timeout: Duration::from_secs(30), requests };
+    Ok(Opened { len_bytes: 0, block_bytes: 512, source: Source::NvmeTcp(Box::new(config)) })
+}
+
+/// A UUID (version 8) that follows from a name.
+fn identifier(name: &str) -> uuid::Uuid {
+    let hash = |text: &str| u64::from_str_radix(&default_serial(text)[2..], 16).unwrap_or_default();
+    let bytes = uuid::Uuid::from_u64_pair(hash(name), hash(&format!("{name}/2"))).into_bytes();
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 /// Detaches a backend from every core and closes it.
@@ -144,9 +226,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
         }
         (BackendType::File, Some(path)) => open_file(backend, path, taken),
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
-        (BackendType::NvmeTcp, _) => {
-            Err(Refusal::new(Fault::Invalid, "type: this build has no nvme-tcp backend"))
-        }
+        (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
 }
 

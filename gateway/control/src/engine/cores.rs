@@ -71,8 +71,10 @@ pub struct Cores {
     arena: RefCell<Arena>,
     home: u16,
     waits: RefCell<Waits>,
-    /// Bumped when a request ends, for those who wait for a slot or for memory.
-    freed: tokio::sync::Notify,
+    /// What backends said of themselves: block size and size in bytes.
+    geometry: RefCell<HashMap<BackendId, (u32, u64)>>,
+    /// Told with each event that changes `geometry`.
+    reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
     surveying: tokio::sync::Mutex<()>,
     on_event: RefCell<Option<EventSink>>,
@@ -103,7 +105,8 @@ impl Cores {
             home: ends.arena.id().0,
             arena: RefCell::new(ends.arena),
             waits: RefCell::default(),
-            freed: tokio::sync::Notify::new(),
+            geometry: RefCell::default(),
+            reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
             on_event: RefCell::new(None),
             dropped_events: Cell::new(0),
@@ -183,7 +186,6 @@ impl Cores {
                     }
                     None => self.free(done.settle().0),
                 }
-                self.freed.notify_waiters();
             }
             Msg::Survey(survey) => {
                 if let Some(wait) = waits.surveys.remove(&core) {
@@ -192,6 +194,10 @@ impl Cores {
             }
             Msg::Event(event) => {
                 drop(waits);
+                if let Event::BackendInfo { backend, block_bytes, len_bytes, .. } = event {
+                    self.geometry.borrow_mut().insert(backend, (block_bytes, len_bytes));
+                    self.reached.notify_waiters();
+                }
                 match &*self.on_event.borrow() {
                     Some(sink) => sink(core, event),
                     None => self.dropped_events.set(self.dropped_events.get() + 1),
@@ -256,6 +262,25 @@ impl Cores {
         let refused =
             |_| Refusal::new(Fault::NoSpace, format!("core {} has no room for another backend", core.0));
         self.answer(core, wait).await?.map_err(refused)
+    }
+
+    /// The block size and size in bytes that a backend tells once it is reached; `None` after `within`.
+    pub async fn geometry(&self, id: BackendId, within: Duration) -> Option<(u32, u64)> {
+        let told = async {
+            loop {
+                let reached = self.reached.notified();
+                if let Some(geometry) = self.geometry.borrow().get(&id).copied() {
+                    return geometry;
+                }
+                reached.await;
+            }
+        };
+        tokio::time::timeout(within, told).await.ok()
+    }
+
+    /// Forgets what the backend said that had this number before.
+    pub fn forget_geometry(&self, id: BackendId) {
+        self.geometry.borrow_mut().remove(&id);
     }
 
     /// Takes a backend's channel from a core, once what is on its way is done.

@@ -19,7 +19,7 @@ use crate::error::{Fault, Refusal};
 use crate::plan::plan;
 use crate::state::{Row, RowChange, State};
 use crate::store::{Found, Store};
-use backends::Live;
+use backends::{Live, Setting};
 use cores::Cores;
 use pools::Pools;
 use portals::{Placement, Portal};
@@ -28,13 +28,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use topology::{Numbers, Placed};
 use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
 use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
 use trefoil_storage::msg::{Event, Survey};
-use trefoil_storage::topology::{BackendId, PortalId};
+use trefoil_storage::topology::{BackendId, PortalId, Topology};
 use view::View;
 
 /// Rows of one core's survey.
@@ -147,7 +147,10 @@ pub struct Engine {
     portals: BTreeMap<SocketAddr, Portal>,
     epoch: u64,
     phase: watch::Sender<Phase>,
+    /// What cores reported and the engine has to follow.
     events: Rc<RefCell<Vec<Event>>>,
+    /// Told when there are such.
+    changed: Rc<Notify>,
     /// Requests that one core's channel can have under way.
     channel_requests: usize,
 }
@@ -163,7 +166,13 @@ impl Engine {
         let (phase, _) = watch::channel(Phase::Starting);
         let events: Rc<RefCell<Vec<Event>>> = Rc::default();
         let sink = events.clone();
-        cores.set_event_sink(Box::new(move |_, event| note_event(&mut sink.borrow_mut(), event)));
+        let changed = Rc::new(Notify::new());
+        let tell = changed.clone();
+        cores.set_event_sink(Box::new(move |_, event| {
+            if note_event(&mut sink.borrow_mut(), event) {
+                tell.notify_one();
+            }
+        }));
         let gateway = Arc::new(config.gateway.clone());
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
@@ -183,6 +192,7 @@ impl Engine {
             epoch: 0,
             phase,
             events,
+            changed,
             channel_requests: (qpairs * 128).min(16_384),
         };
         if found.is_new {
@@ -197,11 +207,20 @@ impl Engine {
 
     /// Takes actions until it is asked to stop and everyone who could ask is gone.
     pub async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
-        while let Some((action, tell)) = asks.recv().await {
-            let outcome = self.act(action).await;
-            self.heed_events();
-            // Whoever asked may be gone.
-            let _ = tell.send(outcome);
+        let changed = self.changed.clone();
+        loop {
+            tokio::select! {
+                asked = asks.recv() => {
+                    let Some((action, tell)) = asked else { return };
+                    let outcome = self.act(action).await;
+                    // Whoever asked may be gone.
+                    let _ = tell.send(outcome);
+                }
+                () = changed.notified() => {}
+            }
+            if let Err(error) = self.heed_events().await {
+                tracing::error!(%error, "what cores reported could not be followed");
+            }
         }
     }
 
@@ -238,18 +257,26 @@ impl Engine {
                 self.close_hosts(true).await?;
                 Ok(Outcome::Stopping)
             }
+            Action::Halt => {
+                self.epoch += 1;
+                let nothing = Topology { epoch: self.epoch, ..Topology::default() };
+                self.cores.publish(Arc::new(nothing)).await?;
+                for live in std::mem::take(&mut self.live).into_values() {
+                    backends::take_down(&self.cores, &live).await?;
+                }
+                Ok(Outcome::Stopping)
+            }
         }
     }
 
-    /// Goes from the state in force to `next`. With `seeding`, pools that are there already are opened
-    /// instead of made.
+    /// Goes from the state in force to `next`. With `seeding`, it is stored even if it is empty.
     ///
     /// # Errors
     /// What could not be brought up or stored. Then nothing has changed.
     async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
         let mut made = Made::default();
-        let ready = self.bring_up(&mut next, &mut made, seeding).await;
+        let ready = self.bring_up(&mut next, &mut made).await;
         let changes = self.state.changes_to(&next);
         let ready = match ready {
             Ok(()) if changes.is_empty() && !seeding => Ok(()),
@@ -269,26 +296,24 @@ impl Engine {
     }
 
     /// Brings up what `next` has and the state in force lacks.
-    async fn bring_up(&mut self, next: &mut State, made: &mut Made, seeding: bool) -> Result<(), Refusal> {
+    async fn bring_up(&mut self, next: &mut State, made: &mut Made) -> Result<(), Refusal> {
         for (name, backend) in &next.backends {
             if self.state.backends.contains_key(name) {
                 continue;
             }
             let id = self.numbers.backends.give(name, MAX_BACKENDS).ok_or_else(|| full("backends"))?;
-            made.numbers = true;
-            let requests = self.channel_requests;
             let others = self.live.values();
-            let live = backends::bring_up(&self.cores, backend, BackendId(id), requests, others).await?;
+            let live = backends::bring_up(self.setting(false), backend, BackendId(id), others).await?;
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
         for (name, pool) in &next.pools {
             if !self.state.pools.contains_key(name) {
-                self.pools.create(&self.cores, pool, &self.live, seeding).await?;
-                made.pools.push(name.clone());
+                let is_new = self.pools.create(&self.cores, pool, &self.live).await?;
+                made.pools.push((name.clone(), is_new));
             }
         }
-        if seeding {
+        if made.pools.iter().any(|(_, is_new)| !is_new) {
             self.pools.adopt_into(next);
         }
         for lun in next.luns.values_mut() {
@@ -296,8 +321,10 @@ impl Engine {
             let name = lun.name.clone();
             let place = match (&lun.pool, &lun.backend) {
                 (Some(_), _) if now.is_none() => {
-                    let place = self.pools.create_lun(&self.cores, &self.live, lun).await?;
-                    made.luns.push(lun.clone());
+                    let (place, is_new) = self.pools.create_lun(&self.cores, &self.live, lun).await?;
+                    if is_new {
+                        made.luns.push(lun.clone());
+                    }
                     place
                 }
                 (Some(_), _) if now.is_some_and(|now| now.size != lun.size) => {
@@ -329,6 +356,11 @@ impl Engine {
         Ok(())
     }
 
+    fn setting(&self, patient: bool) -> Setting<'_> {
+        let (cores, requests) = (&*self.cores, self.channel_requests);
+        Setting { cores, requests, gateway: &self.gateway.name, patient }
+    }
+
     /// Takes down what a failed change brought up, as far as it goes.
     async fn undo(&mut self, made: Made) {
         made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
@@ -340,8 +372,10 @@ impl Engine {
                 tracing::error!(%error, lun = lun.name, "a LUN that a failed change made can't be deleted");
             }
         }
-        for name in &made.pools {
-            if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
+        for (name, is_new) in &made.pools {
+            if !is_new {
+                self.pools.close(name);
+            } else if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
                 tracing::error!(%error, pool = name, "a pool that a failed change made can't be deleted");
             }
         }
@@ -393,9 +427,8 @@ impl Engine {
         let mut state = state;
         for (name, backend) in &state.backends {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
-            let requests = self.channel_requests;
             let others = self.live.values();
-            match backends::bring_up(&self.cores, backend, BackendId(id), requests, others).await {
+            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
                     tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
@@ -411,21 +444,6 @@ impl Engine {
         }
         let stored = state.clone();
         self.pools.adopt_into(&mut state);
-        for (name, lun) in &state.luns {
-            let place = match (&lun.pool, &lun.backend) {
-                (Some(_), _) => self.pools.place(lun),
-                (None, Some(backend)) => match self.live.get(backend) {
-                    Some(live) => topology::place_whole(lun, live),
-                    None => Err(format!("backend `{backend}` is down")),
-                },
-                (None, None) => Err("it lies nowhere".into()),
-            };
-            match place {
-                Ok(place) => drop(self.placed.insert(name.clone(), place)),
-                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
-            }
-            self.numbers.luns.give(name, MAX_LUNS);
-        }
         for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
             if self.portals.contains_key(listen) {
                 continue;
@@ -442,6 +460,7 @@ impl Engine {
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
         }
         self.state = Arc::new(state);
+        self.place_all();
         self.publish().await
     }
 
@@ -458,25 +477,81 @@ impl Engine {
         Ok(())
     }
 
-    /// What cores reported since the last action.
-    fn heed_events(&mut self) {
-        for event in self.events.borrow_mut().drain(..) {
-            match event {
+    /// Follows what cores reported since the last time: sizes found and changed, paths lost and found.
+    async fn heed_events(&mut self) -> Result<(), Refusal> {
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        let mut resized = false;
+        for event in events {
+            let (id, block_bytes, len_bytes) = match event {
+                Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
+                    (backend, Some(block_bytes), Some(len_bytes))
+                }
+                Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
                 Event::BackendState { backend, usable, why } => {
-                    let live = self.live.values_mut().find(|live| live.id == backend);
-                    live.into_iter().for_each(|live| live.usable = if usable { Ok(()) } else { Err(why) });
+                    if let Some(live) = self.live.values_mut().find(|live| live.id == backend) {
+                        live.usable = if usable { Ok(()) } else { Err(why) };
+                    }
+                    continue;
                 }
-                Event::BackendResized { backend, len_bytes } => {
-                    let live = self.live.values_mut().find(|live| live.id == backend);
-                    live.into_iter().for_each(|live| live.len_bytes = len_bytes);
-                }
-                Event::QpairUp { .. } | Event::QpairDown { .. } => {}
-            }
+                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+            };
+            let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
+            let before = (live.block_bytes, live.len_bytes);
+            live.block_bytes = block_bytes.unwrap_or(live.block_bytes);
+            live.len_bytes = len_bytes.unwrap_or(live.len_bytes);
+            resized |= before != (live.block_bytes, live.len_bytes);
         }
+        if resized { self.place_again().await } else { Ok(()) }
     }
 
-    fn view(&mut self) -> View {
-        self.heed_events();
+    /// Opens pools whose backends were found at last, and places LUNs anew.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
+        let mut state = State::clone(&self.state);
+        for (name, pool) in &self.state.pools {
+            if self.down.contains_key(name) && self.pools.open(&self.cores, pool, &self.live).await.is_ok() {
+                self.down.remove(name);
+            }
+        }
+        self.pools.adopt_into(&mut state);
+        let changes = self.state.changes_to(&state);
+        if !changes.is_empty() {
+            let stored = self.store.commit(changes).await;
+            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+            self.state = Arc::new(state);
+        }
+        if self.place_all() { self.publish().await } else { Ok(()) }
+    }
+
+    /// Places every LUN that can be; says whether anything is different now.
+    fn place_all(&mut self) -> bool {
+        let mut changed = false;
+        for (name, lun) in &self.state.luns {
+            let place = match (&lun.pool, &lun.backend) {
+                (Some(_), _) => self.pools.place(lun),
+                (None, Some(backend)) => match self.live.get(backend) {
+                    Some(live) => topology::place_whole(lun, live),
+                    None => Err(format!("backend `{backend}` is down")),
+                },
+                (None, None) => Err("it lies nowhere".into()),
+            };
+            match place {
+                Ok(place) if self.placed.get(name) == Some(&place) => {}
+                // A LUN never shrinks under its hosts: what is gone fails when it is used.
+                Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
+                    tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
+                }
+                Ok(place) => {
+                    changed = true;
+                    self.numbers.luns.give(name, MAX_LUNS);
+                    self.placed.insert(name.clone(), place);
+                }
+                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
+            }
+        }
+        changed
+    }
+
+    fn view(&self) -> View {
         View {
             state: self.state.clone(),
             gateway: self.gateway.clone(),
@@ -496,11 +571,11 @@ impl Engine {
 #[derive(Default)]
 struct Made {
     backends: Vec<String>,
-    pools: Vec<String>,
+    /// Each with whether it was made, and not only opened.
+    pools: Vec<(String, bool)>,
     luns: Vec<trefoil_config::Lun>,
     placed: Vec<String>,
     portals: Vec<SocketAddr>,
-    numbers: bool,
 }
 
 fn full(what: &str) -> Refusal {
@@ -511,20 +586,29 @@ fn down(what: &str) -> Refusal {
     Refusal::new(Fault::Device, format!("{what} is down"))
 }
 
-/// Logs an event, and keeps it if the engine has to know.
-fn note_event(kept: &mut Vec<Event>, event: Event) {
+/// Logs an event, and keeps it if the engine has to follow it; says whether it does.
+fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
-        Event::QpairUp { cntlid, qid, peer, .. } => tracing::info!(cntlid, qid, %peer, "queue pair up"),
-        Event::QpairDown { sock, why } => tracing::info!(sock = sock.0, why, "queue pair down"),
+        Event::QpairUp { cntlid, qid, peer, .. } => {
+            tracing::info!(cntlid, qid, %peer, "queue pair up");
+            return false;
+        }
+        Event::QpairDown { sock, why } => {
+            tracing::info!(sock = sock.0, why, "queue pair down");
+            return false;
+        }
+        Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
+            tracing::info!(backend = backend.0, block_bytes, len_bytes, "backend reached");
+        }
         Event::BackendState { backend, usable, why } => {
             tracing::warn!(backend = backend.0, usable, why, "backend state");
-            kept.push(event);
         }
         Event::BackendResized { backend, len_bytes } => {
             tracing::info!(backend = backend.0, len_bytes, "backend resized");
-            kept.push(event);
         }
     }
+    kept.push(event);
+    true
 }
 
 /// A row change for a person: `+ lun/disk0`, `- host/web`.

@@ -1,4 +1,8 @@
 //! Pools: the engine's side of the layout that lies on their backends.
+//!
+//! The pool is the truth about its LUNs, the store only a copy: when a pool is opened, the copy is
+//! brought up to it ([`Pools::adopt_into`]). So a lost database is rebuilt up to what no pool knows:
+//! which subsystems show a LUN, and to whom.
 
 use super::backends::Live;
 use super::cores::Cores;
@@ -7,42 +11,413 @@ use super::view::PoolView;
 use crate::error::{Fault, Refusal};
 use crate::state::State;
 use std::collections::BTreeMap;
-use trefoil_config::{Lun, Pool};
+use std::time::{SystemTime, UNIX_EPOCH};
+use trefoil_config::{Bytes, Lun, default_serial};
+use trefoil_poll::CoreId;
+use trefoil_storage::pool::{
+    BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, Found, Frozen, LunError, NewLun,
+    NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun, destroy_pool,
+    grow_lun, open_pool, scan,
+};
+use trefoil_storage::topology::BackendId;
+use trefoil_storage::{Fault as IoFault, Op};
+use uuid::Uuid;
 
 /// All pools that are up.
 #[derive(Debug, Default)]
-pub struct Pools {}
+pub struct Pools {
+    open: BTreeMap<String, Pool>,
+}
 
 type Lives = BTreeMap<String, Live>;
 
-fn none() -> Refusal {
-    Refusal::new(Fault::Invalid, "this build has no pools")
+/// I/O of control's own, each on the core that has the backend.
+struct Through<'a> {
+    cores: &'a Cores,
+    routes: BTreeMap<BackendId, CoreId>,
+}
+
+impl<'a> Through<'a> {
+    fn new(cores: &'a Cores, lives: &Lives) -> Self {
+        Self { cores, routes: lives.values().map(|live| (live.id, live.core())).collect() }
+    }
+
+    async fn run(
+        &self,
+        id: BackendId,
+        op: Op,
+        range: (u64, u64),
+        bytes: Option<(usize, &[u8])>,
+        durable: bool,
+    ) -> Result<Option<Vec<u8>>, IoFault> {
+        let core = self.routes.get(&id).copied().ok_or(IoFault::Gone)?;
+        let mut buf = None;
+        if let Some((len, from)) = bytes {
+            let mut block = self.cores.alloc(len).ok_or(IoFault::Internal)?;
+            block.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            buf = Some(block);
+        }
+        let (buf, result) = self.cores.request(core, id, op, range, buf, durable).await;
+        let read = match (op, &buf) {
+            (Op::Read, Some(block)) => block.get(..range.1 as usize).map(<[u8]>::to_vec),
+            _ => None,
+        };
+        self.cores.free(buf);
+        result.map(|()| read)
+    }
+}
+
+impl PoolIo for Through<'_> {
+    async fn read(&self, backend: BackendId, offset: u64, len: usize) -> Result<Vec<u8>, IoFault> {
+        let range = (offset, len as u64);
+        self.run(backend, Op::Read, range, Some((len, &[])), false).await?.ok_or(IoFault::Internal)
+    }
+
+    async fn write(
+        &self,
+        backend: BackendId,
+        offset: u64,
+        bytes: &[u8],
+        durable: bool,
+    ) -> Result<(), IoFault> {
+        let range = (offset, bytes.len() as u64);
+        self.run(backend, Op::Write, range, Some((bytes.len(), bytes)), durable).await.map(drop)
+    }
+
+    async fn flush(&self, backend: BackendId) -> Result<(), IoFault> {
+        self.run(backend, Op::Flush, (0, 0), None, false).await.map(drop)
+    }
+
+    async fn write_zeroes(&self, backend: BackendId, offset: u64, len: u64) -> Result<(), IoFault> {
+        let op = Op::WriteZeroes { deallocate: false };
+        self.run(backend, op, (offset, len), None, false).await.map(drop)
+    }
+}
+
+fn pool_uuid(uuid: Uuid) -> trefoil_storage::pool::Uuid {
+    trefoil_storage::pool::Uuid(*uuid.as_bytes())
+}
+
+fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
+    let live =
+        lives.get(name).ok_or_else(|| Refusal::new(Fault::Device, format!("backend `{name}` is down")))?;
+    Ok(BackendInfo {
+        id: live.id,
+        name: name.into(),
+        len_bytes: live.len_bytes,
+        block_bytes: live.block_bytes,
+    })
+}
+
+fn lun_refusal(e: LunError) -> Refusal {
+    let fault = match &e {
+        LunError::Name { .. }
+        | LunError::BlockSize { .. }
+        | LunError::Size { .. }
+        | LunError::NotLarger { .. } => Fault::Invalid,
+        LunError::Exists { .. } => Fault::Exists,
+        LunError::NotFound { .. } => Fault::NotFound,
+        LunError::Busy { .. } | LunError::InUse { .. } => Fault::InUse,
+        LunError::NoSpace { .. } | LunError::Table { .. } => Fault::NoSpace,
+        LunError::Frozen { .. } | LunError::Io { .. } => Fault::Device,
+    };
+    Refusal::new(fault, e.to_string())
+}
+
+fn create_refusal(e: CreatePoolError) -> Refusal {
+    let fault = match &e {
+        CreatePoolError::InUse { .. } | CreatePoolError::Damaged { .. } => Fault::InUse,
+        CreatePoolError::TooSmall { .. } => Fault::NoSpace,
+        CreatePoolError::Io(_) => Fault::Device,
+        CreatePoolError::Name(_)
+        | CreatePoolError::Unit(_)
+        | CreatePoolError::Members(_)
+        | CreatePoolError::Twice(_)
+        | CreatePoolError::BlockSize(_)
+        | CreatePoolError::Table(_) => Fault::Invalid,
+    };
+    Refusal::new(fault, e.to_string())
 }
 
 impl Pools {
-    pub async fn create(&mut self, _: &Cores, _: &Pool, _: &Lives, _: bool) -> Result<(), Refusal> {
-        Err(none())
+    /// Makes a pool; or opens the one that lies there, if it has this name and exactly these backends.
+    /// Says whether it was made.
+    ///
+    /// # Errors
+    /// A backend is another pool's, too small, or fails.
+    pub async fn create(
+        &mut self,
+        cores: &Cores,
+        spec: &trefoil_config::Pool,
+        lives: &Lives,
+    ) -> Result<bool, Refusal> {
+        let io = Through::new(cores, lives);
+        let backends = spec.backends.iter().map(|name| info(lives, name)).collect::<Result<Vec<_>, _>>()?;
+        let found = scan(&io, &backends).await;
+        let labels: Vec<_> = found
+            .iter()
+            .filter_map(|found| match found {
+                Found::Member(label) if label.pool_name == spec.name => Some(label.pool_uuid),
+                _ => None,
+            })
+            .collect();
+        if let [first, ..] = *labels
+            && labels.len() == backends.len()
+            && labels.iter().all(|uuid| *uuid == first)
+        {
+            self.open_as(&io, &spec.name, first, backends).await?;
+            tracing::warn!(
+                pool = spec.name,
+                "the pool lies on its backends already: it was opened, with its LUNs. Which subsystems \
+                 showed them, and to whom, only the store knew"
+            );
+            return Ok(false);
+        }
+        let members =
+            backends.into_iter().map(|backend| NewMember { uuid: pool_uuid(Uuid::new_v4()), backend });
+        let new = NewPool {
+            uuid: pool_uuid(Uuid::new_v4()),
+            name: spec.name.clone(),
+            unit_bytes: DEFAULT_UNIT_BYTES,
+            owner: Owner::default(),
+            members: members.collect(),
+        };
+        let pool = create_pool(&io, new).await.map_err(create_refusal)?;
+        self.open.insert(spec.name.clone(), pool);
+        Ok(true)
     }
-    pub async fn open(&mut self, _: &Cores, _: &Pool, _: &Lives) -> Result<(), Refusal> {
-        Err(none())
+
+    /// Opens a pool that is stored.
+    ///
+    /// # Errors
+    /// It isn't there, or not as it should be.
+    pub async fn open(
+        &mut self,
+        cores: &Cores,
+        spec: &trefoil_config::Pool,
+        lives: &Lives,
+    ) -> Result<(), Refusal> {
+        let io = Through::new(cores, lives);
+        // A backend that is down is missing; the pool is then served as far as it goes.
+        let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
+        let found = scan(&io, &backends).await;
+        let mut uuid = None;
+        let mut members = Vec::new();
+        for (backend, found) in backends.into_iter().zip(found) {
+            match found {
+                Found::Member(label) if *uuid.get_or_insert(label.pool_uuid) == label.pool_uuid => {
+                    members.push(backend);
+                }
+                other => {
+                    tracing::error!(pool = spec.name, backend = backend.name, ?other, "not a member of this pool");
+                }
+            }
+        }
+        let uuid = uuid.ok_or_else(|| {
+            Refusal::new(Fault::Device, format!("none of the backends of pool `{}` has its label", spec.name))
+        })?;
+        self.open_as(&io, &spec.name, uuid, members).await
     }
-    pub async fn delete(&mut self, _: &Cores, _: &Lives, _: &str) -> Result<(), Refusal> {
-        Err(none())
+
+    async fn open_as(
+        &mut self,
+        io: &Through<'_>,
+        name: &str,
+        uuid: trefoil_storage::pool::Uuid,
+        members: Vec<BackendInfo>,
+    ) -> Result<(), Refusal> {
+        let pool = open_pool(io, uuid, members).await;
+        let pool = pool.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+        pool.notes().iter().for_each(|note| tracing::warn!(pool = name, note, "opened a pool"));
+        if let Some(why) = pool.frozen() {
+            tracing::error!(pool = name, %why, "the pool takes no changes");
+        }
+        self.open.insert(name.into(), pool);
+        Ok(())
     }
-    pub fn adopt_into(&self, _: &mut State) {}
-    pub async fn create_lun(&mut self, _: &Cores, _: &Lives, _: &Lun) -> Result<Placed, Refusal> {
-        Err(none())
+
+    /// Closes a pool that a change opened and that failed after it.
+    pub fn close(&mut self, name: &str) {
+        self.open.remove(name);
     }
-    pub async fn grow_lun(&mut self, _: &Cores, _: &Lives, _: &Lun) -> Result<Placed, Refusal> {
-        Err(none())
+
+    /// Destroys a pool without LUNs. One that is down is only forgotten.
+    ///
+    /// # Errors
+    /// It holds LUNs, or a backend fails.
+    pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
+        let Ok(mut pool) = self.take_usable(cores, lives, name).await else {
+            tracing::warn!(pool = name, "the pool is down; its labels stay on its backends");
+            return Ok(());
+        };
+        let io = Through::new(cores, lives);
+        let destroyed = destroy_pool(&io, &mut pool, false).await;
+        destroyed.map_err(|e| {
+            let fault = match &e {
+                DestroyPoolError::HasLuns { .. } => Fault::InUse,
+                DestroyPoolError::Frozen { .. } | DestroyPoolError::Io(_) => Fault::Device,
+            };
+            self.open.insert(name.into(), pool);
+            Refusal::new(fault, e.to_string())
+        })
     }
-    pub async fn delete_lun(&mut self, _: &Cores, _: &Lives, _: &Lun) -> Result<(), Refusal> {
-        Err(none())
+
+    /// Takes a pool out of the table to change it, opened anew if a change was cut short.
+    async fn take_usable(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<Pool, Refusal> {
+        let down = || Refusal::new(Fault::Device, format!("pool `{name}` is down"));
+        let pool = self.open.get(name).ok_or_else(down)?;
+        if matches!(pool.frozen(), Some(Frozen::Unsettled | Frozen::Io(_))) {
+            let io = Through::new(cores, lives);
+            let members = pool.backends().iter().flatten().cloned().collect();
+            let uuid = pool.uuid();
+            self.open_as(&io, name, uuid, members).await?;
+        }
+        self.open.remove(name).ok_or_else(down)
     }
-    pub fn place(&self, _: &Lun) -> Result<Placed, String> {
-        Err("this build has no pools".into())
+
+    /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes.
+    pub fn adopt_into(&self, state: &mut State) {
+        for (name, pool) in &self.open {
+            for lun in pool.table().luns.iter().filter(|lun| lun.is_visible()) {
+                adopt(state, name, lun);
+            }
+        }
     }
+
+    /// Makes a LUN in its pool, or finds it there.
+    ///
+    /// # Errors
+    /// No space, a name or identity that is taken, or a backend that fails.
+    pub async fn create_lun(
+        &mut self,
+        cores: &Cores,
+        lives: &Lives,
+        lun: &Lun,
+    ) -> Result<(Placed, bool), Refusal> {
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let there = self.pool_of(lun).ok().and_then(|pool| pool.lun(uuid)).is_some();
+        if there {
+            let place = self.grow_lun(cores, lives, lun).await?;
+            return Ok((place, false));
+        }
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let largest = pool.table().members.iter().map(|m| m.block_bytes).max().unwrap_or(512);
+        let block_bytes = lun.block_bytes.unwrap_or(largest);
+        let mut serial = [b' '; 20];
+        let digits = default_serial(&uuid.to_string());
+        serial.iter_mut().zip(digits.bytes()).for_each(|(to, from)| *to = from);
+        let nsids = pool.table().luns.iter().map(|lun| lun.nsid);
+        let new = NewLun {
+            uuid,
+            nguid: lun.nguid_bytes().unwrap_or(uuid.0),
+            serial,
+            nsid: nsids.max().unwrap_or(0).saturating_add(1),
+            name: lun.name.clone(),
+            created_at_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            block_bytes,
+            blocks: lun.size.unwrap_or_default().0 / u64::from(block_bytes),
+        };
+        let made = create_lun(&Through::new(cores, lives), &mut pool, new).await;
+        self.open.insert(name.into(), pool);
+        made.map_err(lun_refusal)?;
+        let place = self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))?;
+        Ok((place, true))
+    }
+
+    /// Makes a LUN as large as it should be, if it isn't.
+    ///
+    /// # Errors
+    /// No space, or a backend that fails.
+    pub async fn grow_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<Placed, Refusal> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let (block_bytes, blocks) = pool.lun(uuid).map_or((512, 0), |lun| (lun.block_bytes, lun.blocks));
+        let wanted = lun.size.unwrap_or_default().0 / u64::from(block_bytes);
+        let grown = match wanted > blocks {
+            true => grow_lun(&Through::new(cores, lives), &mut pool, uuid, wanted).await,
+            false => Ok(()),
+        };
+        self.open.insert(name.into(), pool);
+        grown.map_err(lun_refusal)?;
+        self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
+    }
+
+    /// Deletes a LUN that no core presents any more.
+    ///
+    /// # Errors
+    /// A backend fails.
+    pub async fn delete_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let deleted = match pool.lun(uuid) {
+            Some(_) => delete_lun(&Through::new(cores, lives), &mut pool, uuid, false, false).await,
+            None => Ok(()),
+        };
+        self.open.insert(name.into(), pool);
+        deleted.map_err(lun_refusal)
+    }
+
+    fn pool_of(&self, lun: &Lun) -> Result<&Pool, String> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        self.open.get(name).ok_or_else(|| format!("pool `{name}` is down"))
+    }
+
+    /// Where a LUN lies.
+    ///
+    /// # Errors
+    /// For the log: the pool is down, a member is missing, or the pool doesn't know the LUN.
+    pub fn place(&self, lun: &Lun) -> Result<Placed, String> {
+        let pool = self.pool_of(lun)?;
+        let found = pool.lun(pool_uuid(lun.uuid.unwrap_or_default())).filter(|lun| lun.is_visible());
+        let found = found.ok_or_else(|| format!("pool `{}` doesn't hold it", pool.name()))?;
+        let len_bytes = found.blocks * u64::from(found.block_bytes);
+        let mut extents =
+            pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
+        // Units are larger than blocks: the last extent may reach past the LUN's end.
+        if let Some(last) = extents.last_mut() {
+            last.len = last.len.min(len_bytes - last.lun_offset);
+        }
+        Ok(Placed { block_bytes: found.block_bytes, len_bytes, extents })
+    }
+
+    /// For tables.
     pub fn views(&self) -> BTreeMap<String, PoolView> {
-        BTreeMap::new()
+        let view = |pool: &Pool| {
+            let (capacity_bytes, free_bytes) = pool.capacity_bytes();
+            PoolView { capacity_bytes, free_bytes, frozen: pool.frozen().map(Frozen::to_string) }
+        };
+        self.open.iter().map(|(name, pool)| (name.clone(), view(pool))).collect()
     }
+}
+
+/// Puts one LUN of a pool into the state, over what the state had for it.
+fn adopt(state: &mut State, pool: &str, found: &PoolLun) {
+    let uuid = Uuid::from_bytes(found.uuid.0);
+    let by_uuid = state.luns.values().find(|lun| lun.uuid == Some(uuid)).map(|lun| lun.name.clone());
+    let same_name = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
+    let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
+    let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
+        true => format!("{}-{uuid}", found.name),
+        false => found.name.clone(),
+    });
+    if known.is_none() {
+        tracing::warn!(pool, lun = name, "a LUN that the store didn't know was found in its pool");
+    }
+    let size = Bytes(found.blocks * u64::from(found.block_bytes));
+    // A document at the first start may ask for more: the LUN is then grown.
+    let wanted = state.luns.get(&name).and_then(|lun| lun.size).unwrap_or(size);
+    let lun = Lun {
+        name: name.clone(),
+        pool: Some(pool.into()),
+        backend: None,
+        size: Some(size.max(wanted)),
+        block_bytes: Some(found.block_bytes),
+        uuid: Some(uuid),
+        nguid: Some(Uuid::from_bytes(found.nguid).simple().to_string()),
+        read_only: state.luns.get(&name).is_some_and(|lun| lun.read_only),
+    };
+    state.luns.insert(name, lun);
 }

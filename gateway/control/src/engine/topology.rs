@@ -89,6 +89,9 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
         ));
     }
     let len_bytes = backend.len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
+    if len_bytes == 0 {
+        return Err(format!("the size of its backend is not known yet: {:?}", backend.usable));
+    }
     let extents = vec![Extent { lun_offset: 0, len: len_bytes, backend: backend.id, backend_offset: 0 }];
     Ok(Placed { block_bytes, len_bytes, extents })
 }

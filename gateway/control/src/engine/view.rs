@@ -59,10 +59,12 @@ impl From<&Live> for BackendView {
 }
 
 /// A pool that is up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolView {
     /// Bytes that LUNs can have, in all.
     pub capacity_bytes: u64,
     /// Bytes that no LUN has.
     pub free_bytes: u64,
+    /// Why it takes no changes, if it doesn't.
+    pub frozen: Option<String>,
 }

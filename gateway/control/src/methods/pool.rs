@@ -50,7 +50,8 @@ fn render(view: &View, name: &str) -> Value {
     let mut value = json!({ "name": name, "backends": pool.backends, "redundancy": REDUNDANCY });
     match view.pools.get(name) {
         Some(live) => {
-            value["state"] = "up".into();
+            value["state"] = if live.frozen.is_some() { "frozen" } else { "up" }.into();
+            value["why"] = live.frozen.clone().into();
             value["capacity_bytes"] = live.capacity_bytes.into();
             value["free_bytes"] = live.free_bytes.into();
         }

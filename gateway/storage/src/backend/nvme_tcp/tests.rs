@@ -234,9 +234,9 @@ fn control_learns_what_the_backend_is() {
 
 #[test]
 fn fewer_queues_after_a_reconnect_move_what_waits() {
-    let mut gateway = Gateway::new(94, 3, Manners { queues: 3, mute: true, ..Manners::default() });
+    let mut gateway = Gateway::new(100, 5, Manners { queues: 3, mute: true, ..Manners::default() });
     gateway.run();
-    for at in 0..3 {
+    for at in 0..5 {
         gateway.ask(at, at as u32, Op::Write, at as u64 * 4096, 4096, Some(5));
         gateway.ask(at, 10 + at as u32, Op::Flush, 0, 0, None);
     }
@@ -248,9 +248,28 @@ fn fewer_queues_after_a_reconnect_move_what_waits() {
     gateway.array.manners.deaf = false;
     gateway.pass(12 * SECOND);
     let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
-    assert_eq!(done, [0, 1, 2, 10, 11, 12].map(|slot| (slot, Ok(()))));
-    assert_eq!((0..3).map(|at| gateway.queues_connected(at)).collect::<Vec<_>>(), [1, 0, 0]);
-    assert_eq!(gateway.array.disk[..3 * 4096], [5; 3 * 4096]);
+    assert_eq!(done, [0, 1, 2, 3, 4, 10, 11, 12, 13, 14].map(|slot| (slot, Ok(()))));
+    assert_eq!((0..5).map(|at| gateway.queues_connected(at)).collect::<Vec<_>>(), [1, 0, 0, 0, 0]);
+    assert_eq!(gateway.array.disk[..5 * 4096], [5; 5 * 4096]);
+    let passed_on: Vec<_> = gateway.cores.iter_mut().map(|core| core.channel.take_passed_on()).collect();
+    assert_eq!(passed_on, [0, 2, 0, 0, 0], "core 1 had what core 4 asked for");
+    gateway.end();
+}
+
+#[test]
+fn a_stop_leaves_nobody_waiting() {
+    let mut gateway = Gateway::new(110, 2, Manners { queues: 2, mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
+    gateway.ask(0, 2, Op::Read, 0, 4096, None);
+    gateway.run();
+    // The controller is on core 1, which is quiet and stops at once.
+    for at in 0..2 {
+        gateway.with(at, |channel, cx| channel.stop(cx));
+    }
+    gateway.run();
+    let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
+    assert_eq!(done, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
     gateway.end();
 }
 

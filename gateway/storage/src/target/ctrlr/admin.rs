@@ -29,9 +29,7 @@ impl Engine {
         if queue.state != QueueState::Live {
             return self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
-        let Some(index) = self.ctrlrs.find(queue.cntlid) else {
-            return self.fail(at, Status::INTERNAL_ERROR);
-        };
+        let Some(index) = self.ctrlrs.find(queue.cntlid) else { return self.fail(at, Status::INTERNAL_ERROR) };
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
         if !ctrlr.is_ready() {
             return self.fail(at, Status::COMMAND_SEQUENCE_ERROR);
@@ -185,7 +183,7 @@ fn check_log(ctrlr: &Ctrlr, log: &GetLogPage) -> Result<u32, Status> {
     if !super::log::is_supported(ctrlr.kind, log.lid) {
         return Err(Status::INVALID_LOG_PAGE.dnr());
     }
-    if log.len_bytes > u64::from(MAX_TRANSFER_BYTES) || log.lpo % 4 != 0 || log.offset_is_index {
+    if log.len_bytes > u64::from(MAX_TRANSFER_BYTES) || !log.lpo.is_multiple_of(4) || log.offset_is_index {
         return Err(Status::INVALID_FIELD.dnr());
     }
     Ok(log.len_bytes as u32)

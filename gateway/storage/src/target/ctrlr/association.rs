@@ -54,8 +54,8 @@ impl Engine {
         }
         let data = self.slots[at].buf.as_deref().and_then(|buf| buf.first_chunk());
         let data = data.ok_or(ConnectResponse::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()))?;
-        let data =
-            ConnectData::parse(data).map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
+        let data = ConnectData::parse(data)
+            .map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
         self.names[queue as usize] =
             Names { subnqn: data.subnqn, hostnqn: data.hostnqn, hostid: data.hostid };
         let q = &mut self.queues[queue as usize];
@@ -260,9 +260,7 @@ impl Engine {
 
     /// Owner: an I/O queue is gone.
     fn on_left(&mut self, cntlid: u16, qid: u16, member: Member) {
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
-            return;
-        };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
         let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
         if let Some(place) = place.filter(|place| **place == Some(member)) {
             *place = None;
@@ -278,10 +276,9 @@ impl Engine {
             (QueueState::Live, 0) => {
                 if let Some(index) = self.ctrlrs.find(cntlid) {
                     self.close_members(cx, index);
-                    self.ctrlrs
-                        .get_mut(index)
-                        .and_then(|c| c.timer.take())
-                        .map(|key| self.timers.cancel(key));
+                    if let Some(key) = self.ctrlrs.get_mut(index).and_then(|c| c.timer.take()) {
+                        self.timers.cancel(key);
+                    }
                     self.ctrlrs.release(index);
                 }
             }
@@ -305,7 +302,9 @@ impl Engine {
     /// Arms a controller's timer anew, if it needs one.
     pub(super) fn arm_keep_alive(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
-        ctrlr.timer.take().map(|key| self.timers.cancel(key));
+        if let Some(key) = ctrlr.timer.take() {
+            self.timers.cancel(key);
+        }
         if ctrlr.kato_ms != 0 {
             let at = ctrlr.alive_at + Duration::from_millis(u64::from(ctrlr.kato_ms));
             ctrlr.timer = self.timers.arm(at, Timer::Ctrlr(index));

@@ -6,7 +6,7 @@ use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_AERS;
 use crate::target::queue::QueueState;
 use crate::target::slot::{NIL, Phase};
-use crate::topology::{Lun, Namespace, Subsystem, Topology};
+use crate::topology::{Namespace, Subsystem, Topology};
 use std::sync::Arc;
 use trefoil_wire::nvme::feature::AsyncEventConfig;
 use trefoil_wire::nvme::{AsyncEvent, Status};
@@ -29,9 +29,7 @@ impl Engine {
     /// Takes one request off the controller's list.
     pub(super) fn drop_event_request(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
-            return;
-        };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
         if let Some(place) = ctrlr.aers.iter().position(|&aer| aer == at) {
             ctrlr.aers[place..].rotate_left(1);
             ctrlr.aers[MAX_AERS - 1] = NIL;
@@ -42,9 +40,7 @@ impl Engine {
     /// A reset ends all requests of the queue of slot `at`.
     pub(super) fn drop_aers(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
-            return;
-        };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
         let aers = std::mem::replace(&mut ctrlr.aers, [NIL; MAX_AERS]);
         ctrlr.aer_count = 0;
         for aer in aers.into_iter().filter(|&aer| aer != NIL) {
@@ -149,7 +145,7 @@ impl Engine {
             };
             let attributes = match (before, after) {
                 (Some(x), Some(y)) => {
-                    x.lun != y.lun || x.ana_group != y.ana_group || shape(old, x) != shape(new, y)
+                    x.lun != y.lun || x.ana_group != y.ana_group || !same_shape(old, x, new, y)
                 }
                 _ => true,
             };
@@ -199,22 +195,20 @@ impl Engine {
     }
 }
 
-/// What Identify Namespace says of a namespace's LUN.
-fn shape<'a>(
-    topology: &'a Topology,
-    namespace: &Namespace,
-) -> Option<(u64, u32, &'a [u8; 16], &'a [u8; 16], bool)> {
-    let lun: &Lun = topology.luns.get(namespace.lun.0 as usize)?.as_ref()?;
-    Some((lun.blocks, lun.block_bytes, &lun.uuid, &lun.nguid, lun.read_only))
+/// Whether Identify Namespace says the same of both namespaces' LUNs.
+fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> bool {
+    let lun = |topology: &'_ Topology, n: &Namespace| -> Option<(u64, u32, [u8; 16], [u8; 16], bool)> {
+        let lun = topology.luns.get(n.lun.0 as usize)?.as_ref()?;
+        Some((lun.blocks, lun.block_bytes, lun.uuid, lun.nguid, lun.read_only))
+    };
+    lun(old, x) == lun(new, y)
 }
 
 /// Whether any host may find another discovery log.
 fn discovery_differs(old: &Topology, new: &Topology) -> bool {
     old.portals != new.portals
         || old.subsystems.len() != new.subsystems.len()
-        || old
-            .subsystems
-            .iter()
-            .zip(&new.subsystems)
-            .any(|(a, b)| a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals)
+        || old.subsystems.iter().zip(&new.subsystems).any(|(a, b)| {
+            a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals
+        })
 }

@@ -31,7 +31,8 @@ use trefoil_wire::nvme::Status;
 pub struct Tcp {
     limits: TargetLimits,
     conns: Box<[Conn]>,
-    /// Lists that are not under way.
+    /// Lists that are not under way, boxed as the driver takes them.
+    #[allow(clippy::vec_box)]
     lists: Vec<Box<SendList>>,
     /// Connections with something to send.
     dirty: VecDeque<u32>,
@@ -60,13 +61,7 @@ impl Tcp {
     }
 
     /// A host connected.
-    pub fn adopt<I: StorageIo>(
-        &mut self,
-        engine: &mut Engine,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        place: Place,
-    ) {
+    pub fn adopt<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, place: Place) {
         let now = cx.io.now();
         let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Free) else {
             return cx.io.close(sock);

@@ -1,1 +1,10 @@
 //! Tests of the target against a scripted host.
+
+mod faults;
+mod host;
+mod rig;
+mod session;
+
+mod admin;
+mod association;
+mod memory;

@@ -1,0 +1,104 @@
+//! Placing the gateway on its cores: memory, mailboxes, threads.
+
+use anyhow::{Context, anyhow};
+use std::io;
+use trefoil_config::{Gateway, MAX_BACKENDS};
+use trefoil_control::{CoreMsg, Ends};
+use trefoil_poll::{
+    Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
+};
+use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::target::TargetLimits;
+use trefoil_sys::cpu;
+use trefoil_sys::region::Region;
+
+/// Control's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
+const CONTROL_MEMORY_BYTES: usize = 8 << 20;
+/// Sockets of a core besides hosts': one admin and one I/O queue for some arrays each.
+const ARRAY_SOCKETS: u32 = 128;
+
+type Core = StorageCore<UringIo<CoreMsg>>;
+
+/// Running cores.
+pub struct Running {
+    handles: Vec<CoreHandle<Core>>,
+}
+
+/// Starts a core on each of `cpus`.
+///
+/// # Errors
+/// No memory, no thread, no ring.
+pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
+    let count = u16::try_from(cpus.len())?;
+    let mesh = mesh::<CoreMsg>(count, MeshBounds::default()).context("mailboxes")?;
+    let idle = match gateway.idle {
+        trefoil_config::Idle::Spin => Idle::Spin,
+        trefoil_config::Idle::Adaptive => Idle::Adaptive { spin_us: gateway.spin_us },
+    };
+    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + ARRAY_SOCKETS;
+    let mut handles = Vec::new();
+    for ((core, &cpu), ports) in (0..count).zip(cpus).zip(mesh.ports) {
+        let region = local_region(cpu, gateway.memory_per_core.0 as usize)
+            .with_context(|| format!("core {core}: {} of memory", gateway.memory_per_core))?;
+        let arena = Arena::new(ArenaId(core), region);
+        let uring = UringConfig {
+            max_sockets,
+            max_files: MAX_BACKENDS as u32,
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            ..UringConfig::default()
+        };
+        let config = CoreConfig { cpu: Some(cpu), idle, uring };
+        let limits = limits(gateway, max_sockets);
+        let handle = spawn(config, ports, move |io: &mut UringIo<CoreMsg>| {
+            if let Err(error) = io.register_arenas(&[&arena]) {
+                tracing::warn!(core, %error, "payload memory can't be registered; file I/O will be slower");
+            }
+            StorageCore::new(io, arena, limits)
+        })
+        .with_context(|| format!("core {core} on CPU {cpu}"))?;
+        handles.push(handle);
+    }
+    let control = Region::anonymous(CONTROL_MEMORY_BYTES).context("control's memory")?;
+    let ends = Ends {
+        to_cores: mesh.to_cores,
+        from_cores: mesh.from_cores,
+        metrics: handles.iter().map(|handle| handle.metrics().clone()).collect(),
+        arena: Arena::new(ArenaId(count), control),
+    };
+    Ok((Running { handles }, ends))
+}
+
+fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
+    let target = TargetLimits {
+        max_conns: max_sockets as usize,
+        max_ctrlrs: gateway.max_hosts as usize,
+        send_lists: max_sockets as usize,
+        // A quarter of the memory, at most the default.
+        reserved_bytes: TargetLimits::default().reserved_bytes.min(gateway.memory_per_core.0 as usize / 4),
+        ..TargetLimits::default()
+    };
+    CoreLimits { max_sockets, target, foreign_requests: 4096 }
+}
+
+/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node.
+fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
+    let mapping = std::thread::spawn(move || -> io::Result<Region> {
+        cpu::pin(cpu)?;
+        Region::anonymous(len_bytes)
+    });
+    Ok(mapping.join().map_err(|_| anyhow!("the mapping thread died"))??)
+}
+
+impl Running {
+    /// Stops all cores and waits for them.
+    ///
+    /// # Errors
+    /// What a core could not go on with.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.handles.iter().for_each(CoreHandle::stop);
+        for (core, handle) in self.handles.into_iter().enumerate() {
+            drop(handle.join().with_context(|| format!("core {core}"))?);
+        }
+        Ok(())
+    }
+}

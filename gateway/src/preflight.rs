@@ -1,0 +1,149 @@
+//! What this machine has and lacks, said plainly.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::fmt;
+use trefoil_config::{Bytes, Config, Cores};
+use trefoil_sys::cpu;
+use trefoil_sys::uring::Features;
+
+/// Descriptors that a gateway needs besides its connections: rings, mailboxes, files, the store.
+const OTHER_FILES: u64 = 1024;
+
+/// One finding.
+enum Finding {
+    Good(String),
+    Warning(String),
+    Lacking(String),
+}
+
+/// All findings.
+pub struct Report {
+    findings: Vec<Finding>,
+    /// The CPU of each core.
+    pub cpus: Vec<usize>,
+}
+
+impl Report {
+    /// Whether a gateway can run.
+    pub fn suffices(&self) -> bool {
+        !self.findings.iter().any(|f| matches!(f, Finding::Lacking(_)))
+    }
+
+    /// What only makes it slower or tighter.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.findings.iter().filter_map(|f| match f {
+            Finding::Warning(text) => Some(text.as_str()),
+            Finding::Good(_) | Finding::Lacking(_) => None,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, finding) in self.findings.iter().enumerate() {
+            let newline = if n == 0 { "" } else { "\n" };
+            match finding {
+                Finding::Good(text) => write!(f, "{newline}ok       {text}")?,
+                Finding::Warning(text) => write!(f, "{newline}warning  {text}")?,
+                Finding::Lacking(text) => write!(f, "{newline}LACKING  {text}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the machine, and raises our own limits as far as we may.
+pub fn look(config: &Config) -> Report {
+    let mut findings = vec![uring()];
+    let (finding, cpus) = cpus(&config.gateway.cores);
+    findings.push(finding);
+    findings.push(memory(config));
+    findings.push(files(u64::from(config.gateway.max_qpairs) + OTHER_FILES));
+    findings.push(locked_memory(config.gateway.memory_per_core));
+    Report { findings, cpus }
+}
+
+fn uring() -> Finding {
+    let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match Features::probe() {
+        Ok(features) if features.suffices() => Finding::Good(format!("io_uring: {features}")),
+        Ok(features) => Finding::Lacking(format!("io_uring is too old (Linux 6.1 does): {features}")),
+        Err(e) if matches!(sysctl.trim(), "1" | "2") => Finding::Lacking(format!(
+            "io_uring is switched off (kernel.io_uring_disabled = {}): {e}",
+            sysctl.trim()
+        )),
+        Err(e) => Finding::Lacking(format!(
+            "io_uring can't be used: {e}; in a container its seccomp profile must allow io_uring_setup, \
+             io_uring_enter and io_uring_register"
+        )),
+    }
+}
+
+fn cpus(cores: &Cores) -> (Finding, Vec<usize>) {
+    let allowed = match cpu::allowed() {
+        Ok(allowed) => allowed,
+        Err(e) => return (Finding::Lacking(format!("CPUs: {e}")), Vec::new()),
+    };
+    let wanted: Vec<usize> = match cores {
+        Cores::Count(n) => allowed.iter().copied().take(usize::from(*n)).collect(),
+        Cores::List(list) => list.iter().map(|&cpu| usize::from(cpu)).collect(),
+    };
+    if let Some(cpu) = wanted.iter().find(|cpu| !allowed.contains(cpu)) {
+        return (Finding::Lacking(format!("CPU {cpu} is not among those allowed: {allowed:?}")), wanted);
+    }
+    if wanted.len() < cores.count() {
+        let text = format!("{} cores are asked for and {} CPUs allowed", cores.count(), allowed.len());
+        return (Finding::Lacking(text), wanted);
+    }
+    (Finding::Good(format!("cores on CPUs {wanted:?}")), wanted)
+}
+
+fn memory(config: &Config) -> Finding {
+    let sum = config.memory();
+    let Some(available) = meminfo("MemAvailable:").zip(meminfo("HugePages_Free:")) else {
+        return Finding::Warning("memory: /proc/meminfo can't be read".into());
+    };
+    let (available, huge) = (available.0 * 1024, available.1 * (2 << 20));
+    if sum.total_bytes() > available + huge {
+        let text = format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge));
+        return Finding::Lacking(text);
+    }
+    Finding::Good(format!("memory: {sum} of {} MiB available, {} MiB of it on hugepages", (available + huge) >> 20, huge >> 20))
+}
+
+fn meminfo(field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn files(need: u64) -> Finding {
+    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(e) => return Finding::Warning(format!("open files: {e}")),
+    };
+    if need > hard {
+        return Finding::Lacking(format!("open files: {need} are needed and {hard} allowed (RLIMIT_NOFILE)"));
+    }
+    if need > soft
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, need, hard)
+    {
+        return Finding::Lacking(format!("open files: the limit can't be raised to {need}: {e}"));
+    }
+    Finding::Good(format!("open files: {need} needed, {hard} allowed"))
+}
+
+/// Registered buffers count against RLIMIT_MEMLOCK, unless we may lock memory anyway.
+fn locked_memory(need: Bytes) -> Finding {
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((_, hard)) if hard < need.0 && !nix::unistd::geteuid().is_root() => Finding::Warning(format!(
+            "locked memory: {} are allowed (RLIMIT_MEMLOCK) and a core has {need}: file I/O will be slower",
+            Bytes(hard)
+        )),
+        Ok((_, hard)) => {
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
+            Finding::Good("locked memory: enough".into())
+        }
+        Err(e) => Finding::Warning(format!("locked memory: {e}")),
+    }
+}

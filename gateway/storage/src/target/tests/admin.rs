@@ -1,0 +1,327 @@
+//! Identify, logs, features, events, discovery.
+
+use super::host::{ADMIN, Host, Outcome, Wish};
+use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN};
+use crate::topology::{Allow, LunId, Namespace};
+use trefoil_wire::fabrics::PropertySize;
+use trefoil_wire::fabrics::discovery::DiscoveryLog;
+use trefoil_wire::nvme::feature::{AsyncEventConfig, fid};
+use trefoil_wire::nvme::identify::{
+    ControllerList, IdentifyController, IdentifyNamespace, IoCommandSetList, NamespaceDescriptor,
+    NamespaceDescriptors, NamespaceList, cns,
+};
+use trefoil_wire::nvme::log::{AnaLog, ChangedNamespaces, CommandsAndEffects, ErrorEntry, lid};
+use trefoil_wire::nvme::property::{Cap, offset};
+use trefoil_wire::nvme::{
+    AdminCommand, AsyncEvent, BlockRange, GetFeatures, GetLogPage, IoCommand, NSID_ALL, SetFeatures, Sgl, Status,
+};
+
+const DISCOVERY: Wish = Wish { subnqn: "nqn.2014-08.org.nvmexpress.discovery", ..ADMIN };
+
+fn page(outcome: &Outcome) -> &[u8; 4096] {
+    assert_eq!(outcome.status, Status::SUCCESS);
+    outcome.data.first_chunk().expect("4096 bytes")
+}
+
+fn log(rig: &mut Rig, host: &mut Host, lid: u8, lpo: u64, len: u32) -> Outcome {
+    let get = GetLogPage { lid, lpo, len_bytes: u64::from(len), ..GetLogPage::default() };
+    host.read_admin(rig, AdminCommand::GetLogPage(get), NSID_ALL, len)
+}
+
+fn set(rig: &mut Rig, host: &mut Host, fid: u8, cdw11: u32) -> Outcome {
+    host.plain(rig, AdminCommand::SetFeatures(SetFeatures { fid, cdw11, ..SetFeatures::default() }))
+}
+
+fn get(rig: &mut Rig, host: &mut Host, fid: u8, sel: u8) -> Outcome {
+    host.plain(rig, AdminCommand::GetFeatures(GetFeatures { fid, sel, ..GetFeatures::default() }))
+}
+
+#[test]
+fn properties_read_as_fabrics_wants() {
+    let mut rig = Rig::new(1);
+    let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);
+    let cap = Cap::from_bits(admin.property(&mut rig, PropertySize::Eight, offset::CAP).result);
+    assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms > 0 && cap.mpsmin == 0);
+    assert_eq!(admin.property(&mut rig, PropertySize::Four, offset::VS).result, 0x1_0400);
+    for (size, at) in [(PropertySize::Four, offset::CAP), (PropertySize::Eight, offset::CC), (PropertySize::Four, 0x24)] {
+        assert!(admin.property(&mut rig, size, at).status.is(Status::INVALID_FIELD), "{at:#x}");
+    }
+    rig.finish();
+}
+
+#[test]
+fn identify_says_what_is_there() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let ctrlr = IdentifyController::parse(page(&admin.identify(&mut rig, cns::CONTROLLER, 0)));
+    assert_eq!((ctrlr.sn.text(), ctrlr.mn.text(), ctrlr.cntlid), ("SERIAL", "Model", admin.cntlid));
+    assert_eq!((ctrlr.mdts, ctrlr.ioccsz, ctrlr.iorcsz, ctrlr.icdoff), (8, 516, 1, 0));
+    assert_eq!((ctrlr.nn, ctrlr.mnan, ctrlr.anagrpmax, ctrlr.nanagrpid), (16, 16, 16, 16));
+    assert!(ctrlr.cmic.ana_reporting && ctrlr.oaes.ana_change && ctrlr.oaes.namespace_attribute);
+    assert!(ctrlr.oncs.dsm && ctrlr.oncs.write_zeroes && !ctrlr.oncs.compare && ctrlr.vwc == 7);
+    assert_eq!(&ctrlr.subnqn[..SUBNQN.len()], SUBNQN.as_bytes());
+
+    let ns = IdentifyNamespace::parse(page(&admin.identify(&mut rig, cns::NAMESPACE, 3)));
+    assert_eq!((ns.nsze, ns.ncap, ns.format().block_bytes()), (8192, 8192, Some(512)));
+    assert_eq!((ns.nguid, ns.anagrpid, ns.nmic, ns.dlfeat), ([0xB2; 16], 1, 1, 9));
+    assert!(page(&admin.identify(&mut rig, cns::NAMESPACE, 4)).iter().all(|&b| b == 0), "another host's");
+    assert!(admin.identify(&mut rig, cns::NAMESPACE, 17).status.is(Status::INVALID_NAMESPACE));
+    assert!(admin.identify(&mut rig, cns::NAMESPACE, NSID_ALL).status.is(Status::INVALID_NAMESPACE));
+
+    for (list, nsid, expected) in [
+        (cns::ACTIVE_NAMESPACES, 0, vec![1, 3]),
+        (cns::ACTIVE_NAMESPACES, 1, vec![3]),
+        (cns::ACTIVE_NAMESPACES_IO_COMMAND_SET, 0, vec![1, 3]),
+        (cns::ALLOCATED_NAMESPACES, 2, vec![3]),
+    ] {
+        let outcome = admin.identify(&mut rig, list, nsid);
+        assert_eq!(NamespaceList::parse(page(&outcome)).iter().collect::<Vec<_>>(), expected);
+    }
+    assert!(admin.identify(&mut rig, cns::ACTIVE_NAMESPACES, NSID_ALL).status.is(Status::INVALID_NAMESPACE));
+    let outcome = admin.identify(&mut rig, cns::NAMESPACE_DESCRIPTORS, 1);
+    assert_eq!(NamespaceDescriptors::parse(page(&outcome)).collect::<Vec<_>>(), [
+        NamespaceDescriptor::Nguid([0xB1; 16]),
+        NamespaceDescriptor::Uuid([0xA1; 16]),
+        NamespaceDescriptor::Csi(0)
+    ]);
+    let outcome = admin.identify(&mut rig, cns::CONTROLLERS, 0);
+    assert_eq!(ControllerList::parse(page(&outcome)).iter().collect::<Vec<_>>(), [admin.cntlid]);
+    for ok in [cns::NAMESPACE_IO_COMMAND_SET, cns::CONTROLLER_IO_COMMAND_SET, cns::NAMESPACE_INDEPENDENT] {
+        assert_eq!(admin.identify(&mut rig, ok, 1).status, Status::SUCCESS, "CNS {ok:#x}");
+    }
+    let sets = trefoil_wire::nvme::IdentifyCommand {
+        cns: cns::IO_COMMAND_SETS,
+        cntid: 0xFFFF,
+        ..Default::default()
+    };
+    let outcome = admin.read_admin(&mut rig, AdminCommand::Identify(sets), 0, 4096);
+    assert_eq!(IoCommandSetList::parse(page(&outcome)).iter().collect::<Vec<_>>(), [1]);
+    assert!(admin.identify(&mut rig, 0x55, 1).status.is(Status::INVALID_FIELD));
+    rig.finish();
+}
+
+#[test]
+fn logs_can_be_read_in_pieces() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    for (lid, len) in [
+        (lid::SUPPORTED, 1024),
+        (lid::ERROR, 1024),
+        (lid::SMART, 512),
+        (lid::FIRMWARE_SLOT, 512),
+        (lid::COMMANDS_AND_EFFECTS, 4096),
+        (lid::ANA, 56),
+    ] {
+        // The error log grows with errors alone, so whole and parts are the same.
+        let whole = log(&mut rig, &mut admin, lid, 0, len).data;
+        assert!(whole.iter().any(|&b| b != 0) || lid == lid::ERROR, "log {lid:#x}");
+        let mut pieces = Vec::new();
+        for at in (0..len).step_by(28) {
+            pieces.extend(log(&mut rig, &mut admin, lid, u64::from(at), 28.min(len - at)).data);
+        }
+        assert_eq!(pieces, whole, "log {lid:#x}");
+    }
+    assert!(log(&mut rig, &mut admin, lid::SMART, 516, 4).status.is(Status::INVALID_FIELD));
+    assert!(log(&mut rig, &mut admin, lid::SMART, 2, 4).status.is(Status::INVALID_FIELD));
+    assert!(log(&mut rig, &mut admin, lid::DISCOVERY, 0, 1024).status.is(Status::INVALID_LOG_PAGE));
+    let effects = log(&mut rig, &mut admin, lid::COMMANDS_AND_EFFECTS, 0, 4096);
+    let effects = CommandsAndEffects::parse(page(&effects));
+    assert!(effects.io(0x01).block_content && effects.io(0x02).supported && !effects.io(0x05).supported);
+    let errors = log(&mut rig, &mut admin, lid::ERROR, 0, 64);
+    let newest = ErrorEntry::parse(errors.data.first_chunk().expect("64"));
+    assert_eq!((newest.error_count, newest.status.code()), (3, Status::INVALID_LOG_PAGE));
+    rig.finish();
+}
+
+#[test]
+fn features_are_as_fabrics_wants() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, Wish { kato_ms: 5000, ..ADMIN });
+    assert_eq!(get(&mut rig, &mut admin, fid::KEEP_ALIVE_TIMER, 0).result, 5000);
+    assert_eq!(set(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0x0003_0003).result, 0x0003_0003);
+    assert_eq!(get(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0).result, 0x0003_0003);
+    assert_eq!(set(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0x0100_0100).result, 0x003F_003F);
+    assert!(set(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0xFFFF).status.is(Status::INVALID_FIELD));
+    assert_eq!(set(&mut rig, &mut admin, fid::ARBITRATION, 7).status, Status::SUCCESS);
+    assert_eq!(get(&mut rig, &mut admin, fid::ARBITRATION, 0).result, 7);
+    assert_eq!(get(&mut rig, &mut admin, fid::ARBITRATION, 1).result, 0);
+    assert_eq!(get(&mut rig, &mut admin, fid::ARBITRATION, 3).result, 4);
+    assert_eq!(get(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).result, 1);
+    assert!(set(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).status.is(Status::FEATURE_NOT_CHANGEABLE));
+    // Interrupts are no matter of fabrics.
+    for other in [0x08, 0x09, 0x0D, 0xC0] {
+        assert!(get(&mut rig, &mut admin, other, 0).status.is(Status::INVALID_FIELD), "{other:#x}");
+        assert!(set(&mut rig, &mut admin, other, 0).status.is(Status::INVALID_FIELD), "{other:#x}");
+    }
+    let saved = SetFeatures { fid: fid::ARBITRATION, save: true, ..SetFeatures::default() };
+    assert!(admin.plain(&mut rig, AdminCommand::SetFeatures(saved)).status.is(Status::FEATURE_NOT_SAVEABLE));
+
+    let id = GetFeatures { fid: fid::HOST_IDENTIFIER, cdw11: 1, ..GetFeatures::default() };
+    assert_eq!(admin.read_admin(&mut rig, AdminCommand::GetFeatures(id), 0, 16).data, [9; 16]);
+    let mut behavior = vec![0; 512];
+    behavior[0] = 1;
+    let command = AdminCommand::SetFeatures(SetFeatures { fid: fid::HOST_BEHAVIOR, ..Default::default() });
+    let sqe = command.sqe(admin.next_cid(), 0, Sgl::InCapsule { offset_bytes: 0, len_bytes: 512 });
+    assert_eq!(admin.run(&mut rig, sqe, &behavior).status, Status::SUCCESS);
+    let command = AdminCommand::GetFeatures(GetFeatures { fid: fid::HOST_BEHAVIOR, ..Default::default() });
+    assert_eq!(admin.read_admin(&mut rig, command, 0, 512).data, behavior);
+    rig.finish();
+}
+
+fn await_event(rig: &mut Rig, host: &mut Host, cid: u16) {
+    host.submit(rig, AdminCommand::AsyncEventRequest.sqe(cid, 0, Sgl::NONE), &[]);
+    rig.pump();
+}
+
+fn enable_events(rig: &mut Rig, host: &mut Host) {
+    let config = AsyncEventConfig {
+        namespace_attribute: true,
+        ana_change: true,
+        discovery_change: true,
+        ..Default::default()
+    };
+    assert_eq!(set(rig, host, fid::ASYNC_EVENT_CONFIG, config.bits()).status, Status::SUCCESS);
+}
+
+fn changed(rig: &mut Rig, host: &mut Host) -> Vec<u32> {
+    let outcome = log(rig, host, lid::CHANGED_NAMESPACES, 0, 4096);
+    match ChangedNamespaces::parse(page(&outcome)) {
+        ChangedNamespaces::These(list) => list.iter().collect(),
+        ChangedNamespaces::TooMany => vec![NSID_ALL],
+    }
+}
+
+#[test]
+fn namespace_changes_are_told_once_until_the_log_is_read() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    enable_events(&mut rig, &mut admin);
+    await_event(&mut rig, &mut admin, 801);
+    await_event(&mut rig, &mut admin, 802);
+    let event = u64::from(AsyncEvent::NAMESPACE_CHANGED.dw0());
+
+    rig.topology.luns[1].as_mut().expect("a LUN").blocks += 8;
+    rig.publish();
+    assert_eq!(admin.responses(&mut rig), [(801, Status::SUCCESS, event)]);
+    rig.topology.subsystems[0].namespaces.remove(0);
+    rig.publish();
+    // A namespace of another host's is none of this host's business.
+    rig.topology.luns[2].as_mut().expect("a LUN").blocks += 8;
+    rig.publish();
+    assert_eq!(admin.responses(&mut rig), []);
+    assert_eq!(changed(&mut rig, &mut admin), [1, 3]);
+    assert_eq!(changed(&mut rig, &mut admin), []);
+
+    let added = Namespace { nsid: 9, lun: LunId(0), hosts: Allow::Any, ana_group: 1, ana_state: 1 };
+    rig.topology.subsystems[0].namespaces.push(added);
+    rig.publish();
+    assert_eq!(admin.responses(&mut rig), [(802, Status::SUCCESS, event)]);
+    rig.topology.subsystems[0].namespaces[2].hosts = Allow::Only(vec![]);
+    rig.publish();
+    assert_eq!(changed(&mut rig, &mut admin), [9]);
+    // Masked while the log was unread, and nothing since: a new request waits.
+    await_event(&mut rig, &mut admin, 803);
+    assert_eq!(admin.responses(&mut rig), []);
+    rig.finish();
+}
+
+#[test]
+fn event_requests_are_limited() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    (0..5).for_each(|i| await_event(&mut rig, &mut admin, 800 + i));
+    assert_eq!(admin.responses(&mut rig), [(804, Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr(), 0)]);
+    rig.finish();
+}
+
+#[test]
+fn ana_changes_are_told_and_counted() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    enable_events(&mut rig, &mut admin);
+    await_event(&mut rig, &mut admin, 801);
+    rig.topology.subsystems[0].namespaces[1].ana_group = 7;
+    rig.publish();
+    let told = admin.responses(&mut rig);
+    assert_eq!(told.len(), 1, "the group is an attribute");
+    await_event(&mut rig, &mut admin, 802);
+    rig.topology.subsystems[0].namespaces[1].ana_state = 3;
+    rig.publish();
+    assert_eq!(admin.responses(&mut rig), [(802, Status::SUCCESS, u64::from(AsyncEvent::ANA_CHANGE.dw0()))]);
+    let outcome = log(&mut rig, &mut admin, lid::ANA, 0, 88);
+    let ana = AnaLog::parse(&outcome.data).expect("a log");
+    let groups: Vec<_> = ana
+        .iter()
+        .map(|g| g.map(|g| (g.group_id, g.state.bits(), g.nsids().collect::<Vec<_>>())).expect("whole"))
+        .collect();
+    assert_eq!((ana.change_count, groups), (1, vec![(1, 1, vec![1]), (7, 3, vec![3])]));
+    let rgo = GetLogPage { lid: lid::ANA, lsp: 1, len_bytes: 80, ..GetLogPage::default() };
+    let outcome = admin.read_admin(&mut rig, AdminCommand::GetLogPage(rgo), 0, 80);
+    let ana = AnaLog::parse(&outcome.data).expect("a log");
+    assert!(ana.iter().all(|g| g.is_ok_and(|g| g.nsids().count() == 0)) && ana.groups == 2);
+    rig.finish();
+}
+
+fn discovered(rig: &mut Rig, host: &mut Host) -> (u64, Vec<(String, String, String)>) {
+    let outcome = log(rig, host, lid::DISCOVERY, 0, 8192);
+    let log = DiscoveryLog::parse(&outcome.data).expect("a log");
+    let entries = log.entries().map(|e| {
+        let e = e.expect("an entry");
+        (e.subnqn.to_string(), e.traddr.text().to_string(), e.trsvcid.text().to_string())
+    });
+    (log.header.genctr, entries.collect())
+}
+
+#[test]
+fn discovery_shows_each_host_its_own() {
+    let mut rig = Rig::new(2);
+    let mut host = Host::admin(&mut rig, 1, DISCOVERY);
+    let mut stranger = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:stranger", ..DISCOVERY });
+    let entry = |ip: &str, port: &str| (SUBNQN.to_string(), ip.to_string(), port.to_string());
+    let (first, entries) = discovered(&mut rig, &mut host);
+    // The wildcard portal is shown as the address that the host used.
+    assert_eq!(entries, [entry("192.0.2.1", "4420"), entry("192.0.2.9", "4421")]);
+    assert_eq!(discovered(&mut rig, &mut stranger).1, []);
+    assert!(host.identify(&mut rig, cns::NAMESPACE, 1).status.is(Status::INVALID_FIELD));
+    let ctrlr = IdentifyController::parse(page(&host.identify(&mut rig, cns::CONTROLLER, 0)));
+    assert_eq!((ctrlr.cntrltype, ctrlr.oaes.discovery_change), (2, true));
+
+    enable_events(&mut rig, &mut host);
+    await_event(&mut rig, &mut host, 801);
+    rig.topology.luns[0].as_mut().expect("a LUN").blocks += 8;
+    rig.publish();
+    assert_eq!(host.responses(&mut rig), [], "a LUN is no matter of discovery");
+    rig.topology.subsystems[0].hosts = Allow::Only(vec![OTHER_HOST.into()]);
+    rig.publish();
+    let event = u64::from(AsyncEvent::DISCOVERY_CHANGED.dw0());
+    assert_eq!(host.responses(&mut rig), [(801, Status::SUCCESS, event)]);
+    let (second, entries) = discovered(&mut rig, &mut host);
+    assert!(second > first && entries.is_empty());
+    rig.finish();
+}
+
+#[test]
+fn a_subsystem_is_shown_on_its_portals_alone() {
+    let mut rig = Rig::new(1);
+    rig.topology.subsystems[0].portals = vec![crate::topology::PortalId(1)];
+    rig.publish();
+    let mut host = Host::admin(&mut rig, 0, DISCOVERY);
+    assert_eq!(discovered(&mut rig, &mut host).1, []);
+    let (_, refused) = Host::connect(&mut rig, 0, ADMIN);
+    assert!(refused.status.is(Status::CONNECT_INVALID_PARAMETERS));
+    rig.finish();
+}
+
+#[test]
+fn what_a_host_may_not_see_it_may_not_touch() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, Wish { hostnqn: OTHER_HOST, ..ADMIN });
+    let mut io = Host::io(&mut rig, 0, &admin, Wish { hostnqn: OTHER_HOST, ..ADMIN });
+    let read = IoCommand::Read(BlockRange::new(0, 1));
+    assert!(io.io_command(&mut rig, 3, read, &[], 512).status.is(Status::INVALID_NAMESPACE));
+    assert_eq!(io.io_command(&mut rig, 4, read, &[], 512).status, Status::SUCCESS);
+    rig.topology.subsystems[0].namespaces[2].hosts = Allow::Only(vec![HOST.into()]);
+    rig.publish();
+    assert!(io.io_command(&mut rig, 4, read, &[], 512).status.is(Status::INVALID_NAMESPACE));
+    rig.finish();
+}

@@ -1,0 +1,243 @@
+//! Who may connect, and how associations end.
+
+use super::host::{ADMIN, Host, Outcome, Wish, connect_command};
+use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN};
+use crate::topology::Allow;
+use std::time::Duration;
+use trefoil_wire::fabrics::{FabricsCommand, PropertySize};
+use trefoil_wire::nvme::property::{Cc, Csts, offset};
+use trefoil_wire::nvme::{AdminCommand, BlockRange, IoCommand, Sgl, Status};
+
+const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
+
+/// IATTR and IPO of a rejection.
+fn rejected(outcome: &Outcome) -> (Status, u64) {
+    (outcome.status.code(), outcome.result)
+}
+
+const IN_DATA: u64 = 1 << 16;
+
+#[test]
+fn connect_is_checked() {
+    let mut rig = Rig::new(2);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let invalid = Status::CONNECT_INVALID_PARAMETERS;
+    let io = Wish { qid: 1, cntlid: admin.cntlid, sqsize: 127, ..ADMIN };
+    for (wish, status, result) in [
+        (Wish { subnqn: "nqn.2024-01.test:none", ..ADMIN }, invalid, IN_DATA | 256),
+        (Wish { hostnqn: "nqn.2024-01.test:stranger", ..ADMIN }, Status::CONNECT_INVALID_HOST, 0),
+        (Wish { cntlid: 1, ..ADMIN }, invalid, IN_DATA | 16),
+        (Wish { sqsize: 0, ..ADMIN }, invalid, 44),
+        (Wish { sqsize: 256, ..ADMIN }, invalid, 44),
+        (Wish { cntlid: admin.cntlid + 2, ..io }, invalid, IN_DATA | 16),
+        (Wish { cntlid: 0, ..io }, invalid, IN_DATA | 16),
+        (Wish { qid: 65, ..io }, invalid, 42),
+        (Wish { hostnqn: OTHER_HOST, ..io }, Status::CONNECT_INVALID_HOST, 0),
+        (Wish { subnqn: DISCOVERY, ..io }, Status::INVALID_QUEUE_TYPE, 0),
+    ] {
+        let (host, outcome) = Host::connect(&mut rig, 1, wish);
+        assert_eq!(rejected(&outcome), (status, result), "sqsize {} qid {}", wish.sqsize, wish.qid);
+        rig.hang_up(host.at);
+    }
+    // The same connection may try again after a refusal.
+    let (mut host, outcome) = Host::connect(&mut rig, 0, Wish { sqsize: 0, ..ADMIN });
+    assert!(!outcome.status.is_ok());
+    assert_eq!(host.fabrics_connect(&mut rig, ADMIN).status, Status::SUCCESS);
+    assert!(host.fabrics_connect(&mut rig, ADMIN).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    rig.finish();
+}
+
+#[test]
+fn names_and_host_id_must_be_well_formed() {
+    let mut rig = Rig::new(1);
+    for (at, bytes, ipo) in [(0, vec![0; 16], 0), (256, b"bad\0".to_vec(), 256), (512, vec![b'x'; 256], 512)] {
+        let mut host = Host::dial(&mut rig, 0, (false, false), 4);
+        let (command, mut data) = connect_command(ADMIN);
+        data[at..at + bytes.len()].copy_from_slice(&bytes);
+        let sqe = command.sqe(1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 1024 });
+        let outcome = host.run(&mut rig, sqe, &data);
+        assert_eq!(rejected(&outcome), (Status::CONNECT_INVALID_PARAMETERS, IN_DATA | ipo));
+    }
+    rig.finish();
+}
+
+#[test]
+fn connect_data_may_come_by_r2t() {
+    let mut rig = Rig::new(1);
+    let mut host = Host::dial(&mut rig, 0, (true, true), 4);
+    let (command, data) = connect_command(ADMIN);
+    let outcome = host.run(&mut rig, command.sqe(1, Sgl::Transport { len_bytes: 1024 }), &data);
+    assert_eq!(outcome.status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn nothing_works_before_connect_or_enable() {
+    let mut rig = Rig::new(1);
+    let mut host = Host::dial(&mut rig, 0, (false, false), 4);
+    assert!(host.plain(&mut rig, AdminCommand::KeepAlive).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    let get = host.property(&mut rig, PropertySize::Four, offset::VS);
+    assert!(get.status.is(Status::COMMAND_SEQUENCE_ERROR));
+    assert_eq!(host.fabrics_connect(&mut rig, ADMIN).status, Status::SUCCESS);
+    assert!(host.identify(&mut rig, 1, 0).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    let cntlid = 1;
+    let (_, outcome) = Host::connect(&mut rig, 0, Wish { qid: 1, cntlid, ..ADMIN });
+    assert!(outcome.status.is(Status::COMMAND_SEQUENCE_ERROR), "I/O queue before CSTS.RDY");
+    host.enable(&mut rig);
+    assert_eq!(host.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn identifiers_name_their_owner_and_queues_join_from_any_core() {
+    let mut rig = Rig::new(4);
+    for core in 0..4 {
+        let admin = Host::admin(&mut rig, core, ADMIN);
+        assert_eq!(usize::from(admin.cntlid - 1) % 4, core);
+        for io_core in 0..4 {
+            let wish = Wish { qid: io_core as u16 + 1, ..ADMIN };
+            let mut io = Host::io(&mut rig, io_core, &admin, wish);
+            let read = IoCommand::Read(BlockRange::new(0, 1));
+            assert_eq!(io.io_command(&mut rig, 1, read, &[], 512).status, Status::SUCCESS);
+            let (_, again) = Host::connect(&mut rig, 0, Wish { cntlid: admin.cntlid, ..wish });
+            assert!(again.status.is(Status::INVALID_QUEUE_ID), "qid {} is taken", wish.qid);
+            let mut refused = Host::dial(&mut rig, 0, (false, false), 4);
+            let set = io.set_cc(&mut rig, Cc::default());
+            assert!(set.status.is(Status::INVALID_FIELD), "properties are the admin queue's");
+            assert!(refused.plain(&mut rig, AdminCommand::KeepAlive).status.is(Status::COMMAND_SEQUENCE_ERROR));
+        }
+    }
+    rig.finish();
+}
+
+fn csts(rig: &mut Rig, admin: &mut Host) -> Csts {
+    Csts::from_bits(admin.property(rig, PropertySize::Four, offset::CSTS).result as u32)
+}
+
+#[test]
+fn losing_the_admin_queue_ends_the_association() {
+    let mut rig = Rig::new(3);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let io: Vec<_> = (0..3).map(|c| Host::io(&mut rig, c, &admin, Wish { qid: c as u16 + 1, ..ADMIN })).collect();
+    rig.hang_up(admin.at);
+    assert!(io.iter().all(|io| !rig.sock(io.at).open));
+    rig.finish();
+}
+
+#[test]
+fn reset_closes_io_queues_and_keeps_the_admin_queue() {
+    let mut rig = Rig::new(2);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let io = Host::io(&mut rig, 1, &admin, ADMIN);
+    let aer = AdminCommand::AsyncEventRequest.sqe(900, 0, Sgl::NONE);
+    admin.submit(&mut rig, aer, &[]);
+    rig.pump();
+    let reset = admin.property(&mut rig, PropertySize::Four, offset::CC).result as u32 & !1;
+    let set = trefoil_wire::fabrics::PropertySet {
+        size: PropertySize::Four,
+        offset: offset::CC,
+        value: u64::from(reset),
+    };
+    admin.submit(&mut rig, FabricsCommand::PropertySet(set).sqe(901, Sgl::NONE), &[]);
+    rig.pump();
+    assert_eq!(admin.responses(&mut rig), [(901, Status::SUCCESS, 0), (900, Status::ABORTED_SQ_DELETION, 0)]);
+    assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
+    assert!(!csts(&mut rig, &mut admin).rdy);
+    admin.enable(&mut rig);
+    assert!(csts(&mut rig, &mut admin).rdy);
+    let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+    assert_eq!(io.io_command(&mut rig, 1, IoCommand::Flush, &[], 0).status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn shutdown_completes_when_the_io_queues_are_gone() {
+    let mut rig = Rig::new(2);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let io = Host::io(&mut rig, 1, &admin, ADMIN);
+    assert_eq!(csts(&mut rig, &mut admin).shst, 0);
+    admin.set_cc(&mut rig, Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() });
+    assert!(!rig.sock(io.at).open);
+    assert_eq!(csts(&mut rig, &mut admin).shst, 2);
+    rig.finish();
+}
+
+#[test]
+fn what_can_not_be_selected_is_fatal() {
+    let mut rig = Rig::new(1);
+    let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);
+    admin.set_cc(&mut rig, Cc { en: true, mps: 1, iosqes: 6, iocqes: 4, ..Cc::default() });
+    let csts = csts(&mut rig, &mut admin);
+    assert!(csts.cfs && !csts.rdy);
+    rig.finish();
+}
+
+#[test]
+fn silence_past_kato_ends_the_controller() {
+    let mut rig = Rig::new(2);
+    let mut admin = Host::admin(&mut rig, 0, Wish { kato_ms: 4500, ..ADMIN });
+    let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+    for _ in 0..4 {
+        rig.pass(Duration::from_millis(3000));
+        assert_eq!(admin.plain(&mut rig, AdminCommand::KeepAlive).status, Status::SUCCESS);
+    }
+    // I/O is no sign of life without traffic based keep alive; 4.5 s is rounded up to 5 s.
+    rig.pass(Duration::from_millis(4900));
+    assert_eq!(io.io_command(&mut rig, 1, IoCommand::Flush, &[], 0).status, Status::SUCCESS);
+    rig.pass(Duration::from_millis(110));
+    assert!(!rig.sock(admin.at).open && !rig.sock(io.at).open);
+    rig.finish();
+}
+
+#[test]
+fn disconnect_answers_and_closes_the_queue() {
+    let mut rig = Rig::new(2);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+    let sqe = FabricsCommand::Disconnect { recfmt: 0 }.sqe(50, Sgl::NONE);
+    assert!(admin.run(&mut rig, sqe, &[]).status.is(Status::INVALID_QUEUE_TYPE));
+    io.submit(&mut rig, sqe, &[]);
+    rig.pump();
+    assert_eq!(io.responses(&mut rig), [(50, Status::SUCCESS, 0)]);
+    assert!(!rig.sock(io.at).open);
+    Host::io(&mut rig, 0, &admin, ADMIN);
+    rig.finish();
+}
+
+#[test]
+fn hosts_that_lose_permission_are_disconnected() {
+    let mut rig = Rig::new(2);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let io = Host::io(&mut rig, 1, &admin, ADMIN);
+    let other = Host::admin(&mut rig, 1, Wish { hostnqn: OTHER_HOST, ..ADMIN });
+    rig.topology.subsystems[0].hosts = Allow::Only(vec![OTHER_HOST.into()]);
+    rig.publish();
+    assert!(!rig.sock(admin.at).open && !rig.sock(io.at).open && rig.sock(other.at).open);
+    let (_, refused) = Host::connect(&mut rig, 0, ADMIN);
+    assert!(refused.status.is(Status::CONNECT_INVALID_HOST));
+    rig.topology.subsystems.clear();
+    rig.publish();
+    assert!(!rig.sock(other.at).open);
+    let (_, refused) = Host::connect(&mut rig, 0, Wish { hostnqn: OTHER_HOST, ..ADMIN });
+    assert_eq!(rejected(&refused), (Status::CONNECT_INVALID_PARAMETERS, IN_DATA | 256));
+    rig.finish();
+}
+
+#[test]
+fn a_survey_lists_what_is_connected() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 0, &admin, Wish { digests: (true, false), ..ADMIN });
+    io.io_command(&mut rig, 1, IoCommand::Read(BlockRange::new(0, 8)), &[], 4096);
+    let mut survey = crate::msg::Survey { qpairs: Vec::with_capacity(1), total: 0 };
+    rig.cores[0].target.survey(&mut survey);
+    assert_eq!((survey.qpairs.len(), survey.total), (1, 2));
+    let mut survey = crate::msg::Survey { qpairs: Vec::with_capacity(9), total: 0 };
+    rig.cores[0].target.survey(&mut survey);
+    let row = survey.qpairs.iter().find(|row| row.qid == 1).expect("the I/O queue");
+    assert_eq!((row.depth, row.outstanding, row.commands, row.payload_bytes), (128, 0, 2, 1024 + 4096));
+    assert_eq!((row.host_nqn.as_str(), row.subsystem_nqn.as_str()), (HOST, SUBNQN));
+    assert_eq!(row.digests, (true, false));
+    assert_eq!(rig.cores[0].target.lun_stats(crate::topology::LunId(0)).read_bytes, 4096);
+    rig.finish();
+}

@@ -1,0 +1,145 @@
+//! Shortage: slots, payload memory, send lists.
+
+use super::host::{ADMIN, Host, Seen, Wish};
+use super::rig::{Rig, limits};
+use crate::target::TargetLimits;
+use trefoil_wire::nvme::{Abort, AdminCommand, BlockRange, IoCommand, Sgl, Status};
+
+/// Writes of `len` bytes on each queue, all sent before any is answered; every one must succeed.
+fn storm(rig: &mut Rig, queues: &mut [Host], each: u16, len: usize) {
+    let data = vec![0xA5; len];
+    for io in queues.iter_mut() {
+        let mut bytes = Vec::new();
+        for cid in 0..each {
+            let command = IoCommand::Write(BlockRange::new(0, (len / 512) as u32));
+            let sgl = match len {
+                ..=8192 => Sgl::InCapsule { offset_bytes: 0, len_bytes: len as u32 },
+                _ => Sgl::Transport { len_bytes: len as u32 },
+            };
+            let body: &[u8] = if len <= 8192 { &data } else { &[] };
+            bytes.extend(io.capsule(command.sqe(cid, 1, sgl), body));
+        }
+        rig.send(io.at, &bytes);
+    }
+    rig.hold = true;
+    rig.pump();
+    rig.hold = false;
+    let mut done = vec![0; queues.len()];
+    for _ in 0..usize::from(each) * queues.len() + 1 {
+        rig.pump();
+        for (io, done) in queues.iter_mut().zip(&mut done) {
+            for pdu in io.seen(rig) {
+                match pdu {
+                    Seen::R2t(r2t) => io.answer(rig, r2t, &data),
+                    Seen::Resp(cqe) => {
+                        assert_eq!(cqe.status, Status::SUCCESS);
+                        *done += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    assert_eq!(done, vec![usize::from(each); queues.len()]);
+}
+
+fn queues(rig: &mut Rig, count: u16) -> (Host, Vec<Host>) {
+    let admin = Host::admin(rig, 0, ADMIN);
+    let queues = (1..=count).map(|qid| Host::io(rig, 0, &admin, Wish { qid, ..ADMIN })).collect();
+    (admin, queues)
+}
+
+#[test]
+fn little_memory_makes_commands_wait_and_all_get_through() {
+    for (len, cut) in [(4096, false), (8192, true), (65_536, false), (1 << 20, true)] {
+        let mut rig = Rig::with(1, TargetLimits { reserved_bytes: 1 << 20, ..limits() }, 6);
+        rig.cut = cut;
+        let (mut admin, mut queues) = queues(&mut rig, 4);
+        storm(&mut rig, &mut queues, 40, len);
+        assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+        rig.finish();
+    }
+}
+
+#[test]
+fn few_slots_stall_streams_and_all_get_through() {
+    let mut rig = Rig::with(1, TargetLimits { slots: 24, reserved_slots: 8, ..limits() }, 8);
+    let (mut admin, mut queues) = queues(&mut rig, 4);
+    storm(&mut rig, &mut queues, 60, 4096);
+    storm(&mut rig, &mut queues, 60, 16_384);
+    assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn admin_and_connect_get_through_while_io_has_everything() {
+    let mut rig = Rig::with(1, TargetLimits { slots: 24, reserved_slots: 8, ..limits() }, 8);
+    let (mut admin, mut queues) = queues(&mut rig, 1);
+    rig.hold = true;
+    for cid in 0..60 {
+        let command = IoCommand::Read(BlockRange::new(0, 8));
+        queues[0].submit(&mut rig, command.sqe(cid, 1, Sgl::Transport { len_bytes: 4096 }), &[]);
+    }
+    rig.pump();
+    assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    let mut other = Host::admin(&mut rig, 0, ADMIN);
+    assert_eq!(other.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn one_send_list_serves_many_connections() {
+    let mut rig = Rig::with(1, TargetLimits { send_lists: 1, ..limits() }, 8);
+    let (_, mut queues) = queues(&mut rig, 4);
+    storm(&mut rig, &mut queues, 20, 4096);
+    rig.finish();
+}
+
+#[test]
+fn a_greedy_queue_leaves_memory_for_others() {
+    let mut rig = Rig::with(1, limits(), 16);
+    let (_, mut queues) = queues(&mut rig, 2);
+    rig.hold = true;
+    for cid in 0..100 {
+        let command = IoCommand::Read(BlockRange::new(0, 256));
+        queues[0].submit(&mut rig, command.sqe(cid, 1, Sgl::Transport { len_bytes: 131_072 }), &[]);
+    }
+    rig.pump();
+    let core = &rig.cores[0];
+    let held = core.arena.capacity_bytes() - core.arena.free_bytes();
+    assert!(held <= 2 << 20, "{held} bytes held by one queue of a 16 MiB arena");
+    rig.finish();
+}
+
+#[test]
+fn abort_ends_what_waits_and_not_what_runs() {
+    let mut rig = Rig::with(2, TargetLimits { reserved_bytes: 1 << 20, ..limits() }, 4);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+    rig.hold = true;
+    let read = IoCommand::Read(BlockRange::new(0, 2048));
+    for cid in [1, 2, 3] {
+        io.submit(&mut rig, read.sqe(cid, 1, Sgl::Transport { len_bytes: 1 << 20 }), &[]);
+    }
+    rig.pump();
+    let mut abort = |rig: &mut Rig, cid| admin.plain(rig, AdminCommand::Abort(Abort { sqid: 1, cid })).result;
+    assert_eq!(abort(&mut rig, 1), 1, "the first runs");
+    assert_eq!(abort(&mut rig, 2), 0, "the second waits for memory");
+    assert_eq!(abort(&mut rig, 9), 1, "there is no such command");
+    assert_eq!(io.responses(&mut rig), [(2, Status::ABORT_REQUESTED, 0)]);
+    rig.hold = false;
+    rig.pump();
+    let done: Vec<_> =
+        io.seen(&mut rig).iter().filter_map(|s| if let Seen::Resp(c) = s { Some(c.cid) } else { None }).collect();
+    assert_eq!(done, [1, 3]);
+
+    let write = IoCommand::Write(BlockRange::new(0, 32));
+    io.submit(&mut rig, write.sqe(4, 1, Sgl::Transport { len_bytes: 16_384 }), &[]);
+    rig.pump();
+    let [Seen::R2t(r2t)] = io.seen(&mut rig)[..] else { panic!("an R2T") };
+    assert_eq!(abort(&mut rig, 4), 0, "it waits for the host's data");
+    io.answer(&mut rig, r2t, &[1; 16_384]);
+    assert_eq!(io.responses(&mut rig), [(4, Status::ABORT_REQUESTED, 0)]);
+    assert!(rig.disks[0].iter().all(|&b| b == 0), "it was not started");
+    rig.finish();
+}

@@ -1,0 +1,442 @@
+//! A gateway of several targets with memory beneath, and a driver that cuts what it delivers as a seed says.
+
+use crate::cx::Cx;
+use crate::msg::Msg;
+use crate::request::{Completed, Fault, Op, Request};
+use crate::target::{Target, TargetLimits};
+use crate::topology::{Allow, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+use trefoil_poll::rand::Rng;
+use trefoil_poll::{
+    Arena, ArenaId, CoreId, FileId, FileOp, Instant, Io, RecvEnd, RecvInto, SendList, SockId, TableFull,
+};
+use trefoil_sys::region::Region;
+
+pub const SUBNQN: &str = "nqn.2024-01.test:disks";
+pub const HOST: &str = "nqn.2024-01.test:host";
+pub const OTHER_HOST: &str = "nqn.2024-01.test:other";
+pub const BLOCK: usize = 512;
+
+#[derive(Default)]
+pub struct Sock {
+    pub open: bool,
+    recv: Option<RecvInto>,
+    filled: u32,
+    sending: Option<Box<SendList>>,
+    closing: bool,
+    inbox: VecDeque<u8>,
+    pub outbox: Vec<u8>,
+    /// The host takes nothing.
+    pub deaf: bool,
+    eof: bool,
+}
+
+pub struct TestIo {
+    core: u16,
+    cores: u16,
+    pub now: Instant,
+    pub socks: Vec<Sock>,
+    posts: Vec<(CoreId, Msg<(), ()>)>,
+    pub control: Vec<Msg<(), ()>>,
+}
+
+impl Io for TestIo {
+    type Socket = ();
+    type File = ();
+    type Msg = Msg<(), ()>;
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+    fn random(&mut self) -> u64 {
+        4
+    }
+    fn core(&self) -> CoreId {
+        CoreId(self.core)
+    }
+    fn cores(&self) -> u16 {
+        self.cores
+    }
+    fn adopt(&mut self, socket: ()) -> Result<SockId, ()> {
+        Err(socket)
+    }
+    fn connect(&mut self, _to: SocketAddr) -> Result<SockId, TableFull> {
+        Err(TableFull)
+    }
+    fn recv(&mut self, sock: SockId, into: RecvInto) {
+        let sock = &mut self.socks[sock.0 as usize];
+        assert!(sock.open && sock.recv.is_none(), "one receive at a time");
+        sock.filled = 0;
+        sock.recv = Some(into);
+    }
+    fn send(&mut self, sock: SockId, list: Box<SendList>) {
+        let sock = &mut self.socks[sock.0 as usize];
+        assert!(sock.open && sock.sending.is_none() && !list.is_empty(), "one send at a time");
+        sock.sending = Some(list);
+    }
+    fn close(&mut self, sock: SockId) {
+        self.socks[sock.0 as usize].closing = true;
+    }
+    fn attach_file(&mut self, file: ()) -> Result<FileId, ()> {
+        Err(file)
+    }
+    fn detach_file(&mut self, _file: FileId) {}
+    fn file(&mut self, _file: FileId, _op: FileOp, _token: u64) {}
+    fn post(&mut self, to: CoreId, msg: Self::Msg) {
+        self.posts.push((to, msg));
+    }
+    fn post_control(&mut self, msg: Self::Msg) {
+        self.control.push(msg);
+    }
+}
+
+pub struct Core {
+    pub target: Target,
+    pub arena: Arena,
+    requests: VecDeque<Request>,
+    done: VecDeque<Completed>,
+    pub io: TestIo,
+}
+
+/// A socket's place: core, then number.
+pub type At = (usize, u32);
+
+pub struct Rig {
+    pub cores: Vec<Core>,
+    pub disks: Vec<Vec<u8>>,
+    pub rng: Rng,
+    /// Deliver in random pieces.
+    pub cut: bool,
+    /// Requests wait until this is false.
+    pub hold: bool,
+    pub faults: Vec<(Op, Fault)>,
+    pub flushes: usize,
+    pub durable_writes: usize,
+    pub topology: Topology,
+    slots: usize,
+}
+
+pub fn limits() -> TargetLimits {
+    TargetLimits {
+        max_conns: 32,
+        max_ctrlrs: 8,
+        slots: 512,
+        reserved_slots: 16,
+        reserved_bytes: 1 << 20,
+        send_lists: 32,
+        ..TargetLimits::default()
+    }
+}
+
+pub fn topology() -> Topology {
+    let lun = |name: &str, blocks: u64| {
+        Some(Lun {
+            name: name.into(),
+            block_bytes: BLOCK as u32,
+            blocks,
+            uuid: [0xA0 + name.len() as u8; 16],
+            nguid: [0xB0 + name.len() as u8; 16],
+            extents: Vec::new(),
+            read_only: false,
+        })
+    };
+    let namespace = |nsid: u32, lun: u32, hosts: Allow| Namespace {
+        nsid,
+        lun: LunId(lun),
+        hosts,
+        ana_group: 1,
+        ana_state: 1,
+    };
+    Topology {
+        epoch: 1,
+        luns: vec![lun("a", 8192), lun("bb", 8192), lun("ccc", 8192)],
+        subsystems: vec![Subsystem {
+            nqn: SUBNQN.into(),
+            serial: "SERIAL".into(),
+            model: "Model".into(),
+            hosts: Allow::Only(vec![HOST.into(), OTHER_HOST.into()]),
+            portals: vec![PortalId(0), PortalId(1)],
+            namespaces: vec![
+                namespace(1, 0, Allow::Any),
+                namespace(3, 1, Allow::Only(vec![HOST.into()])),
+                namespace(4, 2, Allow::Only(vec![OTHER_HOST.into()])),
+            ],
+            max_namespaces: 16,
+            cntlid_range: (1, 0xFFEF),
+        }],
+        portals: vec![
+            Some(Portal { listen: "0.0.0.0:4420".parse().expect("an address") }),
+            Some(Portal { listen: "192.0.2.9:4421".parse().expect("an address") }),
+        ],
+    }
+}
+
+/// Arena homes are process-wide; each test core takes its own.
+static NEXT_ARENA: AtomicU16 = AtomicU16::new(0);
+
+impl Rig {
+    pub fn new(cores: u16) -> Self {
+        Self::with(cores, limits(), 8)
+    }
+
+    pub fn with(cores: u16, limits: TargetLimits, arena_mib: usize) -> Self {
+        let core = |core: u16| {
+            let id = NEXT_ARENA.fetch_add(1, Ordering::Relaxed) % 250;
+            let region = Region::anonymous(arena_mib << 20).expect("memory for a test");
+            let socks = (0..limits.max_conns).map(|_| Sock::default()).collect();
+            Core {
+                target: Target::new(limits, CoreId(core), cores, id),
+                arena: Arena::new(ArenaId(id), region),
+                requests: VecDeque::new(),
+                done: VecDeque::new(),
+                io: TestIo {
+                    core,
+                    cores,
+                    now: Instant::from_ns(1 << 40),
+                    socks,
+                    posts: Vec::new(),
+                    control: Vec::new(),
+                },
+            }
+        };
+        let mut rig = Self {
+            cores: (0..cores).map(core).collect(),
+            disks: vec![vec![0; 8192 * BLOCK]; 3],
+            rng: Rng::new(1),
+            cut: false,
+            hold: false,
+            faults: Vec::new(),
+            flushes: 0,
+            durable_writes: 0,
+            topology: topology(),
+            slots: limits.slots,
+        };
+        rig.publish();
+        rig
+    }
+
+    pub fn with_core<R>(&mut self, core: usize, f: impl FnOnce(&mut Target, &mut Cx<'_, TestIo>) -> R) -> R {
+        let core = &mut self.cores[core];
+        let mut cx = Cx {
+            io: &mut core.io,
+            arena: &mut core.arena,
+            requests: &mut core.requests,
+            done: &mut core.done,
+        };
+        f(&mut core.target, &mut cx)
+    }
+
+    /// Makes `self.topology` the truth on every core.
+    pub fn publish(&mut self) {
+        self.topology.epoch += 1;
+        let snapshot = |t: &Topology| Topology {
+            epoch: t.epoch,
+            luns: t.luns.clone(),
+            subsystems: t.subsystems.clone(),
+            portals: t.portals.clone(),
+        };
+        let shared = Arc::new(snapshot(&self.topology));
+        for core in 0..self.cores.len() {
+            let shared = shared.clone();
+            self.with_core(core, |target, cx| drop(target.on_topology(cx, shared)));
+        }
+        self.pump();
+    }
+
+    pub fn open(&mut self, core: usize) -> At {
+        let sock = self.cores[core].io.socks.iter().position(|s| !s.open).expect("a free socket");
+        self.cores[core].io.socks[sock] = Sock { open: true, ..Sock::default() };
+        let id = SockId(sock as u32);
+        self.with_core(core, |target, cx| {
+            let local = "192.0.2.1:4420".parse().expect("an address");
+            target.adopt(cx, id, PortalId(0), local, "198.51.100.7:999".parse().expect("an address"));
+        });
+        (core, sock as u32)
+    }
+
+    pub fn sock(&mut self, at: At) -> &mut Sock {
+        &mut self.cores[at.0].io.socks[at.1 as usize]
+    }
+
+    pub fn send(&mut self, at: At, bytes: &[u8]) {
+        self.sock(at).inbox.extend(bytes);
+    }
+
+    /// What the host got, taken out.
+    pub fn take(&mut self, at: At) -> Vec<u8> {
+        std::mem::take(&mut self.sock(at).outbox)
+    }
+
+    pub fn hang_up(&mut self, at: At) {
+        self.sock(at).eof = true;
+        self.pump();
+    }
+
+    pub fn pass(&mut self, by: Duration) {
+        self.cores.iter_mut().for_each(|core| core.io.now = core.io.now + by);
+        self.pump();
+    }
+
+    /// Runs until nothing more happens by itself.
+    pub fn pump(&mut self) {
+        for turns in 0.. {
+            assert!(turns < 200_000, "it never comes to rest");
+            let mut worked = false;
+            for core in 0..self.cores.len() {
+                worked |= self.turn(core);
+            }
+            if !worked {
+                break;
+            }
+        }
+    }
+
+    fn turn(&mut self, core: usize) -> bool {
+        let mut worked = false;
+        for sock in 0..self.cores[core].io.socks.len() as u32 {
+            worked |= self.deliver(core, sock);
+            worked |= self.run_requests(core);
+        }
+        let posts = std::mem::take(&mut self.cores[core].io.posts);
+        for (to, msg) in posts {
+            worked = true;
+            match msg {
+                Msg::Ctrlr(msg) => {
+                    self.with_core(usize::from(to.0), |target, cx| target.on_ctrlr(cx, CoreId(core as u16), msg));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        worked |= self.with_core(core, |target, cx| target.on_turn(cx));
+        worked | self.run_requests(core)
+    }
+
+    fn deliver(&mut self, core: usize, sock: u32) -> bool {
+        let id = SockId(sock);
+        let s = self.sock((core, sock));
+        if !s.open {
+            return false;
+        }
+        if s.closing {
+            let buf = match s.recv.take() {
+                Some(RecvInto::Buf { buf, .. }) => Some(Some(buf)),
+                Some(RecvInto::Stream { .. }) => Some(None),
+                None => None,
+            };
+            let list = s.sending.take();
+            s.open = false;
+            self.with_core(core, |target, cx| {
+                if let Some(buf) = buf {
+                    target.on_recv_end(cx, id, buf, RecvEnd::Closed);
+                }
+                if let Some(list) = list {
+                    target.on_sent(cx, id, list, Err(trefoil_poll::SockError(125)));
+                }
+                target.on_closed(cx, id);
+            });
+            return true;
+        }
+        let mut worked = false;
+        if !s.deaf
+            && let Some(list) = s.sending.take()
+        {
+            s.outbox.extend(list.pieces().flatten());
+            self.with_core(core, |target, cx| target.on_sent(cx, id, list, Ok(())));
+            worked = true;
+        }
+        worked | self.deliver_bytes(core, sock)
+    }
+
+    fn deliver_bytes(&mut self, core: usize, sock: u32) -> bool {
+        let id = SockId(sock);
+        let (cut, roll) = (self.cut, self.rng.bits());
+        let s = self.sock((core, sock));
+        let have = s.inbox.len();
+        if have == 0 && s.eof && s.recv.is_some() {
+            let buf = match s.recv.take() {
+                Some(RecvInto::Buf { buf, .. }) => Some(buf),
+                _ => None,
+            };
+            self.with_core(core, |target, cx| target.on_recv_end(cx, id, buf, RecvEnd::Eof));
+            return true;
+        }
+        if have == 0 {
+            return false;
+        }
+        // Small pieces most often, so that every field is cut somewhere.
+        let bound = if roll & 3 == 0 { 5000 } else { 40 };
+        let most = if cut { 1 + (roll >> 8) as usize % bound } else { usize::MAX };
+        match s.recv.take() {
+            None => false,
+            Some(RecvInto::Stream { max_bytes }) => {
+                let bytes: Vec<u8> = s.inbox.drain(..have.min(max_bytes as usize).min(most)).collect();
+                self.with_core(core, |target, cx| target.on_received(cx, id, &bytes));
+                true
+            }
+            Some(RecvInto::Buf { mut buf, at, len }) => {
+                let n = have.min((len - s.filled) as usize).min(most);
+                let from = (at + s.filled) as usize;
+                s.inbox.drain(..n).zip(&mut buf[from..]).for_each(|(byte, to)| *to = byte);
+                s.filled += n as u32;
+                if s.filled == len {
+                    self.with_core(core, |target, cx| target.on_filled(cx, id, buf));
+                } else {
+                    s.recv = Some(RecvInto::Buf { buf, at, len });
+                }
+                true
+            }
+        }
+    }
+
+    fn run_requests(&mut self, core: usize) -> bool {
+        let mut worked = false;
+        while !self.hold
+            && let Some(request) = self.cores[core].requests.pop_front()
+        {
+            worked = true;
+            let done = self.perform(request);
+            self.with_core(core, |target, cx| target.on_completed(cx, done));
+        }
+        worked
+    }
+
+    fn perform(&mut self, mut request: Request) -> Completed {
+        if let Some(at) = self.faults.iter().position(|(op, _)| *op == request.op) {
+            let (_, fault) = self.faults.remove(at);
+            return request.complete(Err(fault));
+        }
+        let disk = &mut self.disks[request.lun.0 as usize];
+        let range = request.offset as usize..(request.offset + request.len) as usize;
+        let len = request.len as usize;
+        assert!(range.end <= disk.len(), "{request:?} is out of range");
+        self.durable_writes += usize::from(request.durable);
+        match request.op {
+            Op::Read => request.buf.as_mut().expect("a block")[..len].copy_from_slice(&disk[range]),
+            Op::Write => disk[range].copy_from_slice(&request.buf.as_ref().expect("a block")[..len]),
+            Op::Flush => self.flushes += 1,
+            Op::WriteZeroes { .. } | Op::Deallocate => disk[range].fill(0),
+        }
+        request.complete(Ok(()))
+    }
+
+    /// Closes everything and checks that nothing is left behind.
+    pub fn finish(mut self) {
+        self.hold = false;
+        self.pump();
+        for core in 0..self.cores.len() {
+            self.with_core(core, |target, cx| target.close_hosts(cx, true));
+        }
+        self.pump();
+        for core in &self.cores {
+            assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes(), "payload memory leaked");
+            assert_eq!(core.target.free_slots(), self.slots, "slots leaked");
+            assert_eq!(core.target.ctrlr_count(), 0, "controllers leaked");
+            assert!(core.io.socks.iter().all(|s| !s.open), "a connection stayed");
+        }
+    }
+}
+

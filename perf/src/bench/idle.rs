@@ -1,0 +1,70 @@
+//! A gateway whose hosts are connected and do nothing: what it costs, and how fast it wakes up.
+
+use super::shape::sound;
+use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
+use crate::gateway::{self, Gateway};
+use crate::load::{HostSpec, Load, Phase};
+use anyhow::Result;
+use std::time::{Duration, Instant};
+use trefoil_config::{Backend, BackendType, Bytes, Idle};
+
+const HOSTS: u32 = 100;
+/// For how long nothing happens while the CPU time is taken.
+const QUIET: Duration = Duration::from_secs(10);
+/// For how long a host is idle before a request whose latency counts.
+const PAUSE: Duration = Duration::from_millis(250);
+const WAKES: usize = 15;
+
+pub fn run(options: &Options) -> Result<Outcome> {
+    let (dir, at) = (options.place.fresh()?, gateway::free_addr()?);
+    let memory =
+        Backend { size: Some(Bytes(options.lun_bytes())), ..Backend::new("ram", BackendType::Memory) };
+    let settings = gateway::settings(GATEWAY_CPU as u16, Idle::Adaptive, 50, HOSTS + 8, 2 * HOSTS + 16);
+    let mut gateway =
+        Gateway::new(&options.place, dir.path(), gateway::system(settings, at, NQN, vec![memory]))?;
+    gateway.start()?;
+    let specs: Vec<HostSpec> = (0..HOSTS).map(|n| idle_host(at, n, 1)).collect();
+    let mut load =
+        Load::start(&specs, Some(CLIENT_CPU), trefoil_poll::core::Idle::Adaptive { spin_us: 50 }, 64)?;
+    load.wait_up(UP_WITHIN)?;
+    std::thread::sleep(PAUSE);
+    let mut outcome = Outcome::default();
+    outcome.absolute("hosts", HOSTS.into());
+    for _ in 0..options.rounds {
+        let (before, begun) = (gateway.cpu_time()?, Instant::now());
+        std::thread::sleep(QUIET);
+        let used = gateway.cpu_time()? - before;
+        outcome.figure("cpu_share", used.as_secs_f64() / begun.elapsed().as_secs_f64());
+
+        let one = Phase::random(100, 4096, 1);
+        let mut wakes = Vec::new();
+        for _ in 0..WAKES {
+            std::thread::sleep(PAUSE);
+            load.report()?;
+            load.run(Phase { limit: 1, ..one })?;
+            load.wait_quiet(QUIET_WITHIN)?;
+            wakes.push(sound(load.report()?)?.latency_us(50.0));
+        }
+        let busy = shape::measure(options, &mut load, one)?.latency_us(50.0);
+        let first = super::median(&wakes);
+        outcome.figure("wake_us", first - busy);
+        outcome.absolute("first_request_us", first);
+        outcome.absolute("busy_request_us", busy);
+        outcome.absolute("hosts_lost", load.downs.0 as f64);
+    }
+    load.stop()?;
+    Ok(outcome)
+}
+
+/// Host number `n` with small queues.
+pub fn idle_host(to: std::net::SocketAddr, n: u32, io_queues: u16) -> HostSpec {
+    HostSpec {
+        to,
+        host_nqn: format!("nqn.2026-01.org.example:perf-host-{n}"),
+        subsystem_nqn: NQN.into(),
+        nsid: 1,
+        io_queues,
+        max_depth: 8,
+        digests: false,
+    }
+}
