@@ -18,6 +18,8 @@ host1=nqn.2026-01.org.example:host1
 host2=nqn.2026-01.org.example:host2
 pid=
 
+[ -x "$bin/trefoil-perf" ] || { echo "spdk_rpc: build trefoil-perf into $bin first" >&2; exit 1; }
+
 fail() { echo "spdk_rpc: $*" >&2; tail -n 20 "$work/err" >&2 || true; exit 1; }
 
 if [ ! -x $venv/bin/spdk-rpc ]; then
@@ -53,15 +55,12 @@ stop() { # SIGNAL
 }
 trap 'stop KILL' EXIT
 
-# What a host sees: the one place where the dump tool is called.
+# What each host sees: the one place where the dump tool is called.
 host_view() { # FILE
-    if "$bin/trefoil-perf" --help 2>/dev/null | grep -q identify-dump; then
-        for host in $host1 $host2; do
-            "$bin/trefoil-perf" identify-dump --address 127.0.0.1:4430 --hostnqn "$host" >> "$1"
-        done
-    else
-        echo "spdk_rpc: no trefoil-perf identify-dump in $bin: only lists are compared" >&2
-    fi
+    for view in "$host1 $open" "$host2 $open" "$host1 $closed" "$host2 $closed"; do
+        "$bin/trefoil-perf" identify-dump --addr 127.0.0.1:4430 --host-nqn "${view% *}" --nqn "${view#* }" >> "$1" ||
+            fail "no view of ${view#* } as ${view% *}"
+    done
 }
 
 dump() { # NAME
