@@ -22,7 +22,8 @@ pid=
 
 fail() { echo "spdk_rpc: $*" >&2; tail -n 20 "$work/err" >&2 || true; exit 1; }
 
-if [ ! -x $venv/bin/spdk-rpc ]; then
+client=${SPDK_RPC:-$venv/bin/spdk-rpc}
+if [ ! -x "$client" ]; then
     python3 -m venv $venv
     $venv/bin/pip install --quiet spdk==26.9
 fi
@@ -32,7 +33,7 @@ truncate -s 64M $work/file0.img
 # The same gateway, with nothing in it.
 sed '/^\[\[/,$d' config/examples/spdk.toml > $work/empty.toml
 
-rpc() { $venv/bin/spdk-rpc -s $work/rpc.sock "$@"; }
+rpc() { "$client" -s $work/rpc.sock "$@"; }
 
 start() { # DOCUMENT: from an empty store
     rm -rf $work/state

@@ -228,8 +228,7 @@ impl Target for GatewayVm<'_> {
 
 /// Builds the gateway's programs, before the lab has no network.
 pub fn build(repo: &Repo) -> Result<()> {
-    let build = ["build", "--quiet", "--release", "--locked", "-p", "trefoil-gateway", "-p", "trefoil-perf"];
-    process::run(&mut repo.cargo(build))
+    process::run(&mut repo.build_programs("release"))
 }
 
 /// A template with its places filled in.
