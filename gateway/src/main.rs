@@ -8,6 +8,7 @@ mod serve;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -73,7 +74,7 @@ fn log(form: Log) {
     let filter = EnvFilter::try_from_env("TREFOIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match form {
-        Log::Text => builder.with_target(false).init(),
+        Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
         Log::Json => builder.json().init(),
     }
 }

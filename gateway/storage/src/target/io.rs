@@ -203,11 +203,7 @@ impl Engine {
         }
     }
 
-    fn next_dsm_range(
-        &mut self,
-        at: u32,
-        dsm: DsmCommand,
-    ) -> Result<Option<(NsView, DsmRange)>, Status> {
+    fn next_dsm_range(&mut self, at: u32, dsm: DsmCommand) -> Result<Option<(NsView, DsmRange)>, Status> {
         let (queue, nsid) = (self.slots[at].queue, self.slots[at].sqe.nsid);
         let view = self.view(queue, nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
         check_access(&view, true)?;

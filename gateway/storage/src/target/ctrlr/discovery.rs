@@ -21,7 +21,9 @@ impl Engine {
         let offered = || {
             let subsystems = self.topology.subsystems.iter();
             let open = subsystems.filter(|s| s.portals.contains(&place.portal) && s.hosts.contains(host));
-            open.flat_map(|s| s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?))))
+            open.flat_map(|s| {
+                s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?)))
+            })
         };
         let mut header = [0; LogHeader::LEN];
         let numrec = offered().count() as u64;
