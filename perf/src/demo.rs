@@ -45,6 +45,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let (dir, memory) = (options.place.fresh()?, MemoryFile::new()?);
     let at = gateway::free_addr()?;
+    gateway::allocated_file(&dir.path().join("file.img"), LUNS[1].1)?;
     let mut gateway = Gateway::new(&options.place, dir.path(), system(at, dir.path(), memory.path()))?;
     if options.keep {
         gateway.untie();

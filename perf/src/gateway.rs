@@ -2,6 +2,7 @@
 
 use crate::proc;
 use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::posix_fallocate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -63,6 +64,16 @@ impl Place {
 /// If the machine has none left.
 pub fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// A file with all its space in one piece, as far as the file system has it: random writes into a hole
+/// would scatter it, and removing it would take long.
+///
+/// # Errors
+/// What the file system says.
+pub fn allocated_file(path: &Path, len_bytes: u64) -> Result<()> {
+    let file = File::create_new(path).with_context(|| path.display().to_string())?;
+    posix_fallocate(&file, 0, len_bytes.cast_signed()).with_context(|| path.display().to_string())
 }
 
 /// One gateway and its folder.
