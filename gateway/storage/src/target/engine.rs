@@ -18,7 +18,7 @@ use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use trefoil_poll::{Buf, CoreId};
+use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
 use trefoil_wire::nvme::{Psdt, Status};
 
@@ -194,8 +194,9 @@ impl Engine {
     }
 
     /// A request of ours came back.
-    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
+    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, mut done: Completed) {
         let origin = done.origin();
+        let loan = done.take_loan();
         let (buf, result) = done.settle();
         let at = origin.slot;
         let current = self
@@ -216,6 +217,7 @@ impl Engine {
         }
         if buf.is_some() {
             self.slots[at].buf = buf;
+            self.slots[at].loan = loan;
         }
         if self.continue_io(cx, at, result) == Step::Done {
             self.done_later(at);
@@ -282,6 +284,7 @@ impl Engine {
     ) -> Step {
         let slot = &mut self.slots[at];
         slot.phase = Phase::Backend;
+        let may_lend = slot.may_lend;
         let payload = if matches!(op, Op::Read | Op::Write) { slot.buf.take() } else { None };
         let origin = Origin {
             core: self.core,
@@ -290,7 +293,8 @@ impl Engine {
             slot: at,
             generation: slot.generation,
         };
-        cx.requests.push_back(Request::new(op, lun, offset, len, payload, origin).durable(durable));
+        let request = Request::new(op, lun, offset, len, payload, origin);
+        cx.requests.push_back(request.durable(durable).may_lend(may_lend));
         Step::Held
     }
 
@@ -359,6 +363,7 @@ impl Engine {
                 continue;
             }
             slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+            slot.loan = None;
             self.slots.release(at);
         }
         let q = &mut self.queues[queue as usize];
@@ -366,18 +371,18 @@ impl Engine {
         q.generation = q.generation.wrapping_add(1);
     }
 
-    /// The transport has handed out the response of `at`: the slot is free again. Gives its block back.
+    /// The transport has handed out the response of `at`: the slot is free again. Gives its block and its loan back.
     #[inline]
-    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Buf> {
+    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> (Option<Buf>, Option<Loan>) {
         let slot = &mut self.slots[at];
-        let buf = slot.buf.take();
+        let held = (slot.buf.take(), slot.loan.take());
         let (queue, cid, since) = (slot.queue, slot.sqe.cid, slot.since);
         let moved = if slot.status.is_ok() { slot.len } else { 0 };
         let q = &mut self.queues[queue as usize];
         q.leave(cid, since, cx.io.now(), moved);
         self.slots.unlink(&mut q.ring, at);
         self.slots.release(at);
-        buf
+        held
     }
 
     /// Another command under way on the queue has the identifier of slot `at`.
