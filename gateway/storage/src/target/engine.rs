@@ -20,7 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use trefoil_poll::{Buf, CoreId};
 use trefoil_wire::fabrics;
-use trefoil_wire::nvme::{Psdt, Status};
+use trefoil_wire::nvme::{Psdt, Sgl, Status};
 
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,8 @@ impl Engine {
     pub fn begin<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
-        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE {
+        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE
+        {
             self.begin_io(cx, at)
         } else {
             self.begin_admin(cx, at)
@@ -167,6 +168,9 @@ impl Engine {
         slot.len = len;
         if slot.sqe.psdt() != Psdt::Sgl {
             return self.fail(at, Status::INVALID_FIELD.dnr());
+        }
+        if matches!(slot.sqe.sgl1, Sgl::Unsupported { .. }) {
+            return self.fail(at, Status::SGL_TYPE_INVALID.dnr());
         }
         let described = slot.sqe.sgl1.len_bytes();
         let io = self.queues[slot.queue as usize].qid != 0;
@@ -197,9 +201,10 @@ impl Engine {
         let origin = done.origin();
         let (buf, result) = done.settle();
         let at = origin.slot;
-        let current = self.slots.get(at).is_some_and(|slot| {
-            slot.phase == Phase::Backend && slot.generation == origin.generation
-        });
+        let current = self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Backend && slot.generation == origin.generation);
         debug_assert!(current, "a completion for {origin:?}, which waits for none");
         if !current {
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
@@ -258,7 +263,8 @@ impl Engine {
     /// The slot, if it is still the same command's.
     pub fn resolve(&self, slot: SlotRef) -> Option<u32> {
         let current = self.slots.get(slot.at)?;
-        let same = current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
+        let same =
+            current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
         same.then_some(slot.at)
     }
 
