@@ -20,7 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
-use trefoil_wire::nvme::{Psdt, Status};
+use trefoil_wire::nvme::{Psdt, Sgl, Status};
 
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,9 @@ impl Engine {
         slot.len = len;
         if slot.sqe.psdt() != Psdt::Sgl {
             return self.fail(at, Status::INVALID_FIELD.dnr());
+        }
+        if matches!(slot.sqe.sgl1, Sgl::Unsupported { .. }) {
+            return self.fail(at, Status::SGL_TYPE_INVALID.dnr());
         }
         let described = slot.sqe.sgl1.len_bytes();
         let io = self.queues[slot.queue as usize].qid != 0;
