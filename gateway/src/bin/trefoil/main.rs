@@ -25,7 +25,9 @@ fn main() -> ExitCode {
             eprintln!("trefoil: {error}");
             match error {
                 CallError::Unreachable { .. } => ExitCode::from(3),
-                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => ExitCode::from(1),
+                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => {
+                    ExitCode::from(1)
+                }
             }
         }
     }

@@ -113,7 +113,8 @@ fn align(rows: Vec<Vec<String>>) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }
@@ -139,6 +140,9 @@ mod tests {
 
     #[test]
     fn sizes_read_well() {
-        assert_eq!([size(0), size(1 << 40), size(15 << 29), size(12_345_678)], ["0B", "1TiB", "7680MiB", "11.8MiB"]);
+        assert_eq!(
+            [size(0), size(1 << 40), size(15 << 29), size(12_345_678)],
+            ["0B", "1TiB", "7680MiB", "11.8MiB"]
+        );
     }
 }

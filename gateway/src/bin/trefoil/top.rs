@@ -99,7 +99,8 @@ fn render(rates: &Value) -> String {
             number(&core, "sleeps_per_s"),
         );
     }
-    let _ = writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
+    let _ =
+        writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
     let hosts = rows("hosts");
     for host in hosts.iter().take(ROWS) {
         let _ = writeln!(

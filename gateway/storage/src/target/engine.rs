@@ -148,7 +148,8 @@ impl Engine {
     pub fn begin<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
-        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE {
+        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE
+        {
             self.begin_io(cx, at)
         } else {
             self.begin_admin(cx, at)
@@ -197,9 +198,10 @@ impl Engine {
         let origin = done.origin();
         let (buf, result) = done.settle();
         let at = origin.slot;
-        let current = self.slots.get(at).is_some_and(|slot| {
-            slot.phase == Phase::Backend && slot.generation == origin.generation
-        });
+        let current = self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Backend && slot.generation == origin.generation);
         debug_assert!(current, "a completion for {origin:?}, which waits for none");
         if !current {
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
@@ -258,7 +260,8 @@ impl Engine {
     /// The slot, if it is still the same command's.
     pub fn resolve(&self, slot: SlotRef) -> Option<u32> {
         let current = self.slots.get(slot.at)?;
-        let same = current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
+        let same =
+            current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
         same.then_some(slot.at)
     }
 

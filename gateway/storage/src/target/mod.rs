@@ -71,7 +71,13 @@ impl Target {
     }
 
     /// A receive ended; the connection does too.
-    pub fn on_recv_end<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+    pub fn on_recv_end<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Option<Buf>,
+        why: RecvEnd,
+    ) {
         self.tcp.on_recv_end(&mut self.engine, cx, sock, buf, why);
         self.tcp.settle(&mut self.engine, cx);
     }
@@ -154,7 +160,8 @@ impl Target {
 
     /// What is connected here.
     pub fn survey(&self, into: &mut Survey) {
-        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live) {
+        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live)
+        {
             into.total += 1;
             let sock = SockId(at as u32);
             let (Some(conn), true) = (self.tcp.conn(sock), into.qpairs.len() < into.qpairs.capacity()) else {

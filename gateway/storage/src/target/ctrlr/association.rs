@@ -54,8 +54,8 @@ impl Engine {
         }
         let data = self.slots[at].buf.as_deref().and_then(|buf| buf.first_chunk());
         let data = data.ok_or(ConnectResponse::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()))?;
-        let data = ConnectData::parse(data)
-            .map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
+        let data =
+            ConnectData::parse(data).map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
         self.names[queue as usize] =
             Names { subnqn: data.subnqn, hostnqn: data.hostnqn, hostid: data.hostid };
         let q = &mut self.queues[queue as usize];
@@ -260,7 +260,9 @@ impl Engine {
 
     /// Owner: an I/O queue is gone.
     fn on_left(&mut self, cntlid: u16, qid: u16, member: Member) {
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
         if let Some(place) = place.filter(|place| **place == Some(member)) {
             *place = None;

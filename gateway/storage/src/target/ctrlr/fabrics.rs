@@ -19,7 +19,9 @@ impl Engine {
         let queue = &self.queues[self.slots[at].queue as usize];
         let (live, admin) = (queue.state == QueueState::Live, queue.qid == 0);
         match FabricsCommand::parse(&self.slots[at].sqe) {
-            FabricsCommand::Connect(_) if queue.state == QueueState::New => Step::Gather(ConnectData::LEN as u32),
+            FabricsCommand::Connect(_) if queue.state == QueueState::New => {
+                Step::Gather(ConnectData::LEN as u32)
+            }
             _ if !live => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FabricsCommand::Connect(_) => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FabricsCommand::PropertyGet(get) if admin => self.property_get(at, get),

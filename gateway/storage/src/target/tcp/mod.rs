@@ -61,7 +61,13 @@ impl Tcp {
     }
 
     /// A host connected.
-    pub fn adopt<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, place: Place) {
+    pub fn adopt<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        place: Place,
+    ) {
         let now = cx.io.now();
         let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Free) else {
             return cx.io.close(sock);

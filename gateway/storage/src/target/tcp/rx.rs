@@ -10,7 +10,8 @@ use crate::target::slot::{NIL, Phase};
 use trefoil_poll::{Buf, RecvInto, SockId};
 use trefoil_wire::nvme::{Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
-    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver, field,
+    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver,
+    field,
 };
 
 /// From this size on, data is received straight into its block, and headers that announce such data are received in
@@ -32,7 +33,13 @@ enum Taken {
 impl Tcp {
     /// Bytes came in.
     #[inline]
-    pub fn on_received<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
+    pub fn on_received<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        bytes: &[u8],
+    ) {
         let c = sock.0;
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         conn.receiving = false;
@@ -44,7 +51,13 @@ impl Tcp {
     }
 
     /// A block is filled with all the data that was to come.
-    pub fn on_filled<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
+    pub fn on_filled<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Buf,
+    ) {
         let c = sock.0;
         let Some(conn) = self.conns.get_mut(c as usize) else { return cx.arena.free(buf) };
         conn.receiving = false;
@@ -223,14 +236,22 @@ impl Tcp {
                 self.kill(engine, cx, c, "the host terminated");
                 Taken::Dead
             }
-            PduType::IcResp | PduType::C2hTermReq | PduType::CapsuleResp | PduType::C2hData | PduType::R2t => {
-                self.terminate(engine, cx, c, FatalStatus::SequenceError, header)
-            }
+            PduType::IcResp
+            | PduType::C2hTermReq
+            | PduType::CapsuleResp
+            | PduType::C2hData
+            | PduType::R2t => self.terminate(engine, cx, c, FatalStatus::SequenceError, header),
         }
     }
 
     #[cold]
-    fn initialize<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, header: &[u8]) -> Taken {
+    fn initialize<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        header: &[u8],
+    ) -> Taken {
         let Some(bytes) = header.first_chunk() else { return Taken::Dead };
         let request = match IcReq::parse(bytes) {
             Ok(request) => request,

@@ -134,9 +134,7 @@ fn put_header<const LEN: usize>(
     let bytes = list.push_head(total.max(LEN + if header_digest { DIGEST_LEN } else { 0 }));
     let Some((header, rest)) = bytes.split_first_chunk_mut::<LEN>() else { return };
     emit(header);
-    if header_digest
-        && let Some(to) = rest.first_chunk_mut()
-    {
+    if header_digest && let Some(to) = rest.first_chunk_mut() {
         *to = digest(header).to_le_bytes();
     }
 }

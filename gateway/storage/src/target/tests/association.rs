@@ -50,7 +50,8 @@ fn connect_is_checked() {
 #[test]
 fn names_and_host_id_must_be_well_formed() {
     let mut rig = Rig::new(1);
-    for (at, bytes, ipo) in [(0, vec![0; 16], 0), (256, b"bad\0".to_vec(), 256), (512, vec![b'x'; 256], 512)] {
+    for (at, bytes, ipo) in [(0, vec![0; 16], 0), (256, b"bad\0".to_vec(), 256), (512, vec![b'x'; 256], 512)]
+    {
         let mut host = Host::dial(&mut rig, 0, (false, false), 4);
         let (command, mut data) = connect_command(ADMIN);
         data[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -104,7 +105,9 @@ fn identifiers_name_their_owner_and_queues_join_from_any_core() {
             let mut refused = Host::dial(&mut rig, 0, (false, false), 4);
             let set = io.set_cc(&mut rig, Cc::default());
             assert!(set.status.is(Status::INVALID_FIELD), "properties are the admin queue's");
-            assert!(refused.plain(&mut rig, AdminCommand::KeepAlive).status.is(Status::COMMAND_SEQUENCE_ERROR));
+            assert!(
+                refused.plain(&mut rig, AdminCommand::KeepAlive).status.is(Status::COMMAND_SEQUENCE_ERROR)
+            );
         }
     }
     rig.finish();
@@ -118,7 +121,8 @@ fn csts(rig: &mut Rig, admin: &mut Host) -> Csts {
 fn losing_the_admin_queue_ends_the_association() {
     let mut rig = Rig::new(3);
     let admin = Host::admin(&mut rig, 0, ADMIN);
-    let io: Vec<_> = (0..3).map(|c| Host::io(&mut rig, c, &admin, Wish { qid: c as u16 + 1, ..ADMIN })).collect();
+    let io: Vec<_> =
+        (0..3).map(|c| Host::io(&mut rig, c, &admin, Wish { qid: c as u16 + 1, ..ADMIN })).collect();
     rig.hang_up(admin.at);
     assert!(io.iter().all(|io| !rig.sock(io.at).open));
     rig.finish();

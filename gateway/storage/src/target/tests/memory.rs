@@ -129,8 +129,11 @@ fn abort_ends_what_waits_and_not_what_runs() {
     assert_eq!(io.responses(&mut rig), [(2, Status::ABORT_REQUESTED, 0)]);
     rig.hold = false;
     rig.pump();
-    let done: Vec<_> =
-        io.seen(&mut rig).iter().filter_map(|s| if let Seen::Resp(c) = s { Some(c.cid) } else { None }).collect();
+    let done: Vec<_> = io
+        .seen(&mut rig)
+        .iter()
+        .filter_map(|s| if let Seen::Resp(c) = s { Some(c.cid) } else { None })
+        .collect();
     assert_eq!(done, [1, 3]);
 
     let write = IoCommand::Write(BlockRange::new(0, 32));
