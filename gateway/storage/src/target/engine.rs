@@ -7,6 +7,7 @@
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
 use super::ctrlr::Ctrlrs;
+use super::departure::Departures;
 use super::limits::TargetLimits;
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::slot::{NIL, Phase, Slots};
@@ -117,11 +118,13 @@ pub struct Engine {
     pub timers: Timers,
     /// By [`LunId`].
     pub lun_stats: Box<[LunStats]>,
+    /// Queues that are gone and whose requests are still under way.
+    departures: Departures,
 }
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 × 48 B.
+    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -140,6 +143,7 @@ impl Engine {
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
+            departures: Departures::new(limits.slots.min(65_535)),
         }
     }
 
@@ -212,11 +216,8 @@ impl Engine {
             return;
         }
         if self.slots[at].queue == NIL {
-            // Its queue went away; nobody is left to answer.
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
-            let kept = self.slots[at].buf.take();
-            kept.into_iter().for_each(|buf| cx.arena.free(buf));
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         if buf.is_some() {
             self.slots[at].buf = buf;
@@ -238,12 +239,22 @@ impl Engine {
             return;
         }
         if slot.queue == NIL {
-            let kept = self.slots[at].buf.take();
-            kept.into_iter().for_each(|buf| cx.arena.free(buf));
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         self.fail(at, Status::INTERNAL_ERROR);
         self.done_later(at);
+    }
+
+    /// The request of a slot whose queue went away is over. Nobody is left to answer, but with the last of the queue's
+    /// requests the queue has left its controller.
+    fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
+        let slot = &mut self.slots[at];
+        slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+        let departure = slot.departure;
+        self.slots.release(at);
+        if let Some(leaving) = self.departures.ended(departure) {
+            self.tell_left(cx, leaving);
+        }
     }
 
     /// Lets the transport send the response of `at`.
@@ -354,20 +365,26 @@ impl Engine {
         self.names[queue as usize] = Names::NONE;
     }
 
-    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own; everything
-    /// else of the queue's ends here, and what it held comes out through `free`.
+    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own, and only then
+    /// has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.leave_ctrlr(cx, queue);
+        let leaving = self.leave_ctrlr(cx, queue);
+        let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
         while let Some(at) = self.queues[queue as usize].ring.first() {
             self.slots.unlink(&mut self.queues[queue as usize].ring, at);
             let slot = &mut self.slots[at];
             if slot.phase == Phase::Backend {
                 slot.queue = NIL;
+                slot.departure = departure.unwrap_or(NIL);
+                self.departures.wait(slot.departure);
                 continue;
             }
             slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
             slot.loan = None;
             self.slots.release(at);
+        }
+        if let Some(leaving) = departure.and_then(|departure| self.departures.ended(departure)) {
+            self.tell_left(cx, leaving);
         }
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Free;
