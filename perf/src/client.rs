@@ -249,7 +249,8 @@ impl Client {
                 true => Command::fill(u64::from(tag), sqe, buf, 0, len),
                 false => Command::send(u64::from(tag), sqe, buf, 0, len),
             };
-            worker.jobs[tag as usize] = Job { since: now, unit, units: job_units, read, verify: phase.verify };
+            worker.jobs[tag as usize] =
+                Job { since: now, unit, units: job_units, read, verify: phase.verify };
             match worker.host.submit(now, command) {
                 Ok(()) => {
                     if self.outstanding == 0 {
