@@ -105,7 +105,11 @@ fn connect_says_which_parameter_is_wrong() {
     let refusals: [(&str, Who, ConnectResponse); 13] = [
         ("an unknown subsystem", with(&unknown), invalid(ConnectRejection::SUBNQN)),
         ("an empty SUBNQN", with(&|w| w.subsystem.clear()), invalid(ConnectRejection::SUBNQN)),
-        ("a SUBNQN of 256 bytes", with(&|w| w.subsystem = vec![b'n'; 256]), invalid(ConnectRejection::SUBNQN)),
+        (
+            "a SUBNQN of 256 bytes",
+            with(&|w| w.subsystem = vec![b'n'; 256]),
+            invalid(ConnectRejection::SUBNQN),
+        ),
         ("no HOSTNQN", with(&|w| w.host.clear()), invalid(ConnectRejection::HOSTNQN)),
         ("a HOSTNQN that is none", with(&|w| w.host = vec![0xff; 20]), invalid(ConnectRejection::HOSTNQN)),
         ("no HOSTID", with(&|w| w.hostid = [0; 16]), invalid(ConnectRejection::HOSTID)),
@@ -154,7 +158,11 @@ fn connect_says_which_parameter_is_wrong() {
     assert_eq!(bare.command(sqe, &[]).0.status, Status::COMMAND_SEQUENCE_ERROR.dnr());
     admin.enable(false);
     let refused = ask(&gateway, &queue(2));
-    assert_eq!(refused, ConnectResponse::Failed(Status::COMMAND_SEQUENCE_ERROR), "the controller is disabled");
+    assert_eq!(
+        refused,
+        ConnectResponse::Failed(Status::COMMAND_SEQUENCE_ERROR),
+        "the controller is disabled"
+    );
     first.wait_closed("the controller was disabled");
     bystander.check(1, 3);
     gateway.finish();
@@ -163,7 +171,7 @@ fn connect_says_which_parameter_is_wrong() {
 #[test]
 fn wrong_commands_fail_alone() {
     let (mut gateway, mut bystander) = stage(2);
-    let blocks = (16 << 20) / 512;
+    let blocks: u64 = (16 << 20) / 512;
     let mut read_only = gateway.lun("r", 1, 0, 1 << 20);
     read_only.read_only = true;
     gateway.attach_memory(BackendId(1), CoreId(0), 1 << 20);
@@ -203,13 +211,41 @@ fn wrong_commands_fail_alone() {
             vec![],
             Status::LBA_OUT_OF_RANGE,
         ),
-        ("deallocate across the end", dsm(1), 1, in_capsule(16), out_of_range.into(), Status::LBA_OUT_OF_RANGE),
+        (
+            "deallocate across the end",
+            dsm(1),
+            1,
+            in_capsule(16),
+            out_of_range.into(),
+            Status::LBA_OUT_OF_RANGE,
+        ),
         ("more than MDTS", read(0, 2049), 1, transport(2049 * 512), vec![], Status::INVALID_FIELD),
-        ("a write of more than MDTS", write(0, 2049), 1, transport(2049 * 512), vec![], Status::INVALID_FIELD),
+        (
+            "a write of more than MDTS",
+            write(0, 2049),
+            1,
+            transport(2049 * 512),
+            vec![],
+            Status::INVALID_FIELD,
+        ),
         ("a length too short", read(0, 2), 1, transport(512), vec![], Status::DATA_SGL_LENGTH_INVALID),
         ("a length too long", write(0, 1), 1, transport(1024), vec![], Status::DATA_SGL_LENGTH_INVALID),
-        ("a capsule too short", write(0, 2), 1, in_capsule(1024), vec![0; 512], Status::DATA_SGL_LENGTH_INVALID),
-        ("data that nobody described", write(0, 1), 1, transport(512), vec![0; 512], Status::DATA_SGL_LENGTH_INVALID),
+        (
+            "a capsule too short",
+            write(0, 2),
+            1,
+            in_capsule(1024),
+            vec![0; 512],
+            Status::DATA_SGL_LENGTH_INVALID,
+        ),
+        (
+            "data that nobody described",
+            write(0, 1),
+            1,
+            transport(512),
+            vec![0; 512],
+            Status::DATA_SGL_LENGTH_INVALID,
+        ),
         (
             "an offset into the capsule",
             write(0, 1),
@@ -221,9 +257,30 @@ fn wrong_commands_fail_alone() {
         ("a read into a capsule", read(0, 1), 1, in_capsule(512), vec![], Status::SGL_TYPE_INVALID),
         ("a keyed descriptor", read(0, 1), 1, keyed, vec![], Status::SGL_TYPE_INVALID),
         ("a segment descriptor", read(0, 1), 1, raw_sgl(0x20), vec![], Status::SGL_TYPE_INVALID),
-        ("an unknown opcode", IoCommand::Unknown { opcode: 0x99 }, 1, Sgl::NONE, vec![], Status::INVALID_OPCODE),
-        ("compare", IoCommand::Compare(BlockRange::new(0, 1)), 1, transport(512), vec![], Status::INVALID_OPCODE),
-        ("write to a read-only LUN", write(0, 1), 2, transport(512), vec![], Status::NAMESPACE_WRITE_PROTECTED),
+        (
+            "an unknown opcode",
+            IoCommand::Unknown { opcode: 0x99 },
+            1,
+            Sgl::NONE,
+            vec![],
+            Status::INVALID_OPCODE,
+        ),
+        (
+            "compare",
+            IoCommand::Compare(BlockRange::new(0, 1)),
+            1,
+            transport(512),
+            vec![],
+            Status::INVALID_OPCODE,
+        ),
+        (
+            "write to a read-only LUN",
+            write(0, 1),
+            2,
+            transport(512),
+            vec![],
+            Status::NAMESPACE_WRITE_PROTECTED,
+        ),
         (
             "protection information",
             IoCommand::Read(BlockRange { prinfo: 8, ..BlockRange::new(0, 1) }),
@@ -287,30 +344,32 @@ fn a_command_identifier_in_use_is_refused() {
 fn fatal_pdu_errors_say_where() {
     let (gateway, mut bystander) = stage(2);
     let invalid = |offset_bytes| FatalStatus::InvalidHeaderField { offset_bytes };
-    // Bytes of a command capsule with 512 bytes of data, changed: (byte, value, digests, status).
-    for (at, value, digests, status) in [
-        (0, 0x0a, (false, false), invalid(field::PDU_TYPE)),
-        (0, 0x08, (false, false), invalid(field::PDU_TYPE)),
-        (0, 0x05, (false, false), invalid(field::PDU_TYPE)),
-        (1, 0x01, (false, false), invalid(field::FLAGS)),
-        (1, 0x02, (false, false), invalid(field::FLAGS)),
-        (1, 0x00, (true, true), invalid(field::FLAGS)),
-        (2, 71, (false, false), invalid(field::HLEN)),
-        (3, 71, (false, false), invalid(field::PDO)),
-        (3, 74, (false, false), invalid(field::PDO)),
-        (3, 72, (true, false), invalid(field::PDO)),
-        (5, 0, (false, false), invalid(field::PLEN)),
-        (6, 1, (false, false), FatalStatus::LimitExceeded),
-        (7, 0x80, (false, false), FatalStatus::LimitExceeded),
-    ] {
+    // A command capsule with 512 bytes of data, changed: (byte, values, digests, status).
+    let cases: [(usize, &[u8], (bool, bool), FatalStatus); 13] = [
+        (0, &[0x0a], (false, false), invalid(field::PDU_TYPE)),
+        (0, &[0x08], (false, false), invalid(field::PDU_TYPE)),
+        (0, &[0x05, 0, 24], (false, false), invalid(field::PDU_TYPE)),
+        (1, &[0x01], (false, false), invalid(field::FLAGS)),
+        (1, &[0x02], (false, false), invalid(field::FLAGS)),
+        (1, &[0x00], (true, true), invalid(field::FLAGS)),
+        (2, &[71], (false, false), invalid(field::HLEN)),
+        (3, &[71], (false, false), invalid(field::PDO)),
+        (3, &[74], (false, false), invalid(field::PDO)),
+        (3, &[72], (true, false), invalid(field::PDO)),
+        (4, &[71, 0], (false, false), invalid(field::PLEN)),
+        // More than a capsule may hold.
+        (4, &[0, 0, 1], (false, false), invalid(field::PLEN)),
+        (7, &[0x80], (false, false), invalid(field::PLEN)),
+    ];
+    for (at, values, digests, status) in cases {
         let who = Who::admin(&host_nqn(1), SUBSYSTEM);
         let (_admin, cntlid) = Raw::admin(gateway.addr(), &who);
         let mut io = Raw::queue(gateway.addr(), &who.queue(cntlid, 1, 31), digests);
         let sqe = IoCommand::Write(BlockRange::new(0, 1)).sqe(9, 1, in_capsule(512));
         let mut bytes = io.capsule_bytes(sqe, &[1; 512]);
-        bytes[at] = value;
+        bytes[at..at + values.len()].copy_from_slice(values);
         io.send(&bytes);
-        io.expect_terminate(status, &format!("byte {at} of a capsule is {value:#x}, digests {digests:?}"));
+        io.expect_terminate(status, &format!("from byte {at} a capsule is {values:x?}, digests {digests:?}"));
     }
     bystander.check(1, 6);
     gateway.finish();
@@ -327,7 +386,12 @@ fn h2c_data_must_be_what_was_asked_for() {
         ("no such TTAG", whole, |p| H2cData { ttag: p.ttag.wrapping_add(77), ..p }, invalid(field::TTAG)),
         ("TTAG FFFFh", whole, |p| H2cData { ttag: 0xffff, ..p }, invalid(field::TTAG)),
         ("another CCCID", whole, |p| H2cData { cid: p.cid + 1, ..p }, invalid(field::CCCID)),
-        ("the second half first", half, |p| H2cData { offset_bytes: 8192, last: true, ..p }, FatalStatus::DataOutOfRange),
+        (
+            "the second half first",
+            half,
+            |p| H2cData { offset_bytes: 8192, last: true, ..p },
+            FatalStatus::DataOutOfRange,
+        ),
         ("past the end", half, |p| H2cData { offset_bytes: 16384, ..p }, FatalStatus::DataOutOfRange),
         ("more than asked for", H2cData { len_bytes: 32768, ..whole }, |p| p, FatalStatus::DataOutOfRange),
         ("LAST_PDU too early", half, |p| H2cData { last: true, ..p }, invalid(field::FLAGS)),
@@ -354,6 +418,14 @@ fn h2c_data_must_be_what_was_asked_for() {
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.h2c(H2cData { ttag: 3, ..whole }, &[1; 16384]);
     pair.io.expect_terminate(invalid(field::TTAG), "data that nobody asked for");
+    // More than MAXH2CDATA in one PDU; its header is enough.
+    let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+    pair.io.capsule(IoCommand::Write(BlockRange::new(0, 2048)).sqe(9, 1, transport(1 << 20)), &[]);
+    let Pdu::R2t(r2t) = pair.io.pdu() else { panic!("a write by R2T") };
+    let pdu = H2cData { ttag: r2t.ttag, len_bytes: (1 << 20) + 4, ..whole };
+    let header = &pair.io.h2c_bytes(pdu, &[])[..24];
+    pair.io.send(header);
+    pair.io.expect_terminate(FatalStatus::LimitExceeded, "more than MAXH2CDATA");
     // In pieces and in order it is fine.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.capsule(IoCommand::Write(BlockRange::new(0, 32)).sqe(9, 1, transport(16384)), &[]);

@@ -22,6 +22,10 @@ use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Statu
 
 const NOBODY: u32 = u32::MAX;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Rounds that no test lives to see the end of; summed over all tags they still fit.
+pub const ENDLESS: u64 = 1 << 40;
+/// Where the first host's part begins: what is below is for other hosts of a test.
+const FIRST_BYTE: u64 = 1 << 20;
 /// Steps of one round.
 const STEPS: u8 = 8;
 
@@ -54,7 +58,7 @@ impl Spec {
             io_queues: 1,
             digests: false,
             tags,
-            base: number as u64 * part,
+            base: FIRST_BYTE + number as u64 * part,
             sizes,
         }
     }
@@ -113,10 +117,21 @@ pub struct Tally {
 #[derive(Debug)]
 enum FleetMsg {
     /// To the core: hosts `first..end` go so many rounds a tag from now on.
-    Run { first: u32, end: u32, rounds: u64 },
+    Run {
+        first: u32,
+        end: u32,
+        rounds: u64,
+    },
     /// To the core and back.
-    Ask { host: u32 },
-    Told { host: u32, tally: Tally, outstanding: u32, rounds_left: u64 },
+    Ask {
+        host: u32,
+    },
+    Told {
+        host: u32,
+        tally: Tally,
+        outstanding: u32,
+        rounds_left: u64,
+    },
     /// To the core: disconnect in order.
     Stop,
     Stopped,
@@ -214,7 +229,11 @@ impl Fleet {
         self.run(0..self.hosts, rounds);
         for (host, (after, before)) in self.wait_done(0..self.hosts).iter().zip(before).enumerate() {
             assert!(after.ops > before.ops, "host {host} did nothing: {after:?}");
-            assert_eq!((after.errors, after.mismatches), (before.errors, before.mismatches), "host {host}: {after:?}");
+            assert_eq!(
+                (after.errors, after.mismatches),
+                (before.errors, before.mismatches),
+                "host {host}: {after:?}"
+            );
         }
     }
 
@@ -386,7 +405,8 @@ impl Sailor {
     fn command(&mut self, tag: usize, arena: &mut Arena) -> Option<Command> {
         let job = &mut self.jobs[tag];
         let len = self.sizes[job.round as usize % self.sizes.len()];
-        let (slba, nlb) = ((self.base + tag as u64 * self.stride) / u64::from(self.block_bytes), len / self.block_bytes);
+        let (slba, nlb) =
+            ((self.base + tag as u64 * self.stride) / u64::from(self.block_bytes), len / self.block_bytes);
         let range = BlockRange::new(slba, nlb);
         let name = tag as u64;
         let plain = |verb: IoCommand| Command::bare(name, verb.sqe(0, self.nsid, Sgl::NONE));
@@ -394,7 +414,10 @@ impl Sailor {
             0 | 5 => {
                 let mut buf = arena.alloc(len as usize)?;
                 let seed = self.base.wrapping_mul(31) ^ name << 40 ^ job.round << 8 ^ u64::from(job.step);
-                buf[..len as usize].chunks_exact_mut(8).zip(words(seed)).for_each(|(to, word)| to.copy_from_slice(&word));
+                buf[..len as usize]
+                    .chunks_exact_mut(8)
+                    .zip(words(seed))
+                    .for_each(|(to, word)| to.copy_from_slice(&word));
                 job.content = Content::Seed(seed);
                 let verb = IoCommand::Write(BlockRange { fua: job.step == 5, ..range });
                 Command::send(name, verb.sqe(0, self.nsid, Sgl::NONE), buf, 0, len)
@@ -410,7 +433,8 @@ impl Sailor {
             }
             _ => {
                 job.content = Content::Unknown;
-                let dsm = DsmCommand { ranges: 1, integral_read: false, integral_write: false, deallocate: true };
+                let dsm =
+                    DsmCommand { ranges: 1, integral_read: false, integral_write: false, deallocate: true };
                 let mut bytes = [0; INLINE_BYTES];
                 DsmRange { attributes: 0, nlb, slba }.emit(&mut bytes);
                 Command::inline(name, IoCommand::Dsm(dsm).sqe(0, self.nsid, Sgl::NONE), bytes)

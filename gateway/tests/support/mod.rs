@@ -168,7 +168,11 @@ impl Gateway {
             let listener = TcpListener::bind(listen).expect("a port");
             let bound = listener.local_addr().expect("bound");
             portals.push(Some(Portal { listen: bound }));
-            let reach = if bound.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], bound.port())) } else { bound };
+            let reach = if bound.ip().is_unspecified() {
+                SocketAddr::from(([127, 0, 0, 1], bound.port()))
+            } else {
+                bound
+            };
             addrs.push(reach);
             let door = Door {
                 listener,
@@ -274,7 +278,10 @@ impl Gateway {
         });
         self.tell_all(|_| Msg::Topology(topology.clone()));
         let want = self.epoch;
-        self.each_core("TopologyDone", |msg| matches!(msg, Msg::TopologyDone { epoch, .. } if *epoch == want));
+        self.each_core(
+            "TopologyDone",
+            |msg| matches!(msg, Msg::TopologyDone { epoch, .. } if *epoch == want),
+        );
     }
 
     /// Memory that `owner` has; the other cores reach it by mailbox.
@@ -306,8 +313,15 @@ impl Gateway {
     }
 
     /// Attaches what `kind` makes for each core, and waits.
-    pub fn attach(&mut self, id: BackendId, len_bytes: u64, mut kind: impl FnMut(CoreId) -> AttachKind<OwnedFd>) {
-        self.tell_all(|core| Msg::Attach(id, Box::new(Attach { len_bytes, block_bytes: 512, kind: kind(core), id })));
+    pub fn attach(
+        &mut self,
+        id: BackendId,
+        len_bytes: u64,
+        mut kind: impl FnMut(CoreId) -> AttachKind<OwnedFd>,
+    ) {
+        self.tell_all(|core| {
+            Msg::Attach(id, Box::new(Attach { len_bytes, block_bytes: 512, kind: kind(core), id }))
+        });
         self.each_core("Attached", |msg| matches!(msg, Msg::Attached(got) if *got == id));
         self.attached.push(id);
     }
@@ -315,10 +329,16 @@ impl Gateway {
     /// Detaches a backend from every core, and waits.
     pub fn detach(&mut self, id: BackendId) {
         self.tell_all(|_| Msg::Detach(id));
-        self.each_core("Detached", |msg| {
-            matches!(msg, Msg::Detached(got, attach) if *got == id && attach.is_some())
-        });
+        self.each_core(
+            "Detached",
+            |msg| matches!(msg, Msg::Detached(got, attach) if *got == id && attach.is_some()),
+        );
         self.attached.retain(|other| *other != id);
+    }
+
+    /// Ends all connections of hosts, who may come again.
+    pub fn close_all_hosts(&mut self) {
+        self.tell_all(|_| Msg::CloseHosts { all: true });
     }
 
     /// Who is connected.
@@ -366,7 +386,7 @@ impl Gateway {
     /// Ends all connections, lets everything go, stops the cores and checks that each has its arena,
     /// slots and controllers back.
     pub fn finish(mut self) {
-        self.tell_all(|_| Msg::CloseHosts { all: true });
+        self.close_all_hosts();
         self.wait_survey("all hosts to be gone", <[_]>::is_empty);
         self.luns.clear();
         self.subsystems.clear();

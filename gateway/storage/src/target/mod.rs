@@ -7,6 +7,7 @@
 //! Specs: NVMe base 2.0c, NVM command set 1.0c, NVMe-oF TCP 1.0c. Not here: authentication, TLS, reservations.
 
 mod ctrlr;
+mod departure;
 mod engine;
 mod io;
 mod limits;

@@ -1,5 +1,6 @@
 //! One connection: where its stream stands, and what waits to be sent.
 
+use super::tx::LOANS;
 use crate::target::slot::{Fifo, NIL};
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{Buf, Instant};
@@ -134,6 +135,8 @@ pub struct Conn {
     pub term: Option<FatalStatus>,
     /// Since when a send is outstanding.
     pub sending: Option<Instant>,
+    /// Reads that may still be answered with loans before the next send.
+    pub may_borrow: usize,
     /// It is in the list of connections with something to send.
     pub dirty: bool,
     /// It is in the list of connections that wait for memory or a slot.
@@ -167,6 +170,7 @@ impl Conn {
             ic_resp: false,
             term: None,
             sending: None,
+            may_borrow: LOANS,
             dirty: false,
             starved: false,
             since: Instant::from_ns(0),

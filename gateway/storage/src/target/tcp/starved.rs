@@ -96,6 +96,13 @@ impl Tcp {
             slot.phase = Phase::Grant;
             self.ready(engine, at);
         } else {
+            // Only what this turn's flush sends may be lent: a host that doesn't read must not keep others from
+            // writing. A digest is made from bytes that are ours.
+            let conn = &mut self.conns[slot.queue as usize];
+            if conn.may_borrow > 0 && conn.sending.is_none() && !conn.framing.data_digest {
+                conn.may_borrow -= 1;
+                slot.may_lend = true;
+            }
             let step = engine.execute(cx, at);
             self.step(engine, at, step);
         }

@@ -164,6 +164,43 @@ fn shutdown_completes_when_the_io_queues_are_gone() {
 }
 
 #[test]
+fn a_reset_or_shutdown_is_over_when_backends_are_done_with_what_the_queues_asked() {
+    for (cc, over) in [
+        (Cc { iosqes: 6, iocqes: 4, ..Cc::default() }, Csts::default()),
+        (
+            Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() },
+            Csts { rdy: true, shst: 2, ..Csts::default() },
+        ),
+    ] {
+        let mut rig = Rig::new(3);
+        let mut admin = Host::admin(&mut rig, 0, ADMIN);
+        let before = csts(&mut rig, &mut admin);
+        let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+        // One queue is lost before the host resets, one by the reset.
+        let mut lost = Host::io(&mut rig, 2, &admin, Wish { qid: 2, ..ADMIN });
+        rig.hold = true;
+        for host in [&mut io, &mut lost] {
+            let sqe = IoCommand::Flush.sqe(7, 1, Sgl::NONE);
+            host.submit(&mut rig, sqe, &[]);
+        }
+        rig.pump();
+        rig.hang_up(lost.at);
+        admin.set_cc(&mut rig, cc);
+        let under_way = csts(&mut rig, &mut admin);
+        assert!(!rig.sock(io.at).open && !rig.sock(lost.at).open);
+        assert_eq!((under_way.rdy, under_way.shst), (before.rdy, u8::from(cc.shn != 0)));
+        // A new connection may take the numbers of the old ones meanwhile.
+        let (other, _) = Host::connect(&mut rig, 1, ADMIN);
+        assert_eq!(other.at, io.at);
+        assert!(csts(&mut rig, &mut admin).rdy);
+        rig.hold = false;
+        rig.pump();
+        assert_eq!(csts(&mut rig, &mut admin), over);
+        rig.finish();
+    }
+}
+
+#[test]
 fn what_can_not_be_selected_is_fatal() {
     let mut rig = Rig::new(1);
     let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);
