@@ -7,8 +7,7 @@ use trefoil_control::{CoreMsg, Ends};
 use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
-use trefoil_storage::StorageCore;
-use trefoil_storage::core::CoreLimits;
+use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::target::TargetLimits;
 use trefoil_sys::cpu;
 use trefoil_sys::region::Region;

@@ -107,7 +107,7 @@ impl Gateway {
             }
             false => Command::new(&self.program),
         };
-        command.arg("--config").arg(self.config_file());
+        command.arg(self.config_file());
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         let child = command.spawn().with_context(|| format!("can't start {}", self.program.display()))?;
         self.child = Some(child);

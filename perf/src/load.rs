@@ -136,8 +136,8 @@ pub enum Msg {
     Stop,
     /// From the core: this host is up.
     Up(usize, Box<Facts>),
-    /// From the core: this host's association ended.
-    Down(usize, String),
+    /// From the core: a host's association ended, for this reason.
+    Down(String),
     /// From the core: all hosts reached the phase's end, or the pause is complete.
     Quiet,
 }
@@ -289,7 +289,7 @@ impl Load {
                             self.facts = Some((**facts).clone());
                         }
                     }
-                    Msg::Down(_, why) => self.downs = (self.downs.0 + 1, why.clone()),
+                    Msg::Down(why) => self.downs = (self.downs.0 + 1, why.clone()),
                     _ => {}
                 }
                 return Ok(Some(msg));
@@ -305,18 +305,22 @@ impl Load {
     }
 }
 
-fn controller_config(spec: &HostSpec) -> Result<ControllerConfig> {
+/// Who connects to what; the host identifier follows from the host's name.
+///
+/// # Errors
+/// If a name is not an NQN.
+pub fn identity(host: &str, subsystem: &str) -> Result<Identity> {
     let nqn = |name: &str| Nqn::new(name).with_context(|| format!("{name:?} is not an NQN"));
     let mut host_id = [0; 16];
-    pattern::fill(
-        &mut host_id,
-        spec.host_nqn.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b))),
-    );
-    let identity =
-        Identity { host_nqn: nqn(&spec.host_nqn)?, host_id, subsystem_nqn: nqn(&spec.subsystem_nqn)? };
+    let number = host.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+    pattern::fill(&mut host_id, number);
+    Ok(Identity { host_nqn: nqn(host)?, host_id, subsystem_nqn: nqn(subsystem)? })
+}
+
+fn controller_config(spec: &HostSpec) -> Result<ControllerConfig> {
     Ok(ControllerConfig {
         addrs: vec![spec.to],
-        identity,
+        identity: identity(&spec.host_nqn, &spec.subsystem_nqn)?,
         purpose: Purpose::Nvm { nsid: spec.nsid },
         digests: (spec.digests, spec.digests),
         kato_ms: 10_000,

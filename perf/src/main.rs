@@ -1,10 +1,13 @@
 //! Measures Trefoil against floors taken in the same run, shows it at work, and looks at what hosts see.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod bench;
 mod client;
+mod demo;
 mod floor;
 mod gateway;
+mod identify;
 mod load;
 mod pattern;
 mod proc;
@@ -29,6 +32,10 @@ enum What {
         #[command(flatten)]
         options: bench::Options,
     },
+    /// A gateway at work, killed in the middle, and everything read back and checked.
+    Demo(demo::Options),
+    /// What a host sees of a subsystem, as text that two runs can be compared by.
+    IdentifyDump(identify::Options),
     /// Bare TCP exchanges of the byte counts of each storage figure.
     Floor {
         /// Connections.
@@ -46,6 +53,8 @@ enum What {
 fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Bench { bench, options } => bench::run(bench, &options),
+        What::Demo(options) => demo::run(&options),
+        What::IdentifyDump(options) => identify::run(&options),
         What::Floor { connections, time_ms, area_mib } => floors(connections, time_ms, area_mib),
     }
 }

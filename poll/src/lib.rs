@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod buf;
 pub mod core;
+pub mod guard;
 pub mod io;
 pub mod lost;
 pub mod mailbox;

@@ -1,42 +1,14 @@
-//! No core allocates after its start-up: a guarding allocator counts what a turning core asks for.
+//! No core allocates or frees after its start-up: a guarding allocator counts what a turning core asks for.
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use support::*;
+use trefoil_poll::guard::Guard;
 use trefoil_poll::*;
 
-/// Counts the allocations of turning cores, and keeps the size of the last.
-struct Guard;
-
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-static LAST_BYTES: AtomicUsize = AtomicUsize::new(0);
-
-fn note(bytes: usize) {
-    if trefoil_poll::core::is_core_running() {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        LAST_BYTES.store(bytes, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Guard {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static GUARD: Guard = Guard;
+static GUARD: Guard = Guard::new();
 
 #[test]
 fn turning_cores_do_not_allocate() {
@@ -82,6 +54,5 @@ fn turning_cores_do_not_allocate() {
     }
     let closed: usize = rig.finish().iter().map(|echo| echo.closed).sum();
     assert_eq!(closed, 5 * (16 + 4));
-    let (count, last) = (COUNT.load(Ordering::Relaxed), LAST_BYTES.load(Ordering::Relaxed));
-    assert_eq!(count, 0, "the last one was of {last} bytes");
+    GUARD.assert_clean();
 }

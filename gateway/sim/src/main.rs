@@ -186,8 +186,13 @@ fn run_mutations(args: &Args) -> bool {
     let mut missed = 0;
     for &mutation in mutation::ALL {
         let found = (args.start..args.start + mutation.within_seeds).enumerate().find_map(|(tried, seed)| {
-            let setting =
-                Setting { seed, frontend: frontend(seed), operations: args.operations, told: false, mutation: Some(mutation) };
+            let setting = Setting {
+                seed,
+                frontend: frontend(seed),
+                operations: args.operations,
+                told: false,
+                mutation: Some(mutation),
+            };
             run_seed(setting).violation.map(|violation| (tried + 1, seed, violation))
         });
         match found {

@@ -57,6 +57,8 @@ pub struct Job {
     pub version: Version,
     /// Whether an error would be no surprise.
     pub excused: bool,
+    /// Whether power went since it began: an acknowledgement may tell of what was lost then.
+    pub cut: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -129,11 +131,12 @@ impl Block {
         self.now = self.stable.clone();
     }
 
-    fn see(&mut self, at: u64, version: Version) -> bool {
+    /// Whether a read may see `version`; if so it `stays`, unless power went after it was read.
+    fn see(&mut self, at: u64, version: Version, stays: bool) -> bool {
         if !self.now.contains(&version) {
             return false;
         }
-        if self.now.len() > 1 {
+        if stays && self.now.len() > 1 {
             self.now = vec![version];
             self.since.push((at, version, true));
         }
@@ -200,7 +203,7 @@ impl Model {
         range.iter_mut().for_each(|b| b.busy += if reads { 1 } else { -1 });
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
-        let job = Job { id: self.clock, lun, lba, blocks, kind, version, excused: self.excused };
+        let job = Job { id: self.clock, lun, lba, blocks, kind, version, excused: self.excused, cut: false };
         if let Some(log) = &mut self.log {
             log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
         }
@@ -264,6 +267,7 @@ impl Model {
 
     /// The gateway lost power, and the servers will try again what was under way.
     pub fn power_cut(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.cut = true);
         self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
     }
 
@@ -297,12 +301,14 @@ impl Model {
         let at = self.clock;
         match job.kind {
             Kind::Read => {}
-            Kind::Flush if ok => self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id)),
+            Kind::Flush if ok && !job.cut => {
+                self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id))
+            }
             Kind::Flush => {}
             // Reads as zeros or as before.
             Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
             Kind::Write { durable } | Kind::Zero { durable, .. } => {
-                let version = job.version;
+                let (version, ok) = (job.version, ok && (durable || !job.cut));
                 for block in self.range(job) {
                     block.write(at, version, ok);
                     if ok && durable {
@@ -324,7 +330,7 @@ impl Model {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
             };
             let block = &mut self.luns[job.lun].blocks[lba as usize];
-            if !block.see(at, version) {
+            if !block.see(at, version, !job.cut) {
                 let may = block.now.clone();
                 return self.violate(format!(
                     "LUN {} block {lba} holds version {version}, may hold {may:?} (operation {})",

@@ -65,4 +65,6 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },
     Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
+    Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
+    Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
 ];

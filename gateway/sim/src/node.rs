@@ -59,7 +59,13 @@ impl Handler<StorageSim> for Node {
         self.handler().on_recv_end(io, sock, buf, why);
     }
 
-    fn on_sent(&mut self, io: &mut StorageSim, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
         self.handler().on_sent(io, sock, list, result);
     }
 

@@ -51,6 +51,9 @@ const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 /// timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// By then every timeout has fired.
+const REST: Duration = Duration::from_secs(120);
+
 const TICK: u64 = 1;
 const FAULT: u64 = 2;
 const RESTART: u64 = 3;
@@ -168,6 +171,10 @@ pub struct Run {
     finished_at_fault: u64,
     /// When work last went on well enough for a fault.
     last_fault: Instant,
+    /// Mutation: bits flip where there are no digests, as if nobody checked them.
+    flip_unprotected: bool,
+    /// Mutation: every server may see every LUN.
+    pub show_all: bool,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
 }
@@ -260,10 +267,17 @@ impl Run {
             skip_zeroing: false,
             reuse_extent: false,
             swap_extents: false,
+            flip_unprotected: false,
+            show_all: false,
             fence: FenceRule::KeepAliveBound,
             finished_at_fault: 0,
             last_fault: Instant::default(),
         }
+    }
+
+    /// Leaves digests out, whatever the seed says, and flips bits all the same.
+    pub fn drop_digests(&mut self) {
+        (self.digests, self.flip_unprotected) = (false, true);
     }
 
     /// Calls `f` for each disk.
@@ -380,12 +394,18 @@ impl Run {
                 number: number as u16,
                 addr: self.world.addr(self.gateway, PORT),
                 luns: if number == 0 { vec![0, GROWN] } else { vec![0, GROWN, REPLACED] },
+                forbidden: if number == 0 { vec![REPLACED] } else { Vec::new() },
                 digests: self.digests,
                 fence: self.fence,
             };
             let (home, workload) = (self.homes[usize::from(CORES) + number], self.workload.clone());
             self.world.start(node, 1, |io| {
-                Node::Server(Box::new(ServerCore::new(io, arena(home, ARENA_BYTES), &config, workload.clone())))
+                Node::Server(Box::new(ServerCore::new(
+                    io,
+                    arena(home, ARENA_BYTES),
+                    &config,
+                    workload.clone(),
+                )))
             });
         }
     }
@@ -405,7 +425,11 @@ impl Run {
             extents.as_ref().map(|_| Namespace {
                 nsid: i as u32 + 1,
                 lun: LunId(i as u32),
-                hosts: if i == REPLACED { Allow::Only(vec![host_nqn(1)]) } else { Allow::Any },
+                hosts: if i == REPLACED && !self.show_all {
+                    Allow::Only(vec![host_nqn(1)])
+                } else {
+                    Allow::Any
+                },
                 ana_group: 1,
                 ana_state: 1,
             })
@@ -528,7 +552,7 @@ impl Run {
             }
             return false;
         }
-        let mut workload = self.workload.borrow_mut();
+        let workload = self.workload.borrow();
         if !workload.is_spent() || workload.model.under_way(None) > 0 {
             return false;
         }
@@ -653,8 +677,9 @@ impl Run {
             }
             _ => {
                 let to = if self.rng.below(2) == 0 { side } else { side.other() };
-                if self.digests && self.world.bytes_to(conn, to) > 2000 {
+                if (self.digests || self.flip_unprotected) && self.world.bytes_to(conn, to) > 2000 {
                     self.world.flip_bit(conn, to);
+                    self.workload.borrow_mut().bits_flip = true;
                     self.fired("bit-flip");
                 }
             }
@@ -726,11 +751,23 @@ impl Run {
         }
     }
 
-    /// At rest no core holds a block.
+    /// At rest no core holds a block, once timeouts have ended what waits for dead peers.
     fn check_leaks(&mut self) -> Option<String> {
-        (0..CORES).find_map(|core| {
-            let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
-            (held > 0).then(|| format!("core {core} holds {held} bytes of blocks at rest"))
-        })
+        let until = self.world.now() + REST;
+        loop {
+            let held = (0..CORES).find_map(|core| {
+                let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
+                (held > 0).then(|| format!("core {core} holds {held} bytes of blocks at rest"))
+            });
+            if held.is_none() || self.world.now() > until {
+                return held;
+            }
+            match self.world.step() {
+                Step::Accepted(_) => self.adopt(),
+                Step::Control(_) => self.on_control(),
+                Step::Idle => return held,
+                Step::Ran | Step::Timer(_) => {}
+            }
+        }
     }
 }

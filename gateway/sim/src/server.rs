@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+};
 use trefoil_storage::Fault;
 use trefoil_storage::initiator::{
-    Command, ControllerConfig, ControllerEvent, FenceRule, Finished, Host, Identity, Purpose,
+    Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
+    Purpose, QueueError,
 };
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status};
@@ -40,6 +43,8 @@ pub struct ServerConfig {
     pub addr: SocketAddr,
     /// LUNs that it may see; the NSID is one more.
     pub luns: Vec<usize>,
+    /// LUNs that it tries to reach although it may not.
+    pub forbidden: Vec<usize>,
     /// Ask for both digests.
     pub digests: bool,
     /// When lost writes go again.
@@ -49,6 +54,8 @@ pub struct ServerConfig {
 /// See the module.
 pub struct ServerCore {
     hosts: Vec<(usize, Host)>,
+    /// LUNs that must never come up.
+    forbidden: Vec<usize>,
     /// Whether each came up and has not given up since.
     usable: Vec<bool>,
     owners: Vec<Option<usize>>,
@@ -60,9 +67,15 @@ pub struct ServerCore {
 
 impl ServerCore {
     /// A server that starts to connect at once.
-    pub fn new(io: &mut StorageSim, arena: Arena, config: &ServerConfig, workload: Rc<RefCell<Workload>>) -> Self {
+    pub fn new(
+        io: &mut StorageSim,
+        arena: Arena,
+        config: &ServerConfig,
+        workload: Rc<RefCell<Workload>>,
+    ) -> Self {
         let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
         let host = |&lun: &usize| {
+            let forbidden = config.forbidden.contains(&lun);
             let config = ControllerConfig {
                 addrs: vec![config.addr],
                 identity: Identity {
@@ -75,7 +88,10 @@ impl ServerCore {
                 kato_ms: 1000,
                 io_queues: 2,
                 depth: 16,
-                reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
+                reconnect: (
+                    Duration::from_millis(5),
+                    Duration::from_millis(if forbidden { 5000 } else { 200 }),
+                ),
                 connect_timeout: Duration::from_secs(2),
                 admin_timeout: Duration::from_secs(2),
                 loss_timeout: LOSS_TIMEOUT,
@@ -87,8 +103,9 @@ impl ServerCore {
             (lun, host)
         };
         Self {
-            hosts: config.luns.iter().map(host).collect(),
-            usable: vec![false; config.luns.len()],
+            hosts: config.luns.iter().chain(&config.forbidden).map(host).collect(),
+            usable: vec![false; config.luns.len() + config.forbidden.len()],
+            forbidden: config.forbidden.clone(),
             owners: vec![None; SOCKETS],
             slots: vec![(0, None); DEPTH],
             workload,
@@ -112,8 +129,10 @@ impl ServerCore {
         let lun = job.lun;
         self.slots[slot].1 = Some(job);
         let now = self.now;
-        let host = self.hosts.iter_mut().find(|(of, _)| *of == lun);
-        if let Some(Err(mut command)) = host.map(|(_, host)| host.submit(now, command)) {
+        let Some((_, host)) = self.hosts.iter_mut().find(|(of, _)| *of == lun) else {
+            unreachable!("the workload was asked for LUNs of ours only");
+        };
+        if let Err(mut command) = host.submit(now, command) {
             // Its lanes are full: this one never went out.
             command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
             self.settle(tag, Err(Fault::Aborted), &[], true);
@@ -147,7 +166,9 @@ impl ServerCore {
                         DsmRange { attributes: 0, nlb, slba: job.lba }.emit(&mut inline);
                         Command::inline(tag, sqe(IoCommand::Dsm(dsm)), inline)
                     }
-                    Kind::Flush | Kind::Read | Kind::Write { .. } => Command::bare(tag, sqe(IoCommand::Flush)),
+                    Kind::Flush | Kind::Read | Kind::Write { .. } => {
+                        Command::bare(tag, sqe(IoCommand::Flush))
+                    }
                 }
             }
         }
@@ -155,7 +176,9 @@ impl ServerCore {
 
     fn settle(&mut self, tag: u64, result: Result<(), Fault>, data: &[u8], excused: bool) {
         let slot = self.slots.get_mut((tag & 0xffff_ffff) as usize);
-        let job = slot.filter(|(generation, _)| u64::from(*generation) == tag >> 32).and_then(|(_, job)| job.take());
+        let job = slot
+            .filter(|(generation, _)| u64::from(*generation) == tag >> 32)
+            .and_then(|(_, job)| job.take());
         let mut workload = self.workload.borrow_mut();
         match job {
             Some(job) if excused => workload.model.withdraw(job.id),
@@ -189,9 +212,19 @@ impl ServerCore {
             while let Some(event) = host.next_event() {
                 let mut workload = self.workload.borrow_mut();
                 match event {
+                    ControllerEvent::Up(_) if self.forbidden.contains(lun) => {
+                        workload.model.violate(format!("a server sees LUN {lun}, which it may not"));
+                    }
                     ControllerEvent::Up(_) => self.usable[index] = true,
                     ControllerEvent::GaveUp => self.usable[index] = false,
                     _ => {}
+                }
+                if let ControllerEvent::Down(ControllerError::Queue {
+                    why: QueueError::Violation(what), ..
+                }) = event
+                    && !workload.bits_flip
+                {
+                    workload.model.violate(format!("the gateway broke the protocol: {what}"));
                 }
                 match event {
                     ControllerEvent::Down(why) => workload.model.note(format!("LUN {lun}: down: {why}")),
@@ -237,7 +270,13 @@ impl Handler<StorageSim> for ServerCore {
         self.after_event();
     }
 
-    fn on_sent(&mut self, io: &mut StorageSim, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
         if let Some(host) = self.host(sock) {
             host.on_sent(io, sock, list, result);
         }

@@ -16,6 +16,8 @@ pub struct Workload {
     left: u64,
     /// The final reading of everything: LUN and next block.
     verify: Option<(usize, u64)>,
+    /// Bits were flipped on links, so that broken PDUs are no surprise.
+    pub bits_flip: bool,
     /// The gateway serves.
     pub serving: bool,
 }
@@ -23,7 +25,14 @@ pub struct Workload {
 impl Workload {
     /// `operations` of them on LUNs of so many blocks.
     pub fn new(rng: Rng, operations: u64, blocks: &[u64]) -> Self {
-        Self { model: Model::new(blocks), rng, left: operations, verify: None, serving: false }
+        Self {
+            model: Model::new(blocks),
+            rng,
+            left: operations,
+            verify: None,
+            bits_flip: false,
+            serving: false,
+        }
     }
 
     /// Whether every operation has begun.

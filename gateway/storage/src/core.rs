@@ -75,6 +75,11 @@ impl<I: StorageIo> StorageCore<I> {
         &self.arena
     }
 
+    /// The hosts' side, for its counts.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
     /// holds are dropped, so the caller must be unwinding, or they count as lost.
     pub fn into_arena(self) -> Arena {
@@ -206,9 +211,13 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             }
             Msg::Topology(new) => {
                 let epoch = new.epoch;
-                let old = self.luns.on_topology(new.clone());
-                // Both hold the same snapshot; only the last handle is worth sending.
-                drop(self.target.on_topology(cx!(self, io), new));
+                let before = self.luns.on_topology(new.clone());
+                // Both hold the same snapshot, of which only the last handle is worth sending. Before the
+                // first publication the target alone has one.
+                let old = match (before, self.target.on_topology(cx!(self, io), new)) {
+                    (Some(last), _same) => Some(last),
+                    (None, first) => first,
+                };
                 io.post_control(Msg::TopologyDone { epoch, old });
             }
             Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),

@@ -17,6 +17,7 @@ pub mod request;
 pub mod target;
 pub mod topology;
 
+pub use self::core::{CoreLimits, StorageCore};
 pub use cx::Cx;
 pub use lun::Luns;
 pub use msg::{Msg, StorageIo};

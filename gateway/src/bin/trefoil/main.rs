@@ -1,4 +1,131 @@
-//! The command line over JSON-RPC.
+//! `trefoil`: the gateway's command line, over its JSON-RPC socket.
+//!
+//! Every native method is a command; `--json` prints its result as it came. Exit codes: 0 done,
+//! 1 refused or failed, 2 wrong usage, 3 the gateway can't be reached.
+
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod client;
+mod table;
+mod top;
+
+use args::{Args, Command, Config};
+use clap::Parser;
+use client::{CallError, Client};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("trefoil: {error}");
+            match error {
+                CallError::Unreachable { .. } => ExitCode::from(3),
+                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => {
+                    ExitCode::from(1)
+                }
+            }
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), CallError> {
+    let mut client = Client::connect(&args.socket)?;
+    match &args.command {
+        Command::Top { interval_ms, count } => top::run(&mut client, *interval_ms, *count, args.json),
+        Command::Config(command) => config(&mut client, command, args.json),
+        other => {
+            let (method, params) = other.call();
+            let result = client.call(method, params)?;
+            print(&result, args.json, method);
+            Ok(())
+        }
+    }
+}
+
+fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), CallError> {
+    match command {
+        Config::Get => document(client, "config_get", None, as_json),
+        Config::Backup { file } => document(client, "config_backup", file.as_deref(), as_json),
+        Config::Diff { file } => {
+            let result = client.call("config_diff", json!({ "toml": read(file)? }))?;
+            changes(&result, as_json);
+            Ok(())
+        }
+        Config::Apply { file, dry_run, delete_data } => {
+            let params = json!({ "toml": read(file)?, "dry_run": dry_run, "delete_data": delete_data });
+            changes(&client.call("config_apply", params)?, as_json);
+            Ok(())
+        }
+        Config::Restore { file } => {
+            changes(&client.call("config_restore", json!({ "toml": read(file)? }))?, as_json);
+            Ok(())
+        }
+    }
+}
+
+fn document(client: &mut Client, method: &str, file: Option<&str>, as_json: bool) -> Result<(), CallError> {
+    let result = client.call(method, json!({}))?;
+    let text = match as_json {
+        true => format!("{result:#}\n"),
+        false => result["toml"].as_str().unwrap_or_default().to_owned(),
+    };
+    match file {
+        None => put(&text),
+        Some(path) => {
+            let failed = |source| CallError::File { path: path.into(), source };
+            std::fs::write(path, text).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn changes(result: &Value, as_json: bool) {
+    if as_json {
+        return put(&format!("{result:#}\n"));
+    }
+    let lines = |key: &str| result[key].as_array().cloned().unwrap_or_default();
+    for line in lines("changes").iter().chain(&lines("notes")) {
+        put(&format!("{}\n", line.as_str().unwrap_or_default()));
+    }
+    if lines("changes").is_empty() {
+        put("no difference\n");
+    }
+}
+
+/// A file's text; `-` is standard input.
+fn read(path: &str) -> Result<String, CallError> {
+    let mut text = String::new();
+    let read = match path {
+        "-" => std::io::stdin().read_to_string(&mut text).map(drop),
+        _ => std::fs::read_to_string(path).map(|read| text = read),
+    };
+    read.map_err(|source| CallError::File { path: path.into(), source })?;
+    Ok(text)
+}
+
+fn print(result: &Value, as_json: bool, method: &str) {
+    if as_json {
+        return put(&format!("{result:#}\n"));
+    }
+    put(&table::render(result, table::columns(method)));
+    // A pool's LUNs and a gateway's queue pairs have tables of their own.
+    for (key, columns) in [
+        ("luns", table::columns("lun_list")),
+        ("qpairs", table::columns("qpairs")),
+        ("cores", table::columns("core_list")),
+    ] {
+        if let Some(rows) = result.get(key).filter(|rows| rows.is_array() && !columns.is_empty()) {
+            put(&format!("\n{}", table::render(rows, columns)));
+        }
+    }
+}
+
+/// Prints; a reader that is gone (`| head`) is no error.
+fn put(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

@@ -7,6 +7,7 @@
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
 use super::ctrlr::Ctrlrs;
+use super::departure::Departures;
 use super::limits::TargetLimits;
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::slot::{NIL, Phase, Slots};
@@ -20,7 +21,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
-use trefoil_wire::nvme::{Psdt, Status};
+use trefoil_wire::nvme::{Psdt, Sgl, Status};
 
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,11 +118,13 @@ pub struct Engine {
     pub timers: Timers,
     /// By [`LunId`].
     pub lun_stats: Box<[LunStats]>,
+    /// Queues that are gone and whose requests are still under way.
+    departures: Departures,
 }
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 × 48 B.
+    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -140,6 +143,7 @@ impl Engine {
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
+            departures: Departures::new(limits.slots.min(65_535)),
         }
     }
 
@@ -148,7 +152,8 @@ impl Engine {
     pub fn begin<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Step {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
-        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE {
+        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != fabrics::OPCODE
+        {
             self.begin_io(cx, at)
         } else {
             self.begin_admin(cx, at)
@@ -167,6 +172,9 @@ impl Engine {
         slot.len = len;
         if slot.sqe.psdt() != Psdt::Sgl {
             return self.fail(at, Status::INVALID_FIELD.dnr());
+        }
+        if matches!(slot.sqe.sgl1, Sgl::Unsupported { .. }) {
+            return self.fail(at, Status::SGL_TYPE_INVALID.dnr());
         }
         let described = slot.sqe.sgl1.len_bytes();
         let io = self.queues[slot.queue as usize].qid != 0;
@@ -198,20 +206,18 @@ impl Engine {
         let loan = done.take_loan();
         let (buf, result) = done.settle();
         let at = origin.slot;
-        let current = self.slots.get(at).is_some_and(|slot| {
-            slot.phase == Phase::Backend && slot.generation == origin.generation
-        });
+        let current = self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Backend && slot.generation == origin.generation);
         debug_assert!(current, "a completion for {origin:?}, which waits for none");
         if !current {
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
             return;
         }
         if self.slots[at].queue == NIL {
-            // Its queue went away; nobody is left to answer.
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
-            let kept = self.slots[at].buf.take();
-            kept.into_iter().for_each(|buf| cx.arena.free(buf));
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         if buf.is_some() {
             self.slots[at].buf = buf;
@@ -223,7 +229,7 @@ impl Engine {
     }
 
     /// A request was dropped on its way: its command fails, and its slot lives on (see [`trefoil_poll::lost`]).
-    pub fn on_lost(&mut self, identity: u64) {
+    pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
         let (at, generation) = ((identity >> 32) as u32, (identity >> 8) as u32 & 0xFF_FFFF);
         let Some(slot) = self.slots.get(at) else { return };
         if identity as u8 != Owner::Target as u8
@@ -233,10 +239,22 @@ impl Engine {
             return;
         }
         if slot.queue == NIL {
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         self.fail(at, Status::INTERNAL_ERROR);
         self.done_later(at);
+    }
+
+    /// The request of a slot whose queue went away is over. Nobody is left to answer, but with the last of the queue's
+    /// requests the queue has left its controller.
+    fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
+        let slot = &mut self.slots[at];
+        slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+        let departure = slot.departure;
+        self.slots.release(at);
+        if let Some(leaving) = self.departures.ended(departure) {
+            self.tell_left(cx, leaving);
+        }
     }
 
     /// Lets the transport send the response of `at`.
@@ -260,7 +278,8 @@ impl Engine {
     /// The slot, if it is still the same command's.
     pub fn resolve(&self, slot: SlotRef) -> Option<u32> {
         let current = self.slots.get(slot.at)?;
-        let same = current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
+        let same =
+            current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
         same.then_some(slot.at)
     }
 
@@ -346,20 +365,26 @@ impl Engine {
         self.names[queue as usize] = Names::NONE;
     }
 
-    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own; everything
-    /// else of the queue's ends here, and what it held comes out through `free`.
+    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own, and only then
+    /// has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.leave_ctrlr(cx, queue);
+        let leaving = self.leave_ctrlr(cx, queue);
+        let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
         while let Some(at) = self.queues[queue as usize].ring.first() {
             self.slots.unlink(&mut self.queues[queue as usize].ring, at);
             let slot = &mut self.slots[at];
             if slot.phase == Phase::Backend {
                 slot.queue = NIL;
+                slot.departure = departure.unwrap_or(NIL);
+                self.departures.wait(slot.departure);
                 continue;
             }
             slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
             slot.loan = None;
             self.slots.release(at);
+        }
+        if let Some(leaving) = departure.and_then(|departure| self.departures.ended(departure)) {
+            self.tell_left(cx, leaving);
         }
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Free;

@@ -71,6 +71,8 @@ pub struct Slot {
     pub epoch: u32,
     /// The LUN of an I/O command.
     pub lun: LunId,
+    /// Who is told when its request ends, once its queue is gone.
+    pub departure: u32,
     next: u32,
     prev: u32,
     link: u32,
@@ -105,6 +107,7 @@ impl Slots {
             since: Instant::default(),
             epoch: 0,
             lun: LunId(0),
+            departure: NIL,
             next: if at as usize + 1 < count { at + 1 } else { NIL },
             prev: NIL,
             link: NIL,

@@ -124,6 +124,7 @@ impl Tcp {
         let conn = &mut self.conns[c as usize];
         let slot = &mut engine.slots[at];
         slot.phase = Phase::HostData;
+        conn.grants += 1;
         conn.large_grants += u32::from(Self::is_large(slot.len));
         let r2t = R2t { cid: slot.sqe.cid, ttag: at as u16, offset_bytes: 0, len_bytes: slot.len };
         let header_digest = conn.framing.header_digest;
@@ -142,9 +143,7 @@ fn put_header<const LEN: usize>(
     let bytes = list.push_head(total.max(LEN + if header_digest { DIGEST_LEN } else { 0 }));
     let Some((header, rest)) = bytes.split_first_chunk_mut::<LEN>() else { return };
     emit(header);
-    if header_digest
-        && let Some(to) = rest.first_chunk_mut()
-    {
+    if header_digest && let Some(to) = rest.first_chunk_mut() {
         *to = digest(header).to_le_bytes();
     }
 }

@@ -1,0 +1,521 @@
+//! The commands, and the method call that each stands for.
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Controls a Trefoil gateway.
+#[derive(Parser)]
+#[command(name = "trefoil", version)]
+pub struct Args {
+    /// The gateway's control socket.
+    #[arg(long, short, global = true, env = "TREFOIL_SOCKET", default_value = "/run/trefoil/rpc.sock")]
+    pub socket: PathBuf,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Backends: where blocks are.
+    #[command(subcommand)]
+    Backend(Backend),
+    /// Pools: sets of backends from which LUNs are carved (without redundancy of their own).
+    #[command(subcommand)]
+    Pool(Pool),
+    /// LUNs: virtual disks.
+    #[command(subcommand)]
+    Lun(Lun),
+    /// Subsystems: what is offered to hosts.
+    #[command(subcommand)]
+    Subsystem(Subsystem),
+    /// Hosts: who may use what.
+    #[command(subcommand)]
+    Host(Host),
+    /// The whole system as one TOML document.
+    #[command(subcommand)]
+    Config(Config),
+    /// The cores.
+    Cores,
+    /// Counters of cores and queue pairs.
+    Stats,
+    /// The gateway itself.
+    Info,
+    /// A live table.
+    Top {
+        /// Milliseconds between two lines.
+        #[arg(long, short, default_value_t = 1000)]
+        interval_ms: u64,
+        /// How often to print; without it, until it is interrupted.
+        #[arg(long, short)]
+        count: Option<u64>,
+    },
+    /// Stop the gateway in order.
+    Shutdown,
+    /// Call any method, with parameters as JSON.
+    Call {
+        /// The method.
+        method: String,
+        /// Its parameters.
+        #[arg(default_value = "{}", value_parser = parse_json)]
+        params: Value,
+    },
+}
+
+fn parse_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+#[derive(ClapArgs)]
+pub struct NewBackend {
+    /// Its name.
+    name: String,
+    /// memory, null, file or nvme-tcp.
+    #[arg(long = "type", short)]
+    kind: String,
+    /// Its size, such as 10GiB.
+    #[arg(long)]
+    size: Option<String>,
+    /// Logical block size: 512 or 4096.
+    #[arg(long)]
+    block_bytes: Option<u32>,
+    /// A file or block device.
+    #[arg(long)]
+    path: Option<String>,
+    /// An array's address and port.
+    #[arg(long)]
+    address: Option<String>,
+    /// The array's subsystem.
+    #[arg(long)]
+    subnqn: Option<String>,
+    /// Who we say that we are.
+    #[arg(long)]
+    hostnqn: Option<String>,
+    /// The array's namespace.
+    #[arg(long)]
+    nsid: Option<u32>,
+    /// I/O queue pairs to ask the array for.
+    #[arg(long)]
+    queues: Option<u16>,
+    /// Commands a queue pair.
+    #[arg(long)]
+    depth: Option<u16>,
+    /// PDU header digests.
+    #[arg(long)]
+    header_digest: bool,
+    /// PDU data digests.
+    #[arg(long)]
+    data_digest: bool,
+    /// Seconds that I/O waits for a lost array.
+    #[arg(long)]
+    loss_timeout_s: Option<u32>,
+}
+
+#[derive(Subcommand)]
+pub enum Backend {
+    /// Make a backend.
+    Create(Box<NewBackend>),
+    /// Let a backend go; its data stays.
+    Delete {
+        /// Which.
+        name: String,
+    },
+    /// All, or one.
+    List {
+        /// Which.
+        name: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Pool {
+    /// Make a pool; what is on the backends is lost.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its backends.
+        #[arg(required = true)]
+        backends: Vec<String>,
+    },
+    /// Destroy an empty pool.
+    Delete {
+        /// Which.
+        name: String,
+    },
+    /// All.
+    List,
+    /// One, with its LUNs.
+    Show {
+        /// Which.
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Lun {
+    /// Carve a LUN from a pool.
+    Create {
+        /// Its name.
+        name: String,
+        /// The pool.
+        #[arg(long)]
+        pool: String,
+        /// Its size, such as 10GiB.
+        #[arg(long)]
+        size: String,
+        /// Logical block size: 512 or 4096.
+        #[arg(long)]
+        block_bytes: Option<u32>,
+        /// Its UUID.
+        #[arg(long)]
+        uuid: Option<String>,
+        /// Refuse writes.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Delete a LUN of a pool, with its data.
+    Delete {
+        /// Which.
+        name: String,
+        /// Even if a subsystem shows it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a LUN of a pool larger; hosts are told.
+    Grow {
+        /// Which.
+        name: String,
+        /// Its new size.
+        size: String,
+    },
+    /// Present a whole backend as it is.
+    Import {
+        /// Its name.
+        name: String,
+        /// The backend.
+        #[arg(long)]
+        backend: String,
+        /// Logical block size: 512 or 4096.
+        #[arg(long)]
+        block_bytes: Option<u32>,
+        /// Its UUID.
+        #[arg(long)]
+        uuid: Option<String>,
+        /// Refuse writes.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// End an import; the backend's data stays.
+    Release {
+        /// Which.
+        name: String,
+        /// Even if a subsystem shows it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// All, or one.
+    List {
+        /// Which.
+        name: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Subsystem {
+    /// Make a subsystem.
+    Create {
+        /// Its NQN.
+        nqn: String,
+        /// Serial number.
+        #[arg(long)]
+        serial: Option<String>,
+        /// Model number.
+        #[arg(long)]
+        model: Option<String>,
+        /// Let every host in.
+        #[arg(long)]
+        allow_any_host: bool,
+        /// A host that may connect; may be given often.
+        #[arg(long = "host")]
+        hosts: Vec<String>,
+        /// An address and port to offer it on; may be given often.
+        #[arg(long = "listen")]
+        listeners: Vec<String>,
+    },
+    /// Delete a subsystem; its hosts are disconnected, its LUNs stay.
+    Delete {
+        /// Which.
+        nqn: String,
+    },
+    /// All, or one.
+    List {
+        /// Which.
+        nqn: Option<String>,
+    },
+    /// Show a LUN in it.
+    AddNamespace {
+        /// Which.
+        nqn: String,
+        /// The LUN.
+        lun: String,
+        /// Its NSID; the lowest that is free without it.
+        #[arg(long)]
+        nsid: Option<u32>,
+        /// A host that sees it, of those that may connect; may be given often. Without it, all.
+        #[arg(long = "host")]
+        hosts: Vec<String>,
+    },
+    /// Show a LUN no more.
+    RemoveNamespace {
+        /// Which.
+        nqn: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// Offer it on an address.
+    AddListener {
+        /// Which.
+        nqn: String,
+        /// Address and port.
+        listen: String,
+    },
+    /// Offer it there no more; connections stay.
+    RemoveListener {
+        /// Which.
+        nqn: String,
+        /// Address and port.
+        listen: String,
+    },
+    /// Whether every host may connect.
+    AllowAnyHost {
+        /// Which.
+        nqn: String,
+        /// true or false.
+        #[arg(action = clap::ArgAction::Set)]
+        allow: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Host {
+    /// Let a host connect to a subsystem, or see a namespace.
+    Add {
+        /// The subsystem.
+        nqn: String,
+        /// The host: an NQN or a name.
+        host: String,
+        /// The namespace.
+        #[arg(long)]
+        nsid: Option<u32>,
+    },
+    /// The opposite; its connections end.
+    Remove {
+        /// The subsystem.
+        nqn: String,
+        /// The host: an NQN or a name.
+        host: String,
+        /// The namespace.
+        #[arg(long)]
+        nsid: Option<u32>,
+    },
+    /// Give a host a name.
+    Create {
+        /// The name.
+        name: String,
+        /// Its NQN.
+        nqn: String,
+    },
+    /// Forget a name.
+    Delete {
+        /// Which.
+        name: String,
+    },
+    /// All, with what they may use.
+    List,
+}
+
+#[derive(Subcommand)]
+pub enum Config {
+    /// The system as it is.
+    Get,
+    /// What a document would change.
+    Diff {
+        /// TOML; `-` is standard input.
+        file: String,
+    },
+    /// Make the system as a document says.
+    Apply {
+        /// TOML; `-` is standard input.
+        file: String,
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+        /// Delete LUNs of pools that are not in the document, with their data.
+        #[arg(long)]
+        delete_data: bool,
+    },
+    /// Write the system, with every identity, to a file.
+    Backup {
+        /// Where to; standard output without it.
+        file: Option<String>,
+    },
+    /// Make the system as a backup says.
+    Restore {
+        /// The backup.
+        file: String,
+    },
+}
+
+impl Command {
+    /// The method and its parameters. `top` and `config` make calls of their own.
+    pub fn call(&self) -> (&str, Value) {
+        let (method, mut params) = match self {
+            Self::Backend(command) => command.call(),
+            Self::Pool(command) => command.call(),
+            Self::Lun(command) => command.call(),
+            Self::Subsystem(command) => command.call(),
+            Self::Host(command) => command.call(),
+            Self::Cores => ("core_list", json!({})),
+            Self::Stats | Self::Top { .. } => ("stats_get", json!({})),
+            Self::Config(_) => ("config_get", json!({})),
+            Self::Info => ("gateway_info", json!({})),
+            Self::Shutdown => ("shutdown", json!({})),
+            Self::Call { method, params } => return (method, params.clone()),
+        };
+        if let Value::Object(fields) = &mut params {
+            fields.retain(|_, value| !value.is_null());
+        }
+        (method, params)
+    }
+}
+
+/// `true`, or nothing.
+fn flag(on: bool) -> Option<bool> {
+    on.then_some(true)
+}
+
+impl Backend {
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Create(b) => (
+                "backend_create",
+                json!({
+                    "name": b.name, "type": b.kind, "size": b.size, "block_bytes": b.block_bytes,
+                    "path": b.path, "address": b.address, "subnqn": b.subnqn, "hostnqn": b.hostnqn,
+                    "nsid": b.nsid, "queues": b.queues, "depth": b.depth,
+                    "header_digest": flag(b.header_digest), "data_digest": flag(b.data_digest),
+                    "loss_timeout_s": b.loss_timeout_s,
+                }),
+            ),
+            Self::Delete { name } => ("backend_delete", json!({ "name": name })),
+            Self::List { name } => ("backend_list", json!({ "name": name })),
+        }
+    }
+}
+
+impl Pool {
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Create { name, backends } => ("pool_create", json!({ "name": name, "backends": backends })),
+            Self::Delete { name } => ("pool_delete", json!({ "name": name })),
+            Self::List => ("pool_list", json!({})),
+            Self::Show { name } => ("pool_show", json!({ "name": name })),
+        }
+    }
+}
+
+impl Lun {
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Create { name, pool, size, block_bytes, uuid, read_only } => (
+                "lun_create",
+                json!({
+                    "name": name, "pool": pool, "size": size, "block_bytes": block_bytes, "uuid": uuid,
+                    "read_only": flag(*read_only),
+                }),
+            ),
+            Self::Delete { name, force } => ("lun_delete", json!({ "name": name, "force": flag(*force) })),
+            Self::Grow { name, size } => ("lun_grow", json!({ "name": name, "size": size })),
+            Self::Import { name, backend, block_bytes, uuid, read_only } => (
+                "lun_import",
+                json!({
+                    "name": name, "backend": backend, "block_bytes": block_bytes, "uuid": uuid,
+                    "read_only": flag(*read_only),
+                }),
+            ),
+            Self::Release { name, force } => ("lun_release", json!({ "name": name, "force": flag(*force) })),
+            Self::List { name } => ("lun_list", json!({ "name": name })),
+        }
+    }
+}
+
+impl Subsystem {
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Create { nqn, serial, model, allow_any_host, hosts, listeners } => (
+                "subsystem_create",
+                json!({
+                    "nqn": nqn, "serial": serial, "model": model, "allow_any_host": flag(*allow_any_host),
+                    "hosts": hosts, "listeners": listeners,
+                }),
+            ),
+            Self::Delete { nqn } => ("subsystem_delete", json!({ "nqn": nqn })),
+            Self::List { nqn } => ("subsystem_list", json!({ "nqn": nqn })),
+            Self::AddNamespace { nqn, lun, nsid, hosts } => {
+                let hosts = (!hosts.is_empty()).then_some(hosts);
+                let params = json!({ "nqn": nqn, "lun": lun, "nsid": nsid, "hosts": hosts });
+                ("subsystem_add_namespace", params)
+            }
+            Self::RemoveNamespace { nqn, nsid } => {
+                ("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": nsid }))
+            }
+            Self::AddListener { nqn, listen } => {
+                ("subsystem_add_listener", json!({ "nqn": nqn, "listen": listen }))
+            }
+            Self::RemoveListener { nqn, listen } => {
+                ("subsystem_remove_listener", json!({ "nqn": nqn, "listen": listen }))
+            }
+            Self::AllowAnyHost { nqn, allow } => {
+                ("subsystem_allow_any_host", json!({ "nqn": nqn, "allow": allow }))
+            }
+        }
+    }
+}
+
+impl Host {
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Add { nqn, host, nsid } => ("host_add", json!({ "nqn": nqn, "host": host, "nsid": nsid })),
+            Self::Remove { nqn, host, nsid } => {
+                ("host_remove", json!({ "nqn": nqn, "host": host, "nsid": nsid }))
+            }
+            Self::Create { name, nqn } => ("host_create", json!({ "name": name, "nqn": nqn })),
+            Self::Delete { name } => ("host_delete", json!({ "name": name })),
+            Self::List => ("host_list", json!({})),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn commands_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_sent() {
+        let args = Args::try_parse_from(["trefoil", "lun", "create", "a", "--pool", "p", "--size", "1GiB"]);
+        let Ok(args) = args else { panic!("it parses") };
+        let want = json!({ "name": "a", "pool": "p", "size": "1GiB" });
+        assert_eq!(args.command.call(), ("lun_create", want));
+    }
+}

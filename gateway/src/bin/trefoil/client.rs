@@ -1,0 +1,85 @@
+//! A blocking JSON-RPC client on the control socket.
+
+use serde::de::Error;
+use serde_json::{Deserializer, Value, json};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody answers on the socket.
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The gateway said no.
+    Refused {
+        /// Its code.
+        code: i64,
+        /// What it said.
+        message: String,
+    },
+    /// The conversation broke off.
+    Broken(String),
+    /// A file of the user's.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreachable { path, source } => {
+                write!(
+                    f,
+                    "no gateway answers on {}: {source} (is trefoild running? --socket names another)",
+                    path.display()
+                )
+            }
+            Self::Refused { code, message } => write!(f, "{message} (code {code})"),
+            Self::Broken(why) => write!(f, "the gateway's answer broke off: {why}"),
+            Self::File { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+/// A connection.
+pub struct Client {
+    stream: UnixStream,
+    next_id: u64,
+}
+
+impl Client {
+    /// Connects to the control socket at `path`.
+    pub fn connect(path: &Path) -> Result<Self, CallError> {
+        let stream = UnixStream::connect(path)
+            .map_err(|source| CallError::Unreachable { path: path.into(), source })?;
+        Ok(Self { stream, next_id: 1 })
+    }
+
+    /// Calls a method and waits for its result.
+    pub fn call(&mut self, method: &str, params: Value) -> Result<Value, CallError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        let broken = |e: &dyn std::fmt::Display| CallError::Broken(e.to_string());
+        self.stream.write_all(request.to_string().as_bytes()).map_err(|e| broken(&e))?;
+        // One request at a time, so nothing of the next answer can be read with this one.
+        let reply = Deserializer::from_reader(&self.stream).into_iter::<Value>().next();
+        let reply = reply.unwrap_or_else(|| Err(serde_json::Error::custom("it closed the connection")));
+        let mut reply = reply.map_err(|e| broken(&e))?;
+        if let Some(error) = reply.get("error") {
+            let message = error["message"].as_str().unwrap_or_default().to_owned();
+            return Err(CallError::Refused { code: error["code"].as_i64().unwrap_or_default(), message });
+        }
+        Ok(reply["result"].take())
+    }
+}

@@ -1,0 +1,163 @@
+//! Results as tables for people.
+
+use serde_json::Value;
+
+/// The columns of a method's table: field and heading. Empty: every field, one a line.
+pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
+    match method {
+        "backend_list" => &[
+            ("name", "NAME"),
+            ("type", "TYPE"),
+            ("state", "STATE"),
+            ("len_bytes", "SIZE"),
+            ("block_bytes", "BLOCK"),
+            ("core", "CORE"),
+            ("used_by", "USED BY"),
+        ],
+        "pool_list" => &[
+            ("name", "NAME"),
+            ("state", "STATE"),
+            ("capacity_bytes", "CAPACITY"),
+            ("free_bytes", "FREE"),
+            ("backends", "BACKENDS"),
+        ],
+        "lun_list" => &[
+            ("name", "NAME"),
+            ("state", "STATE"),
+            ("len_bytes", "SIZE"),
+            ("block_bytes", "BLOCK"),
+            ("pool", "POOL"),
+            ("backend", "BACKEND"),
+            ("uuid", "UUID"),
+            ("exports", "SHOWN AS"),
+        ],
+        "subsystem_list" => &[
+            ("nqn", "NQN"),
+            ("serial", "SERIAL"),
+            ("allow_any_host", "ANY HOST"),
+            ("hosts", "HOSTS"),
+            ("listeners", "LISTENERS"),
+            ("namespaces", "NAMESPACES"),
+        ],
+        "host_list" => &[("nqn", "NQN"), ("name", "NAME"), ("lists", "MAY USE")],
+        "qpairs" => &[
+            ("core", "CORE"),
+            ("cntlid", "CNTLID"),
+            ("qid", "QID"),
+            ("outstanding", "QUEUED"),
+            ("commands", "COMMANDS"),
+            ("payload_bytes", "BYTES"),
+            ("peer", "PEER"),
+            ("host_nqn", "HOST"),
+            ("subsystem_nqn", "SUBSYSTEM"),
+        ],
+        "core_list" => &[
+            ("core", "CORE"),
+            ("cpu", "CPU"),
+            ("connections", "QPAIRS"),
+            ("turns", "TURNS"),
+            ("busy_turns", "BUSY TURNS"),
+            ("busy_us", "BUSY US"),
+            ("sleeps", "SLEEPS"),
+        ],
+        _ => &[],
+    }
+}
+
+/// An array of objects as a table, an object as lines, anything else as it is.
+pub fn render(value: &Value, columns: &[(&str, &str)]) -> String {
+    match value {
+        Value::Array(rows) if !columns.is_empty() => {
+            let heads = columns.iter().map(|(_, head)| (*head).to_owned()).collect();
+            let cells = rows.iter().map(|row| columns.iter().map(|(key, _)| cell(key, &row[*key])).collect());
+            align(std::iter::once(heads).chain(cells).collect())
+        }
+        Value::Object(fields) => {
+            // Lists of objects have tables of their own.
+            let is_table =
+                |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
+            let lines = fields.iter().filter(|(_, value)| !is_table(value));
+            align(lines.map(|(key, value)| vec![key.clone(), cell(key, value)]).collect())
+        }
+        Value::Bool(true) => String::new(),
+        other => format!("{other:#}\n"),
+    }
+}
+
+fn cell(key: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
+        Value::Number(n) if key.ends_with("len_bytes") || matches!(key, "capacity_bytes" | "free_bytes") => {
+            size(n.as_u64().unwrap_or_default())
+        }
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "-".into(),
+        Value::Array(list) => list.iter().map(|item| cell(key, item)).collect::<Vec<_>>().join(","),
+        // A namespace in a subsystem, a LUN's place, or a host's list.
+        Value::Object(fields) => {
+            let part = |key: &str| fields.get(key).map(|value| cell(key, value));
+            match (part("nqn"), part("nsid"), part("lun")) {
+                (Some(nqn), Some(nsid), _) => format!("{nqn}/{nsid}"),
+                (Some(nqn), None, _) => nqn,
+                (None, Some(nsid), Some(lun)) => format!("{nsid}={lun}"),
+                _ => Value::Object(fields.clone()).to_string(),
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Bytes in the largest binary unit of which there are at least ten, or that divides them.
+pub fn size(bytes: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        let whole = bytes >> shift;
+        if whole > 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{whole}{unit}");
+        }
+        if whole >= 10 {
+            return format!("{:.1}{unit}", bytes as f64 / (1u64 << shift) as f64);
+        }
+    }
+    format!("{bytes}B")
+}
+
+fn align(rows: Vec<Vec<String>>) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = json!([
+            {"name": "a", "len_bytes": 1 << 30, "exports": [{"nqn": "n", "nsid": 1}]},
+            {"name": "longer", "len_bytes": 1536, "exports": []},
+        ]);
+        let columns = [("name", "NAME"), ("len_bytes", "SIZE"), ("exports", "SHOWN AS")];
+        let want = "NAME    SIZE   SHOWN AS\na       1GiB   n/1\nlonger  1536B  -\n";
+        assert_eq!(render(&rows, &columns), want);
+        assert_eq!(render(&json!({"a": true, "b": null}), &[]), "a  yes\nb  -\n");
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(
+            [size(0), size(1 << 40), size(15 << 29), size(12_345_678)],
+            ["0B", "1TiB", "7680MiB", "11.8MiB"]
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! `trefoil top`: a live table of cores and queue pairs.
+
+use crate::client::{CallError, Client};
+use crate::put;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Hosts shown at a time.
+const ROWS: usize = 30;
+
+/// Prints the differences between two `stats_get`, again and again; `count` times, or until the end.
+pub fn run(
+    client: &mut Client,
+    interval_ms: u64,
+    count: Option<u64>,
+    as_json: bool,
+) -> Result<(), CallError> {
+    let mut before = client.call("stats_get", json!({}))?;
+    let mut shown = 0;
+    while count.is_none_or(|count| shown < count) {
+        std::thread::sleep(Duration::from_millis(interval_ms.max(50)));
+        let now = client.call("stats_get", json!({}))?;
+        let rates = rates(&before, &now);
+        if as_json {
+            put(&format!("{rates}\n"));
+        } else {
+            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            put(&format!("{clear}{}", render(&rates)));
+        }
+        before = now;
+        shown += 1;
+    }
+    Ok(())
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_default()
+}
+
+/// Per core: busy share and sleeps a second; per host and subsystem: commands and bytes a second.
+fn rates(before: &Value, now: &Value) -> Value {
+    let seconds = ((number(now, "at_us") - number(before, "at_us")) / 1e6).max(1e-6);
+    let rows = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let earlier = rows(before, "cores");
+    let cores: Vec<Value> = rows(now, "cores")
+        .iter()
+        .enumerate()
+        .map(|(n, core)| {
+            let zero = Value::Null;
+            let old = earlier.get(n).unwrap_or(&zero);
+            let rate = |key: &str| (number(core, key) - number(old, key)) / seconds;
+            json!({
+                "core": core["core"], "cpu": core["cpu"], "connections": core["connections"],
+                "busy_share": rate("busy_us") / 1e6, "sleeps_per_s": rate("sleeps"),
+            })
+        })
+        .collect();
+    let name = |row: &Value| (row["core"].to_string(), row["cntlid"].to_string(), row["qid"].to_string());
+    let old: HashMap<_, _> = rows(before, "qpairs").into_iter().map(|row| (name(&row), row)).collect();
+    let mut hosts: HashMap<(String, String), (f64, f64, f64, u64)> = HashMap::new();
+    for row in rows(now, "qpairs") {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let was = old.get(&name(&row)).filter(|old| number(old, "commands") <= number(&row, "commands"));
+        let rate = |key: &str| (number(&row, key) - was.map_or(0.0, |old| number(old, key))) / seconds;
+        let host = hosts.entry((text("host_nqn"), text("subsystem_nqn"))).or_default();
+        host.0 += rate("commands");
+        host.1 += rate("payload_bytes");
+        host.2 += number(&row, "outstanding");
+        host.3 += 1;
+    }
+    let mut hosts: Vec<Value> = hosts
+        .into_iter()
+        .map(|((host, subsystem), (iops, bytes, outstanding, qpairs))| {
+            json!({
+                "host_nqn": host, "subsystem_nqn": subsystem, "qpairs": qpairs,
+                "iops": iops, "bytes_per_s": bytes, "outstanding": outstanding,
+            })
+        })
+        .collect();
+    hosts.sort_by(|a, b| number(b, "iops").total_cmp(&number(a, "iops")));
+    json!({ "cores": cores, "hosts": hosts, "connections": now["connections"] })
+}
+
+fn render(rates: &Value) -> String {
+    let mut text = String::from("CORE  CPU  QPAIRS   BUSY   SLEEPS/S\n");
+    let rows = |key: &str| rates[key].as_array().cloned().unwrap_or_default();
+    // Writing to a string doesn't fail.
+    for core in rows("cores") {
+        let _ = writeln!(
+            text,
+            "{:>4}  {:>3}  {:>6}  {:>4.0}%  {:>9.0}",
+            number(&core, "core"),
+            number(&core, "cpu"),
+            number(&core, "connections"),
+            number(&core, "busy_share") * 100.0,
+            number(&core, "sleeps_per_s"),
+        );
+    }
+    let _ =
+        writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
+    let hosts = rows("hosts");
+    for host in hosts.iter().take(ROWS) {
+        let _ = writeln!(
+            text,
+            "{:>9.0}  {:>9.1}  {:>6.0}  {:>6}  {} -> {}",
+            number(host, "iops"),
+            number(host, "bytes_per_s") / 1e6,
+            number(host, "outstanding"),
+            number(host, "qpairs"),
+            host["host_nqn"].as_str().unwrap_or_default(),
+            host["subsystem_nqn"].as_str().unwrap_or_default(),
+        );
+    }
+    if hosts.len() > ROWS {
+        let _ = writeln!(text, "... and {} more", hosts.len() - ROWS);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_differences_over_time() {
+        let stats = |at: u64, commands: u64| {
+            json!({
+                "at_us": at, "connections": 1,
+                "cores": [{"core": 0, "cpu": 3, "connections": 1, "busy_us": at / 2, "sleeps": 0}],
+                "qpairs": [{
+                    "core": 0, "cntlid": 1, "qid": 1, "host_nqn": "h", "subsystem_nqn": "s",
+                    "commands": commands, "payload_bytes": commands * 4096, "outstanding": 3,
+                }],
+            })
+        };
+        let rates = rates(&stats(1_000_000, 100), &stats(3_000_000, 300));
+        assert_eq!(rates["cores"][0]["busy_share"], json!(0.5));
+        assert_eq!(rates["hosts"][0]["iops"], json!(100.0));
+        assert_eq!(rates["hosts"][0]["bytes_per_s"], json!(409_600.0));
+        assert!(render(&rates).contains("h -> s"));
+    }
+}

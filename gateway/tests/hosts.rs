@@ -1,0 +1,239 @@
+//! Many hosts at once: those that misbehave, those that want too much, and who sees what.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+use support::fleet::{Fleet, Spec};
+use support::raw::{Pair, Raw, Who, ic_req};
+use support::*;
+use trefoil_poll::CoreId;
+use trefoil_storage::msg::Event;
+use trefoil_storage::topology::{Allow, BackendId, PortalId};
+use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry};
+use trefoil_wire::fabrics::{ConnectResponse, Nqn};
+use trefoil_wire::nvme::log::lid;
+use trefoil_wire::nvme::{
+    AdminCommand, BlockRange, GetLogPage, IdentifyCommand, IoCommand, Sgl, Status, identify::NamespaceList,
+};
+
+const SMALL: &[u32] = &[512, 4096, 16384];
+
+#[test]
+fn slow_loris_connects_stop_nobody() {
+    let mut shape = Shape::new(1);
+    shape.target.max_conns = 24;
+    shape.target.connect_timeout = Duration::from_secs(2);
+    let gateway = Gateway::with_memory_lun(shape, 16);
+    let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
+    fleet.wait_ups(0..1, 1);
+    // More than there is room for: some say nothing, some a byte, some all but the last of ICReq, some
+    // everything but Connect.
+    let request = ic_req(false, false);
+    let mut lazy: Vec<_> = (0..40)
+        .map(|at: usize| {
+            let mut stream = TcpStream::connect(gateway.addr()).expect("connects");
+            stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+            // One that found no room is reset.
+            let _ = stream.write_all(&request[..[0, 1, 127, 128][at % 4]]);
+            stream
+        })
+        .collect();
+    fleet.check(20);
+    // Each is ended, having heard ICResp at most.
+    for (at, stream) in lazy.iter_mut().enumerate() {
+        let mut heard = Vec::new();
+        if let Err(e) = stream.read_to_end(&mut heard) {
+            assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "lazy connection {at}");
+        }
+        assert!(heard.is_empty() || (at % 4 == 3 && heard.len() == 128), "{at}: {} bytes", heard.len());
+    }
+    // And there is room again.
+    Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM).check(1, 1);
+    fleet.check(5);
+    fleet.finish();
+    gateway.finish();
+}
+
+#[test]
+fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
+    let mut shape = Shape::new(1);
+    shape.target.send_timeout = Duration::from_millis(700);
+    let mut gateway = Gateway::with_memory_lun(shape, 16);
+    let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
+    fleet.wait_ups(0..1, 1);
+    let who = Who::admin(&host_nqn(2), SUBSYSTEM);
+    let (_admin, cntlid) = Raw::admin(gateway.addr(), &who);
+    let mut deaf: Vec<_> = (1..=4)
+        .map(|qid| Raw::queue(gateway.addr(), &who.clone().queue(cntlid, qid, 127), (false, false)))
+        .collect();
+    // 4 × 120 MiB of reads, past all socket buffers and the arena, none of which is taken.
+    for raw in &mut deaf {
+        for cid in 0..120 {
+            let sqe =
+                IoCommand::Read(BlockRange::new(0, 2048)).sqe(cid, 1, Sgl::Transport { len_bytes: 1 << 20 });
+            raw.capsule(sqe, &[]);
+        }
+    }
+    fleet.check(40);
+    for _ in &deaf {
+        gateway.wait_event("the deaf queue to be cut off", |event| {
+            matches!(event, Event::QpairDown { why: "the host does not read", .. })
+        });
+    }
+    fleet.check(5);
+    drop(deaf);
+    fleet.finish();
+    gateway.finish();
+}
+
+#[test]
+fn all_write_at_once_on_little_memory() {
+    let mut shape = Shape::new(2);
+    shape.arena_mib = 8;
+    shape.target.reserved_bytes = 1 << 20;
+    shape.target.max_conns = 512;
+    let gateway = Gateway::with_memory_lun(shape, 80);
+    const LARGE: &[u32] = &[262_144, 4096, 65536];
+    let specs: Vec<_> = (0..64)
+        .map(|host| {
+            let mut spec = Spec::new(gateway.addr(), host, 4, LARGE);
+            (spec.io_queues, spec.digests) = (3, host % 8 == 0);
+            spec
+        })
+        .collect();
+    // 64 × 4 commands of 256 KiB are 64 MiB, against 16 MiB.
+    let mut fleet = Fleet::start(&specs, 128);
+    fleet.wait_ups(0..64, 1);
+    fleet.check(3);
+    fleet.finish();
+    gateway.finish();
+}
+
+#[test]
+fn hosts_connect_and_see_as_they_are_allowed() {
+    let mut gateway = Gateway::start(Shape::new(2));
+    gateway.attach_memory(BackendId(0), CoreId(1), 16 << 20);
+    let mib = 1 << 20;
+    gateway.luns = (0..3)
+        .map(|at: u32| Some(gateway.lun(&format!("l{at}"), 0, u64::from(at) * 4 * mib, 4 * mib)))
+        .collect();
+    let only = |hosts: &[usize]| Allow::Only(hosts.iter().map(|&host| host_nqn(host)).collect());
+    let namespaces = vec![
+        Gateway::namespace(1, 0, Allow::Any),
+        Gateway::namespace(2, 1, only(&[1])),
+        Gateway::namespace(5, 2, only(&[2])),
+    ];
+    gateway.subsystems = vec![gateway.subsystem(SUBSYSTEM, only(&[1, 2]), namespaces)];
+    gateway.publish();
+    let refused =
+        Raw::initialized(gateway.addr(), false, false).try_connect(&Who::admin(&host_nqn(3), SUBSYSTEM));
+    assert_eq!(refused, ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()));
+    for (host, visible, hidden) in [(1, [1, 2], 5), (2, [1, 5], 2)] {
+        let mut pair = Pair::connect(gateway.addr(), &host_nqn(host), SUBSYSTEM);
+        assert_eq!(active_namespaces(&mut pair.admin), visible, "host {host}");
+        for nsid in visible {
+            pair.check(nsid, nsid as u8);
+        }
+        let data = [1; 512];
+        assert_eq!(pair.io.write(hidden, 0, &data), Status::INVALID_NAMESPACE.dnr(), "host {host}");
+        assert_eq!(pair.io.read(hidden, 0, 512).0, Status::INVALID_NAMESPACE.dnr(), "host {host}");
+        let identify = AdminCommand::Identify(IdentifyCommand::default());
+        let sqe = identify.sqe(pair.admin.cid(), hidden, Sgl::Transport { len_bytes: 4096 });
+        let (cqe, data) = pair.admin.command(sqe, &[]);
+        // What is not attached to the controller is all zeros, as an inactive NSID is (NVMe base 2.0c §5.17.2.1).
+        let zeros = data.len() == 4096 && data.iter().all(|&byte| byte == 0);
+        assert!(cqe.status.is_ok() && zeros, "host {host} asks of namespace {hidden}: {}", cqe.status);
+    }
+    // A host that is taken off the list is disconnected; the other is not.
+    let mut first = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+    let mut second = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
+    gateway.subsystems[0].hosts = only(&[2]);
+    gateway.publish();
+    first.admin.wait_closed("the host was taken off the list");
+    first.io.wait_closed("the host was taken off the list");
+    second.check(5, 9);
+    // A namespace that is taken away from a host that stays.
+    gateway.subsystems[0].namespaces[2].hosts = only(&[1]);
+    gateway.publish();
+    assert_eq!(second.io.read(5, 0, 512).0, Status::INVALID_NAMESPACE.dnr());
+    assert_eq!(active_namespaces(&mut second.admin), [1]);
+    second.check(1, 10);
+    gateway.finish();
+}
+
+fn active_namespaces(admin: &mut Raw) -> Vec<u32> {
+    let identify = AdminCommand::Identify(IdentifyCommand { cns: 2, ..IdentifyCommand::default() });
+    let sqe = identify.sqe(admin.cid(), 0, Sgl::Transport { len_bytes: 4096 });
+    let (cqe, data) = admin.command(sqe, &[]);
+    assert!(cqe.status.is_ok(), "the active namespaces: {}", cqe.status);
+    NamespaceList::parse(data.first_chunk().expect("4096 bytes")).iter().collect()
+}
+
+#[test]
+fn the_discovery_log_is_each_hosts_own() {
+    let mut shape = Shape::new(2);
+    let loopback = |last| SocketAddr::from(([127, 0, 0, last], 0));
+    shape.portals = vec![SocketAddr::from(([0, 0, 0, 0], 0)), loopback(1), loopback(3)];
+    let mut gateway = Gateway::start(shape);
+    let only = |hosts: &[usize]| Allow::Only(hosts.iter().map(|&host| host_nqn(host)).collect());
+    let name = |at: usize| format!("nqn.2026-01.org.example:s{at}");
+    let mut subsystems = vec![
+        gateway.subsystem(&name(0), Allow::Any, Vec::new()),
+        gateway.subsystem(&name(1), only(&[1]), Vec::new()),
+        gateway.subsystem(&name(2), only(&[]), Vec::new()),
+        gateway.subsystem(&name(3), Allow::Any, Vec::new()),
+    ];
+    subsystems[0].portals = vec![PortalId(0), PortalId(1)];
+    subsystems[3].portals = vec![PortalId(2)];
+    gateway.subsystems = subsystems;
+    gateway.publish();
+    let port = |portal| gateway.portal_addr(portal).port();
+    let (wild, fixed) = (format!("127.0.0.1:{}", port(0)), format!("127.0.0.1:{}", port(1)));
+    let other = format!("127.0.0.3:{}", port(2));
+    // By another of our addresses, the wildcard's entry is that address.
+    let second = SocketAddr::from(([127, 0, 0, 2], port(0)));
+    let wild_second = format!("127.0.0.2:{}", port(0));
+    let s = |at: usize, addr: &str| (name(at), addr.to_owned());
+    let first = gateway.portal_addr(0);
+    for (what, to, host, expected) in [
+        ("a host on the wildcard", first, 2, vec![s(0, &wild), s(0, &fixed)]),
+        (
+            "a host that is on a list",
+            first,
+            1,
+            vec![s(0, &wild), s(0, &fixed), s(1, &wild), s(1, &fixed), s(1, &other)],
+        ),
+        ("another address of ours", second, 2, vec![s(0, &wild_second), s(0, &fixed)]),
+        ("another portal", gateway.portal_addr(2), 2, vec![s(3, &other)]),
+    ] {
+        let mut got: Vec<_> = discovery_log(to, host)
+            .into_iter()
+            .map(|entry| (entry.subnqn.as_str().to_owned(), format!("{}:{}", entry.traddr, entry.trsvcid)))
+            .collect();
+        got.sort();
+        let mut expected = expected;
+        expected.sort();
+        assert_eq!(got, expected, "{what}");
+    }
+    gateway.finish();
+}
+
+/// What a host finds in the discovery log, in two reads as Linux does: the header, then all.
+fn discovery_log(to: SocketAddr, host: usize) -> Vec<LogEntry> {
+    let (mut raw, _) = Raw::admin(to, &Who::admin(&host_nqn(host), Nqn::DISCOVERY.as_str()));
+    let mut read = |len_bytes: u32| {
+        let log =
+            GetLogPage { lid: lid::DISCOVERY, len_bytes: u64::from(len_bytes), ..GetLogPage::default() };
+        let sqe = AdminCommand::GetLogPage(log).sqe(raw.cid(), 0, Sgl::Transport { len_bytes });
+        let (cqe, data) = raw.command(sqe, &[]);
+        assert!(cqe.status.is_ok(), "{} bytes of the discovery log: {}", len_bytes, cqe.status);
+        data
+    };
+    let header = read(1024);
+    let numrec = DiscoveryLog::parse(&header).expect("a header").header.numrec as usize;
+    let data = read(DiscoveryLog::len_bytes(numrec) as u32);
+    let log = DiscoveryLog::parse(&data).expect("a log");
+    log.entries().map(|entry| entry.expect("an entry")).collect()
+}

@@ -1,0 +1,507 @@
+//! A gateway in this process: cores on the real driver, and the part of control that a test needs.
+//!
+//! What it is: [`Gateway`] hands connections out, attaches backends, publishes topologies, and at the
+//! end checks that each core gave everything back. [`raw`] is a host that says what the test tells it
+//! to, byte by byte; [`fleet`] is many well-behaved hosts on a core of their own.
+//!
+//! Every wait is bounded by [`PATIENCE`] and says what did not come.
+#![allow(dead_code)]
+
+pub mod fleet;
+pub mod raw;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use trefoil_poll::core::{CoreConfig, CoreHandle, Idle, spawn};
+use trefoil_poll::ram::Ram;
+use trefoil_poll::{
+    Arena, ArenaId, ControlReceiver, ControlSender, CoreId, Mesh, MeshBounds, UringConfig, UringIo, mesh,
+};
+use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
+use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
+use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::msg::{Event, QpairRow, Survey};
+use trefoil_storage::topology::*;
+use trefoil_storage::{Msg, TargetLimits};
+use trefoil_sys::region::Region;
+use trefoil_sys::socket;
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The subsystem that [`Gateway::present`] makes.
+pub const SUBSYSTEM: &str = "nqn.2026-01.org.example:subsystem";
+
+pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
+pub type Driver = UringIo<CoreMsg>;
+type Senders = Arc<Mutex<Vec<ControlSender<CoreMsg>>>>;
+
+/// Arena numbers are the process's; tests of one program run side by side.
+static NEXT_ARENA: AtomicU16 = AtomicU16::new(1);
+
+/// Room for `count` arenas, by the first one's number.
+pub fn arena_ids(count: u16) -> u16 {
+    NEXT_ARENA.fetch_add(count, Ordering::Relaxed)
+}
+
+/// The NQN of host `number`.
+pub fn host_nqn(number: usize) -> String {
+    format!("nqn.2026-01.org.example:host-{number}")
+}
+
+/// Bounded waiting.
+pub struct Patience {
+    until: Instant,
+    what: String,
+}
+
+impl Patience {
+    /// Begins to wait for `what`.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { until: Instant::now() + PATIENCE, what: what.into() }
+    }
+
+    /// What is left of the time.
+    ///
+    /// # Panics
+    /// If nothing is.
+    pub fn left(&self) -> Duration {
+        let left = self.until.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "waited {PATIENCE:?} in vain for {}", self.what);
+        left
+    }
+
+    /// Lets a moment pass between two looks at something.
+    pub fn pause(&self) {
+        std::thread::sleep(self.left().min(Duration::from_millis(2)));
+    }
+}
+
+/// The sizes of a gateway.
+#[derive(Clone)]
+pub struct Shape {
+    pub cores: u16,
+    pub arena_mib: usize,
+    /// `max_conns` is the number of sockets too.
+    pub target: TargetLimits,
+    /// Where to listen.
+    pub portals: Vec<SocketAddr>,
+}
+
+impl Shape {
+    /// Small but with all that `cores` cores need, listening on one loopback port.
+    pub fn new(cores: u16) -> Self {
+        let target = TargetLimits {
+            max_conns: 256,
+            max_ctrlrs: 64,
+            slots: 4096,
+            reserved_slots: 512,
+            reserved_bytes: 2 << 20,
+            send_lists: 256,
+            ..TargetLimits::default()
+        };
+        Self { cores, arena_mib: 32, target, portals: vec![SocketAddr::from(([127, 0, 0, 1], 0))] }
+    }
+}
+
+/// A running gateway and its control.
+pub struct Gateway {
+    shape: Shape,
+    cores: Vec<CoreHandle<StorageCore<Driver>>>,
+    to_cores: Senders,
+    mail: mpsc::Receiver<(CoreId, CoreMsg)>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    place: Arc<AtomicUsize>,
+    addrs: Vec<SocketAddr>,
+    epoch: u64,
+    attached: Vec<BackendId>,
+    /// What cores told that no wait has looked at.
+    events: Vec<(CoreId, Event)>,
+    /// Presented by the next [`publish`](Self::publish).
+    pub luns: Vec<Option<Lun>>,
+    /// Likewise.
+    pub subsystems: Vec<Subsystem>,
+    portals: Vec<Option<Portal>>,
+}
+
+impl Gateway {
+    /// Starts the cores and the listeners; nothing is presented yet.
+    pub fn start(shape: Shape) -> Self {
+        let Mesh { ports, to_cores, from_cores } =
+            mesh::<CoreMsg>(shape.cores, MeshBounds { ring: 1024, overflow: 16384 }).expect("mailboxes");
+        let first_arena = arena_ids(shape.cores);
+        let uring = UringConfig {
+            max_sockets: shape.target.max_conns as u32,
+            max_file_ops: 1024,
+            recv_buffers: 32,
+            ..UringConfig::default()
+        };
+        let limits =
+            CoreLimits { max_sockets: uring.max_sockets, target: shape.target, foreign_requests: 16384 };
+        let arena_bytes = shape.arena_mib << 20;
+        let cores = ports
+            .into_iter()
+            .map(|ports| {
+                let id = ArenaId(first_arena + ports.core().0);
+                let config = CoreConfig { cpu: None, idle: Idle::default(), uring };
+                spawn(config, ports, move |io| {
+                    let arena = Arena::new(id, Region::anonymous(arena_bytes).expect("memory"));
+                    // Without the right to pin memory, it works all the same.
+                    let _ = io.register_arenas(&[&arena]);
+                    StorageCore::new(io, arena, limits)
+                })
+                .expect("a core")
+            })
+            .collect();
+        let to_cores = Arc::new(Mutex::new(to_cores));
+        let stop = Arc::new(AtomicBool::new(false));
+        let place = Arc::new(AtomicUsize::new(0));
+        let (mut addrs, mut portals) = (Vec::new(), Vec::new());
+        let (take, mail) = mpsc::channel();
+        let stopped = stop.clone();
+        let mut threads = vec![std::thread::spawn(move || pump(from_cores, &take, &stopped))];
+        for (number, listen) in shape.portals.iter().enumerate() {
+            let listener = TcpListener::bind(listen).expect("a port");
+            let bound = listener.local_addr().expect("bound");
+            portals.push(Some(Portal { listen: bound }));
+            let reach = if bound.ip().is_unspecified() {
+                SocketAddr::from(([127, 0, 0, 1], bound.port()))
+            } else {
+                bound
+            };
+            addrs.push(reach);
+            let door = Door {
+                listener,
+                portal: PortalId(number as u16),
+                place: place.clone(),
+                to_cores: to_cores.clone(),
+                stop: stop.clone(),
+            };
+            threads.push(std::thread::spawn(move || door.keep()));
+        }
+        Self {
+            shape,
+            cores,
+            to_cores,
+            mail,
+            stop,
+            threads,
+            place,
+            addrs,
+            epoch: 0,
+            attached: Vec::new(),
+            events: Vec::new(),
+            luns: Vec::new(),
+            subsystems: Vec::new(),
+            portals,
+        }
+    }
+
+    /// A gateway with one memory LUN of `lun_mib` in [`SUBSYSTEM`], open to all hosts. The memory is on
+    /// the last core; other cores reach it there.
+    pub fn with_memory_lun(shape: Shape, lun_mib: u64) -> Self {
+        let mut gateway = Self::start(shape);
+        let last = CoreId(gateway.shape.cores - 1);
+        gateway.attach_memory(BackendId(0), last, lun_mib << 20);
+        gateway.present(Allow::Any, vec![gateway.lun("a", 0, 0, lun_mib << 20)]);
+        gateway
+    }
+
+    /// An address that a host can connect to.
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
+    /// The address of one portal.
+    pub fn portal_addr(&self, portal: usize) -> SocketAddr {
+        self.addrs[portal]
+    }
+
+    /// The core that gets the next connection; the ones after it go round.
+    pub fn place_next(&self, core: u16) {
+        self.place.store(usize::from(core), Ordering::SeqCst);
+    }
+
+    /// A LUN of 512-byte blocks in one piece on `backend`.
+    pub fn lun(&self, name: &str, backend: u32, backend_offset: u64, len: u64) -> Lun {
+        let identity = name.bytes().fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+        Lun {
+            name: name.into(),
+            block_bytes: 512,
+            blocks: len / 512,
+            uuid: [identity; 16],
+            nguid: [!identity; 16],
+            extents: vec![Extent { lun_offset: 0, len, backend: BackendId(backend), backend_offset }],
+            read_only: false,
+        }
+    }
+
+    /// A namespace that `hosts` see.
+    pub fn namespace(nsid: u32, lun: u32, hosts: Allow) -> Namespace {
+        Namespace { nsid, lun: LunId(lun), hosts, ana_group: 1, ana_state: 1 }
+    }
+
+    /// Publishes `luns` as namespaces 1.. of [`SUBSYSTEM`] on every portal.
+    pub fn present(&mut self, hosts: Allow, luns: Vec<Lun>) {
+        let namespaces = (0..luns.len() as u32).map(|at| Self::namespace(at + 1, at, Allow::Any)).collect();
+        self.luns = luns.into_iter().map(Some).collect();
+        self.subsystems = vec![self.subsystem(SUBSYSTEM, hosts, namespaces)];
+        self.publish();
+    }
+
+    /// A subsystem on every portal.
+    pub fn subsystem(&self, nqn: &str, hosts: Allow, namespaces: Vec<Namespace>) -> Subsystem {
+        Subsystem {
+            nqn: nqn.into(),
+            serial: "SN1".into(),
+            model: "Trefoil".into(),
+            hosts,
+            portals: (0..self.portals.len() as u16).map(PortalId).collect(),
+            namespaces,
+            max_namespaces: 64,
+            cntlid_range: (1, 0xffef),
+        }
+    }
+
+    /// Publishes `luns` and `subsystems` as they are now, and waits until every core has them.
+    pub fn publish(&mut self) {
+        self.epoch += 1;
+        let topology = Arc::new(Topology {
+            epoch: self.epoch,
+            luns: self.luns.clone(),
+            subsystems: self.subsystems.clone(),
+            portals: self.portals.clone(),
+        });
+        self.tell_all(|_| Msg::Topology(topology.clone()));
+        let want = self.epoch;
+        self.each_core(
+            "TopologyDone",
+            |msg| matches!(msg, Msg::TopologyDone { epoch, .. } if *epoch == want),
+        );
+    }
+
+    /// Memory that `owner` has; the other cores reach it by mailbox.
+    pub fn attach_memory(&mut self, id: BackendId, owner: CoreId, len_bytes: u64) {
+        let mut ram = Some(Ram::new(Region::anonymous(len_bytes as usize).expect("memory")));
+        self.attach(id, len_bytes, |core| match ram.take_if(|_| core == owner) {
+            Some(ram) => AttachKind::Memory(Memory::new(ram, 64)),
+            None => AttachKind::Remote { core: owner },
+        });
+    }
+
+    /// A file that `owner` has; the other cores reach it by mailbox.
+    pub fn attach_file(&mut self, id: BackendId, owner: CoreId, file: &std::fs::File, len_bytes: u64) {
+        self.attach(id, len_bytes, |core| {
+            if core != owner {
+                return AttachKind::Remote { core: owner };
+            }
+            let file = file.try_clone().expect("a descriptor").into();
+            AttachKind::File { file, slots: File::slots(4096) }
+        });
+    }
+
+    /// A namespace of another gateway, which plays the array.
+    pub fn attach_array(&mut self, id: BackendId, config: &NvmeTcpConfig, len_bytes: u64) {
+        let cores = self.shape.cores;
+        self.attach(id, len_bytes, |core| {
+            AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores, config)))
+        });
+    }
+
+    /// Attaches what `kind` makes for each core, and waits.
+    pub fn attach(
+        &mut self,
+        id: BackendId,
+        len_bytes: u64,
+        mut kind: impl FnMut(CoreId) -> AttachKind<OwnedFd>,
+    ) {
+        self.tell_all(|core| {
+            Msg::Attach(id, Box::new(Attach { len_bytes, block_bytes: 512, kind: kind(core), id }))
+        });
+        self.each_core("Attached", |msg| matches!(msg, Msg::Attached(got) if *got == id));
+        self.attached.push(id);
+    }
+
+    /// Detaches a backend from every core, and waits.
+    pub fn detach(&mut self, id: BackendId) {
+        self.tell_all(|_| Msg::Detach(id));
+        self.each_core(
+            "Detached",
+            |msg| matches!(msg, Msg::Detached(got, attach) if *got == id && attach.is_some()),
+        );
+        self.attached.retain(|other| *other != id);
+    }
+
+    /// Ends all connections of hosts, who may come again.
+    pub fn close_all_hosts(&mut self) {
+        self.tell_all(|_| Msg::CloseHosts { all: true });
+    }
+
+    /// Who is connected.
+    pub fn survey(&mut self) -> Vec<(CoreId, QpairRow)> {
+        self.tell_all(|_| Msg::Survey(Box::new(Survey { qpairs: Vec::with_capacity(512), total: 0 })));
+        let mut rows = Vec::new();
+        self.each_core_with("Survey", |core, msg| match msg {
+            Msg::Survey(survey) => {
+                rows.extend(survey.qpairs.into_iter().map(|row| (core, row)));
+                None
+            }
+            other => Some(other),
+        });
+        rows
+    }
+
+    /// Waits for a survey that satisfies `is`.
+    pub fn wait_survey(&mut self, what: &str, is: impl Fn(&[(CoreId, QpairRow)]) -> bool) {
+        let patience = Patience::new(what);
+        while !is(&self.survey()) {
+            patience.pause();
+        }
+    }
+
+    /// Waits until a core tells an event that satisfies `is`; events are looked at once.
+    pub fn wait_event(&mut self, what: &str, is: impl Fn(&Event) -> bool) -> (CoreId, Event) {
+        let patience = Patience::new(what);
+        loop {
+            if let Some(at) = self.events.iter().position(|(_, event)| is(event)) {
+                return self.events.swap_remove(at);
+            }
+            if let Some((_, msg)) = self.next(&patience) {
+                panic!("a core sent {msg:?} while the test waits for {what}");
+            }
+        }
+    }
+
+    /// Whether all cores still turn.
+    pub fn assert_turning(&self) {
+        for (at, core) in self.cores.iter().enumerate() {
+            assert!(!core.is_finished(), "core {at} has ended; its panic is above");
+        }
+    }
+
+    /// Ends all connections, lets everything go, stops the cores and checks that each has its arena,
+    /// slots and controllers back.
+    pub fn finish(mut self) {
+        self.close_all_hosts();
+        self.wait_survey("all hosts to be gone", <[_]>::is_empty);
+        self.luns.clear();
+        self.subsystems.clear();
+        self.publish();
+        for id in self.attached.clone() {
+            self.detach(id);
+        }
+        self.assert_turning();
+        self.stop.store(true, Ordering::SeqCst);
+        for addr in &self.addrs {
+            // Wakes the thread that accepts; if it is gone already, so much the better.
+            let _ = TcpStream::connect(addr);
+        }
+        for core in &self.cores {
+            core.stop();
+        }
+        let slots = self.shape.target.slots;
+        for (at, core) in self.cores.into_iter().enumerate() {
+            let core = core.join().unwrap_or_else(|error| panic!("core {at} ended badly: {error}"));
+            let arena = core.arena();
+            assert_eq!(arena.free_bytes(), arena.capacity_bytes(), "core {at}: a block is missing");
+            assert_eq!(core.target().free_slots(), slots, "core {at}: a command slot is missing");
+            assert_eq!(core.target().ctrlr_count(), 0, "core {at}: a controller is left");
+        }
+        for thread in self.threads {
+            thread.join().expect("a control thread ended well");
+        }
+    }
+
+    fn tell_all(&mut self, mut msg: impl FnMut(CoreId) -> CoreMsg) {
+        for core in 0..self.cores.len() {
+            send(&self.to_cores, core, msg(CoreId(core as u16)));
+        }
+    }
+
+    /// Waits until each core sent one message that satisfies `is`.
+    fn each_core(&mut self, what: &str, is: impl Fn(&CoreMsg) -> bool) {
+        self.each_core_with(what, |_, msg| (!is(&msg)).then_some(msg));
+    }
+
+    /// Waits until each core sent one message that `take` takes.
+    fn each_core_with(&mut self, what: &str, mut take: impl FnMut(CoreId, CoreMsg) -> Option<CoreMsg>) {
+        let patience = Patience::new(format!("{what} from each core"));
+        let mut left = self.cores.len();
+        while left > 0 {
+            if let Some((core, msg)) = self.next(&patience) {
+                if let Some(msg) = take(core, msg) {
+                    panic!("{core:?} sent {msg:?} while the test waits for {what}");
+                }
+                left -= 1;
+            }
+        }
+    }
+
+    /// The next message that is not an event; events are kept.
+    fn next(&mut self, patience: &Patience) -> Option<(CoreId, CoreMsg)> {
+        self.assert_turning();
+        match self.mail.recv_timeout(patience.left().min(Duration::from_millis(50))) {
+            Ok((core, Msg::Event(event))) => {
+                self.events.push((core, event));
+                None
+            }
+            Ok(other) => Some(other),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Takes the cores' mail, so that they never run into the bound of their mailboxes.
+fn pump(mut from: ControlReceiver<CoreMsg>, to: &mpsc::Sender<(CoreId, CoreMsg)>, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        while let Some(got) = from.pop() {
+            // The test may have ended already.
+            let _ = to.send(got);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn send(to_cores: &Senders, core: usize, mut msg: CoreMsg) {
+    let patience = Patience::new(format!("room in the mailbox of core {core}"));
+    loop {
+        let sent = to_cores.lock().expect("no thread panicked with it")[core].send(msg);
+        match sent {
+            Ok(()) => return,
+            Err(back) => msg = back,
+        }
+        patience.pause();
+    }
+}
+
+/// Accepts, and hands connections out to the cores in turn.
+struct Door {
+    listener: TcpListener,
+    portal: PortalId,
+    place: Arc<AtomicUsize>,
+    to_cores: Senders,
+    stop: Arc<AtomicBool>,
+}
+
+impl Door {
+    fn keep(self) {
+        let cores = self.to_cores.lock().expect("no thread panicked with it").len();
+        loop {
+            let (socket, peer) = self.listener.accept().expect("a connection");
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            let local = socket.local_addr().expect("connected");
+            if socket::prepare_accepted(&socket).is_err() {
+                continue;
+            }
+            let core = self.place.fetch_add(1, Ordering::SeqCst) % cores;
+            let socket = socket.into();
+            send(&self.to_cores, core, Msg::Adopt { socket, portal: self.portal, local, peer });
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The demo: a gateway with a LUN in memory and one in a file, a host on each that checks what it
+//! reads, a kill in the middle, and at the end everything that was written is read back.
+
+mod table;
+
+use crate::gateway::{self, Gateway, Place};
+use crate::load::{HostSpec, Load, Phase, Report};
+use anyhow::{Context, Result, bail};
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use table::Table;
+use trefoil_config::{Backend, BackendType, Bytes, Cores, Gateway as Settings};
+use trefoil_poll::core::Idle;
+
+const NQN: &str = "nqn.2026-01.org.example:demo";
+const LUNS: [(&str, u64); 2] = [("memory", 64 << 20), ("file", 256 << 20)];
+/// The host of the LUN in memory keeps as many commands under way as that of the file.
+const DEPTH: usize = 16;
+const READ_PERCENT: u8 = 60;
+const SECONDS: u64 = 12;
+/// When the gateway is killed, and for how long it is gone at the least.
+const KILL_AFTER: u64 = 5;
+const GONE: Duration = Duration::from_millis(700);
+/// For whatever must end soon.
+const PATIENCE: Duration = Duration::from_secs(60);
+const MEMORY_FILES: &str = "/dev/shm";
+const MEMORY_FILE_PREFIX: &str = "trefoil-demo-";
+
+/// How to show it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Leaves the gateway running.
+    #[arg(long)]
+    pub keep: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// What went wrong; above all a read that found something else than was written.
+pub fn run(options: &Options) -> Result<()> {
+    let (dir, memory) = (options.place.fresh()?, MemoryFile::new()?);
+    let at = gateway::free_addr()?;
+    let mut gateway = Gateway::new(&options.place, dir.path(), system(at, dir.path(), memory.path()))?;
+    if options.keep {
+        gateway.untie();
+    }
+    let ready = gateway.start()?;
+    println!("A gateway on {at}, ready after {:.2} s, presents two LUNs:", ready.as_secs_f64());
+    println!("  1  memory   64 MiB of {}", memory.path().display());
+    println!("  2  file    256 MiB in {}", dir.path().join("file.img").display());
+    println!(
+        "A host on each keeps {DEPTH} commands of 4 KiB under way, {READ_PERCENT} % reads, and checks every read."
+    );
+    println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.\n");
+
+    let mut shows = LUNS
+        .iter()
+        .zip(1..)
+        .map(|((name, _), nsid)| Show::start(name, at, nsid))
+        .collect::<Result<Vec<_>>>()?;
+    for show in &mut shows {
+        show.load.wait_up(PATIENCE)?;
+    }
+    work(&mut gateway, &mut shows)?;
+    for show in &mut shows {
+        show.load.pause(PATIENCE).context("I/O did not end")?;
+    }
+    println!(
+        "\nReading back and checking all {} MiB ...",
+        LUNS.iter().map(|(_, len)| len >> 20).sum::<u64>()
+    );
+    for show in &mut shows {
+        show.load.run(Phase::whole(100))?;
+    }
+    for show in &mut shows {
+        show.load.wait_quiet(PATIENCE).context("the read-back did not end")?;
+        show.take()?;
+    }
+    let verdict = verdict(&shows);
+    for show in shows {
+        show.load.stop()?;
+    }
+    if options.keep {
+        how_to_connect(at, &gateway);
+        let pid = gateway.leave()?;
+        let (dir, memory) = (dir.keep(), memory.keep());
+        println!("\nThe gateway goes on as process {pid}. To end it and remove what it leaves behind:");
+        println!("  kill {pid}; rm -r {} {}", dir.display(), memory.display());
+    } else {
+        gateway.terminate()?;
+        println!("The gateway has ended. With --keep it goes on, and prints how to connect to it.");
+    }
+    verdict
+}
+
+fn system(at: SocketAddr, dir: &Path, memory: &Path) -> trefoil_config::Config {
+    let [(memory_name, memory_len), (file_name, file_len)] = LUNS;
+    let backends = vec![
+        Backend {
+            path: Some(memory.to_path_buf()),
+            size: Some(Bytes(memory_len)),
+            ..Backend::new(memory_name, BackendType::Memory)
+        },
+        Backend {
+            path: Some(dir.join("file.img")),
+            size: Some(Bytes(file_len)),
+            ..Backend::new(file_name, BackendType::File)
+        },
+    ];
+    let settings = Settings {
+        cores: Cores::Count(1),
+        memory_per_core: Bytes(64 << 20),
+        max_hosts: 16,
+        max_qpairs: 128,
+        ..Settings::default()
+    };
+    gateway::system(settings, at, NQN, backends)
+}
+
+/// One LUN, its host, and what became of it.
+struct Show {
+    name: &'static str,
+    load: Load,
+    ops: u64,
+    payload_bytes: u64,
+    errors: u64,
+    mismatches: u64,
+    longest_gap: Duration,
+}
+
+impl Show {
+    fn start(name: &'static str, to: SocketAddr, nsid: u32) -> Result<Self> {
+        let spec = HostSpec {
+            to,
+            host_nqn: format!("nqn.2026-01.org.example:demo-host-{name}"),
+            subsystem_nqn: NQN.into(),
+            nsid,
+            io_queues: 2,
+            max_depth: 32,
+            digests: false,
+        };
+        let load = Load::start(&[spec], None, Idle::default(), 32)?;
+        Ok(Self {
+            name,
+            load,
+            ops: 0,
+            payload_bytes: 0,
+            errors: 0,
+            mismatches: 0,
+            longest_gap: Duration::ZERO,
+        })
+    }
+
+    /// What happened since the last time, added to the sum.
+    fn take(&mut self) -> Result<Report> {
+        let report = self.load.report()?;
+        self.ops += report.ops;
+        self.payload_bytes += report.payload_bytes;
+        self.errors += report.errors;
+        self.mismatches += report.mismatches;
+        self.longest_gap = self.longest_gap.max(report.longest_gap);
+        Ok(report)
+    }
+}
+
+/// The workload, the kill, and the table.
+fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<()> {
+    let phase = Phase { verify: true, ..Phase::random(READ_PERCENT, 4096, DEPTH) };
+    for show in shows.iter_mut() {
+        show.load.run(phase)?;
+        show.load.report()?;
+    }
+    let mut table = Table::new(std::io::stdout().is_terminal());
+    let begun = Instant::now();
+    let mut cpu = (gateway.cpu_time()?, begun);
+    for second in 1..=SECONDS {
+        let due = begun + Duration::from_secs(second);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let (used, now) = (gateway.cpu_time()?, Instant::now());
+        let share = (used - cpu.0).as_secs_f64() / (now - cpu.1).as_secs_f64();
+        cpu = (used, now);
+        for show in shows.iter_mut() {
+            let report = show.take()?;
+            table.row(second, show.name, &report, share);
+        }
+        table.progress(second, SECONDS);
+        if second == KILL_AFTER {
+            gateway.kill()?;
+            table.note("the gateway is killed with SIGKILL; the hosts wait and reconnect by themselves");
+            std::thread::sleep(GONE);
+            let ready = gateway.start()?;
+            table.note(&format!("the gateway is back, {:.2} s after its start", ready.as_secs_f64()));
+            cpu = (gateway.cpu_time()?, Instant::now());
+        }
+    }
+    table.end();
+    Ok(())
+}
+
+fn verdict(shows: &[Show]) -> Result<()> {
+    println!();
+    for show in shows {
+        let Show { name, ops, payload_bytes, errors, mismatches, .. } = show;
+        println!(
+            "{name:>8}: {ops} commands, {} MiB; {mismatches} mismatches, {errors} errors; outage {:.2} s",
+            payload_bytes >> 20,
+            show.longest_gap.as_secs_f64()
+        );
+    }
+    if shows.iter().any(|show| show.mismatches > 0 || show.errors > 0) {
+        bail!("FAILED: data was lost, or commands failed");
+    }
+    if let Some(show) = shows.iter().find(|show| show.load.downs.0 == 0) {
+        bail!("FAILED: the host of {} did not notice that the gateway was killed", show.name);
+    }
+    println!("      ok: everything that was written was read back as it was, across the kill");
+    Ok(())
+}
+
+fn how_to_connect(at: SocketAddr, gateway: &Gateway) {
+    let (ip, port, socket) = (at.ip(), at.port(), gateway.rpc_socket());
+    println!("\nFrom this machine (nvme-cli, as root, with the module nvme-tcp):");
+    println!("  nvme discover -t tcp -a {ip} -s {port}");
+    println!("  nvme connect -t tcp -a {ip} -s {port} -n {NQN}");
+    println!("  nvme disconnect -n {NQN}");
+    println!("Its control socket, with SPDK's client (pip install spdk) or our own:");
+    println!("  spdk-rpc -s {} nvmf_get_subsystems", socket.display());
+    println!("  trefoil --socket {} lun list", socket.display());
+}
+
+/// A file whose contents are memory and outlive the gateway; removed when dropped.
+struct MemoryFile(Option<PathBuf>);
+
+impl MemoryFile {
+    fn new() -> Result<Self> {
+        let folder = Path::new(MEMORY_FILES);
+        sweep(folder)?;
+        Ok(Self(Some(folder.join(format!("{MEMORY_FILE_PREFIX}{}", std::process::id())))))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn keep(mut self) -> PathBuf {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // It may not exist yet; there is nobody to tell anyway.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes what a demo left behind that was killed: nobody has it open.
+fn sweep(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(MEMORY_FILE_PREFIX));
+        let dead = owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+        if dead && !is_open(&entry.path()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process that we may look at has the file mapped: a gateway that was kept does.
+fn is_open(file: &Path) -> bool {
+    let Some(file) = file.to_str() else { return true };
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    let maps = processes.flatten().map(|entry| entry.path().join("maps"));
+    maps.filter_map(|maps| std::fs::read_to_string(maps).ok()).any(|text| text.contains(file))
+}

@@ -1,0 +1,69 @@
+//! The table that grows by a row a LUN each second, with a progress bar below it on a terminal.
+
+use crate::load::Report;
+use std::io::Write;
+
+const BAR: usize = 30;
+/// Rows between two headings.
+const HEADING_EVERY: usize = 20;
+
+/// See the module.
+pub struct Table {
+    terminal: bool,
+    rows: usize,
+}
+
+impl Table {
+    /// With a progress bar that is drawn over, if it is on a terminal.
+    pub fn new(terminal: bool) -> Self {
+        Self { terminal, rows: 0 }
+    }
+
+    /// What one LUN did in this second; `cpu` is the gateway's share of a CPU.
+    pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: f64) {
+        self.clear();
+        if self.rows.is_multiple_of(HEADING_EVERY) {
+            println!("   s  LUN         IOPS     MB/s   p50 µs   p99 µs  p99.9 µs  CPU %");
+        }
+        self.rows += 1;
+        let latencies = match report.ops {
+            0 => format!("{:>8} {:>8} {:>9}", "-", "-", "-"),
+            _ => {
+                let at = |percentile| report.latency_us(percentile);
+                format!("{:>8.0} {:>8.0} {:>9.0}", at(50.0), at(99.0), at(99.9))
+            }
+        };
+        let mb_per_s = report.payload_bytes as f64 / report.seconds / 1e6;
+        println!(
+            "{second:>4}  {name:<8} {:>8.0} {mb_per_s:>8.1} {latencies} {:>6.0}",
+            report.per_s(),
+            cpu * 100.0
+        );
+    }
+
+    /// How far it is.
+    pub fn progress(&self, done: u64, all: u64) {
+        if self.terminal {
+            let full = (done as usize * BAR) / all as usize;
+            print!("[{}{}] {done} of {all} s", "#".repeat(full), ".".repeat(BAR - full));
+            let _ = std::io::stdout().flush();
+        }
+    }
+
+    /// A line between the rows.
+    pub fn note(&self, text: &str) {
+        self.clear();
+        println!("      -- {text}");
+    }
+
+    /// Removes the bar.
+    pub fn end(&self) {
+        self.clear();
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            print!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! An allocator for tests that watches cores: past their start-up they may neither allocate nor free.
+//!
+//! What it is: [`Guard`], for `#[global_allocator]` in a test program. It passes everything on to the
+//! system's allocator, counts what a turning core asks of it, and keeps the stack of the first offence.
+
+use crate::core::is_core_running;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// See the module.
+pub struct Guard {
+    offences: AtomicUsize,
+    first: OnceLock<(&'static str, usize, Backtrace)>,
+}
+
+thread_local! {
+    /// The stack is being kept, which allocates by itself.
+    static NOTING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Guard {
+    /// A guard that has seen nothing.
+    #[allow(clippy::new_without_default)]
+    pub const fn new() -> Self {
+        Self { offences: AtomicUsize::new(0), first: OnceLock::new() }
+    }
+
+    /// How often a turning core allocated or freed.
+    pub fn offences(&self) -> usize {
+        self.offences.load(Ordering::Relaxed)
+    }
+
+    /// Checks that no turning core allocated or freed.
+    ///
+    /// # Panics
+    /// If one did, with the stack of the first time.
+    pub fn assert_clean(&self) {
+        let offences = self.offences();
+        if let Some((what, bytes, stack)) = self.first.get() {
+            panic!(
+                "turning cores allocated or freed {offences} times; first they {what} {bytes} bytes:\n{stack}"
+            );
+        }
+        assert_eq!(offences, 0, "turning cores allocated or freed");
+    }
+
+    fn note(&self, what: &'static str, bytes: usize) {
+        if !is_core_running() || NOTING.replace(true) {
+            return;
+        }
+        self.offences.fetch_add(1, Ordering::Relaxed);
+        if self.first.get().is_none() {
+            self.first.get_or_init(|| (what, bytes, Backtrace::force_capture()));
+        }
+        NOTING.set(false);
+    }
+}
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Guard {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.note("allocated", layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.note("allocated", layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        self.note("reallocated", new_size);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        self.note("freed", layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
