@@ -17,6 +17,10 @@ use trefoil_sys::region::Region;
 /// costs 4 bytes of counters for each, and a read of 128 KiB counts two or three.
 const STRIPE_SHIFT: u32 = 16;
 
+/// From this size on, what is written goes past the caches: it is seldom read soon, and a store that
+/// misses would first fetch what it overwrites.
+const STREAM_BYTES: usize = 4096;
+
 /// Bytes `0..len_bytes()`.
 pub struct Ram {
     /// Its own box, so that it stays where it is while [`Loan`]s point to it.
@@ -155,7 +159,12 @@ impl Ram {
     /// # Errors
     /// [`RamError`], and nothing was copied.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), RamError> {
-        self.writable(at, from.len() as u64)?.copy_from_slice(from);
+        let to = self.writable(at, from.len() as u64)?;
+        if from.len() >= STREAM_BYTES {
+            stream(to, from)
+        } else {
+            to.copy_from_slice(from)
+        }
         Ok(())
     }
 
@@ -231,6 +240,39 @@ impl std::fmt::Debug for Loan {
     }
 }
 
+/// Copies `from`, of the same length, past the caches.
+#[cfg(target_arch = "x86_64")]
+fn stream(to: &mut [u8], from: &[u8]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    const LINE: usize = 64;
+    if !to.as_ptr().cast::<__m128i>().is_aligned() || to.len() != from.len() {
+        return to.copy_from_slice(from);
+    }
+    let (lines, rest) = to.as_chunks_mut::<LINE>();
+    let (from_lines, from_rest) = from.as_chunks::<LINE>();
+    for (to, from) in lines.iter_mut().zip(from_lines) {
+        let (to, from) = (to.as_mut_ptr().cast::<__m128i>(), from.as_ptr().cast::<__m128i>());
+        // SAFETY: both point to `LINE` bytes, four vectors; `to` is aligned for them, as its slice is and
+        // a line is a multiple of a vector. SSE2 is part of x86_64.
+        unsafe {
+            let line = [0, 1, 2, 3].map(|at| _mm_loadu_si128(from.add(at)));
+            _mm_stream_si128(to, line[0]);
+            _mm_stream_si128(to.add(1), line[1]);
+            _mm_stream_si128(to.add(2), line[2]);
+            _mm_stream_si128(to.add(3), line[3]);
+        }
+    }
+    rest.copy_from_slice(from_rest);
+    // SAFETY: SSE2 is part of x86_64. Streaming stores are weakly ordered: this puts them before
+    // whatever tells others that the bytes are there.
+    unsafe { _mm_sfence() };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn stream(to: &mut [u8], from: &[u8]) {
+    to.copy_from_slice(from);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,5 +316,20 @@ mod tests {
         std::thread::spawn(move || assert!(loan.iter().all(|&b| b == 0))).join().expect("ends");
         ram.write(0, b"x").expect("back again");
         assert!(!ram.is_lent(0, ram.len_bytes()));
+    }
+
+    #[test]
+    fn large_writes_arrive_whole_at_any_alignment() {
+        let mut ram = Ram::new(Region::anonymous(2 << 20).expect("memory"));
+        let from: Vec<u8> = (0..20_000_u32).map(|i| (i * 7 % 251) as u8).collect();
+        let mut got = vec![0; from.len() + 2];
+        for at in [1_u64, 16, 63, 64, 4096] {
+            for len in [STREAM_BYTES - 1, STREAM_BYTES, STREAM_BYTES + 17, from.len()] {
+                ram.zero(0, 1 << 16).expect("inside");
+                ram.write(at, &from[1..len]).expect("inside");
+                ram.read(at - 1, &mut got[..len + 1]).expect("inside");
+                assert_eq!((got[0], &got[1..len], got[len]), (0, &from[1..len], 0), "{len} at {at}");
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ use libc::iovec;
 
 /// Header bytes that one list can hold.
 pub const HEAD_BYTES: usize = 8192;
-/// Payload blocks that one list can hold.
-pub const BUFS: usize = 64;
+/// Payload blocks that one list can hold: a queue of 128 small reads answered with one system call.
+pub const BUFS: usize = 128;
 /// Pieces that one list can hold: at worst a header, then a payload, each time.
 pub const SEGMENTS: usize = 2 * BUFS + 64;
 
@@ -54,7 +54,7 @@ unsafe impl Send for Gather {}
 unsafe impl Sync for Gather {}
 
 impl SendList {
-    /// An empty list with all its room (about 17 KiB).
+    /// An empty list with all its room (about 23 KiB).
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),

@@ -21,7 +21,7 @@ pub const MAX_ABORTS: usize = 4;
 
 /// Sizes and times of one core's target.
 ///
-/// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 12 KiB) = 112 MiB at most, slots
+/// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 23 KiB) = 200 MiB at most, slots
 /// 28,672 × 256 B = 7 MiB, controllers 2,048 × about 4 KiB = 8 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetLimits {
