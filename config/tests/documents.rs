@@ -80,7 +80,8 @@ fn nqns_are_checked() {
 
 #[test]
 fn every_mistake_is_told_at_once() {
-    let error = refused(&format!("[gateway]\nmax_hosts = 0\n{BASE}nsid = 1\n[[pool]]\nname = \"\"\nbackends = []\n"));
+    let error =
+        refused(&format!("[gateway]\nmax_hosts = 0\n{BASE}nsid = 1\n[[pool]]\nname = \"\"\nbackends = []\n"));
     assert_eq!(error.mistakes.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 7, 9]);
 }
 

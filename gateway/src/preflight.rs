@@ -108,7 +108,11 @@ fn memory(config: &Config) -> Finding {
         let text = format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge));
         return Finding::Lacking(text);
     }
-    Finding::Good(format!("memory: {sum} of {} MiB available, {} MiB of it on hugepages", (available + huge) >> 20, huge >> 20))
+    Finding::Good(format!(
+        "memory: {sum} of {} MiB available, {} MiB of it on hugepages",
+        (available + huge) >> 20,
+        huge >> 20
+    ))
 }
 
 fn meminfo(field: &str) -> Option<u64> {

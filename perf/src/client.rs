@@ -61,6 +61,7 @@ struct Job {
     unit: usize,
     units: usize,
     read: bool,
+    verify: bool,
 }
 
 /// Which version each unit of the namespace holds; empty without verification.
@@ -170,10 +171,9 @@ impl Client {
         let Finished { mut command, result } = finished;
         let tag = command.tag as u32;
         let job = worker.jobs[tag as usize];
-        let verify = !worker.model.versions.is_empty();
         match result {
             Ok(cqe) if cqe.status == trefoil_wire::nvme::Status::SUCCESS => {
-                if job.read && verify && !worker.model.holds(job.unit, command.data()) {
+                if job.read && job.verify && !worker.model.holds(job.unit, command.data()) {
                     self.report.mismatches += 1;
                 } else if job.read {
                     touch_in(command.data());
@@ -181,7 +181,7 @@ impl Client {
             }
             _ => self.report.errors += 1,
         }
-        if verify {
+        if job.verify {
             worker.model.busy[job.unit..job.unit + job.units].fill(false);
         }
         if let Some(buf) = command.take_buf() {
@@ -249,7 +249,8 @@ impl Client {
                 true => Command::fill(u64::from(tag), sqe, buf, 0, len),
                 false => Command::send(u64::from(tag), sqe, buf, 0, len),
             };
-            worker.jobs[tag as usize] = Job { since: now, unit, units: job_units, read };
+            worker.jobs[tag as usize] =
+                Job { since: now, unit, units: job_units, read, verify: phase.verify };
             match worker.host.submit(now, command) {
                 Ok(()) => {
                     if self.outstanding == 0 {
@@ -351,7 +352,13 @@ impl Handler<Driver> for Client {
             Msg::Run(phase) => {
                 self.phase = Some(phase);
                 self.quiet_owed = phase.limit > 0 || phase.sequential;
-                self.hosts.iter_mut().for_each(|worker| (worker.done, worker.next_unit) = (0, 0));
+                for worker in &mut self.hosts {
+                    (worker.done, worker.next_unit) = (0, 0);
+                    if !phase.verify && phase.read_percent < 100 {
+                        // What is written now, nobody can tell later.
+                        worker.model = Model::default();
+                    }
+                }
                 (0..self.hosts.len()).for_each(|at| self.touch(at));
             }
             Msg::Pause => {

@@ -31,6 +31,7 @@ pub use io::{
 };
 pub use mesh::{ControlReceiver, ControlSender, Mesh, MeshBounds, Ports, mesh};
 pub use metrics::{CoreMetrics, CoreSample};
+pub use ram::Loan;
 pub use rand::Rng;
 pub use send::SendList;
 pub use time::Instant;

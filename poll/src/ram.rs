@@ -1,92 +1,233 @@
-//! Memory as a device: bytes at offsets, with bounds checked.
+//! Memory as a device: bytes at offsets, with bounds checked, that can be lent.
 //!
 //! What it is: the store of a memory backend. One core owns it; others reach it by mailbox, so that no
-//! byte is ever touched by two threads. Over [`Region::shared_file`] its contents outlive the process.
+//! byte is ever touched by two threads at a time. Over [`Region::shared_file`] its contents outlive the
+//! process.
+//!
+//! A [`Loan`] lets a reader send bytes from where they are. What is lent can't change: a write that
+//! overlaps a lent stripe is refused ([`RamError::Lent`]), and whoever wanted it tries again once the
+//! loan is back. So a loan's bytes are plain `&[u8]`.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 use trefoil_sys::region::Region;
+
+/// Loans are counted by pieces of this size: a write waits for a loan only if they share one. 64 KiB
+/// costs 4 bytes of counters for each, and a read of 128 KiB counts two or three.
+const STRIPE_SHIFT: u32 = 16;
 
 /// Bytes `0..len_bytes()`.
 pub struct Ram {
+    /// Its own box, so that it stays where it is while [`Loan`]s point to it.
+    store: NonNull<Store>,
+}
+
+struct Store {
     region: Region,
+    /// For each stripe, the loans that overlap it.
+    lent: Box<[AtomicU32]>,
 }
 
-/// An access reaches past the end.
+/// Bytes of a [`Ram`] that nobody changes until this is dropped, which gives them back.
+#[must_use = "a loan keeps others from writing"]
+pub struct Loan {
+    store: NonNull<Store>,
+    at: u64,
+    len: u32,
+}
+
+/// Why an access was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfRange {
-    /// First byte of the access.
-    pub at: u64,
-    /// Its length in bytes.
-    pub len: u64,
-    /// Where the memory ends.
-    pub end: u64,
+pub enum RamError {
+    /// It reaches past the end.
+    OutOfRange {
+        /// First byte of the access.
+        at: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Where the memory ends.
+        end: u64,
+    },
+    /// Some of it is lent, and it would have changed.
+    Lent,
 }
 
-impl std::fmt::Display for OutOfRange {
+impl std::fmt::Display for RamError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes at {} reach past {}", self.len, self.at, self.end)
+        match self {
+            Self::OutOfRange { at, len, end } => write!(f, "{len} bytes at {at} reach past {end}"),
+            Self::Lent => write!(f, "lent, and not to be changed"),
+        }
     }
 }
 
-impl std::error::Error for OutOfRange {}
+impl std::error::Error for RamError {}
+
+// SAFETY: the store's memory belongs to the process, and its counters are atomic.
+unsafe impl Send for Ram {}
+// SAFETY: `&Ram` reads bytes that nothing changes without `&mut Ram`, and counts loans atomically.
+unsafe impl Sync for Ram {}
+// SAFETY: a loan only reads bytes, which nothing changes while its count is up, and its drop, from
+// whatever thread, is an atomic decrement that releases those reads.
+unsafe impl Send for Loan {}
+// SAFETY: `&Loan` gives only `&[u8]` to bytes that nothing changes.
+unsafe impl Sync for Loan {}
+
+impl Store {
+    fn range(&self, at: u64, len: u64) -> Result<Range<usize>, RamError> {
+        let end = self.region.len_bytes() as u64;
+        match at.checked_add(len) {
+            Some(stop) if stop <= end => Ok(at as usize..stop as usize),
+            _ => Err(RamError::OutOfRange { at, len, end }),
+        }
+    }
+
+    /// The counters of a range that lies in the memory.
+    fn stripes(&self, range: &Range<usize>) -> &[AtomicU32] {
+        let last = range.end.max(range.start + 1) - 1;
+        self.lent.get(range.start >> STRIPE_SHIFT..=last >> STRIPE_SHIFT).unwrap_or_default()
+    }
+
+    fn is_lent(&self, range: &Range<usize>) -> bool {
+        // Acquire: what borrowers read comes before what is written after this.
+        self.stripes(range).iter().any(|count| count.load(Ordering::Acquire) > 0)
+    }
+
+    fn at(&self, range: &Range<usize>) -> *mut u8 {
+        self.region.base().as_ptr().wrapping_add(range.start)
+    }
+}
 
 impl Ram {
     /// Takes `region` over. Its bytes are what they were.
     pub fn new(region: Region) -> Self {
-        Self { region }
+        let stripes = region.len_bytes().div_ceil(1 << STRIPE_SHIFT);
+        let lent = (0..stripes).map(|_| AtomicU32::new(0)).collect();
+        Self { store: NonNull::from(Box::leak(Box::new(Store { region, lent }))) }
+    }
+
+    fn store(&self) -> &Store {
+        // SAFETY: made in `new`, freed only in `drop`, and never borrowed mutably.
+        unsafe { self.store.as_ref() }
     }
 
     /// How many bytes there are.
     pub fn len_bytes(&self) -> u64 {
-        self.region.len_bytes() as u64
+        self.store().region.len_bytes() as u64
     }
 
     /// Copies the bytes from `at` on into `into`.
     ///
     /// # Errors
-    /// [`OutOfRange`], and nothing was copied.
-    pub fn read(&self, at: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
-        into.copy_from_slice(&self.bytes()[self.range(at, into.len() as u64)?]);
+    /// [`RamError::OutOfRange`], and nothing was copied.
+    pub fn read(&self, at: u64, into: &mut [u8]) -> Result<(), RamError> {
+        let store = self.store();
+        let range = store.range(at, into.len() as u64)?;
+        // SAFETY: the range lies in the region, which is mapped and initialised; only `&mut self`
+        // writes it, as the region is ours alone (a shared file is locked against other processes).
+        into.copy_from_slice(unsafe { std::slice::from_raw_parts(store.at(&range), range.len()) });
         Ok(())
+    }
+
+    /// Lends the bytes from `at` on.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`].
+    pub fn lend(&self, at: u64, len: u32) -> Result<Loan, RamError> {
+        let store = self.store();
+        let range = store.range(at, u64::from(len))?;
+        // Whoever writes does so on this thread, or got the memory from it since.
+        for count in store.stripes(&range) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Loan { store: self.store, at, len })
+    }
+
+    /// Whether a write of the range would be refused because of loans.
+    pub fn is_lent(&self, at: u64, len: u64) -> bool {
+        let store = self.store();
+        store.range(at, len).is_ok_and(|range| store.is_lent(&range))
     }
 
     /// Copies `from` to `at`.
     ///
     /// # Errors
-    /// [`OutOfRange`], and nothing was copied.
-    pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), OutOfRange> {
-        let range = self.range(at, from.len() as u64)?;
-        self.bytes_mut()[range].copy_from_slice(from);
+    /// [`RamError`], and nothing was copied.
+    pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), RamError> {
+        self.writable(at, from.len() as u64)?.copy_from_slice(from);
         Ok(())
     }
 
     /// Zeroes `len` bytes from `at` on.
     ///
     /// # Errors
-    /// [`OutOfRange`], and nothing was zeroed.
-    pub fn zero(&mut self, at: u64, len: u64) -> Result<(), OutOfRange> {
-        let range = self.range(at, len)?;
-        self.bytes_mut()[range].fill(0);
+    /// [`RamError`], and nothing was zeroed.
+    pub fn zero(&mut self, at: u64, len: u64) -> Result<(), RamError> {
+        self.writable(at, len)?.fill(0);
         Ok(())
     }
 
-    fn range(&self, at: u64, len: u64) -> Result<Range<usize>, OutOfRange> {
-        let end = self.len_bytes();
-        match at.checked_add(len) {
-            Some(stop) if stop <= end => Ok(at as usize..stop as usize),
-            _ => Err(OutOfRange { at, len, end }),
+    fn writable(&mut self, at: u64, len: u64) -> Result<&mut [u8], RamError> {
+        let store = self.store();
+        let range = store.range(at, len)?;
+        if store.is_lent(&range) {
+            return Err(RamError::Lent);
+        }
+        // SAFETY: the range lies in the region. No loan overlaps it, none can be made during this
+        // borrow, and `&mut self` excludes every other access.
+        Ok(unsafe { std::slice::from_raw_parts_mut(store.at(&range), range.len()) })
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        if self.store().lent.iter().any(|count| count.load(Ordering::Acquire) > 0) {
+            // The memory must outlive its loans, so it is leaked.
+            return;
+        }
+        // SAFETY: from `Box::leak`, freed once; without loans nothing else points to it.
+        drop(unsafe { Box::from_raw(self.store.as_ptr()) });
+    }
+}
+
+impl Loan {
+    fn range(&self) -> Range<usize> {
+        self.at as usize..self.at as usize + self.len as usize
+    }
+
+    fn store(&self) -> &Store {
+        // SAFETY: a store is not freed while a loan of it is counted.
+        unsafe { self.store.as_ref() }
+    }
+}
+
+impl Deref for Loan {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let range = self.range();
+        // SAFETY: `lend` checked the range, and nothing changes it while this loan is counted.
+        unsafe { std::slice::from_raw_parts(self.store().at(&range), range.len()) }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let (store, range) = (self.store, self.range());
+        // SAFETY: as in `store`. Once the last counter is down the store may be freed by another
+        // thread, and nothing touches it after that: the slice is not looked at again.
+        let stripes: *const [AtomicU32] = unsafe { store.as_ref() }.stripes(&range);
+        for at in 0..stripes.len() {
+            // SAFETY: inside the slice, and this counter still counts this loan.
+            unsafe { &*stripes.cast::<AtomicU32>().add(at) }.fetch_sub(1, Ordering::Release);
         }
     }
+}
 
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the region is mapped and initialised for its length; only `&mut self` writes it, as
-        // the region is ours alone (a shared file is locked against other processes).
-        unsafe { std::slice::from_raw_parts(self.region.base().as_ptr(), self.region.len_bytes()) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and `&mut self` excludes every other access.
-        unsafe { std::slice::from_raw_parts_mut(self.region.base().as_ptr(), self.region.len_bytes()) }
+impl std::fmt::Debug for Loan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Loan({:#x}, {} bytes)", self.at, self.len)
     }
 }
 
@@ -102,8 +243,36 @@ mod tests {
         ram.zero(end - 3, 2).expect("inside");
         ram.read(end - 4, &mut got).expect("inside");
         assert_eq!(&got, b"a\0\0d");
-        assert_eq!(ram.write(end - 3, b"abcd"), Err(OutOfRange { at: end - 3, len: 4, end }));
+        assert_eq!(ram.write(end - 3, b"abcd"), Err(RamError::OutOfRange { at: end - 3, len: 4, end }));
         assert!(ram.read(u64::MAX, &mut got).is_err());
         assert!(ram.zero(1, u64::MAX).is_err());
+        assert!(ram.lend(end - 3, 4).is_err());
+    }
+
+    #[test]
+    fn what_is_lent_does_not_change() {
+        let mut ram = Ram::new(Region::anonymous(2 << 20).expect("memory"));
+        let stripe = 1 << STRIPE_SHIFT;
+        ram.write(stripe - 2, b"abcd").expect("inside");
+        let loan = ram.lend(stripe - 2, 4).expect("inside");
+        let other = ram.lend(stripe, 2).expect("inside");
+        assert_eq!((&*loan, &*other), (&b"abcd"[..], &b"cd"[..]));
+        assert_eq!(ram.write(0, b"x"), Err(RamError::Lent));
+        assert_eq!(ram.zero(stripe, 1), Err(RamError::Lent));
+        ram.write(2 * stripe, b"x").expect("not lent");
+        drop(loan);
+        ram.write(stripe - 1, b"x").expect("back again");
+        assert!(ram.is_lent(2 * stripe - 1, 1));
+        drop(ram);
+        assert_eq!(&*other, b"cd", "a loan outlives its memory's owner");
+    }
+
+    #[test]
+    fn a_loan_may_end_elsewhere() {
+        let mut ram = Ram::new(Region::anonymous(2 << 20).expect("memory"));
+        let loan = ram.lend(0, 1 << STRIPE_SHIFT).expect("inside");
+        std::thread::spawn(move || assert!(loan.iter().all(|&b| b == 0))).join().expect("ends");
+        ram.write(0, b"x").expect("back again");
+        assert!(!ram.is_lent(0, ram.len_bytes()));
     }
 }

@@ -1,6 +1,7 @@
 //! What one send carries: small header bytes and payload blocks, in wire order.
 
 use crate::buf::Buf;
+use crate::ram::Loan;
 use libc::iovec;
 
 /// Header bytes that one list can hold.
@@ -13,8 +14,20 @@ pub const SEGMENTS: usize = 2 * BUFS + 64;
 /// One piece of a list.
 #[derive(Clone, Copy, Debug)]
 enum Segment {
-    Head { at: u32, len: u32 },
-    Buf { index: u32, at: u32, len: u32 },
+    Head {
+        at: u32,
+        len: u32,
+    },
+    Buf {
+        index: u32,
+        at: u32,
+        len: u32,
+    },
+    /// All of the loan; the block behind it is to take its bytes if it must end.
+    Loan {
+        index: u32,
+        buf: u32,
+    },
 }
 
 /// A gathered send of bounded size, made at start-up and reused.
@@ -25,6 +38,7 @@ enum Segment {
 pub struct SendList {
     head: Vec<u8>,
     bufs: Vec<Buf>,
+    loans: Vec<Loan>,
     segments: Vec<Segment>,
     len_bytes: usize,
     gather: Gather,
@@ -45,6 +59,7 @@ impl SendList {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
             bufs: Vec::with_capacity(BUFS),
+            loans: Vec::with_capacity(BUFS),
             segments: Vec::with_capacity(SEGMENTS),
             len_bytes: 0,
             gather: Gather(Vec::with_capacity(SEGMENTS)),
@@ -96,11 +111,49 @@ impl SendList {
         self.len_bytes += len;
     }
 
+    /// Appends the bytes of `loan`. `behind` is a block with room for them, which stays in the list like
+    /// any other: the bytes move there if the loan is to end before they are sent.
+    ///
+    /// # Panics
+    /// If it doesn't fit, or the block is smaller than the loan.
+    pub fn push_loan(&mut self, loan: Loan, behind: Buf) {
+        assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
+        assert!(loan.len() <= behind.len(), "{loan:?} with {behind:?}");
+        self.segments.push(Segment::Loan { index: self.loans.len() as u32, buf: self.bufs.len() as u32 });
+        self.len_bytes += loan.len();
+        self.loans.push(loan);
+        self.bufs.push(behind);
+    }
+
+    /// Ends the loans, with `sent` bytes of the list sent: what isn't is copied to the blocks behind. A
+    /// driver does so when it can't send everything at once, so that a slow peer keeps no memory lent.
+    pub fn end_loans(&mut self, sent: usize) {
+        if self.loans.is_empty() {
+            return;
+        }
+        let mut end = 0;
+        for segment in &mut self.segments {
+            match *segment {
+                Segment::Head { len, .. } | Segment::Buf { len, .. } => end += len as usize,
+                Segment::Loan { index, buf: behind } => {
+                    let loan = &self.loans[index as usize];
+                    end += loan.len();
+                    if end > sent {
+                        self.bufs[behind as usize][..loan.len()].copy_from_slice(loan);
+                    }
+                    *segment = Segment::Buf { index: behind, at: 0, len: loan.len() as u32 };
+                }
+            }
+        }
+        self.loans.clear();
+    }
+
     /// Takes out the next payload block, last first. `None` empties the rest too: the list is new.
     pub fn take_buf(&mut self) -> Option<Buf> {
         let buf = self.bufs.pop();
         if buf.is_none() {
             self.head.clear();
+            self.loans.clear();
             self.segments.clear();
             self.len_bytes = 0;
         }
@@ -112,6 +165,7 @@ impl SendList {
         self.segments.iter().map(|segment| match *segment {
             Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
             Segment::Buf { index, at, len } => &self.bufs[index as usize][at as usize..(at + len) as usize],
+            Segment::Loan { index, .. } => &self.loans[index as usize],
         })
     }
 }
@@ -177,6 +231,32 @@ mod tests {
         }
         while let Some(buf) = list.take_buf() {
             arena.free(buf);
+        }
+    }
+
+    #[test]
+    fn a_loan_that_ends_early_leaves_its_bytes() {
+        use crate::arena::{Arena, ArenaId};
+        use crate::ram::Ram;
+        let region = || trefoil_sys::region::Region::anonymous(2 << 20).expect("memory");
+        let mut arena = Arena::new(ArenaId(211), region());
+        let mut ram = Ram::new(region());
+        ram.write(10, b"lent").expect("inside");
+        for sent in 0..=12 {
+            let mut list = SendList::new();
+            list.push_head(4).copy_from_slice(b"head");
+            for _ in 0..2 {
+                list.push_loan(ram.lend(10, 4).expect("inside"), arena.alloc(4).expect("room"));
+            }
+            assert_eq!(list.pieces().collect::<Vec<_>>().concat(), b"headlentlent");
+            list.end_loans(sent);
+            assert!(!ram.is_lent(10, 4));
+            assert_eq!(list.len_bytes(), 12);
+            assert_eq!(list.pieces().collect::<Vec<_>>().concat()[sent..], b"headlentlent"[sent..]);
+            while let Some(mut buf) = list.take_buf() {
+                buf.fill(0);
+                arena.free(buf);
+            }
         }
     }
 }

@@ -49,23 +49,19 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["lab", name] => lab::enter(repo, name)?,
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
-        ["demo", rest @ ..] => measured(repo, &[&["demo"], rest].concat())?,
-        ["bench", rest @ ..] if !rest.is_empty() => measured(repo, &[&["bench"], rest].concat())?,
-        ["sim", rest @ ..] => simulate(repo, rest)?,
+        ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,
+        ["bench", rest @ ..] if !rest.is_empty() => {
+            program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?
+        }
+        ["sim", rest @ ..] => program(repo, "release", "trefoil-sim", rest)?,
         other => bail!("unknown: ./dev {}\n{HELP}", other.join(" ")),
     }
     Ok(())
 }
 
-/// The demo and the measurements are programs of perf/, which want the gateway's binaries beside them.
-fn measured(repo: &Repo, args: &[&str]) -> Result<()> {
-    let build = ["build", "--quiet", "--release", "--locked", "-p", "trefoil-gateway", "-p", "trefoil-perf"];
-    process::run(&mut repo.cargo(build))?;
-    let mut perf = std::process::Command::new(repo.target().join("release/trefoil-perf"));
-    Err(perf.args(args).current_dir(&repo.root).exec().into())
-}
-
-fn simulate(repo: &Repo, args: &[&str]) -> Result<()> {
-    let run = ["run", "--quiet", "--release", "--locked", "-p", "trefoil-sim", "--"];
-    Err(repo.cargo([&run, args].concat()).exec().into())
+/// Builds our programs and becomes one of them. The gateway's binaries lie beside it, where it looks for them.
+fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> {
+    process::run(&mut repo.build_programs(profile))?;
+    let mut program = std::process::Command::new(repo.program(profile, name));
+    Err(program.args(args).current_dir(&repo.root).exec().into())
 }

@@ -37,6 +37,19 @@ impl Repo {
         command
     }
 
+    /// Builds all programs of ours with a profile: the same set each time, so that nothing is built twice.
+    pub fn build_programs(&self, profile: &str) -> Command {
+        let set = ["-p", "trefoil-gateway", "-p", "trefoil-perf", "-p", "trefoil-sim"];
+        let mut command = self.cargo(["build", "--quiet", "--locked", "--profile", profile]);
+        command.args(set);
+        command
+    }
+
+    /// One of the built programs.
+    pub fn program(&self, profile: &str, name: &str) -> PathBuf {
+        self.target().join(profile).join(name)
+    }
+
     /// This program again, with other words.
     pub fn xtask<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);

@@ -41,6 +41,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "loom", budget_s: 600, needs: &[], plan: loom },
     Stage { name: "miri", budget_s: 600, needs: &[], plan: miri },
     Stage { name: "fuzz", budget_s: 420, needs: &[CXX], plan: fuzz },
+    Stage { name: "build", budget_s: 900, needs: &[], plan: build },
     Stage { name: "sim", budget_s: 900, needs: &[], plan: sim },
     Stage { name: "spdk", budget_s: 300, needs: &[SPDK_RPC], plan: spdk },
     Stage { name: "demo", budget_s: 600, needs: &[], plan: demo },
@@ -109,20 +110,20 @@ fn fuzz(repo: &Repo) -> Result<Plan> {
 }
 
 fn sim(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["sim", "--seeds", "2000"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["sim", "--seeds", "2000"])?, repo.xtask(["sim", "--mutations"])?]))
+}
+
+/// What the stages after it run.
+fn build(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.build_programs("release")]))
 }
 
 /// The stock SPDK client drives the gateway.
 fn spdk(repo: &Repo) -> Result<Plan> {
-    let script = repo.root.join("gateway/tests/spdk_rpc.sh");
-    if !script.exists() {
-        return Ok(Plan::Skip("there is no gateway/tests/spdk_rpc.sh".into()));
-    }
-    let mut command = Command::new(script);
-    command.env("SPDK_RPC", need::python_program(repo, "spdk-rpc")).current_dir(&repo.root);
-    let build = repo.cargo(["build", "--release", "--locked", "-p", "trefoil-gateway"]);
-    command.env("TREFOIL_BIN", repo.target().join("release"));
-    Ok(Plan::Run(vec![build, command]))
+    let mut command = Command::new(repo.root.join("gateway/tests/spdk_rpc.sh"));
+    command.arg(repo.target().join("release")).current_dir(&repo.root);
+    command.env("SPDK_RPC", need::python_program(repo, "spdk-rpc"));
+    Ok(Plan::Run(vec![repo.build_programs("release"), command]))
 }
 
 fn demo(repo: &Repo) -> Result<Plan> {

@@ -1,7 +1,5 @@
 //! Deliberate defects: the proof that the simulator finds what it is for.
 
-use trefoil_storage::initiator::FenceRule;
-
 use crate::run::Run;
 
 /// One defect, and within how many seeds it must be found.
@@ -69,10 +67,4 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
     Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
-    Mutation { name: "unfenced-retry", within_seeds: 200, apply: |run| run.fence = FenceRule::Immediate },
-    Mutation {
-        name: "reordered-mailbox",
-        within_seeds: 50,
-        apply: |run| run.world.mail_defect.reorder = 100,
-    },
 ];

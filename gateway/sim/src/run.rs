@@ -552,7 +552,7 @@ impl Run {
             }
             return false;
         }
-        let mut workload = self.workload.borrow_mut();
+        let workload = self.workload.borrow();
         if !workload.is_spent() || workload.model.under_way(None) > 0 {
             return false;
         }

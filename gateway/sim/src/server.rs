@@ -129,8 +129,10 @@ impl ServerCore {
         let lun = job.lun;
         self.slots[slot].1 = Some(job);
         let now = self.now;
-        let host = self.hosts.iter_mut().find(|(of, _)| *of == lun);
-        if let Some(Err(mut command)) = host.map(|(_, host)| host.submit(now, command)) {
+        let Some((_, host)) = self.hosts.iter_mut().find(|(of, _)| *of == lun) else {
+            unreachable!("the workload was asked for LUNs of ours only");
+        };
+        if let Err(mut command) = host.submit(now, command) {
             // Its lanes are full: this one never went out.
             command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
             self.settle(tag, Err(Fault::Aborted), &[], true);

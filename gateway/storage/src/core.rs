@@ -63,7 +63,7 @@ impl<I: StorageIo> StorageCore<I> {
         Self {
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
-            luns: Luns::new(io.core()),
+            luns: Luns::new(io.core()).with_room(requests),
             requests: VecDeque::with_capacity(requests),
             done: VecDeque::with_capacity(requests),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),

@@ -31,6 +31,8 @@ pub struct Luns<I: StorageIo> {
     attached: Vec<BackendId>,
     /// Sockets that channels opened, until the core takes them: at most two a backend.
     new_socks: VecDeque<(SockId, BackendId)>,
+    /// Requests whose channel says [`Channel::must_wait`], counted as the channel's. At most all.
+    waiting: VecDeque<Request>,
 }
 
 /// A LUN as the data path sees it.
@@ -75,7 +77,14 @@ impl<I: StorageIo> Luns<I> {
             channels: (0..MAX_BACKENDS).map(|_| place()).collect(),
             attached: Vec::with_capacity(MAX_BACKENDS),
             new_socks: VecDeque::with_capacity(2 * MAX_BACKENDS),
+            waiting: VecDeque::new(),
         }
+    }
+
+    /// The same, for at most `requests` under way: room for all of them to wait, about 160 bytes each.
+    pub fn with_room(mut self, requests: usize) -> Self {
+        self.waiting.reserve_exact(requests);
+        self
     }
 
     /// Serves the LUNs of `new` from now on, and gives the old snapshot back. Parts of requests that
@@ -157,7 +166,14 @@ impl<I: StorageIo> Luns<I> {
             Some(AnyChannel::Remote(_)) if request.origin.core != self.core => {
                 cx.complete(request, Err(Fault::Gone));
             }
-            Some(channel) if !place.detaching => channel.submit(cx, request),
+            Some(channel) if !place.detaching => {
+                if Channel::<I>::must_wait(channel, &request) {
+                    return self.waiting.push_back(request);
+                }
+                // While somebody waits for loans to end, no new ones are made.
+                request.may_lend &= request.origin.core == self.core && self.waiting.is_empty();
+                channel.submit(cx, request);
+            }
             _ => cx.complete(request, Err(Fault::Gone)),
         }
     }
@@ -196,7 +212,7 @@ impl<I: StorageIo> Luns<I> {
 
     /// Lets channels go on with what waits for memory or for a turn. Returns whether there was work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
-        let mut worked = false;
+        let mut worked = self.try_waiting(cx);
         // Backwards, because one that is let go is swapped with the last.
         for at in (0..self.attached.len()).rev() {
             let Some(&id) = self.attached.get(at) else { continue };
@@ -213,6 +229,23 @@ impl<I: StorageIo> Luns<I> {
             self.collect_socks(id);
         }
         worked
+    }
+
+    /// Starts the requests that no loan holds up any more. Whether there are any that wait.
+    fn try_waiting(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let waiting = self.waiting.len();
+        for _ in 0..waiting {
+            let Some(request) = self.waiting.pop_front() else { break };
+            match self.channel_mut(request.rest.at) {
+                Some(channel) if Channel::<I>::must_wait(channel, &request) => {
+                    self.waiting.push_back(request)
+                }
+                Some(channel) => channel.submit(cx, request),
+                // It is not let go while it has requests.
+                None => cx.complete(request, Err(Fault::Gone)),
+            }
+        }
+        waiting > 0
     }
 
     /// When [`on_turn`](Self::on_turn) must run next.

@@ -99,7 +99,7 @@ pub enum CtrlrMsg {
         /// Status field without phase: SCT << 8 | SC; bit 14 is Do Not Retry.
         status: u16,
     },
-    /// I/O queue's core → owner: the queue's connection is gone.
+    /// I/O queue's core → owner: the queue's connection is gone, and each request of its has completed.
     Left {
         /// The controller.
         cntlid: u16,

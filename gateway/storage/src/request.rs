@@ -6,7 +6,7 @@
 
 use crate::topology::{BackendId, LunId};
 use trefoil_poll::lost::{self, Lost};
-use trefoil_poll::{Buf, CoreId};
+use trefoil_poll::{Buf, CoreId, Loan};
 
 /// What is asked of a LUN or a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,10 @@ pub struct Request {
     pub buf: Option<Buf>,
     /// Where in `buf` this (part of the) request's bytes start.
     pub buf_at: u32,
+    /// A read may be answered with a [`Loan`] instead of by filling the buffer, which then comes back as
+    /// it was. For an owner that sends the bytes on at once: until then nobody can write them.
+    pub may_lend: bool,
+    pub(crate) loan: Option<Loan>,
     /// Where the completion goes.
     pub origin: Origin,
     /// What the LUN layer still has to do after this part.
@@ -147,6 +151,8 @@ impl Request {
             len,
             buf,
             buf_at: 0,
+            may_lend: false,
+            loan: None,
             origin,
             rest: Rest::default(),
             armed: true,
@@ -156,6 +162,12 @@ impl Request {
     /// The same with force unit access.
     pub fn durable(mut self, durable: bool) -> Self {
         self.durable = durable;
+        self
+    }
+
+    /// The same, and a read may be answered with a loan.
+    pub fn may_lend(mut self, may_lend: bool) -> Self {
+        self.may_lend = may_lend;
         self
     }
 
@@ -186,6 +198,11 @@ impl Completed {
     /// Where it goes.
     pub fn origin(&self) -> Origin {
         self.request.origin
+    }
+
+    /// What answers a read instead of the buffer, if its owner said that it may.
+    pub fn take_loan(&mut self) -> Option<Loan> {
+        self.request.loan.take()
     }
 
     /// Takes it apart at its owner: the payload block and the result.

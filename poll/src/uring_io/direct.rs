@@ -46,7 +46,9 @@ impl<M: Send> UringIo<M> {
         if let (true, Some(fd), Some(Sending { list, sent })) = (self.direct, &sock.fd, &mut sock.send) {
             let vectors = list.gather(0, self.faults.cap_len(list.len_bytes()));
             // SAFETY: the pieces are the list's own bytes and blocks.
-            match unsafe { socket::send_now(fd.as_fd(), vectors) } {
+            let result = unsafe { socket::send_now(fd.as_fd(), vectors) };
+            list.end_loans(result.unwrap_or(0));
+            match result {
                 Ok(n) if n < list.len_bytes() => *sent = n,
                 Err(libc::EAGAIN | libc::EINTR) => {}
                 result => {

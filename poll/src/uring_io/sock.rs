@@ -180,6 +180,7 @@ impl<M: Send> UringIo<M> {
         let Some(sock) = self.socks.get_mut(index) else { return };
         let fd = sock.fd();
         let Some(Sending { list, sent }) = &mut sock.send else { return };
+        list.end_loans(*sent);
         let left = list.len_bytes() - *sent;
         let vectors = list.gather(*sent, self.faults.cap_len(left));
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -17,12 +17,13 @@ use super::scenario::{HOST_NQN, MIB, NQN, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 use super::{Lab, net};
 use crate::process;
+use crate::repo::Repo;
 
 /// The LUN's size at first, as in the templates.
 const SIZE_MIB: u64 = 96;
 const GROW_MIB: u64 = 32;
 /// The file or disk under the pool: room for the LUN after all its growth, and the pool's own records.
-const POOL_MIB: u64 = 512;
+pub const POOL_MIB: u64 = 512;
 /// The LUN's name, as in the templates.
 const LUN: &str = "disk";
 
@@ -48,7 +49,7 @@ impl<'a> Gateway<'a> {
     }
 
     fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
-        let programs = build(lab)?;
+        let programs = lab.repo.target().join("release");
         let dir = lab.run.display().to_string();
         let config = lab.run.join("trefoild.toml");
         std::fs::write(&config, filled(lab, template, &dir, net::HERE, array)?)?;
@@ -162,7 +163,7 @@ impl<'a> GatewayVm<'a> {
     pub fn new(lab: &'a Lab, series: &str) -> Result<Self> {
         let disk = lab.run.join("pool.img");
         File::create(&disk)?.set_len(POOL_MIB * MIB)?;
-        let programs = build(lab)?;
+        let programs = lab.repo.target().join("release");
         let config = lab.run.join("trefoild.toml");
         let address = format!("10.77.0.{}", Self::HOST_BYTE);
         std::fs::write(&config, filled(lab, "file-pool.toml", "/run/trefoil", &address, "")?)?;
@@ -225,23 +226,9 @@ impl Target for GatewayVm<'_> {
     }
 }
 
-/// Builds the gateway's programs; their folder.
-fn build(lab: &Lab) -> Result<PathBuf> {
-    process::run(&mut lab.repo.cargo([
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "-p",
-        "trefoil-gateway",
-    ]))?;
-    let folder = lab.repo.target().join("release");
-    for name in ["trefoild", "trefoil"] {
-        if !folder.join(name).is_file() {
-            bail!("the build made no {name}");
-        }
-    }
-    Ok(folder)
+/// Builds the gateway's programs, before the lab has no network.
+pub fn build(repo: &Repo) -> Result<()> {
+    process::run(&mut repo.build_programs("release"))
 }
 
 /// A template with its places filled in.

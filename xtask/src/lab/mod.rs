@@ -34,8 +34,16 @@ pub struct Lab {
 
 /// Makes the namespaces and runs the scenario in them, as a new process.
 pub fn enter(repo: &Repo, name: &str) -> Result<()> {
-    scenario::named(name)?;
+    let scenario = scenario::named(name)?;
     need::ensure(repo, need::LAB)?;
+    // What the network is needed for comes first: there is none inside.
+    let lab = Lab::new(repo, name);
+    for series in scenario.kernels {
+        lab.images(series)?;
+    }
+    if scenario.gateway {
+        gateway::build(repo)?;
+    }
     let mut unshare = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         // A user namespace gives the rights over the new network; the tap device must be open to this user, as on Debian.
@@ -56,24 +64,28 @@ pub fn run(repo: &Repo, name: &str) -> Result<()> {
         bail!("lab-inside is for ./dev lab itself");
     }
     let scenario = scenario::named(name)?;
-    let run = repo.var().join("lab/run").join(name);
-    if run.exists() {
-        std::fs::remove_dir_all(&run).with_context(|| run.display().to_string())?;
+    let lab = Lab::new(repo, name);
+    if lab.run.exists() {
+        std::fs::remove_dir_all(&lab.run).with_context(|| lab.run.display().to_string())?;
     }
-    std::fs::create_dir_all(&run).with_context(|| run.display().to_string())?;
-    let lab = Lab {
-        repo: repo.clone(),
-        scripts: repo.root.join("gateway/tests/lab"),
-        cache: repo.var().join("lab"),
-        run,
-    };
+    std::fs::create_dir_all(&lab.run).with_context(|| lab.run.display().to_string())?;
     net::make_bridge()?;
-    scenario(&lab).with_context(|| format!("lab {name}"))?;
+    (scenario.run)(&lab).with_context(|| format!("lab {name}"))?;
     println!("lab {name}: ok");
     Ok(())
 }
 
 impl Lab {
+    fn new(repo: &Repo, name: &str) -> Self {
+        let cache = repo.var().join("lab");
+        Self {
+            repo: repo.clone(),
+            scripts: repo.root.join("gateway/tests/lab"),
+            run: cache.join("run").join(name),
+            cache,
+        }
+    }
+
     /// The boot images of a kernel series, made if they are missing.
     fn images(&self, series: &str) -> Result<PathBuf> {
         let kernel =

@@ -10,7 +10,6 @@ use super::Lab;
 use super::scenario::{MIB, NQN, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 
-const SIZE_MIB: u64 = 96;
 const GROW_MIB: u64 = 32;
 
 /// The VM and the disk that outlives it.
@@ -26,12 +25,15 @@ pub struct Nvmet<'a> {
 impl<'a> Nvmet<'a> {
     const HOST_BYTE: u8 = 20;
 
+    /// The size of the namespace where the host uses it directly.
+    pub const LUN_MIB: u64 = 96;
+
     /// Makes the disk; [`Target::start`] boots the VM.
-    pub fn new(lab: &'a Lab) -> Result<Self> {
+    pub fn new(lab: &'a Lab, size_mib: u64) -> Result<Self> {
         let disk = lab.run.join("nvmet.img");
         let file = File::create(&disk).with_context(|| disk.display().to_string())?;
-        file.set_len(SIZE_MIB * MIB)?;
-        Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib: SIZE_MIB, vm: None })
+        file.set_len(size_mib * MIB)?;
+        Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib, vm: None })
     }
 }
 

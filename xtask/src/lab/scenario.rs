@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::Lab;
-use super::gateway::{Gateway, GatewayVm};
+use super::gateway::{Gateway, GatewayVm, POOL_MIB};
 use super::nvmet::Nvmet;
 use super::vm::{Event, Spec, Vm};
 
@@ -23,6 +23,9 @@ const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
 /// A scenario takes 40 to 90 s on two idle cores; stages of `./dev test` have budgets of their own.
 const BUDGET: Duration = Duration::from_secs(540);
 
+/// For how long the array is without power; it then boots for some more seconds.
+const OUTAGE: Duration = Duration::from_secs(6);
+
 /// What the Linux host is connected to. Its LUN keeps its identity and its acknowledged data over `kill` and `start`.
 pub trait Target {
     /// Where it listens (IPv4), on [`PORT`].
@@ -38,49 +41,59 @@ pub trait Target {
 }
 
 /// A runnable scenario.
-pub type Scenario = fn(&Lab) -> Result<()>;
+pub struct Scenario {
+    name: &'static str,
+    /// Debian's kernels that it boots.
+    pub kernels: &'static [&'static str],
+    /// Whether our gateway takes part.
+    pub gateway: bool,
+    /// Its course, inside the lab's namespaces.
+    pub run: fn(&Lab) -> Result<()>,
+}
 
-const SCENARIOS: &[(&str, Scenario)] =
-    &[("self-check", self_check), ("linux-host", linux_host), ("array", array), ("gateway-6.1", gateway_6_1)];
+const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "self-check", kernels: &["6.12"], gateway: false, run: self_check },
+    Scenario { name: "linux-host", kernels: &["6.12"], gateway: true, run: linux_host },
+    Scenario { name: "array", kernels: &["6.12"], gateway: true, run: array },
+    Scenario { name: "gateway-6.1", kernels: &["6.12", "6.1"], gateway: true, run: gateway_6_1 },
+];
 
 /// The scenario of that name, or an error that lists them.
-pub fn named(name: &str) -> Result<Scenario> {
-    let found = SCENARIOS.iter().find(|(n, _)| *n == name);
-    match found {
-        Some((_, scenario)) => Ok(*scenario),
-        None => {
-            let names: Vec<&str> = SCENARIOS.iter().map(|(n, _)| *n).collect();
-            bail!("no lab '{name}'; there are: {}", names.join(" "))
-        }
-    }
+pub fn named(name: &str) -> Result<&'static Scenario> {
+    SCENARIOS.iter().find(|s| s.name == name).with_context(|| {
+        let names: Vec<&str> = SCENARIOS.iter().map(|s| s.name).collect();
+        format!("no lab '{name}'; there are: {}", names.join(" "))
+    })
 }
 
 /// Linux against Linux: shows that the lab and the host's script are right, whatever state the gateway is in.
 fn self_check(lab: &Lab) -> Result<()> {
-    with_linux_host(lab, &mut Nvmet::new(lab)?)
+    with_linux_host(lab, &mut Nvmet::new(lab, Nvmet::LUN_MIB)?, None)
 }
 
 /// The gateway with a LUN carved from a file pool.
 fn linux_host(lab: &Lab) -> Result<()> {
-    with_linux_host(lab, &mut Gateway::on_file_pool(lab)?)
+    with_linux_host(lab, &mut Gateway::on_file_pool(lab)?, None)
 }
 
 /// The gateway with a LUN carved from Linux's nvmet array, which our initiator reaches.
 fn array(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
-    let mut array = Nvmet::new(lab)?;
+    let mut array = Nvmet::new(lab, POOL_MIB)?;
     array.start(deadline)?;
-    with_linux_host(lab, &mut Gateway::on_array_pool(lab, &array.address())?)?;
+    let mut gateway = Gateway::on_array_pool(lab, &array.address())?;
+    with_linux_host(lab, &mut gateway, Some(&mut array))?;
     array.stop(deadline)
 }
 
 /// The gateway itself on Debian 12's own kernel, whose io_uring lacks what newer ones have.
 fn gateway_6_1(lab: &Lab) -> Result<()> {
-    with_linux_host(lab, &mut GatewayVm::new(lab, "6.1")?)
+    with_linux_host(lab, &mut GatewayVm::new(lab, "6.1")?, None)
 }
 
-/// Boots the Linux host against the target and carries out the steps that it asks for.
-fn with_linux_host(lab: &Lab, target: &mut dyn Target) -> Result<()> {
+/// Boots the Linux host against the target and carries out the steps that it asks for. `array` is what the target's LUN is on,
+/// if it can be lost: the host then asks for that, too.
+fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nvmet>) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let started = Instant::now();
     let said = |what: &str| println!("{:6.1} s  {what}", started.elapsed().as_secs_f64());
@@ -99,6 +112,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target) -> Result<()> {
             ("LAB_PORT", PORT),
             ("LAB_HOSTNQN", HOST_NQN),
             ("LAB_HOSTID", HOST_ID),
+            ("LAB_OUTAGE", if array.is_some() { "yes" } else { "no" }),
         ],
         files: &[],
         disks: &[],
@@ -118,6 +132,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target) -> Result<()> {
             "grow" => target.grow(deadline).map(|bytes| bytes.to_string()),
             "kill" => target.kill().map(|()| String::new()),
             "start" => target.start(deadline).map(|()| String::new()),
+            "outage" => outage(&mut array, deadline).map(|()| String::new()),
             "done" => {
                 finished = true;
                 Ok(String::new())
@@ -135,4 +150,12 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target) -> Result<()> {
     target.stop(deadline)?;
     said("all ended well");
     Ok(())
+}
+
+/// Takes the array's power, and gives it back after a while.
+fn outage(array: &mut Option<&mut Nvmet>, deadline: Instant) -> Result<()> {
+    let array = array.as_mut().context("there is no array")?;
+    array.kill()?;
+    std::thread::sleep(OUTAGE);
+    array.start(deadline)
 }

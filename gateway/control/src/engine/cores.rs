@@ -51,13 +51,14 @@ impl AsRawFd for Mail {
 }
 
 type AttachBox = Box<Attach<OwnedFd>>;
+type AttachAnswer = Result<(), Option<AttachBox>>;
 type Wait<T> = oneshot::Sender<T>;
 
 #[derive(Default)]
 struct Waits {
     topology: HashMap<(CoreId, u64), Wait<()>>,
     /// Answers to Attach (`Ok`) and Detach or a refused Attach (the box, if there was one).
-    backends: HashMap<(CoreId, BackendId), Wait<Result<(), Option<AttachBox>>>>,
+    backends: HashMap<(CoreId, BackendId), Wait<AttachAnswer>>,
     requests: Vec<Option<(u32, Wait<Completed>)>>,
     surveys: HashMap<CoreId, Wait<Box<Survey>>>,
     generation: u32,

@@ -209,7 +209,12 @@ impl Pools {
                     members.push(backend);
                 }
                 other => {
-                    tracing::error!(pool = spec.name, backend = backend.name, ?other, "not a member of this pool");
+                    tracing::error!(
+                        pool = spec.name,
+                        backend = backend.name,
+                        ?other,
+                        "not a member of this pool"
+                    );
                 }
             }
         }
@@ -374,8 +379,7 @@ impl Pools {
         let found = pool.lun(pool_uuid(lun.uuid.unwrap_or_default())).filter(|lun| lun.is_visible());
         let found = found.ok_or_else(|| format!("pool `{}` doesn't hold it", pool.name()))?;
         let len_bytes = found.blocks * u64::from(found.block_bytes);
-        let mut extents =
-            pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
+        let mut extents = pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
         // Units are larger than blocks: the last extent may reach past the LUN's end.
         if let Some(last) = extents.last_mut() {
             last.len = last.len.min(len_bytes - last.lun_offset);

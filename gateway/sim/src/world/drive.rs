@@ -67,10 +67,12 @@ impl<M: Send, H> Core<M, H> {
         }
     }
 
-    /// The machine, and everything that the driver holds for it.
-    pub fn part(mut self) -> (H, impl Sized) {
-        let running = *self.running.take().expect("no machine crashes in its own turn");
-        (running.machine, (running.io, self))
+    /// The machine, unless it panicked in its turn, and everything that the driver holds for it.
+    pub fn part(mut self) -> (Option<H>, impl Sized) {
+        match self.running.take().map(|running| *running) {
+            Some(Running { io, machine }) => (Some(machine), (Some(io), self)),
+            None => (None, (None, self)),
+        }
     }
 
     pub fn control_slot(&self) -> u16 {

@@ -131,7 +131,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let (machines, parts): (Vec<_>, Vec<_>) =
             std::mem::take(&mut n.cores).into_iter().map(Core::part).unzip();
         crash_drop((left, parts));
-        crash_machines(machines, H::into_arena);
+        crash_machines(machines.into_iter().flatten().collect(), H::into_arena);
     }
 
     /// Peers that still believe in a connection to an earlier life of `node` learn better.

@@ -38,7 +38,11 @@ impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unreachable { path, source } => {
-                write!(f, "no gateway answers on {}: {source} (is trefoild running? --socket names another)", path.display())
+                write!(
+                    f,
+                    "no gateway answers on {}: {source} (is trefoild running? --socket names another)",
+                    path.display()
+                )
             }
             Self::Refused { code, message } => write!(f, "{message} (code {code})"),
             Self::Broken(why) => write!(f, "the gateway's answer broke off: {why}"),

@@ -25,7 +25,9 @@ fn main() -> ExitCode {
             eprintln!("trefoil: {error}");
             match error {
                 CallError::Unreachable { .. } => ExitCode::from(3),
-                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => ExitCode::from(1),
+                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => {
+                    ExitCode::from(1)
+                }
             }
         }
     }
@@ -107,9 +109,19 @@ fn read(path: &str) -> Result<String, CallError> {
 }
 
 fn print(result: &Value, as_json: bool, method: &str) {
-    match as_json {
-        true => put(&format!("{result:#}\n")),
-        false => put(&table::render(result, table::columns(method))),
+    if as_json {
+        return put(&format!("{result:#}\n"));
+    }
+    put(&table::render(result, table::columns(method)));
+    // A pool's LUNs and a gateway's queue pairs have tables of their own.
+    for (key, columns) in [
+        ("luns", table::columns("lun_list")),
+        ("qpairs", table::columns("qpairs")),
+        ("cores", table::columns("core_list")),
+    ] {
+        if let Some(rows) = result.get(key).filter(|rows| rows.is_array() && !columns.is_empty()) {
+            put(&format!("\n{}", table::render(rows, columns)));
+        }
     }
 }
 

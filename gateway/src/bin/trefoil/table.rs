@@ -40,6 +40,17 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("namespaces", "NAMESPACES"),
         ],
         "host_list" => &[("nqn", "NQN"), ("name", "NAME"), ("lists", "MAY USE")],
+        "qpairs" => &[
+            ("core", "CORE"),
+            ("cntlid", "CNTLID"),
+            ("qid", "QID"),
+            ("outstanding", "QUEUED"),
+            ("commands", "COMMANDS"),
+            ("payload_bytes", "BYTES"),
+            ("peer", "PEER"),
+            ("host_nqn", "HOST"),
+            ("subsystem_nqn", "SUBSYSTEM"),
+        ],
         "core_list" => &[
             ("core", "CORE"),
             ("cpu", "CPU"),
@@ -62,7 +73,11 @@ pub fn render(value: &Value, columns: &[(&str, &str)]) -> String {
             align(std::iter::once(heads).chain(cells).collect())
         }
         Value::Object(fields) => {
-            align(fields.iter().map(|(key, value)| vec![key.clone(), cell(key, value)]).collect())
+            // Lists of objects have tables of their own.
+            let is_table =
+                |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
+            let lines = fields.iter().filter(|(_, value)| !is_table(value));
+            align(lines.map(|(key, value)| vec![key.clone(), cell(key, value)]).collect())
         }
         Value::Bool(true) => String::new(),
         other => format!("{other:#}\n"),
@@ -113,7 +128,8 @@ fn align(rows: Vec<Vec<String>>) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }
@@ -139,6 +155,9 @@ mod tests {
 
     #[test]
     fn sizes_read_well() {
-        assert_eq!([size(0), size(1 << 40), size(15 << 29), size(12_345_678)], ["0B", "1TiB", "7680MiB", "11.8MiB"]);
+        assert_eq!(
+            [size(0), size(1 << 40), size(15 << 29), size(12_345_678)],
+            ["0B", "1TiB", "7680MiB", "11.8MiB"]
+        );
     }
 }

@@ -92,14 +92,15 @@ fn render(rates: &Value) -> String {
         let _ = writeln!(
             text,
             "{:>4}  {:>3}  {:>6}  {:>4.0}%  {:>9.0}",
-            core["core"],
-            core["cpu"],
-            core["connections"],
+            number(&core, "core"),
+            number(&core, "cpu"),
+            number(&core, "connections"),
             number(&core, "busy_share") * 100.0,
             number(&core, "sleeps_per_s"),
         );
     }
-    let _ = writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
+    let _ =
+        writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
     let hosts = rows("hosts");
     for host in hosts.iter().take(ROWS) {
         let _ = writeln!(
@@ -108,7 +109,7 @@ fn render(rates: &Value) -> String {
             number(host, "iops"),
             number(host, "bytes_per_s") / 1e6,
             number(host, "outstanding"),
-            host["qpairs"],
+            number(host, "qpairs"),
             host["host_nqn"].as_str().unwrap_or_default(),
             host["subsystem_nqn"].as_str().unwrap_or_default(),
         );

@@ -31,6 +31,11 @@ use trefoil_poll::{FileDone, Instant};
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
+    /// Whether the request can't start yet because bytes that it would change are lent. The LUN layer
+    /// keeps it and asks again each turn.
+    fn must_wait(&self, _request: &Request) -> bool {
+        false
+    }
     /// Whether nothing is on its way, so that it can be detached. The LUN layer counts the requests;
     /// this is for what a channel does on its own account.
     fn is_idle(&self) -> bool;
@@ -176,6 +181,14 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::File(file) => file.submit(cx, request),
             Self::Remote(remote) => remote.submit(cx, request),
             Self::NvmeTcp(channel) => channel.submit(cx, request),
+        }
+    }
+
+    #[inline]
+    fn must_wait(&self, request: &Request) -> bool {
+        match self {
+            Self::Memory(memory) => Channel::<I>::must_wait(memory, request),
+            Self::Null(_) | Self::File(_) | Self::Remote(_) | Self::NvmeTcp(_) => false,
         }
     }
 

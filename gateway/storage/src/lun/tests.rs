@@ -389,3 +389,41 @@ fn a_remote_channel_leads_there_and_back() {
     other.with(|luns, cx| luns.detach(cx, BackendId(0)));
     assert!(matches!(other.io.control.pop(), Some(Msg::Detached(BackendId(0), Some(_)))), "it is idle again");
 }
+
+#[test]
+fn a_write_waits_for_what_is_lent() {
+    let mut core = Core::new(0, 148);
+    core.attach_memory(0);
+    core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    core.run(Op::Write, 4096, 4, Some(b"old!")).1.expect("written");
+    let lend = |core: &mut Core| {
+        let request = core.request(Op::Read, 4096, 4, None).may_lend(true);
+        core.submit(request);
+        let mut done = core.done.pop_front().expect("done at once");
+        let loan = done.take_loan();
+        let done = core.with(|luns, cx| luns.on_completed(cx, done)).expect("whole");
+        let (buf, result) = done.settle();
+        result.expect("read");
+        (loan, buf.expect("it comes back"))
+    };
+    let (loan, behind) = lend(&mut core);
+    let loan = loan.expect("memory lends");
+    let writes = [(Op::Write, 4), (Op::WriteZeroes { deallocate: false }, 512)];
+    for (op, len) in writes {
+        let request = core.request(op, 4096, len, Some(b"new!"));
+        core.submit(request);
+    }
+    assert!(core.with(|luns, cx| luns.on_turn(cx)), "they are asked for each turn");
+    assert!(core.done.is_empty());
+    assert_eq!(&*loan, b"old!");
+    let (none, read) = lend(&mut core);
+    assert!(none.is_none(), "while somebody waits, reads copy");
+    assert_eq!(&read[..4], b"old!");
+    drop(loan);
+    let done = core.settle();
+    assert_eq!(done.len(), writes.len());
+    for buf in done.into_iter().filter_map(|(_, buf, _)| buf).chain([behind, read]) {
+        core.arena.free(buf);
+    }
+    assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
+}

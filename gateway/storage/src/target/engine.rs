@@ -7,6 +7,7 @@
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
 use super::ctrlr::Ctrlrs;
+use super::departure::Departures;
 use super::limits::TargetLimits;
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::slot::{NIL, Phase, Slots};
@@ -18,7 +19,7 @@ use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use trefoil_poll::{Buf, CoreId};
+use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
 use trefoil_wire::nvme::{Psdt, Sgl, Status};
 
@@ -117,11 +118,13 @@ pub struct Engine {
     pub timers: Timers,
     /// By [`LunId`].
     pub lun_stats: Box<[LunStats]>,
+    /// Queues that are gone and whose requests are still under way.
+    departures: Departures,
 }
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 × 48 B.
+    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -140,6 +143,7 @@ impl Engine {
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
+            departures: Departures::new(limits.slots.min(65_535)),
         }
     }
 
@@ -197,8 +201,9 @@ impl Engine {
     }
 
     /// A request of ours came back.
-    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
+    pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, mut done: Completed) {
         let origin = done.origin();
+        let loan = done.take_loan();
         let (buf, result) = done.settle();
         let at = origin.slot;
         let current = self
@@ -211,14 +216,12 @@ impl Engine {
             return;
         }
         if self.slots[at].queue == NIL {
-            // Its queue went away; nobody is left to answer.
             buf.into_iter().for_each(|buf| cx.arena.free(buf));
-            let kept = self.slots[at].buf.take();
-            kept.into_iter().for_each(|buf| cx.arena.free(buf));
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         if buf.is_some() {
             self.slots[at].buf = buf;
+            self.slots[at].loan = loan;
         }
         if self.continue_io(cx, at, result) == Step::Done {
             self.done_later(at);
@@ -226,7 +229,7 @@ impl Engine {
     }
 
     /// A request was dropped on its way: its command fails, and its slot lives on (see [`trefoil_poll::lost`]).
-    pub fn on_lost(&mut self, identity: u64) {
+    pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
         let (at, generation) = ((identity >> 32) as u32, (identity >> 8) as u32 & 0xFF_FFFF);
         let Some(slot) = self.slots.get(at) else { return };
         if identity as u8 != Owner::Target as u8
@@ -236,10 +239,22 @@ impl Engine {
             return;
         }
         if slot.queue == NIL {
-            return self.slots.release(at);
+            return self.orphan_ended(cx, at);
         }
         self.fail(at, Status::INTERNAL_ERROR);
         self.done_later(at);
+    }
+
+    /// The request of a slot whose queue went away is over. Nobody is left to answer, but with the last of the queue's
+    /// requests the queue has left its controller.
+    fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
+        let slot = &mut self.slots[at];
+        slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+        let departure = slot.departure;
+        self.slots.release(at);
+        if let Some(leaving) = self.departures.ended(departure) {
+            self.tell_left(cx, leaving);
+        }
     }
 
     /// Lets the transport send the response of `at`.
@@ -283,6 +298,7 @@ impl Engine {
     ) -> Step {
         let slot = &mut self.slots[at];
         slot.phase = Phase::Backend;
+        let may_lend = slot.may_lend;
         let payload = if matches!(op, Op::Read | Op::Write) { slot.buf.take() } else { None };
         let origin = Origin {
             core: self.core,
@@ -291,7 +307,8 @@ impl Engine {
             slot: at,
             generation: slot.generation,
         };
-        cx.requests.push_back(Request::new(op, lun, offset, len, payload, origin).durable(durable));
+        let request = Request::new(op, lun, offset, len, payload, origin);
+        cx.requests.push_back(request.durable(durable).may_lend(may_lend));
         Step::Held
     }
 
@@ -348,37 +365,44 @@ impl Engine {
         self.names[queue as usize] = Names::NONE;
     }
 
-    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own; everything
-    /// else of the queue's ends here, and what it held comes out through `free`.
+    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own, and only then
+    /// has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.leave_ctrlr(cx, queue);
+        let leaving = self.leave_ctrlr(cx, queue);
+        let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
         while let Some(at) = self.queues[queue as usize].ring.first() {
             self.slots.unlink(&mut self.queues[queue as usize].ring, at);
             let slot = &mut self.slots[at];
             if slot.phase == Phase::Backend {
                 slot.queue = NIL;
+                slot.departure = departure.unwrap_or(NIL);
+                self.departures.wait(slot.departure);
                 continue;
             }
             slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
+            slot.loan = None;
             self.slots.release(at);
+        }
+        if let Some(leaving) = departure.and_then(|departure| self.departures.ended(departure)) {
+            self.tell_left(cx, leaving);
         }
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Free;
         q.generation = q.generation.wrapping_add(1);
     }
 
-    /// The transport has handed out the response of `at`: the slot is free again. Gives its block back.
+    /// The transport has handed out the response of `at`: the slot is free again. Gives its block and its loan back.
     #[inline]
-    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Buf> {
+    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> (Option<Buf>, Option<Loan>) {
         let slot = &mut self.slots[at];
-        let buf = slot.buf.take();
+        let held = (slot.buf.take(), slot.loan.take());
         let (queue, cid, since) = (slot.queue, slot.sqe.cid, slot.since);
         let moved = if slot.status.is_ok() { slot.len } else { 0 };
         let q = &mut self.queues[queue as usize];
         q.leave(cid, since, cx.io.now(), moved);
         self.slots.unlink(&mut q.ring, at);
         self.slots.release(at);
-        buf
+        held
     }
 
     /// Another command under way on the queue has the identifier of slot `at`.

@@ -7,6 +7,7 @@
 //! Specs: NVMe base 2.0c, NVM command set 1.0c, NVMe-oF TCP 1.0c. Not here: authentication, TLS, reservations.
 
 mod ctrlr;
+mod departure;
 mod engine;
 mod io;
 mod limits;
@@ -71,7 +72,13 @@ impl Target {
     }
 
     /// A receive ended; the connection does too.
-    pub fn on_recv_end<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
+    pub fn on_recv_end<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Option<Buf>,
+        why: RecvEnd,
+    ) {
         self.tcp.on_recv_end(&mut self.engine, cx, sock, buf, why);
         self.tcp.settle(&mut self.engine, cx);
     }
@@ -104,7 +111,7 @@ impl Target {
     /// A request was dropped somewhere: its command fails with Internal Error. `identity` is as
     /// [`crate::Origin::pack`] made it.
     pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
-        self.engine.on_lost(identity);
+        self.engine.on_lost(cx, identity);
         self.tcp.settle(&mut self.engine, cx);
     }
 
@@ -154,7 +161,8 @@ impl Target {
 
     /// What is connected here.
     pub fn survey(&self, into: &mut Survey) {
-        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live) {
+        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live)
+        {
             into.total += 1;
             let sock = SockId(at as u32);
             let (Some(conn), true) = (self.tcp.conn(sock), into.qpairs.len() < into.qpairs.capacity()) else {

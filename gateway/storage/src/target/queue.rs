@@ -40,15 +40,8 @@ pub struct NsView {
 
 impl NsView {
     /// Matches no namespace.
-    pub const NONE: Self = Self {
-        nsid: 0,
-        epoch: 0,
-        lun: LunId(0),
-        block_shift: 9,
-        ana_state: 0,
-        read_only: false,
-        blocks: 0,
-    };
+    pub const NONE: Self =
+        Self { nsid: 0, epoch: 0, lun: LunId(0), block_shift: 9, ana_state: 0, read_only: false, blocks: 0 };
 
     /// A view of `namespace`, which shows `lun`.
     pub fn new(namespace: &Namespace, lun: &Lun, epoch: u32) -> Self {

@@ -5,7 +5,7 @@
 //! commands, and first-in-first-out [`Fifo`]s of slots that wait for memory or for being sent.
 
 use crate::topology::LunId;
-use trefoil_poll::{Buf, Instant};
+use trefoil_poll::{Buf, Instant, Loan};
 use trefoil_wire::nvme::{Sqe, Status};
 
 /// No slot.
@@ -39,6 +39,10 @@ pub struct Slot {
     pub sqe: Sqe,
     /// Its payload block, unless a driver, a request or a send list has it.
     pub buf: Option<Buf>,
+    /// What goes to the host instead of what is in `buf`.
+    pub loan: Option<Loan>,
+    /// The transport can send a loan's bytes with the next flush.
+    pub may_lend: bool,
     /// Its queue; [`NIL`] once the queue is gone and only a request is still under way.
     pub queue: u32,
     /// Changes when the slot is freed.
@@ -67,6 +71,8 @@ pub struct Slot {
     pub epoch: u32,
     /// The LUN of an I/O command.
     pub lun: LunId,
+    /// Who is told when its request ends, once its queue is gone.
+    pub departure: u32,
     next: u32,
     prev: u32,
     link: u32,
@@ -85,6 +91,8 @@ impl Slots {
         let slots = (0..count as u32).map(|at| Slot {
             sqe: Sqe::default(),
             buf: None,
+            loan: None,
+            may_lend: false,
             queue: NIL,
             generation: 0,
             phase: Phase::Free,
@@ -99,6 +107,7 @@ impl Slots {
             since: Instant::default(),
             epoch: 0,
             lun: LunId(0),
+            departure: NIL,
             next: if at as usize + 1 < count { at + 1 } else { NIL },
             prev: NIL,
             link: NIL,
@@ -127,6 +136,7 @@ impl Slots {
         slot.queue = queue;
         slot.phase = Phase::New;
         slot.gather = false;
+        slot.may_lend = false;
         slot.aborted = false;
         slot.status = Status::SUCCESS;
         slot.result = 0;
@@ -165,7 +175,7 @@ impl Slots {
     pub fn release(&mut self, at: u32) {
         let free = self.free;
         let slot = &mut self[at];
-        debug_assert!(slot.buf.is_none() && slot.phase != Phase::Free, "{slot:?}");
+        debug_assert!(slot.buf.is_none() && slot.loan.is_none() && slot.phase != Phase::Free, "{slot:?}");
         slot.phase = Phase::Free;
         slot.queue = NIL;
         slot.generation = slot.generation.wrapping_add(1) & 0xFF_FFFF;

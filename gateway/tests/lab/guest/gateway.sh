@@ -11,7 +11,7 @@ listens() { grep -q "$(printf ':%04X 0*:0000 0A' "$LAB_PORT")" /proc/net/tcp; }
 alive() { kill -0 "$gateway" 2>/dev/null; }
 listens_or_dead() { listens || ! alive; }
 start() {
-  trefoild --config /etc/trefoild.toml >&2 &
+  trefoild /etc/trefoild.toml >&2 &
   gateway=$!
   within 60 listens_or_dead
   alive || die "trefoild ended at its start"

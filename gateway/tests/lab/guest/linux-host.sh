@@ -1,6 +1,7 @@
 # Linux as an NVMe/TCP host of the target at $LAB_TARGET: everything an administrator does with a LUN, without and with
 # digests, and once with the target killed under load. Steps that the runner carries out:
-#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; done.
+#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; outage: what the
+#   target's LUN is on was gone for some seconds, and is back; done.
 . /lib.sh
 net_up
 load nvme-tcp ext4
@@ -80,26 +81,43 @@ reset() {
   checked "$disk" --rw=randwrite --bs=4k --size=4m --iodepth=8 --verify_only
 }
 
-crash() {
+# The writing under which something breaks. At this rate it takes 8 s, whatever the machine: the break comes in its first
+# quarter.
+write_long() {
   want mke2fs -q -F -t ext4 "$disk"
   want mount -t ext4 "$disk" /mnt/lun
   before=$(awk '{print $5}' "/sys/block/${disk##*/}/stat")
-  # At this rate the writing takes 8 s, whatever the machine: the kill comes in its first quarter.
-  fio --name=crash --filename=/mnt/lun/c --ioengine=libaio --direct=1 --thread --rw=randwrite --bs=4k --size=32m \
+  fio --name=long --filename=/mnt/lun/c --ioengine=libaio --direct=1 --thread --rw=randwrite --bs=4k --size=32m \
     --iodepth=16 --rate_iops=1000 --verify=crc32c --verify_fatal=1 --randseed=7 --fsync=256 --output-format=terse \
-    > /tmp/crash.out 2>&1 &
+    > /tmp/long.out 2>&1 &
   fio=$!
   within 60 writes_done $((before + 2000))
-  step kill > /dev/null || exit 1
-  within 60 state_is connecting
-  kill -0 $fio 2>/dev/null || die "fio ended before the target was back: $(cat /tmp/crash.out)"
-  step start > /dev/null || exit 1
-  within 60 state_is live
-  wait $fio || { cat /tmp/crash.out; die "fio failed over the target's crash"; }
+}
+still_writing() { kill -0 $fio 2>/dev/null || die "fio ended $1: $(cat /tmp/long.out)"; }
+read_back() {
+  wait $fio || { cat /tmp/long.out; die "fio failed $1"; }
   echo 3 > /proc/sys/vm/drop_caches
   checked /mnt/lun/c --rw=randwrite --bs=4k --size=32m --iodepth=16 --verify_only
   want umount /mnt/lun
   want e2fsck -fn "$disk"
+}
+
+crash() {
+  write_long
+  step kill > /dev/null || exit 1
+  within 60 state_is connecting
+  still_writing "before the target was back"
+  step start > /dev/null || exit 1
+  within 60 state_is live
+  read_back "over the target's crash"
+}
+
+outage() {
+  write_long
+  step outage > /dev/null || exit 1
+  still_writing "before the array was back"
+  state_is live || die "the host noticed the array's loss"
+  read_back "over the array's loss"
 }
 
 discovered || { cat /tmp/discovered; die "nvme discover"; }
@@ -116,6 +134,7 @@ for digests in "" "--hdr-digest --data-digest"; do
   # shellcheck disable=SC2086
   connect $digests
   crash
+  [ "$LAB_OUTAGE" = no ] || outage
   disconnect
 done
 step done > /dev/null

@@ -29,7 +29,9 @@ impl Engine {
         if queue.state != QueueState::Live {
             return self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
-        let Some(index) = self.ctrlrs.find(queue.cntlid) else { return self.fail(at, Status::INTERNAL_ERROR) };
+        let Some(index) = self.ctrlrs.find(queue.cntlid) else {
+            return self.fail(at, Status::INTERNAL_ERROR);
+        };
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
         if !ctrlr.is_ready() {
             return self.fail(at, Status::COMMAND_SEQUENCE_ERROR);

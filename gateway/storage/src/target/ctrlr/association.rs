@@ -1,9 +1,20 @@
 //! Associations: Connect, Join between cores, and how they end (NVMe base 2.0c §3.1.1, §6.3, §3.6).
+//!
+//! # When commands of an association can no longer take effect
+//! A host that lost its association sends writes again, perhaps over other paths, and an old copy must not land after
+//! the new one. It has two proofs (NVMe base 2.1 §9.6, TP4129), and we owe it both.
+//! - CSTS.RDY 0 after a reset, or CSTS.SHST 2h after a shutdown: a queue stays its controller's member until its
+//!   connection is closed *and* each request that it handed to the LUN layer has completed, on whatever core. Both
+//!   values wait for the last member.
+//! - Time: 2 × KATO after the host last heard from the controller, plus CQT. We notice the loss by one KATO of silence at
+//!   the latest; the connections are closed in that turn and nothing new starts. What backends then have must end
+//!   within the other KATO. Local media do unless they hang for longer than that.
 
 use super::table::Member;
 use super::{Ctrlrs, Kind, hash};
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, Msg, StorageIo};
+use crate::target::departure::Leaving;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::target::queue::{Names, QueueState};
@@ -54,8 +65,8 @@ impl Engine {
         }
         let data = self.slots[at].buf.as_deref().and_then(|buf| buf.first_chunk());
         let data = data.ok_or(ConnectResponse::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()))?;
-        let data = ConnectData::parse(data)
-            .map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
+        let data =
+            ConnectData::parse(data).map_err(|error| ConnectResponse::InvalidParameter(error.rejection()))?;
         self.names[queue as usize] =
             Names { subnqn: data.subnqn, hostnqn: data.hostnqn, hostid: data.hostid };
         let q = &mut self.queues[queue as usize];
@@ -258,9 +269,11 @@ impl Engine {
         self.done_later(at);
     }
 
-    /// Owner: an I/O queue is gone.
+    /// Owner: an I/O queue is gone, and no request of it is under way.
     fn on_left(&mut self, cntlid: u16, qid: u16, member: Member) {
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
         if let Some(place) = place.filter(|place| **place == Some(member)) {
             *place = None;
@@ -268,8 +281,14 @@ impl Engine {
         }
     }
 
-    /// A queue's connection goes: tells its controller, or ends the controller if it was the admin queue.
-    pub(in crate::target) fn leave_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+    /// A queue's connection goes. Ends the controller if it was the admin queue; of an I/O queue, gives what its
+    /// controller's owner is to be told once none of its requests is under way any more.
+    #[must_use]
+    pub(in crate::target) fn leave_ctrlr<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        queue: u32,
+    ) -> Option<Leaving> {
         let q = &self.queues[queue as usize];
         let (cntlid, qid, generation) = (q.cntlid, q.qid, q.generation);
         match (q.state, qid) {
@@ -281,13 +300,20 @@ impl Engine {
                     }
                     self.ctrlrs.release(index);
                 }
+                None
             }
-            (QueueState::Live | QueueState::Joining, _) => cx.io.post(
-                Ctrlrs::owner(cntlid, self.cores),
-                Msg::Ctrlr(CtrlrMsg::Left { cntlid, qid, sock: SockId(queue), generation }),
-            ),
-            (QueueState::New | QueueState::Free, _) => {}
+            (QueueState::Live | QueueState::Joining, _) => {
+                Some(Leaving { cntlid, qid, sock: SockId(queue), generation })
+            }
+            (QueueState::New | QueueState::Free, _) => None,
         }
+    }
+
+    /// An I/O queue is gone, and so is everything that it asked of backends.
+    pub(in crate::target) fn tell_left<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, leaving: Leaving) {
+        let Leaving { cntlid, qid, sock, generation } = leaving;
+        let left = CtrlrMsg::Left { cntlid, qid, sock, generation };
+        cx.io.post(Ctrlrs::owner(cntlid, self.cores), Msg::Ctrlr(left));
     }
 
     /// Closes all I/O queues of a controller; each says by itself when it has left.

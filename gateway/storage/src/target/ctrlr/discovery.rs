@@ -21,7 +21,9 @@ impl Engine {
         let offered = || {
             let subsystems = self.topology.subsystems.iter();
             let open = subsystems.filter(|s| s.portals.contains(&place.portal) && s.hosts.contains(host));
-            open.flat_map(|s| s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?))))
+            open.flat_map(|s| {
+                s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?)))
+            })
         };
         let mut header = [0; LogHeader::LEN];
         let numrec = offered().count() as u64;
@@ -70,7 +72,8 @@ fn entry(subsystem: &Subsystem, portal: PortalId, address: SocketAddr) -> Option
             IpAddr::V6(_) => adrfam::IPV6,
         },
         subtype: subtype::NVM,
-        treq: treq::SECURE_CHANNEL_NOT_REQUIRED | treq::SQ_FLOW_CONTROL_DISABLE,
+        // As Linux's target says it; nvme-cli calls "not required" together with the flow control bit unrecognized.
+        treq: treq::SECURE_CHANNEL_NOT_SPECIFIED | treq::SQ_FLOW_CONTROL_DISABLE,
         portid: portal.0,
         cntlid: DYNAMIC_CNTLID,
         asqsz: MAX_QUEUE_ENTRIES,

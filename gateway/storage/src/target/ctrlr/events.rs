@@ -29,7 +29,9 @@ impl Engine {
     /// Takes one request off the controller's list.
     pub(super) fn drop_event_request(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         if let Some(place) = ctrlr.aers.iter().position(|&aer| aer == at) {
             ctrlr.aers[place..].rotate_left(1);
             ctrlr.aers[MAX_AERS - 1] = NIL;
@@ -40,7 +42,9 @@ impl Engine {
     /// A reset ends all requests of the queue of slot `at`.
     pub(super) fn drop_aers(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else { return };
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
         let aers = std::mem::replace(&mut ctrlr.aers, [NIL; MAX_AERS]);
         ctrlr.aer_count = 0;
         for aer in aers.into_iter().filter(|&aer| aer != NIL) {
@@ -197,18 +201,25 @@ impl Engine {
 
 /// Whether Identify Namespace says the same of both namespaces' LUNs.
 fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> bool {
-    let lun = |topology: &'_ Topology, n: &Namespace| -> Option<(u64, u32, [u8; 16], [u8; 16], bool)> {
-        let lun = topology.luns.get(n.lun.0 as usize)?.as_ref()?;
-        Some((lun.blocks, lun.block_bytes, lun.uuid, lun.nguid, lun.read_only))
-    };
-    lun(old, x) == lun(new, y)
+    let before = old.luns.get(x.lun.0 as usize).and_then(Option::as_ref);
+    let after = new.luns.get(y.lun.0 as usize).and_then(Option::as_ref);
+    match (before, after) {
+        (Some(a), Some(b)) => {
+            let same_size = a.blocks == b.blocks && a.block_bytes == b.block_bytes;
+            same_size && a.uuid == b.uuid && a.nguid == b.nguid && a.read_only == b.read_only
+        }
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 /// Whether any host may find another discovery log.
 fn discovery_differs(old: &Topology, new: &Topology) -> bool {
     old.portals != new.portals
         || old.subsystems.len() != new.subsystems.len()
-        || old.subsystems.iter().zip(&new.subsystems).any(|(a, b)| {
-            a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals
-        })
+        || old
+            .subsystems
+            .iter()
+            .zip(&new.subsystems)
+            .any(|(a, b)| a.nqn != b.nqn || a.hosts != b.hosts || a.portals != b.portals)
 }

@@ -8,7 +8,7 @@ use crate::target::limits::MAX_QUEUE_ENTRIES;
 use crate::target::queue::QueueState;
 use trefoil_wire::fabrics::{ConnectData, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::Status;
-use trefoil_wire::nvme::property::{Cap, Cc, Csts, Version, offset};
+use trefoil_wire::nvme::property::{Cap, Cc, Version, offset};
 
 /// The version of NVMe base that the controllers follow.
 pub const VERSION: Version = Version::V1_4;
@@ -19,7 +19,9 @@ impl Engine {
         let queue = &self.queues[self.slots[at].queue as usize];
         let (live, admin) = (queue.state == QueueState::Live, queue.qid == 0);
         match FabricsCommand::parse(&self.slots[at].sqe) {
-            FabricsCommand::Connect(_) if queue.state == QueueState::New => Step::Gather(ConnectData::LEN as u32),
+            FabricsCommand::Connect(_) if queue.state == QueueState::New => {
+                Step::Gather(ConnectData::LEN as u32)
+            }
             _ if !live => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FabricsCommand::Connect(_) => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FabricsCommand::PropertyGet(get) if admin => self.property_get(at, get),
@@ -50,15 +52,7 @@ impl Engine {
             (PropertySize::Eight, offset::CAP) => capabilities().bits(),
             (PropertySize::Four, offset::VS) => u64::from(VERSION.bits()),
             (PropertySize::Four, offset::CC) => u64::from(ctrlr.cc.bits()),
-            (PropertySize::Four, offset::CSTS) => {
-                let shst = match (ctrlr.cc.shn, ctrlr.member_count) {
-                    (0, _) => 0,
-                    (_, 0) => 2,
-                    _ => 1,
-                };
-                let csts = Csts { rdy: ctrlr.is_ready(), cfs: ctrlr.fatal, shst, ..Csts::default() };
-                u64::from(csts.bits())
-            }
+            (PropertySize::Four, offset::CSTS) => u64::from(ctrlr.status().bits()),
             // Without CAP.NSSRS it reads as zero.
             (PropertySize::Four, offset::NSSR) => 0,
             _ => return self.fail(at, Status::INVALID_FIELD.dnr()),

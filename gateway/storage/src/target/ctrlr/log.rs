@@ -8,8 +8,8 @@ use crate::topology::Namespace;
 use trefoil_wire::Ascii;
 use trefoil_wire::fabrics::OPCODE as FABRICS;
 use trefoil_wire::nvme::log::{
-    AnaHeader, ChangedNamespaces, CommandEffects, CommandsAndEffects, ErrorEntry,
-    FirmwareSlots, GroupFields, SmartLog, lid,
+    AnaHeader, ChangedNamespaces, CommandEffects, CommandsAndEffects, ErrorEntry, FirmwareSlots, GroupFields,
+    SmartLog, lid,
 };
 use trefoil_wire::nvme::{GetLogPage, NSID_ALL, Status, admin_opcode, io_opcode};
 
@@ -155,7 +155,13 @@ impl Engine {
 
     /// ANA groups of the namespaces that the host sees, in ascending order. Groups are few, so they are found by walking
     /// the namespaces once a group.
-    fn put_ana(&self, queue: u32, ctrlr: &Ctrlr, groups_only: bool, window: &mut Window<'_>) -> Result<(), Status> {
+    fn put_ana(
+        &self,
+        queue: u32,
+        ctrlr: &Ctrlr,
+        groups_only: bool,
+        window: &mut Window<'_>,
+    ) -> Result<(), Status> {
         let subsystem = self.subsystem(queue).ok_or(Status::INTERNAL_PATH_ERROR)?;
         let host = self.names[queue as usize].hostnqn.as_str();
         let visible = || subsystem.namespaces.iter().filter(|n| n.hosts.contains(host));

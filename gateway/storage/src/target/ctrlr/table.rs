@@ -5,7 +5,7 @@ use crate::target::slot::NIL;
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{CoreId, Instant};
 use trefoil_wire::nvme::log::ErrorEntry;
-use trefoil_wire::nvme::property::Cc;
+use trefoil_wire::nvme::property::{Cc, Csts};
 
 /// Error log entries that a controller keeps (ELPE + 1).
 pub const ERRORS: usize = 16;
@@ -65,7 +65,7 @@ pub struct Ctrlr {
     pub timer: Option<TimerKey>,
     /// I/O queues by qid − 1.
     pub members: [Option<Member>; MAX_IO_QUEUES],
-    /// How many of them there are.
+    /// How many of them there are; those too whose connection is gone and whose requests are not.
     pub member_count: u16,
     /// I/O queues that the host asked for, if it did.
     pub granted: u16,
@@ -127,9 +127,21 @@ impl Ctrlr {
         }
     }
 
-    /// CSTS.RDY.
+    /// Whether it takes commands.
     pub fn is_ready(&self) -> bool {
         self.cc.en && !self.fatal
+    }
+
+    /// CSTS. After a reset RDY is 0 once no command of before can take effect any more (NVMe base 2.0c §3.7.2), and
+    /// likewise SHST says complete (§3.6.2); hosts send writes again on the strength of either.
+    pub fn status(&self) -> Csts {
+        let shst = match (self.cc.shn, self.member_count) {
+            (0, _) => 0,
+            (_, 0) => 2,
+            _ => 1,
+        };
+        let stopping = !self.cc.en && self.member_count > 0;
+        Csts { rdy: self.is_ready() || stopping, cfs: self.fatal, shst, ..Csts::default() }
     }
 }
 

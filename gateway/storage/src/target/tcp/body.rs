@@ -20,15 +20,18 @@ impl Tcp {
         c: u32,
         bytes: &[u8],
     ) -> usize {
-        let body = &mut self.conns[c as usize].body;
+        let conn = &mut self.conns[c as usize];
+        let body = &mut conn.body;
         let padding = (body.pad_left as usize).min(bytes.len());
         body.pad_left -= padding as u32;
         let data = part(bytes, padding, body.data_left as usize);
         if !data.is_empty() {
-            if body.slot != NIL
-                && let Some(buf) = engine.slots[body.slot].buf.as_deref_mut()
-                && let Some(to) = buf.get_mut(body.at as usize..body.at as usize + data.len())
-            {
+            let block = match body.kind {
+                BodyKind::Parked => conn.parked.as_mut().map(|parked| &mut *parked.buf),
+                _ if body.slot == NIL => None,
+                _ => engine.slots[body.slot].buf.as_deref_mut(),
+            };
+            if let Some(to) = block.and_then(|b| b.get_mut(body.at as usize..body.at as usize + data.len())) {
                 to.copy_from_slice(data);
             }
             if body.digested {
@@ -78,6 +81,11 @@ impl Tcp {
         let conn = &mut self.conns[c as usize];
         conn.in_body = false;
         let Body { slot: at, kind, at: end, digested, crc, digest, .. } = conn.body;
+        if kind == BodyKind::Parked
+            && let Some(parked) = &mut conn.parked
+        {
+            (parked.whole, parked.end) = (end as usize, end as usize);
+        }
         if at == NIL {
             return;
         }
@@ -90,8 +98,9 @@ impl Tcp {
         if slot.moved < slot.len {
             return;
         }
-        if kind == BodyKind::H2c && Self::is_large(slot.len) {
-            conn.large_grants = conn.large_grants.saturating_sub(1);
+        if kind == BodyKind::H2c {
+            conn.grants = conn.grants.saturating_sub(1);
+            conn.large_grants = conn.large_grants.saturating_sub(u32::from(Self::is_large(slot.len)));
         }
         let status = slot.status;
         let step = if status.is_ok() { engine.execute(cx, at) } else { engine.fail(at, status) };

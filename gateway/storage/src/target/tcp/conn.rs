@@ -1,5 +1,6 @@
 //! One connection: where its stream stands, and what waits to be sent.
 
+use super::tx::LOANS;
 use crate::target::slot::{Fifo, NIL};
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{Buf, Instant};
@@ -27,6 +28,8 @@ pub enum BodyKind {
     Capsule,
     /// An H2CData's.
     H2c,
+    /// The rest of a capsule that is parked, digest and all.
+    Parked,
 }
 
 /// What follows a header that was read: padding, data, data digest.
@@ -78,7 +81,20 @@ pub struct Spill {
     pub end: usize,
 }
 
-/// A connection: about 400 bytes.
+/// Whole command capsules that were taken off the stream because data that was asked for is behind them.
+#[derive(Debug)]
+pub struct Parked {
+    /// Their block.
+    pub buf: Buf,
+    /// The first byte that was not replayed.
+    pub at: usize,
+    /// The end of the last capsule that is whole.
+    pub whole: usize,
+    /// The end of what has come.
+    pub end: usize,
+}
+
+/// A connection: about 450 bytes.
 #[derive(Debug)]
 pub struct Conn {
     /// How far it is.
@@ -107,6 +123,10 @@ pub struct Conn {
     pub ready: Fifo,
     /// Payload memory that it holds.
     pub held_bytes: usize,
+    /// Capsules to be taken before those on the stream.
+    pub parked: Option<Parked>,
+    /// R2Ts whose data has not come whole.
+    pub grants: u32,
     /// R2Ts whose data is large and has not come whole.
     pub large_grants: u32,
     /// ICResp is to be sent.
@@ -115,6 +135,8 @@ pub struct Conn {
     pub term: Option<FatalStatus>,
     /// Since when a send is outstanding.
     pub sending: Option<Instant>,
+    /// Reads that may still be answered with loans before the next send.
+    pub may_borrow: usize,
     /// It is in the list of connections with something to send.
     pub dirty: bool,
     /// It is in the list of connections that wait for memory or a slot.
@@ -142,10 +164,13 @@ impl Conn {
             waiting: Fifo::new(),
             ready: Fifo::new(),
             held_bytes: 0,
+            parked: None,
+            grants: 0,
             large_grants: 0,
             ic_resp: false,
             term: None,
             sending: None,
+            may_borrow: LOANS,
             dirty: false,
             starved: false,
             since: Instant::from_ns(0),

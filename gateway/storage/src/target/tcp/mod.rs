@@ -6,7 +6,9 @@
 //! block. Each connection has at most one send outstanding; what becomes ready meanwhile is batched into the next.
 //!
 //! Memory: a connection that gets no slot or no memory stops receiving. What it has then received already is kept in a
-//! block of the reserve; if even that is exhausted, the connection is closed, and the host comes again.
+//! block of the reserve; if even that is exhausted, the connection is closed, and the host comes again. While data that we
+//! asked for is still to come, a connection must not stop: that data may be behind the command that can't be taken, and
+//! its slots and blocks are freed only by it. Then such commands are parked, so that the stream goes on.
 
 mod body;
 mod conn;
@@ -40,6 +42,8 @@ pub struct Tcp {
     starved: VecDeque<u32>,
     /// The one of them that is being served.
     serving: u32,
+    /// Parked capsules are being taken, not the stream.
+    replaying: bool,
 }
 
 impl Tcp {
@@ -52,6 +56,7 @@ impl Tcp {
             dirty: VecDeque::with_capacity(limits.max_conns),
             starved: VecDeque::with_capacity(limits.max_conns),
             serving: u32::MAX,
+            replaying: false,
         }
     }
 
@@ -61,7 +66,13 @@ impl Tcp {
     }
 
     /// A host connected.
-    pub fn adopt<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, place: Place) {
+    pub fn adopt<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        place: Place,
+    ) {
         let now = cx.io.now();
         let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Free) else {
             return cx.io.close(sock);
@@ -195,6 +206,9 @@ impl Tcp {
         conn.state = State::Closing;
         if let Some(spill) = conn.spill.take() {
             cx.arena.free(spill.buf);
+        }
+        if let Some(parked) = conn.parked.take() {
+            cx.arena.free(parked.buf);
         }
         if let Some(key) = conn.timer.take() {
             engine.timers.cancel(key);

@@ -10,7 +10,8 @@ use crate::target::slot::{NIL, Phase};
 use trefoil_poll::{Buf, RecvInto, SockId};
 use trefoil_wire::nvme::{Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
-    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver, field,
+    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver,
+    field,
 };
 
 /// From this size on, data is received straight into its block, and headers that announce such data are received in
@@ -20,7 +21,7 @@ const DIRECT_BYTES: u32 = 16 << 10;
 const HEADERS_BYTES: u32 = 256;
 
 /// How a PDU was taken.
-enum Taken {
+pub(super) enum Taken {
     /// Its header is done with; its body, if any, follows.
     Yes,
     /// Not at all: there is no slot or no memory for it now.
@@ -32,7 +33,13 @@ enum Taken {
 impl Tcp {
     /// Bytes came in.
     #[inline]
-    pub fn on_received<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
+    pub fn on_received<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        bytes: &[u8],
+    ) {
         let c = sock.0;
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         conn.receiving = false;
@@ -44,7 +51,13 @@ impl Tcp {
     }
 
     /// A block is filled with all the data that was to come.
-    pub fn on_filled<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
+    pub fn on_filled<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Buf,
+    ) {
         let c = sock.0;
         let Some(conn) = self.conns.get_mut(c as usize) else { return cx.arena.free(buf) };
         conn.receiving = false;
@@ -149,7 +162,7 @@ impl Tcp {
             match taken {
                 Taken::Yes => {}
                 Taken::Stalled => {
-                    self.conns[c as usize].stalled = true;
+                    self.conns[c as usize].stalled |= !self.replaying;
                     self.starve(c);
                     return at;
                 }
@@ -213,7 +226,7 @@ impl Tcp {
         }
         match common.pdu_type {
             PduType::CapsuleCmd => match header.first_chunk() {
-                Some(header) => self.command(engine, cx, c, CapsuleCmd::parse(header), &layout, header),
+                Some(first) => self.command(engine, cx, c, CapsuleCmd::parse(first), &layout, header),
                 None => Taken::Dead,
             },
             PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
@@ -223,14 +236,22 @@ impl Tcp {
                 self.kill(engine, cx, c, "the host terminated");
                 Taken::Dead
             }
-            PduType::IcResp | PduType::C2hTermReq | PduType::CapsuleResp | PduType::C2hData | PduType::R2t => {
-                self.terminate(engine, cx, c, FatalStatus::SequenceError, header)
-            }
+            PduType::IcResp
+            | PduType::C2hTermReq
+            | PduType::CapsuleResp
+            | PduType::C2hData
+            | PduType::R2t => self.terminate(engine, cx, c, FatalStatus::SequenceError, header),
         }
     }
 
     #[cold]
-    fn initialize<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, header: &[u8]) -> Taken {
+    fn initialize<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        header: &[u8],
+    ) -> Taken {
         let Some(bytes) = header.first_chunk() else { return Taken::Dead };
         let request = match IcReq::parse(bytes) {
             Ok(request) => request,
@@ -269,21 +290,24 @@ impl Tcp {
             return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
         }
         let privileged = queue.qid == 0;
-        if !privileged && (engine.slots.free_count() <= self.limits.reserved_slots || self.must_queue(c)) {
-            return Taken::Stalled;
+        if self.conns[c as usize].parked.is_some() && !self.replaying {
+            return self.later(engine, cx, c, layout, header);
+        }
+        if !privileged && (!self.may_take_slot(engine, c) || self.must_queue(c)) {
+            return self.later(engine, cx, c, layout, header);
         }
         let mut block = None;
         if layout.data_len > 0 {
             block = self.acquire(cx, c, layout.data_len, privileged);
             if block.is_none() {
-                return Taken::Stalled;
+                return self.later(engine, cx, c, layout, header);
             }
         }
         let now = cx.io.now();
         let sqe = capsule.sqe;
         let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
             block.into_iter().for_each(|buf| self.give_back(cx, c, buf));
-            return Taken::Stalled;
+            return self.later(engine, cx, c, layout, header);
         };
         let may_conflict = engine.queues[c as usize].enter(sqe.cid);
         let step = if may_conflict && engine.conflicts(at) {

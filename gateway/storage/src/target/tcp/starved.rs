@@ -4,7 +4,8 @@
 //! others as the arena fills (dynamic thresholds, Choudhury and Hahne 1998). The reserve is for Connect, admin commands
 //! and bytes that were received beyond what could be started. Who gets nothing waits in one line.
 
-use super::conn::{Spill, State};
+use super::conn::{Body, BodyKind, Parked, Spill, State};
+use super::rx::Taken;
 use super::{Conn, Tcp};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
@@ -12,9 +13,14 @@ use crate::target::engine::Engine;
 use crate::target::slot::Phase;
 use trefoil_poll::Buf;
 use trefoil_poll::arena::MIN_BLOCK_BYTES;
+use trefoil_wire::tcp::Layout;
 
 /// A connection may hold this share of what is free.
 const SHARE: usize = 8;
+/// Slots that a connection may have however few are left.
+const SLOTS_AT_LEAST: usize = 16;
+/// The first block for parked capsules.
+const PARKED_AT_LEAST: usize = 32 << 10;
 
 impl Tcp {
     /// A block for `len` bytes, if the connection may have it.
@@ -90,6 +96,13 @@ impl Tcp {
             slot.phase = Phase::Grant;
             self.ready(engine, at);
         } else {
+            // Only what this turn's flush sends may be lent: a host that doesn't read must not keep others from
+            // writing. A digest is made from bytes that are ours.
+            let conn = &mut self.conns[slot.queue as usize];
+            if conn.may_borrow > 0 && conn.sending.is_none() && !conn.framing.data_digest {
+                conn.may_borrow -= 1;
+                slot.may_lend = true;
+            }
             let step = engine.execute(cx, at);
             self.step(engine, at, step);
         }
@@ -114,35 +127,123 @@ impl Tcp {
             let privileged = engine.queues[c as usize].qid == 0;
             let Some(buf) = self.acquire(cx, c, engine.slots[at].len, privileged) else {
                 self.starve(c);
-                return progress;
+                break;
             };
             self.conns[c as usize].waiting.pop(&mut engine.slots);
             self.funded(engine, cx, at, buf);
             progress = true;
         }
+        progress |= self.replay(engine, cx, c);
         let conn = &mut self.conns[c as usize];
         if !conn.stalled || conn.state != State::Ready {
             return progress;
         }
         conn.stalled = false;
-        match conn.spill.take() {
-            None => {
-                self.consume(engine, cx, c, &[]);
-            }
+        let used = match conn.spill.take() {
+            None => self.consume(engine, cx, c, &[]),
             Some(Spill { buf, at, end }) => {
                 let used = self.consume(engine, cx, c, buf.get(at..end).unwrap_or_default());
-                progress |= used > 0;
                 let conn = &mut self.conns[c as usize];
                 if conn.stalled && conn.state == State::Ready {
                     conn.spill = Some(Spill { buf, at: at + used, end });
                 } else {
                     cx.arena.free(buf);
                 }
+                used
             }
-        }
+        };
         self.arm(engine, cx, c);
-        progress || !self.conns[c as usize].stalled
+        progress || used > 0 || !self.conns[c as usize].stalled
     }
+
+    /// Whether the connection may take one more slot: the reserve is left alone, and one connection gets at most half of
+    /// what is left beyond a few.
+    #[inline]
+    pub(super) fn may_take_slot(&self, engine: &Engine, c: u32) -> bool {
+        let free = engine.slots.free_count().saturating_sub(self.limits.reserved_slots);
+        let has = engine.queues[c as usize].ring.len() as usize;
+        free > 0 && (has < SLOTS_AT_LEAST || has < free)
+    }
+
+    /// A command capsule can't be taken now: it stalls the stream, or is parked if the stream must go on.
+    #[cold]
+    pub(super) fn later<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        layout: &Layout,
+        header: &[u8],
+    ) -> Taken {
+        let conn = &mut self.conns[c as usize];
+        if self.replaying || conn.grants == 0 {
+            return Taken::Stalled;
+        }
+        if !make_room(conn, cx, layout.total_len() as usize) {
+            self.kill(engine, cx, c, "no memory for what it sent");
+            return Taken::Dead;
+        }
+        let conn = &mut self.conns[c as usize];
+        let Some(parked) = &mut conn.parked else { return Taken::Stalled };
+        let end = parked.end + header.len();
+        if let Some(to) = parked.buf.get_mut(parked.end..end) {
+            to.copy_from_slice(header);
+        }
+        parked.end = end;
+        let rest = layout.total_len() - header.len() as u32;
+        conn.body = Body { kind: BodyKind::Parked, data_left: rest, at: end as u32, ..Body::NONE };
+        conn.in_body = rest > 0;
+        if rest == 0 {
+            parked.whole = end;
+        }
+        self.starve(c);
+        Taken::Yes
+    }
+
+    /// Takes parked capsules, as far as there is room. Whether there was any.
+    fn replay<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) -> bool {
+        let conn = &mut self.conns[c as usize];
+        // The stream may stand within a header or a body, which is to go on afterwards. A capsule that is just being
+        // parked goes on where the block ends, so the block stays where it is.
+        let Some(mut parked) = conn.parked.take() else { return false };
+        let stream = (conn.in_body, conn.body, conn.stash_len);
+        (conn.in_body, conn.stash_len) = (false, 0);
+        self.replaying = true;
+        let used = self.consume(engine, cx, c, parked.buf.get(parked.at..parked.whole).unwrap_or_default());
+        self.replaying = false;
+        parked.at += used;
+        let conn = &mut self.conns[c as usize];
+        if !matches!(conn.state, State::Ready) || parked.at == parked.end {
+            cx.arena.free(parked.buf);
+        } else {
+            conn.parked = Some(parked);
+        }
+        if conn.state == State::Ready {
+            (conn.in_body, conn.body, conn.stash_len) = stream;
+        }
+        if conn.parked.is_some() {
+            self.starve(c);
+        }
+        used > 0
+    }
+}
+
+/// Makes room for `len` more parked bytes; says whether there is.
+fn make_room<I: StorageIo>(conn: &mut Conn, cx: &mut Cx<'_, I>, len: usize) -> bool {
+    let (at, end) = conn.parked.as_ref().map_or((0, 0), |parked| (parked.at, parked.end));
+    if conn.parked.as_ref().is_some_and(|parked| end + len <= parked.buf.len()) {
+        return true;
+    }
+    let Some(buf) = cx.arena.alloc((end - at + len).max(PARKED_AT_LEAST)) else { return false };
+    let mut moved = Parked { at: 0, whole: 0, end: 0, buf };
+    if let Some(old) = conn.parked.take() {
+        let bytes = old.buf.get(at..end).unwrap_or_default();
+        moved.buf.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        (moved.whole, moved.end) = (old.whole - at, end - at);
+        cx.arena.free(old.buf);
+    }
+    conn.parked = Some(moved);
+    true
 }
 
 #[inline]

@@ -7,6 +7,7 @@ use crate::msg::StorageIo;
 use crate::target::engine::Engine;
 use crate::target::limits::MAX_H2C_DATA_BYTES;
 use crate::target::slot::Phase;
+use trefoil_poll::send::BUFS;
 use trefoil_poll::{SendList, SockId};
 use trefoil_wire::nvme::{Cqe, Status};
 use trefoil_wire::tcp::{
@@ -16,6 +17,9 @@ use trefoil_wire::tcp::{
 /// The most header bytes that one command takes: C2HData with its digest, padded to 128, the data digest, and a response
 /// with its digest.
 const HEAD_BYTES: usize = 128 + DIGEST_LEN + CapsuleResp::LEN + DIGEST_LEN;
+
+/// Loans that a connection takes between two sends: as many as one list holds, so that none is kept past its turn.
+pub(super) const LOANS: usize = BUFS;
 
 impl Tcp {
     /// Hands out what is ready on every connection without a send under way. Whether there was any.
@@ -60,6 +64,7 @@ impl Tcp {
             }
         }
         let conn = &mut self.conns[c as usize];
+        conn.may_borrow = LOANS;
         conn.sending = Some(cx.io.now());
         if conn.timer.is_none() {
             self.ensure_timer(engine, c);
@@ -91,14 +96,17 @@ impl Tcp {
         // Without SQ flow control a response says nothing that the flag doesn't (NVMe-oF TCP 1.0c §3.6.2.9).
         let success = len > 0 && queue.no_flow_control && status.is_ok() && result == 0;
         let cqe = Cqe { result, ..Cqe::new(cid, queue.response_sqhd(), status) };
-        let mut buf = engine.retire(cx, at);
+        let (mut buf, loan) = engine.retire(cx, at);
         if len > 0
             && let Some(data) = buf.take()
         {
             let pdu = C2hData { cid, offset_bytes: 0, len_bytes: len, last: true, success };
             put_c2h_header(conn, &pdu, list);
             let crc = data_digest.then(|| digest(data.get(..len as usize).unwrap_or_default()));
-            list.push_buf(data, 0, len as usize);
+            match loan {
+                Some(loan) => list.push_loan(loan, data),
+                None => list.push_buf(data, 0, len as usize),
+            }
             if let Some(crc) = crc {
                 list.push_head(DIGEST_LEN).copy_from_slice(&crc.to_le_bytes());
             }
@@ -116,6 +124,7 @@ impl Tcp {
         let conn = &mut self.conns[c as usize];
         let slot = &mut engine.slots[at];
         slot.phase = Phase::HostData;
+        conn.grants += 1;
         conn.large_grants += u32::from(Self::is_large(slot.len));
         let r2t = R2t { cid: slot.sqe.cid, ttag: at as u16, offset_bytes: 0, len_bytes: slot.len };
         let header_digest = conn.framing.header_digest;
@@ -134,9 +143,7 @@ fn put_header<const LEN: usize>(
     let bytes = list.push_head(total.max(LEN + if header_digest { DIGEST_LEN } else { 0 }));
     let Some((header, rest)) = bytes.split_first_chunk_mut::<LEN>() else { return };
     emit(header);
-    if header_digest
-        && let Some(to) = rest.first_chunk_mut()
-    {
+    if header_digest && let Some(to) = rest.first_chunk_mut() {
         *to = digest(header).to_le_bytes();
     }
 }

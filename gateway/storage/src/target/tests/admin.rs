@@ -13,7 +13,8 @@ use trefoil_wire::nvme::identify::{
 use trefoil_wire::nvme::log::{AnaLog, ChangedNamespaces, CommandsAndEffects, ErrorEntry, lid};
 use trefoil_wire::nvme::property::{Cap, offset};
 use trefoil_wire::nvme::{
-    AdminCommand, AsyncEvent, BlockRange, GetFeatures, GetLogPage, IoCommand, NSID_ALL, SetFeatures, Sgl, Status,
+    AdminCommand, AsyncEvent, BlockRange, GetFeatures, GetLogPage, IoCommand, NSID_ALL, SetFeatures, Sgl,
+    Status,
 };
 
 const DISCOVERY: Wish = Wish { subnqn: "nqn.2014-08.org.nvmexpress.discovery", ..ADMIN };
@@ -43,7 +44,9 @@ fn properties_read_as_fabrics_wants() {
     let cap = Cap::from_bits(admin.property(&mut rig, PropertySize::Eight, offset::CAP).result);
     assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms > 0 && cap.mpsmin == 0);
     assert_eq!(admin.property(&mut rig, PropertySize::Four, offset::VS).result, 0x1_0400);
-    for (size, at) in [(PropertySize::Four, offset::CAP), (PropertySize::Eight, offset::CC), (PropertySize::Four, 0x24)] {
+    for (size, at) in
+        [(PropertySize::Four, offset::CAP), (PropertySize::Eight, offset::CC), (PropertySize::Four, 0x24)]
+    {
         assert!(admin.property(&mut rig, size, at).status.is(Status::INVALID_FIELD), "{at:#x}");
     }
     rig.finish();
@@ -79,11 +82,14 @@ fn identify_says_what_is_there() {
     }
     assert!(admin.identify(&mut rig, cns::ACTIVE_NAMESPACES, NSID_ALL).status.is(Status::INVALID_NAMESPACE));
     let outcome = admin.identify(&mut rig, cns::NAMESPACE_DESCRIPTORS, 1);
-    assert_eq!(NamespaceDescriptors::parse(page(&outcome)).collect::<Vec<_>>(), [
-        NamespaceDescriptor::Nguid([0xB1; 16]),
-        NamespaceDescriptor::Uuid([0xA1; 16]),
-        NamespaceDescriptor::Csi(0)
-    ]);
+    assert_eq!(
+        NamespaceDescriptors::parse(page(&outcome)).collect::<Vec<_>>(),
+        [
+            NamespaceDescriptor::Nguid([0xB1; 16]),
+            NamespaceDescriptor::Uuid([0xA1; 16]),
+            NamespaceDescriptor::Csi(0)
+        ]
+    );
     let outcome = admin.identify(&mut rig, cns::CONTROLLERS, 0);
     assert_eq!(ControllerList::parse(page(&outcome)).iter().collect::<Vec<_>>(), [admin.cntlid]);
     for ok in [cns::NAMESPACE_IO_COMMAND_SET, cns::CONTROLLER_IO_COMMAND_SET, cns::NAMESPACE_INDEPENDENT] {
@@ -147,7 +153,9 @@ fn features_are_as_fabrics_wants() {
     assert_eq!(get(&mut rig, &mut admin, fid::ARBITRATION, 1).result, 0);
     assert_eq!(get(&mut rig, &mut admin, fid::ARBITRATION, 3).result, 4);
     assert_eq!(get(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).result, 1);
-    assert!(set(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).status.is(Status::FEATURE_NOT_CHANGEABLE));
+    assert!(
+        set(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).status.is(Status::FEATURE_NOT_CHANGEABLE)
+    );
     // Interrupts are no matter of fabrics.
     for other in [0x08, 0x09, 0x0D, 0xC0] {
         assert!(get(&mut rig, &mut admin, other, 0).status.is(Status::INVALID_FIELD), "{other:#x}");

@@ -72,13 +72,8 @@ fn the_first_pdu_must_be_a_good_ic_req() {
 
 #[test]
 fn bad_h2c_data_is_fatal_to_its_connection_alone() {
-    let good = |r2t: R2t| H2cData {
-        cid: r2t.cid,
-        ttag: r2t.ttag,
-        offset_bytes: 0,
-        len_bytes: 8192,
-        last: false,
-    };
+    let good =
+        |r2t: R2t| H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: 8192, last: false };
     type Edit = fn(&mut H2cData);
     let edits: [(Edit, FatalStatus); 7] = [
         (|d| d.ttag ^= 1, header_field(field::TTAG)),
@@ -201,10 +196,10 @@ fn a_command_id_in_use_is_a_conflict() {
     assert_eq!(io.responses(&mut rig), [(1, Status::COMMAND_ID_CONFLICT.dnr(), 0)]);
     rig.hold = false;
     rig.pump();
-    assert_eq!(io.responses(&mut rig).iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(), [
-        (0x001, Status::SUCCESS),
-        (0x101, Status::SUCCESS)
-    ]);
+    assert_eq!(
+        io.responses(&mut rig).iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(),
+        [(0x001, Status::SUCCESS), (0x101, Status::SUCCESS)]
+    );
     rig.finish();
 }
 
@@ -296,7 +291,10 @@ fn hostile(rng: &mut Rng, host: &Host) -> Vec<u8> {
         1 => ic_req(),
         2 => {
             let (command, data) = connect_command(ADMIN);
-            host.capsule(command.sqe(rng.bits() as u16, Sgl::InCapsule { offset_bytes: 0, len_bytes: 1024 }), &data)
+            host.capsule(
+                command.sqe(rng.bits() as u16, Sgl::InCapsule { offset_bytes: 0, len_bytes: 1024 }),
+                &data,
+            )
         }
         3 | 4 => {
             let len = 512 * (1 + rng.below(40)) as u32;

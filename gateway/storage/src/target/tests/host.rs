@@ -125,7 +125,8 @@ impl Host {
     /// A connected I/O queue.
     pub fn io(rig: &mut Rig, core: usize, admin: &Self, wish: Wish) -> Self {
         let qid = wish.qid.max(1);
-        let (host, outcome) = Self::connect(rig, core, Wish { cntlid: admin.cntlid, qid, sqsize: 127, ..wish });
+        let (host, outcome) =
+            Self::connect(rig, core, Wish { cntlid: admin.cntlid, qid, sqsize: 127, ..wish });
         assert_eq!(outcome.status, Status::SUCCESS);
         host
     }
@@ -288,10 +289,10 @@ impl Host {
                 assert_eq!(u32::from_le_bytes(*ddgst), digest(data), "data digest");
             }
             seen.push(match common.pdu_type {
-                PduType::IcResp => Seen::IcResp(IcResp::parse(header.first_chunk().expect("128")).expect("ok")),
-                PduType::CapsuleResp => {
-                    Seen::Resp(CapsuleResp::parse(header.first_chunk().expect("24")).cqe)
+                PduType::IcResp => {
+                    Seen::IcResp(IcResp::parse(header.first_chunk().expect("128")).expect("ok"))
                 }
+                PduType::CapsuleResp => Seen::Resp(CapsuleResp::parse(header.first_chunk().expect("24")).cqe),
                 PduType::C2hData => {
                     let pdu = C2hData::parse(header.first_chunk().expect("24"), layout.data_len).expect("ok");
                     assert!(pdu.last && pdu.offset_bytes == 0);

@@ -40,6 +40,8 @@ fn storm(rig: &mut Rig, queues: &mut [Host], each: u16, len: usize) {
             }
         }
     }
+    let closed: Vec<_> = queues.iter().filter(|io| !rig.sock(io.at).open).map(|io| io.at).collect();
+    assert_eq!(closed, [], "{:?}", rig.cores[0].io.control);
     assert_eq!(done, vec![usize::from(each); queues.len()]);
 }
 
@@ -88,6 +90,57 @@ fn admin_and_connect_get_through_while_io_has_everything() {
 }
 
 #[test]
+fn every_size_at_once_with_little_of_everything_gets_through() {
+    for seed in 0..40 {
+        let tight = TargetLimits { slots: 40, reserved_slots: 8, send_lists: 2, ..limits() };
+        let mut rig = Rig::with(1, tight, 4);
+        rig.rng = trefoil_poll::rand::Rng::new(seed);
+        rig.cut = seed % 2 == 0;
+        let (_admin, mut queues) = queues(&mut rig, 5);
+        let mut rng = trefoil_poll::rand::Rng::new(seed + 1000);
+        let each = 30;
+        let mut lens = Vec::new();
+        for io in queues.iter_mut() {
+            let mut of_queue = Vec::new();
+            for cid in 0..each {
+                let len = 512 << rng.below(12);
+                of_queue.push(len);
+                let range = BlockRange::new(0, len as u32 / 512);
+                let read = rng.below(3) == 0;
+                let command = if read { IoCommand::Read(range) } else { IoCommand::Write(range) };
+                let in_capsule = !read && len <= 8192;
+                let sgl = match in_capsule {
+                    true => Sgl::InCapsule { offset_bytes: 0, len_bytes: len as u32 },
+                    false => Sgl::Transport { len_bytes: len as u32 },
+                };
+                io.submit(&mut rig, command.sqe(cid, 1, sgl), &vec![9; if in_capsule { len } else { 0 }]);
+            }
+            lens.push(of_queue);
+        }
+        let mut done = vec![0; queues.len()];
+        for round in 0..usize::from(each) * 10 {
+            rig.hold = round % 3 == 0;
+            rig.pump();
+            for ((io, done), lens) in queues.iter_mut().zip(&mut done).zip(&lens) {
+                for pdu in io.seen(&mut rig) {
+                    match pdu {
+                        Seen::R2t(r2t) => io.answer(&mut rig, r2t, &vec![9; lens[usize::from(r2t.cid)]]),
+                        Seen::Resp(cqe) => {
+                            assert_eq!(cqe.status, Status::SUCCESS);
+                            *done += 1;
+                        }
+                        Seen::Data { .. } => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+        assert_eq!(done, [usize::from(each); 5], "seed {seed}");
+        rig.finish();
+    }
+}
+
+#[test]
 fn one_send_list_serves_many_connections() {
     let mut rig = Rig::with(1, TargetLimits { send_lists: 1, ..limits() }, 8);
     let (_, mut queues) = queues(&mut rig, 4);
@@ -129,8 +182,11 @@ fn abort_ends_what_waits_and_not_what_runs() {
     assert_eq!(io.responses(&mut rig), [(2, Status::ABORT_REQUESTED, 0)]);
     rig.hold = false;
     rig.pump();
-    let done: Vec<_> =
-        io.seen(&mut rig).iter().filter_map(|s| if let Seen::Resp(c) = s { Some(c.cid) } else { None }).collect();
+    let done: Vec<_> = io
+        .seen(&mut rig)
+        .iter()
+        .filter_map(|s| if let Seen::Resp(c) = s { Some(c.cid) } else { None })
+        .collect();
     assert_eq!(done, [1, 3]);
 
     let write = IoCommand::Write(BlockRange::new(0, 32));

@@ -306,7 +306,9 @@ impl Rig {
             worked = true;
             match msg {
                 Msg::Ctrlr(msg) => {
-                    self.with_core(usize::from(to.0), |target, cx| target.on_ctrlr(cx, CoreId(core as u16), msg));
+                    self.with_core(usize::from(to.0), |target, cx| {
+                        target.on_ctrlr(cx, CoreId(core as u16), msg)
+                    });
                 }
                 other => panic!("{other:?}"),
             }
@@ -439,4 +441,3 @@ impl Rig {
         }
     }
 }
-
