@@ -31,7 +31,7 @@ use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe};
+use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
 /// Commands on the admin queue: one step, a keep alive, an event request and aborts. 31 and the
 /// empty entry make 32, which every controller must take (NVMe base 2.0c §3.3.1.1).
@@ -613,8 +613,13 @@ impl Controller {
                 }
             }
             Step::Descriptors => {
-                if cqe.status.is_ok() {
+                // Old controllers don't have the list. Any other failure (the namespace went away just now) must not
+                // pass for an identity, which is kept for good.
+                let status = cqe.status;
+                if status.is_ok() {
                     self.facts.take_descriptors(data);
+                } else if !status.is(Status::INVALID_FIELD) && !status.is(Status::INVALID_OPCODE) {
+                    return self.down(io, ControllerError::Command { step: step.name(), status });
                 }
                 let identity = self.facts.identity();
                 if *self.namespace.get_or_insert(identity) != identity {

@@ -127,6 +127,8 @@ pub struct Manners {
     pub mdts: u8,
     pub blocks: u64,
     pub nguid: u8,
+    /// How Identify Namespace Descriptors ends.
+    pub descriptors: Status,
     /// I/O commands are taken and not answered.
     pub mute: bool,
     /// Admin commands too.
@@ -147,6 +149,7 @@ impl Default for Manners {
             mdts: 5,
             blocks: 4096,
             nguid: 9,
+            descriptors: Status::SUCCESS,
             mute: false,
             deaf: false,
             corrupt_next: false,
@@ -380,6 +383,11 @@ impl Array {
                 namespace.lbaf0 = LbaFormat::B512;
                 namespace.nguid = [self.manners.nguid; 16];
                 namespace.emit(&mut page);
+            }
+            AdminCommand::Identify(id)
+                if id.cns == cns::NAMESPACE_DESCRIPTORS && !self.manners.descriptors.is_ok() =>
+            {
+                return conn.respond(Cqe::new(sqe.cid, 0, self.manners.descriptors));
             }
             AdminCommand::Identify(_) => {}
             AdminCommand::GetLogPage(log) => {

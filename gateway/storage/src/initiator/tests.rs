@@ -448,6 +448,21 @@ fn another_namespace_at_the_same_address_is_refused() {
 }
 
 #[test]
+fn an_identity_is_not_taken_from_a_namespace_that_just_went_away() {
+    for (id, status, up) in
+        [(55, Status::INVALID_NAMESPACE.dnr(), false), (56, Status::INVALID_FIELD.dnr(), true)]
+    {
+        let mut rig = Rig::new(id, Manners { descriptors: status, ..Manners::default() });
+        rig.run();
+        assert_eq!(matches!(rig.events.last(), Some(ControllerEvent::Up(_))), up, "{:?}", rig.events);
+        rig.array.manners.descriptors = Status::SUCCESS;
+        rig.pass(3 * SECOND);
+        assert!(matches!(rig.events.last(), Some(ControllerEvent::Up(_))), "{:?}", rig.events);
+        rig.end();
+    }
+}
+
+#[test]
 fn a_namespace_that_grows_is_noticed() {
     let mut rig = Rig::up(52, Manners::default());
     rig.array.manners.blocks = 8192;

@@ -1,0 +1,249 @@
+//! The run as the gateway's control thread: starting, attaching, publishing.
+
+use std::sync::Arc;
+
+use trefoil_poll::{CoreId, Io};
+use trefoil_storage::Msg;
+use trefoil_storage::backend::{Attach, AttachKind, File};
+use trefoil_storage::core::StorageCore;
+use trefoil_storage::pool::MIN_UNIT_BYTES;
+use trefoil_storage::topology::{
+    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+};
+
+use super::pool::lun_id;
+use super::{
+    ARENA_BYTES, CORES, DISK_BYTES, Frontend, GROWN, IMPORTED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS,
+    limits,
+};
+use crate::direct::LunCore;
+use crate::memory::arena;
+use crate::model::BLOCK_BYTES;
+use crate::node::Node;
+use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
+
+impl Run {
+    pub(super) fn start(&mut self) {
+        let (homes, workload) = (self.homes.clone(), self.workload.clone());
+        let frontend = self.frontend;
+        self.world.start(self.gateway, CORES, |io| {
+            let arena = arena(homes[usize::from(io.core().0)], ARENA_BYTES);
+            match frontend {
+                Frontend::Direct => Node::Lun(Box::new(LunCore::new(io, arena, workload.clone()))),
+                Frontend::NvmeTcp => Node::Gateway(Box::new(StorageCore::new(io, arena, limits()))),
+            }
+        });
+        if self.frontend == Frontend::NvmeTcp {
+            self.world.listen(self.gateway, PORT);
+        }
+        self.attach_left = usize::from(CORES) * self.disks.len();
+        for (backend, &disk) in self.disks.clone().iter().enumerate() {
+            for core in 0..CORES {
+                let kind = if self.owners[backend] == core {
+                    AttachKind::File { file: self.world.open(disk), slots: File::slots(64) }
+                } else {
+                    AttachKind::Remote { core: CoreId(self.owners[backend]) }
+                };
+                let (id, len_bytes) = (BackendId(backend as u32), DISK_BYTES[backend]);
+                let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
+                self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
+            }
+        }
+    }
+
+    pub(super) fn start_servers(&mut self) {
+        for (number, &node) in self.servers.clone().iter().enumerate() {
+            let config = ServerConfig {
+                number: number as u16,
+                addr: self.world.addr(self.gateway, PORT),
+                luns: if number == 0 { vec![0, GROWN, IMPORTED] } else { vec![0, GROWN, REPLACED, IMPORTED] },
+                forbidden: if number == 0 { vec![REPLACED] } else { Vec::new() },
+                digests: self.digests,
+                fence: self.fence,
+            };
+            let (home, workload) = (self.homes[usize::from(CORES) + number], self.workload.clone());
+            self.world.start(node, 1, |io| {
+                Node::Server(Box::new(ServerCore::new(
+                    io,
+                    arena(home, ARENA_BYTES),
+                    &config,
+                    workload.clone(),
+                )))
+            });
+        }
+    }
+
+    pub(super) fn adopt(&mut self) {
+        while let Some(accepted) = self.world.take_accepted(self.gateway) {
+            let core = CoreId(self.rng.below(u64::from(CORES)) as u16);
+            let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
+            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
+            self.world.post(self.gateway, core, msg);
+        }
+    }
+
+    /// One subsystem; the last LUN is for the second server only.
+    fn subsystem(&self) -> Subsystem {
+        let namespace = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
+            lun.as_ref().map(|_| Namespace {
+                nsid: i as u32 + 1,
+                lun: LunId(i as u32),
+                hosts: if i == REPLACED && !self.show_all {
+                    Allow::Only(vec![host_nqn(1)])
+                } else {
+                    Allow::Any
+                },
+                ana_group: 1,
+                ana_state: 1,
+            })
+        };
+        Subsystem {
+            nqn: SUBSYSTEM.into(),
+            serial: "SIM".into(),
+            model: "Trefoil".into(),
+            hosts: Allow::Only((0..SERVERS).map(host_nqn).collect()),
+            portals: vec![PortalId(0)],
+            namespaces: self.luns.iter().enumerate().filter_map(namespace).collect(),
+            max_namespaces: 8,
+            cntlid_range: (1, 0xFFEF),
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        self.luns = self.pools.presented();
+        self.mislead();
+        self.epoch += 1;
+        self.publish_left = usize::from(CORES);
+        let lun = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
+            lun.as_ref().map(|(blocks, extents)| Lun {
+                name: format!("lun{i}"),
+                block_bytes: BLOCK_BYTES as u32,
+                blocks: *blocks,
+                uuid: lun_id(i),
+                nguid: lun_id(i),
+                extents: extents.clone(),
+                read_only: false,
+            })
+        };
+        let luns = self.luns.iter().enumerate().map(lun).collect();
+        let (subsystems, portals) = match self.frontend {
+            Frontend::Direct => (Vec::new(), Vec::new()),
+            Frontend::NvmeTcp => {
+                let listen = self.world.addr(self.gateway, PORT);
+                (vec![self.subsystem()], vec![Some(Portal { listen })])
+            }
+        };
+        let topology = Arc::new(Topology { epoch: self.epoch, luns, subsystems, portals });
+        for core in 0..CORES {
+            self.world.post(self.gateway, CoreId(core), Msg::Topology(topology.clone()));
+        }
+    }
+
+    pub(super) fn on_control(&mut self) {
+        while let Some((from, msg)) = self.world.take_control(self.gateway) {
+            match msg {
+                Msg::Attached(_) => {
+                    self.attach_left -= 1;
+                    self.pool_step();
+                }
+                Msg::TopologyDone { epoch, .. } if epoch == self.epoch => {
+                    self.publish_left -= 1;
+                    if self.publish_left == 0 {
+                        self.in_force();
+                    }
+                }
+                Msg::TopologyDone { .. } => {}
+                Msg::Completed(done) => self.answered(done),
+                Msg::Event(event) => {
+                    let now = self.world.now();
+                    self.world.story.tell(now, format_args!("gateway core {}: {event:?}", from.0));
+                }
+                other => {
+                    let what = format!("control got {other:?} from {from:?}");
+                    self.workload.borrow_mut().model.violate(what);
+                }
+            }
+        }
+    }
+
+    /// The mutations of what is presented.
+    fn mislead(&mut self) {
+        let first = self.luns[0].as_ref().and_then(|(_, extents)| extents.first().copied());
+        if self.reuse_extent
+            && let (Some(first), Some((blocks, extents))) = (first, &mut self.luns[GROWN])
+            && *blocks > LUN_BLOCKS[GROWN]
+            && let Some(last) = extents.last_mut()
+        {
+            // The last unit is one that LUN 0 has.
+            last.len -= MIN_UNIT_BYTES;
+            let lun_offset = last.lun_offset + last.len;
+            extents.push(Extent { lun_offset, len: MIN_UNIT_BYTES, ..first });
+            extents.retain(|extent| extent.len > 0);
+        }
+        if self.swap_extents
+            && self.restarted
+            && let Some((_, extents)) = &mut self.luns[0]
+            && let [a, b] = extents.as_mut_slice()
+        {
+            std::mem::swap(&mut a.backend, &mut b.backend);
+        }
+    }
+
+    /// Every core has the latest topology.
+    fn in_force(&mut self) {
+        let mut workload = self.workload.borrow_mut();
+        for (at, lun) in self.luns.iter().enumerate() {
+            let Some((blocks, _)) = lun else { continue };
+            if at == REPLACED && self.pools.removing {
+                continue;
+            }
+            if !workload.model.is_open(at) {
+                workload.model.renew(at, *blocks);
+            } else if *blocks > workload.model.blocks(at) {
+                workload.model.grow(at, *blocks);
+            }
+        }
+        workload.serving = true;
+        drop(workload);
+        self.pool_step();
+        self.kick();
+    }
+
+    /// Gives each core a turn, for it to look for work.
+    pub(super) fn kick(&mut self) {
+        for core in 0..CORES {
+            self.world.with(self.gateway, core, |_, _| ());
+        }
+        for node in self.servers.clone() {
+            self.world.with(node, 0, |_, _| ());
+        }
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.world.is_up(self.gateway)
+            && self.attach_left == 0
+            && self.publish_left == 0
+            && self.pools.is_settled()
+    }
+
+    /// Moves on what takes several steps. Returns whether everything is done.
+    pub(super) fn tick(&mut self) -> bool {
+        self.pool_step();
+        if !self.is_settled() {
+            return false;
+        }
+        let workload = self.workload.borrow();
+        if !workload.is_spent() || workload.model.under_way(None) > 0 {
+            return false;
+        }
+        if !self.calm {
+            self.calm = true;
+            drop(workload);
+            self.heal();
+            self.workload.borrow_mut().start_verify();
+            self.kick();
+            return false;
+        }
+        workload.is_verified()
+    }
+}

@@ -1,0 +1,174 @@
+//! What goes wrong in a run.
+
+use std::time::Duration;
+
+use super::{CORES, Frontend, GROW_BLOCKS, GROWN, HEAL, PATIENCE, REPLACED, RESTART, Run};
+use crate::disk::DiskFault;
+use crate::world::Crash;
+
+/// Every kind of fault that a set of seeds must have fired.
+pub const FAULTS: [&str; 23] = [
+    "link-reset",
+    "link-stall",
+    "half-dead",
+    "vanish",
+    "bit-flip",
+    "kill",
+    "power-cut",
+    "crash-in-open",
+    "crash-in-import",
+    "crash-in-create",
+    "crash-in-grow",
+    "crash-in-delete",
+    "read-eio",
+    "write-eio",
+    "sync-eio",
+    "disk-full",
+    "disk-slow",
+    "core-pause",
+    "lun-remove",
+    "lun-delete",
+    "lun-create",
+    "lun-grow",
+    "republish",
+];
+
+impl Run {
+    pub(super) fn heal(&mut self) {
+        self.each_disk(|disk| disk.fault = DiskFault::default());
+        self.workload.borrow_mut().model.excused = false;
+    }
+
+    pub(super) fn fault(&mut self) {
+        if !self.world.is_up(self.gateway) {
+            return;
+        }
+        // A crash is most telling in the middle of a change to the layout.
+        let rare = if self.pools.is_changing() { 6 } else { 25 };
+        if self.pools.crash_kind().is_some() && self.rng.below(rare) == 0 {
+            let how = if self.rng.below(2) == 0 { Crash::Kill } else { Crash::Power };
+            return self.crash(how);
+        }
+        if self.frontend == Frontend::NvmeTcp {
+            // While servers wait out a fence, little goes wrong, for work to go on between faults.
+            let (done, failed) = self.workload.borrow().model.counts();
+            let (now, few) = (self.world.now(), done + failed < self.finished_at_fault + 40);
+            if few && (now.since(self.last_fault) > PATIENCE || self.rng.below(400) > 0) {
+                return;
+            }
+            if !few {
+                self.last_fault = now;
+                self.finished_at_fault = done + failed;
+            }
+            if self.rng.below(2) == 0 {
+                return self.link_fault();
+            }
+        }
+        match self.rng.below(20) {
+            0 => self.crash(Crash::Kill),
+            1 => self.crash(Crash::Power),
+            2 | 3 => self.disk_fault("read-eio", |fault| fault.read_eio = 200),
+            4 | 5 => self.disk_fault("write-eio", |fault| fault.write_eio = 200),
+            6 | 7 => self.disk_fault("sync-eio", |fault| fault.sync_eio = 300),
+            8 | 9 => self.disk_fault("disk-full", |fault| fault.full = true),
+            10 | 11 => self.disk_fault("disk-slow", |fault| fault.slow = 20),
+            12 | 13 => {
+                let (core, time) = (self.rng.below(u64::from(CORES)) as u16, self.rng.below(2000));
+                self.world.pause(self.gateway, core, Duration::from_micros(time));
+                self.fired("core-pause");
+            }
+            14..17 => self.remove(),
+            17 | 18 => self.grow(),
+            _ => {
+                if self.is_settled() {
+                    self.publish();
+                    self.fired("republish");
+                }
+            }
+        }
+    }
+
+    fn link_fault(&mut self) {
+        let conns = self.world.conns_of(self.gateway);
+        let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
+        let time = Duration::from_micros(self.rng.below(50_000));
+        match self.rng.below(8) {
+            0 | 1 => {
+                self.world.reset(conn);
+                self.fired("link-reset");
+            }
+            2 | 3 => {
+                self.world.stall(conn, time);
+                self.fired("link-stall");
+            }
+            4 => {
+                self.world.blacken(conn, if self.rng.below(2) == 0 { side } else { side.other() });
+                self.fired("half-dead");
+            }
+            5 => {
+                let reset = self.rng.below(2) == 0;
+                self.world.darken(self.gateway, time * 60, reset);
+                self.fired("vanish");
+            }
+            _ => {
+                let to = if self.rng.below(2) == 0 { side } else { side.other() };
+                if (self.digests || self.flip_unprotected) && self.world.bytes_to(conn, to) > 2000 {
+                    self.world.flip_bit(conn, to);
+                    self.workload.borrow_mut().bits_flip = true;
+                    self.fired("bit-flip");
+                }
+            }
+        }
+    }
+
+    fn crash(&mut self, how: Crash) {
+        self.fired(if how == Crash::Kill { "kill" } else { "power-cut" });
+        if let Some(kind) = self.pools.crash_kind() {
+            self.fired(kind);
+        }
+        self.world.crash(self.gateway, how);
+        self.pools.crash();
+        self.restarted = true;
+        let mut workload = self.workload.borrow_mut();
+        match self.frontend {
+            Frontend::Direct => {
+                workload.serving = false;
+                workload.model.crash(how == Crash::Power);
+            }
+            Frontend::NvmeTcp if how == Crash::Power => workload.model.power_cut(),
+            Frontend::NvmeTcp => {}
+        }
+        drop(workload);
+        self.publish_left = 0;
+        let pause = Duration::from_micros(50 + self.rng.below(2000));
+        self.world.after(pause, RESTART);
+    }
+
+    fn disk_fault(&mut self, kind: &'static str, set: fn(&mut DiskFault)) {
+        let disk = self.disks[self.rng.below(self.disks.len() as u64) as usize];
+        set(&mut self.world.disk(disk).fault);
+        self.workload.borrow_mut().model.excuse();
+        self.pools.excused = true;
+        let time = Duration::from_micros(100 + self.rng.below(400));
+        self.world.after(time, HEAL);
+        self.fired(kind);
+    }
+
+    fn remove(&mut self) {
+        if self.is_settled() {
+            self.workload.borrow_mut().model.close(REPLACED);
+            (self.pools.removing, self.pools.stale) = (true, true);
+            self.pool_step();
+            self.fired("lun-remove");
+        }
+    }
+
+    fn grow(&mut self) {
+        if self.is_settled()
+            && let Some(blocks) = self.pools.blocks(GROWN)
+        {
+            self.pools.grow_to = Some(blocks + GROW_BLOCKS);
+            self.pool_step();
+        }
+    }
+}

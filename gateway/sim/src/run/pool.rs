@@ -1,0 +1,512 @@
+//! The pool code of the simulated control thread.
+//!
+//! The run polls the operations of [`trefoil_storage::pool`] itself. Their I/O goes through the gateway's
+//! cores, as the real control thread's does, so that a crash may come between any two steps. After a crash
+//! everything is read from the disks again: what is kept here is only what an operator would remember, to
+//! check it against.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use trefoil_poll::{Arena, Buf, CoreId};
+use trefoil_storage::pool::{
+    BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Owner as PoolOwner,
+    Pool, PoolIo, Uuid, create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
+};
+use trefoil_storage::topology::{BackendId, Extent, LunId};
+use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
+
+use super::{GROWN, IMPORTED, LUN_BLOCKS, REPLACED, Run};
+use crate::memory::arena;
+use crate::model::BLOCK_BYTES;
+
+/// Bytes of the control thread's own arena: one piece of metadata at a time is 256 KiB at most.
+const ARENA_BYTES: usize = 2 << 20;
+const POOL: Uuid = Uuid([0x77; 16]);
+/// LUNs that lie in the pool; the one after them is imported.
+const POOLED: usize = IMPORTED;
+
+/// The identity that a LUN keeps for its whole life.
+pub(super) fn lun_id(lun: usize) -> [u8; 16] {
+    [lun as u8 + 1; 16]
+}
+
+/// One I/O that an operation waits for.
+struct Ask {
+    slot: u32,
+    backend: BackendId,
+    op: Op,
+    offset: u64,
+    len: u64,
+    bytes: Vec<u8>,
+    durable: bool,
+}
+
+#[derive(Default)]
+struct Desk {
+    next: u32,
+    asked: VecDeque<Ask>,
+    /// Bytes that each I/O under way reads.
+    posted: BTreeMap<u32, usize>,
+    answers: BTreeMap<u32, Result<Vec<u8>, Fault>>,
+    skip_zeroing: bool,
+    volatile: bool,
+}
+
+/// The pool code's way to the disks.
+#[derive(Clone, Default)]
+struct ControlIo(Rc<RefCell<Desk>>);
+
+impl ControlIo {
+    async fn ask(
+        &self,
+        backend: BackendId,
+        op: Op,
+        range: (u64, u64),
+        bytes: &[u8],
+        durable: bool,
+    ) -> Result<Vec<u8>, Fault> {
+        let slot = {
+            let mut desk = self.0.borrow_mut();
+            desk.next += 1;
+            let (slot, (offset, len), bytes) = (desk.next, range, bytes.to_vec());
+            desk.asked.push_back(Ask { slot, backend, op, offset, len, bytes, durable });
+            slot
+        };
+        poll_fn(|_| match self.0.borrow_mut().answers.remove(&slot) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Nobody waits any more.
+    fn clear(&self) {
+        let mut desk = self.0.borrow_mut();
+        desk.asked.clear();
+        desk.posted.clear();
+        desk.answers.clear();
+    }
+}
+
+impl PoolIo for ControlIo {
+    async fn read(&self, backend: BackendId, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
+        self.ask(backend, Op::Read, (offset, len as u64), &[], false).await
+    }
+
+    async fn write(&self, backend: BackendId, offset: u64, bytes: &[u8], durable: bool) -> Result<(), Fault> {
+        let durable = durable && !self.0.borrow().volatile;
+        self.ask(backend, Op::Write, (offset, bytes.len() as u64), bytes, durable).await.map(drop)
+    }
+
+    async fn flush(&self, backend: BackendId) -> Result<(), Fault> {
+        self.ask(backend, Op::Flush, (0, 0), &[], false).await.map(drop)
+    }
+
+    async fn write_zeroes(&self, backend: BackendId, offset: u64, len: u64) -> Result<(), Fault> {
+        if self.0.borrow().skip_zeroing {
+            return Ok(());
+        }
+        let op = Op::WriteZeroes { deallocate: false };
+        self.ask(backend, op, (offset, len), &[], false).await.map(drop)
+    }
+}
+
+/// What an operation gave.
+enum Ended {
+    Opened(Result<Pool, String>),
+    Imported(Result<Imported, String>),
+    Changed(Pool, Result<(), LunError>),
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Open,
+    Import,
+    Create(usize),
+    Grow,
+    Delete,
+}
+
+impl Doing {
+    /// The fault of a crash in its middle.
+    fn crash(self) -> &'static str {
+        match self {
+            Self::Open => "crash-in-open",
+            Self::Import => "crash-in-import",
+            Self::Create(_) => "crash-in-create",
+            Self::Grow => "crash-in-grow",
+            Self::Delete => "crash-in-delete",
+        }
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = Ended>>>;
+
+/// See the module.
+pub(super) struct Pools {
+    io: ControlIo,
+    home: u16,
+    arena: Option<Arena>,
+    pool: Option<Pool>,
+    imported: Option<Imported>,
+    work: Option<(Doing, Work)>,
+    /// A disk failed while the work was under way.
+    pub excused: bool,
+    /// The pool was acknowledged.
+    made: bool,
+    /// Sizes that were acknowledged; none for a LUN that may or may not be there.
+    acknowledged: [Option<u64>; POOLED],
+    /// The size of the LUN that is made anew.
+    renewed_blocks: u64,
+    /// What [`GROWN`] shall have.
+    pub grow_to: Option<u64>,
+    /// [`REPLACED`] is to go.
+    pub removing: bool,
+    /// What cores present is not what it should be.
+    pub stale: bool,
+}
+
+impl Pools {
+    pub fn new(home: u16) -> Self {
+        Self {
+            io: ControlIo::default(),
+            home,
+            arena: None,
+            pool: None,
+            imported: None,
+            work: None,
+            excused: false,
+            made: false,
+            acknowledged: [None; POOLED],
+            renewed_blocks: LUN_BLOCKS[REPLACED],
+            grow_to: None,
+            removing: false,
+            stale: true,
+        }
+    }
+
+    pub fn skip_zeroing(&self) {
+        self.io.0.borrow_mut().skip_zeroing = true;
+    }
+
+    pub fn forget_layout(&self) {
+        self.io.0.borrow_mut().volatile = true;
+    }
+
+    /// The process died: only the disks are left.
+    pub fn crash(&mut self) {
+        (self.pool, self.imported, self.work) = (None, None, None);
+        self.io.clear();
+        self.stale = true;
+        while self.arena.as_mut().is_some_and(|arena| arena.repair_next().is_some()) {}
+    }
+
+    /// The fault that a crash would be now, if an operation is under way.
+    pub fn crash_kind(&self) -> Option<&'static str> {
+        self.work.as_ref().map(|(doing, _)| doing.crash())
+    }
+
+    /// Whether an operation is under way while hosts are served.
+    pub fn is_changing(&self) -> bool {
+        matches!(self.work, Some((Doing::Create(REPLACED) | Doing::Grow | Doing::Delete, _)))
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.work.is_none()
+            && !self.stale
+            && !self.removing
+            && self.grow_to.is_none()
+            && self.imported.is_some()
+            && self.pool.as_ref().is_some_and(|pool| pool.frozen().is_none())
+            && self.acknowledged.iter().all(Option::is_some)
+    }
+
+    pub fn blocks(&self, lun: usize) -> Option<u64> {
+        self.acknowledged.get(lun).copied().flatten()
+    }
+
+    /// Size in blocks and extents of each LUN that is to be presented.
+    pub fn presented(&self) -> Vec<Option<(u64, Vec<Extent>)>> {
+        let pooled = (0..POOLED).map(|lun| {
+            let pool = self.pool.as_ref()?;
+            let found = pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible())?;
+            let shown = lun != REPLACED || !self.removing;
+            shown.then(|| Some((found.blocks, pool.extents(found).ok()?))).flatten()
+        });
+        let imported = self.imported.as_ref().map(|lun| (lun.blocks(), lun.extents()));
+        pooled.chain([imported]).collect()
+    }
+
+    fn wanted_blocks(&self, lun: usize) -> u64 {
+        if lun == REPLACED { self.renewed_blocks } else { LUN_BLOCKS[lun] }
+    }
+
+    /// The open pool against what was acknowledged. What was in doubt is certain now.
+    fn check(&mut self) -> Result<(), String> {
+        let Some(pool) = &self.pool else { return Ok(()) };
+        pool.table().check().map_err(|why| format!("the layout is wrong: {why}"))?;
+        for lun in 0..POOLED {
+            let found =
+                pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible()).map(|found| found.blocks);
+            let grown = self.grow_to.filter(|_| lun == GROWN);
+            match (self.acknowledged[lun], found) {
+                (Some(blocks), Some(now)) if now == blocks || Some(now) == grown => {}
+                (None, Some(now)) if now == self.wanted_blocks(lun) || (lun == REPLACED && self.removing) => {
+                }
+                (None, None) => {}
+                (before, now) => {
+                    return Err(format!(
+                        "LUN {lun} had {before:?} blocks and has {now:?} after opening the pool"
+                    ));
+                }
+            }
+            self.acknowledged[lun] = found;
+            if found.is_some() && found == grown {
+                self.grow_to = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> Ended {
+    let found = scan(&io, &backends).await;
+    if found.iter().any(|found| matches!(found, Found::Member(label) if label.pool_uuid == POOL)) {
+        return Ended::Opened(open_pool(&io, POOL, backends).await.map_err(|error| error.to_string()));
+    }
+    if made {
+        return Ended::Opened(Err(format!("no disk knows the pool any more: {found:?}")));
+    }
+    let member = |backend: BackendInfo| NewMember { uuid: Uuid([backend.id.0 as u8 + 1; 16]), backend };
+    let new = NewPool {
+        uuid: POOL,
+        name: "pool".into(),
+        unit_bytes: MIN_UNIT_BYTES,
+        owner: PoolOwner { id: [1; 16], epoch: 1 },
+        members: backends.into_iter().map(member).collect(),
+    };
+    Ended::Opened(create_pool(&io, new).await.map_err(|error| error.to_string()))
+}
+
+fn new_lun(lun: usize, blocks: u64) -> NewLun {
+    NewLun {
+        uuid: Uuid(lun_id(lun)),
+        nguid: lun_id(lun),
+        serial: *b"SIM                 ",
+        nsid: lun as u32 + 1,
+        name: format!("lun{lun}"),
+        created_at_s: 0,
+        block_bytes: BLOCK_BYTES as u32,
+        blocks,
+    }
+}
+
+impl Run {
+    /// Goes on with what the control thread does to pools, as far as it can without waiting.
+    pub(super) fn pool_step(&mut self) {
+        while self.world.is_up(self.gateway) && self.attach_left == 0 {
+            if self.pools.work.is_none() {
+                self.pools.work = self.next_work();
+                self.pools.excused = self.workload.borrow().model.excused;
+            }
+            let Some((doing, work)) = &mut self.pools.work else { break };
+            let (doing, polled) = (*doing, work.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            let Poll::Ready(ended) = polled else { break };
+            self.pools.work = None;
+            if !self.work_ended(doing, ended) {
+                break;
+            }
+        }
+        self.post_asked();
+    }
+
+    /// The first thing that is not as it should be.
+    fn next_work(&mut self) -> Option<(Doing, Work)> {
+        let io = self.pools.io.clone();
+        let frozen = self.pools.pool.as_ref().is_none_or(|pool| pool.frozen().is_some());
+        if frozen {
+            self.pools.pool = None;
+            let work = open_or_make(io, self.backend_infos(0..POOLED), self.pools.made);
+            return Some((Doing::Open, Box::pin(work)));
+        }
+        if self.pools.imported.is_none() {
+            let backend = self.backend_infos(POOLED..POOLED + 1).pop()?;
+            let work = async move {
+                let (uuid, nguid) = (Uuid(lun_id(IMPORTED)), lun_id(IMPORTED));
+                let imported = import_namespace(&io, backend, "imported".into(), uuid, nguid).await;
+                Ended::Imported(imported.map_err(|error| error.to_string()))
+            };
+            return Some((Doing::Import, Box::pin(work)));
+        }
+        let gone = self.pools.acknowledged[REPLACED].is_none();
+        if self.pools.removing && gone {
+            self.pools.removing = false;
+            self.pools.renewed_blocks = 500 + self.rng.below(1000);
+        }
+        if let Some(lun) = (0..POOLED).find(|&lun| self.pools.acknowledged[lun].is_none()) {
+            let new = new_lun(lun, self.pools.wanted_blocks(lun));
+            let mut pool = self.pools.pool.take()?;
+            let work = async move {
+                let result = create_lun(&io, &mut pool, new).await;
+                Ended::Changed(pool, result)
+            };
+            return Some((Doing::Create(lun), Box::pin(work)));
+        }
+        if self.pools.stale || self.publish_left > 0 {
+            if self.publish_left == 0 {
+                self.pools.stale = false;
+                self.publish();
+            }
+            return None;
+        }
+        if self.pools.removing && self.workload.borrow().model.under_way(Some(REPLACED)) == 0 {
+            self.pools.acknowledged[REPLACED] = None;
+            let mut pool = self.pools.pool.take()?;
+            let work = async move {
+                let result = delete_lun(&io, &mut pool, Uuid(lun_id(REPLACED)), false, false).await;
+                Ended::Changed(pool, result)
+            };
+            return Some((Doing::Delete, Box::pin(work)));
+        }
+        if let Some(blocks) = self.pools.grow_to.filter(|_| !self.pools.removing) {
+            let mut pool = self.pools.pool.take()?;
+            let work = async move {
+                let result = grow_lun(&io, &mut pool, Uuid(lun_id(GROWN)), blocks).await;
+                Ended::Changed(pool, result)
+            };
+            return Some((Doing::Grow, Box::pin(work)));
+        }
+        None
+    }
+
+    /// Takes what an operation gave; says whether to go on at once.
+    fn work_ended(&mut self, doing: Doing, ended: Ended) -> bool {
+        let failed = match ended {
+            Ended::Opened(Ok(pool)) => {
+                let frozen = pool.frozen().map(ToString::to_string);
+                self.pools.made = true;
+                self.pools.pool = Some(pool);
+                if frozen.is_none()
+                    && let Err(what) = self.pools.check()
+                {
+                    self.workload.borrow_mut().model.violate(what);
+                }
+                frozen
+            }
+            Ended::Imported(Ok(imported)) => {
+                self.pools.imported = Some(imported);
+                None
+            }
+            Ended::Changed(pool, result) => {
+                self.pools.pool = Some(pool);
+                match result {
+                    Ok(()) => {
+                        self.changed(doing);
+                        None
+                    }
+                    Err(LunError::NoSpace { .. }) if doing == Doing::Grow => {
+                        self.pools.grow_to = None;
+                        None
+                    }
+                    Err(error) => {
+                        // Whether it is in force only the disks know.
+                        self.pools.pool = None;
+                        Some(error.to_string())
+                    }
+                }
+            }
+            Ended::Opened(Err(error)) | Ended::Imported(Err(error)) => Some(error),
+        };
+        if let Some(error) = &failed {
+            self.world.story.tell(self.world.now(), format_args!("control: {doing:?} failed: {error}"));
+            if !self.pools.excused {
+                let what = format!("{doing:?} failed without a cause: {error}");
+                self.workload.borrow_mut().model.violate(what);
+            }
+        }
+        failed.is_none()
+    }
+
+    fn changed(&mut self, doing: Doing) {
+        let pools = &mut self.pools;
+        match doing {
+            Doing::Create(lun) => {
+                pools.acknowledged[lun] = Some(pools.wanted_blocks(lun));
+                pools.stale = true;
+                if lun == REPLACED {
+                    self.fired("lun-create");
+                }
+            }
+            Doing::Grow => {
+                pools.acknowledged[GROWN] = pools.grow_to.take();
+                pools.stale = true;
+                self.fired("lun-grow");
+            }
+            Doing::Delete => self.fired("lun-delete"),
+            Doing::Open | Doing::Import => {}
+        }
+    }
+
+    fn backend_infos(&self, which: std::ops::Range<usize>) -> Vec<BackendInfo> {
+        let info = |at: usize| BackendInfo {
+            id: BackendId(at as u32),
+            name: format!("disk{at}"),
+            len_bytes: super::DISK_BYTES[at],
+            block_bytes: BLOCK_BYTES as u32,
+        };
+        which.map(info).collect()
+    }
+
+    /// Sends what was asked for to the cores that have the disks.
+    fn post_asked(&mut self) {
+        let home = self.pools.home;
+        let arena = self.pools.arena.get_or_insert_with(|| arena(home, ARENA_BYTES));
+        let mut desk = self.pools.io.0.borrow_mut();
+        while let Some(ask) = desk.asked.pop_front() {
+            let mut buf: Option<Buf> = None;
+            if matches!(ask.op, Op::Read | Op::Write) {
+                let Some(mut block) = arena.alloc(ask.len as usize) else {
+                    desk.asked.push_front(ask);
+                    break;
+                };
+                block[..ask.bytes.len()].copy_from_slice(&ask.bytes);
+                buf = Some(block);
+            }
+            let core = self.owners[ask.backend.0 as usize];
+            let origin =
+                Origin { core: CoreId(core), home, owner: Owner::Control, slot: ask.slot, generation: 0 };
+            let request =
+                Request::new(ask.op, LunId(0), ask.offset, ask.len, buf, origin).durable(ask.durable);
+            desk.posted.insert(ask.slot, if ask.op == Op::Read { ask.len as usize } else { 0 });
+            self.world.post(self.gateway, CoreId(core), Msg::BackendIo(ask.backend, request));
+        }
+    }
+
+    /// An I/O of the control thread's came back.
+    pub(super) fn answered(&mut self, done: Completed) {
+        let slot = done.origin().slot;
+        let (buf, result) = done.settle();
+        let mut desk = self.pools.io.0.borrow_mut();
+        match desk.posted.remove(&slot) {
+            Some(len) => {
+                let bytes = buf.as_deref().and_then(|buf| buf.get(..len)).unwrap_or_default().to_vec();
+                desk.answers.insert(slot, result.map(|()| bytes));
+            }
+            None => {
+                let what = format!("control got a completion that nobody waits for: {slot}");
+                self.workload.borrow_mut().model.violate(what);
+            }
+        }
+        drop(desk);
+        if let (Some(buf), Some(arena)) = (buf, &mut self.pools.arena) {
+            arena.free(buf);
+        }
+        self.pool_step();
+    }
+}
