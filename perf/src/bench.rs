@@ -11,6 +11,7 @@ mod storage;
 mod uring;
 
 use crate::gateway::Place;
+use crate::proc;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -23,6 +24,8 @@ const CLIENT_CPU: usize = 1;
 const NQN: &str = "nqn.2026-01.org.example:perf";
 /// Commands that a queue pair of a load may have under way.
 const QUEUE_DEPTH: u16 = 160;
+/// Above this load average others use the CPUs that are measured.
+const QUIET_LOAD: f64 = 1.0;
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
@@ -81,13 +84,18 @@ impl Options {
 /// # Errors
 /// What went wrong.
 pub fn run(bench: Bench, options: &Options) -> Result<()> {
-    let outcome = match bench {
+    let load_average = proc::load_average()?;
+    if load_average > QUIET_LOAD {
+        eprintln!("the machine is busy (load average {load_average}): nothing here will mean much");
+    }
+    let mut outcome = match bench {
         Bench::Storage => storage::run(options)?,
         Bench::Relay => relay::run(options)?,
         Bench::Uring => uring::run(options)?,
         Bench::Idle => idle::run(options)?,
         Bench::Scale => scale::run(options)?,
     };
+    outcome.absolute("load_average_before", load_average);
     outcome.print(options.json);
     Ok(())
 }

@@ -15,7 +15,7 @@ use trefoil_config::{Backend, BackendType, Bytes, Cores, Gateway as Settings};
 use trefoil_poll::core::Idle;
 
 const NQN: &str = "nqn.2026-01.org.example:demo";
-const LUNS: [(&str, u64); 2] = [("memory", 64 << 20), ("file", 256 << 20)];
+const LUNS: [(&str, u64); 2] = [("memory", 64 << 20), ("file", 64 << 20)];
 /// The host of the LUN in memory keeps as many commands under way as that of the file.
 const DEPTH: usize = 16;
 const READ_PERCENT: u8 = 60;
@@ -45,7 +45,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let (dir, memory) = (options.place.fresh()?, MemoryFile::new()?);
     let at = gateway::free_addr()?;
-    gateway::allocated_file(&dir.path().join("file.img"), LUNS[1].1)?;
+    gateway::file_of_zeros(&dir.path().join("file.img"), LUNS[1].1)?;
     let mut gateway = Gateway::new(&options.place, dir.path(), system(at, dir.path(), memory.path()))?;
     if options.keep {
         gateway.untie();
@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Result<()> {
     let ready = gateway.start()?;
     println!("A gateway on {at}, ready after {:.2} s, presents two LUNs:", ready.as_secs_f64());
     println!("  1  memory   64 MiB of {}", memory.path().display());
-    println!("  2  file    256 MiB in {}", dir.path().join("file.img").display());
+    println!("  2  file     64 MiB in {}", dir.path().join("file.img").display());
     println!(
         "A host on each keeps {DEPTH} commands of 4 KiB under way, {READ_PERCENT} % reads, and checks every read."
     );

@@ -2,10 +2,10 @@
 
 use crate::proc;
 use anyhow::{Context, Result, anyhow, bail};
-use nix::fcntl::posix_fallocate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,14 +66,16 @@ pub fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// A file with all its space in one piece, as far as the file system has it: random writes into a hole
-/// would scatter it, and removing it would take long.
+/// A file of zeros that are really written: random writes into a hole, or into space that is only reserved, make
+/// the file system split its extents, which costs much at every write and once more when the file is removed.
 ///
 /// # Errors
 /// What the file system says.
-pub fn allocated_file(path: &Path, len_bytes: u64) -> Result<()> {
-    let file = File::create_new(path).with_context(|| path.display().to_string())?;
-    posix_fallocate(&file, 0, len_bytes.cast_signed()).with_context(|| path.display().to_string())
+pub fn file_of_zeros(path: &Path, len_bytes: u64) -> Result<()> {
+    let mut file = File::create_new(path).with_context(|| path.display().to_string())?;
+    std::io::copy(&mut std::io::repeat(0).take(len_bytes), &mut file)
+        .and_then(|_| file.sync_all())
+        .with_context(|| path.display().to_string())
 }
 
 /// One gateway and its folder.

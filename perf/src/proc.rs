@@ -50,6 +50,15 @@ fn tcp_pages(sockstat: &str) -> Option<u64> {
     line.split_whitespace().skip_while(|word| *word != "mem").nth(1)?.parse().ok()
 }
 
+/// How many threads wanted to run, on average over the last minute.
+///
+/// # Errors
+/// If /proc/loadavg is not as expected.
+pub fn load_average() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).context("/proc/loadavg has no number")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

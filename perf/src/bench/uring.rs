@@ -18,7 +18,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let (dir, at) = (options.place.fresh()?, gateway::free_addr()?);
     let file = dir.path().join("lun.img");
-    gateway::allocated_file(&file, options.lun_bytes())?;
+    gateway::file_of_zeros(&file, options.lun_bytes())?;
     let backend = Backend {
         path: Some(file.clone()),
         size: Some(Bytes(options.lun_bytes())),
