@@ -72,7 +72,9 @@ fn read(args: &Args) -> anyhow::Result<Config> {
 
 fn log(form: Log) {
     let filter = EnvFilter::try_from_env("TREFOIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     match form {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
         Log::Json => builder.json().init(),

@@ -18,6 +18,9 @@ use crate::msg::StorageIo;
 use crate::request::{Fault, Op};
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
 
+/// The ranges that Dataset Management can name: 256 (NVM command set 1.0c §3.2.3).
+const MAX_DSM_BYTES: u32 = 256 * DsmRange::LEN as u32;
+
 impl Engine {
     /// First half: checks the command and says what it needs.
     #[inline]
@@ -34,7 +37,11 @@ impl Engine {
                 Ok((_, len)) => Step::Gather(len),
                 Err(status) => self.fail(at, status),
             },
-            IoCommand::Dsm(dsm) => Step::Gather(u32::from(dsm.ranges) * DsmRange::LEN as u32),
+            IoCommand::Dsm(dsm) => {
+                // A host may give a buffer for more ranges than it names; Linux always gives one for the most, 256.
+                let named = u32::from(dsm.ranges) * DsmRange::LEN as u32;
+                Step::Gather(self.slots[at].sqe.sgl1.len_bytes().clamp(named, MAX_DSM_BYTES))
+            }
             IoCommand::Flush | IoCommand::WriteZeroes { .. } => self.execute_io(cx, at),
             IoCommand::Compare(_)
             | IoCommand::Verify(_)

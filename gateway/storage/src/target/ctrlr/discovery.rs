@@ -72,7 +72,8 @@ fn entry(subsystem: &Subsystem, portal: PortalId, address: SocketAddr) -> Option
             IpAddr::V6(_) => adrfam::IPV6,
         },
         subtype: subtype::NVM,
-        treq: treq::SECURE_CHANNEL_NOT_REQUIRED | treq::SQ_FLOW_CONTROL_DISABLE,
+        // As Linux's target says it; nvme-cli calls "not required" together with the flow control bit unrecognized.
+        treq: treq::SECURE_CHANNEL_NOT_SPECIFIED | treq::SQ_FLOW_CONTROL_DISABLE,
         portid: portal.0,
         cntlid: DYNAMIC_CNTLID,
         asqsz: MAX_QUEUE_ENTRIES,

@@ -46,6 +46,11 @@ fn session(rig: &mut Rig, wish: Wish) -> Vec<Outcome> {
     outcomes.push(io.io_command(rig, 1, zeroes, &[], 0));
     let dsm = IoCommand::Dsm(DsmCommand { ranges: 3, deallocate: true, ..DsmCommand::default() });
     outcomes.push(io.io_command(rig, 1, dsm, &dsm_data(&[(16, 4), (0, 0), (24, 4)]), 0));
+    // Linux's way: one range in a buffer for 256.
+    let dsm = IoCommand::Dsm(DsmCommand { ranges: 1, deallocate: true, ..DsmCommand::default() });
+    let mut data = dsm_data(&[(28, 4), (32, 4)]);
+    data.resize(4096, 0xFF);
+    outcomes.push(io.io_command(rig, 1, dsm, &data, 0));
     outcomes.push(io.io_command(rig, 1, IoCommand::Read(BlockRange::new(0, 64)), &[], 64 * BLOCK));
     outcomes
 }
@@ -61,7 +66,8 @@ fn a_session_under_every_framing() {
             assert!(outcomes.iter().all(|o| o.status == Status::SUCCESS), "{outcomes:?}");
             let end = &outcomes.last().expect("a read").data;
             assert!(end[8 * BLOCK..20 * BLOCK].iter().all(|&b| b == 0), "zeroed and deallocated");
-            assert!(end[24 * BLOCK..28 * BLOCK].iter().all(|&b| b == 0), "deallocated");
+            assert!(end[24 * BLOCK..32 * BLOCK].iter().all(|&b| b == 0), "deallocated");
+            assert!(end[32 * BLOCK..36 * BLOCK].iter().any(|&b| b != 0), "not named");
             assert!(end[20 * BLOCK..24 * BLOCK].iter().any(|&b| b != 0), "between the ranges");
             assert_eq!((rig.flushes, rig.durable_writes), (3, 3));
             rig.finish();
@@ -157,6 +163,8 @@ fn bad_commands_get_their_status() {
         (1, read(0, 2049), transport(2049 * 512), 0, Status::INVALID_FIELD),
         (1, read(0, 1), transport(1024), 0, Status::DATA_SGL_LENGTH_INVALID),
         (1, read(0, 2), transport(512), 0, Status::DATA_SGL_LENGTH_INVALID),
+        (1, dsm, transport(8), 0, Status::DATA_SGL_LENGTH_INVALID),
+        (1, dsm, transport(257 * 16), 0, Status::DATA_SGL_LENGTH_INVALID),
         (1, prinfo, transport(512), 0, Status::INVALID_PROTECTION_INFORMATION),
         (0, read(0, 1), transport(512), 0, Status::INVALID_NAMESPACE),
         (2, read(0, 1), transport(512), 0, Status::INVALID_NAMESPACE),
