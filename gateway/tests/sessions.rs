@@ -105,7 +105,11 @@ fn connect_says_which_parameter_is_wrong() {
     let refusals: [(&str, Who, ConnectResponse); 13] = [
         ("an unknown subsystem", with(&unknown), invalid(ConnectRejection::SUBNQN)),
         ("an empty SUBNQN", with(&|w| w.subsystem.clear()), invalid(ConnectRejection::SUBNQN)),
-        ("a SUBNQN of 256 bytes", with(&|w| w.subsystem = vec![b'n'; 256]), invalid(ConnectRejection::SUBNQN)),
+        (
+            "a SUBNQN of 256 bytes",
+            with(&|w| w.subsystem = vec![b'n'; 256]),
+            invalid(ConnectRejection::SUBNQN),
+        ),
         ("no HOSTNQN", with(&|w| w.host.clear()), invalid(ConnectRejection::HOSTNQN)),
         ("a HOSTNQN that is none", with(&|w| w.host = vec![0xff; 20]), invalid(ConnectRejection::HOSTNQN)),
         ("no HOSTID", with(&|w| w.hostid = [0; 16]), invalid(ConnectRejection::HOSTID)),
@@ -154,7 +158,11 @@ fn connect_says_which_parameter_is_wrong() {
     assert_eq!(bare.command(sqe, &[]).0.status, Status::COMMAND_SEQUENCE_ERROR.dnr());
     admin.enable(false);
     let refused = ask(&gateway, &queue(2));
-    assert_eq!(refused, ConnectResponse::Failed(Status::COMMAND_SEQUENCE_ERROR), "the controller is disabled");
+    assert_eq!(
+        refused,
+        ConnectResponse::Failed(Status::COMMAND_SEQUENCE_ERROR),
+        "the controller is disabled"
+    );
     first.wait_closed("the controller was disabled");
     bystander.check(1, 3);
     gateway.finish();
@@ -203,13 +211,41 @@ fn wrong_commands_fail_alone() {
             vec![],
             Status::LBA_OUT_OF_RANGE,
         ),
-        ("deallocate across the end", dsm(1), 1, in_capsule(16), out_of_range.into(), Status::LBA_OUT_OF_RANGE),
+        (
+            "deallocate across the end",
+            dsm(1),
+            1,
+            in_capsule(16),
+            out_of_range.into(),
+            Status::LBA_OUT_OF_RANGE,
+        ),
         ("more than MDTS", read(0, 2049), 1, transport(2049 * 512), vec![], Status::INVALID_FIELD),
-        ("a write of more than MDTS", write(0, 2049), 1, transport(2049 * 512), vec![], Status::INVALID_FIELD),
+        (
+            "a write of more than MDTS",
+            write(0, 2049),
+            1,
+            transport(2049 * 512),
+            vec![],
+            Status::INVALID_FIELD,
+        ),
         ("a length too short", read(0, 2), 1, transport(512), vec![], Status::DATA_SGL_LENGTH_INVALID),
         ("a length too long", write(0, 1), 1, transport(1024), vec![], Status::DATA_SGL_LENGTH_INVALID),
-        ("a capsule too short", write(0, 2), 1, in_capsule(1024), vec![0; 512], Status::DATA_SGL_LENGTH_INVALID),
-        ("data that nobody described", write(0, 1), 1, transport(512), vec![0; 512], Status::DATA_SGL_LENGTH_INVALID),
+        (
+            "a capsule too short",
+            write(0, 2),
+            1,
+            in_capsule(1024),
+            vec![0; 512],
+            Status::DATA_SGL_LENGTH_INVALID,
+        ),
+        (
+            "data that nobody described",
+            write(0, 1),
+            1,
+            transport(512),
+            vec![0; 512],
+            Status::DATA_SGL_LENGTH_INVALID,
+        ),
         (
             "an offset into the capsule",
             write(0, 1),
@@ -221,9 +257,30 @@ fn wrong_commands_fail_alone() {
         ("a read into a capsule", read(0, 1), 1, in_capsule(512), vec![], Status::SGL_TYPE_INVALID),
         ("a keyed descriptor", read(0, 1), 1, keyed, vec![], Status::SGL_TYPE_INVALID),
         ("a segment descriptor", read(0, 1), 1, raw_sgl(0x20), vec![], Status::SGL_TYPE_INVALID),
-        ("an unknown opcode", IoCommand::Unknown { opcode: 0x99 }, 1, Sgl::NONE, vec![], Status::INVALID_OPCODE),
-        ("compare", IoCommand::Compare(BlockRange::new(0, 1)), 1, transport(512), vec![], Status::INVALID_OPCODE),
-        ("write to a read-only LUN", write(0, 1), 2, transport(512), vec![], Status::NAMESPACE_WRITE_PROTECTED),
+        (
+            "an unknown opcode",
+            IoCommand::Unknown { opcode: 0x99 },
+            1,
+            Sgl::NONE,
+            vec![],
+            Status::INVALID_OPCODE,
+        ),
+        (
+            "compare",
+            IoCommand::Compare(BlockRange::new(0, 1)),
+            1,
+            transport(512),
+            vec![],
+            Status::INVALID_OPCODE,
+        ),
+        (
+            "write to a read-only LUN",
+            write(0, 1),
+            2,
+            transport(512),
+            vec![],
+            Status::NAMESPACE_WRITE_PROTECTED,
+        ),
         (
             "protection information",
             IoCommand::Read(BlockRange { prinfo: 8, ..BlockRange::new(0, 1) }),
@@ -327,7 +384,12 @@ fn h2c_data_must_be_what_was_asked_for() {
         ("no such TTAG", whole, |p| H2cData { ttag: p.ttag.wrapping_add(77), ..p }, invalid(field::TTAG)),
         ("TTAG FFFFh", whole, |p| H2cData { ttag: 0xffff, ..p }, invalid(field::TTAG)),
         ("another CCCID", whole, |p| H2cData { cid: p.cid + 1, ..p }, invalid(field::CCCID)),
-        ("the second half first", half, |p| H2cData { offset_bytes: 8192, last: true, ..p }, FatalStatus::DataOutOfRange),
+        (
+            "the second half first",
+            half,
+            |p| H2cData { offset_bytes: 8192, last: true, ..p },
+            FatalStatus::DataOutOfRange,
+        ),
         ("past the end", half, |p| H2cData { offset_bytes: 16384, ..p }, FatalStatus::DataOutOfRange),
         ("more than asked for", H2cData { len_bytes: 32768, ..whole }, |p| p, FatalStatus::DataOutOfRange),
         ("LAST_PDU too early", half, |p| H2cData { last: true, ..p }, invalid(field::FLAGS)),

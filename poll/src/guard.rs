@@ -40,7 +40,9 @@ impl Guard {
     pub fn assert_clean(&self) {
         let offences = self.offences();
         if let Some((what, bytes, stack)) = self.first.get() {
-            panic!("turning cores allocated or freed {offences} times; first they {what} {bytes} bytes:\n{stack}");
+            panic!(
+                "turning cores allocated or freed {offences} times; first they {what} {bytes} bytes:\n{stack}"
+            );
         }
         assert_eq!(offences, 0, "turning cores allocated or freed");
     }

@@ -50,7 +50,9 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,
-        ["bench", rest @ ..] if !rest.is_empty() => program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?,
+        ["bench", rest @ ..] if !rest.is_empty() => {
+            program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?
+        }
         ["sim", rest @ ..] => program(repo, "release", "trefoil-sim", rest)?,
         other => bail!("unknown: ./dev {}\n{HELP}", other.join(" ")),
     }

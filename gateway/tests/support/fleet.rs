@@ -113,10 +113,21 @@ pub struct Tally {
 #[derive(Debug)]
 enum FleetMsg {
     /// To the core: hosts `first..end` go so many rounds a tag from now on.
-    Run { first: u32, end: u32, rounds: u64 },
+    Run {
+        first: u32,
+        end: u32,
+        rounds: u64,
+    },
     /// To the core and back.
-    Ask { host: u32 },
-    Told { host: u32, tally: Tally, outstanding: u32, rounds_left: u64 },
+    Ask {
+        host: u32,
+    },
+    Told {
+        host: u32,
+        tally: Tally,
+        outstanding: u32,
+        rounds_left: u64,
+    },
     /// To the core: disconnect in order.
     Stop,
     Stopped,
@@ -214,7 +225,11 @@ impl Fleet {
         self.run(0..self.hosts, rounds);
         for (host, (after, before)) in self.wait_done(0..self.hosts).iter().zip(before).enumerate() {
             assert!(after.ops > before.ops, "host {host} did nothing: {after:?}");
-            assert_eq!((after.errors, after.mismatches), (before.errors, before.mismatches), "host {host}: {after:?}");
+            assert_eq!(
+                (after.errors, after.mismatches),
+                (before.errors, before.mismatches),
+                "host {host}: {after:?}"
+            );
         }
     }
 
@@ -386,7 +401,8 @@ impl Sailor {
     fn command(&mut self, tag: usize, arena: &mut Arena) -> Option<Command> {
         let job = &mut self.jobs[tag];
         let len = self.sizes[job.round as usize % self.sizes.len()];
-        let (slba, nlb) = ((self.base + tag as u64 * self.stride) / u64::from(self.block_bytes), len / self.block_bytes);
+        let (slba, nlb) =
+            ((self.base + tag as u64 * self.stride) / u64::from(self.block_bytes), len / self.block_bytes);
         let range = BlockRange::new(slba, nlb);
         let name = tag as u64;
         let plain = |verb: IoCommand| Command::bare(name, verb.sqe(0, self.nsid, Sgl::NONE));
@@ -394,7 +410,10 @@ impl Sailor {
             0 | 5 => {
                 let mut buf = arena.alloc(len as usize)?;
                 let seed = self.base.wrapping_mul(31) ^ name << 40 ^ job.round << 8 ^ u64::from(job.step);
-                buf[..len as usize].chunks_exact_mut(8).zip(words(seed)).for_each(|(to, word)| to.copy_from_slice(&word));
+                buf[..len as usize]
+                    .chunks_exact_mut(8)
+                    .zip(words(seed))
+                    .for_each(|(to, word)| to.copy_from_slice(&word));
                 job.content = Content::Seed(seed);
                 let verb = IoCommand::Write(BlockRange { fua: job.step == 5, ..range });
                 Command::send(name, verb.sqe(0, self.nsid, Sgl::NONE), buf, 0, len)
@@ -410,7 +429,8 @@ impl Sailor {
             }
             _ => {
                 job.content = Content::Unknown;
-                let dsm = DsmCommand { ranges: 1, integral_read: false, integral_write: false, deallocate: true };
+                let dsm =
+                    DsmCommand { ranges: 1, integral_read: false, integral_write: false, deallocate: true };
                 let mut bytes = [0; INLINE_BYTES];
                 DsmRange { attributes: 0, nlb, slba }.emit(&mut bytes);
                 Command::inline(name, IoCommand::Dsm(dsm).sqe(0, self.nsid, Sgl::NONE), bytes)

@@ -168,7 +168,11 @@ impl Gateway {
             let listener = TcpListener::bind(listen).expect("a port");
             let bound = listener.local_addr().expect("bound");
             portals.push(Some(Portal { listen: bound }));
-            let reach = if bound.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], bound.port())) } else { bound };
+            let reach = if bound.ip().is_unspecified() {
+                SocketAddr::from(([127, 0, 0, 1], bound.port()))
+            } else {
+                bound
+            };
             addrs.push(reach);
             let door = Door {
                 listener,
@@ -274,7 +278,10 @@ impl Gateway {
         });
         self.tell_all(|_| Msg::Topology(topology.clone()));
         let want = self.epoch;
-        self.each_core("TopologyDone", |msg| matches!(msg, Msg::TopologyDone { epoch, .. } if *epoch == want));
+        self.each_core(
+            "TopologyDone",
+            |msg| matches!(msg, Msg::TopologyDone { epoch, .. } if *epoch == want),
+        );
     }
 
     /// Memory that `owner` has; the other cores reach it by mailbox.
@@ -306,8 +313,15 @@ impl Gateway {
     }
 
     /// Attaches what `kind` makes for each core, and waits.
-    pub fn attach(&mut self, id: BackendId, len_bytes: u64, mut kind: impl FnMut(CoreId) -> AttachKind<OwnedFd>) {
-        self.tell_all(|core| Msg::Attach(id, Box::new(Attach { len_bytes, block_bytes: 512, kind: kind(core), id })));
+    pub fn attach(
+        &mut self,
+        id: BackendId,
+        len_bytes: u64,
+        mut kind: impl FnMut(CoreId) -> AttachKind<OwnedFd>,
+    ) {
+        self.tell_all(|core| {
+            Msg::Attach(id, Box::new(Attach { len_bytes, block_bytes: 512, kind: kind(core), id }))
+        });
         self.each_core("Attached", |msg| matches!(msg, Msg::Attached(got) if *got == id));
         self.attached.push(id);
     }
@@ -315,9 +329,10 @@ impl Gateway {
     /// Detaches a backend from every core, and waits.
     pub fn detach(&mut self, id: BackendId) {
         self.tell_all(|_| Msg::Detach(id));
-        self.each_core("Detached", |msg| {
-            matches!(msg, Msg::Detached(got, attach) if *got == id && attach.is_some())
-        });
+        self.each_core(
+            "Detached",
+            |msg| matches!(msg, Msg::Detached(got, attach) if *got == id && attach.is_some()),
+        );
         self.attached.retain(|other| *other != id);
     }
 

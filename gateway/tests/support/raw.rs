@@ -21,7 +21,10 @@ pub enum Pdu {
     Response(Cqe),
     Data(C2hData, Vec<u8>),
     R2t(R2t),
-    Terminate { status: FatalStatus, offender: Vec<u8> },
+    Terminate {
+        status: FatalStatus,
+        offender: Vec<u8>,
+    },
     /// It closed or reset the connection.
     Closed,
 }
@@ -47,13 +50,8 @@ impl Who {
     /// The admin queue of `host` at `subsystem`.
     pub fn admin(host: &str, subsystem: &str) -> Self {
         let sum = host.bytes().fold(7u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
-        let connect = Connect {
-            recfmt: 0,
-            qid: 0,
-            sqsize: 31,
-            attributes: ConnectAttributes::default(),
-            kato_ms: 0,
-        };
+        let connect =
+            Connect { recfmt: 0, qid: 0, sqsize: 31, attributes: ConnectAttributes::default(), kato_ms: 0 };
         Self {
             hostid: [sum | 1; 16],
             host: host.into(),
@@ -105,7 +103,9 @@ impl Raw {
         let mut raw = Self::open(addr);
         raw.send(&ic_req(header_digest, data_digest));
         match raw.pdu() {
-            Pdu::IcResp(resp) => assert_eq!((resp.header_digest, resp.data_digest), (header_digest, data_digest)),
+            Pdu::IcResp(resp) => {
+                assert_eq!((resp.header_digest, resp.data_digest), (header_digest, data_digest))
+            }
             other => panic!("{other:?} came instead of ICResp"),
         }
         (raw.framing.header_digest, raw.framing.data_digest) = (header_digest, data_digest);
@@ -209,13 +209,16 @@ impl Raw {
                     assert_eq!(r2t.cid, cid, "an R2T of another command");
                     let at = r2t.offset_bytes as usize;
                     let part = &out[at..at + r2t.len_bytes as usize];
-                    self.h2c(H2cData {
-                        cid,
-                        ttag: r2t.ttag,
-                        offset_bytes: r2t.offset_bytes,
-                        len_bytes: r2t.len_bytes,
-                        last: true,
-                    }, part);
+                    self.h2c(
+                        H2cData {
+                            cid,
+                            ttag: r2t.ttag,
+                            offset_bytes: r2t.offset_bytes,
+                            len_bytes: r2t.len_bytes,
+                            last: true,
+                        },
+                        part,
+                    );
                 }
                 Pdu::Data(pdu, bytes) => {
                     assert_eq!((pdu.cid, pdu.offset_bytes as usize), (cid, data.len()), "data out of order");
@@ -292,7 +295,8 @@ impl Raw {
         if !self.fill(&mut bytes) {
             return Pdu::Closed;
         }
-        let common = CommonHeader::parse(bytes.first_chunk().expect("8 bytes")).expect("a PDU of the controller");
+        let common =
+            CommonHeader::parse(bytes.first_chunk().expect("8 bytes")).expect("a PDU of the controller");
         let layout = common.layout(&self.framing).expect("a PDU of the controller");
         bytes.resize(common.plen as usize, 0);
         if !self.fill(&mut bytes[CommonHeader::LEN..]) {
@@ -308,8 +312,12 @@ impl Raw {
             assert_eq!(little(&bytes[bytes.len() - 4..]), digest(data), "data digest of {common:?}");
         }
         match common.pdu_type {
-            PduType::IcResp => Pdu::IcResp(IcResp::parse(header.first_chunk().expect("whole")).expect("an ICResp")),
-            PduType::CapsuleResp => Pdu::Response(CapsuleResp::parse(header.first_chunk().expect("whole")).cqe),
+            PduType::IcResp => {
+                Pdu::IcResp(IcResp::parse(header.first_chunk().expect("whole")).expect("an ICResp"))
+            }
+            PduType::CapsuleResp => {
+                Pdu::Response(CapsuleResp::parse(header.first_chunk().expect("whole")).cqe)
+            }
             PduType::C2hData => {
                 let pdu = C2hData::parse(header.first_chunk().expect("whole"), layout.data_len);
                 Pdu::Data(pdu.expect("a C2HData"), data.to_vec())
