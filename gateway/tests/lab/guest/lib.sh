@@ -40,7 +40,7 @@ within() {
 }
 
 net_up() {
-  modprobe virtio_net
+  load virtio_pci virtio_net
   within 20 test -e /sys/class/net/eth0
   ip addr add "$LAB_ADDRESS" dev eth0
   ip link set eth0 up

@@ -46,6 +46,82 @@ checked() { # FILE FIO-OPTIONS...
     --randseed=7 --output-format=terse "$@"
 }
 
+# What nvme-cli's tables say: `field NAME FILE` prints the value in a line `NAME : value`.
+field() {
+  awk -F: -v name="$1" '{key = $1; gsub(/[ \t]/, "", key)} key == name {sub(/^[^:]*:[ \t]*/, ""); sub(/ *$/, ""); print; exit}' "$2"
+}
+same() { # WHAT FOUND EXPECTED
+  [ "$2" = "$3" ] || die "$1 is '$2', not '$3'"
+}
+asked() { # WORDS OF NVME-CLI: its answer is then in /tmp/out
+  want nvme "$@"
+}
+
+# What the target says of itself, as an administrator looks at it.
+inspect() {
+  c=/dev/${controller##*/}
+  asked id-ctrl "$c"
+  cat /tmp/out
+  same subnqn "$(field subnqn /tmp/out)" "$LAB_NQN"
+  same cntrltype "$(field cntrltype /tmp/out)" 1
+  same sqes "$(field sqes /tmp/out)" 0x66
+  same cqes "$(field cqes /tmp/out)" 0x44
+  same "cmic's ANA bit" $(($(field cmic /tmp/out) >> 3 & 1)) 1
+  same "vwc's first bit" $(($(field vwc /tmp/out) & 1)) 1
+  same "oncs' DSM and Write Zeroes" $(($(field oncs /tmp/out) >> 2 & 3)) 3
+  [ "$(field nn /tmp/out)" -ge 1 ] && [ "$(field kas /tmp/out)" -ge 1 ] && [ "$(field maxcmd /tmp/out)" -ge 32 ] ||
+    die "id-ctrl"
+  asked id-ns "$disk"
+  cat /tmp/out
+  size=$(blockdev --getsize64 "$disk")
+  for name in nsze ncap nuse; do
+    same $name $(($(field $name /tmp/out) * $(blockdev --getss "$disk"))) "$size"
+  done
+  same anagrpid "$(field anagrpid /tmp/out)" 1
+  asked ns-descs "$disk"
+  same uuid "$(field uuid /tmp/out)" "$(cat "/sys/block/${disk##*/}/uuid")"
+  same csi "$(field csi /tmp/out)" 0
+  asked list-ns "$c"
+  grep -q '0x1$' /tmp/out && [ "$(wc -l < /tmp/out)" = 1 ] || die "list-ns: $(cat /tmp/out)"
+  asked list-subsys
+  grep -q "traddr=$LAB_TARGET,trsvcid=$LAB_PORT.* live" /tmp/out || die "list-subsys: $(cat /tmp/out)"
+  asked ana-log "$c"
+  same "ana-log's ngrps" "$(field ngrps /tmp/out)" 1
+  same "ana-log's state" "$(field state /tmp/out)" optimized
+  same "ana-log's nsid" "$(field nsid /tmp/out)" 1
+  asked smart-log "$c"
+  same critical_warning "$(field critical_warning /tmp/out)" 0
+  same media_errors "$(field media_errors /tmp/out)" 0
+  asked error-log "$c" -e 1
+  same "the newest error" "$(field status_field /tmp/out | cut -c1-2)" "0("
+  # nvme-cli 2.3 prints this one for PCIe only. Write (0x01) and Read (0x02) are supported, and Write changes blocks.
+  nvme get-log "$c" --log-id=5 --log-len=4096 --raw-binary > /tmp/effects || die "the effects log"
+  same "Write's effects" "$(od -An -tx1 -j1028 -N1 /tmp/effects | tr -d ' ')" 03
+  same "Read's effects" "$(od -An -tx1 -j1032 -N1 /tmp/effects | tr -d ' ')" 01
+  asked changed-ns-list-log "$c"
+  same "the changed namespaces" "$(cat /tmp/out)" ""
+  asked fw-log "$c"
+  asked get-feature "$c" -f 0x06
+  grep -q 'value:0x00000001' /tmp/out || die "no volatile write cache: $(cat /tmp/out)"
+  asked get-feature "$c" -f 0x07
+  grep -q 'value:0x' /tmp/out || die "number of queues: $(cat /tmp/out)"
+  asked get-feature "$c" -f 0x0b
+  grep -q 'value:0x00000900' /tmp/out || die "namespace and ANA events are not on: $(cat /tmp/out)"
+  asked get-feature "$c" -f 0x0f
+  grep -q 'value:0x00001388' /tmp/out || die "keep-alive is not 5 s: $(cat /tmp/out)"
+}
+
+warnings() { dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p'; }
+# Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring.
+kernel_is_content() {
+  warnings | tail -n +$((known + 1)) |
+    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces)|block nvme[0-9n]+: no usable path' \
+      > /tmp/warned
+  [ ! -s /tmp/warned ] || { cat /tmp/warned; die "the kernel warns"; }
+}
+# What it has said before it met the target.
+known=$(warnings | wc -l)
+
 raw_io() {
   checked "$disk" --rw=randwrite --bs=4k --size=2m --iodepth=1
   checked "$disk" --rw=randwrite --bsrange=4k-64k --size=12m --iodepth=8
@@ -60,6 +136,7 @@ filesystem() {
   rm /mnt/lun/a
   want fstrim -v /mnt/lun
   cat /tmp/out
+  grep -q ' 0 bytes' /tmp/out && die "nothing was trimmed"
   checked /mnt/lun/b --rw=write --bs=256k --size=12m --iodepth=4 --end_fsync=1
   want umount /mnt/lun
   want e2fsck -fn "$disk"
@@ -126,6 +203,7 @@ grep -q "$LAB_NQN" /tmp/discovered || die "$LAB_NQN is not in the discovery log"
 for digests in "" "--hdr-digest --data-digest"; do
   # shellcheck disable=SC2086 # two words
   connect $digests
+  inspect
   raw_io
   filesystem
   grow
@@ -137,4 +215,5 @@ for digests in "" "--hdr-digest --data-digest"; do
   [ "$LAB_OUTAGE" = no ] || outage
   disconnect
 done
+kernel_is_content
 step done > /dev/null

@@ -175,9 +175,14 @@ fn common(ctrlr: &Ctrlr) -> IdentifyController {
     }
 }
 
+/// The highest ANA group that a subsystem may have, and how many: a host takes the ANA log's room from it.
+pub(super) fn max_ana_groups(subsystem: &Subsystem) -> u32 {
+    let highest = subsystem.namespaces.iter().map(|n| n.ana_group).max().unwrap_or(1);
+    highest.max(subsystem.max_namespaces)
+}
+
 fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, page: &mut Page) {
-    let groups = subsystem.namespaces.iter().map(|n| n.ana_group).max().unwrap_or(1);
-    let groups = groups.max(subsystem.max_namespaces);
+    let groups = max_ana_groups(subsystem);
     IdentifyController {
         sn: text(&subsystem.serial),
         mn: text(&subsystem.model),

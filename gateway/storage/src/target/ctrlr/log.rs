@@ -1,6 +1,6 @@
 //! Log pages (NVMe base 2.0c §5.16). The discovery log is in `discovery`.
 
-use super::identify::REVISION;
+use super::identify::{REVISION, max_ana_groups};
 use super::table::{CHANGED, event_bit};
 use super::{Ctrlr, Kind};
 use crate::target::engine::Engine;
@@ -60,6 +60,11 @@ impl<'a> Window<'a> {
 
     pub(super) fn skip(&mut self, len: usize) {
         self.at += len as u64;
+    }
+
+    /// Zeros up to a length of the whole log.
+    pub(super) fn pad(&mut self, len: u64) {
+        self.at = self.at.max(len);
     }
 
     pub(super) fn put(&mut self, piece: &[u8]) {
@@ -184,6 +189,11 @@ impl Engine {
                 members().for_each(|nsid| window.put(&nsid.to_le_bytes()));
             }
         }
+        // The log is as long as Identify lets a host expect, for nvme-cli reads all of that in pieces of 4 KiB.
+        let most = AnaHeader::LEN as u64
+            + u64::from(max_ana_groups(subsystem)) * GroupFields::LEN as u64
+            + u64::from(subsystem.max_namespaces) * 4;
+        window.pad(most);
         Ok(())
     }
 }
