@@ -529,8 +529,8 @@ impl Handler<UringIo<FleetMsg>> for Crew {
             FleetMsg::Run { first, end, rounds } => {
                 for sailor in &mut self.hosts[first as usize..end as usize] {
                     for job in &mut sailor.jobs {
-                        // A tag stops at the end of a step, its round counted as gone if it is to stop now.
-                        (job.round, job.rounds) = (0, rounds);
+                        // A tag that was stopped within a round goes on there, with the size that it has written.
+                        job.rounds = job.round + rounds;
                     }
                 }
             }
