@@ -128,7 +128,8 @@ fn logs_can_be_read_in_pieces() {
         assert_eq!(pieces, whole, "log {lid:#x}");
     }
     // nvme-cli reads the ANA log up to the length that Identify's MNAN and NANAGRPID make.
-    assert_eq!(log(&mut rig, &mut admin, lid::ANA, 4096, 32).data, [0; 32]);
+    assert_eq!(log(&mut rig, &mut admin, lid::ANA, 560, 64).data, [0; 64]);
+    assert!(log(&mut rig, &mut admin, lid::ANA, 596, 4).status.is(Status::INVALID_FIELD));
     assert!(log(&mut rig, &mut admin, lid::SMART, 516, 4).status.is(Status::INVALID_FIELD));
     assert!(log(&mut rig, &mut admin, lid::SMART, 2, 4).status.is(Status::INVALID_FIELD));
     assert!(log(&mut rig, &mut admin, lid::DISCOVERY, 0, 1024).status.is(Status::INVALID_LOG_PAGE));
