@@ -115,7 +115,7 @@ warnings() { dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p'; }
 # Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring.
 kernel_is_content() {
   warnings | tail -n +$((known + 1)) |
-    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces)|block nvme[0-9n]+: no usable path' \
+    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces|resetting controller)|block nvme[0-9n]+: no usable path|callbacks suppressed' \
       > /tmp/warned
   [ ! -s /tmp/warned ] || { cat /tmp/warned; die "the kernel warns"; }
 }
