@@ -67,5 +67,7 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
     Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
+    Mutation { name: "ban-ignored", within_seeds: 20, apply: |run| run.keep_banned = true },
+    Mutation { name: "double-completion", within_seeds: 20, apply: |run| run.world.link_defect.double = 5 },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
 ];

@@ -46,6 +46,8 @@ const GROWN: usize = 1;
 const REPLACED: usize = 2;
 const IMPORTED: usize = 3;
 const GROW_BLOCKS: u64 = 200;
+/// From there on it grows no more: 23 units of the first LUN, 25 of this one and 12 of the third are all 60.
+const GROWN_MOST: u64 = 2900;
 /// Nothing takes longer than this in virtual time.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
@@ -60,6 +62,7 @@ const TICK: u64 = 1;
 const FAULT: u64 = 2;
 const RESTART: u64 = 3;
 const HEAL: u64 = 4;
+const UNBAN: u64 = 5;
 
 /// What stands before the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +144,10 @@ pub struct Run {
     pub swap_extents: bool,
     /// The gateway died before.
     restarted: bool,
+    /// The server that may not connect now.
+    banned: Option<u16>,
+    /// Mutation: a host that may no longer connect stays.
+    pub keep_banned: bool,
 }
 
 /// Runs a seed to its end. A panic of a machine is a violation.
@@ -211,6 +218,8 @@ impl Run {
             reuse_extent: false,
             swap_extents: false,
             restarted: false,
+            banned: None,
+            keep_banned: false,
             flip_unprotected: false,
             show_all: false,
             fence: FenceRule::KeepAliveBound,
@@ -268,6 +277,7 @@ impl Run {
                 }
                 Step::Timer(RESTART) => self.start(),
                 Step::Timer(HEAL) => self.heal(),
+                Step::Timer(UNBAN) => self.unban(),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),
             }

@@ -24,6 +24,8 @@ use crate::world::Machine;
 
 /// The subsystem that every gateway of the simulator presents.
 pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
+/// Keep alive timeout that servers ask for.
+pub const KATO: Duration = Duration::from_secs(1);
 const DEPTH: usize = 12;
 const RETRY: Duration = Duration::from_micros(100);
 /// How long servers wait for a lost path. A removed LUN's commands wait as long.
@@ -53,6 +55,7 @@ pub struct ServerConfig {
 
 /// See the module.
 pub struct ServerCore {
+    number: u16,
     hosts: Vec<(usize, Host)>,
     /// LUNs that must never come up.
     forbidden: Vec<usize>,
@@ -85,7 +88,7 @@ impl ServerCore {
                 },
                 purpose: Purpose::Nvm { nsid: lun as u32 + 1 },
                 digests: (config.digests, config.digests),
-                kato_ms: 1000,
+                kato_ms: KATO.as_millis() as u32,
                 io_queues: 2,
                 depth: 16,
                 reconnect: (
@@ -103,6 +106,7 @@ impl ServerCore {
             (lun, host)
         };
         Self {
+            number: config.number,
             hosts: config.luns.iter().chain(&config.forbidden).map(host).collect(),
             usable: vec![false; config.luns.len() + config.forbidden.len()],
             forbidden: config.forbidden.clone(),
@@ -205,6 +209,7 @@ impl ServerCore {
     }
 
     fn after_event(&mut self) {
+        let number = self.number;
         for (index, (lun, host)) in self.hosts.iter_mut().enumerate() {
             while let Some(sock) = host.take_new_sock() {
                 self.owners[sock.0 as usize] = Some(index);
@@ -227,9 +232,11 @@ impl ServerCore {
                     workload.model.violate(format!("the gateway broke the protocol: {what}"));
                 }
                 match event {
-                    ControllerEvent::Down(why) => workload.model.note(format!("LUN {lun}: down: {why}")),
-                    ControllerEvent::Up(_) => workload.model.note(format!("LUN {lun}: up")),
-                    other => workload.model.note(format!("LUN {lun}: {other:?}")),
+                    ControllerEvent::Down(why) => {
+                        workload.model.note(format!("server {number} LUN {lun}: down: {why}"))
+                    }
+                    ControllerEvent::Up(_) => workload.model.note(format!("server {number} LUN {lun}: up")),
+                    other => workload.model.note(format!("server {number} LUN {lun}: {other:?}")),
                 }
             }
         }

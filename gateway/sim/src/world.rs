@@ -81,6 +81,13 @@ pub struct MailDefect {
     pub lose: u32,
 }
 
+/// Deliberate defects of what nodes send. Rates are per 1000 sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkDefect {
+    /// Sends that are one NVMe/TCP response capsule without digest and go out twice.
+    pub double: u32,
+}
+
 struct Node<M, H> {
     name: String,
     ip: IpAddr,
@@ -119,6 +126,8 @@ pub struct World<M: Send, H: Machine<M>> {
     pub weather: Weather,
     /// What is broken on purpose.
     pub mail_defect: MailDefect,
+    /// What is broken on purpose.
+    pub link_defect: LinkDefect,
 }
 
 impl<M: Send, H: Machine<M>> World<M, H> {
@@ -139,6 +148,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             story: Story::new(told),
             weather: Weather::default(),
             mail_defect: MailDefect::default(),
+            link_defect: LinkDefect::default(),
         }
     }
 

@@ -101,7 +101,12 @@ impl Run {
             nqn: SUBSYSTEM.into(),
             serial: "SIM".into(),
             model: "Trefoil".into(),
-            hosts: Allow::Only((0..SERVERS).map(host_nqn).collect()),
+            hosts: Allow::Only(
+                (0..SERVERS)
+                    .filter(|server| self.keep_banned || Some(*server) != self.banned)
+                    .map(host_nqn)
+                    .collect(),
+            ),
             portals: vec![PortalId(0)],
             namespaces: self.luns.iter().enumerate().filter_map(namespace).collect(),
             max_namespaces: 8,
@@ -217,6 +222,11 @@ impl Run {
         for node in self.servers.clone() {
             self.world.with(node, 0, |_, _| ());
         }
+    }
+
+    /// Every core presents what it should.
+    pub(super) fn is_published(&self) -> bool {
+        self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }
 
     pub(super) fn is_settled(&self) -> bool {

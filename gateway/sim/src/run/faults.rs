@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
-use super::{CORES, Frontend, GROW_BLOCKS, GROWN, HEAL, PATIENCE, REPLACED, RESTART, Run};
+use trefoil_storage::msg::Survey;
+
+use super::{
+    CORES, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS, UNBAN,
+};
 use crate::disk::DiskFault;
+use crate::node::Node;
+use crate::server::{KATO, host_nqn};
+use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 23] = [
+pub const FAULTS: [&str; 25] = [
     "link-reset",
     "link-stall",
     "half-dead",
@@ -26,6 +33,8 @@ pub const FAULTS: [&str; 23] = [
     "disk-full",
     "disk-slow",
     "core-pause",
+    "host-silent",
+    "host-banned",
     "lun-remove",
     "lun-delete",
     "lun-create",
@@ -64,6 +73,9 @@ impl Run {
                 return self.link_fault();
             }
         }
+        if self.frontend == Frontend::NvmeTcp && self.rng.below(8) == 0 {
+            return self.host_fault();
+        }
         match self.rng.below(20) {
             0 => self.crash(Crash::Kill),
             1 => self.crash(Crash::Power),
@@ -86,6 +98,45 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// A server falls silent for longer than its KATO while its connections stay, or may not connect for a while.
+    fn host_fault(&mut self) {
+        let server = self.rng.below(u64::from(SERVERS)) as u16;
+        if self.rng.below(2) == 0 {
+            let time = 2 * KATO + Duration::from_millis(self.rng.below(1000));
+            self.world.pause(self.servers[usize::from(server)], 0, time);
+            self.fired("host-silent");
+        } else if self.is_settled() && self.banned.is_none() {
+            self.banned = Some(server);
+            self.pools.stale = true;
+            self.pool_step();
+            let time = Duration::from_millis(1 + self.rng.below(200));
+            self.world.after(time, UNBAN);
+            self.fired("host-banned");
+        }
+    }
+
+    /// The server may connect again. If the ban was in force, none of its connections may be there.
+    pub(super) fn unban(&mut self) {
+        let Some(server) = self.banned else { return };
+        let in_force = self.world.is_up(self.gateway) && self.is_published();
+        if !in_force {
+            return self.world.after(Duration::from_millis(5), UNBAN);
+        }
+        for core in 0..CORES {
+            let mut survey = Survey { qpairs: Vec::with_capacity(SOCKETS), total: 0 };
+            if let Some(Node::Gateway(gateway)) = self.world.machine(self.gateway, core) {
+                gateway.target().survey(&mut survey);
+            }
+            if survey.qpairs.iter().any(|row| row.host_nqn.as_str() == host_nqn(server)) {
+                let what = format!("server {server} is still connected to core {core}, and may not be");
+                self.workload.borrow_mut().model.violate(what);
+            }
+        }
+        self.banned = None;
+        self.pools.stale = true;
+        self.pool_step();
     }
 
     fn link_fault(&mut self) {
@@ -165,7 +216,7 @@ impl Run {
 
     fn grow(&mut self) {
         if self.is_settled()
-            && let Some(blocks) = self.pools.blocks(GROWN)
+            && let Some(blocks) = self.pools.blocks(GROWN).filter(|&blocks| blocks < GROWN_MOST)
         {
             self.pools.grow_to = Some(blocks + GROW_BLOCKS);
             self.pool_step();

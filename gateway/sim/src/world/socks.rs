@@ -205,10 +205,15 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                 s.send_result = Some(Ok(()));
                 self.schedule_fail(conn, side, ECONNRESET);
             } else {
-                let taken = c.end(side.other()).rx.fill(list, s.sent_bytes);
+                let mut taken = c.end(side.other()).rx.fill(list, s.sent_bytes);
                 s.sent_bytes += taken;
                 if s.sent_bytes == list.len_bytes() {
                     s.send_result = Some(Ok(()));
+                }
+                let double = self.link_defect.double;
+                if is_response(list) && taken == list.len_bytes() && self.chance(double) {
+                    taken += self.conns[conn.0 as usize].end(side.other()).rx.fill(list, 0);
+                    self.story.tell(self.now, format_args!("defect: a completion goes out twice"));
                 }
                 self.schedule_segments(conn, side.other(), taken);
             }
@@ -369,4 +374,9 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             self.pump_send(node, core, sock.0);
         }
     }
+}
+
+/// Whether this is a response capsule alone, without a digest: type 05h, 24 bytes (NVMe-oF TCP 1.0c §3.6.2.7).
+fn is_response(list: &SendList) -> bool {
+    list.len_bytes() == 24 && list.pieces().flatten().next() == Some(&5)
 }
