@@ -55,7 +55,7 @@ fn steady_io() {
             (spec.nsid, spec.base) = (1 + host as u32 % 2, (host as u64 / 2 * 4) << 20);
             if spec.nsid == 2 {
                 // Across the place where the extents meet.
-                spec.base = (26 << 20) + (host as u64 / 2 * 4 << 20);
+                spec.base = (26 << 20) + ((host as u64 / 2 * 4) << 20);
             }
             spec
         })

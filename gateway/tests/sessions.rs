@@ -30,6 +30,11 @@ fn transport(len: usize) -> Sgl {
     Sgl::Transport { len_bytes: len as u32 }
 }
 
+/// What it is, the command, its namespace, its descriptor, its in-capsule data, and the answer.
+type WrongCommand = (&'static str, IoCommand, u32, Sgl, Vec<u8>, Status);
+/// Which byte on is changed to what, under which digests, and what the terminate request says.
+type WrongCapsule = (usize, &'static [u8], (bool, bool), FatalStatus);
+
 #[test]
 fn icreq_comes_first_once_and_right() {
     let (gateway, mut bystander) = stage(1);
@@ -194,7 +199,7 @@ fn wrong_commands_fail_alone() {
     out_of_range[4..8].copy_from_slice(&9u32.to_le_bytes());
     out_of_range[8..16].copy_from_slice(&(blocks - 8).to_le_bytes());
     let keyed = Sgl::Keyed { address: 0, len_bytes: 512, key: 1, invalidate: false };
-    let cases: Vec<(&str, IoCommand, u32, Sgl, Vec<u8>, Status)> = vec![
+    let cases: Vec<WrongCommand> = vec![
         ("no such namespace", read(0, 1), 9, transport(512), vec![], Status::INVALID_NAMESPACE),
         ("namespace 0", read(0, 1), 0, transport(512), vec![], Status::INVALID_NAMESPACE),
         ("all namespaces", read(0, 1), NSID_ALL, transport(512), vec![], Status::INVALID_NAMESPACE),
@@ -345,7 +350,7 @@ fn fatal_pdu_errors_say_where() {
     let (gateway, mut bystander) = stage(2);
     let invalid = |offset_bytes| FatalStatus::InvalidHeaderField { offset_bytes };
     // A command capsule with 512 bytes of data, changed: (byte, values, digests, status).
-    let cases: [(usize, &[u8], (bool, bool), FatalStatus); 13] = [
+    let cases: [WrongCapsule; 13] = [
         (0, &[0x0a], (false, false), invalid(field::PDU_TYPE)),
         (0, &[0x08], (false, false), invalid(field::PDU_TYPE)),
         (0, &[0x05, 0, 24], (false, false), invalid(field::PDU_TYPE)),
