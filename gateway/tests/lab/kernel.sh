@@ -12,6 +12,7 @@ case $series in
 6.12) suite=bookworm-backports ;;
 *) echo "kernel.sh: no kernel series '$series'; 6.1 and 6.12 are known" >&2; exit 2 ;;
 esac
+mkdir -p "$cache"
 say() { echo "kernel.sh: $*" >&2; }
 newest() { find "$cache" -maxdepth 1 -type d -name "kernel-$series.*" | sort -V | tail -n 1; }
 
