@@ -83,8 +83,10 @@ impl Vm {
         let log = dir.join("console.log");
         let console = File::options().create(true).append(true).open(&log)?;
         let mut qemu = Command::new("qemu-system-x86_64");
+        // One thread for both virtual CPUs: with a thread each, the emulator sometimes lets one run into code that
+        // the other is patching, and the kernel dies of its own breakpoint.
         qemu.args(
-            "-accel tcg,thread=multi,tb-size=256 -cpu max -M q35,usb=off,vmport=off,hpet=off".split(' '),
+            "-accel tcg,thread=single,tb-size=256 -cpu max -M q35,usb=off,vmport=off,hpet=off".split(' '),
         );
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
