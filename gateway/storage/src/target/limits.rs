@@ -42,7 +42,7 @@ pub struct TargetLimits {
     pub stream_bytes: u32,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
-    /// A send that makes no progress for so long ends its connection.
+    /// A send that is not done within so long ends its connection.
     pub send_timeout: Duration,
     /// How long a host may take to close after our terminate request (NVMe-oF TCP 1.0c §3.5: 30 s).
     pub terminate_timeout: Duration,
