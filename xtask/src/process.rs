@@ -120,10 +120,18 @@ mod tests {
         let end = run_until(Command::new("sh").args(["-c", &script]), deadline, &log()).unwrap();
         assert_eq!(end, End::OutOfTime);
         let pid = std::fs::read_to_string(pid_file).unwrap();
-        // A killed orphan stays visible until init reaps it: then it is a zombie, state Z.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
-        assert!(matches!(state, None | Some('Z' | 'X')), "still there: {stat}");
+        // SIGKILL is delivered when the victim next leaves the kernel, and an orphan stays visible until init reaps it
+        // (a zombie until then, state Z): both take as long as they take, so the test waits for that state.
+        let gone_by = Instant::now() + Duration::from_secs(60);
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
+            if matches!(state, None | Some('Z' | 'X')) {
+                break;
+            }
+            assert!(Instant::now() < gone_by, "still there: {stat}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
