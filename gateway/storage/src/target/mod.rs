@@ -19,13 +19,13 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use engine::LunStats;
 pub use limits::TargetLimits;
 
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
 use crate::request::Completed;
-use crate::topology::{LunId, PortalId, Topology};
+use crate::stats::LunSurvey;
+use crate::topology::{PortalId, Topology};
 use engine::{Engine, Place};
 use queue::QueueState;
 use std::net::SocketAddr;
@@ -188,9 +188,9 @@ impl Target {
         }
     }
 
-    /// What this core's hosts did with a LUN.
-    pub fn lun_stats(&self, lun: LunId) -> LunStats {
-        self.engine.lun_stats.get(lun.0 as usize).copied().unwrap_or_default()
+    /// What this core's hosts did with LUNs.
+    pub fn survey_luns(&self, into: &mut LunSurvey) {
+        self.engine.luns.survey(into);
     }
 
     /// Command slots that are free.
