@@ -22,6 +22,7 @@ pub mod store;
 
 pub use action::{Action, Change, Phase};
 pub use engine::cores::{CoreMsg, Cores, Ends};
-pub use engine::{Engine, Handle, Outcome, Seed};
+pub use engine::handle::{Handle, LunTotals, Outcome};
+pub use engine::{Engine, Seed};
 pub use error::{Fault, Refusal};
 pub use methods::Methods;

@@ -34,8 +34,6 @@ pub struct Live {
     pub block_bytes: u32,
     /// The core that has its channel, where only one has.
     pub owner: Option<CoreId>,
-    /// Whether I/O can go on, and why not.
-    pub usable: Result<(), &'static str>,
     /// A file's lock and identity; held as long as the backend is up.
     lock: Option<Locked>,
 }
@@ -101,7 +99,7 @@ pub async fn bring_up<'a>(
         }
     };
     let Opened { len_bytes, block_bytes, source } = opened;
-    let mut live = Live { id, len_bytes, block_bytes, owner: None, usable: Ok(()), lock: None };
+    let mut live = Live { id, len_bytes, block_bytes, owner: None, lock: None };
     let mut kinds: Vec<AttachKind<OwnedFd>> = Vec::new();
     match source {
         Source::Null => kinds.extend(cores.all().map(|_| AttachKind::Null)),
@@ -124,7 +122,7 @@ pub async fn bring_up<'a>(
             AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores.count(), &config)))
         })),
     }
-    cores.forget_geometry(id);
+    cores.forget_backend(id);
     for (core, kind) in cores.all().zip(kinds) {
         let attach = Box::new(Attach { len_bytes, block_bytes, kind, id });
         if let Err(refusal) = cores.attach(core, attach).await {
@@ -137,7 +135,7 @@ pub async fn bring_up<'a>(
     if backend.kind == BackendType::NvmeTcp {
         match cores.geometry(id, ARRAY_TIMEOUT).await {
             Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
-            None if patient => live.usable = Err("the array has not answered yet"),
+            None if patient => cores.set_lost(id, "the array has not answered yet"),
             None => {
                 take_down(cores, &live).await?;
                 let seconds = ARRAY_TIMEOUT.as_secs();

@@ -3,118 +3,46 @@
 //! What it is: one task that takes actions one at a time. A change is planned (pure), then carried
 //! out by comparing two states: what is new is brought up, the change is stored, cores are told, and
 //! what is gone is taken down. Up to the commit a failure undoes what was brought up; from the commit
-//! on nothing is refused any more.
+//! on nothing is refused any more. Queries don't wait for that: they are answered from what was shown last.
 //!
 //! What it is not: on the data path. It sends messages to cores and waits for their answers.
 
 pub mod backends;
 pub mod cores;
+pub mod handle;
 mod pools;
 mod portals;
+mod queries;
 pub mod topology;
 pub mod view;
 
-use crate::action::{Action, Change, Phase};
+use crate::action::{Action, Phase};
 use crate::error::{Fault, Refusal};
 use crate::plan::plan;
 use crate::state::{Row, RowChange, State};
 use crate::store::{Found, Store};
 use backends::{Live, Setting};
 use cores::Cores;
+use handle::{Handle, Outcome, Queue};
 use pools::Pools;
 use portals::{Placement, Portal};
+use queries::Queries;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use topology::{Numbers, Placed};
 use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
-use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
-use trefoil_storage::msg::{Event, Survey};
-use trefoil_storage::topology::{BackendId, PortalId, Topology};
-use view::View;
+use trefoil_storage::msg::Event;
+use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
+use view::{BackendView, View};
 
-/// Rows of one core's survey.
-const SURVEY_ROWS: usize = 4096;
-
-/// What came of an action.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The change is stored and in force.
-    Changed(Box<View>),
-    /// What a change would store.
-    Preview(Vec<RowChange>),
-    /// What there is.
-    View(Box<View>),
-    /// What is connected, core by core.
-    Survey(Vec<(CoreId, Box<Survey>)>),
-    /// The stop has begun.
-    Stopping,
-}
-
-type Asked = (Action, oneshot::Sender<Result<Outcome, Refusal>>);
-
-/// A way to ask the engine. Cloning gives another.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    asks: mpsc::Sender<Asked>,
-    phase: watch::Receiver<Phase>,
-}
-
-impl Handle {
-    /// Asks, and waits for the outcome.
-    ///
-    /// # Errors
-    /// Why it was refused or failed.
-    pub async fn act(&self, action: Action) -> Result<Outcome, Refusal> {
-        let gone = || Refusal::new(Fault::WrongState, "the gateway has stopped");
-        let (tell, wait) = oneshot::channel();
-        self.asks.send((action, tell)).await.map_err(|_| gone())?;
-        wait.await.map_err(|_| gone())?
-    }
-
-    /// The state, and what is known about its parts.
-    ///
-    /// # Errors
-    /// The gateway has stopped.
-    pub async fn view(&self) -> Result<View, Refusal> {
-        match self.act(Action::View).await? {
-            Outcome::View(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a view gave {other:?}"))),
-        }
-    }
-
-    /// Carries a change out.
-    ///
-    /// # Errors
-    /// Why it was refused or failed.
-    pub async fn change(&self, change: Change) -> Result<View, Refusal> {
-        match self.act(Action::Change(change)).await? {
-            Outcome::Changed(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a change gave {other:?}"))),
-        }
-    }
-
-    /// Where the gateway is in its life.
-    pub fn phase(&self) -> Phase {
-        *self.phase.borrow()
-    }
-
-    /// A handle behind which nobody is.
-    #[cfg(test)]
-    pub(crate) fn dangling() -> Self {
-        Self { asks: mpsc::channel(1).0, phase: watch::channel(Phase::Stopping).1 }
-    }
-
-    /// Waits until the gateway is asked to stop.
-    pub async fn stopping(&mut self) {
-        // An error means that the engine is gone, which is the same.
-        let _ = self.phase.wait_for(|phase| *phase == Phase::Stopping).await;
-    }
-}
+/// What a change that is under way may still take once a stop is asked for.
+const HURRY: Duration = Duration::from_secs(2);
 
 /// What the engine is made from.
 pub struct Seed {
@@ -147,6 +75,8 @@ pub struct Engine {
     portals: BTreeMap<SocketAddr, Portal>,
     epoch: u64,
     phase: watch::Sender<Phase>,
+    /// What queries are answered from.
+    shown: watch::Sender<Arc<View>>,
     /// What cores reported and the engine has to follow.
     events: Rc<RefCell<Vec<Event>>>,
     /// Told when there are such.
@@ -174,6 +104,7 @@ impl Engine {
             }
         }));
         let gateway = Arc::new(config.gateway.clone());
+        let shown = watch::Sender::new(Arc::new(View::of(&gateway, &cpus)));
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
@@ -191,6 +122,7 @@ impl Engine {
             portals: BTreeMap::new(),
             epoch: 0,
             phase,
+            shown,
             events,
             changed,
             channel_requests: (qpairs * 128).min(16_384),
@@ -202,49 +134,61 @@ impl Engine {
             engine.resume(State::from_rows(found.rows)).await?;
         }
         engine.phase.send_replace(Phase::Running);
+        engine.show();
         Ok(engine)
     }
 
-    /// Takes actions until it is asked to stop and everyone who could ask is gone.
-    pub async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
+    /// Takes actions until everyone who could ask is gone.
+    pub async fn run(mut self, queue: Queue) {
+        let Queue { mut asks, queries, mut hurried } = queue;
+        let beside = Queries {
+            cores: self.cores.clone(),
+            shown: self.shown.subscribe(),
+            phase: self.phase.subscribe(),
+        };
+        tokio::task::spawn_local(beside.run(queries));
         let changed = self.changed.clone();
         loop {
             tokio::select! {
                 asked = asks.recv() => {
                     let Some((action, tell)) = asked else { return };
-                    let outcome = self.act(action).await;
+                    let is_change = matches!(action, Action::Change(_));
+                    let outcome = tokio::select! {
+                        outcome = self.act(action) => outcome,
+                        () = stop_is_late(&mut hurried), if is_change => Err(Refusal::new(
+                            Fault::WrongState,
+                            "the gateway stops and this change was cut short; the next start shows what came of it",
+                        )),
+                    };
+                    self.show();
                     // Whoever asked may be gone.
                     let _ = tell.send(outcome);
                 }
                 () = changed.notified() => {}
             }
-            if let Err(error) = self.heed_events().await {
-                tracing::error!(%error, "what cores reported could not be followed");
+            tokio::select! {
+                heeded = self.heed_events() => if let Err(error) = heeded {
+                    tracing::error!(%error, "what cores reported could not be followed");
+                },
+                () = stop_is_late(&mut hurried) => {}
             }
+            self.show();
         }
     }
 
     /// A handle, and the queue that [`run`](Self::run) takes.
-    pub fn handle(&self) -> (Handle, mpsc::Receiver<Asked>) {
-        let (asks, queue) = mpsc::channel(64);
-        (Handle { asks, phase: self.phase.subscribe() }, queue)
+    pub fn handle(&self) -> (Handle, Queue) {
+        Handle::new(self.phase.subscribe())
+    }
+
+    /// Lets queries see what there is now.
+    fn show(&self) {
+        self.shown.send_replace(Arc::new(self.view()));
     }
 
     async fn act(&mut self, action: Action) -> Result<Outcome, Refusal> {
         action.check_phase(*self.phase.borrow())?;
         match action {
-            Action::View => Ok(Outcome::View(Box::new(self.view()))),
-            Action::Survey => {
-                let mut rows = Vec::new();
-                for core in self.cores.all() {
-                    rows.push((core, self.cores.survey(core, SURVEY_ROWS).await?));
-                }
-                Ok(Outcome::Survey(rows))
-            }
-            Action::Preview(change) => {
-                let next = plan(&self.state, &self.gateway, &change)?;
-                Ok(Outcome::Preview(self.state.changes_to(&next)))
-            }
             Action::Change(change) => {
                 let next = plan(&self.state, &self.gateway, &change)?;
                 self.reconcile(next, false).await?;
@@ -266,6 +210,7 @@ impl Engine {
                 }
                 Ok(Outcome::Stopping)
             }
+            other => Err(Refusal::new(Fault::Internal, format!("{other:?} changes nothing"))),
         }
     }
 
@@ -477,7 +422,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Follows what cores reported since the last time: sizes found and changed, paths lost and found.
+    /// Follows what cores reported since the last time: sizes found and changed.
     async fn heed_events(&mut self) -> Result<(), Refusal> {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
@@ -487,13 +432,7 @@ impl Engine {
                     (backend, Some(block_bytes), Some(len_bytes))
                 }
                 Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
-                Event::BackendState { backend, usable, why } => {
-                    if let Some(live) = self.live.values_mut().find(|live| live.id == backend) {
-                        live.usable = if usable { Ok(()) } else { Err(why) };
-                    }
-                    continue;
-                }
-                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+                Event::BackendState { .. } | Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
             };
             let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
             let before = (live.block_bytes, live.len_bytes);
@@ -557,10 +496,15 @@ impl Engine {
             gateway: self.gateway.clone(),
             phase: *self.phase.borrow(),
             epoch: self.epoch,
-            backends: self.live.iter().map(|(name, live)| (name.clone(), live.into())).collect(),
+            backends: self
+                .live
+                .iter()
+                .map(|(name, live)| (name.clone(), BackendView::of(live, &self.cores)))
+                .collect(),
             down: self.down.clone(),
             pools: self.pools.views(),
             luns: self.placed.clone(),
+            lun_ids: self.numbers.luns.iter().map(|(name, id)| (name.clone(), LunId(id))).collect(),
             cores: self.cores.metrics().iter().map(|m| m.sample()).collect(),
             cpus: self.cpus.clone(),
         }
@@ -586,6 +530,15 @@ fn down(what: &str) -> Refusal {
     Refusal::new(Fault::Device, format!("{what} is down"))
 }
 
+/// Waits until a change that is under way has had its time after a stop was asked for.
+async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
+    if hurried.wait_for(|hurried| *hurried).await.is_err() {
+        // Nobody is left who could ask for it.
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(HURRY).await;
+}
+
 /// Logs an event, and keeps it if the engine has to follow it; says whether it does.
 fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
@@ -602,6 +555,7 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
         }
         Event::BackendState { backend, usable, why } => {
             tracing::warn!(backend = backend.0, usable, why, "backend state");
+            return false;
         }
         Event::BackendResized { backend, len_bytes } => {
             tracing::info!(backend = backend.0, len_bytes, "backend resized");

@@ -31,6 +31,14 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("uuid", "UUID"),
             ("exports", "SHOWN AS"),
         ],
+        "lun_stats" => &[
+            ("name", "NAME"),
+            ("read", "READS"),
+            ("write", "WRITES"),
+            ("trim", "TRIMS"),
+            ("flush", "FLUSHES"),
+            ("errors", "ERRORS"),
+        ],
         "subsystem_list" => &[
             ("nqn", "NQN"),
             ("serial", "SERIAL"),
@@ -97,6 +105,9 @@ fn cell(key: &str, value: &Value) -> String {
         // A namespace in a subsystem, a LUN's place, or a host's list.
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
+            if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {
+                return format!("{ops} ({bytes} B)");
+            }
             match (part("nqn"), part("nsid"), part("lun")) {
                 (Some(nqn), Some(nsid), _) => format!("{nqn}/{nsid}"),
                 (Some(nqn), None, _) => nqn,
