@@ -386,3 +386,50 @@ fn the_service_manager_hears_of_start_life_and_stop() {
     gateway.signal(Signal::SIGTERM);
     assert_eq!(heard(), "STOPPING=1");
 }
+
+#[test]
+fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
+    let address = free_address().to_string();
+    let array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    array.ok(&["call", "bdev_malloc_create", r#"{"name":"l5","num_blocks":65536,"block_size":512}"#]);
+    array.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:array", "l5", "--nsid", "5"]);
+    let gateway = Daemon::with(DOCUMENT);
+    let offered = gateway.json("backend_discover", &format!(r#"{{"address":"{address}"}}"#));
+    let nvm: Vec<&Value> =
+        offered.as_array().expect("a list").iter().filter(|row| row["type"] == "nvm").collect();
+    assert_eq!(nvm.len(), 1, "{offered}");
+    assert_eq!(nvm[0]["subnqn"], "nqn.2026-01.org.example:array");
+    assert_eq!(
+        (&nvm[0]["address"], &nvm[0]["namespaces"]),
+        (&serde_json::json!(address), &serde_json::json!([1, 5]))
+    );
+    // By the array's own address, as SPDK's clients do.
+    let (ip, port) = address.split_once(':').expect("a port");
+    let attach = format!(
+        r#"{{"name":"Nvme0","trtype":"TCP","traddr":"{ip}","trsvcid":"{port}","subnqn":"nqn.2026-01.org.example:array"}}"#
+    );
+    let before = gateway.ok(&["config", "get"]);
+    assert_eq!(
+        gateway.json("bdev_nvme_attach_controller", &attach),
+        serde_json::json!(["Nvme0n1", "Nvme0n5"])
+    );
+    let bdev = &gateway.json("bdev_get_bdevs", r#"{"name":"Nvme0n5"}"#)[0];
+    assert_eq!((&bdev["num_blocks"], &bdev["block_size"]), (&65536.into(), &512.into()));
+    let controllers = gateway.json("bdev_nvme_get_controllers", "{}");
+    assert_eq!(controllers.as_array().map(Vec::len), Some(1), "{controllers}");
+    assert_eq!(controllers[0]["ctrlrs"][0]["state"], "enabled");
+    assert!(gateway.refused(&["call", "bdev_nvme_attach_controller", &attach]).contains("already"));
+    gateway.ok(&["call", "bdev_nvme_detach_controller", r#"{"name":"Nvme0"}"#]);
+    assert_eq!(gateway.json("bdev_nvme_get_controllers", "{}"), serde_json::json!([]));
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    // By NQN, at the address that its discovery service tells.
+    let nqn = "nqn.2026-01.org.example:array";
+    let table =
+        gateway.ok(&["backend", "attach", "far", "--address", &address, "--subnqn", nqn, "--discovery"]);
+    assert!(table.contains("farn1") && table.contains("farn5"), "{table}");
+    let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
+    assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
+    assert!(gateway.refused(&none).contains(&address));
+    let nobody = free_address().to_string();
+    assert!(gateway.refused(&["backend", "discover", &nobody]).contains(&nobody));
+}

@@ -164,6 +164,18 @@ pub enum Change {
         /// The LUN's UUID.
         uuid: Option<Uuid>,
     },
+    /// The namespaces of an array's subsystem as backends. Legal if nothing has their names.
+    Attach {
+        /// One for each.
+        backends: Vec<Backend>,
+        /// Each with a LUN of its name that presents it whole.
+        whole: bool,
+    },
+    /// Backends, the LUNs that present them whole, and their namespaces. Legal as [`Change::BdevDelete`].
+    Detach {
+        /// Which.
+        names: Vec<String>,
+    },
     /// Both again. Legal if they belong together; its namespaces go too, as with SPDK.
     BdevDelete {
         /// Which.

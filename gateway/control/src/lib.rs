@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod admin;
 pub mod engine;
 pub mod error;
 pub mod jsonrpc;

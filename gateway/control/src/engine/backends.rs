@@ -149,24 +149,12 @@ pub async fn bring_up<'a>(
 
 /// What an array's channels are made from.
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
-    let invalid = |field: &str, e: &dyn std::fmt::Display| {
-        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
-    };
-    let address = backend.address.ok_or_else(|| invalid("address", &"missing"))?;
-    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
-    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
-    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
-    // The host identifier goes with the host NQN, so that an array knows both by either.
-    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
-    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
+    let address = backend.address.ok_or_else(missing)?;
     let kato_ms = backend.keep_alive_s.unwrap_or(5).clamp(1, 600) * 1000;
     let controller = ControllerConfig {
         addrs: vec![address],
-        identity: Identity {
-            host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &format!("{e:?}")))?,
-            host_id: *host_id.as_bytes(),
-            subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &format!("{e:?}")))?,
-        },
+        identity: identity(backend, gateway)?,
         purpose: Purpose::Nvm { nsid: backend.nsid.unwrap_or(1) },
         digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),
         kato_ms,
@@ -181,6 +169,27 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
     };
     let config = NvmeTcpConfig { controller, command_timeout: Duration::from_secs(30), requests };
     Ok(Opened { len_bytes: 0, block_bytes: 512, source: Source::NvmeTcp(Box::new(config)) })
+}
+
+/// Who we are to an array, and which of its subsystems we mean.
+///
+/// # Errors
+/// The backend's names are no NQNs.
+pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
+    let invalid = |field: &str, e: &dyn std::fmt::Debug| {
+        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e:?}", backend.name))
+    };
+    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
+    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
+    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
+    // The host identifier goes with the host NQN, so that an array knows both by either.
+    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
+    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    Ok(Identity {
+        host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &e))?,
+        host_id: *host_id.as_bytes(),
+        subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &e))?,
+    })
 }
 
 /// A UUID (version 8) that follows from a name.

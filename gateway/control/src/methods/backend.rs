@@ -30,7 +30,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeName) -> Reply {
     Ok(names.map(|name| render(&view, name)).collect())
 }
 
-fn render(view: &View, name: &str) -> Value {
+pub(super) fn render(view: &View, name: &str) -> Value {
     let Some(backend) = view.state.backends.get(name) else { return Value::Null };
     let mut value = json!({
         "name": name,

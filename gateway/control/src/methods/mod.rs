@@ -3,6 +3,7 @@
 //! What it is: one file a group here, SPDK's in [`crate::spdk`]. Each only translates into an
 //! [`Action`](crate::Action).
 
+pub mod array;
 pub mod backend;
 pub mod config;
 pub mod gateway;
@@ -78,8 +79,10 @@ macro_rules! methods {
 }
 
 methods! {
+    "backend_attach" => array::attach,
     "backend_create" => backend::create,
     "backend_delete" => backend::delete,
+    "backend_discover" => array::discover,
     "backend_list" => backend::list,
     "pool_create" => pool::create,
     "pool_delete" => pool::delete,

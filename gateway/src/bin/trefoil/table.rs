@@ -5,7 +5,14 @@ use serde_json::Value;
 /// The columns of a method's table: field and heading. Empty: every field, one a line.
 pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
-        "backend_list" => &[
+        "backend_discover" => &[
+            ("subnqn", "SUBSYSTEM"),
+            ("type", "TYPE"),
+            ("address", "ADDRESS"),
+            ("namespaces", "NAMESPACES"),
+            ("why", "UNREACHABLE BECAUSE"),
+        ],
+        "backend_list" | "backend_attach" => &[
             ("name", "NAME"),
             ("type", "TYPE"),
             ("state", "STATE"),
