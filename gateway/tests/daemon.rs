@@ -10,6 +10,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use trefoil_control::admin::Admin;
+use trefoil_storage::initiator::Identity;
+use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::identify::cns;
 
 /// A running gateway in a directory of its own.
 struct Daemon {
@@ -149,14 +153,75 @@ fn what_was_acknowledged_survives_a_kill() {
     assert!(luns.contains("16MiB") && !luns.contains("\nb "), "{luns}");
 }
 
+/// A host's view of the gateway: the discovery log, and of a subsystem Identify data of all it shows.
+fn host_view(address: &str, nqn: &str) -> String {
+    let nqn_of = |nqn: &str| Nqn::new(nqn).expect("an NQN");
+    let ask = |nqn: &str| {
+        let identity = Identity {
+            host_nqn: nqn_of("nqn.2026-01.org.example:h"),
+            host_id: [7; 16],
+            subsystem_nqn: nqn_of(nqn),
+        };
+        Admin::connect(address.parse().expect("an address"), identity).expect("connects")
+    };
+    let mut admin = ask(nqn);
+    let mut controller = admin.identify(cns::CONTROLLER, 0).expect("Identify Controller");
+    // CNTLID differs from connection to connection.
+    controller[78..80].fill(0);
+    let mut view = vec![(0, controller)];
+    for nsid in admin.namespaces().expect("a list") {
+        view.push((nsid, admin.identify(cns::NAMESPACE, nsid).expect("Identify Namespace")));
+        view.push((nsid, admin.identify(cns::NAMESPACE_DESCRIPTORS, nsid).expect("descriptors")));
+    }
+    admin.close().expect("its end");
+    let mut discovery = ask(Nqn::DISCOVERY.as_str());
+    let log = discovery.discovery_log().expect("a log");
+    discovery.close().expect("its end");
+    let bytes = view.iter().map(|(nsid, data)| format!("{nsid} {data:02x?}\n")).collect::<String>();
+    format!("{bytes}{log:?}")
+}
+
 #[test]
 fn a_lost_database_is_rebuilt_from_the_pool() {
-    let mut gateway = Daemon::start();
+    let address = free_address().to_string();
+    let listen = format!("allow_any_host = true\nlisteners = [\"{address}\"]");
+    let mut gateway = Daemon::with(&DOCUMENT.replace("allow_any_host = true", &listen));
+    let nqn = "nqn.2026-01.org.example:s";
+    // None of this is in the document.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
-    let before = gateway.ok(&["--json", "pool", "show", "tank"]);
+    gateway.ok(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
+    gateway.ok(&["subsystem", "add-namespace", nqn, "b", "--nsid", "9"]);
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "1"]);
+    gateway.ok(&["subsystem", "add-namespace", nqn, "a", "--nsid", "4"]);
+    let own = "nqn.2026-01.org.example:own";
+    gateway.ok(&[
+        "subsystem",
+        "create",
+        own,
+        "--serial",
+        "OWN1",
+        "--host",
+        "nqn.2026-01.org.example:h",
+        "--listen",
+        &address,
+    ]);
+    gateway.ok(&["subsystem", "add-namespace", own, "c", "--nsid", "2"]);
+    let state = |gateway: &Daemon| {
+        [["pool", "show", "tank"].as_slice(), &["subsystem", "list"], &["lun", "list"]]
+            .map(|list| gateway.ok(&[&["--json"], list].concat()))
+    };
+    let before = (state(&gateway), host_view(&address, nqn), host_view(&address, own));
+    for _ in 0..2 {
+        std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+        gateway.kill_and_restart();
+        assert_eq!((state(&gateway), host_view(&address, nqn), host_view(&address, own)), before);
+    }
+    // What is taken away stays away, though the document still says it.
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "4"]);
     std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
     gateway.kill_and_restart();
-    assert_eq!(gateway.ok(&["--json", "pool", "show", "tank"]), before);
+    let namespaces = gateway.ok(&["subsystem", "list", nqn]);
+    assert!(namespaces.contains("9=b") && !namespaces.contains("=a"), "{namespaces}");
 }
 
 #[test]

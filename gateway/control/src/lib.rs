@@ -12,6 +12,7 @@ pub mod action;
 pub mod admin;
 pub mod engine;
 pub mod error;
+pub mod exports;
 pub mod jsonrpc;
 pub mod methods;
 pub mod metrics;

@@ -221,7 +221,10 @@ impl Engine {
     async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
         let mut made = Made::default();
-        let ready = self.bring_up(&mut next, &mut made).await;
+        let mut ready = self.bring_up(&mut next, &mut made, seeding).await;
+        if ready.is_ok() {
+            ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
+        }
         let changes = self.state.changes_to(&next);
         let ready = match ready {
             Ok(()) if changes.is_empty() && !seeding => Ok(()),
@@ -232,6 +235,7 @@ impl Engine {
         };
         if let Err(refusal) = ready {
             self.undo(made).await;
+            self.keep_exports().await;
             return Err(refusal);
         }
         let old = std::mem::replace(&mut self.state, Arc::new(next));
@@ -241,7 +245,7 @@ impl Engine {
     }
 
     /// Brings up what `next` has and the state in force lacks.
-    async fn bring_up(&mut self, next: &mut State, made: &mut Made) -> Result<(), Refusal> {
+    async fn bring_up(&mut self, next: &mut State, made: &mut Made, seeding: bool) -> Result<(), Refusal> {
         for (name, backend) in &next.backends {
             if self.state.backends.contains_key(name) {
                 continue;
@@ -260,6 +264,13 @@ impl Engine {
         }
         if made.pools.iter().any(|(_, is_new)| !is_new) {
             self.pools.adopt_into(next);
+            if seeding {
+                self.pools.adopt_exports(next);
+                if let Some(problem) = next.to_config(&self.gateway).check().into_iter().next() {
+                    let what = format!("the document doesn't go with what the pools keep: {problem}");
+                    return Err(Refusal::new(Fault::Invalid, what));
+                }
+            }
         }
         for lun in next.luns.values_mut() {
             let now = self.state.luns.get(&lun.name);
@@ -405,8 +416,16 @@ impl Engine {
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
         }
         self.state = Arc::new(state);
+        self.keep_exports().await;
         self.place_all();
         self.publish().await
+    }
+
+    /// Lets the pools keep who sees their LUNs now, as far as they can.
+    async fn keep_exports(&mut self) {
+        if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
+            tracing::error!(%error, "a pool doesn't keep who sees its LUNs; only the store knows it");
+        }
     }
 
     async fn publish(&mut self) -> Result<(), Refusal> {
@@ -458,6 +477,7 @@ impl Engine {
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
             self.state = Arc::new(state);
         }
+        self.keep_exports().await;
         if self.place_all() { self.publish().await } else { Ok(()) }
     }
 

@@ -1,23 +1,24 @@
 //! Pools: the engine's side of the layout that lies on their backends.
 //!
 //! The pool is the truth about its LUNs, the store only a copy: when a pool is opened, the copy is
-//! brought up to it ([`Pools::adopt_into`]). So a lost database is rebuilt up to what no pool knows:
-//! which subsystems show a LUN, and to whom.
+//! brought up to it ([`Pools::adopt_into`]). Which subsystems show a LUN, and to whom, is kept on the pool
+//! too ([`crate::exports`]), so that a lost database can be rebuilt.
 
 use super::backends::Live;
 use super::cores::Cores;
 use super::topology::Placed;
 use super::view::PoolView;
 use crate::error::{Fault, Refusal};
+use crate::exports::{self, Record};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
-    BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, Found, Frozen, LunError, NewLun,
-    NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun, destroy_pool,
-    grow_lun, open_pool, scan,
+    BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
+    LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun,
+    destroy_pool, grow_lun, open_pool, scan, store_exports,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -168,8 +169,7 @@ impl Pools {
             self.open_as(&io, &spec.name, first, backends).await?;
             tracing::warn!(
                 pool = spec.name,
-                "the pool lies on its backends already: it was opened, with its LUNs. Which subsystems \
-                 showed them, and to whom, only the store knew"
+                "the pool lies on its backends already: it was opened, with its LUNs"
             );
             return Ok(false);
         }
@@ -287,6 +287,66 @@ impl Pools {
                 adopt(state, name, lun);
             }
         }
+    }
+
+    /// What the open pools keep of who sees their LUNs.
+    fn records(&self) -> impl Iterator<Item = (&String, Record)> {
+        self.open.iter().filter_map(|(name, pool)| match Record::parse(&pool.table().exports) {
+            Ok(record) => record.map(|record| (name, record)),
+            Err(why) => {
+                tracing::error!(pool = name, why, "what the pool keeps of its exports can't be read");
+                None
+            }
+        })
+    }
+
+    /// Brings a state that a document made up to what the pools keep of who sees their LUNs.
+    pub fn adopt_exports(&self, state: &mut State) {
+        let mut held = BTreeMap::new();
+        let mut records = Vec::new();
+        for (name, record) in self.records() {
+            tracing::warn!(pool = name, "its LUNs are shown as the pool says, and not as the document does");
+            let luns = self.open.get(name).into_iter().flat_map(|pool| &pool.table().luns);
+            for uuid in luns.map(|lun| Uuid::from_bytes(lun.uuid.0)) {
+                let known = state.luns.values().find(|lun| lun.uuid == Some(uuid));
+                held.extend(known.map(|lun| (uuid, lun.name.clone())));
+            }
+            records.push(record);
+        }
+        exports::adopt(state, &held, records);
+    }
+
+    /// Lets every pool keep who sees its LUNs in this state. One that takes no changes is left out, and is
+    /// brought up to date when it does.
+    ///
+    /// # Errors
+    /// There is too much of it, or a backend fails.
+    pub async fn keep_exports(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Result<(), Refusal> {
+        let kept: BTreeMap<String, Record> =
+            self.records().map(|(name, record)| (name.clone(), record)).collect();
+        let revision = kept.values().map(|record| record.revision).max().unwrap_or(0) + 1;
+        let names: Vec<String> = self.open.keys().cloned().collect();
+        for name in names {
+            let wanted = Record::of(state, &name, revision);
+            if kept.get(&name).is_some_and(|kept| kept.is_same(&wanted)) {
+                continue;
+            }
+            if let Some(Frozen::Missing(_)) = self.open.get(&name).and_then(Pool::frozen) {
+                tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
+                continue;
+            }
+            let mut pool = self.take_usable(cores, lives, &name).await?;
+            let stored = store_exports(&Through::new(cores, lives), &mut pool, wanted.bytes()).await;
+            self.open.insert(name, pool);
+            stored.map_err(|e| {
+                let fault = match &e {
+                    ExportsError::Table { .. } => Fault::NoSpace,
+                    ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
+                };
+                Refusal::new(fault, e.to_string())
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes a LUN in its pool, or finds it there.

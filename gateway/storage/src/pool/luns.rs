@@ -144,6 +144,35 @@ pub enum LunError {
     },
 }
 
+/// Why a pool doesn't keep who sees its LUNs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportsError {
+    /// They don't fit.
+    #[error("pool {pool}: {error}")]
+    Table {
+        /// The pool.
+        pool: String,
+        /// Why.
+        error: TableError,
+    },
+    /// The pool takes no changes.
+    #[error("pool {pool}: {why}")]
+    Frozen {
+        /// The pool.
+        pool: String,
+        /// Why.
+        why: Frozen,
+    },
+    /// I/O failed; the pool is frozen until it is opened again.
+    #[error("pool {pool}: {error}")]
+    Io {
+        /// The pool.
+        pool: String,
+        /// The I/O.
+        error: IoError,
+    },
+}
+
 /// Makes a LUN that reads as zeros. If it fails or is cut short, the LUN doesn't exist.
 ///
 /// # Errors
@@ -186,6 +215,25 @@ pub async fn delete_lun<I: PoolIo>(
     let mut table = pool.table.clone();
     table.luns.retain(|other| other.uuid != lun);
     pool.commit(io, table, &name).await
+}
+
+/// Keeps `exports` with the layout: who sees the LUNs. Does nothing if it keeps them already.
+///
+/// # Errors
+/// [`ExportsError`].
+pub async fn store_exports<I: PoolIo>(io: &I, pool: &mut Pool, exports: Vec<u8>) -> Result<(), ExportsError> {
+    let name = pool.name.clone();
+    if pool.table.exports == exports {
+        return Ok(());
+    }
+    if let Some(why) = pool.frozen.clone() {
+        return Err(ExportsError::Frozen { pool: name, why });
+    }
+    let table = Table { exports, ..pool.table.clone() };
+    if let Err(error) = table.emit() {
+        return Err(ExportsError::Table { pool: name, error });
+    }
+    pool.write(io, table).await.map_err(|error| ExportsError::Io { pool: name, error })
 }
 
 async fn zero_and_publish<I: PoolIo>(io: &I, pool: &mut Pool, zeroing: Zeroing) -> Result<(), LunError> {
