@@ -498,3 +498,43 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     let nobody = free_address().to_string();
     assert!(gateway.refused(&["backend", "discover", &nobody]).contains(&nobody));
 }
+
+#[test]
+fn a_disk_that_comes_late_is_served_without_a_restart() {
+    let whole = r#"
+[[backend]]
+name = "file1"
+type = "file"
+path = "DIR/file1.img"
+size = "8MiB"
+
+[[lun]]
+name = "w"
+backend = "file1"
+"#;
+    let mut gateway = Daemon::with(&format!("{DOCUMENT}{whole}"));
+    let before = gateway.ok(&["--json", "lun", "list"]);
+    let path = |name: &str| gateway.dir.path().join(name);
+    let (disks, away) = (["file0.img", "file1.img"].map(path), ["away0", "away1"].map(path));
+    gateway.child.kill().expect("SIGKILL");
+    gateway.child.wait().expect("its end");
+    for (disk, away) in disks.iter().zip(&away) {
+        std::fs::rename(disk, away).expect("moved");
+    }
+    gateway.child = spawn(gateway.dir.path());
+    let backends = gateway.ok(&["backend", "list"]);
+    assert!(backends.matches(" down ").count() == 2 && backends.contains("No such file"), "{backends}");
+    let pool = gateway.ok(&["pool", "show", "tank"]);
+    assert!(pool.contains("down") && pool.contains("none of the backends"), "{pool}");
+    assert_eq!(gateway.ok(&["lun", "list"]).matches(" down ").count(), 2);
+    assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
+    // A change of something else is carried out meanwhile.
+    gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
+    for (disk, away) in disks.iter().zip(&away) {
+        std::fs::rename(away, disk).expect("moved back");
+    }
+    wait_for("both LUNs are served", || gateway.ok(&["--json", "lun", "list"]) == before);
+    assert!(!gateway.ok(&["backend", "list"]).contains(" down "));
+    assert!(gateway.ok(&["pool", "show", "tank"]).contains("up"));
+    gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
+}

@@ -220,7 +220,7 @@ mod tests {
             r#"trefoil_lun_ops_total{name="a",op="read"} 2"#,
             r#"trefoil_lun_moved_bytes_total{name="a",op="read"} 8192"#,
             r#"trefoil_lun_errors_total{name="a"} 1"#,
-            r#"trefoil_lun_latency_seconds_bucket{le="4.096e-6",name="a"} 1"#,
+            r#"trefoil_lun_latency_seconds_bucket{le="0.000004096",name="a"} 1"#,
             r#"trefoil_lun_latency_seconds_bucket{le="+Inf",name="a"} 2"#,
             r#"trefoil_lun_latency_seconds_count{name="a"} 2"#,
         ] {

@@ -74,7 +74,8 @@ pub struct Setting<'a> {
     pub requests: usize,
     /// For arrays: who we say that we are, where the backend doesn't say.
     pub gateway: &'a str,
-    /// Whether an array that doesn't answer now may come later.
+    /// The backend was there before: an array that doesn't answer now may come later, and a file that is missing is
+    /// not made anew, for what comes later has the data.
     pub patient: bool,
 }
 
@@ -94,7 +95,7 @@ pub async fn bring_up<'a>(
     let opened = match backend.kind {
         BackendType::NvmeTcp => array(backend, gateway, requests)?,
         BackendType::Memory | BackendType::Null | BackendType::File => {
-            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken)).await;
+            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken, !patient)).await;
             opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
         }
     };
@@ -217,7 +218,7 @@ fn owner_of(name: &str, cores: u16) -> CoreId {
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
-fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
     let block_bytes = backend.block_bytes.unwrap_or(512);
     let size = backend.size.unwrap_or_default();
     match (backend.kind, &backend.path) {
@@ -231,16 +232,16 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
                 region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
-        (BackendType::File, Some(path)) => open_file(backend, path, taken),
+        (BackendType::File, Some(path)) => open_file(backend, path, taken, make),
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
 }
 
-fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: {}", backend.name, path.display());
     let fail = |e: io::Error| device(what(), &e);
-    if let Some(size) = backend.size {
+    if let Some(size) = backend.size.filter(|_| make) {
         create_file(path, size.0).map_err(fail)?;
     }
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
@@ -329,17 +330,22 @@ mod tests {
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
-        let missing = open(&file(&path, None), &[]).err().expect("a refusal");
+        let missing = open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(missing.fault, Fault::Device);
-        let opened = open(&file(&path, Some(1 << 20)), &[]).expect("opened");
+        let gone = open(&file(&path, Some(1 << 20)), &[], false).err().expect("a refusal");
+        assert!(gone.fault == Fault::Device && !path.exists());
+        let opened = open(&file(&path, Some(1 << 20)), &[], true).expect("opened");
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
-        let twice = open(&file(&path, None), &[lock.identity]).err().expect("a refusal");
+        let twice = open(&file(&path, None), &[lock.identity], true).err().expect("a refusal");
         assert_eq!(twice.fault, Fault::InUse);
-        let locked = open(&file(&path, None), &[]).err().expect("a refusal");
+        let locked = open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
-        assert_eq!(open(&file(&path, Some(2 << 20)), &[]).err().expect("a refusal").fault, Fault::Invalid);
-        assert!(open(&file(&path, None), &[]).is_ok());
+        assert_eq!(
+            open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
+            Fault::Invalid
+        );
+        assert!(open(&file(&path, None), &[], true).is_ok());
     }
 }

@@ -34,6 +34,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use topology::{Numbers, Placed};
 use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
 use trefoil_storage::Msg;
@@ -41,6 +42,8 @@ use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
 use view::{BackendView, View};
 
+/// The first and the longest pause before what is down is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// What a change that is under way may still take once a stop is asked for.
 const HURRY: Duration = Duration::from_secs(2);
 
@@ -67,8 +70,10 @@ pub struct Engine {
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
-    /// Backends and pools that could not be brought up at the start, and why.
+    /// `backend/NAME` and `pool/NAME` that could not be brought up, and why.
     down: BTreeMap<String, String>,
+    /// How long to wait before what is down is tried again.
+    retry_after: Duration,
     pools: Pools,
     placed: BTreeMap<String, Placed>,
     numbers: Numbers,
@@ -90,7 +95,7 @@ impl Engine {
     ///
     /// # Errors
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
-    /// a backend, pool or listener that fails then is left out, with a log line.
+    /// a backend, pool or listener that fails then is left out, with a log line; backends and pools are tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, store, found, cpus } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
@@ -116,6 +121,7 @@ impl Engine {
             state: Arc::default(),
             live: BTreeMap::new(),
             down: BTreeMap::new(),
+            retry_after: RETRY.0,
             pools: Pools::default(),
             placed: BTreeMap::new(),
             numbers: Numbers::default(),
@@ -148,7 +154,9 @@ impl Engine {
         };
         tokio::task::spawn_local(beside.run(queries));
         let changed = self.changed.clone();
+        let mut retry_at = Instant::now() + self.retry_after;
         loop {
+            let retries = !self.down.is_empty() && *self.phase.borrow() == Phase::Running;
             tokio::select! {
                 asked = asks.recv() => {
                     let Some((action, tell)) = asked else { return };
@@ -165,6 +173,13 @@ impl Engine {
                     let _ = tell.send(outcome);
                 }
                 () = changed.notified() => {}
+                () = tokio::time::sleep_until(retry_at), if retries => {
+                    tokio::select! {
+                        () = self.retry() => {}
+                        () = stop_is_late(&mut hurried) => {}
+                    }
+                    retry_at = Instant::now() + self.retry_after;
+                }
             }
             tokio::select! {
                 heeded = self.heed_events() => if let Err(error) = heeded {
@@ -358,10 +373,10 @@ impl Engine {
         }
         for name in old.pools.keys().filter(|name| !state.pools.contains_key(*name)) {
             self.pools.delete(&self.cores, &self.live, name).await?;
-            self.down.remove(name);
+            self.down.remove(&format!("pool/{name}"));
         }
         for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
-            self.down.remove(name);
+            self.down.remove(&format!("backend/{name}"));
             if let Some(live) = self.live.remove(name) {
                 backends::take_down(&self.cores, &live).await?;
             }
@@ -388,14 +403,14 @@ impl Engine {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
                     tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
-                    self.down.insert(name.clone(), error.message);
+                    self.down.insert(format!("backend/{name}"), error.message);
                 }
             }
         }
         for (name, pool) in &state.pools {
             if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
                 tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
-                self.down.insert(name.clone(), error.message);
+                self.down.insert(format!("pool/{name}"), error.message);
             }
         }
         let stored = state.clone();
@@ -462,12 +477,50 @@ impl Engine {
         if resized { self.place_again().await } else { Ok(()) }
     }
 
+    /// Tries again what is down. The pause before the next time doubles, until something comes up.
+    async fn retry(&mut self) {
+        let state = self.state.clone();
+        let mut came_up = false;
+        for (name, backend) in &state.backends {
+            let key = format!("backend/{name}");
+            if !self.down.contains_key(&key) {
+                continue;
+            }
+            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
+            let others = self.live.values();
+            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
+                Ok(live) => {
+                    tracing::info!(backend = name, "a backend that was down is up");
+                    self.live.insert(name.clone(), live);
+                    self.down.remove(&key);
+                    came_up = true;
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
+            }
+        }
+        let before = self.down.len();
+        if let Err(error) = self.place_again().await {
+            tracing::error!(%error, "what came up can't be served");
+        }
+        came_up |= self.down.len() < before;
+        self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
+    }
+
     /// Opens pools whose backends were found at last, and places LUNs anew.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
-            if self.down.contains_key(name) && self.pools.open(&self.cores, pool, &self.live).await.is_ok() {
-                self.down.remove(name);
+            let key = format!("pool/{name}");
+            let all_up = pool.backends.iter().all(|backend| self.live.contains_key(backend));
+            if !self.down.contains_key(&key) && !(all_up && self.pools.is_missing_members(name)) {
+                continue;
+            }
+            match self.pools.open(&self.cores, pool, &self.live).await {
+                Ok(()) => {
+                    tracing::info!(pool = name, "a pool that was down is up");
+                    self.down.remove(&key);
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
             }
         }
         self.pools.adopt_into(&mut state);

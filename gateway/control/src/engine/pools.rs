@@ -447,6 +447,11 @@ impl Pools {
         Ok(Placed { block_bytes: found.block_bytes, len_bytes, extents })
     }
 
+    /// Whether it is open without some of its members.
+    pub fn is_missing_members(&self, name: &str) -> bool {
+        matches!(self.open.get(name).and_then(Pool::frozen), Some(Frozen::Missing(_)))
+    }
+
     /// For tables.
     pub fn views(&self) -> BTreeMap<String, PoolView> {
         let view = |pool: &Pool| {

@@ -24,7 +24,7 @@ pub struct View {
     pub epoch: u64,
     /// Backends that are up.
     pub backends: BTreeMap<String, BackendView>,
-    /// Backends and pools that are down since the start, and why.
+    /// `backend/NAME` and `pool/NAME` that are down, and why. They are tried again by and by.
     pub down: BTreeMap<String, String>,
     /// Pools that are up.
     pub pools: BTreeMap<String, PoolView>,

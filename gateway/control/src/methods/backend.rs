@@ -41,7 +41,7 @@ pub(super) fn render(view: &View, name: &str) -> Value {
         "nsid": backend.nsid,
         "used_by": used_by(view, name),
     });
-    let live = match (view.backends.get(name), view.down.get(name)) {
+    let live = match (view.backends.get(name), view.down.get(&format!("backend/{name}"))) {
         (Some(live), _) => json!({
             "len_bytes": live.len_bytes,
             "block_bytes": live.block_bytes,

@@ -20,6 +20,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("block_bytes", "BLOCK"),
             ("core", "CORE"),
             ("used_by", "USED BY"),
+            ("why", "WHY"),
         ],
         "pool_list" => &[
             ("name", "NAME"),
@@ -27,6 +28,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("capacity_bytes", "CAPACITY"),
             ("free_bytes", "FREE"),
             ("backends", "BACKENDS"),
+            ("why", "WHY"),
         ],
         "lun_list" => &[
             ("name", "NAME"),
