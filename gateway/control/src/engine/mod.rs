@@ -512,7 +512,8 @@ impl Engine {
         for (name, pool) in &self.state.pools {
             let key = format!("pool/{name}");
             let all_up = pool.backends.iter().all(|backend| self.live.contains_key(backend));
-            if !self.down.contains_key(&key) && !(all_up && self.pools.is_missing_members(name)) {
+            let is_complete_now = all_up && self.pools.is_missing_members(name);
+            if !is_complete_now && !self.down.contains_key(&key) {
                 continue;
             }
             match self.pools.open(&self.cores, pool, &self.live).await {
