@@ -54,8 +54,7 @@ impl Pipe {
     /// # Errors
     /// What the socket says.
     pub fn new(socket: TcpStream, x: Exchange, depth: usize) -> Result<Self> {
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+        crate::proc::prepare(&socket)?;
         let sizes = [x.request_bytes, x.data_bytes, x.grant_bytes, x.reply_bytes];
         let mut templates = sizes.map(|size| vec![0; size]);
         for (kind, template) in templates.iter_mut().enumerate() {
