@@ -1,4 +1,6 @@
 //! A gateway whose hosts are connected and do nothing: what it costs, and how fast it wakes up.
+//!
+//! The hosts' side spins, so that what is measured is the gateway's waking and not its own.
 
 use super::shape::sound;
 use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
@@ -24,8 +26,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Gateway::new(&options.place, dir.path(), gateway::system(settings, at, NQN, vec![memory]))?;
     gateway.start()?;
     let specs: Vec<HostSpec> = (0..HOSTS).map(|n| idle_host(at, n, 1)).collect();
-    let mut load =
-        Load::start(&specs, Some(CLIENT_CPU), trefoil_poll::core::Idle::Adaptive { spin_us: 50 }, 64)?;
+    let mut load = Load::start(&specs, Some(CLIENT_CPU), trefoil_poll::core::Idle::Spin, 64)?;
     load.wait_up(UP_WITHIN)?;
     std::thread::sleep(PAUSE);
     let mut outcome = Outcome::default();
