@@ -25,6 +25,6 @@ pub mod store;
 pub use action::{Action, Change, Phase};
 pub use engine::cores::{CoreMsg, Cores, Ends};
 pub use engine::handle::{Handle, LunTotals, Outcome};
-pub use engine::{Engine, Seed};
+pub use engine::{Engine, Seed, socket_options};
 pub use error::{Fault, Refusal};
 pub use methods::Methods;

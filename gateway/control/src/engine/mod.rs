@@ -40,6 +40,7 @@ use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
 use trefoil_storage::Msg;
 use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
+use trefoil_sys::socket::{self, CongestionControl};
 use view::{BackendView, View};
 
 /// The first and the longest pause before what is down is tried again.
@@ -90,6 +91,15 @@ pub struct Engine {
     channel_requests: usize,
 }
 
+/// How the gateway's TCP connections are to be, those of hosts and those to arrays.
+pub fn socket_options(gateway: &Gateway) -> socket::Options {
+    let named = gateway.tcp_congestion_control.as_deref();
+    socket::Options {
+        congestion_control: named.and_then(CongestionControl::new),
+        ..socket::Options::default()
+    }
+}
+
 impl Engine {
     /// Brings the gateway up: what is stored, or at the first start what the document says.
     ///
@@ -113,7 +123,7 @@ impl Engine {
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
-            placement: Placement::new(cores.clone()),
+            placement: Placement::new(cores.clone(), socket_options(&gateway)),
             cores,
             gateway,
             cpus,

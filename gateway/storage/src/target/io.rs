@@ -6,7 +6,7 @@
 //! Range guards: Compare and the fused Compare-and-Write need that no other write of the same LUN touches their blocks
 //! between the compare and the write. The place to take a guard is [`Engine::execute_io`], just before
 //! [`Engine::submit`], and the place to let it go is [`Engine::continue_io`], once a command has no further part: those
-//! two see every request of a host exactly once. Guards are to be striped by LUN and block range on the LUN's owner
+//! two see every request of a host exactly once. [`Engine::write_now`] then asks only whether a guard is held. Guards are to be striped by LUN and block range on the LUN's owner
 //! core, with a count of active compares beside each stripe, so that a write of a LUN without compares passes with one
 //! load of a counter.
 
@@ -80,6 +80,37 @@ impl Engine {
         }
     }
 
+    /// Answers a Read with a loan at once, if its LUN is memory of this core's.
+    #[inline]
+    pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Step> {
+        let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
+        let view = self.recheck(at, &range, false).ok()?;
+        let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
+        let loan = cx.luns.as_mut()?.lend(view.lun, offset, len)?;
+        let slot = &mut self.slots[at];
+        (slot.lun, slot.loan) = (view.lun, Some(loan));
+        Some(self.continue_io(cx, at, Ok(())))
+    }
+
+    /// Carries a Write of `data` out at once, if its LUN is memory of this core's. Nothing is volatile there, so FUA
+    /// asks for no more.
+    #[inline]
+    pub(super) fn write_now<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        data: &[u8],
+    ) -> Option<Step> {
+        let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
+        let view = self.recheck(at, &range, true).ok()?;
+        let offset = range.slba << view.block_shift;
+        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
+            return None;
+        }
+        self.slots[at].lun = view.lun;
+        Some(self.continue_io(cx, at, Ok(())))
+    }
+
     /// A part of the command is done.
     #[inline]
     pub(super) fn continue_io<I: StorageIo>(
@@ -99,17 +130,17 @@ impl Engine {
             self.luns.failed(slot.lun);
             return self.fail(at, status_of(fault));
         }
-        let kind = match opcode {
+        let (kind, bytes) = match opcode {
             io_opcode::READ => {
                 slot.send_len = slot.len;
-                Kind::Read
+                (Kind::Read, slot.len.into())
             }
-            io_opcode::WRITE => Kind::Write,
-            io_opcode::FLUSH => Kind::Flush,
-            _ => Kind::Trim,
+            io_opcode::WRITE => (Kind::Write, slot.len.into()),
+            io_opcode::FLUSH => (Kind::Flush, 0),
+            _ => (Kind::Trim, slot.part_bytes),
         };
         let ns = now.as_ns().saturating_sub(slot.since.as_ns());
-        self.luns.done(slot.lun, kind, slot.part_bytes, ns);
+        self.luns.done(slot.lun, kind, bytes, ns);
         match opcode {
             io_opcode::FLUSH => self.flush(cx, at),
             io_opcode::DATASET_MANAGEMENT => match IoCommand::parse(&self.slots[at].sqe) {
