@@ -29,7 +29,10 @@ pub fn serve(config: Config, report: &Report) -> anyhow::Result<()> {
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
     let seed = move |cores| Seed { cores, config, store, found, cpus: report.cpus.clone() };
-    until_end(&runtime, running, control(ends, seed, socket))
+    let ended = until_end(&runtime, running, control(ends, seed, socket));
+    // Whoever still asks an array what it has is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// How the control plane ended.
