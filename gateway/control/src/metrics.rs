@@ -171,7 +171,10 @@ impl Collector for Luns {
 fn octaves(latency: &Latency) -> Vec<(f64, u64)> {
     let bounds = (0..BUCKETS).map(|at| Latency::above_ns(at).map_or(f64::INFINITY, |ns| ns as f64 / 1e9));
     let eighths: Vec<_> = bounds.zip(latency.0).collect();
-    eighths.chunks(8).map(|c| (c.last().map_or(f64::INFINITY, |b| b.0), c.iter().map(|b| b.1).sum())).collect()
+    eighths
+        .chunks(8)
+        .map(|c| (c.last().map_or(f64::INFINITY, |b| b.0), c.iter().map(|b| b.1).sum()))
+        .collect()
 }
 
 fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
