@@ -207,6 +207,9 @@ impl<M: Send> UringIo<M> {
                 None => {}
             }
         }
+        // First, since what the ring brings makes sockets hot that have nothing more yet: after a sleep the answer goes
+        // out before they are tried.
+        let hot = self.poll_hot(handler);
         let mut batch = std::mem::take(&mut self.batch);
         let completions = self.ring.completions(&mut batch);
         let any = at_once > 0 || !completions.is_empty();
@@ -214,7 +217,7 @@ impl<M: Send> UringIo<M> {
             self.dispatch(completion, handler);
         }
         self.batch = batch;
-        any | self.poll_hot(handler)
+        any | hot
     }
 
     fn dispatch<H: Handler<Self>>(&mut self, completion: &cqueue::Entry, handler: &mut H) {
