@@ -32,6 +32,8 @@ pub struct Sock {
     pub outbox: Vec<u8>,
     /// The host takes nothing.
     pub deaf: bool,
+    /// Bytes that it has taken of a send all the same.
+    pub taken_bytes: u64,
     eof: bool,
 }
 
@@ -77,6 +79,9 @@ impl Io for TestIo {
         let sock = &mut self.socks[sock.0 as usize];
         assert!(sock.open && sock.sending.is_none() && !list.is_empty(), "one send at a time");
         sock.sending = Some(list);
+    }
+    fn taken_bytes(&mut self, sock: SockId) -> u64 {
+        self.socks[sock.0 as usize].taken_bytes
     }
     fn close(&mut self, sock: SockId) {
         self.socks[sock.0 as usize].closing = true;
