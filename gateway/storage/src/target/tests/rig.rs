@@ -158,6 +158,7 @@ pub fn topology() -> Topology {
     };
     Topology {
         epoch: 1,
+        quiesce_ms: 30_000,
         luns: vec![lun("a", 8192), lun("bb", 8192), lun("ccc", 8192)],
         subsystems: vec![Subsystem {
             nqn: SUBNQN.into(),
@@ -241,6 +242,7 @@ impl Rig {
         self.topology.epoch += 1;
         let snapshot = |t: &Topology| Topology {
             epoch: t.epoch,
+            quiesce_ms: t.quiesce_ms,
             luns: t.luns.clone(),
             subsystems: t.subsystems.clone(),
             portals: t.portals.clone(),
