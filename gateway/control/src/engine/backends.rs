@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
-use trefoil_config::{Backend, BackendType, Bytes, default_serial};
+use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
@@ -152,7 +152,7 @@ pub async fn bring_up<'a>(
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
     let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
     let address = backend.address.ok_or_else(missing)?;
-    let kato_ms = backend.keep_alive_s.unwrap_or(5).clamp(1, 600) * 1000;
+    let kato_ms = backend.keep_alive_s.unwrap_or(MAX_KEEP_ALIVE_S).clamp(1, MAX_KEEP_ALIVE_S) * 1000;
     let controller = ControllerConfig {
         addrs: vec![address],
         identity: identity(backend, gateway)?,
