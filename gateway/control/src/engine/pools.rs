@@ -17,7 +17,7 @@ use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, Found, Frozen, LunError, NewLun,
     NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun, destroy_pool,
-    grow_lun, open_pool, scan,
+    grow_lun, open_pool, scan, undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -119,6 +119,7 @@ fn lun_refusal(e: LunError) -> Refusal {
         LunError::NotFound { .. } => Fault::NotFound,
         LunError::Busy { .. } | LunError::InUse { .. } => Fault::InUse,
         LunError::NoSpace { .. } | LunError::Table { .. } => Fault::NoSpace,
+        LunError::Io { error, .. } if error.fault == IoFault::NoSpace => Fault::NoSpace,
         LunError::Frozen { .. } | LunError::Io { .. } => Fault::Device,
     };
     Refusal::new(fault, e.to_string())
@@ -347,6 +348,20 @@ impl Pools {
         self.open.insert(name.into(), pool);
         grown.map_err(lun_refusal)?;
         self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
+    }
+
+    /// Makes a LUN as small again as `lun` says, after a growth that no core was told of.
+    ///
+    /// # Errors
+    /// A backend fails.
+    pub async fn undo_growth(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let blocks = lun.size.unwrap_or_default().0 / u64::from(lun.block_bytes.unwrap_or(512));
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let undone = undo_growth(&Through::new(cores, lives), &mut pool, uuid, blocks).await;
+        self.open.insert(name.into(), pool);
+        undone.map_err(lun_refusal)
     }
 
     /// Deletes a LUN that no core presents any more.

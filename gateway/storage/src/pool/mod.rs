@@ -49,7 +49,7 @@ pub use create::{CreatePoolError, DestroyPoolError, NewMember, NewPool, create_p
 pub use format::Damage;
 pub use import::{ImportError, Imported, import_namespace};
 pub use label::{Label, LabelState, Owner};
-pub use luns::{LunError, NewLun, Zeroed, Zeroing, create_lun, delete_lun, grow_lun};
+pub use luns::{LunError, NewLun, Zeroed, Zeroing, create_lun, delete_lun, grow_lun, undo_growth};
 pub use open::{Found, OpenPoolError, open_pool, scan};
 pub use table::{MemberEntry, PoolLun, Run, Table, TableError};
 
