@@ -4,6 +4,8 @@
 
 mod support;
 
+#[path = "faults/damage.rs"]
+mod damage;
 #[path = "faults/full_disk.rs"]
 mod full_disk;
 #[path = "faults/kills.rs"]

@@ -217,9 +217,12 @@ fn under_the_state_store() {
     disk.fill(0);
     // The store goes on within what it has, then it is full.
     let named = |number: usize| json!({ "name": format!("h{number}"), "nqn": support::host_nqn(number) });
-    let refused = (0..5000)
-        .find_map(|number| gateway.try_call("host_create", named(number)).err().map(|error| (number, error)));
-    let (stored, error) = refused.expect("the store never gets full");
+    let until_full = |gateway: &Daemon, first: usize| {
+        let store =
+            |number| gateway.try_call("host_create", named(number)).err().map(|error| (number, error));
+        (first..first + 5000).find_map(store).expect("the store never gets full")
+    };
+    let (stored, error) = until_full(&gateway, 0);
     let path = gateway.path("small/state/state.redb").display().to_string();
     let is_clear = |error: &str| {
         error.contains("nothing has changed") && error.contains(&path) && error.contains("No space left")
@@ -264,5 +267,13 @@ fn under_the_state_store() {
     expect_filled(&mut pair.io, 3, 0..4 * MIB, 0x88, "room again");
     expect_filled(&mut pair.io, 3, 4 * MIB..8 * MIB, 0, "room again");
     goes_on(&mut fleet, "room again");
+    // A gateway that comes back on a full store serves what is there.
+    disk.fill(0);
+    until_full(&gateway, stored + 1);
+    let full = look(&gateway);
+    gateway.kill_and_restart();
+    assert_eq!(look(&gateway), full);
+    expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "restarted on a full store");
+    goes_on(&mut fleet, "restarted on a full store");
     fleet.finish();
 }

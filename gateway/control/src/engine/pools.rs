@@ -109,6 +109,19 @@ fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     })
 }
 
+/// What a backend turned out to be, for a person.
+fn tell(backend: &str, found: &Found) -> String {
+    match found {
+        Found::Member(label) => {
+            format!("{backend} belongs to pool {} ({})", label.pool_name, label.pool_uuid)
+        }
+        Found::Unfinished(label) => format!("{backend} is left from the unfinished pool {}", label.pool_name),
+        Found::Free => format!("{backend} has none"),
+        Found::Damaged(damage) => format!("{backend} has a damaged one: {damage}"),
+        Found::Failed(error) => error.to_string(),
+    }
+}
+
 fn lun_refusal(e: LunError) -> Refusal {
     let fault = match &e {
         LunError::Name { .. }
@@ -202,26 +215,27 @@ impl Pools {
         // A backend that is down is missing; the pool is then served as far as it goes.
         let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
         let found = scan(&io, &backends).await;
-        let mut uuid = None;
+        let uuid = found.iter().find_map(|found| match found {
+            Found::Member(label) => Some(label.pool_uuid),
+            _ => None,
+        });
+        let uuid = uuid.ok_or_else(|| {
+            let each: Vec<_> = backends.iter().zip(&found).map(|(b, found)| tell(&b.name, found)).collect();
+            let what = format!("no backend of pool `{}` has its label: {}", spec.name, each.join("; "));
+            Refusal::new(Fault::Device, what)
+        })?;
         let mut members = Vec::new();
         for (backend, found) in backends.into_iter().zip(found) {
-            match found {
-                Found::Member(label) if *uuid.get_or_insert(label.pool_uuid) == label.pool_uuid => {
-                    members.push(backend);
-                }
-                other => {
-                    tracing::error!(
-                        pool = spec.name,
-                        backend = backend.name,
-                        ?other,
-                        "not a member of this pool"
-                    );
+            match &found {
+                Found::Member(label) if label.pool_uuid == uuid => members.push(backend),
+                // It may have lost its label.
+                Found::Free | Found::Damaged(_) => members.push(backend),
+                Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
+                    let what = tell(&backend.name, &found);
+                    tracing::error!(pool = spec.name, what, "not a member of this pool");
                 }
             }
         }
-        let uuid = uuid.ok_or_else(|| {
-            Refusal::new(Fault::Device, format!("none of the backends of pool `{}` has its label", spec.name))
-        })?;
         self.open_as(&io, &spec.name, uuid, members).await
     }
 
