@@ -4,6 +4,8 @@
 
 mod support;
 
+#[path = "faults/array_away.rs"]
+mod array_away;
 #[path = "faults/damage.rs"]
 mod damage;
 #[path = "faults/full_disk.rs"]
