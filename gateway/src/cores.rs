@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow};
 use std::io;
 use trefoil_config::{Gateway, MAX_BACKENDS};
-use trefoil_control::{CoreMsg, Ends};
+use trefoil_control::{CoreMsg, Ends, socket_options};
 use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
@@ -45,6 +45,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
             max_sockets,
             max_files: MAX_BACKENDS as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            socket_options: socket_options(gateway),
             ..UringConfig::default()
         };
         let config = CoreConfig { cpu: Some(cpu), idle, uring };

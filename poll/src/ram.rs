@@ -159,7 +159,7 @@ impl Ram {
     /// # Errors
     /// [`RamError`], and nothing was copied.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), RamError> {
-        let to = self.writable(at, from.len() as u64)?;
+        let to = self.range_mut(at, from.len() as u64)?;
         if from.len() >= STREAM_BYTES {
             stream(to, from)
         } else {
@@ -173,11 +173,15 @@ impl Ram {
     /// # Errors
     /// [`RamError`], and nothing was zeroed.
     pub fn zero(&mut self, at: u64, len: u64) -> Result<(), RamError> {
-        self.writable(at, len)?.fill(0);
+        self.range_mut(at, len)?.fill(0);
         Ok(())
     }
 
-    fn writable(&mut self, at: u64, len: u64) -> Result<&mut [u8], RamError> {
+    /// `len` bytes from `at` on, to be changed in place.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn range_mut(&mut self, at: u64, len: u64) -> Result<&mut [u8], RamError> {
         let store = self.store();
         let range = store.range(at, len)?;
         if store.is_lent(&range) {

@@ -8,13 +8,58 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Sizes of the kernel's buffers; `None` leaves the kernel's own tuning on.
+/// What a connection's sender is paced and limited by; `None` leaves the kernel's own choice and tuning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_SNDBUF, in bytes; the kernel doubles it for its own overhead.
     pub send_buffer_bytes: Option<usize>,
     /// SO_RCVBUF, in bytes; likewise.
     pub recv_buffer_bytes: Option<usize>,
+    /// TCP_CONGESTION.
+    pub congestion_control: Option<CongestionControl>,
+}
+
+/// The name of one of the kernel's congestion control algorithms (`cubic`, `dctcp`, ...), as tcp(7) says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CongestionControl([u8; Self::MAX_LEN]);
+
+impl CongestionControl {
+    /// The longest name is one byte shorter (the kernel's TCP_CA_NAME_MAX).
+    const MAX_LEN: usize = 16;
+
+    /// `None` if no algorithm can be called that.
+    pub fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; Self::MAX_LEN];
+        let fits = !name.is_empty() && name.len() < Self::MAX_LEN && !name.contains('\0');
+        bytes.get_mut(..name.len()).filter(|_| fits)?.copy_from_slice(name.as_bytes());
+        Some(Self(bytes))
+    }
+
+    /// Lets `socket`, or what a listener accepts from now on, use it.
+    ///
+    /// # Errors
+    /// `ENOENT` if the kernel doesn't have it, `EPERM` if only root may choose it.
+    pub fn set(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fd = socket.as_fd().as_raw_fd();
+        let len = self.name().len() as libc::socklen_t;
+        // SAFETY: the kernel reads `len` bytes of the name, which lives through the call.
+        let done = unsafe {
+            libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, self.0.as_ptr().cast(), len)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        let len = self.0.iter().position(|&b| b == 0).unwrap_or(self.0.len());
+        std::str::from_utf8(self.0.get(..len).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for CongestionControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// An address in the kernel's form.
@@ -43,15 +88,14 @@ impl SockAddr {
     }
 }
 
-/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit the buffer
-/// sizes.
+/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options`.
 ///
 /// # Errors
 /// What socket(2), bind(2) and listen(2) say.
 pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<TcpListener> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    set_buffers(&fd, options)?;
+    set(&fd, options)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
     let backlog = Backlog::new(backlog)?;
     nix::sys::socket::listen(&fd, backlog)?;
@@ -65,7 +109,7 @@ pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<Tc
 pub fn for_connect(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-    set_buffers(&fd, options)?;
+    set(&fd, options)?;
     Ok(fd)
 }
 
@@ -116,12 +160,15 @@ fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
-fn set_buffers(fd: &OwnedFd, options: Options) -> io::Result<()> {
+fn set(fd: &OwnedFd, options: Options) -> io::Result<()> {
     if let Some(bytes) = options.send_buffer_bytes {
         setsockopt(fd, sockopt::SndBuf, &bytes)?;
     }
     if let Some(bytes) = options.recv_buffer_bytes {
         setsockopt(fd, sockopt::RcvBuf, &bytes)?;
+    }
+    if let Some(algorithm) = options.congestion_control {
+        algorithm.set(fd)?;
     }
     Ok(())
 }
@@ -133,7 +180,12 @@ mod tests {
 
     #[test]
     fn accepted_sockets_are_ready() {
-        let options = Options { send_buffer_bytes: Some(1 << 16), recv_buffer_bytes: Some(1 << 16) };
+        let options = Options {
+            send_buffer_bytes: Some(1 << 16),
+            recv_buffer_bytes: Some(1 << 16),
+            // Every kernel has this one, and everybody may use it.
+            congestion_control: CongestionControl::new("reno"),
+        };
         let listener = listen(([127, 0, 0, 1], 0).into(), 8, options).expect("listens");
         assert_eq!(listener.accept().expect_err("nobody yet").kind(), io::ErrorKind::WouldBlock);
         let addr = listener.local_addr().expect("bound");
