@@ -1,10 +1,15 @@
 //! `trefoild` and `trefoil` as processes: seeding, restarts, kills, a lost database, refusals.
 #![forbid(unsafe_code)]
 
-mod support;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
-use std::process::Command;
-use support::daemon::Daemon;
+/// A running gateway in a directory of its own.
+struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
 
 const DOCUMENT: &str = r#"
 [gateway]
@@ -36,9 +41,66 @@ allow_any_host = true
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
+fn spawn(dir: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trefoild"))
+        .arg(dir.join("trefoil.toml"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("trefoild starts");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("its output");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    assert!(line.starts_with("trefoild ready: rpc="), "{line:?}");
+    child
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = DOCUMENT.replace("DIR", &dir.path().display().to_string());
+        std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
+        Self { child: spawn(dir.path()), dir }
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_trefoil"))
+            .arg("--socket")
+            .arg(self.dir.path().join("rpc.sock"))
+            .args(args)
+            .output()
+            .expect("trefoil runs")
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).expect("text")
+    }
+
+    fn kill_and_restart(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("its end");
+        self.child = spawn(self.dir.path());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn what_was_acknowledged_survives_a_kill() {
-    let mut gateway = Daemon::start(DOCUMENT);
+    let mut gateway = Daemon::start();
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:s", "b"]);
     gateway.ok(&["lun", "grow", "a", "16MiB"]);
@@ -53,7 +115,7 @@ fn what_was_acknowledged_survives_a_kill() {
 
 #[test]
 fn a_lost_database_is_rebuilt_from_the_pool() {
-    let mut gateway = Daemon::start(DOCUMENT);
+    let mut gateway = Daemon::start();
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     let before = gateway.ok(&["--json", "pool", "show", "tank"]);
     std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
@@ -63,7 +125,7 @@ fn a_lost_database_is_rebuilt_from_the_pool() {
 
 #[test]
 fn a_refused_change_changes_nothing() {
-    let gateway = Daemon::start(DOCUMENT);
+    let gateway = Daemon::start();
     let before = gateway.ok(&["config", "get"]);
     assert!(gateway.refused(&["lun", "delete", "a"]).contains("is namespace 1"));
     assert!(gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]).contains("-28"));
@@ -82,7 +144,7 @@ fn a_refused_change_changes_nothing() {
 
 #[test]
 fn a_document_is_compared_applied_and_restored() {
-    let gateway = Daemon::start(DOCUMENT);
+    let gateway = Daemon::start();
     let path = |name: &str| gateway.dir.path().join(name).display().to_string();
     assert_eq!(gateway.ok(&["config", "diff", &path("trefoil.toml")]), "no difference\n");
     gateway.ok(&["config", "backup", &path("backup.toml")]);
@@ -105,7 +167,7 @@ fn a_document_is_compared_applied_and_restored() {
 
 #[test]
 fn an_orderly_stop_removes_the_socket() {
-    let mut gateway = Daemon::start(DOCUMENT);
+    let mut gateway = Daemon::start();
     gateway.ok(&["shutdown"]);
     assert!(gateway.child.wait().expect("its end").success());
     assert!(!gateway.dir.path().join("rpc.sock").exists());

@@ -3,6 +3,7 @@
 
 use super::*;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::time::Duration;
 use support::Patience;
@@ -97,8 +98,19 @@ impl Rig {
         Self { array, gateway, fleet }
     }
 
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.array.child.id().cast_signed()), signal).expect("a signal");
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.array.child.id().cast_signed())
+    }
+
+    /// Stops the array; when this returns, all its threads have stopped.
+    fn stop(&self) {
+        kill(self.pid(), Signal::SIGSTOP).expect("a signal");
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("its state");
+        assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+    }
+
+    fn go_on(&self) {
+        kill(self.pid(), Signal::SIGCONT).expect("a signal");
     }
 
     /// Both hosts go on, and neither has seen an error or a new connection.
@@ -124,10 +136,12 @@ impl Rig {
         assert!(after[0] - before[0] < 100 && after[1] - before[1] > 100, "{before:?}, {after:?}");
     }
 
-    /// The backend's state as the gateway tells it.
-    fn state(&self) -> String {
-        let backends = self.gateway.call("backend_list", json!({ "name": "array" }));
-        backends[0]["state"].as_str().unwrap_or_default().to_owned()
+    /// Waits until the gateway tells of the backend's state that it is this one.
+    fn wait_state(&self, wanted: &str) {
+        let patience = Patience::new(format!("the backend to be {wanted}"));
+        while self.gateway.call("backend_list", json!({ "name": "array" }))[0]["state"] != wanted {
+            patience.pause();
+        }
     }
 }
 
@@ -135,12 +149,12 @@ impl Rig {
 fn silent_for_long_and_back() {
     let mut rig = Rig::start(60);
     rig.nobody_noticed("before");
-    rig.signal(Signal::SIGSTOP);
+    rig.stop();
     rig.wait_away();
-    assert_eq!(rig.state(), "lost");
-    rig.signal(Signal::SIGCONT);
+    rig.wait_state("lost");
+    rig.go_on();
     rig.nobody_noticed("the array is back");
-    assert_eq!(rig.state(), "up");
+    rig.wait_state("up");
     rig.fleet.finish();
 }
 
@@ -150,10 +164,10 @@ fn dead_for_long_and_back() {
     rig.nobody_noticed("before");
     rig.array.kill();
     rig.wait_away();
-    assert_eq!(rig.state(), "lost");
+    rig.wait_state("lost");
     rig.array.restart();
     rig.nobody_noticed("the array is back");
-    assert_eq!(rig.state(), "up");
+    rig.wait_state("up");
     rig.fleet.finish();
 }
 
@@ -164,7 +178,7 @@ fn silent_past_the_loss_timeout() {
     fill(&mut pair.io, 1, 0..MIB, 0x3c).expect("written");
     rig.fleet.run(0..1, 0);
     rig.fleet.wait_done(0..1);
-    rig.signal(Signal::SIGSTOP);
+    rig.stop();
     // The first commands wait for it, those after it is given up are answered at once.
     for round in 0..3 {
         let read = pair.io.read(1, 0, 4096).0;
@@ -180,7 +194,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.wait_ops(1, ops + 100);
     // The host's connection and its other namespace are as good as before.
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
-    rig.signal(Signal::SIGCONT);
+    rig.go_on();
     let patience = Patience::new("the array's LUN to be there again");
     while pair.io.read(1, 0, 4096).0 != Status::SUCCESS {
         patience.pause();
@@ -193,6 +207,6 @@ fn silent_past_the_loss_timeout() {
     assert!(held(4096..8192, 0x3c) || held(4096..8192, 0x99), "a write that failed was done by halves");
     rig.fleet.run(0..1, ENDLESS);
     rig.nobody_noticed("it is back after the loss timeout");
-    assert_eq!(rig.state(), "up");
+    rig.wait_state("up");
     rig.fleet.finish();
 }
