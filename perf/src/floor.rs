@@ -12,6 +12,7 @@
 mod pipe;
 mod relay;
 mod store;
+mod wake;
 
 use anyhow::{Result, bail};
 use pipe::{Kind, Pipe, Waiter};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use relay::run as run_relay;
 use store::Store;
+pub use wake::run as run_wake;
 
 /// The sizes of one exchange, in bytes, as NVMe/TCP has them for one command without digests.
 #[derive(Clone, Copy, Debug)]

@@ -40,7 +40,13 @@ pub struct LunCore {
 
 macro_rules! cx {
     ($core:ident, $io:ident) => {
-        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+        &mut Cx {
+            io: $io,
+            arena: &mut $core.arena,
+            requests: &mut $core.requests,
+            done: &mut $core.done,
+            luns: None,
+        }
     };
 }
 

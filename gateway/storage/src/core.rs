@@ -48,10 +48,23 @@ pub struct CoreLimits {
     pub foreign_requests: usize,
 }
 
-/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it.
+/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it: with the LUN
+/// layer for the target, and without for the LUN layer.
 macro_rules! cx {
     ($core:ident, $io:ident) => {
-        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+        cx!($core, $io, luns: None)
+    };
+    ($core:ident, $io:ident, with luns) => {
+        cx!($core, $io, luns: Some(&mut $core.luns))
+    };
+    ($core:ident, $io:ident, luns: $luns:expr) => {
+        &mut Cx {
+            io: $io,
+            arena: &mut $core.arena,
+            requests: &mut $core.requests,
+            done: &mut $core.done,
+            luns: $luns,
+        }
     };
 }
 
@@ -106,7 +119,7 @@ impl<I: StorageIo> StorageCore<I> {
         let origin = done.origin();
         match origin.owner {
             _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
-            Owner::Target => self.target.on_completed(cx!(self, io), done),
+            Owner::Target => self.target.on_completed(cx!(self, io, with luns), done),
             Owner::Control | Owner::Workload => io.post_control(Msg::Completed(done)),
         }
     }
@@ -126,7 +139,7 @@ impl<I: StorageIo> StorageCore<I> {
         let (arena, target) = (&mut self.arena, &mut self.target);
         let (requests, done) = (&mut self.requests, &mut self.done);
         while let Some(Lost::Request(identity)) = arena.repair_next() {
-            target.on_lost(&mut Cx { io, arena, requests, done }, identity);
+            target.on_lost(&mut Cx { io, arena, requests, done, luns: None }, identity);
         }
     }
 }
@@ -134,7 +147,7 @@ impl<I: StorageIo> StorageCore<I> {
 impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
         match self.owner(sock) {
-            SockOwner::Target => self.target.on_received(cx!(self, io), sock, bytes),
+            SockOwner::Target => self.target.on_received(cx!(self, io, with luns), sock, bytes),
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_received(cx, sock, bytes));
             }
@@ -145,7 +158,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
         match self.owner(sock) {
-            SockOwner::Target => self.target.on_filled(cx!(self, io), sock, buf),
+            SockOwner::Target => self.target.on_filled(cx!(self, io, with luns), sock, buf),
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_filled(cx, sock, buf));
             }
@@ -254,11 +267,11 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
         self.drain(io);
-        worked |= self.target.on_turn(cx!(self, io));
+        worked |= self.target.on_turn(cx!(self, io, with luns));
         if !self.requests.is_empty() || !self.done.is_empty() {
             // A timer or freed memory let a command go on; what that completes leaves in this turn.
             self.drain(io);
-            worked |= self.target.on_turn(cx!(self, io));
+            worked |= self.target.on_turn(cx!(self, io, with luns));
         }
         worked
     }

@@ -11,14 +11,14 @@
 //! the channel that has it on its home core (and, on its way over another core, there too).
 
 use crate::backend::nvme_tcp::NvmeTcpChannel;
-use crate::backend::{AnyChannel, Attach, AttachKind, Channel};
+use crate::backend::{AnyChannel, Attach, AttachKind, Channel, Memory};
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Fault, Op, Request, Rest};
-use crate::topology::{BackendId, Extent, Lun, MAX_BACKENDS, MAX_LUNS, Topology};
+use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Topology};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use trefoil_poll::{CoreId, FileDone, Instant, SockId};
+use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
 
 /// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
 pub struct Luns<I: StorageIo> {
@@ -151,6 +151,37 @@ impl<I: StorageIo> Luns<I> {
         }
         request.rest = Rest { offset: request.offset, len: request.len, ..Rest::default() };
         self.submit_part(cx, request);
+    }
+
+    /// Lends `len` bytes of `lun` at `offset` at once, if they lie in this core's memory and nothing holds them up.
+    /// Otherwise a request finds out what there is to say.
+    #[inline]
+    pub fn lend(&mut self, lun: LunId, offset: u64, len: u32) -> Option<Loan> {
+        let (memory, at) = self.memory(lun, offset, u64::from(len), false)?;
+        memory.lend(at, len)
+    }
+
+    /// Writes `data` to `lun` at `offset` at once, on the same terms. Whether it did.
+    #[inline]
+    pub fn write(&mut self, lun: LunId, offset: u64, data: &[u8]) -> bool {
+        let place = self.memory(lun, offset, data.len() as u64, true);
+        place.is_some_and(|(memory, at)| memory.write(at, data))
+    }
+
+    /// The memory in which a range of a LUN lies whole, and where.
+    #[inline]
+    fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
+        let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == Kind::Whole)?;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= map.len_bytes);
+        // Who waits for loans to end comes first.
+        if !inside || (write && map.read_only) || !self.waiting.is_empty() {
+            return None;
+        }
+        let place = self.channels.get_mut(map.backend as usize).filter(|place| !place.detaching)?;
+        match &mut place.channel {
+            Some(AnyChannel::Memory(memory)) => Some((memory, offset + map.backend_offset)),
+            _ => None,
+        }
     }
 
     /// A request that is mapped already: control's own, or one from a core without a channel.

@@ -6,6 +6,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 
 /// Bytes read or written by one call at the most.
 pub const IO_BYTES: usize = 256 << 10;
@@ -42,6 +43,8 @@ pub struct Pipe {
     /// Bytes of the message under way that have not come, and its place in the store.
     rest: usize,
     place: usize,
+    /// What one read brought for the store: where to, and where it is in the inbox.
+    puts: Vec<(u64, Range<usize>)>,
     under_way: Kind,
     /// What to send, in order, each with its place in the store; the first is sent up to `sent`.
     queue: VecDeque<(Kind, usize)>,
@@ -71,6 +74,7 @@ impl Pipe {
             },
             rest: 0,
             place: 0,
+            puts: Vec::new(),
             under_way: Kind::Reply,
             queue: VecDeque::with_capacity(2 * depth),
             sent: 0,
@@ -130,13 +134,14 @@ impl Pipe {
             (self.rest, at) = (self.rest - head, at + head);
             let step = self.rest.min(n - at);
             if step > 0 && self.rest <= stored {
-                store.put(self.here(), &self.inbox[at..at + step])?;
+                self.puts.push((self.here() as u64, at..at + step));
             }
             (self.rest, at) = (self.rest - step, at + step);
             if self.rest == 0 {
                 self.push(each(self.under_way), store);
             }
         }
+        store.put(self.puts.drain(..).map(|(to, from)| (to, &self.inbox[from])))?;
         Ok(true)
     }
 

@@ -67,13 +67,13 @@ impl Store {
         self.all.as_ref()?.get(at..at + self.piece_bytes)
     }
 
-    /// Puts what came to its place, if there is one.
+    /// Puts what came in one read, each piece given with its place, where it belongs, if there is such a place.
     ///
     /// # Errors
     /// A place past the end.
-    pub fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+    pub fn put<'a>(&mut self, pieces: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<()> {
         match &mut self.ram {
-            Some(ram) => Ok(ram.write(at as u64, bytes)?),
+            Some(ram) => Ok(ram.write_all(pieces)?),
             None => Ok(()),
         }
     }

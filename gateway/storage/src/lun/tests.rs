@@ -40,7 +40,7 @@ impl Core {
 
     fn with<T>(&mut self, run: impl FnOnce(&mut Luns<TestIo>, &mut Cx<'_, TestIo>) -> T) -> T {
         let Self { io, arena, requests, done, luns, .. } = self;
-        run(luns, &mut Cx { io, arena, requests, done })
+        run(luns, &mut Cx { io, arena, requests, done, luns: None })
     }
 
     fn attach(&mut self, id: u32, len_bytes: u64, kind: AttachKind<Vec<u8>>) {

@@ -65,7 +65,7 @@ impl Gateway {
 
     fn with<R>(&mut self, at: usize, run: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, TestIo>) -> R) -> R {
         let Core { io, arena, channel, requests, done, .. } = &mut self.cores[at];
-        run(channel, &mut Cx { io, arena, requests, done })
+        run(channel, &mut Cx { io, arena, requests, done, luns: None })
     }
 
     fn run(&mut self) {

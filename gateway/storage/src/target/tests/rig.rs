@@ -226,6 +226,7 @@ impl Rig {
             arena: &mut core.arena,
             requests: &mut core.requests,
             done: &mut core.done,
+            luns: None,
         };
         f(&mut core.target, &mut cx)
     }
