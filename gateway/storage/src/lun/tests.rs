@@ -427,3 +427,43 @@ fn a_write_waits_for_what_is_lent() {
     }
     assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
 }
+
+/// A place in pieces, elsewhere, read-only, lent, waited for or leaving is for a request to deal with.
+#[test]
+fn what_is_in_this_cores_memory_needs_no_request() {
+    let mut core = Core::new(0, 210);
+    core.luns = Luns::new(CoreId(0)).with_room(8);
+    core.attach_memory(0);
+    core.attach_file(1, 64 * KIB);
+    let whole = lun(64 * KIB, &[(0, 64 * KIB, 0, 128 * KIB)]);
+    let frozen = Lun { read_only: true, ..whole.clone() };
+    let in_pieces = lun(64 * KIB, &[(0, 32 * KIB, 0, 0), (32 * KIB, 32 * KIB, 0, 64 * KIB)]);
+    let elsewhere = lun(64 * KIB, &[(0, 64 * KIB, 1, 0)]);
+    core.present(vec![whole, frozen, in_pieces, elsewhere]);
+    let (end, all) = (64 * KIB, LunId(0));
+    let luns = &mut core.luns;
+    assert!(luns.write(all, end - 4, b"abcd"));
+    let loan = luns.lend(LunId(1), end - 4, 4).expect("a read-only LUN can be read");
+    assert_eq!(&*loan, b"abcd");
+    assert!(!luns.write(all, end - 2, b"xy"), "lent");
+    drop(loan);
+    for (lun, at) in
+        [(all, end - 1), (all, u64::MAX), (LunId(1), 0), (LunId(2), 0), (LunId(3), 0), (LunId(9), 0)]
+    {
+        assert!(!luns.write(lun, at, b"xy"), "{lun:?} at {at}");
+    }
+    assert!(luns.lend(all, end - 1, 2).is_none() && luns.lend(LunId(3), 0, 2).is_none());
+
+    let loan = core.luns.lend(all, 0, 4).expect("free again");
+    let waits = core.request(Op::Write, 0, 4, Some(b"wxyz"));
+    core.submit(waits);
+    assert!(!core.luns.write(all, 4, b"xy") && core.luns.lend(all, 4, 2).is_none(), "others wait");
+    drop(loan);
+    let (_, buf, result) = core.settle().remove(0);
+    assert_eq!(result, Ok(()));
+    buf.into_iter().for_each(|buf| core.arena.free(buf));
+    assert_eq!(&*core.luns.lend(all, 0, 4).expect("nobody waits"), b"wxyz");
+
+    core.with(|luns, cx| luns.detach(cx, BackendId(0)));
+    assert!(!core.luns.write(all, 0, b"xy"), "gone");
+}
