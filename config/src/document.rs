@@ -205,7 +205,9 @@ pub struct Backend {
     /// `nvme-tcp`: PDU data digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<bool>,
-    /// `nvme-tcp`: keep-alive timeout in seconds.
+    /// `nvme-tcp`: keep-alive timeout in seconds, 1 to [`MAX_KEEP_ALIVE_S`](crate::MAX_KEEP_ALIVE_S), which is also what it
+    /// is if absent. An array forgets a gateway that died, and the writes that it had sent, after this time; it should be
+    /// no longer than the hosts'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
     /// `nvme-tcp`: for how long I/O waits for a lost array before hosts get a path error, in seconds.

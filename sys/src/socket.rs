@@ -151,6 +151,23 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
     usize::try_from(n).map_err(|_| last_errno())
 }
 
+/// Bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1); 0 if that can't be had.
+pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
+    // Where `tcpi_bytes_acked` stands in struct tcp_info (include/uapi/linux/tcp.h).
+    const AT: usize = 120;
+    let mut info = [0u8; AT + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: `info` is writable for `len` bytes; the kernel writes no more than that.
+    let result = unsafe {
+        let to = info.as_mut_ptr().cast();
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len)
+    };
+    match info.last_chunk() {
+        Some(bytes) if result == 0 && len as usize == info.len() => u64::from_ne_bytes(*bytes),
+        _ => 0,
+    }
+}
+
 fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
@@ -177,6 +194,33 @@ fn set(fd: &OwnedFd, options: Options) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::net::TcpStream;
+
+    #[test]
+    fn what_a_peer_takes_is_counted() {
+        use std::io::{Read, Write};
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listens");
+        let mut sender = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (mut reader, _) = listener.accept().expect("a connection");
+        // It sends until nothing fits: neither here nor there.
+        sender.set_nonblocking(true).expect("an option");
+        let fill = |sender: &mut TcpStream| {
+            let mut sent = 0;
+            while let Ok(n) = sender.write(&[7; 65536]) {
+                sent += n;
+            }
+            sent
+        };
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let mut sent = fill(&mut sender);
+        let stuck = bytes_acked(sender.as_fd());
+        assert!(stuck < sent as u64, "{stuck} of {sent} bytes");
+        let mut into = vec![0; 1 << 20];
+        while bytes_acked(sender.as_fd()) < stuck + (1 << 20) {
+            assert!(std::time::Instant::now() < until, "it took {sent} bytes and none is acknowledged");
+            reader.read_exact(&mut into[..65536]).expect("bytes");
+            sent += fill(&mut sender);
+        }
+    }
 
     #[test]
     fn accepted_sockets_are_ready() {

@@ -7,7 +7,7 @@
 use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
-use crate::request::{Completed, Owner, Request};
+use crate::request::{Completed, Owner, Request, Rest, Stream};
 use crate::target::{Target, TargetLimits};
 use crate::topology::BackendId;
 use std::collections::VecDeque;
@@ -105,17 +105,34 @@ impl<I: StorageIo> StorageCore<I> {
             while let Some(request) = self.requests.pop_front() {
                 self.luns.submit(cx!(self, io), request);
             }
-            let Some(done) = self.done.pop_front() else { break };
-            self.finish(io, done);
+            if let Some(done) = self.done.pop_front() {
+                self.finish(io, done);
+            } else if let Some(stream) = self.target.next_cancel() {
+                self.cancel(io, stream);
+            } else {
+                break;
+            }
         }
         while let Some((sock, backend)) = self.luns.take_new_sock() {
             self.set_owner(sock, SockOwner::Initiator(backend));
         }
     }
 
+    /// A queue of this core's is gone: its requests are cancelled wherever they are. They are all on their way by now, so
+    /// that the message comes after them.
+    #[cold]
+    fn cancel(&mut self, io: &mut I, stream: Stream) {
+        self.luns.cancel(cx!(self, io), None, stream);
+        for core in (0..io.cores()).filter(|core| *core != stream.core.0) {
+            io.post(CoreId(core), Msg::Cancel(None, stream));
+        }
+    }
+
     /// One completion: on to its next part, to its owner here, or home.
     fn finish(&mut self, io: &mut I, done: Completed) {
-        let Some(done) = self.luns.on_completed(cx!(self, io), done) else { return };
+        let target = &self.target;
+        let is_wanted = |origin| target.is_wanted(origin);
+        let Some(done) = self.luns.on_completed(cx!(self, io), done, is_wanted) else { return };
         let origin = done.origin();
         match origin.owner {
             _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
@@ -136,10 +153,14 @@ impl<I: StorageIo> StorageCore<I> {
 
     /// Frees what a bug of ours dropped, and completes the requests among it with Internal Error.
     fn repair(&mut self, io: &mut I) {
-        let (arena, target) = (&mut self.arena, &mut self.target);
-        let (requests, done) = (&mut self.requests, &mut self.done);
-        while let Some(Lost::Request(identity)) = arena.repair_next() {
-            target.on_lost(&mut Cx { io, arena, requests, done, luns: None }, identity);
+        while let Some(Lost::Request { identity, holder }) = self.arena.repair_next() {
+            // It no longer keeps its backend: not here, nor on the core to which it went.
+            let (backend, core) = Rest::holder(holder);
+            self.luns.on_lost(cx!(self, io), backend);
+            if core != io.core() && backend != Rest::NOWHERE {
+                io.post(core, Msg::Lost(backend));
+            }
+            self.target.on_lost(cx!(self, io), identity);
         }
     }
 }
@@ -239,6 +260,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 self.luns.submit_backend(cx!(self, io), id, request);
             }
             Msg::Completed(done) => self.done.push_back(done),
+            Msg::Lost(backend) => self.luns.on_lost(cx!(self, io), backend),
+            Msg::Cancel(only, stream) => self.luns.cancel(cx!(self, io), only, stream),
             Msg::Ctrlr(msg) => match from {
                 Some(from) => self.target.on_ctrlr(cx!(self, io), from, msg),
                 None => debug_assert!(false, "control sent {msg:?}"),

@@ -10,7 +10,7 @@
 use super::{Channel, payload};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
-use crate::request::{Fault, Op, Request};
+use crate::request::{Fault, Op, Request, Stream};
 use std::collections::VecDeque;
 use trefoil_poll::Loan;
 use trefoil_poll::ram::{Ram, RamError};
@@ -105,6 +105,15 @@ impl<I: StorageIo> Channel<I> for Memory {
         }
         let result = self.run(&mut request);
         cx.complete(request, result);
+    }
+
+    fn cancel(&mut self, cx: &mut Cx<'_, I>, stream: Stream) {
+        for _ in 0..self.zeroing.len() {
+            match self.zeroing.pop_front() {
+                Some((request, _)) if request.is_of(stream) => cx.complete(request, Err(Fault::Aborted)),
+                other => self.zeroing.extend(other),
+            }
+        }
     }
 
     fn is_idle(&self) -> bool {
