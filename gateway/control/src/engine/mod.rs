@@ -309,7 +309,9 @@ impl Engine {
                     place
                 }
                 (Some(_), _) if now.is_some_and(|now| now.size != lun.size) => {
-                    self.pools.grow_lun(&self.cores, &self.live, lun).await?
+                    let grown = self.pools.grow_lun(&self.cores, &self.live, lun).await?;
+                    made.grown.extend(now.cloned().zip(self.placed.get(&name).cloned()));
+                    grown
                 }
                 (_, Some(backend)) if now.is_none() => {
                     let live = self.live.get(backend);
@@ -347,6 +349,14 @@ impl Engine {
         made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
         for name in &made.placed {
             self.placed.remove(name);
+        }
+        for (lun, place) in made.grown {
+            match self.pools.undo_growth(&self.cores, &self.live, &lun).await {
+                Ok(()) => drop(self.placed.insert(lun.name, place)),
+                Err(error) => {
+                    tracing::error!(%error, lun = lun.name, "a failed change has grown a LUN for good")
+                }
+            }
         }
         for lun in &made.luns {
             if let Err(error) = self.pools.delete_lun(&self.cores, &self.live, lun).await {
@@ -602,6 +612,8 @@ struct Made {
     /// Each with whether it was made, and not only opened.
     pools: Vec<(String, bool)>,
     luns: Vec<trefoil_config::Lun>,
+    /// As they were, and where.
+    grown: Vec<(trefoil_config::Lun, Placed)>,
     placed: Vec<String>,
     portals: Vec<SocketAddr>,
 }

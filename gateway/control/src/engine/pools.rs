@@ -18,7 +18,7 @@ use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
     LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun,
-    destroy_pool, grow_lun, open_pool, scan, store_exports,
+    destroy_pool, grow_lun, open_pool, scan, store_exports, undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -110,6 +110,19 @@ fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     })
 }
 
+/// What a backend turned out to be, for a person.
+fn tell(backend: &str, found: &Found) -> String {
+    match found {
+        Found::Member(label) => {
+            format!("{backend} belongs to pool {} ({})", label.pool_name, label.pool_uuid)
+        }
+        Found::Unfinished(label) => format!("{backend} is left from the unfinished pool {}", label.pool_name),
+        Found::Free => format!("{backend} has none"),
+        Found::Damaged(damage) => format!("{backend} has a damaged one: {damage}"),
+        Found::Failed(error) => error.to_string(),
+    }
+}
+
 fn lun_refusal(e: LunError) -> Refusal {
     let fault = match &e {
         LunError::Name { .. }
@@ -120,6 +133,7 @@ fn lun_refusal(e: LunError) -> Refusal {
         LunError::NotFound { .. } => Fault::NotFound,
         LunError::Busy { .. } | LunError::InUse { .. } => Fault::InUse,
         LunError::NoSpace { .. } | LunError::Table { .. } => Fault::NoSpace,
+        LunError::Io { error, .. } if error.fault == IoFault::NoSpace => Fault::NoSpace,
         LunError::Frozen { .. } | LunError::Io { .. } => Fault::Device,
     };
     Refusal::new(fault, e.to_string())
@@ -201,26 +215,27 @@ impl Pools {
         // A backend that is down is missing; the pool is then served as far as it goes.
         let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
         let found = scan(&io, &backends).await;
-        let mut uuid = None;
+        let uuid = found.iter().find_map(|found| match found {
+            Found::Member(label) => Some(label.pool_uuid),
+            _ => None,
+        });
+        let uuid = uuid.ok_or_else(|| {
+            let each: Vec<_> = backends.iter().zip(&found).map(|(b, found)| tell(&b.name, found)).collect();
+            let what = format!("no backend of pool `{}` has its label: {}", spec.name, each.join("; "));
+            Refusal::new(Fault::Device, what)
+        })?;
         let mut members = Vec::new();
         for (backend, found) in backends.into_iter().zip(found) {
-            match found {
-                Found::Member(label) if *uuid.get_or_insert(label.pool_uuid) == label.pool_uuid => {
-                    members.push(backend);
-                }
-                other => {
-                    tracing::error!(
-                        pool = spec.name,
-                        backend = backend.name,
-                        ?other,
-                        "not a member of this pool"
-                    );
+            match &found {
+                Found::Member(label) if label.pool_uuid == uuid => members.push(backend),
+                // It may have lost its label.
+                Found::Free | Found::Damaged(_) => members.push(backend),
+                Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
+                    let what = tell(&backend.name, &found);
+                    tracing::error!(pool = spec.name, what, "not a member of this pool");
                 }
             }
         }
-        let uuid = uuid.ok_or_else(|| {
-            Refusal::new(Fault::Device, format!("none of the backends of pool `{}` has its label", spec.name))
-        })?;
         self.open_as(&io, &spec.name, uuid, members).await
     }
 
@@ -407,6 +422,20 @@ impl Pools {
         self.open.insert(name.into(), pool);
         grown.map_err(lun_refusal)?;
         self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
+    }
+
+    /// Makes a LUN as small again as `lun` says, after a growth that no core was told of.
+    ///
+    /// # Errors
+    /// A backend fails.
+    pub async fn undo_growth(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let blocks = lun.size.unwrap_or_default().0 / u64::from(lun.block_bytes.unwrap_or(512));
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let undone = undo_growth(&Through::new(cores, lives), &mut pool, uuid, blocks).await;
+        self.open.insert(name.into(), pool);
+        undone.map_err(lun_refusal)
     }
 
     /// Deletes a LUN that no core presents any more.

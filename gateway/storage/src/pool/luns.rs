@@ -192,6 +192,21 @@ pub async fn grow_lun<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64
     zero_and_publish(io, pool, zeroing).await
 }
 
+/// Takes back a growth that no host was shown: the LUN has `blocks` again.
+///
+/// # Errors
+/// [`LunError`].
+pub async fn undo_growth<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64) -> Result<(), LunError> {
+    let name = pool.find(lun)?.name.clone();
+    let mut table = pool.table.clone();
+    let unit_bytes = table.unit_bytes;
+    for lun in table.luns.iter_mut().filter(|other| other.uuid == lun) {
+        lun.blocks = lun.blocks.min(blocks);
+        lun.roll_back(unit_bytes);
+    }
+    pool.commit(io, table, &name).await
+}
+
 /// Deletes a LUN. `in_use` says whether it is presented; then only `force` deletes it. Nothing may be
 /// on its way to it any more.
 ///
