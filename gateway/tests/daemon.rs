@@ -525,7 +525,7 @@ backend = "file1"
     let backends = gateway.ok(&["backend", "list"]);
     assert!(backends.matches(" down ").count() == 2 && backends.contains("No such file"), "{backends}");
     let pool = gateway.ok(&["pool", "show", "tank"]);
-    assert!(pool.contains("down") && pool.contains("has its label"), "{pool}");
+    assert!(pool.contains("down") && pool.contains("all its backends are down"), "{pool}");
     assert_eq!(gateway.ok(&["lun", "list"]).matches(" down ").count(), 2);
     assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
     // A change of something else is carried out meanwhile.

@@ -214,6 +214,10 @@ impl Pools {
         let io = Through::new(cores, lives);
         // A backend that is down is missing; the pool is then served as far as it goes.
         let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
+        if backends.is_empty() {
+            let what = format!("pool `{}`: all its backends are down", spec.name);
+            return Err(Refusal::new(Fault::Device, what));
+        }
         let found = scan(&io, &backends).await;
         let uuid = found.iter().find_map(|found| match found {
             Found::Member(label) => Some(label.pool_uuid),
