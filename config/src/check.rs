@@ -109,7 +109,7 @@ impl Backend {
         use BackendType::{File, Memory, Null, NvmeTcp};
         check_name(&self.name)?;
         let kind = self.kind;
-        let fields: [(&'static str, bool, &[BackendType]); 12] = [
+        let fields: [(&'static str, bool, &[BackendType]); 13] = [
             ("size", self.size.is_some(), &[Memory, Null, File]),
             ("block_bytes", self.block_bytes.is_some(), &[Memory, Null, File]),
             ("path", self.path.is_some(), &[Memory, File]),
@@ -121,7 +121,8 @@ impl Backend {
             ("depth", self.depth.is_some(), &[NvmeTcp]),
             ("header_digest", self.header_digest.is_some(), &[NvmeTcp]),
             ("data_digest", self.data_digest.is_some(), &[NvmeTcp]),
-            ("keep_alive_s", self.keep_alive_s.is_some() || self.loss_timeout_s.is_some(), &[NvmeTcp]),
+            ("keep_alive_s", self.keep_alive_s.is_some(), &[NvmeTcp]),
+            ("loss_timeout_s", self.loss_timeout_s.is_some(), &[NvmeTcp]),
         ];
         if let Some((field, ..)) = fields.iter().find(|(_, set, kinds)| *set && !kinds.contains(&kind)) {
             return wrong(field, format!("a backend of type {} has no such field", kind.as_str()));

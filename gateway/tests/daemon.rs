@@ -240,6 +240,11 @@ fn a_refused_change_changes_nothing() {
     let taken = gateway.dir.path().join("file0.img").display().to_string();
     let create = ["backend", "create", "f", "--type", "file", "--path", &taken];
     assert!(gateway.refused(&create).contains("another backend already"));
+    let create = ["backend", "create", "f", "--type", "file", "--path", &missing, "--loss-timeout-s", "9"];
+    assert!(gateway.refused(&create).contains("loss_timeout_s: a backend of type file"));
+    let array = ["backend", "create", "f", "--type", "nvme-tcp", "--address", "127.0.0.1:1"];
+    let array = [&array[..], &["--subnqn", "nqn.2026-01.org.example:array", "--keep-alive-s", "6"]].concat();
+    assert!(gateway.refused(&array).contains("keep_alive_s: 6 s is not possible"));
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
@@ -489,9 +494,12 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     assert_eq!(gateway.ok(&["config", "get"]), before);
     // By NQN, at the address that its discovery service tells.
     let nqn = "nqn.2026-01.org.example:array";
-    let table =
-        gateway.ok(&["backend", "attach", "far", "--address", &address, "--subnqn", nqn, "--discovery"]);
+    let far = ["backend", "attach", "far", "--address", &address, "--subnqn", nqn, "--discovery"];
+    let keep_alive = |seconds| [&far[..], &["--keep-alive-s", seconds]].concat();
+    assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: 6 s is not possible"));
+    let table = gateway.ok(&keep_alive("2"));
     assert!(table.contains("farn1") && table.contains("farn5"), "{table}");
+    assert_eq!(gateway.ok(&["config", "get"]).matches("keep_alive_s = 2\n").count(), 2);
     let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));

@@ -111,6 +111,16 @@ pub struct NewBackend {
     /// PDU data digests.
     #[arg(long)]
     data_digest: bool,
+    #[command(flatten)]
+    times: ArrayTimes,
+}
+
+/// How long an array is waited for.
+#[derive(ClapArgs)]
+pub struct ArrayTimes {
+    /// Seconds after which a silent array counts as lost, and it us: 1 to 5.
+    #[arg(long)]
+    keep_alive_s: Option<u32>,
     /// Seconds that I/O waits for a lost array.
     #[arg(long)]
     loss_timeout_s: Option<u32>,
@@ -144,6 +154,8 @@ pub enum Backend {
         /// Who we say that we are.
         #[arg(long)]
         hostnqn: Option<String>,
+        #[command(flatten)]
+        times: ArrayTimes,
     },
     /// Let a backend go; its data stays.
     Delete {
@@ -434,17 +446,18 @@ impl Backend {
                     "path": b.path, "address": b.address, "subnqn": b.subnqn, "hostnqn": b.hostnqn,
                     "nsid": b.nsid, "queues": b.queues, "depth": b.depth,
                     "header_digest": flag(b.header_digest), "data_digest": flag(b.data_digest),
-                    "loss_timeout_s": b.loss_timeout_s,
+                    "keep_alive_s": b.times.keep_alive_s, "loss_timeout_s": b.times.loss_timeout_s,
                 }),
             ),
             Self::Discover { address, hostnqn } => {
                 ("backend_discover", json!({ "address": address, "hostnqn": hostnqn }))
             }
-            Self::Attach { name, address, subnqn, discovery, hostnqn } => (
+            Self::Attach { name, address, subnqn, discovery, hostnqn, times } => (
                 "backend_attach",
                 json!({
                     "name": name, "address": address, "subnqn": subnqn, "discovery": flag(*discovery),
-                    "hostnqn": hostnqn,
+                    "hostnqn": hostnqn, "keep_alive_s": times.keep_alive_s,
+                    "loss_timeout_s": times.loss_timeout_s,
                 }),
             ),
             Self::Delete { name } => ("backend_delete", json!({ "name": name })),
