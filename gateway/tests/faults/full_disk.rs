@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use support::fleet::{ENDLESS, Fleet, Spec};
+use trefoil_storage::pool::Table;
 
 /// Bytes of the small file system.
 const DISK_MIB: u64 = 24;
@@ -192,6 +193,16 @@ fn under_a_pool() {
     let refused = gateway.try_call("lun_grow", grow.clone()).expect_err("a full disk");
     assert!(refused.contains("thin-pool") && refused.contains("NoSpace"), "{refused}");
     assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
+    // The layout's table has its space since the pool was made: who sees the LUN now takes several of its blocks.
+    let wide = "nqn.2026-01.org.example:wide";
+    let hosts: Vec<String> = (0..300).map(support::host_nqn).collect();
+    let namespaces = json!([{ "nsid": 1, "lun": "v" }]);
+    disk.fill(0);
+    gateway.call("subsystem_create", json!({ "nqn": wide, "hosts": hosts, "namespaces": namespaces }));
+    let table = std::fs::read(disk.root.join("pool.img")).expect("the pool's file");
+    assert!(Table::parse(&table[131_072..]).expect("a table").exports.len() > 8192, "more than it had");
+    let before = gateway.call("pool_show", json!({ "name": "small" }));
+    assert_eq!(before["state"], "up", "{before}");
     expect_filled(&mut pair.io, 3, 0..8 * MIB, 0x66, "a LUN that could not grow");
     // Where it is, there is room.
     fill(&mut pair.io, 3, 0..8 * MIB, 0x77).expect("its own units");

@@ -143,6 +143,7 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
     let fault = match &e {
         CreatePoolError::InUse { .. } | CreatePoolError::Damaged { .. } => Fault::InUse,
         CreatePoolError::TooSmall { .. } => Fault::NoSpace,
+        CreatePoolError::Io(error) if error.fault == IoFault::NoSpace => Fault::NoSpace,
         CreatePoolError::Io(_) => Fault::Device,
         CreatePoolError::Name(_)
         | CreatePoolError::Unit(_)

@@ -1,10 +1,12 @@
 //! Making and destroying a pool.
 
-use super::format::{BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, data_start, is_name};
+use super::format::{
+    BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
+};
 use super::label::{Label, LabelState, Owner};
 use super::slots::{read_labels, write_label, write_slot, write_table};
 use super::table::{MemberEntry, Table, TableError};
-use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid};
+use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid, io_error};
 use crate::topology::MAX_BACKENDS;
 
 /// Members that keep the layout table, where there are so many.
@@ -130,6 +132,7 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
         write_label(io, &member.backend, label).await?;
     }
     for (member, _) in new.members.iter().zip(&labels).filter(|(_, label)| label.holder) {
+        make_room(io, &member.backend).await?;
         write_table(io, &member.backend, &bytes).await?;
     }
     for (member, label) in new.members.iter().zip(&mut labels) {
@@ -145,6 +148,14 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
         frozen: None,
         notes: Vec::new(),
     })
+}
+
+/// Zeroes the place of both tables, so that a sparse file has the space for them: a table that grows can't meet a full
+/// disk then, unless the file system takes new space for what is overwritten.
+async fn make_room<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
+    let zeroed = io.write_zeroes(backend.id, TABLE_AT[0], TABLE_AREA_BYTES).await;
+    zeroed.map_err(io_error(backend, "making room for the layout"))?;
+    io.flush(backend.id).await.map_err(io_error(backend, "making room for the layout"))
 }
 
 /// Checks what can be told without I/O, and gives the members as the table has them.

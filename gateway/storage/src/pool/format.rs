@@ -8,10 +8,13 @@ pub(super) const LABEL_AT: [u64; 2] = [0, 4096];
 pub(super) const TABLE_BYTES: usize = 2_031_616;
 /// The table's two slots.
 pub(super) const TABLE_AT: [u64; 2] = [128 << 10, (128 << 10) + TABLE_BYTES as u64];
+/// Room for both: 3.9 MiB.
+pub(super) const TABLE_AREA_BYTES: u64 = 2 * TABLE_BYTES as u64;
 /// Where data may begin.
 const META_BYTES: u64 = 4 << 20;
 
-const _: () = assert!(TABLE_AT[1] + TABLE_BYTES as u64 == META_BYTES);
+const _: () = assert!(TABLE_AT[0] + TABLE_AREA_BYTES == META_BYTES);
+const _: () = assert!(TABLE_AREA_BYTES <= super::ZERO_PIECE_BYTES);
 const _: () = assert!(TABLE_BYTES.is_multiple_of(BLOCK_BYTES));
 
 /// Format version of labels and tables.

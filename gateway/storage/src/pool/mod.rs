@@ -16,8 +16,8 @@
 //!         4,194,304  data, from here or from the next multiple of the unit
 //! ```
 //! Data is counted in units (4 MiB unless chosen otherwise). The table is kept on two members, the
-//! *holders* (on one, where there is only one); its place is reserved on every member. There is no
-//! map of free space: what no LUN has is free.
+//! *holders* (on one, where there is only one), where its 3.9 MiB are zeroed when the pool is made, so that a sparse
+//! file has the space. Its place is reserved on every member. There is no map of free space: what no LUN has is free.
 //!
 //! # Invariants
 //! 1. A label or table is valid as a whole or not at all (CRC32C), and of the valid ones the highest
