@@ -276,10 +276,11 @@ pub struct Lun {
     /// Logical block size in bytes, 512 or 4096; the largest of its backends' if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// Identity; made up when the LUN is created, if absent.
+    /// Identity; if absent, that of the whole backend where it has one, else made up when the LUN is created. A whole backend
+    /// that a pool's label is on is only presented with a UUID: it was a LUN before, and the pool is its hosts'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
-    /// Identity, 32 hexadecimal digits; the UUID's bytes if absent.
+    /// Identity, 32 hexadecimal digits; if absent, as the UUID, or the UUID's bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nguid: Option<String>,
     /// Refuses writes.

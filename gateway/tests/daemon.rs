@@ -508,6 +508,75 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
 }
 
 #[test]
+fn a_whole_namespace_keeps_its_identity() {
+    let address = free_address().to_string();
+    let mut array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    let whole = r#"
+[[backend]]
+name = "far"
+type = "nvme-tcp"
+address = "ADDRESS"
+subnqn = "nqn.2026-01.org.example:array"
+
+[[lun]]
+name = "w"
+backend = "far"
+"#;
+    let mut gateway = Daemon::with(&format!("{DOCUMENT}{whole}").replace("ADDRESS", &address));
+    let identity = |daemon: &Daemon, name: &str| {
+        let lun = daemon.json("lun_list", &format!(r#"{{"name":"{name}"}}"#))[0].clone();
+        assert!(lun["uuid"].is_string() && lun["nguid"].is_string(), "{lun}");
+        (lun["uuid"].clone(), lun["nguid"].clone())
+    };
+    let own = identity(&array, "l0");
+    assert_eq!(identity(&gateway, "w"), own);
+    // It is the same disk after a restart, without the database, and when it is imported again.
+    gateway.kill_and_restart();
+    assert_eq!(identity(&gateway, "w"), own);
+    std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+    gateway.kill_and_restart();
+    assert_eq!(identity(&gateway, "w"), own);
+    gateway.ok(&["lun", "release", "w"]);
+    gateway.ok(&["lun", "import", "again", "--backend", "far"]);
+    assert_eq!(identity(&gateway, "again"), own);
+    // A second LUN can't have it: the same namespace by another way.
+    let attach = ["backend", "attach", "twin", "--address", &address, "--subnqn"];
+    gateway.ok(&[&attach[..], &["nqn.2026-01.org.example:array"]].concat());
+    gateway.ok(&["lun", "import", "twin", "--backend", "twinn1"]);
+    assert_ne!(identity(&gateway, "twin"), own);
+    // One that is lost isn't imported, and isn't waited for.
+    gateway.ok(&["lun", "release", "again"]);
+    array.child.kill().expect("SIGKILL");
+    array.child.wait().expect("its end");
+    wait_for("the array is lost", || gateway.ok(&["backend", "list", "far"]).contains(" lost "));
+    let refused = gateway.refused(&["lun", "import", "again", "--backend", "far"]);
+    assert!(refused.contains("backend `far` is lost"), "{refused}");
+    array.child = spawn(array.dir.path());
+    wait_for("the array is back", || gateway.ok(&["backend", "list", "far"]).contains(" up "));
+    gateway.ok(&["lun", "import", "again", "--backend", "far"]);
+    assert_eq!(identity(&gateway, "again"), own);
+}
+
+#[test]
+fn a_pool_s_member_is_not_presented_whole() {
+    let mut gateway = Daemon::start();
+    let path = |name: &str| gateway.dir.path().join(name);
+    std::fs::copy(path("file0.img"), path("copy.img")).expect("copied");
+    let copy = path("copy.img").display().to_string();
+    gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &copy]);
+    let before = gateway.ok(&["config", "get"]);
+    let import = ["lun", "import", "w", "--backend", "copy"];
+    let refused = gateway.refused(&import);
+    assert!(refused.contains("backend copy belongs to pool tank"), "{refused}");
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    // With its UUID it was a LUN before, and the pool is one that its hosts made.
+    gateway.ok(&[&import[..], &["--uuid", "6d1d4b8e-0000-4000-8000-0000000000aa"]].concat());
+    let with = gateway.ok(&["--json", "lun", "list"]);
+    gateway.kill_and_restart();
+    assert_eq!(gateway.ok(&["--json", "lun", "list"]), with);
+}
+
+#[test]
 fn a_disk_that_comes_late_is_served_without_a_restart() {
     let whole = r#"
 [[backend]]

@@ -234,7 +234,11 @@ fn is_same(there: &Lun, lun: &Lun) -> bool {
 }
 
 fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
-    let twin = |other: &&Lun| other.name != lun.name && (other.uuid == lun.uuid || other.nguid == lun.nguid);
+    let twin = |other: &&Lun| {
+        let same_uuid = lun.uuid.is_some() && other.uuid == lun.uuid;
+        let same_nguid = lun.nguid.is_some() && other.nguid == lun.nguid;
+        other.name != lun.name && (same_uuid || same_nguid)
+    };
     match state.luns.values().find(twin) {
         Some(twin) => refuse(Fault::Exists, format!("LUN `{}` has this identity already", twin.name)),
         None => Ok(()),

@@ -7,7 +7,7 @@
 //! What it is not: what is going on. Sizes found, paths lost and who is connected are the engine's.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use trefoil_config::{Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
 use uuid::Uuid;
 
@@ -208,6 +208,28 @@ impl State {
         state
     }
 
+    /// Gives LUNs that are whole backends the identities that they lack: what `own` says of the backend (UUID and NGUID),
+    /// unless another LUN has that, else made up ones. Says which LUNs lacked a UUID.
+    pub fn identify_whole(&mut self, own: impl Fn(&str) -> Option<(Uuid, String)>) -> BTreeSet<String> {
+        let lack = |lun: &&Lun| lun.backend.is_some() && lun.uuid.is_none();
+        let names: BTreeSet<String> = self.luns.values().filter(lack).map(|lun| lun.name.clone()).collect();
+        for name in &names {
+            let Some(mut lun) = self.luns.remove(name) else { continue };
+            if let Some((uuid, nguid)) = lun.backend.as_deref().and_then(&own) {
+                let nguid = lun.nguid.clone().unwrap_or(nguid);
+                let is_taken = |l: &Lun| l.uuid == Some(uuid) || l.nguid.as_ref() == Some(&nguid);
+                if !self.luns.values().any(is_taken) {
+                    lun.uuid = Some(uuid);
+                    lun.nguid = Some(nguid);
+                }
+            }
+            lun.uuid.get_or_insert_with(Uuid::new_v4);
+            fill_lun(&mut lun);
+            self.luns.insert(name.clone(), lun);
+        }
+        names
+    }
+
     /// The document that asks for this state.
     pub fn to_config(&self, gateway: &Gateway) -> Config {
         Config {
@@ -233,11 +255,15 @@ impl State {
     }
 }
 
-/// Gives a LUN the identities that it lacks.
+/// Gives a LUN the identities that it lacks. A whole backend without a UUID waits for [`State::identify_whole`].
 pub fn fill_lun(lun: &mut Lun) {
-    let uuid = *lun.uuid.get_or_insert_with(Uuid::new_v4);
-    // As SPDK's default: the UUID's bytes.
-    lun.nguid.get_or_insert_with(|| uuid.simple().to_string());
+    if lun.backend.is_none() {
+        lun.uuid.get_or_insert_with(Uuid::new_v4);
+    }
+    if let Some(uuid) = lun.uuid {
+        // As SPDK's default: the UUID's bytes.
+        lun.nguid.get_or_insert_with(|| uuid.simple().to_string());
+    }
     if let Some(nguid) = &mut lun.nguid {
         nguid.make_ascii_lowercase();
     }
@@ -274,7 +300,9 @@ mod tests {
     "#;
 
     fn state() -> State {
-        State::from_config(&Config::parse("t", TEXT).expect("sound"), &State::default())
+        let mut state = State::from_config(&Config::parse("t", TEXT).expect("sound"), &State::default());
+        assert_eq!(state.identify_whole(|_| None), BTreeSet::from(["l".to_owned()]));
+        state
     }
 
     #[test]
@@ -302,6 +330,33 @@ mod tests {
         let again = State::from_config(&Config::parse("t", TEXT).expect("sound"), &now);
         assert!(now.changes_to(&again).is_empty());
         assert_eq!(now.subsystems["nqn.2026-01.org.example:s"].hosts, ["nqn.2026-01.org.example:web"]);
+    }
+
+    #[test]
+    fn a_whole_backend_keeps_its_own_identity() {
+        let own = Uuid::from_u128(0xabc);
+        let digits = "0123456789abcdef0123456789abcdef";
+        let tell = |backend: &str| (backend == "a").then(|| (own, digits.to_owned()));
+        let mut state = State::from_config(&Config::parse("t", TEXT).expect("sound"), &State::default());
+        assert_eq!(state.luns["l"].uuid, None, "nothing is made up before the backend is asked");
+        state.identify_whole(tell);
+        assert_eq!((state.luns["l"].uuid, state.luns["l"].nguid.as_deref()), (Some(own), Some(digits)));
+        // Again: there is nothing left to do.
+        let before = state.clone();
+        assert!(state.identify_whole(|_| panic!("it isn't asked")).is_empty());
+        assert_eq!(state, before);
+        // A second LUN of the same backend's identity gets another, and one that is told an NGUID keeps it.
+        let twin = Lun { name: "m".into(), uuid: None, nguid: None, ..before.luns["l"].clone() };
+        let mut told = twin.clone();
+        told.nguid = Some("f".repeat(32));
+        state.luns.insert("m".into(), twin);
+        state.identify_whole(tell);
+        let twin = &state.luns["m"];
+        assert!(twin.uuid.is_some_and(|uuid| uuid != own));
+        assert_eq!(twin.nguid, twin.uuid.map(|uuid| uuid.simple().to_string()));
+        state.luns = BTreeMap::from([("m".into(), told)]);
+        state.identify_whole(tell);
+        assert_eq!((state.luns["m"].uuid, state.luns["m"].nguid.clone()), (Some(own), Some("f".repeat(32))));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use trefoil_storage::msg::{Event, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
 use trefoil_storage::stats::{LunRow, LunSurvey};
 use trefoil_storage::topology::{BackendId, LunId, Topology};
+use uuid::Uuid;
 
 /// What travels between the control thread and the cores of the real driver.
 pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
@@ -57,6 +58,14 @@ type AttachBox = Box<Attach<OwnedFd>>;
 type AttachAnswer = Result<(), Option<AttachBox>>;
 type Wait<T> = oneshot::Sender<T>;
 
+/// What a backend said of itself. An identity that it hasn't is zero.
+struct Told {
+    block_bytes: u32,
+    len_bytes: u64,
+    nguid: [u8; 16],
+    uuid: [u8; 16],
+}
+
 #[derive(Default)]
 struct Waits {
     topology: HashMap<(CoreId, u64), Wait<()>>,
@@ -76,11 +85,11 @@ pub struct Cores {
     arena: RefCell<Arena>,
     home: u16,
     waits: RefCell<Waits>,
-    /// What backends said of themselves: block size and size in bytes.
-    geometry: RefCell<HashMap<BackendId, (u32, u64)>>,
+    /// What backends said of themselves.
+    told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on, and why.
     lost: RefCell<HashMap<BackendId, &'static str>>,
-    /// Told with each event that changes `geometry`.
+    /// Told with each event that changes `told`.
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
     surveying: tokio::sync::Mutex<()>,
@@ -112,7 +121,7 @@ impl Cores {
             home: ends.arena.id().0,
             arena: RefCell::new(ends.arena),
             waits: RefCell::default(),
-            geometry: RefCell::default(),
+            told: RefCell::default(),
             lost: RefCell::default(),
             reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
@@ -207,8 +216,9 @@ impl Cores {
             }
             Msg::Event(event) => {
                 drop(waits);
-                if let Event::BackendInfo { backend, block_bytes, len_bytes, .. } = event {
-                    self.geometry.borrow_mut().insert(backend, (block_bytes, len_bytes));
+                if let Event::BackendInfo { backend, block_bytes, len_bytes, nguid, uuid } = event {
+                    let told = Told { block_bytes, len_bytes, nguid, uuid };
+                    self.told.borrow_mut().insert(backend, told);
                     self.reached.notify_waiters();
                 }
                 if let Event::BackendState { backend, usable, why } = event {
@@ -290,8 +300,8 @@ impl Cores {
         let told = async {
             loop {
                 let reached = self.reached.notified();
-                if let Some(geometry) = self.geometry.borrow().get(&id).copied() {
-                    return geometry;
+                if let Some(told) = self.told.borrow().get(&id) {
+                    return (told.block_bytes, told.len_bytes);
                 }
                 reached.await;
             }
@@ -299,9 +309,21 @@ impl Cores {
         tokio::time::timeout(within, told).await.ok()
     }
 
+    /// The UUID and NGUID that a LUN has by which this backend is presented whole; `None` if the backend has neither. What
+    /// has only one of them gets the other from its bytes.
+    pub fn identity(&self, id: BackendId) -> Option<(Uuid, String)> {
+        let Told { nguid, uuid, .. } = *self.told.borrow().get(&id)?;
+        let known = |id: [u8; 16]| (id != [0; 16]).then_some(id);
+        let (uuid, nguid) = (known(uuid), known(nguid));
+        // An NGUID isn't made like a UUID, so that its own version says nothing: RFC 9562 §5.8.
+        let derived = |nguid| uuid::Builder::from_custom_bytes(nguid).into_uuid();
+        let own = uuid.map(Uuid::from_bytes).or(nguid.map(derived))?;
+        Some((own, nguid.map_or(own, Uuid::from_bytes).simple().to_string()))
+    }
+
     /// Forgets what is known of the backend that had this number before.
     pub fn forget_backend(&self, id: BackendId) {
-        self.geometry.borrow_mut().remove(&id);
+        self.told.borrow_mut().remove(&id);
         self.lost.borrow_mut().remove(&id);
     }
 

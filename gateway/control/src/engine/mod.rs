@@ -297,6 +297,8 @@ impl Engine {
                 }
             }
         }
+        let own = |backend: &str| self.live.get(backend).and_then(|live| self.cores.identity(live.id));
+        let unidentified = next.identify_whole(own);
         for lun in next.luns.values_mut() {
             let now = self.state.luns.get(&lun.name);
             let name = lun.name.clone();
@@ -316,6 +318,8 @@ impl Engine {
                 (_, Some(backend)) if now.is_none() => {
                     let live = self.live.get(backend);
                     let live = live.ok_or_else(|| down(&format!("backend `{backend}`")))?;
+                    let was_lun = !unidentified.contains(&name);
+                    pools::check_import(&self.cores, &self.live, lun, was_lun).await?;
                     topology::place_whole(lun, live).map_err(|e| Refusal::new(Fault::Invalid, e))?
                 }
                 _ => continue,

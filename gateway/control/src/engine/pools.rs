@@ -17,8 +17,8 @@ use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
-    LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun,
-    destroy_pool, grow_lun, open_pool, scan, store_exports, undo_growth,
+    ImportError, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool,
+    delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports, undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -153,6 +153,39 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
         | CreatePoolError::Table(_) => Fault::Invalid,
     };
     Refusal::new(fault, e.to_string())
+}
+
+/// Whether the backend of `lun`, which is to present it whole, can be: it is no pool's member. A LUN that comes with its UUID
+/// `was_lun` before, and what looks like a pool on it is what its hosts made there.
+///
+/// # Errors
+/// It belongs to a pool, or can't be read: an array that is lost isn't waited for.
+pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool) -> Result<(), Refusal> {
+    let backend = info(lives, lun.backend.as_deref().unwrap_or_default())?;
+    if let Err(why) = cores.usable(backend.id) {
+        let what = format!("backend `{}` is lost: {why}", backend.name);
+        return Err(Refusal::new(Fault::Device, what));
+    }
+    let io = Through::new(cores, lives);
+    let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+    let nguid = lun.nguid_bytes().unwrap_or(uuid.0);
+    match import_namespace(&io, backend, lun.name.clone(), uuid, nguid).await {
+        Ok(_) => Ok(()),
+        Err(error @ (ImportError::Pooled { .. } | ImportError::Damaged { .. })) if was_lun => {
+            tracing::warn!(%error, lun = lun.name, "it is presented all the same, as it comes with its UUID");
+            Ok(())
+        }
+        Err(error) => {
+            let fault = match &error {
+                ImportError::Pooled { .. } | ImportError::Damaged { .. } | ImportError::InUse(_) => {
+                    Fault::InUse
+                }
+                ImportError::Name(_) | ImportError::BlockSize(_) => Fault::Invalid,
+                ImportError::Io(_) => Fault::Device,
+            };
+            Err(Refusal::new(fault, error.to_string()))
+        }
+    }
 }
 
 impl Pools {

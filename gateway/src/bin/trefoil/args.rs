@@ -208,7 +208,8 @@ pub enum Lun {
         /// Logical block size: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID.
+        /// Its UUID; the backend's own if not given, where it has one. With it, a pool's label on the backend is taken for its
+        /// hosts' data.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
@@ -240,7 +241,8 @@ pub enum Lun {
         /// Logical block size: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID.
+        /// Its UUID; the backend's own if not given, where it has one. With it, a pool's label on the backend is taken for its
+        /// hosts' data.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.

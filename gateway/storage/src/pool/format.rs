@@ -4,6 +4,8 @@
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// The label's two slots.
 pub(super) const LABEL_AT: [u64; 2] = [0, 4096];
+/// Where both end.
+pub(super) const LABELS_BYTES: u64 = LABEL_AT[1] + BLOCK_BYTES as u64;
 /// Room for one table.
 pub(super) const TABLE_BYTES: usize = 2_031_616;
 /// The table's two slots.

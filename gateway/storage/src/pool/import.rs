@@ -1,17 +1,20 @@
 //! Presenting a backend 1:1, as it is, without a pool.
 //!
 //! Nothing is written to the backend, so what it holds stays readable without us, and control's own
-//! state is the only place that knows of the import.
+//! state is the only place that knows of the import. The LUN's identity is the one that control was told, else the
+//! namespace's own where it has one and no other LUN has it, else a random one. So a namespace of an array is the same disk
+//! to its hosts after it is released and imported again, and after control's state is lost. The backend must be up to
+//! be imported; afterwards it may come and go.
 
 use super::create::{CreatePoolError, check_unused};
-use super::format::{Damage, is_name};
+use super::format::{Damage, LABELS_BYTES, is_name};
 use super::{BackendInfo, IoError, PoolIo, Uuid};
 use crate::topology::Extent;
 
 /// A backend that is a LUN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
-    /// The LUN's UUID: the namespace's own, where it has one.
+    /// The LUN's UUID; see the module.
     pub uuid: Uuid,
     /// Its NGUID: likewise.
     pub nguid: [u8; 16],
@@ -72,6 +75,10 @@ pub async fn import_namespace<I: PoolIo>(
     }
     if !matches!(backend.block_bytes, 512 | 4096) || backend.len_bytes < u64::from(backend.block_bytes) {
         return Err(ImportError::BlockSize(backend.name));
+    }
+    if backend.len_bytes < LABELS_BYTES {
+        // No pool has room on it.
+        return Ok(Imported { uuid, nguid, name, backend });
     }
     match check_unused(io, &backend).await {
         Ok(_) => Ok(Imported { uuid, nguid, name, backend }),
