@@ -3,9 +3,12 @@
 //! What it is: the record's form, and how it comes back into a state that was made from a document. A pool's record
 //! holds the subsystems that show LUNs of that pool, each with all of its properties and with the namespaces that
 //! are LUNs of that pool; LUNs go by UUID and hosts by NQN. It is JSON, version 1:
-//! `{"version":1,"revision":N,"subsystems":[…]}`, the subsystems as in a configuration.
+//! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`, the subsystems as in a configuration, then the UUIDs of
+//! LUNs that are about to be deleted, if any.
 //!
-//! What it is not: read while there is a database. That is newer or equal, and the record is brought up to it.
+//! What it is not: read while there is a database. That is newer or equal, and the record is brought up to it. Only what
+//! is being deleted is read then, to finish what a crash cut short: the record is written before the database, and the
+//! LUN goes after it.
 
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,9 @@ pub struct Record {
     /// Counts changes over all pools: of two that hold the same subsystem, the higher one knows it better.
     pub revision: u64,
     subsystems: Vec<Subsystem>,
+    /// LUNs that the pool still held when this was written, and the state did not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    deleting: Vec<Uuid>,
 }
 
 /// Only enough to see whether the rest can be read.
@@ -45,7 +51,18 @@ impl Record {
             Subsystem { namespaces: kept.collect(), ..s.clone() }
         };
         let subsystems = state.subsystems.values().map(shown).filter(|s| !s.namespaces.is_empty());
-        Self { version: VERSION, revision, subsystems: subsystems.collect() }
+        Self { version: VERSION, revision, subsystems: subsystems.collect(), deleting: Vec::new() }
+    }
+
+    /// With what is deleted: those of the LUNs that the pool holds which `state` has not.
+    pub fn deleting(mut self, held: impl Iterator<Item = Uuid>, state: &State) -> Self {
+        self.deleting = held.filter(|uuid| !state.has_lun(*uuid)).collect();
+        self
+    }
+
+    /// LUNs whose deletion was begun, unless the database has them: then it was not.
+    pub fn deleted<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Uuid> + 'a {
+        self.deleting.iter().copied().filter(|uuid| !state.has_lun(*uuid))
     }
 
     /// Reads what a pool keeps; `None` if it never kept anything.
@@ -69,9 +86,11 @@ impl Record {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Whether it says the same, whenever it was written.
-    pub fn is_same(&self, other: &Self) -> bool {
-        self.subsystems == other.subsystems
+    /// Whether it does for this state, for which `wanted` would be written now. What is deleted has to be in it only together
+    /// with what shows it: a LUN that nobody sees may as well be there again after a crash. One that `state` has again may
+    /// not be in it.
+    pub fn does_for(&self, wanted: &Self, state: &State) -> bool {
+        self.subsystems == wanted.subsystems && self.deleted(state).count() == self.deleting.len()
     }
 }
 
@@ -175,7 +194,31 @@ mod tests {
         assert_eq!(again.subsystems, now.subsystems);
         // And a second time changes nothing.
         let kept = Record::of(&again, "p", 5);
-        assert!(kept.is_same(&record) && kept != record);
+        assert!(record.does_for(&kept, &again) && kept != record);
+    }
+
+    #[test]
+    fn a_deletion_is_known_until_its_lun_is_there_again() {
+        let now = state();
+        let ids: BTreeMap<String, Uuid> = held(&now).into_iter().map(|(uuid, name)| (name, uuid)).collect();
+        let mut next = now.clone();
+        next.luns.remove("a");
+        next.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != "a"));
+        let of = |state: &State, held: &[&str]| {
+            Record::of(state, "p", 1).deleting(held.iter().map(|name| ids[*name]), state)
+        };
+        let before = of(&now, &["a", "b"]);
+        let record = of(&next, &["a", "b"]);
+        assert!(!before.does_for(&record, &next), "it is written with the change");
+        let read = Record::parse(&record.bytes()).expect("sound").expect("a record");
+        // The database took the change, or it didn't.
+        assert_eq!(read.deleted(&next).collect::<Vec<_>>(), [ids["a"]]);
+        assert_eq!(read.deleted(&now).count(), 0);
+        // That the LUN is gone needs no writing; that one with its UUID is there again does.
+        assert!(record.does_for(&of(&next, &["b"]), &next));
+        let mut again = next.clone();
+        again.luns.insert("a".into(), now.luns["a"].clone());
+        assert!(!record.does_for(&of(&again, &["a", "b"]), &again));
     }
 
     #[test]

@@ -242,6 +242,11 @@ impl State {
         }
     }
 
+    /// Whether a LUN has this UUID.
+    pub fn has_lun(&self, uuid: Uuid) -> bool {
+        self.luns.values().any(|lun| lun.uuid == Some(uuid))
+    }
+
     /// The NQN of a host given by NQN or by name.
     pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
         self.hosts.get(host).map_or(host, |h| &h.nqn)

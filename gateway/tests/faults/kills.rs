@@ -163,6 +163,17 @@ impl Victim {
         fill(&mut host(&self.gateway, 1).io, 2, 0..len_bytes, byte).expect("written");
     }
 
+    /// LUN `v` is there as namespace 2 with what it holds, or neither is there.
+    #[track_caller]
+    fn whole_or_gone(&self, what: &str) {
+        let shown = self.gateway.call("subsystem_list", json!({ "nqn": SUBSYSTEM }))[0]["namespaces"].clone();
+        let is_shown = shown.as_array().expect("namespaces").iter().any(|ns| ns["nsid"] == 2);
+        assert_eq!(self.len_bytes("v").is_some(), is_shown, "{what}: it is half there: {shown}");
+        if is_shown {
+            expect_filled(&mut host(&self.gateway, 1).io, 2, 0..2 * UNIT, 0x22, what);
+        }
+    }
+
     fn create(&self, name: &str, len_bytes: u64) {
         self.gateway.call("lun_create", json!({ "name": name, "pool": "tank", "size": len_bytes }));
     }
@@ -268,6 +279,46 @@ fn delete() {
             victim.delete("v");
         }
     }
+    victim.finish();
+}
+
+#[test]
+fn delete_of_a_shown_lun() {
+    let mut victim = Victim::new();
+    let params = json!({ "name": "v", "force": true });
+    victim.filled("v", 2 * UNIT, 0x22);
+    // Who sees it, then the LUN: two generations.
+    let moments = victim.moments(2, || victim.delete("v"));
+    for when in moments {
+        victim.filled("v", 2 * UNIT, 0x22);
+        victim.kill_during(when, "lun_delete", &params);
+        victim.whole_or_gone(&format!("{when:?}"));
+        if victim.len_bytes("v").is_some() {
+            assert!(!victim.acknowledged, "{when:?}: an acknowledged deletion is undone");
+            victim.delete("v");
+        }
+    }
+    // The moment between the store and the pool, for certain: the store as it is afterwards, the pool as it was.
+    victim.filled("v", 2 * UNIT, 0x22);
+    let before = victim.table(0).expect("a table").generation;
+    let stream = victim.gateway.ask("lun_delete", &params);
+    let reader = std::thread::spawn(move || answer(stream));
+    let mut between = None;
+    while !reader.is_finished() {
+        let is_between =
+            |table: &Table| table.generation > before && table.luns.iter().any(|lun| lun.name == "v");
+        between = victim.table(0).filter(is_between).or(between);
+    }
+    assert_eq!(reader.join().expect("the reader").expect("an answer")["result"], true);
+    let between = between.expect("who sees it is written first").emit().expect("it fits");
+    victim.gateway.kill();
+    victim.kills += 1;
+    let file = File::options().write(true).open(victim.gateway.path("file.img")).expect("the pool's file");
+    TABLE_AT.iter().for_each(|&at| file.write_all_at(&between, at).expect("written"));
+    victim.gateway.restart();
+    victim.settled("between store and pool");
+    victim.whole_or_gone("between store and pool");
+    assert_eq!(victim.len_bytes("v"), None, "the store has it no more");
     victim.finish();
 }
 

@@ -288,7 +288,7 @@ impl Engine {
             }
         }
         if made.pools.iter().any(|(_, is_new)| !is_new) {
-            self.pools.adopt_into(next);
+            self.pools.adopt_into(next, &[]);
             if seeding {
                 self.pools.adopt_exports(next);
                 if let Some(problem) = next.to_config(&self.gateway).check().into_iter().next() {
@@ -438,7 +438,8 @@ impl Engine {
             }
         }
         let stored = state.clone();
-        self.pools.adopt_into(&mut state);
+        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
+        self.pools.adopt_into(&mut state, &deleted);
         for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
             if self.portals.contains_key(listen) {
                 continue;
@@ -548,7 +549,8 @@ impl Engine {
                 Err(error) => drop(self.down.insert(key, error.message)),
             }
         }
-        self.pools.adopt_into(&mut state);
+        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
+        self.pools.adopt_into(&mut state, &deleted);
         let changes = self.state.changes_to(&state);
         if !changes.is_empty() {
             let stored = self.store.commit(changes).await;

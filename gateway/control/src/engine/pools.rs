@@ -99,6 +99,10 @@ fn pool_uuid(uuid: Uuid) -> trefoil_storage::pool::Uuid {
     trefoil_storage::pool::Uuid(*uuid.as_bytes())
 }
 
+fn uuid_of(lun: &PoolLun) -> Uuid {
+    Uuid::from_bytes(lun.uuid.0)
+}
+
 fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let live =
         lives.get(name).ok_or_else(|| Refusal::new(Fault::Device, format!("backend `{name}` is down")))?;
@@ -333,13 +337,38 @@ impl Pools {
         self.open.remove(name).ok_or_else(down)
     }
 
-    /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes.
-    pub fn adopt_into(&self, state: &mut State) {
+    /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes; without those in `except`.
+    pub fn adopt_into(&self, state: &mut State, except: &[Uuid]) {
         for (name, pool) in &self.open {
-            for lun in pool.table().luns.iter().filter(|lun| lun.is_visible()) {
+            let is_wanted = |lun: &&PoolLun| lun.is_visible() && !except.contains(&uuid_of(lun));
+            for lun in pool.table().luns.iter().filter(is_wanted) {
                 adopt(state, name, lun);
             }
         }
+    }
+
+    /// Deletes what the store has no more and a pool still holds, because the gateway died in between. Gives those that
+    /// can't be deleted yet.
+    pub async fn finish_deletions(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Vec<Uuid> {
+        let held = |name: &String, uuid: Uuid| {
+            self.open.get(name).is_some_and(|pool| pool.lun(pool_uuid(uuid)).is_some())
+        };
+        let begun = self.records().flat_map(|(name, record)| {
+            let deleted: Vec<Uuid> = record.deleted(state).filter(|uuid| held(name, *uuid)).collect();
+            deleted.into_iter().map(move |uuid| (name.clone(), uuid))
+        });
+        let begun: Vec<(String, Uuid)> = begun.collect();
+        let mut left = Vec::new();
+        for (pool, uuid) in begun {
+            match self.delete_in(cores, lives, &pool, pool_uuid(uuid)).await {
+                Ok(()) => tracing::warn!(pool, %uuid, "deleted a LUN whose deletion was cut short"),
+                Err(error) => {
+                    tracing::error!(%error, pool, %uuid, "a LUN whose deletion was cut short stays for now");
+                    left.push(uuid);
+                }
+            }
+        }
+        left
     }
 
     /// What the open pools keep of who sees their LUNs.
@@ -360,7 +389,7 @@ impl Pools {
         for (name, record) in self.records() {
             tracing::warn!(pool = name, "its LUNs are shown as the pool says, and not as the document does");
             let luns = self.open.get(name).into_iter().flat_map(|pool| &pool.table().luns);
-            for uuid in luns.map(|lun| Uuid::from_bytes(lun.uuid.0)) {
+            for uuid in luns.map(uuid_of) {
                 let known = state.luns.values().find(|lun| lun.uuid == Some(uuid));
                 held.extend(known.map(|lun| (uuid, lun.name.clone())));
             }
@@ -380,8 +409,10 @@ impl Pools {
         let revision = kept.values().map(|record| record.revision).max().unwrap_or(0) + 1;
         let names: Vec<String> = self.open.keys().cloned().collect();
         for name in names {
-            let wanted = Record::of(state, &name, revision);
-            if kept.get(&name).is_some_and(|kept| kept.is_same(&wanted)) {
+            let held =
+                self.open.get(&name).into_iter().flat_map(|pool| pool.table().luns.iter().map(uuid_of));
+            let wanted = Record::of(state, &name, revision).deleting(held, state);
+            if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
             if let Some(Frozen::Missing(_)) = self.open.get(&name).and_then(Pool::frozen) {
@@ -482,8 +513,17 @@ impl Pools {
     /// A backend fails.
     pub async fn delete_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
         let name = lun.pool.as_deref().unwrap_or_default();
+        self.delete_in(cores, lives, name, pool_uuid(lun.uuid.unwrap_or_default())).await
+    }
+
+    async fn delete_in(
+        &mut self,
+        cores: &Cores,
+        lives: &Lives,
+        name: &str,
+        uuid: trefoil_storage::pool::Uuid,
+    ) -> Result<(), Refusal> {
         let mut pool = self.take_usable(cores, lives, name).await?;
-        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
         let deleted = match pool.lun(uuid) {
             Some(_) => delete_lun(&Through::new(cores, lives), &mut pool, uuid, false, false).await,
             None => Ok(()),
@@ -531,7 +571,7 @@ impl Pools {
 
 /// Puts one LUN of a pool into the state, over what the state had for it.
 fn adopt(state: &mut State, pool: &str, found: &PoolLun) {
-    let uuid = Uuid::from_bytes(found.uuid.0);
+    let uuid = uuid_of(found);
     let by_uuid = state.luns.values().find(|lun| lun.uuid == Some(uuid)).map(|lun| lun.name.clone());
     let same_name = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
