@@ -1,25 +1,18 @@
 //! `trefoild` and `trefoil` as processes: seeding, restarts, kills, a lost database, refusals.
 #![forbid(unsafe_code)]
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+mod support;
+
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use support::daemon::{Daemon, own_addr};
+use support::{PATIENCE, Patience};
 use trefoil_control::admin::Admin;
 use trefoil_storage::initiator::Identity;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::identify::cns;
-
-/// A running gateway in a directory of its own.
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
-}
 
 const DOCUMENT: &str = r#"
 [gateway]
@@ -51,96 +44,9 @@ allow_any_host = true
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
-fn spawn(dir: &Path) -> Child {
-    spawn_with(dir, &[])
-}
-
-fn spawn_with(dir: &Path, environment: &[(&str, &str)]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_trefoild"))
-        .arg(dir.join("trefoil.toml"))
-        .envs(environment.iter().copied())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("trefoild starts");
-    let mut line = String::new();
-    let out = child.stdout.take().expect("its output");
-    BufReader::new(out).read_line(&mut line).expect("a line");
-    assert!(line.starts_with("trefoild ready: rpc="), "{line:?}");
-    child
-}
-
-/// A directory with this document in it.
-fn directory(document: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().expect("a directory");
-    let text = document.replace("DIR", &dir.path().display().to_string());
-    std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
-    dir
-}
-
-impl Daemon {
-    fn start() -> Self {
-        Self::with(DOCUMENT)
-    }
-
-    fn with(document: &str) -> Self {
-        let dir = directory(document);
-        Self { child: spawn(dir.path()), dir }
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_trefoil"))
-            .arg("--socket")
-            .arg(self.dir.path().join("rpc.sock"))
-            .args(args)
-            .output()
-            .expect("trefoil runs")
-    }
-
-    /// Starts a command and doesn't wait for it.
-    fn begin(&self, args: &[&str]) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trefoil"));
-        command.arg("--socket").arg(self.dir.path().join("rpc.sock")).args(args);
-        command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("trefoil runs")
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a signal");
-    }
-
-    fn json(&self, method: &str, params: &str) -> Value {
-        serde_json::from_str(&self.ok(&["--json", "call", method, params])).expect("JSON")
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?}");
-        String::from_utf8(output.stderr).expect("text")
-    }
-
-    fn kill_and_restart(&mut self) {
-        self.child.kill().expect("SIGKILL");
-        self.child.wait().expect("its end");
-        self.child = spawn(self.dir.path());
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn what_was_acknowledged_survives_a_kill() {
-    let mut gateway = Daemon::start();
+    let mut gateway = Daemon::start(DOCUMENT);
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:s", "b"]);
     gateway.ok(&["lun", "grow", "a", "16MiB"]);
@@ -183,9 +89,9 @@ fn host_view(address: &str, nqn: &str) -> String {
 
 #[test]
 fn a_lost_database_is_rebuilt_from_the_pool() {
-    let address = free_address().to_string();
-    let listen = format!("allow_any_host = true\nlisteners = [\"{address}\"]");
-    let mut gateway = Daemon::with(&DOCUMENT.replace("allow_any_host = true", &listen));
+    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
+    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listen));
+    let address = gateway.addr.to_string();
     let nqn = "nqn.2026-01.org.example:s";
     // None of this is in the document.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
@@ -212,13 +118,13 @@ fn a_lost_database_is_rebuilt_from_the_pool() {
     };
     let before = (state(&gateway), host_view(&address, nqn), host_view(&address, own));
     for _ in 0..2 {
-        std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+        std::fs::remove_dir_all(gateway.path("state")).expect("removed");
         gateway.kill_and_restart();
         assert_eq!((state(&gateway), host_view(&address, nqn), host_view(&address, own)), before);
     }
     // What is taken away stays away, though the document still says it.
     gateway.ok(&["subsystem", "remove-namespace", nqn, "4"]);
-    std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+    std::fs::remove_dir_all(gateway.path("state")).expect("removed");
     gateway.kill_and_restart();
     let namespaces = gateway.ok(&["subsystem", "list", nqn]);
     assert!(namespaces.contains("9=b") && !namespaces.contains("=a"), "{namespaces}");
@@ -226,7 +132,7 @@ fn a_lost_database_is_rebuilt_from_the_pool() {
 
 #[test]
 fn a_refused_change_changes_nothing() {
-    let gateway = Daemon::start();
+    let gateway = Daemon::start(DOCUMENT);
     let before = gateway.ok(&["config", "get"]);
     assert!(gateway.refused(&["lun", "delete", "a"]).contains("is namespace 1"));
     assert!(gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]).contains("-28"));
@@ -234,10 +140,10 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&["pool", "delete", "tank"]).contains("holds LUN `a`"));
     assert!(gateway.refused(&["backend", "delete", "file0"]).contains("belongs to pool"));
     assert!(gateway.refused(&["call", "lun_list", r#"{"colour":1}"#]).contains("`colour`"));
-    let missing = gateway.dir.path().join("none/such.img").display().to_string();
+    let missing = gateway.path("none/such.img").display().to_string();
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing];
     assert!(gateway.refused(&create).contains(&missing));
-    let taken = gateway.dir.path().join("file0.img").display().to_string();
+    let taken = gateway.path("file0.img").display().to_string();
     let create = ["backend", "create", "f", "--type", "file", "--path", &taken];
     assert!(gateway.refused(&create).contains("another backend already"));
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing, "--loss-timeout-s", "9"];
@@ -250,8 +156,8 @@ fn a_refused_change_changes_nothing() {
 
 #[test]
 fn a_document_is_compared_applied_and_restored() {
-    let gateway = Daemon::start();
-    let path = |name: &str| gateway.dir.path().join(name).display().to_string();
+    let gateway = Daemon::start(DOCUMENT);
+    let path = |name: &str| gateway.path(name).display().to_string();
     assert_eq!(gateway.ok(&["config", "diff", &path("trefoil.toml")]), "no difference\n");
     gateway.ok(&["config", "backup", &path("backup.toml")]);
     let text = std::fs::read_to_string(path("trefoil.toml")).expect("the document");
@@ -273,10 +179,10 @@ fn a_document_is_compared_applied_and_restored() {
 
 #[test]
 fn an_orderly_stop_removes_the_socket() {
-    let mut gateway = Daemon::start();
+    let mut gateway = Daemon::start(DOCUMENT);
     gateway.ok(&["shutdown"]);
     assert!(gateway.child.wait().expect("its end").success());
-    assert!(!gateway.dir.path().join("rpc.sock").exists());
+    assert!(!gateway.path("rpc.sock").exists());
     assert_eq!(gateway.run(&["info"]).status.code(), Some(3));
 }
 
@@ -314,7 +220,7 @@ backend = "ram"
 [[subsystem]]
 nqn = "nqn.2026-01.org.example:array"
 allow_any_host = true
-listeners = ["ADDRESS"]
+listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "l0" }]
 "#;
 
@@ -331,7 +237,7 @@ rpc_socket = "DIR/rpc.sock"
 [[backend]]
 name = "far"
 type = "nvme-tcp"
-address = "ADDRESS"
+address = "ARRAY"
 subnqn = "nqn.2026-01.org.example:array"
 
 [[pool]]
@@ -344,27 +250,17 @@ pool = "tank"
 size = "8MiB"
 "#;
 
-/// Longer than anything that waits for nobody may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// An address of loopback on which nobody listens.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("an address")
-}
-
 fn array_and_gateway() -> (Daemon, Daemon) {
-    let address = free_address().to_string();
-    let array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
-    let gateway = Daemon::with(&BEHIND.replace("ADDRESS", &address));
+    let array = Daemon::start(ARRAY);
+    let gateway = Daemon::start(&BEHIND.replace("ARRAY", &array.addr.to_string()));
     (array, gateway)
 }
 
 /// Asks until the answer will do.
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let patience = Patience::new(what);
     while !done() {
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
+        patience.pause();
     }
 }
 
@@ -422,7 +318,7 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
     let code = gateway.child.wait().expect("its end");
     assert!(code.success(), "{code}");
     array.signal(Signal::SIGCONT);
-    gateway.child = spawn(gateway.dir.path());
+    gateway.restart();
     wait_for("the array is reached", || gateway.ok(&["pool", "list"]).contains(" up "));
     let luns = gateway.ok(&["lun", "list"]);
     assert!(luns.contains("\nb ") && !luns.contains("\nd "), "{luns}");
@@ -431,7 +327,7 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
 
 #[test]
 fn the_service_manager_hears_of_start_life_and_stop() {
-    let dir = directory(DOCUMENT);
+    let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).expect("a socket");
     manager.set_read_timeout(Some(PATIENCE)).expect("an option");
@@ -440,9 +336,9 @@ fn the_service_manager_hears_of_start_life_and_stop() {
         let len = manager.recv(&mut state).expect("a notification");
         String::from_utf8_lossy(&state[..len]).into_owned()
     };
-    let environment = [("NOTIFY_SOCKET", path.to_str().expect("a path")), ("WATCHDOG_USEC", "200000")];
-    let child = spawn_with(dir.path(), &environment);
-    let mut gateway = Daemon { child, dir };
+    let socket = format!("NOTIFY_SOCKET={}", path.display());
+    let environment = ["env".to_owned(), socket, "WATCHDOG_USEC=200000".to_owned()];
+    let mut gateway = Daemon::start_through(DOCUMENT, dir, environment.to_vec());
     assert_eq!(heard(), "READY=1");
     assert_eq!([heard(), heard()], ["WATCHDOG=1", "WATCHDOG=1"]);
     gateway.signal(Signal::SIGTERM);
@@ -450,8 +346,8 @@ fn the_service_manager_hears_of_start_life_and_stop() {
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
     assert!(gateway.child.wait().expect("its end").success());
     // A watchdog that is another process's is not ours to answer: READY and STOPPING are all.
-    let environment = [environment[0], environment[1], ("WATCHDOG_PID", "1")];
-    gateway.child = spawn_with(gateway.dir.path(), &environment);
+    gateway.through.push("WATCHDOG_PID=1".into());
+    gateway.restart();
     assert_eq!(heard(), "READY=1");
     gateway.signal(Signal::SIGTERM);
     assert_eq!(heard(), "STOPPING=1");
@@ -459,11 +355,11 @@ fn the_service_manager_hears_of_start_life_and_stop() {
 
 #[test]
 fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
-    let address = free_address().to_string();
-    let array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    let array = Daemon::start(ARRAY);
+    let address = array.addr.to_string();
     array.ok(&["call", "bdev_malloc_create", r#"{"name":"l5","num_blocks":65536,"block_size":512}"#]);
     array.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:array", "l5", "--nsid", "5"]);
-    let gateway = Daemon::with(DOCUMENT);
+    let gateway = Daemon::start(DOCUMENT);
     let offered = gateway.json("backend_discover", &format!(r#"{{"address":"{address}"}}"#));
     let nvm: Vec<&Value> =
         offered.as_array().expect("a list").iter().filter(|row| row["type"] == "nvm").collect();
@@ -503,26 +399,26 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));
-    let nobody = free_address().to_string();
+    let nobody = own_addr().to_string();
     assert!(gateway.refused(&["backend", "discover", &nobody]).contains(&nobody));
 }
 
 #[test]
 fn a_whole_namespace_keeps_its_identity() {
-    let address = free_address().to_string();
-    let mut array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    let mut array = Daemon::start(ARRAY);
+    let address = array.addr.to_string();
     let whole = r#"
 [[backend]]
 name = "far"
 type = "nvme-tcp"
-address = "ADDRESS"
+address = "ARRAY"
 subnqn = "nqn.2026-01.org.example:array"
 
 [[lun]]
 name = "w"
 backend = "far"
 "#;
-    let mut gateway = Daemon::with(&format!("{DOCUMENT}{whole}").replace("ADDRESS", &address));
+    let mut gateway = Daemon::start(&format!("{DOCUMENT}{whole}").replace("ARRAY", &address));
     let identity = |daemon: &Daemon, name: &str| {
         let lun = daemon.json("lun_list", &format!(r#"{{"name":"{name}"}}"#))[0].clone();
         assert!(lun["uuid"].is_string() && lun["nguid"].is_string(), "{lun}");
@@ -533,7 +429,7 @@ backend = "far"
     // It is the same disk after a restart, without the database, and when it is imported again.
     gateway.kill_and_restart();
     assert_eq!(identity(&gateway, "w"), own);
-    std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+    std::fs::remove_dir_all(gateway.path("state")).expect("removed");
     gateway.kill_and_restart();
     assert_eq!(identity(&gateway, "w"), own);
     gateway.ok(&["lun", "release", "w"]);
@@ -546,12 +442,11 @@ backend = "far"
     assert_ne!(identity(&gateway, "twin"), own);
     // One that is lost isn't imported, and isn't waited for.
     gateway.ok(&["lun", "release", "again"]);
-    array.child.kill().expect("SIGKILL");
-    array.child.wait().expect("its end");
+    array.kill();
     wait_for("the array is lost", || gateway.ok(&["backend", "list", "far"]).contains(" lost "));
     let refused = gateway.refused(&["lun", "import", "again", "--backend", "far"]);
     assert!(refused.contains("backend `far` is lost"), "{refused}");
-    array.child = spawn(array.dir.path());
+    array.restart();
     wait_for("the array is back", || gateway.ok(&["backend", "list", "far"]).contains(" up "));
     gateway.ok(&["lun", "import", "again", "--backend", "far"]);
     assert_eq!(identity(&gateway, "again"), own);
@@ -559,8 +454,8 @@ backend = "far"
 
 #[test]
 fn a_pool_s_member_is_not_presented_whole() {
-    let mut gateway = Daemon::start();
-    let path = |name: &str| gateway.dir.path().join(name);
+    let mut gateway = Daemon::start(DOCUMENT);
+    let path = |name: &str| gateway.path(name);
     std::fs::copy(path("file0.img"), path("copy.img")).expect("copied");
     let copy = path("copy.img").display().to_string();
     gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &copy]);
@@ -589,16 +484,15 @@ size = "8MiB"
 name = "w"
 backend = "file1"
 "#;
-    let mut gateway = Daemon::with(&format!("{DOCUMENT}{whole}"));
+    let mut gateway = Daemon::start(&format!("{DOCUMENT}{whole}"));
     let before = gateway.ok(&["--json", "lun", "list"]);
-    let path = |name: &str| gateway.dir.path().join(name);
+    let path = |name: &str| gateway.path(name);
     let (disks, away) = (["file0.img", "file1.img"].map(path), ["away0", "away1"].map(path));
-    gateway.child.kill().expect("SIGKILL");
-    gateway.child.wait().expect("its end");
+    gateway.kill();
     for (disk, away) in disks.iter().zip(&away) {
         std::fs::rename(disk, away).expect("moved");
     }
-    gateway.child = spawn(gateway.dir.path());
+    gateway.restart();
     let backends = gateway.ok(&["backend", "list"]);
     assert!(backends.matches(" down ").count() == 2 && backends.contains("No such file"), "{backends}");
     let pool = gateway.ok(&["pool", "show", "tank"]);

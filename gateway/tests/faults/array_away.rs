@@ -2,9 +2,8 @@
 //! connections stay, and nothing answers) or killed (they are reset, and refused until it is back).
 
 use super::*;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use std::time::Duration;
 use support::Patience;
 use support::fleet::{ENDLESS, Fleet, Spec};
@@ -98,19 +97,16 @@ impl Rig {
         Self { array, gateway, fleet }
     }
 
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.array.child.id().cast_signed())
-    }
-
     /// Stops the array; when this returns, all its threads have stopped.
     fn stop(&self) {
-        kill(self.pid(), Signal::SIGSTOP).expect("a signal");
-        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("its state");
-        assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+        self.array.signal(Signal::SIGSTOP);
+        let pid = self.array.pid();
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("its state");
+        assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
     }
 
     fn go_on(&self) {
-        kill(self.pid(), Signal::SIGCONT).expect("a signal");
+        self.array.signal(Signal::SIGCONT);
     }
 
     /// Both hosts go on, and neither has seen an error or a new connection.

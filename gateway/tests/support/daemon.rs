@@ -1,6 +1,8 @@
 //! `trefoild` as a process in a directory of its own: started, asked, killed, started again.
 
 use super::PATIENCE;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -19,8 +21,8 @@ pub struct Daemon {
     pub dir: tempfile::TempDir,
     /// What `ADDR` became in its document.
     pub addr: SocketAddr,
-    /// What it is started through.
-    through: Vec<String>,
+    /// What it is started through: a program and its first arguments, or nothing.
+    pub through: Vec<String>,
 }
 
 /// An address that nobody else listens on: a loopback address of this process and this call.
@@ -52,14 +54,20 @@ impl Daemon {
         self.dir.path().join(name)
     }
 
+    fn trefoil(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trefoil"));
+        command.arg("--socket").arg(self.path("rpc.sock")).args(args);
+        command
+    }
+
     /// Runs `trefoil`.
     pub fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_trefoil"))
-            .arg("--socket")
-            .arg(self.path("rpc.sock"))
-            .args(args)
-            .output()
-            .expect("trefoil runs")
+        self.trefoil(args).output().expect("trefoil runs")
+    }
+
+    /// Starts `trefoil` and doesn't wait for it.
+    pub fn begin(&self, args: &[&str]) -> Child {
+        self.trefoil(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("trefoil runs")
     }
 
     /// What a `trefoil` that succeeds prints.
@@ -74,6 +82,11 @@ impl Daemon {
         let output = self.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         String::from_utf8(output.stderr).expect("text")
+    }
+
+    /// What `trefoil call` that succeeds prints.
+    pub fn json(&self, method: &str, params: &str) -> Value {
+        serde_json::from_str(&self.ok(&["--json", "call", method, params])).expect("JSON")
     }
 
     /// Sends a request; its answer comes on the stream that this gives.
@@ -104,6 +117,15 @@ impl Daemon {
         let luns = self.call("lun_list", json!({}));
         let found = luns.as_array().and_then(|luns| luns.iter().find(|lun| lun["name"] == name));
         found.cloned().unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("a signal");
     }
 
     /// Ends it without a chance to tidy up.
