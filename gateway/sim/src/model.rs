@@ -57,6 +57,8 @@ pub struct Job {
     pub version: Version,
     /// Whether an error would be no surprise.
     pub excused: bool,
+    /// Whether a path error would be none.
+    pub path_excused: bool,
     /// Whether power went since it began: an acknowledgement may tell of what was lost then.
     pub cut: bool,
 }
@@ -77,6 +79,8 @@ struct Block {
 struct Lun {
     blocks: Vec<Block>,
     open: bool,
+    /// Path errors have a cause now.
+    path_excused: bool,
 }
 
 /// See the module.
@@ -87,6 +91,7 @@ pub struct Model {
     clock: u64,
     completed: u64,
     failed: u64,
+    path_failed: u64,
     /// Errors have a cause now (a disk fails, say).
     pub excused: bool,
     violation: Option<String>,
@@ -144,11 +149,16 @@ impl Block {
     }
 }
 
+impl Lun {
+    fn new(blocks: u64) -> Self {
+        Self { blocks: vec![Block::zero(); blocks as usize], open: true, path_excused: false }
+    }
+}
+
 impl Model {
     /// LUNs of so many blocks, all zeros.
     pub fn new(blocks: &[u64]) -> Self {
-        let lun = |&blocks: &u64| Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
-        Self { luns: blocks.iter().map(lun).collect(), ..Self::default() }
+        Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks)).collect(), ..Self::default() }
     }
 
     /// How many LUNs there are.
@@ -192,18 +202,48 @@ impl Model {
         self.jobs.values_mut().for_each(|job| job.excused = true);
     }
 
+    /// From now on path errors have a cause on the LUNs of which `is_lost` is true, for what is under way too, and
+    /// have none for new operations on the others.
+    pub fn path_errors(&mut self, is_lost: impl Fn(usize) -> bool) {
+        self.luns.iter_mut().enumerate().for_each(|(at, lun)| lun.path_excused = is_lost(at));
+        self.jobs.values_mut().for_each(|job| job.path_excused |= is_lost(job.lun));
+    }
+
+    /// Whether errors have a cause, for new operations or for one under way.
+    pub fn has_excuses(&self) -> bool {
+        self.excused
+            || self.luns.iter().any(|lun| lun.path_excused || !lun.open)
+            || self.jobs.values().any(|job| job.excused || job.path_excused)
+    }
+
+    /// Operations that failed with a path error, for which there was no other cause.
+    pub fn path_failures(&self) -> u64 {
+        self.path_failed
+    }
+
+    /// The operation under way that was begun first.
+    pub fn first_under_way(&self) -> Option<u64> {
+        self.jobs.keys().next().copied()
+    }
+
+    /// Operations that were begun by now have this identifier or a lower one.
+    pub fn last_begun(&self) -> u64 {
+        self.clock
+    }
+
     /// Starts an operation, unless an overlapping one forbids it or the LUN is closed.
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
-        let reads = kind == Kind::Read;
+        let (reads, path_excused) = (kind == Kind::Read, l.path_excused);
         if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
             return None;
         }
         range.iter_mut().for_each(|b| b.busy += if reads { 1 } else { -1 });
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
-        let job = Job { id: self.clock, lun, lba, blocks, kind, version, excused: self.excused, cut: false };
+        let (id, excused) = (self.clock, self.excused);
+        let job = Job { id, lun, lba, blocks, kind, version, excused, path_excused, cut: false };
         if let Some(log) = &mut self.log {
             log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
         }
@@ -225,7 +265,8 @@ impl Model {
             Ok(()) => self.completed += 1,
             Err(fault) => {
                 self.failed += 1;
-                if !job.excused {
+                self.path_failed += u64::from(fault == Fault::PathLost && !job.excused);
+                if !job.excused && !(job.path_excused && fault == Fault::PathLost) {
                     self.violate(format!("{job:?} failed without a cause: {fault:?}"));
                 }
             }
@@ -261,14 +302,15 @@ impl Model {
             self.land(&job, false);
         }
         if power {
-            self.power_cut();
+            self.power_cut(|_| true);
         }
     }
 
-    /// The gateway lost power, and the servers will try again what was under way.
-    pub fn power_cut(&mut self) {
-        self.jobs.values_mut().for_each(|job| job.cut = true);
-        self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
+    /// What `hit` LUNs are on lost power, and the servers, or the gateway, will try again what was under way.
+    pub fn power_cut(&mut self, hit: impl Fn(usize) -> bool) {
+        self.jobs.values_mut().for_each(|job| job.cut |= hit(job.lun));
+        let luns = self.luns.iter_mut().enumerate().filter(|(at, _)| hit(*at));
+        luns.flat_map(|(_, lun)| &mut lun.blocks).for_each(Block::power_cut);
     }
 
     /// No job may begin on the LUN.
@@ -279,7 +321,8 @@ impl Model {
 
     /// A LUN is new: all zeros, durably.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
-        self.luns[lun] = Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
+        let path_excused = self.luns[lun].path_excused;
+        self.luns[lun] = Lun { path_excused, ..Lun::new(blocks) };
     }
 
     /// A LUN has grown: what is new reads as zeros.

@@ -3,6 +3,7 @@
 //! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code,
 //! publishes topologies and restarts the gateway when it died. [`faults`] says what goes wrong.
 
+mod array;
 mod control;
 mod faults;
 mod pool;
@@ -28,7 +29,8 @@ use crate::node::Node;
 use crate::simio::SOCKETS;
 use crate::workload::Workload;
 use crate::world::{NodeId, Step, World};
-pub use faults::FAULTS;
+use array::Array;
+pub use faults::{FAULTS, WITHHELD};
 use pool::Pools;
 
 /// Cores of the gateway.
@@ -45,6 +47,8 @@ const LUN_BLOCKS: [u64; 4] = [2900, 1500, 1024, 2048];
 const GROWN: usize = 1;
 const REPLACED: usize = 2;
 const IMPORTED: usize = 3;
+/// The backend of the pool that an array may have.
+const MEMBER: usize = 1;
 const GROW_BLOCKS: u64 = 200;
 /// From there on it grows no more: 23 units of the first LUN, 25 of this one and 12 of the third are all 60.
 const GROWN_MOST: u64 = 2900;
@@ -55,6 +59,10 @@ const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 /// timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// What is still on its way when the work is done lands before everything is read once more: late writes of lost
+/// associations, which are held for 2 × KATO, too.
+const LANDED: Duration = Duration::from_secs(4);
+
 /// By then every timeout has fired.
 const REST: Duration = Duration::from_secs(120);
 
@@ -63,6 +71,13 @@ const FAULT: u64 = 2;
 const RESTART: u64 = 3;
 const HEAL: u64 = 4;
 const UNBAN: u64 = 5;
+const ARRAY_START: u64 = 6;
+const ARRAY_BACK: u64 = 7;
+const ARRAY_SPLIT: u64 = 8;
+const DEPART: u64 = 9;
+
+/// By then every core knows that a path is back.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// What stands before the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +99,8 @@ pub struct Setting {
     pub operations: u64,
     /// Keep the story as text.
     pub told: bool,
+    /// Fire the faults of [`WITHHELD`] too.
+    pub withheld: bool,
     /// Break this first.
     pub mutation: Option<Mutation>,
 }
@@ -114,6 +131,13 @@ pub struct Run {
     servers: Vec<NodeId>,
     digests: bool,
     disks: Vec<DiskId>,
+    /// Sizes of the backends in bytes, as control knows them.
+    lens: [u64; 4],
+    array: Option<Array>,
+    /// Faults of [`WITHHELD`] fire too.
+    withheld: bool,
+    /// Failed commands have had a cause since the last look.
+    error_cause: bool,
     homes: Vec<u16>,
     /// The core that has each backend's file.
     owners: Vec<u16>,
@@ -126,8 +150,8 @@ pub struct Run {
     attach_left: usize,
     publish_left: usize,
     pools: Pools,
-    /// No more faults: the end is near.
-    calm: bool,
+    /// No more faults: the end is near, from then on.
+    calm: Option<Instant>,
     /// Mutation: a grown LUN gets an extent that another has.
     pub reuse_extent: bool,
     /// How servers fence lost writes. Mutation: not at all.
@@ -196,8 +220,9 @@ impl Run {
         let mut rng = world.fork_rng();
         let mut workload = Workload::new(world.fork_rng(), setting.operations, &LUN_BLOCKS);
         workload.model.log = setting.told.then(Vec::new);
-        let homes: Vec<_> = (0..=CORES + SERVERS).map(|_| claim_home()).collect();
-        Self {
+        let homes: Vec<_> = (0..CORES + SERVERS + 2).map(|_| claim_home()).collect();
+        let array_home = homes[usize::from(CORES + SERVERS) + 1];
+        let mut run = Self {
             world,
             frontend: setting.frontend,
             gateway,
@@ -205,6 +230,10 @@ impl Run {
             digests: rng.below(2) == 0,
             disks,
             pools: Pools::new(homes[usize::from(CORES + SERVERS)]),
+            lens: DISK_BYTES,
+            array: None,
+            withheld: setting.withheld,
+            error_cause: true,
             homes,
             owners: (0..DISK_BYTES.len()).map(|_| rng.below(u64::from(CORES)) as u16).collect(),
             workload: Rc::new(RefCell::new(workload)),
@@ -214,7 +243,7 @@ impl Run {
             epoch: 0,
             attach_left: 0,
             publish_left: 0,
-            calm: false,
+            calm: None,
             reuse_extent: false,
             swap_extents: false,
             restarted: false,
@@ -225,7 +254,12 @@ impl Run {
             fence: FenceRule::KeepAliveBound,
             finished_at_fault: 0,
             last_fault: Instant::default(),
+        };
+        // Without a network there are no hosts that wait until a dead gateway's writes have landed.
+        if run.frontend == Frontend::NvmeTcp {
+            run.make_array(array_home);
         }
+        run
     }
 
     /// Mutation: what a new LUN gets is not zeroed.
@@ -249,6 +283,7 @@ impl Run {
     }
 
     fn go(&mut self) -> Option<String> {
+        self.start_array();
         self.start();
         self.start_servers();
         self.world.after(Duration::from_micros(50), TICK);
@@ -261,8 +296,7 @@ impl Run {
             }
             match step {
                 Step::Ran => {}
-                Step::Accepted(_) => self.adopt(),
-                Step::Control(_) => self.on_control(),
+                Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
                     if self.tick() {
                         break;
@@ -270,7 +304,7 @@ impl Run {
                     let pause = if self.frontend == Frontend::Direct { 100 } else { 1000 };
                     self.world.after(Duration::from_micros(pause), TICK);
                 }
-                Step::Timer(FAULT) if !self.calm => {
+                Step::Timer(FAULT) if self.calm.is_none() => {
                     self.fault();
                     let pause = Duration::from_micros(100 + self.rng.below(500));
                     self.world.after(pause, FAULT);
@@ -278,6 +312,10 @@ impl Run {
                 Step::Timer(RESTART) => self.start(),
                 Step::Timer(HEAL) => self.heal(),
                 Step::Timer(UNBAN) => self.unban(),
+                Step::Timer(ARRAY_START) => self.start_array(),
+                Step::Timer(ARRAY_BACK) => self.array_back(),
+                Step::Timer(ARRAY_SPLIT) => self.split_array(),
+                Step::Timer(DEPART) => self.depart(),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),
             }
@@ -327,14 +365,14 @@ impl Run {
         loop {
             let held = (0..CORES).find_map(|core| {
                 let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
-                (held > 0).then(|| format!("core {core} holds {held} bytes of blocks at rest"))
+                (held > self.rest_bytes(core))
+                    .then(|| format!("core {core} holds {held} bytes of blocks at rest"))
             });
             if held.is_none() || self.world.now() > until {
                 return held;
             }
             match self.world.step() {
-                Step::Accepted(_) => self.adopt(),
-                Step::Control(_) => self.on_control(),
+                Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Idle => return held,
                 Step::Ran | Step::Timer(_) => {}
             }

@@ -14,7 +14,7 @@ use trefoil_storage::initiator::{
     Purpose, QueueError,
 };
 use trefoil_wire::fabrics::Nqn;
-use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status};
+use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status, StatusType};
 
 use crate::direct::{StorageMsg, StorageSim};
 use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
@@ -27,7 +27,8 @@ pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
 /// Keep alive timeout that servers ask for.
 pub const KATO: Duration = Duration::from_secs(1);
 const DEPTH: usize = 12;
-const RETRY: Duration = Duration::from_micros(100);
+/// When a server looks for work that the model refused, at first and at last.
+const RETRY: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
 /// How long servers wait for a lost path. A removed LUN's commands wait as long.
 pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -65,6 +66,8 @@ pub struct ServerCore {
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
+    /// When it last began something.
+    began: Instant,
     arena: Arena,
 }
 
@@ -114,6 +117,7 @@ impl ServerCore {
             slots: vec![(0, None); DEPTH],
             workload,
             now: Instant::default(),
+            began: Instant::default(),
             arena,
         }
     }
@@ -127,6 +131,7 @@ impl ServerCore {
             self.arena.free(buf);
             return false;
         };
+        self.began = self.now;
         self.slots[slot].0 += 1;
         let tag = u64::from(self.slots[slot].0) << 32 | slot as u64;
         let command = self.command(tag, &job, buf);
@@ -197,6 +202,7 @@ impl ServerCore {
             Ok(cqe) if cqe.status.is_ok() => Ok(()),
             Ok(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Fault::Gone),
             Ok(cqe) if cqe.status.is(Status::LBA_OUT_OF_RANGE) => Err(Fault::OutOfRange),
+            Ok(cqe) if cqe.status.sct() == StatusType::Path && !cqe.status.is_dnr() => Err(Fault::PathLost),
             Ok(_) => Err(Fault::MediaWrite),
             Err(fault) => Err(fault),
         };
@@ -328,7 +334,9 @@ impl Handler<StorageSim> for ServerCore {
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.slots.iter().any(|(_, job)| job.is_none());
-        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY);
+        // The longer there was none, the longer it may take.
+        let pause = (self.now.since(self.began) / 8).clamp(RETRY.0, RETRY.1);
+        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + pause);
         self.hosts.iter().filter_map(|(_, host)| host.next_deadline()).chain(work).min()
     }
 }

@@ -7,6 +7,9 @@ use crate::model::{Job, Kind, Model};
 /// Largest operation, in blocks.
 pub const MAX_BLOCKS: u64 = 512;
 
+/// An operation hangs when so many beginnings and ends came after its own beginning.
+const HANGS: u64 = 600;
+
 /// The work of one seed, shared by all that do it.
 pub struct Workload {
     /// What may be read.
@@ -45,6 +48,11 @@ impl Workload {
         self.verify = Some((0, 0));
     }
 
+    /// Whether everything is being read once more, or was.
+    pub fn is_verifying(&self) -> bool {
+        self.verify.is_some()
+    }
+
     /// Whether everything was read once more.
     pub fn is_verified(&self) -> bool {
         self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
@@ -64,6 +72,11 @@ impl Workload {
             return self.next_verify(&may);
         }
         if self.left == 0 {
+            return None;
+        }
+        // While something hangs the rest goes on slowly, so that there is work left when it is over.
+        let hangs = self.model.first_under_way().is_some_and(|first| first + HANGS < self.model.last_begun());
+        if hangs && self.rng.below(16) > 0 {
             return None;
         }
         let job = (0..3).find_map(|_| self.try_next(&may))?;

@@ -6,6 +6,7 @@ use trefoil_poll::{CoreId, Io};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::StorageCore;
+use trefoil_storage::msg::Event;
 use trefoil_storage::pool::MIN_UNIT_BYTES;
 use trefoil_storage::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
@@ -13,8 +14,7 @@ use trefoil_storage::topology::{
 
 use super::pool::lun_id;
 use super::{
-    ARENA_BYTES, CORES, DISK_BYTES, Frontend, GROWN, IMPORTED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS,
-    limits,
+    ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS, limits,
 };
 use crate::direct::LunCore;
 use crate::memory::arena;
@@ -39,12 +39,14 @@ impl Run {
         self.attach_left = usize::from(CORES) * self.disks.len();
         for (backend, &disk) in self.disks.clone().iter().enumerate() {
             for core in 0..CORES {
-                let kind = if self.owners[backend] == core {
+                let kind = if let Some(kind) = self.remote_kind(backend, core) {
+                    kind
+                } else if self.owners[backend] == core {
                     AttachKind::File { file: self.world.open(disk), slots: File::slots(64) }
                 } else {
                     AttachKind::Remote { core: CoreId(self.owners[backend]) }
                 };
-                let (id, len_bytes) = (BackendId(backend as u32), DISK_BYTES[backend]);
+                let (id, len_bytes) = (BackendId(backend as u32), self.lens[backend]);
                 let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
                 self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
             }
@@ -145,6 +147,8 @@ impl Run {
     }
 
     pub(super) fn on_control(&mut self) {
+        self.adopt();
+        self.adopt_array();
         while let Some((from, msg)) = self.world.take_control(self.gateway) {
             match msg {
                 Msg::Attached(_) => {
@@ -162,6 +166,14 @@ impl Run {
                 Msg::Event(event) => {
                     let now = self.world.now();
                     self.world.story.tell(now, format_args!("gateway core {}: {event:?}", from.0));
+                    match event {
+                        Event::BackendState { backend, usable, .. } => self.on_backend_state(backend, usable),
+                        Event::BackendInfo { backend, len_bytes, .. }
+                        | Event::BackendResized { backend, len_bytes } => {
+                            self.on_backend_len(backend, len_bytes)
+                        }
+                        Event::QpairUp { .. } | Event::QpairDown { .. } => {}
+                    }
                 }
                 other => {
                     let what = format!("control got {other:?} from {from:?}");
@@ -229,16 +241,18 @@ impl Run {
         self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }
 
-    pub(super) fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&mut self) -> bool {
         self.world.is_up(self.gateway)
             && self.attach_left == 0
             && self.publish_left == 0
             && self.pools.is_settled()
+            && self.knows_array()
     }
 
     /// Moves on what takes several steps. Returns whether everything is done.
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
+        self.check_errors();
         if !self.is_settled() {
             return false;
         }
@@ -246,14 +260,20 @@ impl Run {
         if !workload.is_spent() || workload.model.under_way(None) > 0 {
             return false;
         }
-        if !self.calm {
-            self.calm = true;
-            drop(workload);
-            self.heal();
-            self.workload.borrow_mut().start_verify();
-            self.kick();
-            return false;
+        let verified = workload.is_verified();
+        drop(workload);
+        let now = self.world.now();
+        match self.calm {
+            None => {
+                self.calm = Some(now);
+                self.heal();
+            }
+            Some(since) if now.since(since) >= LANDED && !self.workload.borrow().is_verifying() => {
+                self.workload.borrow_mut().start_verify();
+                self.kick();
+            }
+            Some(_) => {}
         }
-        workload.is_verified()
+        verified
     }
 }

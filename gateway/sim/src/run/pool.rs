@@ -170,6 +170,8 @@ pub(super) struct Pools {
     pub removing: bool,
     /// What cores present is not what it should be.
     pub stale: bool,
+    /// The imported backend is to be imported again.
+    reimport: bool,
 }
 
 impl Pools {
@@ -188,6 +190,7 @@ impl Pools {
             grow_to: None,
             removing: false,
             stale: true,
+            reimport: false,
         }
     }
 
@@ -201,7 +204,7 @@ impl Pools {
 
     /// The process died: only the disks are left.
     pub fn crash(&mut self) {
-        (self.pool, self.imported, self.work) = (None, None, None);
+        (self.pool, self.imported, self.work, self.reimport) = (None, None, None, false);
         self.io.clear();
         self.stale = true;
         while self.arena.as_mut().is_some_and(|arena| arena.repair_next().is_some()) {}
@@ -210,6 +213,11 @@ impl Pools {
     /// The fault that a crash would be now, if an operation is under way.
     pub fn crash_kind(&self) -> Option<&'static str> {
         self.work.as_ref().map(|(doing, _)| doing.crash())
+    }
+
+    /// The imported backend is another size now.
+    pub fn reimport(&mut self) {
+        self.reimport = true;
     }
 
     /// Whether an operation is under way while hosts are served.
@@ -223,6 +231,7 @@ impl Pools {
             && !self.removing
             && self.grow_to.is_none()
             && self.imported.is_some()
+            && !self.reimport
             && self.pool.as_ref().is_some_and(|pool| pool.frozen().is_none())
             && self.acknowledged.iter().all(Option::is_some)
     }
@@ -313,7 +322,7 @@ impl Run {
         while self.world.is_up(self.gateway) && self.attach_left == 0 {
             if self.pools.work.is_none() {
                 self.pools.work = self.next_work();
-                self.pools.excused = self.workload.borrow().model.excused;
+                self.pools.excused = self.workload.borrow().model.excused || self.is_lost();
             }
             let Some((doing, work)) = &mut self.pools.work else { break };
             let (doing, polled) = (*doing, work.as_mut().poll(&mut Context::from_waker(Waker::noop())));
@@ -335,7 +344,7 @@ impl Run {
             let work = open_or_make(io, self.backend_infos(0..POOLED), self.pools.made);
             return Some((Doing::Open, Box::pin(work)));
         }
-        if self.pools.imported.is_none() {
+        if self.pools.imported.is_none() || self.pools.reimport {
             let backend = self.backend_infos(POOLED..POOLED + 1).pop()?;
             let work = async move {
                 let (uuid, nguid) = (Uuid(lun_id(IMPORTED)), lun_id(IMPORTED));
@@ -401,6 +410,7 @@ impl Run {
             }
             Ended::Imported(Ok(imported)) => {
                 self.pools.imported = Some(imported);
+                (self.pools.stale, self.pools.reimport) = (true, false);
                 None
             }
             Ended::Changed(pool, result) => {
@@ -457,7 +467,7 @@ impl Run {
         let info = |at: usize| BackendInfo {
             id: BackendId(at as u32),
             name: format!("disk{at}"),
-            len_bytes: super::DISK_BYTES[at],
+            len_bytes: self.lens[at],
             block_bytes: BLOCK_BYTES as u32,
         };
         which.map(info).collect()

@@ -131,6 +131,7 @@ impl Engine {
         ctrlr.admin = queue;
         ctrlr.alive_at = now;
         ctrlr.kato_ms = round_kato(connect.kato_ms);
+        ctrlr.granted = self.io_queues;
         let cntlid = ctrlr.cntlid;
         self.arm_keep_alive(index);
         let q = &mut self.queues[queue as usize];
