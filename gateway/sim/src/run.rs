@@ -201,7 +201,7 @@ fn limits() -> CoreLimits {
         slots: 768,
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
-        send_lists: 64,
+        send_lists: 16,
         ..TargetLimits::default()
     };
     CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 256 }

@@ -70,15 +70,22 @@ impl Run {
             return;
         }
         // A crash is most telling in the middle of a change to the layout.
-        let rare = if self.pools.is_changing() { 6 } else { 25 };
+        let rare = match self.pools.is_changing() {
+            true => 6,
+            // Until an array is reached takes a while, in which a crash tells nothing.
+            false if self.array.is_some() => 100,
+            false => 25,
+        };
         if self.pools.crash_kind().is_some() && self.rng.below(rare) == 0 {
             let how = if self.rng.below(2) == 0 { Crash::Kill } else { Crash::Power };
             return self.crash(how);
         }
+        let mut few = false;
         if self.frontend == Frontend::NvmeTcp {
             // While servers wait out a fence, little goes wrong, for work to go on between faults.
             let (done, failed) = self.workload.borrow().model.counts();
-            let (now, few) = (self.world.now(), done + failed < self.finished_at_fault + 40);
+            let now = self.world.now();
+            few = done + failed < self.finished_at_fault + 40;
             if few && (now.since(self.last_fault) > PATIENCE || self.rng.below(400) > 0) {
                 return;
             }
@@ -97,6 +104,8 @@ impl Run {
             return self.host_fault();
         }
         match self.rng.below(20) {
+            // Dying again before anything was done tells little, and every life is dear.
+            0 | 1 if few => {}
             0 => self.crash(Crash::Kill),
             1 => self.crash(Crash::Power),
             2 | 3 => self.disk_fault("read-eio", |fault| fault.read_eio = 200),
