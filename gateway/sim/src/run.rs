@@ -6,6 +6,7 @@
 mod array;
 mod control;
 mod faults;
+mod hostile;
 mod pool;
 
 use std::cell::RefCell;
@@ -54,6 +55,10 @@ const GROW_BLOCKS: u64 = 200;
 const GROWN_MOST: u64 = 2900;
 /// Nothing takes longer than this in virtual time.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
+
+/// How long the gateway waits for a Connect, and for a host to read.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Without progress for so long, nothing more goes wrong: the servers must recover within their loss
 /// timeout.
@@ -134,6 +139,11 @@ pub struct Run {
     /// Sizes of the backends in bytes, as control knows them.
     lens: [u64; 4],
     array: Option<Array>,
+    hostile: Option<NodeId>,
+    /// Counts what may cut an attack off.
+    disturbances: u64,
+    /// Nothing reaches the gateway until then.
+    dark_until: Instant,
     /// Faults of [`WITHHELD`] fire too.
     withheld: bool,
     /// Failed commands have had a cause since the last look.
@@ -202,6 +212,9 @@ fn limits() -> CoreLimits {
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
         send_lists: 16,
+        connect_timeout: CONNECT_TIMEOUT,
+        send_timeout: SEND_TIMEOUT,
+        terminate_timeout: Duration::from_secs(1),
         ..TargetLimits::default()
     };
     CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 256 }
@@ -220,7 +233,7 @@ impl Run {
         let mut rng = world.fork_rng();
         let mut workload = Workload::new(world.fork_rng(), setting.operations, &LUN_BLOCKS);
         workload.model.log = setting.told.then(Vec::new);
-        let homes: Vec<_> = (0..CORES + SERVERS + 2).map(|_| claim_home()).collect();
+        let homes: Vec<_> = (0..CORES + SERVERS + 3).map(|_| claim_home()).collect();
         let array_home = homes[usize::from(CORES + SERVERS) + 1];
         let mut run = Self {
             world,
@@ -232,6 +245,9 @@ impl Run {
             pools: Pools::new(homes[usize::from(CORES + SERVERS)]),
             lens: DISK_BYTES,
             array: None,
+            hostile: None,
+            disturbances: 0,
+            dark_until: Instant::default(),
             withheld: setting.withheld,
             error_cause: true,
             homes,
@@ -258,6 +274,7 @@ impl Run {
         // Without a network there are no hosts that wait until a dead gateway's writes have landed.
         if run.frontend == Frontend::NvmeTcp {
             run.make_array(array_home);
+            run.hostile = Some(run.world.add_node("hostile"));
         }
         run
     }
@@ -286,6 +303,7 @@ impl Run {
         self.start_array();
         self.start();
         self.start_servers();
+        self.start_hostile();
         self.world.after(Duration::from_micros(50), TICK);
         self.world.after(Duration::from_micros(400), FAULT);
         loop {

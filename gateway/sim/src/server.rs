@@ -198,6 +198,12 @@ impl ServerCore {
 
     fn finished(&mut self, finished: Finished) {
         let Finished { mut command, result } = finished;
+        if let Ok(cqe) = &result
+            && !cqe.status.is_ok()
+        {
+            let (number, tag, status) = (self.number, command.tag, cqe.status);
+            self.workload.borrow_mut().model.note(format!("server {number} tag {tag:#x}: {status}"));
+        }
         let result = match result {
             Ok(cqe) if cqe.status.is_ok() => Ok(()),
             Ok(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Fault::Gone),

@@ -17,6 +17,7 @@ use super::{
     ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS, limits,
 };
 use crate::direct::LunCore;
+use crate::hostile;
 use crate::memory::arena;
 use crate::model::BLOCK_BYTES;
 use crate::node::Node;
@@ -107,6 +108,7 @@ impl Run {
                 (0..SERVERS)
                     .filter(|server| self.keep_banned || Some(*server) != self.banned)
                     .map(host_nqn)
+                    .chain([hostile::HOST.into()])
                     .collect(),
             ),
             portals: vec![PortalId(0)],
@@ -253,6 +255,7 @@ impl Run {
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
         self.check_errors();
+        self.judge_attacks();
         if !self.is_settled() {
             return false;
         }

@@ -15,7 +15,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 36] = [
+pub const FAULTS: [&str; 46] = [
     "link-reset",
     "link-stall",
     "half-dead",
@@ -52,6 +52,16 @@ pub const FAULTS: [&str; 36] = [
     "array-path-error",
     "array-few-queues",
     "array-grown",
+    "hostile-icreq",
+    "hostile-header",
+    "hostile-truncated",
+    "hostile-data",
+    "hostile-digest",
+    "hostile-twice",
+    "hostile-flood",
+    "hostile-slow",
+    "hostile-deaf",
+    "hostile-cut-join",
 ];
 
 /// Kinds that fire only when asked for, since a bug that they find is known and not mended yet.
@@ -99,6 +109,9 @@ impl Run {
             if self.array.is_some() && self.rng.below(40) == 0 {
                 return self.grow_array();
             }
+        }
+        if !few && self.hostile.is_some() && self.rng.below(6) == 0 {
+            return self.attack();
         }
         if self.frontend == Frontend::NvmeTcp && !self.is_upset() && self.rng.below(8) == 0 {
             return self.host_fault();
@@ -221,6 +234,10 @@ impl Run {
                 // The array must not be out together with hosts: see WITHHELD.
                 let dark = if self.array.is_some() { self.world.peer_of(conn, side) } else { self.gateway };
                 self.world.darken(dark, time * 60, reset);
+                if dark == self.gateway {
+                    self.disturbances += 1;
+                    self.dark_until = self.world.now() + time * 60;
+                }
                 self.fired("vanish");
             }
             _ => {
@@ -240,6 +257,7 @@ impl Run {
             self.fired(kind);
         }
         self.world.crash(self.gateway, how);
+        self.disturbances += 1;
         self.pools.crash();
         self.restarted = true;
         let luns: Vec<_> = (0..self.luns.len()).map(|lun| self.touches(lun, false)).collect();
