@@ -10,9 +10,8 @@
 use std::collections::BTreeMap;
 use trefoil_storage::Fault;
 
-/// Logical block size of every simulated LUN.
+/// Smallest logical block size; others are multiples of it.
 pub const BLOCK_BYTES: usize = 512;
-const WORDS: usize = BLOCK_BYTES / 8;
 
 /// Which write a block holds; 0 is zeros.
 pub type Version = u64;
@@ -51,6 +50,8 @@ pub struct Job {
     pub lba: u64,
     /// Blocks; 0 for a flush.
     pub blocks: u64,
+    /// The LUN's block size in bytes.
+    pub block_bytes: usize,
     /// What it does.
     pub kind: Kind,
     /// What a write stamps.
@@ -61,6 +62,13 @@ pub struct Job {
     pub path_excused: bool,
     /// Whether power went since it began: an acknowledgement may tell of what was lost then.
     pub cut: bool,
+}
+
+impl Job {
+    /// Bytes that it covers.
+    pub fn len_bytes(&self) -> usize {
+        self.blocks as usize * self.block_bytes
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +86,7 @@ struct Block {
 #[derive(Clone, Debug)]
 struct Lun {
     blocks: Vec<Block>,
+    block_bytes: usize,
     open: bool,
     /// Path errors have a cause now.
     path_excused: bool,
@@ -150,15 +159,26 @@ impl Block {
 }
 
 impl Lun {
-    fn new(blocks: u64) -> Self {
-        Self { blocks: vec![Block::zero(); blocks as usize], open: true, path_excused: false }
+    fn new(blocks: u64, block_bytes: usize) -> Self {
+        Self { blocks: vec![Block::zero(); blocks as usize], block_bytes, open: true, path_excused: false }
     }
 }
 
 impl Model {
-    /// LUNs of so many blocks, all zeros.
+    /// LUNs of so many blocks of [`BLOCK_BYTES`], all zeros.
     pub fn new(blocks: &[u64]) -> Self {
-        Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks)).collect(), ..Self::default() }
+        Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks, BLOCK_BYTES)).collect(), ..Self::default() }
+    }
+
+    /// Gives an untouched LUN blocks of another size; what is left of one at the end is lost.
+    pub fn set_block_bytes(&mut self, lun: usize, block_bytes: usize) {
+        let len = self.luns[lun].blocks.len() * self.luns[lun].block_bytes;
+        self.luns[lun] = Lun::new((len / block_bytes) as u64, block_bytes);
+    }
+
+    /// The LUN's block size in bytes.
+    pub fn block_bytes(&self, lun: usize) -> usize {
+        self.luns[lun].block_bytes
     }
 
     /// How many LUNs there are.
@@ -235,7 +255,7 @@ impl Model {
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
-        let (reads, path_excused) = (kind == Kind::Read, l.path_excused);
+        let (reads, path_excused, block_bytes) = (kind == Kind::Read, l.path_excused, l.block_bytes);
         if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
             return None;
         }
@@ -243,7 +263,7 @@ impl Model {
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
         let (id, excused) = (self.clock, self.excused);
-        let job = Job { id, lun, lba, blocks, kind, version, excused, path_excused, cut: false };
+        let job = Job { id, lun, lba, blocks, block_bytes, kind, version, excused, path_excused, cut: false };
         if let Some(log) = &mut self.log {
             log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
         }
@@ -321,8 +341,8 @@ impl Model {
 
     /// A LUN is new: all zeros, durably.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
-        let path_excused = self.luns[lun].path_excused;
-        self.luns[lun] = Lun { path_excused, ..Lun::new(blocks) };
+        let Lun { path_excused, block_bytes, .. } = self.luns[lun];
+        self.luns[lun] = Lun { path_excused, ..Lun::new(blocks, block_bytes) };
     }
 
     /// A LUN has grown: what is new reads as zeros.
@@ -363,11 +383,11 @@ impl Model {
     }
 
     fn check_read(&mut self, job: &Job, data: &[u8]) {
-        if data.len() != job.blocks as usize * BLOCK_BYTES {
+        if data.len() != job.len_bytes() {
             return self.violate(format!("{job:?} got {} bytes", data.len()));
         }
         let at = self.clock;
-        for (i, bytes) in data.chunks_exact(BLOCK_BYTES).enumerate() {
+        for (i, bytes) in data.chunks_exact(job.block_bytes).enumerate() {
             let lba = job.lba + i as u64;
             let Some(version) = decode(job.lun, lba, bytes) else {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
@@ -391,7 +411,7 @@ fn word(lun: usize, lba: u64, version: Version, i: usize) -> u64 {
 
 /// Writes a job's stamps into `data`.
 pub fn stamp(job: &Job, data: &mut [u8]) {
-    for (block, lba) in data.chunks_exact_mut(BLOCK_BYTES).zip(job.lba..) {
+    for (block, lba) in data.chunks_exact_mut(job.block_bytes).zip(job.lba..) {
         for (i, bytes) in block.chunks_exact_mut(8).enumerate() {
             let word = match i {
                 0 => job.version,
@@ -411,7 +431,7 @@ fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
         return block.iter().all(|&b| b == 0).then_some(0);
     }
     let placed = at(1)? == (lun as u64) << 48 | lba;
-    (placed && (2..WORDS).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
+    (placed && (2..block.len() / 8).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
 }
 
 fn describe(block: &[u8]) -> String {

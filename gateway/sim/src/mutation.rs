@@ -74,7 +74,7 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "unfenced-retry", within_seeds: 60, apply: |run| run.fence = FenceRule::Immediate },
     Mutation {
         name: "reordered-mailbox",
-        within_seeds: 60,
+        within_seeds: 20,
         apply: |run| run.world.mail_defect.reorder = 1000,
     },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },

@@ -25,6 +25,7 @@ use trefoil_storage::topology::Extent;
 use crate::direct::StorageMsg;
 use crate::disk::{Disk, DiskId};
 use crate::memory::{claim_home, release_home};
+use crate::model::BLOCK_BYTES;
 use crate::mutation::Mutation;
 use crate::node::Node;
 use crate::simio::SOCKETS;
@@ -38,6 +39,8 @@ use pool::Pools;
 pub const CORES: u16 = 4;
 const ARENA_BYTES: usize = 8 << 20;
 const SERVERS: u16 = 2;
+/// Command slots of a core.
+const SLOTS: usize = 768;
 const PORT: u16 = 4420;
 /// Disks: the members of the pool, whose metadata takes 4 MiB and which then have 20 units of 64 KiB each,
 /// so that LUNs are cut; and one that is imported.
@@ -139,6 +142,8 @@ pub struct Run {
     /// Sizes of the backends in bytes, as control knows them.
     lens: [u64; 4],
     array: Option<Array>,
+    /// Block size of each LUN in bytes.
+    block_bytes: [usize; 4],
     hostile: Option<NodeId>,
     /// Counts what may cut an attack off.
     disturbances: u64,
@@ -208,7 +213,7 @@ fn limits() -> CoreLimits {
     let target = TargetLimits {
         max_conns: SOCKETS,
         max_ctrlrs: 32,
-        slots: 768,
+        slots: SLOTS,
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
         send_lists: 16,
@@ -245,6 +250,7 @@ impl Run {
             pools: Pools::new(homes[usize::from(CORES + SERVERS)]),
             lens: DISK_BYTES,
             array: None,
+            block_bytes: [BLOCK_BYTES; 4],
             hostile: None,
             disturbances: 0,
             dark_until: Instant::default(),
@@ -276,7 +282,36 @@ impl Run {
             run.make_array(array_home);
             run.hostile = Some(run.world.add_node("hostile"));
         }
+        run.draw_block_sizes();
         run
+    }
+
+    /// Some LUNs have blocks of 4096 bytes. The hostile host's attacks count on 512 of the first. The imported backend has
+    /// its LUN's; those of the pool have 512, and don't tear the largest that a LUN of theirs has.
+    fn draw_block_sizes(&mut self) {
+        for lun in 1..self.block_bytes.len() {
+            if self.rng.below(3) == 0 {
+                self.block_bytes[lun] = 4096;
+                self.workload.borrow_mut().model.set_block_bytes(lun, 4096);
+            }
+        }
+        let pooled = self.block_bytes[..IMPORTED].iter().max().copied().unwrap_or(BLOCK_BYTES);
+        for (at, disk) in self.disks.clone().into_iter().enumerate() {
+            let sector_bytes = if at == IMPORTED { self.block_bytes[IMPORTED] } else { pooled };
+            self.world.disk(disk).sector_bytes = sector_bytes;
+        }
+        self.pools.first_blocks = std::array::from_fn(|lun| self.scaled(lun, LUN_BLOCKS[lun]));
+        self.pools.renewed_blocks = self.pools.first_blocks[REPLACED];
+    }
+
+    /// As many of the LUN's blocks as `blocks` of 512 bytes are.
+    fn scaled(&self, lun: usize, blocks: u64) -> u64 {
+        blocks * BLOCK_BYTES as u64 / self.block_bytes[lun] as u64
+    }
+
+    /// Block size of a backend in bytes.
+    fn backend_block_bytes(&self, backend: usize) -> u32 {
+        if backend == IMPORTED { self.block_bytes[IMPORTED] as u32 } else { BLOCK_BYTES as u32 }
     }
 
     /// Mutation: what a new LUN gets is not zeroed.

@@ -17,9 +17,9 @@ use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status, StatusType};
 
 use crate::direct::{StorageMsg, StorageSim};
-use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
+use crate::model::{Job, Kind, stamp};
 use crate::simio::SOCKETS;
-use crate::workload::{MAX_BLOCKS, Workload};
+use crate::workload::{MAX_BYTES, Workload};
 use crate::world::Machine;
 
 /// The subsystem that every gateway of the simulator presents.
@@ -124,7 +124,7 @@ impl ServerCore {
 
     fn begin(&mut self) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
-        let Some(buf) = self.arena.alloc(MAX_BLOCKS as usize * BLOCK_BYTES) else { return false };
+        let Some(buf) = self.arena.alloc(MAX_BYTES) else { return false };
         let hosts = self.hosts.iter().zip(&self.usable);
         let ready = |lun| hosts.clone().any(|((of, _), usable)| *of == lun && *usable);
         let Some(job) = self.workload.borrow_mut().take(ready) else {
@@ -150,7 +150,7 @@ impl ServerCore {
     }
 
     fn command(&mut self, tag: u64, job: &Job, mut buf: Buf) -> Command {
-        let (len, nlb) = (job.blocks as usize * BLOCK_BYTES, job.blocks as u32);
+        let (len, nlb) = (job.len_bytes(), job.blocks as u32);
         let nsid = job.lun as u32 + 1;
         let sqe = |command: IoCommand| command.sqe(0, nsid, Sgl::NONE);
         let range = |fua| BlockRange { fua, ..BlockRange::new(job.lba, nlb) };

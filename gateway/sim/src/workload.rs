@@ -4,8 +4,8 @@ use trefoil_poll::rand::Rng;
 
 use crate::model::{Job, Kind, Model};
 
-/// Largest operation, in blocks.
-pub const MAX_BLOCKS: u64 = 512;
+/// Largest operation, in bytes.
+pub const MAX_BYTES: usize = 256 << 10;
 
 /// An operation hangs when so many beginnings and ends came after its own beginning.
 const HANGS: u64 = 600;
@@ -91,6 +91,7 @@ impl Workload {
             return None;
         }
         let size = self.model.blocks(lun);
+        let max = (MAX_BYTES / self.model.block_bytes(lun)) as u64;
         let kind = match rng.below(100) {
             0..42 => Kind::Read,
             42..72 => Kind::Write { durable: false },
@@ -105,9 +106,9 @@ impl Workload {
         let most = match rng.below(20) {
             0..15 => 8,
             15..19 => 64,
-            _ => MAX_BLOCKS,
+            _ => max,
         };
-        let blocks = (1 + rng.below(most)).min(size);
+        let blocks = (1 + rng.below(most.min(max))).min(size);
         // A hot spot, so that blocks are written again and again.
         let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
         let lba = rng.below(span + 1);
@@ -127,7 +128,7 @@ impl Workload {
             self.verify = Some((lun + 1, 0));
             return self.next_verify(may);
         }
-        let blocks = MAX_BLOCKS.min(size - lba);
+        let blocks = ((MAX_BYTES / self.model.block_bytes(lun)) as u64).min(size - lba);
         let job = self.model.begin(lun, Kind::Read, lba, blocks)?;
         self.verify = Some((lun, lba + blocks));
         Some(job)

@@ -27,7 +27,6 @@ use trefoil_wire::fabrics::Nqn;
 
 use super::{ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, CORES, GRACE, IMPORTED, MEMBER, PORT, Run};
 use crate::memory::arena;
-use crate::model::BLOCK_BYTES;
 use crate::net::{ConnId, Side};
 use crate::node::Node;
 use crate::simio::SOCKETS;
@@ -139,7 +138,7 @@ impl Run {
                 AttachKind::File { file: self.world.open(self.disks[backend]), slots: File::slots(256) };
             let len_bytes = self.world.disk(self.disks[backend]).len_bytes();
             let id = BackendId(at);
-            let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
+            let attach = Attach { len_bytes, block_bytes: self.backend_block_bytes(backend), kind, id };
             self.world.post(node, CoreId(0), Msg::Attach(id, Box::new(attach)));
         }
         self.publish_array();
@@ -158,13 +157,14 @@ impl Run {
         let backends = self.array_backends();
         let disks = self.disks.clone();
         let lens: Vec<_> = backends.iter().map(|&(_, b)| self.world.disk(disks[b]).len_bytes()).collect();
+        let block_bytes: Vec<_> = backends.iter().map(|&(_, b)| self.backend_block_bytes(b)).collect();
         let Some(array) = &mut self.array else { return };
         array.epoch += 1;
         let lun = |(&(at, backend), &len): (&(u32, usize), &u64)| {
             Some(Lun {
                 name: format!("namespace{at}"),
-                block_bytes: BLOCK_BYTES as u32,
-                blocks: len / BLOCK_BYTES as u64,
+                block_bytes: block_bytes[at as usize],
+                blocks: len / u64::from(block_bytes[at as usize]),
                 uuid: [0xA0 + backend as u8; 16],
                 nguid: [0xA0 + backend as u8; 16],
                 extents: vec![Extent { lun_offset: 0, len, backend: BackendId(at), backend_offset: 0 }],

@@ -14,14 +14,16 @@ use trefoil_storage::topology::{
 
 use super::pool::lun_id;
 use super::{
-    ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS, limits,
+    ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, PORT, REPLACED, Run, SERVERS, SLOTS, limits,
 };
 use crate::direct::LunCore;
 use crate::hostile;
 use crate::memory::arena;
-use crate::model::BLOCK_BYTES;
 use crate::node::Node;
 use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
+
+/// Requests that can be under way on a disk: the command slots of all cores, and control's own.
+const FILE_REQUESTS: usize = CORES as usize * SLOTS + 64;
 
 impl Run {
     pub(super) fn start(&mut self) {
@@ -43,12 +45,12 @@ impl Run {
                 let kind = if let Some(kind) = self.remote_kind(backend, core) {
                     kind
                 } else if self.owners[backend] == core {
-                    AttachKind::File { file: self.world.open(disk), slots: File::slots(64) }
+                    AttachKind::File { file: self.world.open(disk), slots: File::slots(FILE_REQUESTS) }
                 } else {
                     AttachKind::Remote { core: CoreId(self.owners[backend]) }
                 };
                 let (id, len_bytes) = (BackendId(backend as u32), self.lens[backend]);
-                let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
+                let attach = Attach { len_bytes, block_bytes: self.backend_block_bytes(backend), kind, id };
                 self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
             }
         }
@@ -126,7 +128,7 @@ impl Run {
         let lun = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
             lun.as_ref().map(|(blocks, extents)| Lun {
                 name: format!("lun{i}"),
-                block_bytes: BLOCK_BYTES as u32,
+                block_bytes: self.block_bytes[i] as u32,
                 blocks: *blocks,
                 uuid: lun_id(i),
                 nguid: lun_id(i),
@@ -190,7 +192,7 @@ impl Run {
         let first = self.luns[0].as_ref().and_then(|(_, extents)| extents.first().copied());
         if self.reuse_extent
             && let (Some(first), Some((blocks, extents))) = (first, &mut self.luns[GROWN])
-            && *blocks > LUN_BLOCKS[GROWN]
+            && *blocks > self.pools.first_blocks[GROWN]
             && let Some(last) = extents.last_mut()
         {
             // The last unit is one that LUN 0 has.

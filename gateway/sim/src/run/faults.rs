@@ -301,9 +301,10 @@ impl Run {
 
     fn grow(&mut self) {
         if self.is_settled()
-            && let Some(blocks) = self.pools.blocks(GROWN).filter(|&blocks| blocks < GROWN_MOST)
+            && let Some(blocks) =
+                self.pools.blocks(GROWN).filter(|&blocks| blocks < self.scaled(GROWN, GROWN_MOST))
         {
-            self.pools.grow_to = Some(blocks + GROW_BLOCKS);
+            self.pools.grow_to = Some(blocks + self.scaled(GROWN, GROW_BLOCKS));
             self.pool_step();
         }
     }

@@ -20,9 +20,8 @@ use trefoil_storage::pool::{
 use trefoil_storage::topology::{BackendId, Extent, LunId};
 use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
 
-use super::{GROWN, IMPORTED, LUN_BLOCKS, REPLACED, Run};
+use super::{GROWN, IMPORTED, REPLACED, Run};
 use crate::memory::arena;
-use crate::model::BLOCK_BYTES;
 
 /// Bytes of the control thread's own arena: one piece of metadata at a time is 256 KiB at most.
 const ARENA_BYTES: usize = 2 << 20;
@@ -163,7 +162,9 @@ pub(super) struct Pools {
     /// Sizes that were acknowledged; none for a LUN that may or may not be there.
     acknowledged: [Option<u64>; POOLED],
     /// The size of the LUN that is made anew.
-    renewed_blocks: u64,
+    pub renewed_blocks: u64,
+    /// Sizes at first.
+    pub first_blocks: [u64; POOLED],
     /// What [`GROWN`] shall have.
     pub grow_to: Option<u64>,
     /// [`REPLACED`] is to go.
@@ -186,7 +187,8 @@ impl Pools {
             excused: false,
             made: false,
             acknowledged: [None; POOLED],
-            renewed_blocks: LUN_BLOCKS[REPLACED],
+            renewed_blocks: 0,
+            first_blocks: [0; POOLED],
             grow_to: None,
             removing: false,
             stale: true,
@@ -253,7 +255,7 @@ impl Pools {
     }
 
     fn wanted_blocks(&self, lun: usize) -> u64 {
-        if lun == REPLACED { self.renewed_blocks } else { LUN_BLOCKS[lun] }
+        if lun == REPLACED { self.renewed_blocks } else { self.first_blocks[lun] }
     }
 
     /// The open pool against what was acknowledged. What was in doubt is certain now.
@@ -303,7 +305,7 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
     Ended::Opened(create_pool(&io, new).await.map_err(|error| error.to_string()))
 }
 
-fn new_lun(lun: usize, blocks: u64) -> NewLun {
+fn new_lun(lun: usize, blocks: u64, block_bytes: usize) -> NewLun {
     NewLun {
         uuid: Uuid(lun_id(lun)),
         nguid: lun_id(lun),
@@ -311,7 +313,7 @@ fn new_lun(lun: usize, blocks: u64) -> NewLun {
         nsid: lun as u32 + 1,
         name: format!("lun{lun}"),
         created_at_s: 0,
-        block_bytes: BLOCK_BYTES as u32,
+        block_bytes: block_bytes as u32,
         blocks,
     }
 }
@@ -356,10 +358,11 @@ impl Run {
         let gone = self.pools.acknowledged[REPLACED].is_none();
         if self.pools.removing && gone {
             self.pools.removing = false;
-            self.pools.renewed_blocks = 500 + self.rng.below(1000);
+            let blocks = 500 + self.rng.below(1000);
+            self.pools.renewed_blocks = self.scaled(REPLACED, blocks);
         }
         if let Some(lun) = (0..POOLED).find(|&lun| self.pools.acknowledged[lun].is_none()) {
-            let new = new_lun(lun, self.pools.wanted_blocks(lun));
+            let new = new_lun(lun, self.pools.wanted_blocks(lun), self.block_bytes[lun]);
             let mut pool = self.pools.pool.take()?;
             let work = async move {
                 let result = create_lun(&io, &mut pool, new).await;
@@ -468,7 +471,7 @@ impl Run {
             id: BackendId(at as u32),
             name: format!("disk{at}"),
             len_bytes: self.lens[at],
-            block_bytes: BLOCK_BYTES as u32,
+            block_bytes: self.backend_block_bytes(at),
         };
         which.map(info).collect()
     }
