@@ -286,7 +286,7 @@ impl Model {
             Err(fault) => {
                 self.failed += 1;
                 self.path_failed += u64::from(fault == Fault::PathLost && !job.excused);
-                if !job.excused && !(job.path_excused && fault == Fault::PathLost) {
+                if !(job.excused || job.path_excused && fault == Fault::PathLost) {
                     self.violate(format!("{job:?} failed without a cause: {fault:?}"));
                 }
             }

@@ -2,6 +2,11 @@
 //!
 //! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code,
 //! publishes topologies and restarts the gateway when it died. [`faults`] says what goes wrong.
+//!
+//! What is checked: every read against the [model](crate::model), which knows what was acknowledged and flushed; that no
+//! operation fails without a cause; the pool's layout after each opening; that the gateway keeps to the protocol and to
+//! who may see what; that no block is held at rest. With an array behind the gateway also what [`array`] says, and with
+//! a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
 
 mod array;
 mod control;
