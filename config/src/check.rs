@@ -16,6 +16,10 @@ pub const MAX_PORTALS: usize = 64;
 /// The least payload memory of a core: 16 requests of the largest transfer, each in its block of
 /// 2 MiB, so that one host with a queue of large requests leaves room for the others.
 pub const MIN_CORE_MEMORY_BYTES: u64 = 16 * (2 << 20);
+/// The longest keep-alive timeout towards an array, in seconds. It bounds how long writes that a lost path, or a gateway
+/// that died, has left at the array may still land: hosts are told the sum (CQT), and a gateway that starts anew knows of
+/// none of them. Hosts, of which Linux has 5 s unless told otherwise, should not come back sooner than the array forgets.
+pub const MAX_KEEP_ALIVE_S: u32 = 5;
 /// What a connected queue pair may hold of its core's payload memory at the least, in bytes: one
 /// block for a command of 8 KiB, so that every queue pair can make progress at the same time.
 pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
@@ -145,6 +149,12 @@ impl Backend {
         }?;
         match self.queues {
             Some(0) => wrong("queues", "at least one I/O queue pair is needed"),
+            _ => Ok(()),
+        }?;
+        match self.keep_alive_s {
+            Some(n) if !(1..=MAX_KEEP_ALIVE_S).contains(&n) => {
+                wrong("keep_alive_s", format!("{n} s is not possible: use 1 to {MAX_KEEP_ALIVE_S}"))
+            }
             _ => Ok(()),
         }?;
         match self.depth {

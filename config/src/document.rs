@@ -65,6 +65,10 @@ pub struct Gateway {
     /// A loopback address for Prometheus metrics over HTTP: only if it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// The kernel's congestion control algorithm for all storage connections, such as `cubic` or `dctcp`; without it
+    /// the system's own. One that paces, as BBR does, costs a LAN a third of its throughput.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_congestion_control: Option<String>,
     /// The form of the log on standard error.
     pub log: Log,
 }
@@ -84,6 +88,7 @@ impl Default for Gateway {
             rpc_socket: "/run/trefoil/rpc.sock".into(),
             rpc_listen: None,
             metrics_listen: None,
+            tcp_congestion_control: None,
             log: Log::Text,
         }
     }
@@ -200,7 +205,9 @@ pub struct Backend {
     /// `nvme-tcp`: PDU data digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<bool>,
-    /// `nvme-tcp`: keep-alive timeout in seconds.
+    /// `nvme-tcp`: keep-alive timeout in seconds, 1 to [`MAX_KEEP_ALIVE_S`](crate::MAX_KEEP_ALIVE_S), which is also what it
+    /// is if absent. An array forgets a gateway that died, and the writes that it had sent, after this time; it should be
+    /// no longer than the hosts'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
     /// `nvme-tcp`: for how long I/O waits for a lost array before hosts get a path error, in seconds.

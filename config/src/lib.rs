@@ -18,7 +18,8 @@ mod parse;
 
 pub use bytes::{Bytes, BytesError};
 pub use check::{
-    MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked, check_name,
+    MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked,
+    check_name,
 };
 pub use document::{
     Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,

@@ -61,6 +61,16 @@ fn a_field_of_another_type_is_refused() {
 }
 
 #[test]
+fn a_keep_alive_timeout_is_no_longer_than_the_hosts() {
+    let array = "[[backend]]\nname = \"a\"\ntype = \"nvme-tcp\"\naddress = \"192.0.2.1:4420\"\n\
+                 subnqn = \"nqn.2026-01.org.example:a\"\nkeep_alive_s = ";
+    for seconds in [0, 6] {
+        told(&format!("{array}{seconds}\n"), 6, "backend[0].keep_alive_s", "use 1 to 5");
+    }
+    Config::parse("t", &format!("{array}5\n")).expect("sound");
+}
+
+#[test]
 fn names_are_unique_and_references_exist() {
     told(&format!("{BASE}{BASE}"), 6, "backend[1].name", "name of backend[0] already");
     told("[[pool]]\nname = \"p\"\nbackends = [\"b\"]\n", 3, "pool[0].backends[0]", "no backend `b`");

@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow};
 use std::io;
 use trefoil_config::{Gateway, MAX_BACKENDS};
-use trefoil_control::{CoreMsg, Ends};
+use trefoil_control::{CoreMsg, Ends, socket_options};
 use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
@@ -30,12 +30,16 @@ pub struct Running {
 /// No memory, no thread, no ring.
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
-    let mesh = mesh::<CoreMsg>(count, MeshBounds::default()).context("mailboxes")?;
+    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + ARRAY_SOCKETS;
+    // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
+    // cancelled; the host comes back, and it is asked and answered whether it may go on.
+    let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize;
+    let mesh =
+        mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;
     let idle = match gateway.idle {
         trefoil_config::Idle::Spin => Idle::Spin,
         trefoil_config::Idle::Adaptive => Idle::Adaptive { spin_us: gateway.spin_us },
     };
-    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + ARRAY_SOCKETS;
     let mut handles = Vec::new();
     for ((core, &cpu), ports) in (0..count).zip(cpus).zip(mesh.ports) {
         let region = local_region(cpu, gateway.memory_per_core.0 as usize)
@@ -45,6 +49,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
             max_sockets,
             max_files: MAX_BACKENDS as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            socket_options: socket_options(gateway),
             ..UringConfig::default()
         };
         let config = CoreConfig { cpu: Some(cpu), idle, uring };

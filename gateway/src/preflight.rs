@@ -2,8 +2,10 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
+use std::net::{Ipv4Addr, TcpListener};
 use trefoil_config::{Bytes, Config, Cores};
 use trefoil_sys::cpu;
+use trefoil_sys::socket::CongestionControl;
 use trefoil_sys::uring::Features;
 
 /// Descriptors that a gateway needs besides its connections: rings, mailboxes, files, the store.
@@ -60,6 +62,7 @@ pub fn look(config: &Config) -> Report {
     findings.push(memory(config));
     findings.push(files(u64::from(config.gateway.max_qpairs) + OTHER_FILES));
     findings.push(locked_memory(config.gateway.memory_per_core));
+    findings.push(congestion_control(config.gateway.tcp_congestion_control.as_deref()));
     Report { findings, cpus }
 }
 
@@ -135,6 +138,23 @@ fn files(need: u64) -> Finding {
         return Finding::Lacking(format!("open files: the limit can't be raised to {need}: {e}"));
     }
     Finding::Good(format!("open files: {need} needed, {hard} allowed"))
+}
+
+/// Whether connections can have the algorithm that is asked for, and whether what they get suits storage.
+fn congestion_control(named: Option<&str>) -> Finding {
+    let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+    let (name, known) = (named.unwrap_or(system.trim()), "gateway.tcp_congestion_control");
+    let tried = named.map_or(Ok(()), |name| {
+        let algorithm = CongestionControl::new(name).ok_or(std::io::ErrorKind::InvalidInput)?;
+        algorithm.set(&TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
+    });
+    match tried {
+        Err(e) => Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {e}")),
+        Ok(()) if name.starts_with("bbr") => Finding::Warning(format!(
+            "TCP congestion control: {name} paces what is sent, which costs a LAN throughput; {known} = \"cubic\" doesn't"
+        )),
+        Ok(()) => Finding::Good(format!("TCP congestion control: {name}")),
+    }
 }
 
 /// Registered buffers count against RLIMIT_MEMLOCK, unless we may lock memory anyway.

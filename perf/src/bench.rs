@@ -62,6 +62,9 @@ pub struct Options {
     /// Milliseconds a figure, after a quarter as much to warm up.
     #[arg(long, default_value_t = 800)]
     pub time_ms: u64,
+    /// Only the figures of `storage` whose name contains this.
+    #[arg(long, default_value = "")]
+    pub only: String,
     /// Hosts of `scale`, with 5 queue pairs each: the admin queue and 4 for I/O.
     #[arg(long, default_value_t = 1000)]
     pub hosts: u32,

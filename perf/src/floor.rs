@@ -2,20 +2,26 @@
 //!
 //! It knows no protocol, only sizes: a request of `request_bytes` is answered with `reply_bytes`; for
 //! solicited writes a grant goes back first and the data follows. It batches as well as a program
-//! can: one read takes all that has come, one write answers all of it. Both sides touch each cache
-//! line of the payload. Socket flags are those of the gateway and its initiator (TCP_NODELAY, the
-//! kernel's buffer sizes).
+//! can: one read takes all that has come, one write answers all of it; data that is long goes from the
+//! socket straight to its place. Both sides touch each cache line of the payload, if only by the copy
+//! from or to the store. Socket flags are those of the gateway and its initiator (TCP_NODELAY, the kernel's buffer sizes).
+//!
+//! The server has a [`Store`]: what it sends comes from there and what it gets goes there, as with a
+//! disk of memory; or none, and the same bytes stay hot in the cache.
 
 mod pipe;
 mod relay;
+mod store;
+mod wake;
 
 use anyhow::{Result, bail};
 use pipe::{Kind, Pipe, Waiter};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use relay::run as run_relay;
+use store::Store;
+pub use wake::run as run_wake;
 
 /// The sizes of one exchange, in bytes, as NVMe/TCP has them for one command without digests.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +34,10 @@ pub struct Exchange {
     pub data_bytes: usize,
     /// Server to client.
     pub reply_bytes: usize,
-    /// Of the reply, what the server takes from its storage.
-    pub payload_bytes: usize,
+    /// At the end of the reply, what the server takes from its store.
+    pub fetched_bytes: usize,
+    /// At the end of the request, or of the data if there is a grant, what the server puts there.
+    pub stored_bytes: usize,
 }
 
 impl Exchange {
@@ -40,30 +48,26 @@ impl Exchange {
             grant_bytes: 0,
             data_bytes: 0,
             reply_bytes: 24 + payload,
-            payload_bytes: payload,
+            fetched_bytes: payload,
+            stored_bytes: 0,
         }
     }
 
     /// A write of `payload` bytes: in the capsule up to 8 KiB, else by R2T and H2CData.
     pub fn write(payload: usize) -> Self {
-        let bare =
-            Self { request_bytes: 72, grant_bytes: 0, data_bytes: 0, reply_bytes: 24, payload_bytes: 0 };
+        let bare = Self {
+            request_bytes: 72,
+            grant_bytes: 0,
+            data_bytes: 0,
+            reply_bytes: 24,
+            fetched_bytes: 0,
+            stored_bytes: payload,
+        };
         match payload <= 8192 {
             true => Self { request_bytes: 72 + payload, ..bare },
             false => Self { grant_bytes: 24, data_bytes: 24 + payload, ..bare },
         }
     }
-}
-
-/// What the server's payload is taken from: a random aligned place of this for each reply, as a read of
-/// a disk in memory would; or, if it is empty, the same bytes every time, hot in the cache.
-pub type Area = Arc<[u8]>;
-
-/// `len_bytes` of memory that is really there.
-pub fn area(len_bytes: usize) -> Area {
-    let mut bytes = vec![0; len_bytes];
-    crate::pattern::fill(&mut bytes, 1);
-    bytes.into()
 }
 
 /// One floor to measure.
@@ -77,8 +81,8 @@ pub struct Floor {
     pub depth: usize,
     /// How long; a fifth of it more before, to warm up.
     pub time: Duration,
-    /// The server's storage.
-    pub area: Area,
+    /// Size of the server's store: each exchange concerns a random aligned place of it. Zero for none.
+    pub store_bytes: usize,
 }
 
 impl Floor {
@@ -130,15 +134,14 @@ pub fn pin(cpu: usize) -> Result<()> {
 /// The server: until the clients have gone. With a waiter it sleeps when there is nothing to do.
 fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Option<Waiter>) -> Result<()> {
     pin(cpu)?;
+    let mut store = Store::new(floor.store_bytes, floor.exchange)?;
     let mut peers = Vec::new();
     for i in 0..floor.connections {
         let socket = listener.accept()?.0;
         if let Some(waiter) = &waiter {
             waiter.watch(&socket)?;
         }
-        let mut peer = Pipe::new(socket, floor.exchange, floor.share(i))?;
-        peer.take_payload_from(floor.area.clone());
-        peers.push(peer);
+        peers.push(Pipe::new(socket, floor.exchange, floor.share(i))?);
     }
     while !peers.is_empty() {
         if let Some(waiter) = &mut waiter {
@@ -146,7 +149,7 @@ fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Opti
         }
         let mut failed = Ok(());
         peers.retain_mut(|peer| {
-            serve(peer, floor.exchange).unwrap_or_else(|error| {
+            serve(peer, floor.exchange, &mut store).unwrap_or_else(|error| {
                 failed = Err(error);
                 false
             })
@@ -159,6 +162,7 @@ fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Opti
 /// The client: asks for the floor's time.
 fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>) -> Result<f64> {
     pin(cpu)?;
+    let mut none = Store::none();
     let mut links = Vec::new();
     for i in 0..floor.connections {
         let socket = TcpStream::connect(to)?;
@@ -166,8 +170,8 @@ fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>
             waiter.watch(&socket)?;
         }
         let mut link = Pipe::new(socket, floor.exchange, floor.share(i))?;
-        (0..floor.share(i)).for_each(|_| link.push(Kind::Request));
-        link.write()?;
+        (0..floor.share(i)).for_each(|_| link.push(Kind::Request, &mut none));
+        link.write(&none)?;
         links.push(link);
     }
     let mut turns = |until: Duration| -> Result<f64> {
@@ -177,7 +181,7 @@ fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>
                 waiter.wait()?;
             }
             for link in &mut links {
-                done += ask(link)?;
+                done += ask(link, &mut none)?;
             }
         }
         Ok(done as f64 / start.elapsed().as_secs_f64())
@@ -187,19 +191,19 @@ fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>
 }
 
 /// The server's end. A turn answers all that came; false once the client has gone.
-fn serve(pipe: &mut Pipe, x: Exchange) -> Result<bool> {
-    let open = pipe.read(|kind| match kind {
+fn serve(pipe: &mut Pipe, x: Exchange, store: &mut Store) -> Result<bool> {
+    let open = pipe.read(store, |kind| match kind {
         Kind::Request if x.grant_bytes > 0 => Kind::Grant,
         _ => Kind::Reply,
     })?;
-    pipe.write()?;
+    pipe.write(store)?;
     Ok(open)
 }
 
 /// The client's end. A turn asks anew for each reply that came; returns how many came.
-fn ask(pipe: &mut Pipe) -> Result<u64> {
+fn ask(pipe: &mut Pipe, none: &mut Store) -> Result<u64> {
     let mut done = 0;
-    let open = pipe.read(|kind| match kind {
+    let open = pipe.read(none, |kind| match kind {
         Kind::Grant => Kind::Data,
         _ => {
             done += 1;
@@ -209,7 +213,7 @@ fn ask(pipe: &mut Pipe) -> Result<u64> {
     if !open {
         bail!("floor: the server closed");
     }
-    pipe.write()?;
+    pipe.write(none)?;
     Ok(done)
 }
 
@@ -219,7 +223,7 @@ mod tests {
 
     fn floor(exchange: Exchange, connections: usize, depth: usize) -> Floor {
         let time = Duration::from_millis(20);
-        Floor { exchange, connections, depth, time, area: area(1 << 20) }
+        Floor { exchange, connections, depth, time, store_bytes: 2 << 20 }
     }
 
     #[test]
@@ -230,7 +234,9 @@ mod tests {
             Exchange::read(128 << 10),
             Exchange::write(128 << 10),
         ] {
-            assert!(run(&floor(exchange, 2, 16), (0, 0)).unwrap() > 0.0, "{exchange:?}");
+            let stored = floor(exchange, 2, 16);
+            assert!(run(&stored, (0, 0)).unwrap() > 0.0, "{exchange:?}");
+            assert!(run(&Floor { store_bytes: 0, ..stored }, (0, 0)).unwrap() > 0.0, "{exchange:?}, hot");
         }
     }
 

@@ -272,6 +272,7 @@ pub fn settings(cpu: u16, idle: config::Idle, spin_us: u32, hosts: u32, qpairs: 
         memory_per_core: config::Bytes(128 << 20),
         max_hosts: hosts,
         max_qpairs: qpairs,
+        tcp_congestion_control: proc::congestion_control().map(|chosen| chosen.name().to_owned()),
         ..config::Gateway::default()
     }
 }

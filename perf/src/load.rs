@@ -167,6 +167,7 @@ impl Load {
             max_sockets: 2 * sockets + 16,
             max_files: 1,
             max_file_ops: 1,
+            socket_options: crate::proc::socket_options(),
             ..UringConfig::default()
         };
         let mut mesh = mesh::<Msg>(1, MeshBounds { ring: 4096, ..MeshBounds::default() })?;

@@ -46,7 +46,7 @@ enum What {
         time_ms: u64,
         /// MiB from which the server takes its payload; 0 for the same bytes every time.
         #[arg(long, default_value_t = 64)]
-        area_mib: usize,
+        store_mib: usize,
     },
 }
 
@@ -55,11 +55,11 @@ fn main() -> Result<()> {
         What::Bench { bench, options } => bench::run(bench, &options),
         What::Demo(options) => demo::run(&options),
         What::IdentifyDump(options) => identify::run(&options),
-        What::Floor { connections, time_ms, area_mib } => floors(connections, time_ms, area_mib),
+        What::Floor { connections, time_ms, store_mib } => floors(connections, time_ms, store_mib),
     }
 }
 
-fn floors(connections: usize, time_ms: u64, area_mib: usize) -> Result<()> {
+fn floors(connections: usize, time_ms: u64, store_mib: usize) -> Result<()> {
     let figures = [
         ("randread_4k_qd1", floor::Exchange::read(4096), 1),
         ("randread_4k_qd32", floor::Exchange::read(4096), 32),
@@ -68,13 +68,14 @@ fn floors(connections: usize, time_ms: u64, area_mib: usize) -> Result<()> {
         ("read_128k_qd16", floor::Exchange::read(128 << 10), 16),
         ("write_128k_qd16", floor::Exchange::write(128 << 10), 16),
     ];
-    let (time, area) = (Duration::from_millis(time_ms), floor::area(area_mib << 20));
+    let (time, store_bytes) = (Duration::from_millis(time_ms), store_mib << 20);
     for (name, exchange, depth) in figures {
         let connections = connections.min(depth);
-        let one = floor::Floor { exchange, connections, depth, time, area: area.clone() };
+        let one = floor::Floor { exchange, connections, depth, time, store_bytes };
         println!("{name:>18} {:>10.0} /s", floor::run(&one, (0, 1))?);
     }
-    let one = floor::Floor { exchange: floor::Exchange::read(4096), connections, depth: 32, time, area };
+    let one =
+        floor::Floor { exchange: floor::Exchange::read(4096), connections, depth: 32, time, store_bytes };
     println!("{:>18} {:>10.0} /s", "relay_4k_qd32", floor::run_relay(&one, (0, 1))?);
     Ok(())
 }

@@ -1,11 +1,38 @@
-//! What /proc says of a process and of the machine's sockets: proc(5).
+//! What /proc says of a process and of the machine's sockets, proc(5), and what the sockets of a measurement are like.
 
 use anyhow::{Context, Result};
+use std::net::TcpStream;
 use std::time::Duration;
+use trefoil_sys::socket::{self, CongestionControl};
 
 /// A tick of the times in /proc/PID/stat: USER_HZ is 100 on every architecture that we run on.
 const TICK: Duration = Duration::from_millis(10);
 const PAGE_BYTES: u64 = 4096;
+
+/// What all connections of a measurement use, the floors' and the gateway's: the kernel's usual algorithm, if we may
+/// choose it. Where the machine's is BBR, pacing by timers is all that would be measured.
+pub fn congestion_control() -> Option<CongestionControl> {
+    let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").ok()?;
+    let usual = allowed.split_whitespace().find(|&name| name == "cubic")?;
+    CongestionControl::new(usual)
+}
+
+/// The options of a measurement's connections.
+pub fn socket_options() -> socket::Options {
+    socket::Options { congestion_control: congestion_control(), ..socket::Options::default() }
+}
+
+/// Gives a floor's socket what the gateway's have.
+///
+/// # Errors
+/// What the kernel says.
+pub fn prepare(socket: &TcpStream) -> Result<()> {
+    socket::prepare_accepted(socket)?;
+    if let Some(algorithm) = congestion_control() {
+        algorithm.set(socket)?;
+    }
+    Ok(())
+}
 
 /// Resident memory (VmRSS) in bytes.
 ///

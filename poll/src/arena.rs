@@ -131,7 +131,7 @@ impl Arena {
                 Lost::Buf { offset, order, .. } => {
                     self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
                 }
-                Lost::Request(_) => return Some(lost),
+                Lost::Request { .. } => return Some(lost),
             }
         }
         None

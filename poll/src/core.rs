@@ -10,6 +10,7 @@ use crate::io::Handler;
 use crate::mailbox::{Bell, Doze};
 use crate::mesh::Ports;
 use crate::metrics::CoreMetrics;
+use crate::ram::DeferredFences;
 use crate::time::Instant;
 use crate::uring_io::{UringConfig, UringIo};
 use std::cell::Cell;
@@ -130,8 +131,10 @@ where
         };
         let _ = started.send(Ok(()));
         ON_CORE.set(true);
+        let deferred = DeferredFences::begin();
         let ended = turn_until(&mut io, &mut handler, config.idle, &counters, &on_stop);
         let ended = ended.and_then(|()| wind_down(&mut io, &mut handler, &counters));
+        drop(deferred);
         ON_CORE.set(false);
         if ended.is_err() || !io.is_quiet() {
             // The kernel may still write to what the driver owns.

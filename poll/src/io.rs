@@ -162,6 +162,11 @@ pub trait Io {
     /// # Panics
     /// May panic on a second one, or on an id after its [`Handler::on_closed`].
     fn send(&mut self, sock: SockId, list: Box<SendList>);
+    /// How many bytes the peer has taken since the connection came up, as far as that is known: of a send that lasts,
+    /// whether it moves. May cost a system call. A driver that doesn't know says 0.
+    fn taken_bytes(&mut self, _sock: SockId) -> u64 {
+        0
+    }
     /// Closes at once: what is outstanding ends (with its buffers; a receive with
     /// [`RecvEnd::Closed`], a connect with `ECANCELED`, a send as it went), then
     /// [`Handler::on_closed`].

@@ -26,8 +26,13 @@ pub enum Lost {
         /// Its size as a power of two of the arena's smallest block.
         order: u8,
     },
-    /// A request, by the identity that its owner gave it.
-    Request(u64),
+    /// A request.
+    Request {
+        /// Which, as its owner says it.
+        identity: u64,
+        /// Who had it, as those say it who carry it.
+        holder: u64,
+    },
 }
 
 static HOMES: [OnceLock<ArrayQueue<Lost>>; MAX_HOMES] = [const { OnceLock::new() }; MAX_HOMES];

@@ -9,6 +9,7 @@
 
 use crate::io::CoreId;
 use crate::mailbox::{Bell, Doze, Receiver, Sender, channel};
+use crate::ram;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -154,6 +155,8 @@ impl<M: Send> Ports<M> {
 
     fn post_at(&mut self, index: usize, message: M) {
         let Some(out) = &mut self.outbox[index] else { return };
+        // What this core wrote to memory that it lends or gives away comes before the news of it.
+        ram::publish();
         out.pushed = true;
         let message = match out.overflow.is_empty() {
             true => match out.sender.push(message) {

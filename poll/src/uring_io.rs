@@ -207,6 +207,9 @@ impl<M: Send> UringIo<M> {
                 None => {}
             }
         }
+        // First, since what the ring brings makes sockets hot that have nothing more yet: after a sleep the answer goes
+        // out before they are tried.
+        let hot = self.poll_hot(handler);
         let mut batch = std::mem::take(&mut self.batch);
         let completions = self.ring.completions(&mut batch);
         let any = at_once > 0 || !completions.is_empty();
@@ -214,7 +217,7 @@ impl<M: Send> UringIo<M> {
             self.dispatch(completion, handler);
         }
         self.batch = batch;
-        any | self.poll_hot(handler)
+        any | hot
     }
 
     fn dispatch<H: Handler<Self>>(&mut self, completion: &cqueue::Entry, handler: &mut H) {
@@ -351,6 +354,11 @@ impl<M: Send> Io for UringIo<M> {
 
     fn send(&mut self, sock: SockId, list: Box<SendList>) {
         self.sock_send(sock, list);
+    }
+
+    fn taken_bytes(&mut self, sock: SockId) -> u64 {
+        let fd = self.socks.get_mut(sock.0).and_then(|sock| sock.fd.as_ref());
+        fd.map_or(0, |fd| trefoil_sys::socket::bytes_acked(fd.as_fd()))
     }
 
     fn close(&mut self, sock: SockId) {

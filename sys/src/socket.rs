@@ -8,13 +8,58 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Sizes of the kernel's buffers; `None` leaves the kernel's own tuning on.
+/// What a connection's sender is paced and limited by; `None` leaves the kernel's own choice and tuning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_SNDBUF, in bytes; the kernel doubles it for its own overhead.
     pub send_buffer_bytes: Option<usize>,
     /// SO_RCVBUF, in bytes; likewise.
     pub recv_buffer_bytes: Option<usize>,
+    /// TCP_CONGESTION.
+    pub congestion_control: Option<CongestionControl>,
+}
+
+/// The name of one of the kernel's congestion control algorithms (`cubic`, `dctcp`, ...), as tcp(7) says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CongestionControl([u8; Self::MAX_LEN]);
+
+impl CongestionControl {
+    /// The longest name is one byte shorter (the kernel's TCP_CA_NAME_MAX).
+    const MAX_LEN: usize = 16;
+
+    /// `None` if no algorithm can be called that.
+    pub fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; Self::MAX_LEN];
+        let fits = !name.is_empty() && name.len() < Self::MAX_LEN && !name.contains('\0');
+        bytes.get_mut(..name.len()).filter(|_| fits)?.copy_from_slice(name.as_bytes());
+        Some(Self(bytes))
+    }
+
+    /// Lets `socket`, or what a listener accepts from now on, use it.
+    ///
+    /// # Errors
+    /// `ENOENT` if the kernel doesn't have it, `EPERM` if only root may choose it.
+    pub fn set(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fd = socket.as_fd().as_raw_fd();
+        let len = self.name().len() as libc::socklen_t;
+        // SAFETY: the kernel reads `len` bytes of the name, which lives through the call.
+        let done = unsafe {
+            libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, self.0.as_ptr().cast(), len)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        let len = self.0.iter().position(|&b| b == 0).unwrap_or(self.0.len());
+        std::str::from_utf8(self.0.get(..len).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for CongestionControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// An address in the kernel's form.
@@ -43,15 +88,14 @@ impl SockAddr {
     }
 }
 
-/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit the buffer
-/// sizes.
+/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options`.
 ///
 /// # Errors
 /// What socket(2), bind(2) and listen(2) say.
 pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<TcpListener> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    set_buffers(&fd, options)?;
+    set(&fd, options)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
     let backlog = Backlog::new(backlog)?;
     nix::sys::socket::listen(&fd, backlog)?;
@@ -65,7 +109,7 @@ pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<Tc
 pub fn for_connect(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-    set_buffers(&fd, options)?;
+    set(&fd, options)?;
     Ok(fd)
 }
 
@@ -107,6 +151,23 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
     usize::try_from(n).map_err(|_| last_errno())
 }
 
+/// Bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1); 0 if that can't be had.
+pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
+    // Where `tcpi_bytes_acked` stands in struct tcp_info (include/uapi/linux/tcp.h).
+    const AT: usize = 120;
+    let mut info = [0u8; AT + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: `info` is writable for `len` bytes; the kernel writes no more than that.
+    let result = unsafe {
+        let to = info.as_mut_ptr().cast();
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len)
+    };
+    match info.last_chunk() {
+        Some(bytes) if result == 0 && len as usize == info.len() => u64::from_ne_bytes(*bytes),
+        _ => 0,
+    }
+}
+
 fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
@@ -116,12 +177,15 @@ fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
-fn set_buffers(fd: &OwnedFd, options: Options) -> io::Result<()> {
+fn set(fd: &OwnedFd, options: Options) -> io::Result<()> {
     if let Some(bytes) = options.send_buffer_bytes {
         setsockopt(fd, sockopt::SndBuf, &bytes)?;
     }
     if let Some(bytes) = options.recv_buffer_bytes {
         setsockopt(fd, sockopt::RcvBuf, &bytes)?;
+    }
+    if let Some(algorithm) = options.congestion_control {
+        algorithm.set(fd)?;
     }
     Ok(())
 }
@@ -132,8 +196,40 @@ mod tests {
     use std::net::TcpStream;
 
     #[test]
+    fn what_a_peer_takes_is_counted() {
+        use std::io::{Read, Write};
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listens");
+        let mut sender = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (mut reader, _) = listener.accept().expect("a connection");
+        // It sends until nothing fits: neither here nor there.
+        sender.set_nonblocking(true).expect("an option");
+        let fill = |sender: &mut TcpStream| {
+            let mut sent = 0;
+            while let Ok(n) = sender.write(&[7; 65536]) {
+                sent += n;
+            }
+            sent
+        };
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let mut sent = fill(&mut sender);
+        let stuck = bytes_acked(sender.as_fd());
+        assert!(stuck < sent as u64, "{stuck} of {sent} bytes");
+        let mut into = vec![0; 1 << 20];
+        while bytes_acked(sender.as_fd()) < stuck + (1 << 20) {
+            assert!(std::time::Instant::now() < until, "it took {sent} bytes and none is acknowledged");
+            reader.read_exact(&mut into[..65536]).expect("bytes");
+            sent += fill(&mut sender);
+        }
+    }
+
+    #[test]
     fn accepted_sockets_are_ready() {
-        let options = Options { send_buffer_bytes: Some(1 << 16), recv_buffer_bytes: Some(1 << 16) };
+        let options = Options {
+            send_buffer_bytes: Some(1 << 16),
+            recv_buffer_bytes: Some(1 << 16),
+            // Every kernel has this one, and everybody may use it.
+            congestion_control: CongestionControl::new("reno"),
+        };
         let listener = listen(([127, 0, 0, 1], 0).into(), 8, options).expect("listens");
         assert_eq!(listener.accept().expect_err("nobody yet").kind(), io::ErrorKind::WouldBlock);
         let addr = listener.local_addr().expect("bound");

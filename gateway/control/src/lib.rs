@@ -22,6 +22,6 @@ pub mod store;
 
 pub use action::{Action, Change, Phase};
 pub use engine::cores::{CoreMsg, Cores, Ends};
-pub use engine::{Engine, Handle, Outcome, Seed};
+pub use engine::{Engine, Handle, Outcome, Seed, socket_options};
 pub use error::{Fault, Refusal};
 pub use methods::Methods;

@@ -40,7 +40,13 @@ pub struct LunCore {
 
 macro_rules! cx {
     ($core:ident, $io:ident) => {
-        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+        &mut Cx {
+            io: $io,
+            arena: &mut $core.arena,
+            requests: &mut $core.requests,
+            done: &mut $core.done,
+            luns: None,
+        }
     };
 }
 
@@ -69,7 +75,7 @@ impl LunCore {
                 self.luns.submit(cx!(self, io), request);
             }
             let Some(done) = self.done.pop_front() else { break };
-            let Some(done) = self.luns.on_completed(cx!(self, io), done) else { continue };
+            let Some(done) = self.luns.on_completed(cx!(self, io), done, |_| true) else { continue };
             let origin = done.origin();
             match origin.owner {
                 _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),

@@ -7,7 +7,7 @@
 use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
-use crate::request::{Completed, Owner, Request};
+use crate::request::{Completed, Owner, Request, Rest, Stream};
 use crate::target::{Target, TargetLimits};
 use crate::topology::BackendId;
 use std::collections::VecDeque;
@@ -48,10 +48,23 @@ pub struct CoreLimits {
     pub foreign_requests: usize,
 }
 
-/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it.
+/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it: with the LUN
+/// layer for the target, and without for the LUN layer.
 macro_rules! cx {
     ($core:ident, $io:ident) => {
-        &mut Cx { io: $io, arena: &mut $core.arena, requests: &mut $core.requests, done: &mut $core.done }
+        cx!($core, $io, luns: None)
+    };
+    ($core:ident, $io:ident, with luns) => {
+        cx!($core, $io, luns: Some(&mut $core.luns))
+    };
+    ($core:ident, $io:ident, luns: $luns:expr) => {
+        &mut Cx {
+            io: $io,
+            arena: &mut $core.arena,
+            requests: &mut $core.requests,
+            done: &mut $core.done,
+            luns: $luns,
+        }
     };
 }
 
@@ -92,21 +105,38 @@ impl<I: StorageIo> StorageCore<I> {
             while let Some(request) = self.requests.pop_front() {
                 self.luns.submit(cx!(self, io), request);
             }
-            let Some(done) = self.done.pop_front() else { break };
-            self.finish(io, done);
+            if let Some(done) = self.done.pop_front() {
+                self.finish(io, done);
+            } else if let Some(stream) = self.target.next_cancel() {
+                self.cancel(io, stream);
+            } else {
+                break;
+            }
         }
         while let Some((sock, backend)) = self.luns.take_new_sock() {
             self.set_owner(sock, SockOwner::Initiator(backend));
         }
     }
 
+    /// A queue of this core's is gone: its requests are cancelled wherever they are. They are all on their way by now, so
+    /// that the message comes after them.
+    #[cold]
+    fn cancel(&mut self, io: &mut I, stream: Stream) {
+        self.luns.cancel(cx!(self, io), None, stream);
+        for core in (0..io.cores()).filter(|core| *core != stream.core.0) {
+            io.post(CoreId(core), Msg::Cancel(None, stream));
+        }
+    }
+
     /// One completion: on to its next part, to its owner here, or home.
     fn finish(&mut self, io: &mut I, done: Completed) {
-        let Some(done) = self.luns.on_completed(cx!(self, io), done) else { return };
+        let target = &self.target;
+        let is_wanted = |origin| target.is_wanted(origin);
+        let Some(done) = self.luns.on_completed(cx!(self, io), done, is_wanted) else { return };
         let origin = done.origin();
         match origin.owner {
             _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
-            Owner::Target => self.target.on_completed(cx!(self, io), done),
+            Owner::Target => self.target.on_completed(cx!(self, io, with luns), done),
             Owner::Control | Owner::Workload => io.post_control(Msg::Completed(done)),
         }
     }
@@ -123,10 +153,14 @@ impl<I: StorageIo> StorageCore<I> {
 
     /// Frees what a bug of ours dropped, and completes the requests among it with Internal Error.
     fn repair(&mut self, io: &mut I) {
-        let (arena, target) = (&mut self.arena, &mut self.target);
-        let (requests, done) = (&mut self.requests, &mut self.done);
-        while let Some(Lost::Request(identity)) = arena.repair_next() {
-            target.on_lost(&mut Cx { io, arena, requests, done }, identity);
+        while let Some(Lost::Request { identity, holder }) = self.arena.repair_next() {
+            // It no longer keeps its backend: not here, nor on the core to which it went.
+            let (backend, core) = Rest::holder(holder);
+            self.luns.on_lost(cx!(self, io), backend);
+            if core != io.core() && backend != Rest::NOWHERE {
+                io.post(core, Msg::Lost(backend));
+            }
+            self.target.on_lost(cx!(self, io), identity);
         }
     }
 }
@@ -134,7 +168,7 @@ impl<I: StorageIo> StorageCore<I> {
 impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
         match self.owner(sock) {
-            SockOwner::Target => self.target.on_received(cx!(self, io), sock, bytes),
+            SockOwner::Target => self.target.on_received(cx!(self, io, with luns), sock, bytes),
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_received(cx, sock, bytes));
             }
@@ -145,7 +179,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
         match self.owner(sock) {
-            SockOwner::Target => self.target.on_filled(cx!(self, io), sock, buf),
+            SockOwner::Target => self.target.on_filled(cx!(self, io, with luns), sock, buf),
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_filled(cx, sock, buf));
             }
@@ -226,6 +260,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 self.luns.submit_backend(cx!(self, io), id, request);
             }
             Msg::Completed(done) => self.done.push_back(done),
+            Msg::Lost(backend) => self.luns.on_lost(cx!(self, io), backend),
+            Msg::Cancel(only, stream) => self.luns.cancel(cx!(self, io), only, stream),
             Msg::Ctrlr(msg) => match from {
                 Some(from) => self.target.on_ctrlr(cx!(self, io), from, msg),
                 None => debug_assert!(false, "control sent {msg:?}"),
@@ -254,11 +290,11 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
         self.drain(io);
-        worked |= self.target.on_turn(cx!(self, io));
+        worked |= self.target.on_turn(cx!(self, io, with luns));
         if !self.requests.is_empty() || !self.done.is_empty() {
             // A timer or freed memory let a command go on; what that completes leaves in this turn.
             self.drain(io);
-            worked |= self.target.on_turn(cx!(self, io));
+            worked |= self.target.on_turn(cx!(self, io, with luns));
         }
         worked
     }

@@ -1,5 +1,6 @@
 //! What a machine of the storage path has at hand while it handles one event.
 
+use crate::lun::Luns;
 use crate::msg::StorageIo;
 use crate::request::{Completed, Fault, Request};
 use std::collections::VecDeque;
@@ -16,6 +17,9 @@ pub struct Cx<'a, I: StorageIo> {
     pub requests: &'a mut VecDeque<Request>,
     /// Channels → LUN layer → frontend.
     pub done: &'a mut VecDeque<Completed>,
+    /// For a frontend: what the LUN layer can do at once, without a request. None while the LUN layer or a
+    /// channel is itself at work.
+    pub luns: Option<&'a mut Luns<I>>,
 }
 
 impl<I: StorageIo> Cx<'_, I> {

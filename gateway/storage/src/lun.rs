@@ -11,14 +11,14 @@
 //! the channel that has it on its home core (and, on its way over another core, there too).
 
 use crate::backend::nvme_tcp::NvmeTcpChannel;
-use crate::backend::{AnyChannel, Attach, AttachKind, Channel};
+use crate::backend::{AnyChannel, Attach, AttachKind, Channel, Memory};
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
-use crate::request::{Completed, Fault, Op, Request, Rest};
-use crate::topology::{BackendId, Extent, Lun, MAX_BACKENDS, MAX_LUNS, Topology};
+use crate::request::{Completed, Fault, Op, Origin, Request, Rest, Stream};
+use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Topology};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use trefoil_poll::{CoreId, FileDone, Instant, SockId};
+use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
 
 /// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
 pub struct Luns<I: StorageIo> {
@@ -153,6 +153,37 @@ impl<I: StorageIo> Luns<I> {
         self.submit_part(cx, request);
     }
 
+    /// Lends `len` bytes of `lun` at `offset` at once, if they lie in this core's memory and nothing holds them up.
+    /// Otherwise a request finds out what there is to say.
+    #[inline]
+    pub fn lend(&mut self, lun: LunId, offset: u64, len: u32) -> Option<Loan> {
+        let (memory, at) = self.memory(lun, offset, u64::from(len), false)?;
+        memory.lend(at, len)
+    }
+
+    /// Writes `data` to `lun` at `offset` at once, on the same terms. Whether it did.
+    #[inline]
+    pub fn write(&mut self, lun: LunId, offset: u64, data: &[u8]) -> bool {
+        let place = self.memory(lun, offset, data.len() as u64, true);
+        place.is_some_and(|(memory, at)| memory.write(at, data))
+    }
+
+    /// The memory in which a range of a LUN lies whole, and where.
+    #[inline]
+    fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
+        let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == Kind::Whole)?;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= map.len_bytes);
+        // Who waits for loans to end comes first.
+        if !inside || (write && map.read_only) || !self.waiting.is_empty() {
+            return None;
+        }
+        let place = self.channels.get_mut(map.backend as usize).filter(|place| !place.detaching)?;
+        match &mut place.channel {
+            Some(AnyChannel::Memory(memory)) => Some((memory, offset + map.backend_offset)),
+            _ => None,
+        }
+    }
+
     /// A request that is mapped already: control's own, or one from a core without a channel.
     pub fn submit_backend(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut request: Request) {
         let Some(place) = self.channels.get_mut(id.0 as usize) else {
@@ -160,7 +191,7 @@ impl<I: StorageIo> Luns<I> {
         };
         // Counted even if it is refused, as every completion is.
         place.requests += 1;
-        request.rest.at = id;
+        (request.rest.at, request.rest.core) = (id, self.core);
         match &mut place.channel {
             // Two cores that sent each other's requests on would do so for ever.
             Some(AnyChannel::Remote(_)) if request.origin.core != self.core => {
@@ -178,11 +209,54 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
+    /// The queue of these requests is gone: what this core's channels have of them (or that of backend `only`) ends as
+    /// soon as it can't take effect any more.
+    pub fn cancel(&mut self, cx: &mut Cx<'_, I>, only: Option<BackendId>, stream: Stream) {
+        for _ in 0..self.waiting.len() {
+            match self.waiting.pop_front() {
+                Some(request) if request.is_of(stream) => cx.complete(request, Err(Fault::Aborted)),
+                other => self.waiting.extend(other),
+            }
+        }
+        for id in self.attached.iter().filter(|id| only.is_none_or(|only| only == **id)) {
+            let place = self.channels.get_mut(id.0 as usize);
+            if let Some(channel) = place.and_then(|place| place.channel.as_mut()) {
+                channel.cancel(cx, stream);
+            }
+        }
+    }
+
     /// A completion: of a channel of this core's, or one that another core sent home. Gives back
     /// what is wholly done, or (if its origin is another core) what must go there; `None` if the next
-    /// part of the request is on its way.
-    pub fn on_completed(&mut self, cx: &mut Cx<'_, I>, mut done: Completed) -> Option<Completed> {
+    /// part of the request is on its way. A request that its owner has no use for any more, as `is_wanted` says, is done
+    /// with the part that it is at.
+    pub fn on_completed(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        mut done: Completed,
+        is_wanted: impl FnOnce(Origin) -> bool,
+    ) -> Option<Completed> {
         let id = done.request.rest.at;
+        self.count_out(cx, id);
+        if done.request.origin.core != self.core {
+            done.request.rest.core = done.request.origin.core;
+            return Some(done);
+        }
+        done.request.rest.at = Rest::NOWHERE;
+        if done.request.rest.len == 0 || done.result.is_err() {
+            return Some(done);
+        }
+        if !is_wanted(done.request.origin) {
+            done.result = Err(Fault::Aborted);
+            return Some(done);
+        }
+        self.go_on(cx, done.request);
+        None
+    }
+
+    /// A backend has one request less.
+    #[inline]
+    fn count_out(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         if let Some(place) = self.channels.get_mut(id.0 as usize) {
             debug_assert!(place.requests > 0, "backend {} had no request", id.0);
             place.requests = place.requests.saturating_sub(1);
@@ -190,15 +264,11 @@ impl<I: StorageIo> Luns<I> {
                 self.let_go_if_idle(cx, id);
             }
         }
-        if done.request.origin.core != self.core {
-            return Some(done);
-        }
-        done.request.rest.at = Rest::NOWHERE;
-        if done.request.rest.len == 0 || done.result.is_err() {
-            return Some(done);
-        }
-        self.go_on(cx, done.request);
-        None
+    }
+
+    /// A request was dropped that this core counts as backend `id`'s; [`Rest::NOWHERE`] is nobody's.
+    pub fn on_lost(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
+        self.count_out(cx, id);
     }
 
     /// An answer to a file operation.

@@ -2,7 +2,7 @@
 
 use crate::backend::Attach;
 use crate::initiator::InitiatorMsg;
-use crate::request::{Completed, Request};
+use crate::request::{Completed, Request, Stream};
 use crate::topology::{BackendId, PortalId, Topology};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,11 +52,16 @@ pub enum Msg<S, F> {
     Submit(BackendId, Request),
     /// Core → core or → control: a request on its way home.
     Completed(Completed),
+    /// Core → core: the queue whose requests these are is gone; end those that you have (at one backend, or at all), as
+    /// soon as they can't take effect any more. Comes after the requests themselves.
+    Cancel(Option<BackendId>, Stream),
     /// Core → core: about a controller that we present; see the target.
     Ctrlr(CtrlrMsg),
     /// Core → core: about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
     Initiator(BackendId, InitiatorMsg),
 
+    /// Core → core: a request was dropped that the receiver counts as this backend's (see [`trefoil_poll::lost`]).
+    Lost(BackendId),
     /// Control → core: list what is connected; comes back filled.
     Survey(Box<Survey>),
     /// Core → control: something that an operator or a table wants to know.
@@ -109,6 +114,25 @@ pub enum CtrlrMsg {
         sock: SockId,
         /// As in `Join`.
         generation: u32,
+    },
+    /// New controller's owner → every core: does any controller of this host that has ended still have a queue that has
+    /// not left?
+    Settle {
+        /// The new controller.
+        cntlid: u16,
+        /// Of its admin queue, since an identifier may be reused.
+        generation: u32,
+        /// The host's NQN.
+        hostnqn_hash: u64,
+    },
+    /// The answer to `Settle`.
+    Settled {
+        /// As in `Settle`.
+        cntlid: u16,
+        /// As in `Settle`.
+        generation: u32,
+        /// None has.
+        settled: bool,
     },
     /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
     Close {

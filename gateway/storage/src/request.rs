@@ -54,10 +54,19 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Everything but the core in one word, as [`Lost::Request`] carries it.
+    /// Everything but the core in one word, as [`Lost::Request`]'s identity carries it.
     pub fn pack(&self) -> u64 {
         u64::from(self.slot) << 32 | u64::from(self.generation & 0xFF_FFFF) << 8 | self.owner as u64
     }
+}
+
+/// The requests of one of a frontend's queues, which are cancelled together when the queue is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// The core that made them.
+    pub core: CoreId,
+    /// Unique on that core; 0 is no stream.
+    pub number: u32,
 }
 
 /// How a request failed. Frontends translate it into their protocol's status.
@@ -110,6 +119,8 @@ pub struct Request {
     pub(crate) loan: Option<Loan>,
     /// Where the completion goes.
     pub origin: Origin,
+    /// Its [`Stream`] on its origin's core; 0 if nobody cancels it.
+    stream: u32,
     /// What the LUN layer still has to do after this part.
     pub(crate) rest: Rest,
     armed: bool,
@@ -127,16 +138,23 @@ pub(crate) struct Rest {
     pub backend: BackendId,
     /// The backend that has the request now; [`Rest::NOWHERE`] if none has.
     pub at: BackendId,
+    /// The core that last counted it as that backend's; its home core counts it too.
+    pub core: CoreId,
 }
 
 impl Rest {
     /// Stands in for a backend where there is none.
     pub const NOWHERE: BackendId = BackendId(u32::MAX);
+
+    /// Backend and core of a lost request's `holder`.
+    pub fn holder(holder: u64) -> (BackendId, CoreId) {
+        (BackendId(holder as u32), CoreId((holder >> 32) as u16))
+    }
 }
 
 impl Default for Rest {
     fn default() -> Self {
-        Self { offset: 0, len: 0, backend: Self::NOWHERE, at: Self::NOWHERE }
+        Self { offset: 0, len: 0, backend: Self::NOWHERE, at: Self::NOWHERE, core: CoreId(0) }
     }
 }
 
@@ -154,6 +172,7 @@ impl Request {
             may_lend: false,
             loan: None,
             origin,
+            stream: 0,
             rest: Rest::default(),
             armed: true,
         }
@@ -171,6 +190,23 @@ impl Request {
         self
     }
 
+    /// The same, as one of stream `number` of its origin's core.
+    pub fn of_stream(mut self, number: u32) -> Self {
+        self.stream = number;
+        self
+    }
+
+    /// Whether a cancel of `stream` means it.
+    pub fn is_of(&self, stream: Stream) -> bool {
+        self.stream == stream.number && self.origin.core == stream.core
+    }
+
+    /// What it leaves behind if it is dropped.
+    pub(crate) fn loss(&self) -> Lost {
+        let holder = u64::from(self.rest.core.0) << 32 | u64::from(self.rest.at.0);
+        Lost::Request { identity: self.origin.pack(), holder }
+    }
+
     /// Ends it. The only way to get rid of a request.
     pub fn complete(self, result: Result<(), Fault>) -> Completed {
         Completed { request: self, result }
@@ -180,7 +216,7 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if self.armed {
-            lost::report(self.origin.home, Lost::Request(self.origin.pack()));
+            lost::report(self.origin.home, self.loss());
         }
     }
 }

@@ -22,11 +22,22 @@ pub const MAX_LUNS: usize = 4096;
 /// Backends that one gateway can have.
 pub const MAX_BACKENDS: usize = 256;
 
+/// How long what a lost association has under way may still take effect where all backends are local, in milliseconds.
+/// What has not begun ends at once; this is for what a disk is doing. One that hangs is beyond any bound of ours.
+pub const LOCAL_QUIESCE_MS: u16 = 1_000;
+/// The same where some are arrays. An array that has a write is given 5 s to complete it, 5 s more once it is told to abort
+/// it, and 5 s for a reset. One that answers none of these is left alone for twice its Keep Alive Timeout, which the
+/// configuration limits to 5 s. That makes 25 s; the rest is for a CQT of the array's own.
+pub const ARRAY_QUIESCE_MS: u16 = 30_000;
+
 /// Everything a core must know about what is presented. Epochs only grow.
 #[derive(Debug, Default)]
 pub struct Topology {
     /// Counts publications.
     pub epoch: u64,
+    /// What hosts are told of how long that which a lost association has under way may still take effect (CQT), in
+    /// milliseconds; 0 says nothing.
+    pub quiesce_ms: u16,
     /// By [`LunId`]; gaps are `None`.
     pub luns: Vec<Option<Lun>>,
     /// NVM subsystems, in no order. The discovery subsystem is implied and not listed.

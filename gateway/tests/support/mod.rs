@@ -275,6 +275,7 @@ impl Gateway {
             luns: self.luns.clone(),
             subsystems: self.subsystems.clone(),
             portals: self.portals.clone(),
+            ..Topology::default()
         });
         self.tell_all(|_| Msg::Topology(topology.clone()));
         let want = self.epoch;

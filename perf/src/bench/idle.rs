@@ -1,7 +1,11 @@
 //! A gateway whose hosts are connected and do nothing: what it costs, and how fast it wakes up.
+//!
+//! The hosts' side spins, so that what is measured is the gateway's waking and not its own. Beside it stands what a
+//! bare thread needs that sleeps in recv(2): in a virtual machine that alone can be over 100 µs.
 
 use super::shape::sound;
 use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
+use crate::floor;
 use crate::gateway::{self, Gateway};
 use crate::load::{HostSpec, Load, Phase};
 use anyhow::Result;
@@ -24,8 +28,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Gateway::new(&options.place, dir.path(), gateway::system(settings, at, NQN, vec![memory]))?;
     gateway.start()?;
     let specs: Vec<HostSpec> = (0..HOSTS).map(|n| idle_host(at, n, 1)).collect();
-    let mut load =
-        Load::start(&specs, Some(CLIENT_CPU), trefoil_poll::core::Idle::Adaptive { spin_us: 50 }, 64)?;
+    let mut load = Load::start(&specs, Some(CLIENT_CPU), trefoil_poll::core::Idle::Spin, 64)?;
     load.wait_up(UP_WITHIN)?;
     std::thread::sleep(PAUSE);
     let mut outcome = Outcome::default();
@@ -50,6 +53,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
         outcome.figure("wake_us", first - busy);
         outcome.absolute("first_request_us", first);
         outcome.absolute("busy_request_us", busy);
+        let bare = floor::run_wake(WAKES, PAUSE, (GATEWAY_CPU, CLIENT_CPU))?;
+        outcome.absolute("first_answer_of_a_bare_thread_us", super::median(&bare));
         outcome.absolute("hosts_lost", load.downs.0 as f64);
     }
     load.stop()?;

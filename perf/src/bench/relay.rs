@@ -36,7 +36,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut relay = Gateway::new(&options.place, &dir.path().join("relay"), system)?;
     relay.start()?;
 
-    let area = floor::area(options.lun_bytes() as usize);
     let mut outcome = Outcome::default();
     for _ in 0..options.rounds {
         array.resume()?;
@@ -46,7 +45,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
         load.stop()?;
         relay.pause()?;
         array.pause()?;
-        let floor = floor::run_relay(&SHAPE.floor(options, &area), (GATEWAY_CPU, CLIENT_CPU))?;
+        let floor =
+            floor::run_relay(&SHAPE.floor(options, options.lun_bytes() as usize), (GATEWAY_CPU, CLIENT_CPU))?;
         shape::record(&mut outcome, SHAPE.name, &report, floor);
     }
     Ok(outcome)

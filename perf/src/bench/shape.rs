@@ -1,7 +1,7 @@
 //! The shapes of load that are measured, and one measurement of each.
 
 use super::{CLIENT_CPU, NQN, Options, Outcome, QUEUE_DEPTH, QUIET_WITHIN, UP_WITHIN};
-use crate::floor::{Area, Exchange, Floor};
+use crate::floor::{Exchange, Floor};
 use crate::load::{HostSpec, Load, Phase, Report};
 use anyhow::{Result, bail};
 use std::net::SocketAddr;
@@ -29,8 +29,8 @@ impl Shape {
         Phase::random(if self.reads { 100 } else { 0 }, self.io_bytes, self.depth)
     }
 
-    /// What bare TCP is to do for it.
-    pub fn floor(&self, options: &Options, area: &Area) -> Floor {
+    /// What bare TCP is to do for it, with a store of so many bytes.
+    pub fn floor(&self, options: &Options, store_bytes: usize) -> Floor {
         Floor {
             exchange: match self.reads {
                 true => Exchange::read(self.io_bytes),
@@ -39,7 +39,7 @@ impl Shape {
             connections: usize::from(options.connections).min(self.depth),
             depth: self.depth,
             time: options.time(),
-            area: area.clone(),
+            store_bytes,
         }
     }
 }

@@ -24,24 +24,23 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let system = gateway::system(settings, at, NQN, vec![memory]);
     let mut gateway = Gateway::new(&options.place, dir.path(), system)?;
     gateway.start()?;
-    let (area, hot) = (floor::area(options.lun_bytes() as usize), floor::area(0));
     let mut outcome = Outcome::default();
+    let shapes: Vec<Shape> = SHAPES.into_iter().filter(|shape| shape.name.contains(&options.only)).collect();
     for _ in 0..options.rounds {
         gateway.resume()?;
         let mut load = shape::host(options, at, trefoil_poll::core::Idle::Spin)?;
         let mut reports = Vec::new();
-        for shape in SHAPES {
+        for shape in &shapes {
             reports.push(shape::measure(options, &mut load, shape.phase())?);
         }
         load.stop()?;
         gateway.pause()?;
-        for (shape, report) in SHAPES.iter().zip(&reports) {
+        for (shape, report) in shapes.iter().zip(&reports) {
             let cpus = (GATEWAY_CPU, CLIENT_CPU);
-            shape::record(&mut outcome, shape.name, report, floor::run(&shape.floor(options, &area), cpus)?);
-            if shape.reads {
-                let hot_iops = floor::run(&shape.floor(options, &hot), cpus)?;
-                outcome.absolute(&format!("{}_hot_floor_iops", shape.name), hot_iops);
-            }
+            let floor = shape.floor(options, options.lun_bytes() as usize);
+            shape::record(&mut outcome, shape.name, report, floor::run(&floor, cpus)?);
+            let hot_iops = floor::run(&shape.floor(options, 0), cpus)?;
+            outcome.absolute(&format!("{}_hot_floor_iops", shape.name), hot_iops);
         }
     }
     Ok(outcome)

@@ -1,16 +1,19 @@
 //! One connection's end: walks what comes in message by message, and sends messages by their kind.
 
-use super::{Area, Exchange};
+use super::{Exchange, Store};
 use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 
 /// Bytes read or written by one call at the most.
 pub const IO_BYTES: usize = 256 << 10;
 /// Pieces that one write gathers at the most; a message has up to two.
 const SLICES: usize = 256;
+/// From this size on, what is left of a message's data is read straight to its place.
+const DIRECT_BYTES: usize = 16 << 10;
 const CACHE_LINE: usize = 64;
 
 /// The kinds of message; the first byte of each says which it is.
@@ -33,14 +36,17 @@ pub struct Pipe {
     inbox: Vec<u8>,
     /// One whole message of each kind.
     templates: [Vec<u8>; 4],
-    /// Bytes at the end of a reply that are taken from the area, and the area.
-    payload_bytes: usize,
-    area: Option<Area>,
-    random: u64,
-    /// Bytes of the message under way that have not come.
+    /// Bytes at the end of a reply that the server fetches.
+    fetched_bytes: usize,
+    /// Bytes at the end of each kind that the server stores.
+    stored_bytes: [usize; 4],
+    /// Bytes of the message under way that have not come, and its place in the store.
     rest: usize,
+    place: usize,
+    /// What one read brought for the store: where to, and where it is in the inbox.
+    puts: Vec<(u64, Range<usize>)>,
     under_way: Kind,
-    /// What to send, in order, each with its place in the area; the first is sent up to `sent`.
+    /// What to send, in order, each with its place in the store; the first is sent up to `sent`.
     queue: VecDeque<(Kind, usize)>,
     sent: usize,
 }
@@ -51,8 +57,7 @@ impl Pipe {
     /// # Errors
     /// What the socket says.
     pub fn new(socket: TcpStream, x: Exchange, depth: usize) -> Result<Self> {
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+        crate::proc::prepare(&socket)?;
         let sizes = [x.request_bytes, x.data_bytes, x.grant_bytes, x.reply_bytes];
         let mut templates = sizes.map(|size| vec![0; size]);
         for (kind, template) in templates.iter_mut().enumerate() {
@@ -62,34 +67,27 @@ impl Pipe {
             socket,
             inbox: vec![0; IO_BYTES],
             templates,
-            payload_bytes: x.payload_bytes,
-            area: None,
-            random: 0x9e37_79b9_7f4a_7c15,
+            fetched_bytes: x.fetched_bytes,
+            stored_bytes: match x.grant_bytes {
+                0 => [x.stored_bytes, 0, 0, 0],
+                _ => [0, x.stored_bytes, 0, 0],
+            },
             rest: 0,
+            place: 0,
+            puts: Vec::new(),
             under_way: Kind::Reply,
             queue: VecDeque::with_capacity(2 * depth),
             sent: 0,
         })
     }
 
-    /// From now on the payload of replies comes from `area`, if a reply's fits.
-    pub fn take_payload_from(&mut self, area: Area) {
-        self.area = (self.payload_bytes > 0 && area.len() >= self.payload_bytes).then_some(area);
-    }
-
-    /// Queues a message, having touched its payload.
-    pub fn push(&mut self, kind: Kind) {
+    /// Queues a message, having touched its payload; what comes from the store is touched by the send.
+    pub fn push(&mut self, kind: Kind, store: &mut Store) {
         let mut at = 0;
-        match &self.area {
-            Some(area) if kind == Kind::Reply => {
-                // xorshift64: the places need no better randomness.
-                self.random ^= self.random << 13;
-                self.random ^= self.random >> 7;
-                self.random ^= self.random << 17;
-                at = self.random as usize % (area.len() / self.payload_bytes) * self.payload_bytes;
-                touch_in(&area[at..at + self.payload_bytes]);
-            }
-            _ => touch_out(&mut self.templates[kind as usize], kind as u8),
+        if kind == Kind::Reply && store.lends() {
+            at = store.pick();
+        } else {
+            touch_out(&mut self.templates[kind as usize], kind as u8);
         }
         self.queue.push_back((kind, at));
     }
@@ -99,15 +97,22 @@ impl Pipe {
     ///
     /// # Errors
     /// What the socket says; a message of no kind.
-    pub fn read(&mut self, mut each: impl FnMut(Kind) -> Kind) -> Result<bool> {
-        let n = match self.socket.read(&mut self.inbox) {
-            Ok(0) => return Ok(false),
-            Ok(n) => n,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(true),
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(false),
-            Err(e) => return Err(e).context("floor: read"),
-        };
-        touch_in(&self.inbox[..n]);
+    pub fn read(&mut self, store: &mut Store, mut each: impl FnMut(Kind) -> Kind) -> Result<bool> {
+        if self.rest >= DIRECT_BYTES
+            && self.rest <= self.stored_bytes[self.under_way as usize]
+            && let Some(to) = store.place(self.here(), self.rest)
+        {
+            let Some(n) = came(self.socket.read(to))? else { return Ok(false) };
+            self.rest -= n;
+            if self.rest == 0 {
+                self.push(each(self.under_way), store);
+            }
+            return Ok(true);
+        }
+        let Some(n) = came(self.socket.read(&mut self.inbox))? else { return Ok(false) };
+        if !store.keeps() {
+            touch_in(&self.inbox[..n]);
+        }
         let mut at = 0;
         while at < n {
             if self.rest == 0 {
@@ -119,31 +124,46 @@ impl Pipe {
                     other => bail!("floor: a message of kind {other}"),
                 };
                 self.rest = self.templates[self.under_way as usize].len();
+                if self.stored_bytes[self.under_way as usize] > 0 {
+                    self.place = store.pick();
+                }
             }
+            // The head, then what is stored.
+            let stored = self.stored_bytes[self.under_way as usize];
+            let head = self.rest.saturating_sub(stored).min(n - at);
+            (self.rest, at) = (self.rest - head, at + head);
             let step = self.rest.min(n - at);
-            self.rest -= step;
-            at += step;
+            if step > 0 && self.rest <= stored {
+                self.puts.push((self.here() as u64, at..at + step));
+            }
+            (self.rest, at) = (self.rest - step, at + step);
             if self.rest == 0 {
-                self.push(each(self.under_way));
+                self.push(each(self.under_way), store);
             }
         }
+        store.put(self.puts.drain(..).map(|(to, from)| (to, &self.inbox[from])))?;
         Ok(true)
+    }
+
+    /// Where in the store the next byte that comes belongs.
+    fn here(&self) -> usize {
+        self.place + self.stored_bytes[self.under_way as usize] - self.rest
     }
 
     /// Sends what is queued, as much as the socket takes.
     ///
     /// # Errors
     /// What the socket says; a peer that went away is none.
-    pub fn write(&mut self) -> Result<()> {
+    pub fn write(&mut self, store: &Store) -> Result<()> {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut used = 0;
             for &(kind, at) in self.queue.iter().take(SLICES / 2) {
                 let template = &self.templates[kind as usize];
-                match &self.area {
-                    Some(area) if kind == Kind::Reply => {
-                        slices[used] = IoSlice::new(&template[..template.len() - self.payload_bytes]);
-                        slices[used + 1] = IoSlice::new(&area[at..at + self.payload_bytes]);
+                match store.piece(at) {
+                    Some(piece) if kind == Kind::Reply => {
+                        slices[used] = IoSlice::new(&template[..template.len() - self.fetched_bytes]);
+                        slices[used + 1] = IoSlice::new(piece);
                         used += 2;
                     }
                     _ => {
@@ -176,6 +196,17 @@ impl Pipe {
             }
         }
         Ok(())
+    }
+}
+
+/// How many bytes a read brought; `None` at the end of the stream.
+fn came(result: std::io::Result<usize>) -> Result<Option<usize>> {
+    match result {
+        Ok(0) => Ok(None),
+        Ok(n) => Ok(Some(n)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Some(0)),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => Ok(None),
+        Err(e) => Err(e).context("floor: read"),
     }
 }
 

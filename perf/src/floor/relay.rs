@@ -68,8 +68,7 @@ fn pass_all(front: &TcpListener, to: SocketAddr, connections: usize, cpu: usize)
     for _ in 0..connections {
         let (here, there) = (front.accept()?.0, TcpStream::connect(to)?);
         for socket in [&here, &there] {
-            socket.set_nodelay(true)?;
-            socket.set_nonblocking(true)?;
+            crate::proc::prepare(socket)?;
         }
         pairs.push((here, there, Way::new(), Way::new()));
     }

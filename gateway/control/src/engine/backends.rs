@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
-use trefoil_config::{Backend, BackendType, Bytes, default_serial};
+use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
@@ -161,7 +161,7 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
     // The host identifier goes with the host NQN, so that an array knows both by either.
     let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
     let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
-    let kato_ms = backend.keep_alive_s.unwrap_or(5).clamp(1, 600) * 1000;
+    let kato_ms = backend.keep_alive_s.unwrap_or(MAX_KEEP_ALIVE_S).clamp(1, MAX_KEEP_ALIVE_S) * 1000;
     let controller = ControllerConfig {
         addrs: vec![address],
         identity: Identity {

@@ -35,6 +35,7 @@ use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
 use trefoil_storage::msg::{Event, Survey};
 use trefoil_storage::topology::{BackendId, PortalId, Topology};
+use trefoil_sys::socket::{self, CongestionControl};
 use view::View;
 
 /// Rows of one core's survey.
@@ -155,6 +156,15 @@ pub struct Engine {
     channel_requests: usize,
 }
 
+/// How the gateway's TCP connections are to be, those of hosts and those to arrays.
+pub fn socket_options(gateway: &Gateway) -> socket::Options {
+    let named = gateway.tcp_congestion_control.as_deref();
+    socket::Options {
+        congestion_control: named.and_then(CongestionControl::new),
+        ..socket::Options::default()
+    }
+}
+
 impl Engine {
     /// Brings the gateway up: what is stored, or at the first start what the document says.
     ///
@@ -177,7 +187,7 @@ impl Engine {
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
-            placement: Placement::new(cores.clone()),
+            placement: Placement::new(cores.clone(), socket_options(&gateway)),
             cores,
             gateway,
             cpus,

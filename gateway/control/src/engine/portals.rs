@@ -21,14 +21,15 @@ const COUNT_AGE: Duration = Duration::from_millis(50);
 /// How many connections each core has: the last count, and what was given to it since.
 pub struct Placement {
     cores: Rc<Cores>,
+    options: socket::Options,
     loads: RefCell<(Option<Instant>, Vec<usize>)>,
 }
 
 impl Placement {
-    /// Nothing is connected yet.
-    pub fn new(cores: Rc<Cores>) -> Rc<Self> {
+    /// Nothing is connected yet. Listeners and what they accept have `options`.
+    pub fn new(cores: Rc<Cores>, options: socket::Options) -> Rc<Self> {
         let loads = vec![0; usize::from(cores.count())];
-        Rc::new(Self { cores, loads: RefCell::new((None, loads)) })
+        Rc::new(Self { cores, options, loads: RefCell::new((None, loads)) })
     }
 
     /// The core for the next connection, which counts as placed there.
@@ -61,7 +62,7 @@ impl Portal {
     /// What the kernel says about the address.
     pub fn open(listen: SocketAddr, id: PortalId, placement: Rc<Placement>) -> Result<Self, Refusal> {
         let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
-        let listener = socket::listen(listen, BACKLOG, socket::Options::default()).map_err(|e| fail(&e))?;
+        let listener = socket::listen(listen, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
         Ok(Self { task: tokio::task::spawn_local(accept(listener, id, placement)) })
     }

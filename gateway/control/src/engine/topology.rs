@@ -4,7 +4,7 @@ use super::backends::Live;
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use trefoil_config::{Lun, Subsystem};
+use trefoil_config::{BackendType, Lun, Subsystem};
 use trefoil_storage::topology::{self as shown, Allow, Extent, LunId, PortalId, Topology};
 
 /// Indices that cores know objects by. A number is given again only after a later snapshot without
@@ -99,7 +99,9 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
 /// Builds the snapshot. LUNs that have no place (a pool or backend that is down since the start) are
 /// left out, and their namespaces with them.
 pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbers: &Numbers) -> Topology {
-    let mut topology = Topology { epoch, ..Topology::default() };
+    let has_arrays = state.backends.values().any(|backend| backend.kind == BackendType::NvmeTcp);
+    let quiesce_ms = if has_arrays { shown::ARRAY_QUIESCE_MS } else { shown::LOCAL_QUIESCE_MS };
+    let mut topology = Topology { epoch, quiesce_ms, ..Topology::default() };
     for (name, lun) in &state.luns {
         let (Some(id), Some(place)) = (numbers.luns.get(name), placed.get(name)) else { continue };
         let at = id as usize;
@@ -157,6 +159,7 @@ fn shown_subsystem(subsystem: &Subsystem, topology: &Topology, numbers: &Numbers
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use trefoil_config::Backend;
 
     proptest! {
         #[test]
@@ -175,6 +178,15 @@ mod tests {
                 prop_assert_eq!(ids.used.iter().filter(|u| **u).count(), numbers.len());
             }
         }
+    }
+
+    #[test]
+    fn hosts_are_told_that_there_are_arrays() {
+        let quiesce_ms = |state: &State| build(1, state, &BTreeMap::new(), &Numbers::default()).quiesce_ms;
+        let mut state = State::default();
+        assert_eq!(quiesce_ms(&state), shown::LOCAL_QUIESCE_MS);
+        state.backends.insert("a".into(), Backend::new("a", BackendType::NvmeTcp));
+        assert_eq!(quiesce_ms(&state), shown::ARRAY_QUIESCE_MS);
     }
 
     #[test]

@@ -191,7 +191,8 @@ impl Run {
         };
         let luns = backends.iter().zip(&lens).map(lun).collect();
         let portals = vec![Some(Portal { listen: self.world.addr(node, PORT) })];
-        let topology = Arc::new(Topology { epoch, luns, subsystems: vec![subsystem], portals });
+        let topology =
+            Arc::new(Topology { epoch, luns, subsystems: vec![subsystem], portals, ..Topology::default() });
         self.world.post(node, CoreId(0), Msg::Topology(topology));
     }
 
@@ -439,7 +440,7 @@ impl Run {
 
     /// Where hosts don't depart, the gateway must not fail a command without a cause: the hosts' own retries would hide it.
     pub(super) fn check_errors(&mut self) {
-        if !self.is_upset() {
+        if !self.is_upset() || self.faults.contains_key("host-departs") {
             return;
         }
         if self.workload.borrow().model.path_failures() > 0 && !self.faults.contains_key("array-path-error") {

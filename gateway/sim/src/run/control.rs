@@ -144,7 +144,8 @@ impl Run {
                 (vec![self.subsystem()], vec![Some(Portal { listen })])
             }
         };
-        let topology = Arc::new(Topology { epoch: self.epoch, luns, subsystems, portals });
+        let topology =
+            Arc::new(Topology { epoch: self.epoch, luns, subsystems, portals, ..Topology::default() });
         for core in 0..CORES {
             self.world.post(self.gateway, CoreId(core), Msg::Topology(topology.clone()));
         }

@@ -2,11 +2,13 @@
 //!
 //! Requests become [`FileOp`]s. Where the file system or device can't zero or punch a range, zeros
 //! are written instead. The file is opened and its geometry checked by control.
+//!
+//! What the kernel has can't be recalled, so a cancelled request ends with the operation under way, and starts no other.
 
 use super::{Channel, Slab};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
-use crate::request::{Fault, Op, Request};
+use crate::request::{Fault, Op, Request, Stream};
 use crate::topology::BackendId;
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
@@ -34,6 +36,8 @@ pub struct Slot {
     /// The block of zeros while it is not in the kernel.
     zeros: Option<Buf>,
     next_waiting: u32,
+    /// It starts no further operation.
+    cancelled: bool,
 }
 
 /// What the kernel does for a request now.
@@ -83,6 +87,7 @@ impl File {
             }
             Step::Sync => self.finish(cx, at, done.result.map_err(|error| fault(op, error))),
             Step::Punch | Step::Zero => match done.result {
+                result if slot.cancelled => self.finish(cx, at, result.map_err(|error| fault(op, error))),
                 Ok(()) if slot.request.durable && op != Op::Deallocate => {
                     slot.step = Step::Sync;
                     self.go_on(cx, at);
@@ -103,7 +108,10 @@ impl File {
                 slot.zeros = done.buf;
                 slot.step = Step::Zeros { done: before + under_way, under_way: 0 };
                 match done.result {
-                    Ok(()) if before + under_way < slot.request.len => self.go_on(cx, at),
+                    Ok(()) if before + under_way < slot.request.len => match slot.cancelled {
+                        false => self.go_on(cx, at),
+                        true => self.finish(cx, at, Err(Fault::Aborted)),
+                    },
                     result => self.finish(cx, at, result.map_err(|error| fault(op, error))),
                 }
             }
@@ -180,10 +188,25 @@ impl File {
 impl<I: StorageIo> Channel<I> for File {
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         let Some(step) = self.first_step(request.op) else { return cx.complete(request, Ok(())) };
-        match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL }) {
+        match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL, cancelled: false }) {
             Ok(at) => self.go_on(cx, at),
             // Control sized the table for all requests that there can be.
             Err(slot) => cx.complete(slot.request, Err(Fault::Internal)),
+        }
+    }
+
+    fn cancel(&mut self, cx: &mut Cx<'_, I>, stream: Stream) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.request.is_of(stream)) {
+            slot.cancelled = true;
+        }
+        let (mut at, _) = std::mem::replace(&mut self.waiting, (NIL, NIL));
+        while let Some(slot) = self.slots.get_mut(at) {
+            let next = std::mem::replace(&mut slot.next_waiting, NIL);
+            match slot.cancelled {
+                true => self.finish(cx, at, Err(Fault::Aborted)),
+                false => self.wait(at),
+            }
+            at = next;
         }
     }
 

@@ -19,7 +19,7 @@ pub mod nvme_tcp;
 
 use crate::cx::Cx;
 use crate::msg::StorageIo;
-use crate::request::{Fault, Request};
+use crate::request::{Fault, Request, Stream};
 use crate::topology::BackendId;
 use trefoil_poll::{FileDone, Instant};
 
@@ -31,6 +31,9 @@ use trefoil_poll::{FileDone, Instant};
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
+    /// Nobody waits for the requests of `stream` any more: they end as soon as it is sure that they can't take effect
+    /// later, at once where they have not started, and start nothing new.
+    fn cancel(&mut self, _cx: &mut Cx<'_, I>, _stream: Stream) {}
     /// Whether the request can't start yet because bytes that it would change are lent. The LUN layer
     /// keeps it and asks again each turn.
     fn must_wait(&self, _request: &Request) -> bool {
@@ -181,6 +184,16 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::File(file) => file.submit(cx, request),
             Self::Remote(remote) => remote.submit(cx, request),
             Self::NvmeTcp(channel) => channel.submit(cx, request),
+        }
+    }
+
+    fn cancel(&mut self, cx: &mut Cx<'_, I>, stream: Stream) {
+        match self {
+            Self::Memory(memory) => memory.cancel(cx, stream),
+            Self::File(file) => file.cancel(cx, stream),
+            Self::NvmeTcp(channel) => channel.cancel(cx, stream),
+            // The core that has the channel is told too.
+            Self::Null(_) | Self::Remote(_) => {}
         }
     }
 

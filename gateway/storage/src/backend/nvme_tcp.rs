@@ -29,7 +29,7 @@ use crate::initiator::{
     Purpose,
 };
 use crate::msg::{Event, Msg, StorageIo};
-use crate::request::{Fault, Op, Request};
+use crate::request::{Fault, Op, Request, Stream};
 use crate::topology::BackendId;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -60,6 +60,8 @@ struct Work {
     done: u64,
     /// Bytes of the command under way.
     part: u64,
+    /// No other command follows.
+    cancelled: bool,
 }
 
 /// See the module.
@@ -84,6 +86,8 @@ pub struct NvmeTcpChannel {
     free: Vec<u32>,
     /// Requests of other cores that went on to a third, not reported yet.
     passed_on: usize,
+    /// Requests of other cores went on to a third at some time, so cancels must follow them there.
+    relays: bool,
     /// Requests that came before the number of queues was known.
     parked: VecDeque<Request>,
 }
@@ -133,6 +137,7 @@ impl NvmeTcpChannel {
             works: (0..config.requests).map(|_| None).collect(),
             free: (0..config.requests as u32).rev().collect(),
             passed_on: 0,
+            relays: false,
             parked: VecDeque::with_capacity(config.requests),
         }
     }
@@ -420,7 +425,9 @@ impl NvmeTcpChannel {
     }
 
     fn pass_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, request: Request) {
-        self.passed_on += usize::from(request.origin.core != self.core);
+        let foreign = request.origin.core != self.core;
+        self.passed_on += usize::from(foreign);
+        self.relays |= foreign;
         cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
     }
 
@@ -443,7 +450,7 @@ impl NvmeTcpChannel {
             return cx.complete(request, result);
         }
         match self.free.pop() {
-            Some(at) => self.next_part(cx, at, Work { request, done: 0, part: 0 }),
+            Some(at) => self.next_part(cx, at, Work { request, done: 0, part: 0, cancelled: false }),
             // More than control made room for: a retry finds room.
             None => cx.complete(request, Err(Fault::PathLost)),
         }
@@ -482,7 +489,11 @@ impl NvmeTcpChannel {
             work.request.buf = command.take_buf();
             work.done += work.part;
             match verdict(work.request.op, result) {
-                Ok(()) if work.done < work.request.len => self.next_part(cx, at, work),
+                Ok(()) if work.done < work.request.len && !work.cancelled => self.next_part(cx, at, work),
+                Ok(()) if work.done < work.request.len => {
+                    self.free.push(at);
+                    cx.complete(work.request, Err(Fault::Aborted));
+                }
                 result => {
                     self.free.push(at);
                     cx.complete(work.request, result);
@@ -505,6 +516,30 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
             self.start(cx, request);
         } else {
             self.pass_on(cx, request);
+        }
+    }
+
+    fn cancel(&mut self, cx: &mut Cx<'_, I>, stream: Stream) {
+        for _ in 0..self.parked.len() {
+            match self.parked.pop_front() {
+                Some(request) if request.is_of(stream) => cx.complete(request, Err(Fault::Aborted)),
+                other => self.parked.extend(other),
+            }
+        }
+        let mut any = false;
+        for work in self.works.iter_mut().flatten().filter(|work| work.request.is_of(stream)) {
+            (work.cancelled, any) = (true, true);
+        }
+        if any {
+            let works = &self.works;
+            let which =
+                |tag: u64| works.get(tag as usize).is_some_and(|w| w.as_ref().is_some_and(|w| w.cancelled));
+            self.lane.cancel(cx.io.now(), which);
+            self.reap(cx);
+        }
+        // Behind what went that way. The number of the core only falls, so that this ends.
+        if self.relays && self.queues > 0 && self.queue_core() != self.core {
+            cx.io.post(self.queue_core(), Msg::Cancel(Some(self.backend), stream));
         }
     }
 

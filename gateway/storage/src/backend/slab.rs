@@ -64,6 +64,14 @@ impl<T> Slab<T> {
         }
     }
 
+    /// All values.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().filter_map(|entry| match entry {
+            Entry::Used(value) => Some(value),
+            Entry::Free { .. } => None,
+        })
+    }
+
     /// Takes the value under `at` out.
     pub fn remove(&mut self, at: u32) -> Option<T> {
         let entry = self.entries.get_mut(at as usize)?;

@@ -230,9 +230,7 @@ impl Facts {
         .min(MAX_TRANSFER_BYTES);
         self.kas_ms = u32::from(id.kas_100ms) * 100;
         self.traffic_keep_alive = id.ctratt.traffic_keep_alive;
-        // CQT in milliseconds, bytes 387:386 (NVMe base 2.1 figure 313); zero from older controllers.
-        self.cqt_ms =
-            bytes.get(386..388).map_or(0, |cqt| cqt.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)));
+        self.cqt_ms = u32::from(id.cqt_ms);
         self.ana = id.cmic.ana_reporting;
         self.write_zeroes = id.oncs.write_zeroes;
         self.deallocate = id.oncs.dsm;

@@ -23,6 +23,8 @@ pub struct Command {
     pub(super) inline: [u8; INLINE_BYTES],
     /// When its owner first asked for it.
     pub(super) since: Instant,
+    /// Nobody waits for it: it is not sent (again), and ends once no copy of it can land any more.
+    pub(super) cancelled: bool,
 }
 
 impl Command {
@@ -37,6 +39,7 @@ impl Command {
             len: 0,
             inline: [0; INLINE_BYTES],
             since: Instant::default(),
+            cancelled: false,
         }
     }
 
@@ -68,6 +71,7 @@ impl Command {
             len,
             inline,
             since: Instant::default(),
+            cancelled: false,
         }
     }
 
@@ -82,6 +86,7 @@ impl Command {
             len,
             inline: [0; INLINE_BYTES],
             since: Instant::default(),
+            cancelled: false,
         }
     }
 

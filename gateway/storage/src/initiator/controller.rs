@@ -483,7 +483,12 @@ impl Controller {
             return self.on_ready(io);
         }
         let Some(command) = self.command(step) else { return };
-        match self.qpair.submit(now, command) {
+        // A controller that doesn't answer to its end is given up as it is, the sooner to be fenced by time.
+        let by = match self.state {
+            State::Resetting | State::Stopping => self.poll_until,
+            _ => now + self.config.admin_timeout,
+        };
+        match self.qpair.submit_by(command, by) {
             Ok(()) => self.current = Some(step),
             Err(mut command) => self.scratch = self.scratch.take().or_else(|| command.take_buf()),
         }

@@ -14,6 +14,9 @@
 //! before that either, as its owner would try again elsewhere (NVMe base 2.1 §9.6, TP4129; see
 //! `controller` for when an association counts as fenced).
 //!
+//! A command that is *cancelled*, since the host that asked for it is gone, is not sent (again). It ends with
+//! [`Fault::Aborted`]: at once, unless it is a write that was sent; then when it completes, or is fenced.
+//!
 //! A command that *completed* with a status that asks for a retry goes again after a pause, until the
 //! loss timeout has passed since it was first submitted.
 //!
@@ -60,7 +63,7 @@ pub struct LaneConfig {
 pub struct Finished {
     /// The command with its block.
     pub command: Command,
-    /// The controller's completion (look at its status), or [`Fault::PathLost`].
+    /// The controller's completion (look at its status), [`Fault::PathLost`], or [`Fault::Aborted`] if it was cancelled.
     pub result: Result<Cqe, Fault>,
 }
 
@@ -198,6 +201,26 @@ impl Lane {
         }
     }
 
+    /// Nobody waits for the commands with these tags any more; see the module.
+    pub fn cancel(&mut self, now: Instant, which: impl Fn(u64) -> bool) {
+        for _ in 0..self.waiting.len() {
+            match self.waiting.pop_front() {
+                Some(command) if which(command.tag) => self.fail(command, Fault::Aborted),
+                other => self.waiting.extend(other),
+            }
+        }
+        for _ in 0..self.delayed.len() {
+            match self.delayed.pop_front() {
+                Some((_, command)) if which(command.tag) => self.fail(command, Fault::Aborted),
+                other => self.delayed.extend(other),
+            }
+        }
+        for (_, command) in &mut self.held {
+            command.cancelled |= which(command.tag);
+        }
+        self.qpair.cancel(now, which);
+    }
+
     /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
     pub fn take_waiting(&mut self) -> Option<Command> {
         if self.wanted.is_some() {
@@ -238,10 +261,10 @@ impl Lane {
             InitiatorMsg::GiveUp => {
                 self.gave_up = true;
                 while let Some(command) = self.waiting.pop_front() {
-                    self.lose(command);
+                    self.fail(command, Fault::PathLost);
                 }
                 while let Some((_, command)) = self.delayed.pop_front() {
-                    self.lose(command);
+                    self.fail(command, Fault::PathLost);
                 }
             }
             InitiatorMsg::Hello { .. }
@@ -285,21 +308,30 @@ impl Lane {
             Ok(cqe) => {
                 let pause = retry_after(cqe.status);
                 let in_time = now.since(command.since) < self.config.loss_timeout;
+                let wanted = !self.gave_up && !command.cancelled;
                 match pause {
-                    Some(pause) if in_time && !self.gave_up => self.delayed.push_back((now + pause, command)),
+                    Some(pause) if in_time && wanted => self.delayed.push_back((now + pause, command)),
                     _ => self.finished.push_back(Finished { command, result: Ok(cqe) }),
                 }
             }
             Err(lost) if lost.sent && command.changes_media() && self.epoch > self.fenced_epoch => {
                 self.held.push_back((self.epoch, command));
             }
-            Err(_) if self.gave_up => self.lose(command),
-            Err(_) => self.waiting.push_back(command),
+            Err(_) => self.wait(command),
         }
     }
 
-    fn lose(&mut self, command: Command) {
-        self.finished.push_back(Finished { command, result: Err(Fault::PathLost) });
+    /// A command that may be sent (again) waits for that, if anybody waits for it.
+    fn wait(&mut self, command: Command) {
+        match (command.cancelled, self.gave_up) {
+            (true, _) => self.fail(command, Fault::Aborted),
+            (false, true) => self.fail(command, Fault::PathLost),
+            (false, false) => self.waiting.push_back(command),
+        }
+    }
+
+    fn fail(&mut self, command: Command, fault: Fault) {
+        self.finished.push_back(Finished { command, result: Err(fault) });
     }
 
     /// Lets go of held writes whose old copies are gone.
@@ -308,10 +340,8 @@ impl Lane {
             let Some((epoch, command)) = self.held.pop_front() else { break };
             if epoch > self.fenced_epoch {
                 self.held.push_back((epoch, command));
-            } else if self.gave_up {
-                self.lose(command);
             } else {
-                self.waiting.push_back(command);
+                self.wait(command);
             }
         }
     }

@@ -27,6 +27,9 @@ use trefoil_wire::tcp::{Framing, IcReq, Receiver};
 pub const MAX_DEPTH: u16 = 4096;
 /// No deadline.
 pub(super) const NEVER: Instant = Instant::from_ns(u64::MAX);
+/// How long a command that nobody waits for any more may take, and again once it is aborted, before the queue is closed:
+/// until it is over, its host is kept from going on.
+const CANCEL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a peer may take to read our terminate request before the connection is cut anyway.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -327,6 +330,28 @@ impl Qpair {
         self.done.push_back(Done { command, result });
     }
 
+    /// Nobody waits for the commands with these tags any more. Those that are not sent come back at once; of the others
+    /// the deadline is drawn near.
+    pub fn cancel(&mut self, now: Instant, which: impl Fn(u64) -> bool) {
+        let by = now + CANCEL_WITHIN;
+        for slot in &mut self.slots {
+            let Some(command) = slot.command.as_mut().filter(|command| which(command.tag)) else { continue };
+            command.cancelled = true;
+            slot.deadline = slot.deadline.min(by);
+            if self.stage == Stage::Live {
+                self.next_scan = self.next_scan.min(slot.deadline);
+            }
+        }
+        for _ in 0..self.unsent.len() {
+            let Some(at) = self.unsent.pop_front() else { break };
+            let cancelled = self.slots[usize::from(at)].command.as_ref().is_some_and(|c| c.cancelled);
+            match cancelled {
+                true => self.finish(at, Err(Lost { sent: false })),
+                false => self.unsent.push_back(at),
+            }
+        }
+    }
+
     /// The next command that is back.
     #[inline]
     pub fn next_done(&mut self) -> Option<Done> {
@@ -448,7 +473,8 @@ impl Qpair {
                     dead = Some(cid);
                 } else {
                     slot.expired = true;
-                    slot.deadline = now + self.command_timeout;
+                    let again = if command.cancelled { CANCEL_WITHIN } else { Duration::MAX };
+                    slot.deadline = now + self.command_timeout.min(again);
                     self.events.push_back(QpairEvent::Expired { cid });
                 }
             }

@@ -40,7 +40,7 @@ impl Core {
 
     fn with<T>(&mut self, run: impl FnOnce(&mut Luns<TestIo>, &mut Cx<'_, TestIo>) -> T) -> T {
         let Self { io, arena, requests, done, luns, .. } = self;
-        run(luns, &mut Cx { io, arena, requests, done })
+        run(luns, &mut Cx { io, arena, requests, done, luns: None })
     }
 
     fn attach(&mut self, id: u32, len_bytes: u64, kind: AttachKind<Vec<u8>>) {
@@ -86,7 +86,7 @@ impl Core {
     fn drain(&mut self) -> Vec<Result<Outcome, Completed>> {
         let mut out = Vec::new();
         while let Some(done) = self.done.pop_front() {
-            if let Some(done) = self.with(|luns, cx| luns.on_completed(cx, done)) {
+            if let Some(done) = self.with(|luns, cx| luns.on_completed(cx, done, |_| true)) {
                 let origin = done.origin();
                 out.push(if origin.core == self.io.core {
                     let (buf, result) = done.settle();
@@ -401,7 +401,7 @@ fn a_write_waits_for_what_is_lent() {
         core.submit(request);
         let mut done = core.done.pop_front().expect("done at once");
         let loan = done.take_loan();
-        let done = core.with(|luns, cx| luns.on_completed(cx, done)).expect("whole");
+        let done = core.with(|luns, cx| luns.on_completed(cx, done, |_| true)).expect("whole");
         let (buf, result) = done.settle();
         result.expect("read");
         (loan, buf.expect("it comes back"))
@@ -426,4 +426,190 @@ fn a_write_waits_for_what_is_lent() {
         core.arena.free(buf);
     }
     assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
+}
+
+/// What a cancel of this names is made by [`Core::mine`].
+fn stream(core: u16) -> Stream {
+    Stream { core: CoreId(core), number: 7 }
+}
+
+impl Core {
+    /// A request that [`stream`] names.
+    fn mine(&mut self, op: Op, offset: u64, len: u64) -> Request {
+        self.request(op, offset, len, None).of_stream(7)
+    }
+
+    fn cancel(&mut self) {
+        let stream = stream(self.io.core.0);
+        self.with(|luns, cx| luns.cancel(cx, None, stream));
+    }
+
+    /// Slots and results of all that is done, whose blocks go back.
+    fn results(&mut self) -> Vec<(u32, Result<(), Fault>)> {
+        let done = self.drain().into_iter().filter_map(Result::ok).collect::<Vec<_>>();
+        let give_back = |(slot, buf, result): Outcome| {
+            buf.into_iter().for_each(|buf| self.arena.free(buf));
+            (slot, result)
+        };
+        done.into_iter().map(give_back).collect()
+    }
+}
+
+#[test]
+fn a_request_that_nobody_wants_starts_no_further_part() {
+    let mut core = Core::new(0, 149);
+    let len = spread(&mut core);
+    let request = core.mine(Op::Write, 64 * KIB, len - 64 * KIB);
+    core.submit(request);
+    let done = core.io.run_file_op().expect("the first part is on a file");
+    core.with(|luns, cx| luns.on_file(cx, done));
+    let done = core.done.pop_front().expect("the first part is done");
+    let done = core.with(|luns, cx| luns.on_completed(cx, done, |_| false)).expect("it is over");
+    let (buf, result) = done.settle();
+    assert_eq!(result, Err(Fault::Aborted));
+    core.arena.free(buf.expect("its block"));
+    assert!(core.io.ops.is_empty() && core.done.is_empty());
+}
+
+#[test]
+fn a_cancelled_zeroing_of_a_file_goes_no_further() {
+    let mut core = Core::new(0, 190);
+    core.attach_file(0, 512 * KIB);
+    core.present(vec![lun(512 * KIB, &[(0, 512 * KIB, 0, 0)])]);
+    core.io.errors = vec![("punch", 95), ("zero", 95)];
+    let zeroes = Op::WriteZeroes { deallocate: false };
+    // It has zeroed 128 KiB when it is cancelled with 128 KiB in the kernel.
+    let long = core.mine(zeroes, 0, 512 * KIB);
+    core.submit(long);
+    for _ in 0..2 {
+        let done = core.io.run_file_op().expect("zero, then a write");
+        core.with(|luns, cx| luns.on_file(cx, done));
+    }
+    // Others wait for memory, of which one is of another queue.
+    let held: Vec<_> = std::iter::from_fn(|| core.arena.alloc(4096)).collect();
+    let waits = [
+        core.mine(zeroes, 0, 4 * KIB),
+        core.request(zeroes, 0, 4 * KIB, None),
+        core.mine(zeroes, 0, 4 * KIB),
+    ];
+    waits.into_iter().for_each(|request| core.submit(request));
+    core.cancel();
+    assert_eq!(core.results(), [(2, Err(Fault::Aborted)), (4, Err(Fault::Aborted))]);
+    assert_eq!(core.io.ops.len(), 1, "the kernel has what it has");
+    let done = core.io.run_file_op().expect("that");
+    core.with(|luns, cx| luns.on_file(cx, done));
+    assert_eq!(core.results(), [(1, Err(Fault::Aborted))]);
+    assert!(core.io.files[0][256 << 10..].iter().all(|&byte| byte == 0xA5));
+    held.into_iter().for_each(|buf| core.arena.free(buf));
+    assert_eq!(core.settle().len(), 1, "the one of the other queue goes on");
+    assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
+}
+
+#[test]
+fn a_cancel_ends_what_waits_in_memory_and_before_it() {
+    let mut core = Core::new(0, 191);
+    core.attach_memory(0);
+    core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    core.run(Op::Write, 0, 512, Some(&[1; 512])).1.expect("written");
+    let read = core.request(Op::Read, 0, 512, None).may_lend(true);
+    core.submit(read);
+    let mut done = core.done.pop_front().expect("done at once");
+    let loan = done.take_loan().expect("memory lends");
+    core.done.push_back(done);
+    let requests = [
+        core.mine(Op::WriteZeroes { deallocate: false }, 0, 2 << 20),
+        core.mine(Op::Write, 0, 512),
+        core.request(Op::Write, 0, 512, None),
+    ];
+    requests.into_iter().for_each(|request| core.submit(request));
+    assert_eq!(core.results(), [(2, Ok(()))], "only the read");
+    core.cancel();
+    assert_eq!(core.results(), [(4, Err(Fault::Aborted)), (3, Err(Fault::Aborted))]);
+    drop(loan);
+    core.with(|luns, cx| luns.on_turn(cx));
+    assert_eq!(core.results(), [(5, Ok(()))], "the write of another queue");
+    core.with(|luns, cx| luns.detach(cx, BackendId(0)));
+    assert!(
+        matches!(core.io.control.pop(), Some(Msg::Detached(BackendId(0), Some(_)))),
+        "nothing is left there"
+    );
+}
+
+#[test]
+fn a_lost_request_does_not_keep_its_backend() {
+    let (mut home, mut other) = (Core::new(0, 192), Core::new(1, 193));
+    home.attach(0, 2 << 20, AttachKind::Remote { core: CoreId(1) });
+    other.attach_memory(0);
+    for core in [&mut home, &mut other] {
+        core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    }
+    // A write that waits for a loan, so that the test can get at it.
+    let read = other.request(Op::Read, 0, 512, None).may_lend(true);
+    other.submit(read);
+    let mut done = other.done.pop_front().expect("done at once");
+    let loan = done.take_loan();
+    other.done.push_back(done);
+    assert_eq!(other.results(), [(1, Ok(()))]);
+    let request = home.request(Op::Write, 0, 512, None);
+    home.submit(request);
+    let Some((CoreId(1), Msg::Submit(id, request))) = home.io.posts.pop_front() else {
+        panic!("it goes there")
+    };
+    other.with(|luns, cx| luns.submit_backend(cx, id, request));
+    for core in [&mut home, &mut other] {
+        core.with(|luns, cx| luns.detach(cx, BackendId(0)));
+        assert!(core.io.control.is_empty(), "a request is under way");
+    }
+    // A debug build would panic at its drop, so this says what that would have left.
+    let mut lost = other.luns.waiting.pop_front().expect("it waits");
+    let trefoil_poll::lost::Lost::Request { identity, holder } = lost.loss() else { panic!("a request") };
+    assert_eq!(identity, lost.origin.pack());
+    home.arena.free(lost.buf.take().expect("its block"));
+    std::mem::forget(lost);
+    assert_eq!(Rest::holder(holder), (BackendId(0), CoreId(1)));
+    for core in [&mut home, &mut other] {
+        core.with(|luns, cx| luns.on_lost(cx, BackendId(0)));
+        assert!(matches!(core.io.control.pop(), Some(Msg::Detached(BackendId(0), Some(_)))), "it can go");
+    }
+    drop(loan);
+}
+
+/// A place in pieces, elsewhere, read-only, lent, waited for or leaving is for a request to deal with.
+#[test]
+fn what_is_in_this_cores_memory_needs_no_request() {
+    let mut core = Core::new(0, 210);
+    core.luns = Luns::new(CoreId(0)).with_room(8);
+    core.attach_memory(0);
+    core.attach_file(1, 64 * KIB);
+    let whole = lun(64 * KIB, &[(0, 64 * KIB, 0, 128 * KIB)]);
+    let frozen = Lun { read_only: true, ..whole.clone() };
+    let in_pieces = lun(64 * KIB, &[(0, 32 * KIB, 0, 0), (32 * KIB, 32 * KIB, 0, 64 * KIB)]);
+    let elsewhere = lun(64 * KIB, &[(0, 64 * KIB, 1, 0)]);
+    core.present(vec![whole, frozen, in_pieces, elsewhere]);
+    let (end, all) = (64 * KIB, LunId(0));
+    let luns = &mut core.luns;
+    assert!(luns.write(all, end - 4, b"abcd"));
+    let loan = luns.lend(LunId(1), end - 4, 4).expect("a read-only LUN can be read");
+    assert_eq!(&*loan, b"abcd");
+    assert!(!luns.write(all, end - 2, b"xy"), "lent");
+    drop(loan);
+    for (lun, at) in
+        [(all, end - 1), (all, u64::MAX), (LunId(1), 0), (LunId(2), 0), (LunId(3), 0), (LunId(9), 0)]
+    {
+        assert!(!luns.write(lun, at, b"xy"), "{lun:?} at {at}");
+    }
+    assert!(luns.lend(all, end - 1, 2).is_none() && luns.lend(LunId(3), 0, 2).is_none());
+
+    let loan = core.luns.lend(all, 0, 4).expect("free again");
+    let waits = core.request(Op::Write, 0, 4, Some(b"wxyz"));
+    core.submit(waits);
+    assert!(!core.luns.write(all, 4, b"xy") && core.luns.lend(all, 4, 2).is_none(), "others wait");
+    drop(loan);
+    let (_, buf, result) = core.settle().remove(0);
+    assert_eq!(result, Ok(()));
+    buf.into_iter().for_each(|buf| core.arena.free(buf));
+    assert_eq!(&*core.luns.lend(all, 0, 4).expect("nobody waits"), b"wxyz");
+
+    core.with(|luns, cx| luns.detach(cx, BackendId(0)));
+    assert!(!core.luns.write(all, 0, b"xy"), "gone");
 }

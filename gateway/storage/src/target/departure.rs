@@ -1,6 +1,7 @@
 //! Queues whose connection is gone and whose requests are not.
 //!
-//! What a queue handed to the LUN layer can't be taken back. Until the last of it has ended, the queue counts as its
+//! What a queue handed to the LUN layer can be cancelled, but ends only once it can't take effect any more. Until the last
+//! of it has ended, the queue counts as its
 //! controller's: a host takes the end of a reset or shutdown for proof that nothing of before can land any more.
 //! The queue's own number may long serve another connection by then, so what is left of it is kept here.
 

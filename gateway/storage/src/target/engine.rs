@@ -14,7 +14,7 @@ use super::slot::{NIL, Phase, Slots};
 use super::timers::Timers;
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
-use crate::request::{Completed, Fault, Op, Origin, Owner, Request};
+use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
 use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -122,11 +122,15 @@ pub struct Engine {
     pub lun_stats: Box<[LunStats]>,
     /// Queues that are gone and whose requests are still under way.
     departures: Departures,
+    /// The streams of such queues, until they are cancelled.
+    cancels: VecDeque<u32>,
+    /// The next connection's; see [`Queue::generation`].
+    next_generation: u32,
 }
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B.
+    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B, cancels one a queue.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -135,7 +139,7 @@ impl Engine {
             cores,
             home,
             slots: Slots::new(limits.slots.min(65_535)),
-            queues: (0..limits.max_conns).map(|_| Queue::new()).collect(),
+            queues: (1..=limits.max_conns as u32).map(Queue::new).collect(),
             names: vec![Names::NONE; limits.max_conns].into(),
             places: vec![place; limits.max_conns].into(),
             ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
@@ -147,6 +151,8 @@ impl Engine {
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
             departures: Departures::new(limits.slots.min(65_535)),
+            cancels: VecDeque::with_capacity(limits.max_conns),
+            next_generation: limits.max_conns as u32 + 1,
         }
     }
 
@@ -301,6 +307,7 @@ impl Engine {
     ) -> Step {
         let slot = &mut self.slots[at];
         slot.phase = Phase::Backend;
+        let stream = self.queues[slot.queue as usize].generation;
         let may_lend = slot.may_lend;
         let payload = if matches!(op, Op::Read | Op::Write) { slot.buf.take() } else { None };
         let origin = Origin {
@@ -311,7 +318,7 @@ impl Engine {
             generation: slot.generation,
         };
         let request = Request::new(op, lun, offset, len, payload, origin);
-        cx.requests.push_back(request.durable(durable).may_lend(may_lend));
+        cx.requests.push_back(request.durable(durable).may_lend(may_lend).of_stream(stream));
         Step::Held
     }
 
@@ -368,11 +375,12 @@ impl Engine {
         self.names[queue as usize] = Names::NONE;
     }
 
-    /// A transport lost a queue's connection, or closes it. Requests that are under way end on their own, and only then
-    /// has the queue left its controller; everything else of the queue's ends here.
+    /// A transport lost a queue's connection, or closes it. Requests that are under way are cancelled, and only when they
+    /// have ended has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
         let leaving = self.leave_ctrlr(cx, queue);
         let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
+        let mut under_way = false;
         while let Some(at) = self.queues[queue as usize].ring.first() {
             self.slots.unlink(&mut self.queues[queue as usize].ring, at);
             let slot = &mut self.slots[at];
@@ -380,6 +388,7 @@ impl Engine {
                 slot.queue = NIL;
                 slot.departure = departure.unwrap_or(NIL);
                 self.departures.wait(slot.departure);
+                under_way = true;
                 continue;
             }
             slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
@@ -391,7 +400,23 @@ impl Engine {
         }
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Free;
-        q.generation = q.generation.wrapping_add(1);
+        if under_way {
+            self.cancels.push_back(q.generation);
+        }
+        q.generation = self.next_generation;
+        // Zero is no stream.
+        self.next_generation = self.next_generation.wrapping_add(1).max(1);
+    }
+
+    /// The next stream whose requests are to be cancelled.
+    #[inline]
+    pub fn next_cancel(&mut self) -> Option<Stream> {
+        self.cancels.pop_front().map(|number| Stream { core: self.core, number })
+    }
+
+    /// Whether a request's queue is still there.
+    pub fn is_wanted(&self, origin: Origin) -> bool {
+        origin.owner != Owner::Target || self.slots.get(origin.slot).is_some_and(|slot| slot.queue != NIL)
     }
 
     /// The transport has handed out the response of `at`: the slot is free again. Gives its block and its loan back.

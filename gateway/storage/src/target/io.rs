@@ -6,7 +6,7 @@
 //! Range guards: Compare and the fused Compare-and-Write need that no other write of the same LUN touches their blocks
 //! between the compare and the write. The place to take a guard is [`Engine::execute_io`], just before
 //! [`Engine::submit`], and the place to let it go is [`Engine::continue_io`], once a command has no further part: those
-//! two see every request of a host exactly once. Guards are to be striped by LUN and block range on the LUN's owner
+//! two see every request of a host exactly once. [`Engine::write_now`] then asks only whether a guard is held. Guards are to be striped by LUN and block range on the LUN's owner
 //! core, with a count of active compares beside each stripe, so that a write of a LUN without compares passes with one
 //! load of a counter.
 
@@ -77,6 +77,37 @@ impl Engine {
             }
             Err(status) => self.fail(at, status),
         }
+    }
+
+    /// Answers a Read with a loan at once, if its LUN is memory of this core's.
+    #[inline]
+    pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Step> {
+        let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
+        let view = self.recheck(at, &range, false).ok()?;
+        let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
+        let loan = cx.luns.as_mut()?.lend(view.lun, offset, len)?;
+        let slot = &mut self.slots[at];
+        (slot.lun, slot.loan) = (view.lun, Some(loan));
+        Some(self.continue_io(cx, at, Ok(())))
+    }
+
+    /// Carries a Write of `data` out at once, if its LUN is memory of this core's. Nothing is volatile there, so FUA
+    /// asks for no more.
+    #[inline]
+    pub(super) fn write_now<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        data: &[u8],
+    ) -> Option<Step> {
+        let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
+        let view = self.recheck(at, &range, true).ok()?;
+        let offset = range.slba << view.block_shift;
+        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
+            return None;
+        }
+        self.slots[at].lun = view.lun;
+        Some(self.continue_io(cx, at, Ok(())))
     }
 
     /// A part of the command is done.

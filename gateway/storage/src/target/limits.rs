@@ -44,7 +44,8 @@ pub struct TargetLimits {
     pub io_queues: u16,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
-    /// A send that is not done within so long ends its connection.
+    /// A host that takes no byte of what is sent to it for so long loses its connection. It is looked at twice in that
+    /// time, so that one which stops in the middle of a send may lose it after half of it.
     pub send_timeout: Duration,
     /// How long a host may take to close after our terminate request (NVMe-oF TCP 1.0c §3.5: 30 s).
     pub terminate_timeout: Duration,

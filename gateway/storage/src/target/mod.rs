@@ -24,7 +24,7 @@ pub use limits::TargetLimits;
 
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
-use crate::request::Completed;
+use crate::request::{Completed, Origin, Stream};
 use crate::topology::{LunId, PortalId, Topology};
 use engine::{Engine, Place};
 use queue::QueueState;
@@ -106,6 +106,17 @@ impl Target {
     pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
         self.engine.on_completed(cx, done);
         self.tcp.settle(&mut self.engine, cx);
+    }
+
+    /// Requests of a queue that is gone, to be cancelled; each is told once.
+    #[inline]
+    pub fn next_cancel(&mut self) -> Option<Stream> {
+        self.engine.next_cancel()
+    }
+
+    /// Whether anybody waits for what becomes of a request.
+    pub fn is_wanted(&self, origin: Origin) -> bool {
+        self.engine.is_wanted(origin)
     }
 
     /// A request was dropped somewhere: its command fails with Internal Error. `identity` is as

@@ -65,7 +65,8 @@ pub const NS_VIEWS: usize = 4;
 pub struct Queue {
     /// How far it is.
     pub state: QueueState,
-    /// Changes when its connection is gone; guards messages between cores.
+    /// Changes when its connection is gone, to what no connection of the core had before: guards messages between cores,
+    /// and is the [`Stream`](crate::request::Stream) of its requests.
     pub generation: u32,
     /// Queue identifier, 0 for admin.
     pub qid: u16,
@@ -99,10 +100,10 @@ pub struct Queue {
 
 impl Queue {
     /// Without a connection.
-    pub const fn new() -> Self {
+    pub const fn new(generation: u32) -> Self {
         Self {
             state: QueueState::Free,
-            generation: 0,
+            generation,
             qid: 0,
             cntlid: 0,
             discovery: false,
@@ -122,8 +123,7 @@ impl Queue {
 
     /// A connection is there; it may Connect.
     pub fn open(&mut self) {
-        let generation = self.generation;
-        *self = Self { state: QueueState::New, generation, depth: MAX_QUEUE_ENTRIES, ..Self::new() };
+        *self = Self { state: QueueState::New, depth: MAX_QUEUE_ENTRIES, ..Self::new(self.generation) };
     }
 
     /// Whether one more command may be outstanding. A queue of N entries holds at most N − 1 (NVMe base 2.0c §3.3.1.1);

@@ -9,6 +9,8 @@ use trefoil_poll::{Arena, RecvInto};
 
 const SECOND: Duration = Duration::from_secs(1);
 const BACKEND: BackendId = BackendId(1);
+/// Of all requests of a core.
+const STREAM: u32 = 7;
 
 struct Core {
     io: TestIo,
@@ -65,7 +67,7 @@ impl Gateway {
 
     fn with<R>(&mut self, at: usize, run: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, TestIo>) -> R) -> R {
         let Core { io, arena, channel, requests, done, .. } = &mut self.cores[at];
-        run(channel, &mut Cx { io, arena, requests, done })
+        run(channel, &mut Cx { io, arena, requests, done, luns: None })
     }
 
     fn run(&mut self) {
@@ -151,6 +153,7 @@ impl Gateway {
             match msg {
                 Msg::Initiator(BACKEND, msg) => self.with(to, |channel, cx| channel.on_msg(cx, from, msg)),
                 Msg::Submit(BACKEND, request) => self.with(to, |channel, cx| channel.submit(cx, request)),
+                Msg::Cancel(Some(BACKEND), stream) => self.with(to, |channel, cx| channel.cancel(cx, stream)),
                 other => panic!("{other:?}"),
             }
         }
@@ -170,8 +173,19 @@ impl Gateway {
         let home = self.cores[at].arena.id().0;
         let core = CoreId(at as u16);
         let origin = Origin { core, home, owner: Owner::Workload, slot, generation: 0 };
-        let request = Request::new(op, LunId(0), offset, len, buf, origin);
+        let request = Request::new(op, LunId(0), offset, len, buf, origin).of_stream(STREAM);
         self.with(at, |channel, cx| channel.submit(cx, request));
+    }
+
+    /// Tells core `at` that the requests of core `of` are cancelled.
+    fn cancel(&mut self, at: usize, of: u16) {
+        let stream = Stream { core: CoreId(of), number: STREAM };
+        self.with(at, |channel, cx| channel.cancel(cx, stream));
+        self.mail(at);
+    }
+
+    fn results(&mut self) -> Vec<(u32, Result<(), Fault>)> {
+        self.take().into_iter().map(|(slot, result, _)| (slot, result)).collect()
     }
 
     fn take(&mut self) -> Vec<(u32, Result<(), Fault>, Option<u8>)> {
@@ -286,5 +300,113 @@ fn zeroes_deallocate_and_faults() {
     assert_eq!(done, [(1, Ok(())), (2, Ok(())), (3, Err(Fault::OutOfRange)), (4, Err(Fault::Internal))]);
     assert_eq!(gateway.array.disk[..2048], [&[1; 512][..], &[0; 1024], &[1; 512]].concat());
     assert_eq!(gateway.array.disk[8192..8704], [0xdd; 512]);
+    gateway.end();
+}
+
+const ABORTED: Result<(), Fault> = Err(Fault::Aborted);
+
+#[test]
+fn what_was_never_sent_is_cancelled_at_once() {
+    let mut gateway = Gateway::new(120, 3, Manners { queues: 1, mute: true, ..Manners::default() });
+    // Before the first association it waits where it is, afterwards on the core with the queue.
+    gateway.ask(2, 1, Op::Write, 0, 4096, Some(5));
+    gateway.cancel(2, 2);
+    assert_eq!(gateway.results(), [(1, ABORTED)]);
+    gateway.run();
+    // 16 commands fit on the queue; the others wait in front of it.
+    for slot in 0..16 {
+        gateway.ask(0, slot, Op::Flush, 0, 0, None);
+    }
+    gateway.ask(2, 20, Op::Write, 0, 4096, Some(5));
+    gateway.ask(1, 21, Op::Write, 4096, 4096, Some(6));
+    gateway.run();
+    gateway.cancel(0, 2);
+    assert_eq!(gateway.results(), [(20, ABORTED)]);
+    gateway.array.manners.mute = false;
+    // The queue is lost with all that it has; what is wanted goes again.
+    gateway.pass(12 * SECOND);
+    assert_eq!(gateway.results().len(), 17);
+    assert_eq!(gateway.array.disk[..8192], [[0; 4096], [6; 4096]].concat());
+    gateway.end();
+}
+
+#[test]
+fn a_held_write_is_cancelled_when_it_is_fenced_and_not_sent_again() {
+    let mut gateway = Gateway::new(124, 2, Manners { queues: 1, mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(1, 1, Op::Write, 0, 4096, Some(5));
+    gateway.ask(0, 2, Op::Write, 4096, 4096, Some(6));
+    gateway.run();
+    // The array stops answering; its controller is lost without a reset.
+    gateway.array.manners.deaf = true;
+    gateway.pass(3 * SECOND);
+    gateway.cancel(0, 1);
+    assert_eq!(gateway.results(), [], "the array may have it");
+    (gateway.array.manners.mute, gateway.array.manners.deaf) = (false, false);
+    gateway.pass(SECOND);
+    assert_eq!(gateway.queues_connected(0), 1);
+    assert_eq!(gateway.results(), [], "the fence is still to come");
+    gateway.pass(10 * SECOND);
+    assert_eq!(gateway.results(), [(1, ABORTED), (2, Ok(()))]);
+    assert_eq!(gateway.array.disk[..8192], [[0; 4096], [6; 4096]].concat());
+    gateway.end();
+}
+
+#[test]
+fn a_cancelled_request_of_several_commands_sends_no_further_one() {
+    let mut gateway = Gateway::new(126, 1, Manners { mdts: 3, mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(0, 1, Op::Write, 0, 4 * 32768, Some(5));
+    gateway.run();
+    assert_eq!(gateway.array.writes_seen, 1);
+    gateway.cancel(0, 0);
+    assert_eq!(gateway.results(), []);
+    gateway.array.manners.mute = false;
+    let core = &mut gateway.cores[0];
+    let conn = core.conns.iter_mut().find(|conn| !conn.unanswered.is_empty()).expect("the queue");
+    let sqe = conn.unanswered.remove(0);
+    conn.respond(Cqe::new(sqe.cid, 0, Status::SUCCESS));
+    gateway.run();
+    assert_eq!(gateway.results(), [(1, ABORTED)]);
+    assert_eq!(gateway.array.writes_seen, 1);
+    gateway.end();
+}
+
+#[test]
+fn an_array_that_keeps_a_cancelled_write_is_reset() {
+    let mut gateway = Gateway::new(127, 1, Manners { mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
+    gateway.run();
+    gateway.cancel(0, 0);
+    // The command's own deadline is 4 s, which counts from when it was sent; then it is aborted.
+    gateway.pass(4 * SECOND + SECOND / 2);
+    assert_eq!((gateway.array.aborts.len(), gateway.array.resets), (1, 0));
+    gateway.pass(4 * SECOND);
+    assert_eq!(gateway.array.resets, 1);
+    assert_eq!(gateway.results(), [(1, ABORTED)], "a reset proves that it is gone");
+    gateway.array.manners.mute = false;
+    gateway.pass(2 * SECOND);
+    assert_eq!(gateway.array.disk[..4096], [0; 4096]);
+    gateway.end();
+}
+
+#[test]
+fn a_cancel_follows_requests_that_moved() {
+    let mut gateway = Gateway::new(128, 5, Manners { queues: 3, mute: true, ..Manners::default() });
+    gateway.run();
+    gateway.ask(4, 4, Op::Flush, 0, 0, None);
+    gateway.run();
+    gateway.array.manners.queues = 1;
+    gateway.array.manners.deaf = true;
+    gateway.pass(3 * SECOND);
+    gateway.array.manners.deaf = false;
+    gateway.pass(2 * SECOND);
+    assert_eq!(gateway.cores[1].channel.take_passed_on(), 1, "core 1 had it, and passed it on to core 0");
+    assert_eq!(gateway.results(), []);
+    gateway.cancel(1, 4);
+    gateway.pass(9 * SECOND);
+    assert_eq!(gateway.results(), [(4, ABORTED)]);
+    gateway.array.manners.mute = false;
     gateway.end();
 }

@@ -7,8 +7,14 @@
 //!   connection is closed *and* each request that it handed to the LUN layer has completed, on whatever core. Both
 //!   values wait for the last member.
 //! - Time: 2 × KATO after the host last heard from the controller, plus CQT. We notice the loss by one KATO of silence at
-//!   the latest; the connections are closed in that turn and nothing new starts. What backends then have must end
-//!   within the other KATO. Local media do unless they hang for longer than that.
+//!   the latest; the connections are closed in that turn, nothing new starts, and what backends have is cancelled. How
+//!   long that may take is [`ARRAY_QUIESCE_MS`](crate::topology::ARRAY_QUIESCE_MS).
+//!
+//! Many hosts wait for neither when a connection breaks: they connect anew at once and send their writes again. So a
+//! controller that has ended is kept until its last member has left, and a new controller of the same host is not ready
+//! (CSTS.RDY) while there is such a one on any core. It asks them all at Connect, and again when the host reads CSTS.
+//! What this can't see is a loss that we have not noticed, and a host that goes on over another association which it has
+//! had all along: for those there is the time above.
 
 use super::table::Member;
 use super::{Ctrlrs, Kind, hash};
@@ -18,7 +24,7 @@ use crate::target::departure::Leaving;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::target::queue::{Names, QueueState};
-use crate::target::slot::Phase;
+use crate::target::slot::{NIL, Phase};
 use crate::target::timers::Timer;
 use std::time::Duration;
 use trefoil_poll::{CoreId, SockId};
@@ -129,6 +135,7 @@ impl Engine {
         let ctrlr = self.ctrlrs.get_mut(index).ok_or(busy)?;
         ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
         ctrlr.admin = queue;
+        ctrlr.host = hash(data.hostnqn.as_str());
         ctrlr.alive_at = now;
         ctrlr.kato_ms = round_kato(connect.kato_ms);
         ctrlr.granted = self.io_queues;
@@ -139,7 +146,33 @@ impl Engine {
         q.cntlid = cntlid;
         q.subsystem = subsystem;
         self.tell_up(cx, queue);
+        if !discovery {
+            self.ask_settled(cx, index);
+        }
         Ok(self.answer_connect(at, ConnectResponse::Connected { cntlid, authreq: 0 }))
+    }
+
+    /// Asks every core whether the host's earlier associations are over.
+    pub(super) fn ask_settled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
+        (ctrlr.asked, ctrlr.settled, ctrlr.asked_at) = (self.cores, true, cx.io.now());
+        let generation = self.queues[ctrlr.admin as usize].generation;
+        let ask = CtrlrMsg::Settle { cntlid: ctrlr.cntlid, generation, hostnqn_hash: ctrlr.host };
+        for core in 0..self.cores {
+            cx.io.post(CoreId(core), Msg::Ctrlr(ask.clone()));
+        }
+    }
+
+    /// A core has answered.
+    fn on_settled(&mut self, cntlid: u16, generation: u32, settled: bool) {
+        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
+            return;
+        };
+        let admin = self.queues.get(ctrlr.admin as usize);
+        if ctrlr.asked > 0 && admin.is_some_and(|q| q.generation == generation) {
+            ctrlr.asked -= 1;
+            ctrlr.settled &= settled;
+        }
     }
 
     fn join<I: StorageIo>(
@@ -194,6 +227,13 @@ impl Engine {
             CtrlrMsg::Left { cntlid, qid, sock, generation } => {
                 self.on_left(cntlid, qid, Member { core: from, queue: sock.0, generation });
             }
+            CtrlrMsg::Settle { cntlid, generation, hostnqn_hash } => {
+                let settled = !self.ctrlrs.has_ended(hostnqn_hash);
+                cx.io.post(from, Msg::Ctrlr(CtrlrMsg::Settled { cntlid, generation, settled }));
+            }
+            CtrlrMsg::Settled { cntlid, generation, settled } => {
+                self.on_settled(cntlid, generation, settled);
+            }
             CtrlrMsg::Close { sock, generation } => {
                 if self.is_current(sock.0, generation) {
                     self.close_later(sock.0, "its controller ended");
@@ -220,7 +260,7 @@ impl Engine {
         let unknown = Status::CONNECT_INVALID_PARAMETERS.dnr();
         let index = self.ctrlrs.find(cntlid).ok_or(unknown)?;
         let ctrlr = self.ctrlrs.get_mut(index).filter(|c| c.kind == Kind::Io).ok_or(unknown)?;
-        let names = &self.names[ctrlr.admin as usize];
+        let names = self.names.get(ctrlr.admin as usize).ok_or(unknown)?;
         if hash(names.subnqn.as_str()) != subnqn_hash {
             return Err(unknown);
         }
@@ -272,13 +312,15 @@ impl Engine {
 
     /// Owner: an I/O queue is gone, and no request of it is under way.
     fn on_left(&mut self, cntlid: u16, qid: u16, member: Member) {
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
-            return;
-        };
+        let Some(index) = self.ctrlrs.find(cntlid) else { return };
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
         if let Some(place) = place.filter(|place| **place == Some(member)) {
             *place = None;
             ctrlr.member_count -= 1;
+            if ctrlr.admin == NIL {
+                self.ctrlrs.end(index);
+            }
         }
     }
 
@@ -299,7 +341,7 @@ impl Engine {
                     if let Some(key) = self.ctrlrs.get_mut(index).and_then(|c| c.timer.take()) {
                         self.timers.cancel(key);
                     }
-                    self.ctrlrs.release(index);
+                    self.ctrlrs.end(index);
                 }
                 None
             }

@@ -172,7 +172,7 @@ impl Engine {
         let Some(nsid) = before.or(after).map(|n| n.nsid) else { return };
         for index in 0..self.ctrlrs.capacity() {
             let Some(ctrlr) = self.ctrlrs.get_mut(index).filter(|c| c.kind == Kind::Io) else { continue };
-            let names = &self.names[ctrlr.admin as usize];
+            let Some(names) = self.names.get(ctrlr.admin as usize) else { continue };
             if names.subnqn.as_str() != subsystem.nqn {
                 continue;
             }

@@ -6,9 +6,14 @@ use crate::msg::StorageIo;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_QUEUE_ENTRIES;
 use crate::target::queue::QueueState;
+use crate::topology::ARRAY_QUIESCE_MS;
+use std::time::Duration;
 use trefoil_wire::fabrics::{ConnectData, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::Status;
 use trefoil_wire::nvme::property::{Cap, Cc, Version, offset};
+
+/// How soon cores are asked again whether a host's earlier associations are over; hosts read CSTS each millisecond.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// The version of NVMe base that the controllers follow.
 pub const VERSION: Version = Version::V1_4;
@@ -24,7 +29,7 @@ impl Engine {
             }
             _ if !live => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FabricsCommand::Connect(_) => self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr()),
-            FabricsCommand::PropertyGet(get) if admin => self.property_get(at, get),
+            FabricsCommand::PropertyGet(get) if admin => self.property_get(cx, at, get),
             FabricsCommand::PropertySet(set) if admin => self.property_set(cx, at, set),
             FabricsCommand::PropertyGet(_) | FabricsCommand::PropertySet(_) => {
                 self.fail(at, Status::INVALID_FIELD.dnr())
@@ -43,11 +48,19 @@ impl Engine {
         }
     }
 
-    fn property_get(&mut self, at: u32, get: PropertyGet) -> Step {
+    fn property_get<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, get: PropertyGet) -> Step {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
-        let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get(index)) else {
-            return self.fail(at, Status::INTERNAL_ERROR);
-        };
+        let Some(index) = self.ctrlrs.find(cntlid) else { return self.fail(at, Status::INTERNAL_ERROR) };
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
+        if ctrlr.cc.en && !ctrlr.is_settled() {
+            // A host that is kept waiting can't send Keep Alive yet, and this is how it asks again.
+            let now = cx.io.now();
+            ctrlr.alive_at = now;
+            if ctrlr.asked == 0 && now.since(ctrlr.asked_at) >= ASK_EVERY {
+                self.ask_settled(cx, index);
+            }
+        }
+        let Some(ctrlr) = self.ctrlrs.get(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
         let value = match (get.size, get.offset) {
             (PropertySize::Eight, offset::CAP) => capabilities().bits(),
             (PropertySize::Four, offset::VS) => u64::from(VERSION.bits()),
@@ -97,7 +110,9 @@ impl Engine {
     }
 }
 
-/// CAP: the NVM command set, pages of 4 KiB, ready within 15 s.
+/// CAP: the NVM command set, pages of 4 KiB. CSTS.RDY changes once what was under way before is over, which
+/// takes longest with arrays.
 fn capabilities() -> Cap {
-    Cap { mqes: MAX_QUEUE_ENTRIES - 1, cqr: true, to_500ms: 30, css: 1, ..Cap::default() }
+    let to_500ms = (ARRAY_QUIESCE_MS / 500) as u8;
+    Cap { mqes: MAX_QUEUE_ENTRIES - 1, cqr: true, to_500ms, css: 1, ..Cap::default() }
 }

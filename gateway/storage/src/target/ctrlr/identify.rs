@@ -60,7 +60,7 @@ impl Engine {
         let host = self.names[queue as usize].hostnqn.as_str();
         let nvm_only = |csi: u8| if csi == csi::NVM { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) };
         match command.cns {
-            cns::CONTROLLER => io_controller(ctrlr, subsystem, page),
+            cns::CONTROLLER => io_controller(ctrlr, subsystem, self.topology.quiesce_ms, page),
             cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => match self.namespace(queue, subsystem, nsid)? {
                 Some((namespace, lun)) => identify_namespace(namespace, lun, page),
                 None => page.fill(0),
@@ -181,7 +181,7 @@ pub(super) fn max_ana_groups(subsystem: &Subsystem) -> u32 {
     highest.max(subsystem.max_namespaces)
 }
 
-fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, page: &mut Page) {
+fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, quiesce_ms: u16, page: &mut Page) {
     let groups = max_ana_groups(subsystem);
     IdentifyController {
         sn: text(&subsystem.serial),
@@ -202,6 +202,7 @@ fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, page: &mut Page) {
         anatt_s: ANA_TRANSITION_S,
         // All five states are reported; a group's identifier may change.
         anacap: 0x1F,
+        cqt_ms: quiesce_ms,
         anagrpmax: groups,
         nanagrpid: groups,
         nn: subsystem.max_namespaces,

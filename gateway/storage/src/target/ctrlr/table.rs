@@ -51,8 +51,16 @@ pub struct Ctrlr {
     pub cntlid: u16,
     /// What it is for.
     pub kind: Kind,
-    /// Its admin queue, on this core.
+    /// Its admin queue, on this core; [`NIL`] once its association has ended and not all of its queues have left.
     pub admin: u32,
+    /// Its host, by the NQN's hash.
+    pub host: u64,
+    /// When cores were last asked about the host's earlier associations.
+    pub asked_at: Instant,
+    /// Cores that have not said yet whether the host's earlier associations are over.
+    pub asked: u16,
+    /// None of those that have says that they are not.
+    pub settled: bool,
     /// Controller Configuration.
     pub cc: Cc,
     /// Controller Fatal Status.
@@ -103,6 +111,10 @@ impl Ctrlr {
             cntlid: 0,
             kind: Kind::Io,
             admin: NIL,
+            host: 0,
+            asked_at: Instant::default(),
+            asked: 0,
+            settled: true,
             cc: Cc::default(),
             fatal: false,
             kato_ms: 0,
@@ -127,9 +139,15 @@ impl Ctrlr {
         }
     }
 
-    /// Whether it takes commands.
+    /// Whether it takes commands: not while something that its host asked for in an earlier association can still take
+    /// effect.
     pub fn is_ready(&self) -> bool {
-        self.cc.en && !self.fatal
+        self.cc.en && !self.fatal && self.is_settled()
+    }
+
+    /// Whether the host's earlier associations are over.
+    pub fn is_settled(&self) -> bool {
+        self.asked == 0 && self.settled
     }
 
     /// CSTS. After a reset RDY is 0 once no command of before can take effect any more (NVMe base 2.0c §3.7.2), and
@@ -156,6 +174,10 @@ pub struct Ctrlrs {
     by_cntlid: Box<[u16]>,
     /// Where the search for an identifier goes on, so that one is not soon reused.
     cursor: usize,
+    /// By entry, the host of a controller that has ended and waits for queues to leave; 0 for any other.
+    ended: Box<[u64]>,
+    /// How many of them there are.
+    ended_count: usize,
     core: u16,
     cores: u16,
 }
@@ -170,6 +192,8 @@ impl Ctrlrs {
             free: (0..max as u16).rev().collect(),
             by_cntlid: vec![NONE; per_core].into(),
             cursor: 0,
+            ended: vec![0; max].into(),
+            ended_count: 0,
             core: core.0,
             cores: cores.max(1),
         }
@@ -206,15 +230,29 @@ impl Ctrlrs {
         u16::try_from(key * usize::from(self.cores) + usize::from(self.core) + 1).ok()
     }
 
-    /// Frees an entry, whose timer must be cancelled.
-    pub fn release(&mut self, at: u32) {
+    /// A controller's association is over; its timer must be cancelled. The entry is free once all queues have left: call
+    /// this again with each that does.
+    pub fn end(&mut self, at: u32) {
         let Some(ctrlr) = self.list.get_mut(at as usize).filter(|c| c.cntlid != 0) else { return };
         debug_assert!(ctrlr.timer.is_none());
+        let host = std::mem::replace(&mut self.ended[at as usize], 0);
+        self.ended_count -= usize::from(host != 0);
+        if ctrlr.member_count > 0 {
+            ctrlr.admin = NIL;
+            self.ended[at as usize] = ctrlr.host | 1;
+            self.ended_count += 1;
+            return;
+        }
         let cntlid = std::mem::take(&mut ctrlr.cntlid);
         if let Some(key) = self.key(cntlid) {
             self.by_cntlid[key] = NONE;
         }
         self.free.push(at as u16);
+    }
+
+    /// Whether an ended controller of this host still has queues.
+    pub fn has_ended(&self, host: u64) -> bool {
+        self.ended_count > 0 && self.ended.contains(&(host | 1))
     }
 
     /// The entry of `cntlid`.
@@ -254,8 +292,13 @@ mod tests {
         let first = ctrlrs.take((1, 100)).expect("room");
         let id = ctrlrs.get(first).expect("taken").cntlid;
         assert_eq!((id, Ctrlrs::owner(id, 4)), (2, CoreId(1)));
-        ctrlrs.release(first);
-        assert!(ctrlrs.find(id).is_none());
+        let ctrlr = ctrlrs.get_mut(first).expect("taken");
+        (ctrlr.admin, ctrlr.host, ctrlr.member_count) = (0, 7, 1);
+        ctrlrs.end(first);
+        assert!(ctrlrs.find(id).is_some() && ctrlrs.has_ended(7) && !ctrlrs.has_ended(9));
+        ctrlrs.get_mut(first).expect("taken").member_count = 0;
+        ctrlrs.end(first);
+        assert!(ctrlrs.find(id).is_none() && !ctrlrs.has_ended(7));
         let second = ctrlrs.take((1, 100)).expect("room");
         assert_eq!(ctrlrs.get(second).expect("taken").cntlid, 6);
         assert!(ctrlrs.take((1, 5)).is_some());

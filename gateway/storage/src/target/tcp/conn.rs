@@ -133,8 +133,10 @@ pub struct Conn {
     pub ic_resp: bool,
     /// A terminate request is to be sent.
     pub term: Option<FatalStatus>,
-    /// Since when a send is outstanding.
+    /// Since when a send is outstanding, or when it was last seen to move.
     pub sending: Option<Instant>,
+    /// Bytes that the host had taken by then, once that was looked at.
+    pub taken_bytes: Option<u64>,
     /// Reads that may still be answered with loans before the next send.
     pub may_borrow: usize,
     /// It is in the list of connections with something to send.
@@ -170,6 +172,7 @@ impl Conn {
             ic_resp: false,
             term: None,
             sending: None,
+            taken_bytes: None,
             may_borrow: LOANS,
             dirty: false,
             starved: false,

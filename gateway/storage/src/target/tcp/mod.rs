@@ -228,13 +228,26 @@ impl Tcp {
     fn deadline(&self, engine: &Engine, c: u32) -> Option<Instant> {
         let conn = &self.conns[c as usize];
         let connected = engine.queues[c as usize].state == QueueState::Live;
-        let sent_by = conn.sending.map(|since| since + self.limits.send_timeout);
+        let sent_by = conn.sending.map(|since| since + self.limits.send_timeout / 2);
         match conn.state {
             State::Free | State::Closing => None,
             State::Terminating => Some(conn.since + self.limits.terminate_timeout),
             State::Opening | State::Ready if !connected => Some(conn.since + self.limits.connect_timeout),
             State::Opening | State::Ready => sent_by,
         }
+    }
+
+    /// Whether it is a send that is late, and the host has taken some of it since the last look. Then it has more time.
+    #[cold]
+    fn is_moving<I: StorageIo>(&mut self, engine: &Engine, cx: &mut Cx<'_, I>, c: u32) -> bool {
+        let conn = &mut self.conns[c as usize];
+        let is_late = conn.state != State::Terminating && engine.queues[c as usize].state == QueueState::Live;
+        let taken = Some(cx.io.taken_bytes(SockId(c)));
+        if !is_late || conn.taken_bytes == taken {
+            return false;
+        }
+        (conn.sending, conn.taken_bytes) = (Some(cx.io.now()), taken);
+        true
     }
 
     #[inline]
@@ -252,6 +265,7 @@ impl Tcp {
         conn.timer = None;
         let state = conn.state;
         match self.deadline(engine, c) {
+            Some(at) if at <= cx.io.now() && self.is_moving(engine, cx, c) => self.ensure_timer(engine, c),
             Some(at) if at <= cx.io.now() => {
                 let why = match state {
                     State::Terminating => "the host did not close after a terminate request",

@@ -24,6 +24,8 @@ const HEADERS_BYTES: u32 = 256;
 pub(super) enum Taken {
     /// Its header is done with; its body, if any, follows.
     Yes,
+    /// So is this much of what follows, which is all of its body.
+    Whole(usize),
     /// Not at all: there is no slot or no memory for it now.
     Stalled,
     /// The connection is at its end.
@@ -141,9 +143,12 @@ impl Tcp {
                     Err(error) => self.refuse(engine, cx, c, error, common),
                     Ok((common, need)) => match rest.get(..need) {
                         Some(header) => {
-                            let taken = self.pdu(engine, cx, c, common, header);
-                            if matches!(taken, Taken::Yes) {
-                                at += need;
+                            let after = rest.get(need..).unwrap_or_default();
+                            let taken = self.pdu(engine, cx, c, common, header, after);
+                            match taken {
+                                Taken::Yes => at += need,
+                                Taken::Whole(body) => at += need + body,
+                                Taken::Stalled | Taken::Dead => {}
                             }
                             taken
                         }
@@ -160,7 +165,7 @@ impl Tcp {
                 }
             };
             match taken {
-                Taken::Yes => {}
+                Taken::Yes | Taken::Whole(_) => {}
                 Taken::Stalled => {
                     self.conns[c as usize].stalled |= !self.replaying;
                     self.starve(c);
@@ -196,14 +201,14 @@ impl Tcp {
             return None;
         }
         let stash = conn.stash;
-        let taken = self.pdu(engine, cx, c, parsed, stash.get(..need).unwrap_or_default());
+        let taken = self.pdu(engine, cx, c, parsed, stash.get(..need).unwrap_or_default(), &[]);
         if matches!(taken, Taken::Yes) {
             self.conns[c as usize].stash_len = 0;
         }
         Some(taken)
     }
 
-    /// One PDU, whose header with its digest is `header`.
+    /// One PDU, whose header with its digest is `header`, with what has come `after` it.
     #[inline]
     fn pdu<I: StorageIo>(
         &mut self,
@@ -212,6 +217,7 @@ impl Tcp {
         c: u32,
         common: CommonHeader,
         header: &[u8],
+        after: &[u8],
     ) -> Taken {
         let conn = &self.conns[c as usize];
         let layout = match check_header(conn, &common, header) {
@@ -226,7 +232,7 @@ impl Tcp {
         }
         match common.pdu_type {
             PduType::CapsuleCmd => match header.first_chunk() {
-                Some(first) => self.command(engine, cx, c, CapsuleCmd::parse(first), &layout, header),
+                Some(first) => self.command(engine, cx, c, CapsuleCmd::parse(first), &layout, header, after),
                 None => Taken::Dead,
             },
             PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
@@ -275,6 +281,7 @@ impl Tcp {
 
     /// A command capsule. Nothing is changed if it can't be taken now.
     #[inline]
+    #[allow(clippy::too_many_arguments)]
     fn command<I: StorageIo>(
         &mut self,
         engine: &mut Engine,
@@ -283,6 +290,7 @@ impl Tcp {
         capsule: CapsuleCmd,
         layout: &Layout,
         header: &[u8],
+        after: &[u8],
     ) -> Taken {
         let queue = &engine.queues[c as usize];
         if !queue.has_room() {
@@ -321,7 +329,16 @@ impl Tcp {
             body.digest_left = layout.data_digest_len as u8;
             body.digested = layout.data_digest_len > 0;
         }
+        let mut whole = None;
         match self.route(engine, c, at, step, layout.data_len) {
+            Route::InCapsule
+                if let Some(data) = whole_data(layout, after)
+                    && let Some(step) = engine.write_now(cx, at, data) =>
+            {
+                body = Body::NONE;
+                whole = Some(data.len());
+                self.step(engine, at, step);
+            }
             Route::InCapsule => {
                 engine.slots[at].buf = block.take();
                 engine.slots[at].phase = Phase::HostData;
@@ -335,7 +352,7 @@ impl Tcp {
         let conn = &mut self.conns[c as usize];
         conn.in_body = body.pad_left > 0 || body.data_left > 0;
         conn.body = body;
-        Taken::Yes
+        whole.map_or(Taken::Yes, Taken::Whole)
     }
 
     /// How a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).
@@ -478,6 +495,13 @@ fn check_header(conn: &Conn, common: &CommonHeader, header: &[u8]) -> Result<Lay
         Framing::check_header_digest(header, digest)?;
     }
     Ok(layout)
+}
+
+/// The data of a capsule, if it has come whole and follows at once without a digest.
+#[inline]
+fn whole_data<'a>(layout: &Layout, after: &'a [u8]) -> Option<&'a [u8]> {
+    let bare = layout.pad_len == 0 && layout.data_digest_len == 0;
+    after.get(..layout.data_len as usize).filter(|_| bare)
 }
 
 /// Starts the stash with a header that is cut.

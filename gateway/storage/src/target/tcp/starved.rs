@@ -102,6 +102,9 @@ impl Tcp {
             if conn.may_borrow > 0 && conn.sending.is_none() && !conn.framing.data_digest {
                 conn.may_borrow -= 1;
                 slot.may_lend = true;
+                if let Some(step) = engine.read_now(cx, at) {
+                    return self.step(engine, at, step);
+                }
             }
             let step = engine.execute(cx, at);
             self.step(engine, at, step);

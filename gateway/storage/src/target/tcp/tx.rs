@@ -65,7 +65,7 @@ impl Tcp {
         }
         let conn = &mut self.conns[c as usize];
         conn.may_borrow = LOANS;
-        conn.sending = Some(cx.io.now());
+        (conn.sending, conn.taken_bytes) = (Some(cx.io.now()), None);
         if conn.timer.is_none() {
             self.ensure_timer(engine, c);
         }

@@ -42,7 +42,7 @@ fn properties_read_as_fabrics_wants() {
     let mut rig = Rig::new(1);
     let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);
     let cap = Cap::from_bits(admin.property(&mut rig, PropertySize::Eight, offset::CAP).result);
-    assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms > 0 && cap.mpsmin == 0);
+    assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms == 60 && cap.mpsmin == 0);
     assert_eq!(admin.property(&mut rig, PropertySize::Four, offset::VS).result, 0x1_0400);
     for (size, at) in
         [(PropertySize::Four, offset::CAP), (PropertySize::Eight, offset::CC), (PropertySize::Four, 0x24)]
@@ -63,6 +63,9 @@ fn identify_says_what_is_there() {
     assert!(ctrlr.cmic.ana_reporting && ctrlr.oaes.ana_change && ctrlr.oaes.namespace_attribute);
     assert!(ctrlr.oncs.dsm && ctrlr.oncs.write_zeroes && !ctrlr.oncs.compare && ctrlr.vwc == 7);
     assert_eq!(&ctrlr.subnqn[..SUBNQN.len()], SUBNQN.as_bytes());
+    // CQT: bytes 387:386 (NVMe base 2.1 figure 313).
+    let identified = admin.identify(&mut rig, cns::CONTROLLER, 0);
+    assert_eq!((ctrlr.cqt_ms, &page(&identified)[386..388]), (30_000, &30_000u16.to_le_bytes()[..]));
 
     let ns = IdentifyNamespace::parse(page(&admin.identify(&mut rig, cns::NAMESPACE, 3)));
     assert_eq!((ns.nsze, ns.ncap, ns.format().block_bytes()), (8192, 8192, Some(512)));

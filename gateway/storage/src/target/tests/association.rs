@@ -201,6 +201,56 @@ fn a_reset_or_shutdown_is_over_when_backends_are_done_with_what_the_queues_asked
 }
 
 #[test]
+fn a_host_that_comes_back_waits_for_what_it_left_behind() {
+    let mut rig = Rig::new(4);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
+    rig.hold = true;
+    io.submit(&mut rig, IoCommand::Flush.sqe(7, 1, Sgl::NONE), &[]);
+    rig.pump();
+    rig.hang_up(admin.at);
+    assert!(!rig.sock(io.at).open);
+    let cancels: Vec<_> =
+        (0..4).filter_map(|core| rig.with_core(core, |target, _| target.next_cancel())).collect();
+    assert_eq!(cancels.iter().map(|stream| stream.core.0).collect::<Vec<_>>(), [1]);
+    // On another core, with a Keep Alive Timeout: the host can't send Keep Alive before CSTS.RDY.
+    let mut again = Host::admin(&mut rig, 2, Wish { kato_ms: 1000, ..ADMIN });
+    for _ in 0..4 {
+        assert!(!csts(&mut rig, &mut again).rdy);
+        rig.pass(Duration::from_millis(800));
+    }
+    assert!(again.identify(&mut rig, 1, 0).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    let (early, refused) = Host::connect(&mut rig, 2, Wish { qid: 1, cntlid: again.cntlid, ..ADMIN });
+    assert!(refused.status.is(Status::COMMAND_SEQUENCE_ERROR));
+    rig.hang_up(early.at);
+    let mut other = Host::admin(&mut rig, 3, Wish { hostnqn: OTHER_HOST, ..ADMIN });
+    assert!(csts(&mut rig, &mut other).rdy, "other hosts have nothing to wait for");
+    rig.hold = false;
+    rig.pump();
+    // Reading CSTS asks anew.
+    csts(&mut rig, &mut again);
+    assert!(csts(&mut rig, &mut again).rdy);
+    let mut io = Host::io(&mut rig, 1, &again, ADMIN);
+    assert_eq!(io.io_command(&mut rig, 1, IoCommand::Flush, &[], 0).status, Status::SUCCESS);
+    rig.finish();
+}
+
+#[test]
+fn a_host_that_keeps_silent_while_it_waits_is_let_go() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 0, &admin, ADMIN);
+    rig.hold = true;
+    io.submit(&mut rig, IoCommand::Flush.sqe(7, 1, Sgl::NONE), &[]);
+    rig.pump();
+    rig.hang_up(admin.at);
+    let again = Host::admin(&mut rig, 0, Wish { kato_ms: 1000, ..ADMIN });
+    rig.pass(Duration::from_millis(1100));
+    assert!(!rig.sock(again.at).open);
+    rig.finish();
+}
+
+#[test]
 fn what_can_not_be_selected_is_fatal() {
     let mut rig = Rig::new(1);
     let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);

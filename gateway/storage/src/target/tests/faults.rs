@@ -237,9 +237,32 @@ fn who_does_not_read_is_closed() {
     io.submit(&mut rig, command.sqe(1, 1, Sgl::Transport { len_bytes: 32_768 }), &[]);
     rig.sock(io.at).deaf = true;
     rig.pump();
-    rig.pass(limits().send_timeout - Duration::from_millis(10));
+    for _ in 0..299 {
+        rig.pass(limits().send_timeout / 300);
+        assert!(rig.sock(io.at).open);
+    }
+    rig.pass(limits().send_timeout / 60);
+    assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
+    rig.finish();
+}
+
+#[test]
+fn who_reads_slowly_is_waited_for_until_it_stops() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 0, &admin, ADMIN);
+    let command = IoCommand::Read(BlockRange::new(0, 64));
+    io.submit(&mut rig, command.sqe(1, 1, Sgl::Transport { len_bytes: 32_768 }), &[]);
+    rig.sock(io.at).deaf = true;
+    rig.pump();
+    for _ in 0..20 {
+        rig.pass(limits().send_timeout / 2);
+        assert!(rig.sock(io.at).open, "it still takes something");
+        rig.sock(io.at).taken_bytes += 1;
+    }
+    rig.pass(limits().send_timeout / 2);
     assert!(rig.sock(io.at).open);
-    rig.pass(Duration::from_millis(20));
+    rig.pass(limits().send_timeout / 2 + Duration::from_millis(10));
     assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
     rig.finish();
 }

@@ -32,6 +32,8 @@ pub struct Sock {
     pub outbox: Vec<u8>,
     /// The host takes nothing.
     pub deaf: bool,
+    /// Bytes that it has taken of a send all the same.
+    pub taken_bytes: u64,
     eof: bool,
 }
 
@@ -77,6 +79,9 @@ impl Io for TestIo {
         let sock = &mut self.socks[sock.0 as usize];
         assert!(sock.open && sock.sending.is_none() && !list.is_empty(), "one send at a time");
         sock.sending = Some(list);
+    }
+    fn taken_bytes(&mut self, sock: SockId) -> u64 {
+        self.socks[sock.0 as usize].taken_bytes
     }
     fn close(&mut self, sock: SockId) {
         self.socks[sock.0 as usize].closing = true;
@@ -153,6 +158,7 @@ pub fn topology() -> Topology {
     };
     Topology {
         epoch: 1,
+        quiesce_ms: 30_000,
         luns: vec![lun("a", 8192), lun("bb", 8192), lun("ccc", 8192)],
         subsystems: vec![Subsystem {
             nqn: SUBNQN.into(),
@@ -226,6 +232,7 @@ impl Rig {
             arena: &mut core.arena,
             requests: &mut core.requests,
             done: &mut core.done,
+            luns: None,
         };
         f(&mut core.target, &mut cx)
     }
@@ -235,6 +242,7 @@ impl Rig {
         self.topology.epoch += 1;
         let snapshot = |t: &Topology| Topology {
             epoch: t.epoch,
+            quiesce_ms: t.quiesce_ms,
             luns: t.luns.clone(),
             subsystems: t.subsystems.clone(),
             portals: t.portals.clone(),

@@ -259,6 +259,9 @@ layout! {
         nanagrpid: u32 = 348,
         /// Domain identifier.
         domainid: u16 = 356,
+        /// Command quiesce time, milliseconds (NVMe base 2.1 figure 313): how long after a loss commands may still take
+        /// effect; 0 if it is not reported.
+        cqt_ms: u16 = 386,
         /// Submission queue entry size: bits 3:0 required, 7:4 maximum, as powers of two.
         sqes: u8 = 512,
         /// Completion queue entry size: bits 3:0 required, 7:4 maximum, as powers of two.
