@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 use trefoil_sim::mutation;
-use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, WITHHELD, run_seed};
+use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
 
 /// Runs whole gateways under seeds. The same seed always gives the same run.
 #[derive(Debug, Parser)]
@@ -35,9 +35,6 @@ struct Args {
     /// Operations a seed.
     #[arg(long, default_value_t = 4000)]
     operations: u64,
-    /// Fire the withheld kinds of faults too, which find bugs that are known and not mended yet.
-    #[arg(long)]
-    withheld: bool,
     /// Run the built-in mutations: each must be found within its number of seeds.
     #[arg(long)]
     mutations: bool,
@@ -77,7 +74,6 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         frontend: frontend(seed),
         operations: args.operations,
         told: args.story,
-        withheld: args.withheld,
         mutation,
     };
     match args.seed {
@@ -167,8 +163,7 @@ fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
     let Ok(totals) = totals.into_inner() else { return false };
     let seconds = began.elapsed().as_secs_f64();
     println!("{:<16} seeds that fired it", "fault");
-    let kinds = || FAULTS.iter().chain(WITHHELD.iter().filter(|_| args.withheld));
-    for kind in kinds() {
+    for kind in FAULTS {
         println!("{kind:<16} {}", totals.seeds_by_kind.get(kind).copied().unwrap_or(0));
     }
     println!(
@@ -178,7 +173,7 @@ fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
         args.seeds as f64 / seconds
     );
     // A handful of seeds need not fire everything.
-    let never: Vec<_> = kinds().filter(|kind| !totals.seeds_by_kind.contains_key(*kind)).collect();
+    let never: Vec<_> = FAULTS.iter().filter(|kind| !totals.seeds_by_kind.contains_key(*kind)).collect();
     let unfired = args.seeds >= 50 && !never.is_empty();
     if unfired {
         println!("FAILED: never fired: {never:?}");
@@ -196,7 +191,6 @@ fn run_mutations(args: &Args) -> bool {
                 frontend: frontend(seed),
                 operations: args.operations,
                 told: false,
-                withheld: args.withheld,
                 mutation: Some(mutation),
             };
             run_seed(setting).violation.map(|violation| (tried + 1, seed, violation))

@@ -37,7 +37,7 @@ use crate::simio::SOCKETS;
 use crate::workload::Workload;
 use crate::world::{NodeId, Step, World};
 use array::Array;
-pub use faults::{FAULTS, WITHHELD};
+pub use faults::FAULTS;
 use pool::Pools;
 
 /// Cores of the gateway.
@@ -112,8 +112,6 @@ pub struct Setting {
     pub operations: u64,
     /// Keep the story as text.
     pub told: bool,
-    /// Fire the faults of [`WITHHELD`] too.
-    pub withheld: bool,
     /// Break this first.
     pub mutation: Option<Mutation>,
 }
@@ -154,8 +152,6 @@ pub struct Run {
     disturbances: u64,
     /// Nothing reaches the gateway until then.
     dark_until: Instant,
-    /// Faults of [`WITHHELD`] fire too.
-    withheld: bool,
     /// Failed commands have had a cause since the last look.
     error_cause: bool,
     homes: Vec<u16>,
@@ -259,7 +255,6 @@ impl Run {
             hostile: None,
             disturbances: 0,
             dark_until: Instant::default(),
-            withheld: setting.withheld,
             error_cause: true,
             homes,
             owners: (0..DISK_BYTES.len()).map(|_| rng.below(u64::from(CORES)) as u16).collect(),

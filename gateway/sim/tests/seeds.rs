@@ -5,7 +5,7 @@ use trefoil_sim::run::{Frontend, Setting, run_seed};
 
 fn setting(seed: u64) -> Setting {
     let frontend = if seed.is_multiple_of(2) { Frontend::Direct } else { Frontend::NvmeTcp };
-    Setting { seed, frontend, operations: 1500, told: false, withheld: false, mutation: None }
+    Setting { seed, frontend, operations: 1500, told: false, mutation: None }
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! The array behind the gateway: a node with our own target, which the gateway's initiator reaches over links.
 //!
 //! It is another gateway of one core, whose LUNs are whole disks. Of the gateway's backends a member of the pool, the
-//! imported one, or both are its namespaces. In half of these seeds the array's outages are the trouble, in the other
-//! half it is the hosts' links: a host that departs while the array is out is withheld (see
-//! [`WITHHELD`](super::WITHHELD)). A gateway that died comes back when its last writes have landed at the array, since
-//! it knows nothing of them (ARCHITECTURE.md says so).
+//! imported one, or both are its namespaces. In a third of these seeds the hosts' links are the trouble, in a third the
+//! array's outages, and in the last hosts depart during an outage, come back, and write on. A gateway that died comes
+//! back when its last writes have landed at the array, since it knows nothing of them (ARCHITECTURE.md says so).
 //!
 //! What is checked: an outage shorter than the loss timeout costs no command ([`Run::check_errors`]); a longer one costs
 //! nothing but retryable path errors; what was flushed outlives the array's power; no write lands after a newer one; a
@@ -56,6 +55,8 @@ pub(super) struct Array {
     digests: bool,
     /// Its outages are the seed's trouble.
     pub upset: bool,
+    /// Hosts depart meanwhile, and come back.
+    pub both: bool,
     epoch: u64,
     /// Connections that are to fail for the gateway alone.
     split: Vec<(ConnId, Side)>,
@@ -110,7 +111,8 @@ impl Run {
             home,
             backends,
             digests: self.rng.below(2) == 0,
-            upset: self.rng.below(2) == 0,
+            upset: self.rng.below(3) > 0,
+            both: self.rng.below(2) == 0,
             epoch: 0,
             split: Vec::new(),
             quiet_at: Instant::default(),
@@ -440,7 +442,7 @@ impl Run {
 
     /// Where hosts don't depart, the gateway must not fail a command without a cause: the hosts' own retries would hide it.
     pub(super) fn check_errors(&mut self) {
-        if !self.is_upset() || self.faults.contains_key("host-departs") {
+        if !self.is_upset() || self.array.as_ref().is_some_and(|array| array.both) {
             return;
         }
         if self.workload.borrow().model.path_failures() > 0 && !self.faults.contains_key("array-path-error") {

@@ -15,7 +15,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 46] = [
+pub const FAULTS: [&str; 47] = [
     "link-reset",
     "link-stall",
     "half-dead",
@@ -51,6 +51,7 @@ pub const FAULTS: [&str; 46] = [
     "array-lost",
     "array-path-error",
     "array-few-queues",
+    "host-departs",
     "array-grown",
     "hostile-icreq",
     "hostile-header",
@@ -63,11 +64,6 @@ pub const FAULTS: [&str; 46] = [
     "hostile-deaf",
     "hostile-cut-join",
 ];
-
-/// Kinds that fire only when asked for, since a bug that they find is known and not mended yet.
-/// `host-departs`: a host loses its connections while the array is out, and comes back before the array does; what it
-/// had under way then may land after what it writes anew.
-pub const WITHHELD: [&str; 1] = ["host-departs"];
 
 impl Run {
     pub(super) fn heal(&mut self) {
@@ -181,10 +177,14 @@ impl Run {
         self.pool_step();
     }
 
-    /// The array's trouble; the hosts' links are only slow.
+    /// The array's trouble. The hosts' links are only slow, unless hosts depart in its outages.
     fn upset(&mut self, few: bool) {
         // An outage in which nothing is under way tells little.
-        if self.withheld && !few && self.rng.below(4) == 0 {
+        let both = self.array.as_ref().is_some_and(|array| array.both);
+        if both && self.rng.below(8) == 0 {
+            return self.link_fault();
+        }
+        if both && !few && self.rng.below(4) == 0 {
             if self.silence_array(true) {
                 self.world.after(Duration::from_millis(1 + self.rng.below(300)), DEPART);
             }
@@ -231,7 +231,7 @@ impl Run {
             }
             5 => {
                 let reset = self.rng.below(2) == 0;
-                // The array must not be out together with hosts: see WITHHELD.
+                // The array's outages are its own.
                 let dark = if self.array.is_some() { self.world.peer_of(conn, side) } else { self.gateway };
                 self.world.darken(dark, time * 60, reset);
                 if dark == self.gateway {
