@@ -406,7 +406,7 @@ impl Model {
 
 fn word(lun: usize, lba: u64, version: Version, i: usize) -> u64 {
     let base = version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lba.rotate_left(17) ^ (lun as u64) << 56;
-    base.wrapping_add(i as u64 * 0x0101_0101_0101_0101)
+    base.wrapping_add((i as u64).wrapping_mul(0x0101_0101_0101_0101))
 }
 
 /// Writes a job's stamps into `data`.
