@@ -1,7 +1,10 @@
 //! Placing the gateway on its cores: memory, mailboxes, threads.
 
 use anyhow::{Context, anyhow};
+use std::cell::RefCell;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokio::sync::mpsc;
 use trefoil_config::{Gateway, MAX_BACKENDS};
 use trefoil_control::{CoreMsg, Ends, socket_options};
 use trefoil_poll::{
@@ -22,6 +25,24 @@ type Core = StorageCore<UringIo<CoreMsg>>;
 /// Running cores.
 pub struct Running {
     handles: Vec<CoreHandle<Core>>,
+    ended: mpsc::UnboundedReceiver<u16>,
+}
+
+/// Tells that the thread which has it ends, whatever it dies of.
+struct Passing {
+    core: u16,
+    tell: mpsc::UnboundedSender<u16>,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        // Nobody listens any more once the gateway stops in order.
+        let _ = self.tell.send(self.core);
+    }
+}
+
+thread_local! {
+    static PASSING: RefCell<Option<Passing>> = const { RefCell::new(None) };
 }
 
 /// Starts a core on each of `cpus`.
@@ -41,6 +62,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         trefoil_config::Idle::Adaptive => Idle::Adaptive { spin_us: gateway.spin_us },
     };
     let mut handles = Vec::new();
+    let (tell, ended) = mpsc::unbounded_channel();
     for ((core, &cpu), ports) in (0..count).zip(cpus).zip(mesh.ports) {
         let region = local_region(cpu, gateway.memory_per_core.0 as usize)
             .with_context(|| format!("core {core}: {} of memory", gateway.memory_per_core))?;
@@ -54,7 +76,9 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         };
         let config = CoreConfig { cpu: Some(cpu), idle, uring };
         let limits = limits(gateway, max_sockets);
+        let passing = Passing { core, tell: tell.clone() };
         let handle = spawn(config, ports, move |io: &mut UringIo<CoreMsg>| {
+            PASSING.set(Some(passing));
             if let Err(error) = io.register_arenas(&[&arena]) {
                 tracing::warn!(core, %error, "payload memory can't be registered; file I/O will be slower");
             }
@@ -70,7 +94,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         metrics: handles.iter().map(|handle| handle.metrics().clone()).collect(),
         arena: Arena::new(ArenaId(count), control),
     };
-    Ok((Running { handles }, ends))
+    Ok((Running { handles, ended }, ends))
 }
 
 fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
@@ -95,6 +119,29 @@ fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
 }
 
 impl Running {
+    /// Waits until a core ends that nobody stopped; says which.
+    pub async fn ended(&mut self) -> u16 {
+        match self.ended.recv().await {
+            Some(core) => core,
+            // There are no cores.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Why a core ended. The others go on as they are, until the process ends.
+    pub fn cause(mut self, core: u16) -> anyhow::Error {
+        let handle = self.handles.swap_remove(usize::from(core));
+        match catch_unwind(AssertUnwindSafe(|| handle.join())) {
+            Ok(Ok(_)) => anyhow!("core {core} ended, and nobody had stopped it"),
+            Ok(Err(error)) => anyhow!(error).context(format!("core {core} can't go on")),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+                anyhow!("core {core} has died: {text}")
+            }
+        }
+    }
+
     /// Stops all cores and waits for them.
     ///
     /// # Errors

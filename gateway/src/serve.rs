@@ -1,11 +1,12 @@
 //! The gateway's life: open the store, start cores, bring up the engine, answer, stop in order.
 
-use crate::cores;
+use crate::cores::{self, Running};
 use crate::preflight::Report;
 use anyhow::Context;
 use std::io::Write;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use trefoil_config::Config;
@@ -24,16 +25,61 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn serve(config: Config, report: &Report) -> anyhow::Result<()> {
     let (store, found) = Store::open(&config.gateway.state_dir)?;
     // Before anything is started: the path tells whether another gateway runs.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
     let seed = move |cores| Seed { cores, config, store, found, cpus: report.cpus.clone() };
-    let served = LocalSet::new().block_on(&runtime, control(ends, seed, socket));
-    let stopped = running.stop();
-    served.and(stopped)
+    let ended = until_end(&runtime, running, control(ends, seed, socket));
+    // Whoever still asks an array what it has is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
-async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSocket) -> anyhow::Result<()> {
+/// How the control plane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing is under way any more.
+    Settled,
+    /// A backend didn't give back in time what it has.
+    Unsettled,
+}
+
+/// Runs the control plane until it is done and stops the cores then, or until a core dies.
+///
+/// # Errors
+/// What either failed with.
+fn until_end(
+    runtime: &Runtime,
+    mut running: Running,
+    control: impl Future<Output = anyhow::Result<End>>,
+) -> anyhow::Result<()> {
+    let tasks = LocalSet::new();
+    let served = tasks.block_on(runtime, async {
+        tokio::select! {
+            served = control => Ok(served),
+            core = running.ended() => Err(core),
+        }
+    });
+    match served {
+        Ok(Ok(End::Settled)) => running.stop(),
+        Ok(Err(error)) => {
+            running.stop()?;
+            Err(error)
+        }
+        // In both of these no order is left to stop in: cores end with the process, and may until then write to
+        // memory that the tasks own. As after a kill, the next start finds what was acknowledged.
+        Ok(Ok(End::Unsettled)) => {
+            std::mem::forget(tasks);
+            Ok(())
+        }
+        Err(core) => {
+            std::mem::forget(tasks);
+            Err(running.cause(core))
+        }
+    }
+}
+
+async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSocket) -> anyhow::Result<End> {
     let notifier = Notifier::from_env();
     let cores = Cores::new(ends).context("mailboxes")?;
     let listening = cores.clone();
@@ -74,11 +120,11 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
         () = handle.stopping() => {}
     }
     notifier.tell("STOPPING=1");
-    stop(&handle).await;
+    let end = stop(&handle).await;
     serving.abort();
     // Its end removes the socket.
     let _ = serving.await;
-    Ok(())
+    Ok(end)
 }
 
 /// The line that scripts wait for.
@@ -105,7 +151,7 @@ async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
 }
 
 /// Lets hosts go, then backends.
-async fn stop(handle: &Handle) {
+async fn stop(handle: &Handle) -> End {
     // It may have been asked for already, by a call.
     let _ = handle.act(Action::Shutdown).await;
     let drained = async {
@@ -122,8 +168,41 @@ async fn stop(handle: &Handle) {
         tracing::warn!("some hosts' connections did not end in time");
     }
     match tokio::time::timeout(DRAIN_TIMEOUT, handle.act(Action::Halt)).await {
-        Ok(Ok(_)) => tracing::info!("stopped"),
+        Ok(Ok(_)) => {
+            tracing::info!("stopped");
+            return End::Settled;
+        }
         Ok(Err(error)) => tracing::error!(%error, "not all backends could be let go"),
         Err(_) => tracing::error!("not all backends could be let go in time"),
+    }
+    End::Unsettled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight;
+    use trefoil_poll::CoreId;
+    use trefoil_storage::Msg;
+
+    /// What only control is told: a core that checks its debug assertions panics.
+    #[cfg(debug_assertions)]
+    #[test]
+    fn a_core_that_dies_ends_the_gateway_with_its_cause() {
+        let text = "[gateway]\ncores = 1\nmemory_per_core = \"40MiB\"\nmax_hosts = 4\nmax_qpairs = 16\n";
+        let config = Config::parse("test", text).expect("sound");
+        let report = preflight::look(&config);
+        let (running, ends) = cores::start(&config.gateway, &report.cpus).expect("a core");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let control = async {
+            let cores = Cores::new(ends)?;
+            cores.send(CoreId(0), Msg::TopologyDone { epoch: 1, old: None }).await?;
+            std::future::pending().await
+        };
+        let error = until_end(&runtime, running, control).expect_err("the core's death");
+        assert!(
+            error.to_string().starts_with("core 0 has died: a core got a message for control"),
+            "{error:#}"
+        );
     }
 }

@@ -1,9 +1,19 @@
 //! `trefoild` and `trefoil` as processes: seeding, restarts, kills, a lost database, refusals.
 #![forbid(unsafe_code)]
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use trefoil_control::admin::Admin;
+use trefoil_storage::initiator::Identity;
+use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::identify::cns;
 
 /// A running gateway in a directory of its own.
 struct Daemon {
@@ -42,8 +52,13 @@ namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
 fn spawn(dir: &Path) -> Child {
+    spawn_with(dir, &[])
+}
+
+fn spawn_with(dir: &Path, environment: &[(&str, &str)]) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_trefoild"))
         .arg(dir.join("trefoil.toml"))
+        .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .spawn()
         .expect("trefoild starts");
@@ -54,11 +69,21 @@ fn spawn(dir: &Path) -> Child {
     child
 }
 
+/// A directory with this document in it.
+fn directory(document: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = document.replace("DIR", &dir.path().display().to_string());
+    std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
+    dir
+}
+
 impl Daemon {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let text = DOCUMENT.replace("DIR", &dir.path().display().to_string());
-        std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
+        Self::with(DOCUMENT)
+    }
+
+    fn with(document: &str) -> Self {
+        let dir = directory(document);
         Self { child: spawn(dir.path()), dir }
     }
 
@@ -69,6 +94,21 @@ impl Daemon {
             .args(args)
             .output()
             .expect("trefoil runs")
+    }
+
+    /// Starts a command and doesn't wait for it.
+    fn begin(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trefoil"));
+        command.arg("--socket").arg(self.dir.path().join("rpc.sock")).args(args);
+        command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("trefoil runs")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a signal");
+    }
+
+    fn json(&self, method: &str, params: &str) -> Value {
+        serde_json::from_str(&self.ok(&["--json", "call", method, params])).expect("JSON")
     }
 
     fn ok(&self, args: &[&str]) -> String {
@@ -113,14 +153,75 @@ fn what_was_acknowledged_survives_a_kill() {
     assert!(luns.contains("16MiB") && !luns.contains("\nb "), "{luns}");
 }
 
+/// A host's view of the gateway: the discovery log, and of a subsystem Identify data of all it shows.
+fn host_view(address: &str, nqn: &str) -> String {
+    let nqn_of = |nqn: &str| Nqn::new(nqn).expect("an NQN");
+    let ask = |nqn: &str| {
+        let identity = Identity {
+            host_nqn: nqn_of("nqn.2026-01.org.example:h"),
+            host_id: [7; 16],
+            subsystem_nqn: nqn_of(nqn),
+        };
+        Admin::connect(address.parse().expect("an address"), identity).expect("connects")
+    };
+    let mut admin = ask(nqn);
+    let mut controller = admin.identify(cns::CONTROLLER, 0).expect("Identify Controller");
+    // CNTLID differs from connection to connection.
+    controller[78..80].fill(0);
+    let mut view = vec![(0, controller)];
+    for nsid in admin.namespaces().expect("a list") {
+        view.push((nsid, admin.identify(cns::NAMESPACE, nsid).expect("Identify Namespace")));
+        view.push((nsid, admin.identify(cns::NAMESPACE_DESCRIPTORS, nsid).expect("descriptors")));
+    }
+    admin.close().expect("its end");
+    let mut discovery = ask(Nqn::DISCOVERY.as_str());
+    let log = discovery.discovery_log().expect("a log");
+    discovery.close().expect("its end");
+    let bytes = view.iter().map(|(nsid, data)| format!("{nsid} {data:02x?}\n")).collect::<String>();
+    format!("{bytes}{log:?}")
+}
+
 #[test]
 fn a_lost_database_is_rebuilt_from_the_pool() {
-    let mut gateway = Daemon::start();
+    let address = free_address().to_string();
+    let listen = format!("allow_any_host = true\nlisteners = [\"{address}\"]");
+    let mut gateway = Daemon::with(&DOCUMENT.replace("allow_any_host = true", &listen));
+    let nqn = "nqn.2026-01.org.example:s";
+    // None of this is in the document.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
-    let before = gateway.ok(&["--json", "pool", "show", "tank"]);
+    gateway.ok(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
+    gateway.ok(&["subsystem", "add-namespace", nqn, "b", "--nsid", "9"]);
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "1"]);
+    gateway.ok(&["subsystem", "add-namespace", nqn, "a", "--nsid", "4"]);
+    let own = "nqn.2026-01.org.example:own";
+    gateway.ok(&[
+        "subsystem",
+        "create",
+        own,
+        "--serial",
+        "OWN1",
+        "--host",
+        "nqn.2026-01.org.example:h",
+        "--listen",
+        &address,
+    ]);
+    gateway.ok(&["subsystem", "add-namespace", own, "c", "--nsid", "2"]);
+    let state = |gateway: &Daemon| {
+        [["pool", "show", "tank"].as_slice(), &["subsystem", "list"], &["lun", "list"]]
+            .map(|list| gateway.ok(&[&["--json"], list].concat()))
+    };
+    let before = (state(&gateway), host_view(&address, nqn), host_view(&address, own));
+    for _ in 0..2 {
+        std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
+        gateway.kill_and_restart();
+        assert_eq!((state(&gateway), host_view(&address, nqn), host_view(&address, own)), before);
+    }
+    // What is taken away stays away, though the document still says it.
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "4"]);
     std::fs::remove_dir_all(gateway.dir.path().join("state")).expect("removed");
     gateway.kill_and_restart();
-    assert_eq!(gateway.ok(&["--json", "pool", "show", "tank"]), before);
+    let namespaces = gateway.ok(&["subsystem", "list", nqn]);
+    assert!(namespaces.contains("9=b") && !namespaces.contains("=a"), "{namespaces}");
 }
 
 #[test]
@@ -184,4 +285,256 @@ fn a_bad_document_names_line_and_field() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("bad.toml:3:1: gateway.spin: unknown field `spin`"), "{error}");
+}
+
+/// A gateway that serves as an array: one LUN of memory, for whoever comes.
+const ARRAY: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 4
+max_qpairs = 16
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "ram"
+type = "memory"
+size = "64MiB"
+
+[[lun]]
+name = "l0"
+backend = "ram"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:array"
+allow_any_host = true
+listeners = ["ADDRESS"]
+namespaces = [{ nsid = 1, lun = "l0" }]
+"#;
+
+/// A gateway whose pool lies on that array.
+const BEHIND: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 4
+max_qpairs = 16
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "far"
+type = "nvme-tcp"
+address = "ADDRESS"
+subnqn = "nqn.2026-01.org.example:array"
+
+[[pool]]
+name = "tank"
+backends = ["far"]
+
+[[lun]]
+name = "a"
+pool = "tank"
+size = "8MiB"
+"#;
+
+/// Longer than anything that waits for nobody may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An address of loopback on which nobody listens.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("an address")
+}
+
+fn array_and_gateway() -> (Daemon, Daemon) {
+    let address = free_address().to_string();
+    let array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    let gateway = Daemon::with(&BEHIND.replace("ADDRESS", &address));
+    (array, gateway)
+}
+
+/// Asks until the answer will do.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn counters_tell_what_a_host_did_with_each_lun() {
+    let (array, gateway) = array_and_gateway();
+    let count = |key: &str| array.json("bdev_get_iostat", r#"{"names":["l0"]}"#)["bdevs"][0][key].clone();
+    let writes = |value: Value| value.as_u64().expect("a number");
+    let before = writes(count("num_write_ops"));
+    gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
+    assert!(writes(count("num_write_ops")) > before);
+    // What was zeroed: the units of both LUNs.
+    assert!(writes(count("bytes_unmapped")) >= 16 << 20, "{}", count("bytes_unmapped"));
+    assert!(writes(count("max_write_latency_ticks")) >= writes(count("min_write_latency_ticks")));
+    assert_eq!(count("io_error"), serde_json::json!({}));
+    let stats = array.json("stats_get", "{}");
+    let lun = &stats["luns"][0];
+    let all: u64 = ["read", "write", "trim", "flush"].iter().map(|op| writes(lun[*op]["ops"].clone())).sum();
+    let histogram = lun["latency_below_ns"].as_array().expect("a histogram");
+    assert_eq!(histogram.iter().map(|pair| writes(pair[1].clone())).sum::<u64>(), all, "{lun}");
+    let top = array.ok(&["top", "--count", "1", "--interval-ms", "100"]);
+    assert!(top.contains("P99.9 US") && top.contains("  l0\n"), "{top}");
+    assert!(array.refused(&["call", "bdev_get_iostat", r#"{"names":["none"]}"#]).contains("`none`"));
+}
+
+#[test]
+fn queries_are_answered_while_a_change_waits_for_its_backend() {
+    let (array, mut gateway) = array_and_gateway();
+    array.signal(Signal::SIGSTOP);
+    let mut first = gateway.begin(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
+    // It has its turn once the pool is taken out of the tables to be changed; from the outside, only that it
+    // doesn't come back can be seen.
+    let mut second = gateway.begin(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
+    for _ in 0..20 {
+        for query in
+            [&["lun", "list"][..], &["pool", "show", "tank"], &["backend", "list"], &["stats"], &["info"]]
+        {
+            gateway.ok(query);
+        }
+        assert!(!gateway.ok(&["lun", "list"]).contains("\nb "), "it is not there before it is zeroed");
+        assert!(gateway.json("bdev_get_iostat", "{}")["bdevs"].is_array());
+    }
+    assert!(first.try_wait().expect("a state").is_none() && second.try_wait().expect("a state").is_none());
+    array.signal(Signal::SIGCONT);
+    assert!(first.wait().expect("its end").success() && second.wait().expect("its end").success());
+    let luns = gateway.ok(&["lun", "list"]);
+    assert!(luns.contains("\nb ") && luns.contains("\nc "), "{luns}");
+    // A stop doesn't wait for a change that can't end, and what was cut short is gone after the next start.
+    array.signal(Signal::SIGSTOP);
+    let mut cut = gateway.begin(&["lun", "create", "d", "--pool", "tank", "--size", "8MiB"]);
+    let call = [r#"{"toml":""}"#];
+    assert!(gateway.run(&["call", "config_diff", call[0]]).status.success(), "a preview is a query");
+    gateway.signal(Signal::SIGTERM);
+    assert!(!cut.wait().expect("its end").success());
+    let code = gateway.child.wait().expect("its end");
+    assert!(code.success(), "{code}");
+    array.signal(Signal::SIGCONT);
+    gateway.child = spawn(gateway.dir.path());
+    wait_for("the array is reached", || gateway.ok(&["pool", "list"]).contains(" up "));
+    let luns = gateway.ok(&["lun", "list"]);
+    assert!(luns.contains("\nb ") && !luns.contains("\nd "), "{luns}");
+    gateway.ok(&["lun", "create", "d", "--pool", "tank", "--size", "8MiB"]);
+}
+
+#[test]
+fn the_service_manager_hears_of_start_life_and_stop() {
+    let dir = directory(DOCUMENT);
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("an option");
+    let heard = || {
+        let mut state = [0; 256];
+        let len = manager.recv(&mut state).expect("a notification");
+        String::from_utf8_lossy(&state[..len]).into_owned()
+    };
+    let environment = [("NOTIFY_SOCKET", path.to_str().expect("a path")), ("WATCHDOG_USEC", "200000")];
+    let child = spawn_with(dir.path(), &environment);
+    let mut gateway = Daemon { child, dir };
+    assert_eq!(heard(), "READY=1");
+    assert_eq!([heard(), heard()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    gateway.signal(Signal::SIGTERM);
+    let last = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+    assert!(gateway.child.wait().expect("its end").success());
+    // A watchdog that is another process's is not ours to answer: READY and STOPPING are all.
+    let environment = [environment[0], environment[1], ("WATCHDOG_PID", "1")];
+    gateway.child = spawn_with(gateway.dir.path(), &environment);
+    assert_eq!(heard(), "READY=1");
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(heard(), "STOPPING=1");
+}
+
+#[test]
+fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
+    let address = free_address().to_string();
+    let array = Daemon::with(&ARRAY.replace("ADDRESS", &address));
+    array.ok(&["call", "bdev_malloc_create", r#"{"name":"l5","num_blocks":65536,"block_size":512}"#]);
+    array.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:array", "l5", "--nsid", "5"]);
+    let gateway = Daemon::with(DOCUMENT);
+    let offered = gateway.json("backend_discover", &format!(r#"{{"address":"{address}"}}"#));
+    let nvm: Vec<&Value> =
+        offered.as_array().expect("a list").iter().filter(|row| row["type"] == "nvm").collect();
+    assert_eq!(nvm.len(), 1, "{offered}");
+    assert_eq!(nvm[0]["subnqn"], "nqn.2026-01.org.example:array");
+    assert_eq!(
+        (&nvm[0]["address"], &nvm[0]["namespaces"]),
+        (&serde_json::json!(address), &serde_json::json!([1, 5]))
+    );
+    // By the array's own address, as SPDK's clients do.
+    let (ip, port) = address.split_once(':').expect("a port");
+    let attach = format!(
+        r#"{{"name":"Nvme0","trtype":"TCP","traddr":"{ip}","trsvcid":"{port}","subnqn":"nqn.2026-01.org.example:array"}}"#
+    );
+    let before = gateway.ok(&["config", "get"]);
+    assert_eq!(
+        gateway.json("bdev_nvme_attach_controller", &attach),
+        serde_json::json!(["Nvme0n1", "Nvme0n5"])
+    );
+    let bdev = &gateway.json("bdev_get_bdevs", r#"{"name":"Nvme0n5"}"#)[0];
+    assert_eq!((&bdev["num_blocks"], &bdev["block_size"]), (&65536.into(), &512.into()));
+    let controllers = gateway.json("bdev_nvme_get_controllers", "{}");
+    assert_eq!(controllers.as_array().map(Vec::len), Some(1), "{controllers}");
+    assert_eq!(controllers[0]["ctrlrs"][0]["state"], "enabled");
+    assert!(gateway.refused(&["call", "bdev_nvme_attach_controller", &attach]).contains("already"));
+    gateway.ok(&["call", "bdev_nvme_detach_controller", r#"{"name":"Nvme0"}"#]);
+    assert_eq!(gateway.json("bdev_nvme_get_controllers", "{}"), serde_json::json!([]));
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    // By NQN, at the address that its discovery service tells.
+    let nqn = "nqn.2026-01.org.example:array";
+    let table =
+        gateway.ok(&["backend", "attach", "far", "--address", &address, "--subnqn", nqn, "--discovery"]);
+    assert!(table.contains("farn1") && table.contains("farn5"), "{table}");
+    let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
+    assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
+    assert!(gateway.refused(&none).contains(&address));
+    let nobody = free_address().to_string();
+    assert!(gateway.refused(&["backend", "discover", &nobody]).contains(&nobody));
+}
+
+#[test]
+fn a_disk_that_comes_late_is_served_without_a_restart() {
+    let whole = r#"
+[[backend]]
+name = "file1"
+type = "file"
+path = "DIR/file1.img"
+size = "8MiB"
+
+[[lun]]
+name = "w"
+backend = "file1"
+"#;
+    let mut gateway = Daemon::with(&format!("{DOCUMENT}{whole}"));
+    let before = gateway.ok(&["--json", "lun", "list"]);
+    let path = |name: &str| gateway.dir.path().join(name);
+    let (disks, away) = (["file0.img", "file1.img"].map(path), ["away0", "away1"].map(path));
+    gateway.child.kill().expect("SIGKILL");
+    gateway.child.wait().expect("its end");
+    for (disk, away) in disks.iter().zip(&away) {
+        std::fs::rename(disk, away).expect("moved");
+    }
+    gateway.child = spawn(gateway.dir.path());
+    let backends = gateway.ok(&["backend", "list"]);
+    assert!(backends.matches(" down ").count() == 2 && backends.contains("No such file"), "{backends}");
+    let pool = gateway.ok(&["pool", "show", "tank"]);
+    assert!(pool.contains("down") && pool.contains("has its label"), "{pool}");
+    assert_eq!(gateway.ok(&["lun", "list"]).matches(" down ").count(), 2);
+    assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
+    // A change of something else is carried out meanwhile.
+    gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
+    for (disk, away) in disks.iter().zip(&away) {
+        std::fs::rename(away, disk).expect("moved back");
+    }
+    wait_for("both LUNs are served", || gateway.ok(&["--json", "lun", "list"]) == before);
+    assert!(!gateway.ok(&["backend", "list"]).contains(" down "));
+    assert!(gateway.ok(&["pool", "show", "tank"]).contains("up"));
+    gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
 }

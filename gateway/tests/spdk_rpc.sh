@@ -105,11 +105,12 @@ dump client
 same document client
 
 # The rest of the subset answers, and what is wrong is refused.
-for method in framework_get_reactors thread_get_stats nvmf_get_stats bdev_nvme_get_controllers; do
+for method in framework_get_reactors thread_get_stats nvmf_get_stats bdev_nvme_get_controllers bdev_get_iostat; do
     rpc $method > /dev/null || fail "$method"
 done
 rpc nvmf_subsystem_get_controllers $open > /dev/null
 rpc nvmf_subsystem_get_qpairs $open > /dev/null
+rpc bdev_get_iostat --names Malloc0,Null0 | grep -q '"max_unmap_latency_ticks": 0' || fail "bdev_get_iostat"
 refused() { if rpc "$@" > /dev/null 2>&1; then fail "was not refused: $*"; fi; }
 refused nvmf_create_transport -t TCP
 refused nvmf_create_transport -t RDMA
@@ -118,6 +119,8 @@ refused nvmf_subsystem_add_ns $open Malloc0
 refused nvmf_subsystem_add_listener $open -t tcp -a 127.0.0.1 -s 4430
 refused nvmf_delete_subsystem nqn.2026-01.org.example:none
 refused bdev_null_delete Malloc0
+refused bdev_get_iostat --names None
+refused bdev_get_iostat --reset-mode all
 # And what was made can be unmade.
 rpc bdev_malloc_create -b Extra 16 512 > /dev/null
 rpc nvmf_subsystem_add_ns $open Extra > /dev/null

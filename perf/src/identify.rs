@@ -3,11 +3,11 @@
 //!
 //! What differs by nature is masked: the controller ID, and the discovery log's generation counter.
 
-use crate::admin::Admin;
 use crate::load::identity;
 use anyhow::{Context, Result};
 use std::fmt::Write;
 use std::net::SocketAddr;
+use trefoil_control::admin::Admin;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 use trefoil_wire::nvme::identify::{NamespaceList, cns};

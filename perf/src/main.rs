@@ -1,7 +1,6 @@
 //! Measures Trefoil against floors taken in the same run, shows it at work, and looks at what hosts see.
 #![forbid(unsafe_code)]
 
-mod admin;
 mod bench;
 mod client;
 mod demo;

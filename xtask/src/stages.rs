@@ -48,6 +48,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "lab-self-check", budget_s: 300, needs: LAB, plan: lab_self_check },
     Stage { name: "lab-linux-host", budget_s: 600, needs: LAB, plan: lab_linux_host },
     Stage { name: "lab-array", budget_s: 600, needs: LAB, plan: lab_array },
+    Stage { name: "lab-import", budget_s: 300, needs: LAB, plan: lab_import },
     Stage { name: "lab-gateway-6.1", budget_s: 600, needs: LAB, plan: lab_gateway_6_1 },
 ];
 
@@ -141,6 +142,10 @@ fn lab_linux_host(repo: &Repo) -> Result<Plan> {
 
 fn lab_array(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.xtask(["lab", "array"])?]))
+}
+
+fn lab_import(repo: &Repo) -> Result<Plan> {
+    Ok(Plan::Run(vec![repo.xtask(["lab", "import"])?]))
 }
 
 fn lab_gateway_6_1(repo: &Repo) -> Result<Plan> {

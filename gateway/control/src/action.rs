@@ -30,6 +30,8 @@ pub enum Action {
     View,
     /// Legal when running or stopping: asks every core for its queue pairs.
     Survey,
+    /// Legal when running or stopping: asks every core what hosts did with LUNs.
+    LunStats,
     /// Legal when starting or running: an orderly stop. Listeners close and hosts are disconnected.
     Shutdown,
     /// Legal when stopping: nothing is presented any more, and backends are let go.
@@ -162,6 +164,18 @@ pub enum Change {
         /// The LUN's UUID.
         uuid: Option<Uuid>,
     },
+    /// The namespaces of an array's subsystem as backends. Legal if nothing has their names.
+    Attach {
+        /// One for each.
+        backends: Vec<Backend>,
+        /// Each with a LUN of its name that presents it whole.
+        whole: bool,
+    },
+    /// Backends, the LUNs that present them whole, and their namespaces. Legal as [`Change::BdevDelete`].
+    Detach {
+        /// Which.
+        names: Vec<String>,
+    },
     /// Both again. Legal if they belong together; its namespaces go too, as with SPDK.
     BdevDelete {
         /// Which.
@@ -177,6 +191,14 @@ pub enum Change {
 }
 
 impl Action {
+    /// Whether it is answered without waiting for changes.
+    pub fn is_query(&self) -> bool {
+        match self {
+            Self::View | Self::Survey | Self::LunStats | Self::Preview(_) => true,
+            Self::Change(_) | Self::Shutdown | Self::Halt => false,
+        }
+    }
+
     /// Whether it may be done in this phase.
     ///
     /// # Errors
@@ -185,10 +207,11 @@ impl Action {
         let legal = match (self, phase) {
             (Self::View, _) => true,
             (Self::Change(_) | Self::Preview(_), Phase::Running) => true,
-            (Self::Survey, Phase::Running | Phase::Stopping) => true,
+            (Self::Survey | Self::LunStats, Phase::Running | Phase::Stopping) => true,
             (Self::Shutdown, Phase::Starting | Phase::Running) => true,
             (Self::Halt, Phase::Stopping) => true,
-            (Self::Change(_) | Self::Preview(_) | Self::Survey | Self::Shutdown | Self::Halt, _) => false,
+            (Self::Change(_) | Self::Preview(_) | Self::Survey | Self::LunStats, _) => false,
+            (Self::Shutdown | Self::Halt, _) => false,
         };
         let phase = match phase {
             Phase::Starting => "starting",
@@ -211,6 +234,7 @@ mod tests {
             (Action::Preview(change), [false, true, false]),
             (Action::View, [true, true, true]),
             (Action::Survey, [false, true, true]),
+            (Action::LunStats, [false, true, true]),
             (Action::Shutdown, [true, true, false]),
             (Action::Halt, [false, false, true]),
         ];

@@ -9,8 +9,10 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod admin;
 pub mod engine;
 pub mod error;
+pub mod exports;
 pub mod jsonrpc;
 pub mod methods;
 pub mod metrics;
@@ -22,6 +24,7 @@ pub mod store;
 
 pub use action::{Action, Change, Phase};
 pub use engine::cores::{CoreMsg, Cores, Ends};
-pub use engine::{Engine, Handle, Outcome, Seed, socket_options};
+pub use engine::handle::{Handle, LunTotals, Outcome};
+pub use engine::{Engine, Seed, socket_options};
 pub use error::{Fault, Refusal};
 pub use methods::Methods;

@@ -2,22 +2,28 @@
 //!
 //! Every scrape asks the engine and the cores anew; nothing is counted here.
 
+use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
-use crate::engine::{Handle, Outcome};
-use crate::{Action, Refusal};
+use crate::{Action, LunTotals, Refusal};
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::Survey;
+use trefoil_storage::stats::{BUCKETS, Latency, OpStats};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Core {
@@ -55,9 +61,12 @@ async fn gather(handle: &Handle) -> Result<String, Refusal> {
         Outcome::Survey(survey) => survey,
         _ => Vec::new(),
     };
+    let luns = handle.lun_stats().await?;
+    let mut all = registry(&view, &survey);
+    all.register_collector(Box::new(Luns(luns)));
     let mut text = String::new();
     // Writing to a string doesn't fail.
-    let _ = encode(&mut text, &registry(&view, &survey));
+    let _ = encode(&mut text, &all);
     Ok(text)
 }
 
@@ -95,6 +104,79 @@ fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
     all
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LunOp {
+    name: String,
+    op: &'static str,
+}
+
+/// Counters of every LUN.
+#[derive(Debug)]
+struct Luns(BTreeMap<String, LunTotals>);
+
+impl Luns {
+    fn counters(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help, unit): (&str, &str, Option<&Unit>),
+        value: impl Fn(&OpStats) -> u64,
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        for (name, LunTotals { stats, .. }) in &self.0 {
+            let ops = [
+                ("read", &stats.read),
+                ("write", &stats.write),
+                ("trim", &stats.trim),
+                ("flush", &stats.flush),
+            ];
+            for (op, counts) in ops {
+                let labels = LunOp { name: name.clone(), op };
+                ConstCounter::new(value(counts)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Luns {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let ops = ("lun_ops", "Commands of hosts that succeeded", None);
+        self.counters(&mut encoder, ops, |op| op.ops)?;
+        let bytes = ("lun_moved", "Bytes that those commands moved or named", Some(&Unit::Bytes));
+        self.counters(&mut encoder, bytes, |op| op.bytes)?;
+        let help = "Commands of hosts that a backend failed";
+        let mut family = encoder.encode_descriptor("lun_errors", help, None, MetricType::Counter)?;
+        for (name, totals) in &self.0 {
+            let labels = Named { name: name.clone() };
+            ConstCounter::new(totals.stats.errors).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Time from a command's arrival to its backend's answer";
+        let name = "lun_latency";
+        let mut family =
+            encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (name, LunTotals { stats, latency }) in &self.0 {
+            let ops = [&stats.read, &stats.write, &stats.trim, &stats.flush];
+            let sum_ns: u64 = ops.iter().map(|op| op.latency_ns).sum();
+            let labels = Named { name: name.clone() };
+            let mut metric = family.encode_family(&labels)?;
+            let count = latency.0.iter().sum();
+            let no_exemplars = None::<&HashMap<usize, Exemplar<Named, f64>>>;
+            metric.encode_histogram(sum_ns as f64 / 1e9, count, &octaves(latency), no_exemplars)?;
+        }
+        Ok(())
+    }
+}
+
+/// A count for each power of two: an eighth is more than a scrape needs.
+fn octaves(latency: &Latency) -> Vec<(f64, u64)> {
+    let bounds = (0..BUCKETS).map(|at| Latency::above_ns(at).map_or(f64::INFINITY, |ns| ns as f64 / 1e9));
+    let eighths: Vec<_> = bounds.zip(latency.0).collect();
+    eighths
+        .chunks(8)
+        .map(|c| (c.last().map_or(f64::INFINITY, |b| b.0), c.iter().map(|b| b.1).sum()))
+        .collect()
+}
+
 fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
     let connections = Family::<Core, Gauge>::default();
     let outstanding = Family::<Core, Gauge>::default();
@@ -114,5 +196,38 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
         let busy_s = sample.busy_ns as f64 / 1e9;
         let help = "Time spent in turns with work";
         one.register_with_unit("core_busy", help, Unit::Seconds, ConstCounter::new(busy_s));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_storage::stats::{Kind, LunCounters, LunSurvey};
+    use trefoil_storage::topology::LunId;
+
+    #[test]
+    fn a_luns_counters_are_exposed() {
+        let mut counters = LunCounters::new(1);
+        counters.done(LunId(0), Kind::Read, 4096, 3_000);
+        counters.done(LunId(0), Kind::Read, 4096, 5_000);
+        counters.failed(LunId(0));
+        let mut survey = LunSurvey { rows: Vec::with_capacity(1), next: None };
+        counters.survey(&mut survey);
+        let row = survey.rows.remove(0);
+        let totals = LunTotals { stats: row.stats, latency: row.latency };
+        let mut all = Registry::with_prefix("trefoil");
+        all.register_collector(Box::new(Luns(BTreeMap::from([("a".into(), totals)]))));
+        let mut text = String::new();
+        encode(&mut text, &all).expect("text");
+        for line in [
+            r#"trefoil_lun_ops_total{name="a",op="read"} 2"#,
+            r#"trefoil_lun_moved_bytes_total{name="a",op="read"} 8192"#,
+            r#"trefoil_lun_errors_total{name="a"} 1"#,
+            r#"trefoil_lun_latency_seconds_bucket{le="0.000004096",name="a"} 1"#,
+            r#"trefoil_lun_latency_seconds_bucket{le="+Inf",name="a"} 2"#,
+            r#"trefoil_lun_latency_seconds_count{name="a"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 }

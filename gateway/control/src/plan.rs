@@ -6,7 +6,7 @@
 use crate::action::Change;
 use crate::error::{Fault, Refusal};
 use crate::state::{State, fill_lun, fill_subsystem};
-use trefoil_config::{Gateway, Lun, Namespace, Subsystem, check_nqn};
+use trefoil_config::{Backend, Gateway, Lun, Namespace, Subsystem, check_nqn};
 
 /// The state after `change`.
 ///
@@ -38,11 +38,7 @@ fn free<T>(map: &std::collections::BTreeMap<String, T>, what: &str, name: &str) 
 
 fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Refusal> {
     match change {
-        Change::BackendCreate(backend) => {
-            backend.check()?;
-            free(&state.backends, "backend", &backend.name)?;
-            state.backends.insert(backend.name.clone(), backend.clone());
-        }
+        Change::BackendCreate(backend) => backend_create(state, backend)?,
         Change::BackendDelete { name } => {
             unused_backend(state, name)?;
             state.backends.remove(name).ok_or_else(|| absent("backend", name))?;
@@ -147,22 +143,38 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             state.transport = Some(transport.clone());
         }
         Change::BdevCreate { backend, uuid } => {
-            backend.check()?;
-            free(&state.backends, "backend", &backend.name)?;
-            let name = backend.name.clone();
-            state.backends.insert(name.clone(), backend.clone());
-            lun_create(state, &whole(name, *uuid))?;
+            backend_create(state, backend)?;
+            lun_create(state, &whole(backend.name.clone(), *uuid))?;
         }
-        Change::BdevDelete { name } => {
-            let lun = state.luns.get(name).ok_or_else(|| absent("bdev", name))?;
-            let Some(backend) = lun.backend.clone() else {
-                return refuse(Fault::Invalid, format!("`{name}` was carved from a pool: use lun_delete"));
-            };
-            lun_remove(state, name, true)?;
-            state.backends.remove(&backend);
+        Change::BdevDelete { name } => bdev_delete(state, name)?,
+        Change::Attach { backends, whole: with_luns } => {
+            for backend in backends {
+                backend_create(state, backend)?;
+                if *with_luns {
+                    lun_create(state, &whole(backend.name.clone(), None))?;
+                }
+            }
         }
+        Change::Detach { names } => names.iter().try_for_each(|name| bdev_delete(state, name))?,
         Change::Apply { config, delete_data } => document(state, gateway, config, *delete_data)?,
     }
+    Ok(())
+}
+
+fn backend_create(state: &mut State, backend: &Backend) -> Result<(), Refusal> {
+    backend.check()?;
+    free(&state.backends, "backend", &backend.name)?;
+    state.backends.insert(backend.name.clone(), backend.clone());
+    Ok(())
+}
+
+fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> {
+    let lun = state.luns.get(name).ok_or_else(|| absent("bdev", name))?;
+    let Some(backend) = lun.backend.clone() else {
+        return refuse(Fault::Invalid, format!("`{name}` was carved from a pool: use lun_delete"));
+    };
+    lun_remove(state, name, true)?;
+    state.backends.remove(&backend);
     Ok(())
 }
 

@@ -5,8 +5,9 @@
 
 use crate::state::{Row, RowChange};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Object rows: key `kind/name`, value JSON.
 const ROWS: TableDefinition<'_, &str, &str> = TableDefinition::new("rows");
@@ -66,8 +67,16 @@ pub struct Found {
 /// An open store. Cloning gives another handle.
 #[derive(Clone)]
 pub struct Store {
-    database: Arc<Database>,
+    /// Held during a commit, so only by a thread that may block.
+    inner: Arc<Mutex<Inner>>,
     path: Arc<Path>,
+}
+
+struct Inner {
+    /// `None` after a failed commit: the database takes nothing more until it is opened again.
+    database: Option<Database>,
+    /// What a failed commit may have left in the file: keys, each with the value that it should have.
+    unsure: BTreeMap<String, Option<String>>,
 }
 
 impl Store {
@@ -81,8 +90,10 @@ impl Store {
         std::fs::create_dir_all(dir).map_err(io)?;
         let is_missing = !path.try_exists().map_err(io)?;
         let database = Database::create(&path).map_err(|e| database_error(&path, e))?;
-        let store = Self { database: Arc::new(database), path };
-        let found = store.read()?;
+        let store =
+            Self { inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })), path };
+        let found = store.read(&database)?;
+        store.lock().database = Some(database);
         if is_missing {
             // The file's name itself must survive a crash.
             std::fs::File::open(dir)
@@ -92,9 +103,14 @@ impl Store {
         Ok((store, found))
     }
 
-    fn read(&self) -> Result<Found, StoreError> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // What a panic may have left half-done is a transaction, which then doesn't count.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, database: &Database) -> Result<Found, StoreError> {
         let fail = |e: redb::Error| self.fail(e);
-        let write = self.database.begin_write().map_err(|e| fail(e.into()))?;
+        let write = database.begin_write().map_err(|e| fail(e.into()))?;
         let schema = {
             let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
             write.open_table(ROWS).map_err(|e| fail(e.into()))?;
@@ -108,7 +124,7 @@ impl Store {
             return Err(StoreError::Schema { path: self.path.to_path_buf(), found });
         }
         write.commit().map_err(|e| fail(e.into()))?;
-        let read = self.database.begin_read().map_err(|e| fail(e.into()))?;
+        let read = database.begin_read().map_err(|e| fail(e.into()))?;
         let table = read.open_table(ROWS).map_err(|e| fail(e.into()))?;
         let mut rows = Vec::new();
         for entry in table.iter().map_err(|e| fail(e.into()))? {
@@ -125,30 +141,20 @@ impl Store {
         Ok(Found { is_new: !seeded, rows })
     }
 
-    /// Makes the changes, all or none, durable. Blocks.
+    /// Makes the changes, all or none, durable. Blocks. After a failure, such as a full disk, it can be tried again.
     ///
     /// # Errors
     /// [`StoreError::Database`]; then nothing has changed.
     pub fn commit_blocking(&self, changes: &[RowChange]) -> Result<(), StoreError> {
-        let fail = |e: redb::Error| self.fail(e);
-        let mut write = self.database.begin_write().map_err(|e| fail(e.into()))?;
-        write.set_durability(Durability::Immediate).map_err(|e| fail(e.into()))?;
-        {
-            let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
-            meta.insert("seeded", 1).map_err(|e| fail(e.into()))?;
-            let mut rows = write.open_table(ROWS).map_err(|e| fail(e.into()))?;
-            for change in changes {
-                match change {
-                    RowChange::Put(row) => {
-                        rows.insert(row.key().as_str(), row.json().as_str()).map_err(|e| fail(e.into()))?;
-                    }
-                    RowChange::Remove(key) => {
-                        rows.remove(key.as_str()).map_err(|e| fail(e.into()))?;
-                    }
-                }
-            }
-        }
-        write.commit().map_err(|e| fail(e.into()))
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let database = match inner.database.take() {
+            Some(database) => database,
+            None => Database::create(&*self.path).map_err(|e| database_error(&self.path, e))?,
+        };
+        write(&database, &mut inner.unsure, changes).map_err(|e| self.fail(e))?;
+        inner.database = Some(database);
+        Ok(())
     }
 
     /// [`commit_blocking`](Self::commit_blocking) on a thread of its own.
@@ -169,6 +175,45 @@ impl Store {
     fn fail(&self, e: redb::Error) -> StoreError {
         database_error(&self.path, e)
     }
+}
+
+/// One transaction: what an earlier one may have left is set right, then the changes are made. Keys that it touches are in
+/// `unsure` if it fails, since it may count all the same.
+fn write(
+    database: &Database,
+    unsure: &mut BTreeMap<String, Option<String>>,
+    changes: &[RowChange],
+) -> Result<(), redb::Error> {
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::Immediate)?;
+    {
+        write.open_table(META)?.insert("seeded", 1)?;
+        let mut rows = write.open_table(ROWS)?;
+        for (key, value) in &*unsure {
+            match value {
+                Some(value) => drop(rows.insert(key.as_str(), value.as_str())?),
+                None => drop(rows.remove(key.as_str())?),
+            }
+        }
+        for change in changes {
+            let (key, before) = match change {
+                RowChange::Put(row) => {
+                    let (key, json) = (row.key(), row.json());
+                    let before =
+                        rows.insert(key.as_str(), json.as_str())?.map(|value| value.value().to_owned());
+                    (key, before)
+                }
+                RowChange::Remove(key) => {
+                    let before = rows.remove(key.as_str())?.map(|value| value.value().to_owned());
+                    (key.clone(), before)
+                }
+            };
+            unsure.entry(key).or_insert(before);
+        }
+    }
+    write.commit()?;
+    unsure.clear();
+    Ok(())
 }
 
 fn database_error(path: &Path, e: impl std::fmt::Display) -> StoreError {
@@ -216,7 +261,7 @@ mod tests {
     fn a_newer_schema_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let (store, _) = Store::open(dir.path()).expect("a store");
-        let write = store.database.begin_write().expect("a transaction");
+        let write = store.lock().database.as_ref().expect("open").begin_write().expect("a transaction");
         write.open_table(META).expect("the table").insert("schema", SCHEMA + 1).expect("written");
         write.commit().expect("committed");
         drop(store);

@@ -277,6 +277,10 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 self.target.survey(&mut survey);
                 io.post_control(Msg::Survey(survey));
             }
+            Msg::LunSurvey(mut survey) => {
+                self.target.survey_luns(&mut survey);
+                io.post_control(Msg::LunSurvey(survey));
+            }
             Msg::CloseHosts { all } => self.target.close_hosts(cx!(self, io), all),
             // What only control is told.
             Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {

@@ -14,6 +14,7 @@ pub mod lun;
 pub mod msg;
 pub mod pool;
 pub mod request;
+pub mod stats;
 pub mod target;
 pub mod topology;
 

@@ -3,6 +3,7 @@
 use crate::backend::Attach;
 use crate::initiator::InitiatorMsg;
 use crate::request::{Completed, Request, Stream};
+use crate::stats::LunSurvey;
 use crate::topology::{BackendId, PortalId, Topology};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub enum Msg<S, F> {
     Lost(BackendId),
     /// Control → core: list what is connected; comes back filled.
     Survey(Box<Survey>),
+    /// Control → core: say what hosts did with LUNs; comes back filled.
+    LunSurvey(Box<LunSurvey>),
     /// Core → control: something that an operator or a table wants to know.
     Event(Event),
     /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,

@@ -2,11 +2,13 @@
 //!
 //! What it is: [`Gateway`] hands connections out, attaches backends, publishes topologies, and at the
 //! end checks that each core gave everything back. [`raw`] is a host that says what the test tells it
-//! to, byte by byte; [`fleet`] is many well-behaved hosts on a core of their own.
+//! to, byte by byte; [`fleet`] is many well-behaved hosts on a core of their own; [`daemon`] is a whole
+//! gateway as a process.
 //!
 //! Every wait is bounded by [`PATIENCE`] and says what did not come.
 #![allow(dead_code)]
 
+pub mod daemon;
 pub mod fleet;
 pub mod raw;
 

@@ -48,12 +48,24 @@ impl<'a> Gateway<'a> {
         Self::new(lab, "array-pool.toml", array)
     }
 
+    /// With the NVMe/TCP array at that address, of which it presents nothing until it is told to.
+    pub fn before_array(lab: &'a Lab, array: &str) -> Result<Self> {
+        Self::new(lab, "import.toml", array)
+    }
+
     fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
         let programs = lab.repo.target().join("release");
         let dir = lab.run.display().to_string();
         let config = lab.run.join("trefoild.toml");
         std::fs::write(&config, filled(lab, template, &dir, net::HERE, array)?)?;
         Ok(Self { lab, programs, config, size_mib: SIZE_MIB, running: None })
+    }
+
+    /// Tells it something by its command line.
+    pub fn tell(&self, args: &[&str]) -> Result<()> {
+        let mut trefoil = Command::new(self.programs.join("trefoil"));
+        trefoil.arg("--socket").arg(self.lab.run.join("trefoil.sock"));
+        process::run(trefoil.args(args))
     }
 
     fn log(&self) -> PathBuf {
@@ -114,9 +126,7 @@ impl Target for Gateway<'_> {
 
     fn grow(&mut self, _deadline: Instant) -> Result<u64> {
         self.size_mib += GROW_MIB;
-        let mut trefoil = Command::new(self.programs.join("trefoil"));
-        trefoil.arg("--socket").arg(self.lab.run.join("trefoil.sock"));
-        process::run(trefoil.args(["lun", "grow", LUN, &format!("{}MiB", self.size_mib)]))?;
+        self.tell(&["lun", "grow", LUN, &format!("{}MiB", self.size_mib)])?;
         Ok(self.size_mib * MIB)
     }
 

@@ -1,7 +1,7 @@
 //! Linux's own NVMe/TCP target in a VM: the array of some scenarios, and the reference that the lab checks itself with.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -28,12 +28,20 @@ impl<'a> Nvmet<'a> {
     /// The size of the namespace where the host uses it directly.
     pub const LUN_MIB: u64 = 96;
 
+    /// The namespace's identity.
+    pub const UUID: &'static str = "7a1f0e46-51c3-4f0e-9a53-6d4e1b0a2c11";
+
     /// Makes the disk; [`Target::start`] boots the VM.
     pub fn new(lab: &'a Lab, size_mib: u64) -> Result<Self> {
         let disk = lab.run.join("nvmet.img");
         let file = File::create(&disk).with_context(|| disk.display().to_string())?;
         file.set_len(size_mib * MIB)?;
         Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib, vm: None })
+    }
+
+    /// The disk, as a file of this side.
+    pub fn disk(&self) -> &Path {
+        &self.disk
     }
 }
 
@@ -48,7 +56,7 @@ impl Target for Nvmet<'_> {
             images: &self.images,
             host_byte: Self::HOST_BYTE,
             script: "nvmet.sh",
-            env: &[("LAB_NQN", NQN), ("LAB_PORT", PORT)],
+            env: &[("LAB_NQN", NQN), ("LAB_PORT", PORT), ("LAB_UUID", Self::UUID)],
             files: &[],
             disks: std::slice::from_ref(&self.disk),
         };

@@ -1,5 +1,6 @@
 //! The scenarios: which target the Linux host of `guest/linux-host.sh` meets.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +9,7 @@ use super::Lab;
 use super::gateway::{Gateway, GatewayVm, POOL_MIB};
 use super::nvmet::Nvmet;
 use super::vm::{Event, Spec, Vm};
+use crate::process;
 
 /// The subsystem that every target of the lab offers.
 pub const NQN: &str = "nqn.2026-01.test.lab:disk";
@@ -22,6 +24,9 @@ const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
 
 /// A scenario takes 40 to 90 s on two idle cores; stages of `./dev test` have budgets of their own.
 const BUDGET: Duration = Duration::from_secs(540);
+
+/// The size of the namespace that is imported.
+const IMPORT_MIB: u64 = 32;
 
 /// For how long the array is without power; it then boots for some more seconds.
 const OUTAGE: Duration = Duration::from_secs(6);
@@ -55,6 +60,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "self-check", kernels: &["6.12"], gateway: false, run: self_check },
     Scenario { name: "linux-host", kernels: &["6.12"], gateway: true, run: linux_host },
     Scenario { name: "array", kernels: &["6.12"], gateway: true, run: array },
+    Scenario { name: "import", kernels: &["6.12"], gateway: true, run: import },
     Scenario { name: "gateway-6.1", kernels: &["6.12", "6.1"], gateway: true, run: gateway_6_1 },
 ];
 
@@ -84,6 +90,83 @@ fn array(lab: &Lab) -> Result<()> {
     let mut gateway = Gateway::on_array_pool(lab, &array.address())?;
     with_linux_host(lab, &mut gateway, Some(&mut array))?;
     array.stop(deadline)
+}
+
+/// A namespace of Linux's nvmet array that is full of what others wrote: imported, used by a Linux host, released. Afterwards
+/// the array holds what it held, but for what that host wrote.
+fn import(lab: &Lab) -> Result<()> {
+    let deadline = Instant::now() + BUDGET;
+    let mut array = Nvmet::new(lab, IMPORT_MIB)?;
+    let words = (0..IMPORT_MIB * MIB / 8).map(|at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let before: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    std::fs::write(array.disk(), &before)?;
+    let sum = process::output(Command::new("sha256sum").arg(array.disk()))?;
+    let sum = sum.split(' ').next().context("a sum")?;
+    array.start(deadline)?;
+    let mut gateway = Gateway::before_array(lab, &array.address())?;
+    gateway.start(deadline)?;
+    gateway.tell(&["lun", "import", "old", "--backend", "array", "--uuid", Nvmet::UUID])?;
+    gateway.tell(&["subsystem", "add-namespace", NQN, "old"])?;
+    let images = lab.images("6.12")?;
+    let address = gateway.address();
+    let spec = Spec {
+        name: "host",
+        images: &images,
+        host_byte: 10,
+        script: "import-host.sh",
+        env: &[
+            ("LAB_NQN", NQN),
+            ("LAB_TARGET", &address),
+            ("LAB_PORT", PORT),
+            ("LAB_HOSTNQN", HOST_NQN),
+            ("LAB_HOSTID", HOST_ID),
+            ("LAB_UUID", Nvmet::UUID),
+            ("LAB_SUM", sum),
+        ],
+        files: &[],
+        disks: &[],
+    };
+    let mut host = Vm::boot(lab, &spec)?;
+    host.expect("done", deadline)?;
+    host.go("")?;
+    match host.next(deadline)? {
+        Event::Ended(0) => {}
+        other => return Err(host.failure(&format!("did not end well: {other:?}"))),
+    }
+    gateway.tell(&["lun", "release", "old", "--force"])?;
+    gateway.stop(deadline)?;
+    array.stop(deadline)?;
+    let after = std::fs::read(array.disk())?;
+    compare(&before, &after)
+}
+
+/// What `guest/import-host.sh` writes: first byte, length, and the byte, or fio's own blocks.
+const WRITTEN: [(usize, usize, Option<u8>); 3] =
+    [(128 << 16, 64 << 16, Some(b'T')), (40001 * 512, 512, Some(b'U')), (24 << 20, 4 << 20, None)];
+
+/// Expects what the host wrote where it wrote, and everywhere else what was there.
+fn compare(before: &[u8], after: &[u8]) -> Result<()> {
+    if before.len() != after.len() {
+        bail!("the array's disk had {} bytes and has {}", before.len(), after.len());
+    }
+    let mut expected = before.to_vec();
+    for (at, len, byte) in WRITTEN {
+        let range = at..at + len;
+        match byte {
+            Some(byte) => expected[range].fill(byte),
+            None => {
+                let blocks = before[range.clone()].chunks(4096).zip(after[range.clone()].chunks(4096));
+                if let Some(n) = blocks.into_iter().position(|(before, after)| before == after) {
+                    bail!("block {n} of those at {at} was not written");
+                }
+                expected[range.clone()].copy_from_slice(&after[range]);
+            }
+        }
+    }
+    match expected.iter().zip(after).position(|(expected, found)| expected != found) {
+        Some(at) => bail!("byte {at} of the array's disk is {:#x}, not {:#x}", after[at], expected[at]),
+        None => Ok(()),
+    }
 }
 
 /// The gateway itself on Debian 12's own kernel, whose io_uring lacks what newer ones have.

@@ -34,8 +34,6 @@ pub struct Live {
     pub block_bytes: u32,
     /// The core that has its channel, where only one has.
     pub owner: Option<CoreId>,
-    /// Whether I/O can go on, and why not.
-    pub usable: Result<(), &'static str>,
     /// A file's lock and identity; held as long as the backend is up.
     lock: Option<Locked>,
 }
@@ -76,7 +74,8 @@ pub struct Setting<'a> {
     pub requests: usize,
     /// For arrays: who we say that we are, where the backend doesn't say.
     pub gateway: &'a str,
-    /// Whether an array that doesn't answer now may come later.
+    /// The backend was there before: an array that doesn't answer now may come later, and a file that is missing is
+    /// not made anew, for what comes later has the data.
     pub patient: bool,
 }
 
@@ -96,12 +95,12 @@ pub async fn bring_up<'a>(
     let opened = match backend.kind {
         BackendType::NvmeTcp => array(backend, gateway, requests)?,
         BackendType::Memory | BackendType::Null | BackendType::File => {
-            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken)).await;
+            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken, !patient)).await;
             opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
         }
     };
     let Opened { len_bytes, block_bytes, source } = opened;
-    let mut live = Live { id, len_bytes, block_bytes, owner: None, usable: Ok(()), lock: None };
+    let mut live = Live { id, len_bytes, block_bytes, owner: None, lock: None };
     let mut kinds: Vec<AttachKind<OwnedFd>> = Vec::new();
     match source {
         Source::Null => kinds.extend(cores.all().map(|_| AttachKind::Null)),
@@ -124,7 +123,7 @@ pub async fn bring_up<'a>(
             AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores.count(), &config)))
         })),
     }
-    cores.forget_geometry(id);
+    cores.forget_backend(id);
     for (core, kind) in cores.all().zip(kinds) {
         let attach = Box::new(Attach { len_bytes, block_bytes, kind, id });
         if let Err(refusal) = cores.attach(core, attach).await {
@@ -137,7 +136,7 @@ pub async fn bring_up<'a>(
     if backend.kind == BackendType::NvmeTcp {
         match cores.geometry(id, ARRAY_TIMEOUT).await {
             Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
-            None if patient => live.usable = Err("the array has not answered yet"),
+            None if patient => cores.set_lost(id, "the array has not answered yet"),
             None => {
                 take_down(cores, &live).await?;
                 let seconds = ARRAY_TIMEOUT.as_secs();
@@ -151,24 +150,12 @@ pub async fn bring_up<'a>(
 
 /// What an array's channels are made from.
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
-    let invalid = |field: &str, e: &dyn std::fmt::Display| {
-        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
-    };
-    let address = backend.address.ok_or_else(|| invalid("address", &"missing"))?;
-    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
-    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
-    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
-    // The host identifier goes with the host NQN, so that an array knows both by either.
-    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
-    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
+    let address = backend.address.ok_or_else(missing)?;
     let kato_ms = backend.keep_alive_s.unwrap_or(MAX_KEEP_ALIVE_S).clamp(1, MAX_KEEP_ALIVE_S) * 1000;
     let controller = ControllerConfig {
         addrs: vec![address],
-        identity: Identity {
-            host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &format!("{e:?}")))?,
-            host_id: *host_id.as_bytes(),
-            subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &format!("{e:?}")))?,
-        },
+        identity: identity(backend, gateway)?,
         purpose: Purpose::Nvm { nsid: backend.nsid.unwrap_or(1) },
         digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),
         kato_ms,
@@ -183,6 +170,27 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
     };
     let config = NvmeTcpConfig { controller, command_timeout: Duration::from_secs(30), requests };
     Ok(Opened { len_bytes: 0, block_bytes: 512, source: Source::NvmeTcp(Box::new(config)) })
+}
+
+/// Who we are to an array, and which of its subsystems we mean.
+///
+/// # Errors
+/// The backend's names are no NQNs.
+pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
+    let invalid = |field: &str, e: &dyn std::fmt::Debug| {
+        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e:?}", backend.name))
+    };
+    let subnqn = backend.subnqn.as_deref().unwrap_or_default();
+    let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
+    let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
+    // The host identifier goes with the host NQN, so that an array knows both by either.
+    let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
+    let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
+    Ok(Identity {
+        host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &e))?,
+        host_id: *host_id.as_bytes(),
+        subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &e))?,
+    })
 }
 
 /// A UUID (version 8) that follows from a name.
@@ -210,7 +218,7 @@ fn owner_of(name: &str, cores: u16) -> CoreId {
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
-fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
     let block_bytes = backend.block_bytes.unwrap_or(512);
     let size = backend.size.unwrap_or_default();
     match (backend.kind, &backend.path) {
@@ -224,16 +232,16 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
                 region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
-        (BackendType::File, Some(path)) => open_file(backend, path, taken),
+        (BackendType::File, Some(path)) => open_file(backend, path, taken, make),
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
 }
 
-fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: {}", backend.name, path.display());
     let fail = |e: io::Error| device(what(), &e);
-    if let Some(size) = backend.size {
+    if let Some(size) = backend.size.filter(|_| make) {
         create_file(path, size.0).map_err(fail)?;
     }
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
@@ -322,17 +330,22 @@ mod tests {
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
-        let missing = open(&file(&path, None), &[]).err().expect("a refusal");
+        let missing = open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(missing.fault, Fault::Device);
-        let opened = open(&file(&path, Some(1 << 20)), &[]).expect("opened");
+        let gone = open(&file(&path, Some(1 << 20)), &[], false).err().expect("a refusal");
+        assert!(gone.fault == Fault::Device && !path.exists());
+        let opened = open(&file(&path, Some(1 << 20)), &[], true).expect("opened");
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
-        let twice = open(&file(&path, None), &[lock.identity]).err().expect("a refusal");
+        let twice = open(&file(&path, None), &[lock.identity], true).err().expect("a refusal");
         assert_eq!(twice.fault, Fault::InUse);
-        let locked = open(&file(&path, None), &[]).err().expect("a refusal");
+        let locked = open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
-        assert_eq!(open(&file(&path, Some(2 << 20)), &[]).err().expect("a refusal").fault, Fault::Invalid);
-        assert!(open(&file(&path, None), &[]).is_ok());
+        assert_eq!(
+            open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
+            Fault::Invalid
+        );
+        assert!(open(&file(&path, None), &[], true).is_ok());
     }
 }

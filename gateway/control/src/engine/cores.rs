@@ -19,6 +19,7 @@ use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
 use trefoil_storage::msg::{Event, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
+use trefoil_storage::stats::{LunRow, LunSurvey};
 use trefoil_storage::topology::{BackendId, LunId, Topology};
 
 /// What travels between the control thread and the cores of the real driver.
@@ -26,6 +27,8 @@ pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
 
 /// What a core that no longer turns is given before an action fails.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// LUNs that a core tells of at a time: some microseconds of its time.
+const LUN_ROWS: usize = 32;
 /// Requests of control's own under way at a time.
 const MAX_REQUESTS: usize = 64;
 
@@ -61,6 +64,7 @@ struct Waits {
     backends: HashMap<(CoreId, BackendId), Wait<AttachAnswer>>,
     requests: Vec<Option<(u32, Wait<Completed>)>>,
     surveys: HashMap<CoreId, Wait<Box<Survey>>>,
+    lun_surveys: HashMap<CoreId, Wait<Box<LunSurvey>>>,
     generation: u32,
 }
 
@@ -74,6 +78,8 @@ pub struct Cores {
     waits: RefCell<Waits>,
     /// What backends said of themselves: block size and size in bytes.
     geometry: RefCell<HashMap<BackendId, (u32, u64)>>,
+    /// Backends to which I/O can't go on, and why.
+    lost: RefCell<HashMap<BackendId, &'static str>>,
     /// Told with each event that changes `geometry`.
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
@@ -107,6 +113,7 @@ impl Cores {
             arena: RefCell::new(ends.arena),
             waits: RefCell::default(),
             geometry: RefCell::default(),
+            lost: RefCell::default(),
             reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
             on_event: RefCell::new(None),
@@ -193,11 +200,24 @@ impl Cores {
                     let _ = wait.send(survey);
                 }
             }
+            Msg::LunSurvey(survey) => {
+                if let Some(wait) = waits.lun_surveys.remove(&core) {
+                    let _ = wait.send(survey);
+                }
+            }
             Msg::Event(event) => {
                 drop(waits);
                 if let Event::BackendInfo { backend, block_bytes, len_bytes, .. } = event {
                     self.geometry.borrow_mut().insert(backend, (block_bytes, len_bytes));
                     self.reached.notify_waiters();
+                }
+                if let Event::BackendState { backend, usable, why } = event {
+                    let mut lost = self.lost.borrow_mut();
+                    if usable {
+                        lost.remove(&backend)
+                    } else {
+                        lost.insert(backend, why)
+                    };
                 }
                 match &*self.on_event.borrow() {
                     Some(sink) => sink(core, event),
@@ -279,9 +299,20 @@ impl Cores {
         tokio::time::timeout(within, told).await.ok()
     }
 
-    /// Forgets what the backend said that had this number before.
-    pub fn forget_geometry(&self, id: BackendId) {
+    /// Forgets what is known of the backend that had this number before.
+    pub fn forget_backend(&self, id: BackendId) {
         self.geometry.borrow_mut().remove(&id);
+        self.lost.borrow_mut().remove(&id);
+    }
+
+    /// Whether I/O to a backend can go on, and why not.
+    pub fn usable(&self, id: BackendId) -> Result<(), &'static str> {
+        self.lost.borrow().get(&id).map_or(Ok(()), |why| Err(why))
+    }
+
+    /// I/O to a backend can't go on until it says otherwise.
+    pub fn set_lost(&self, id: BackendId, why: &'static str) {
+        self.lost.borrow_mut().insert(id, why);
     }
 
     /// Takes a backend's channel from a core, once what is on its way is done.
@@ -306,6 +337,23 @@ impl Cores {
         self.waits.borrow_mut().surveys.insert(core, tell);
         self.send(core, Msg::Survey(survey)).await?;
         self.answer(core, wait).await
+    }
+
+    /// What a core's hosts did with LUNs, row by row.
+    ///
+    /// # Errors
+    /// The core doesn't answer.
+    pub async fn lun_survey(&self, core: CoreId, mut tell: impl FnMut(&LunRow)) -> Result<(), Refusal> {
+        let _one = self.surveying.lock().await;
+        let mut survey = Box::new(LunSurvey { rows: Vec::with_capacity(LUN_ROWS), next: Some(0) });
+        while survey.next.is_some() {
+            let (told, wait) = oneshot::channel();
+            self.waits.borrow_mut().lun_surveys.insert(core, told);
+            self.send(core, Msg::LunSurvey(survey)).await?;
+            survey = self.answer(core, wait).await?;
+            survey.rows.drain(..).for_each(|row| tell(&row));
+        }
+        Ok(())
     }
 
     /// A block of control's own memory for [`request`](Self::request).

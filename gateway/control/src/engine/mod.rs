@@ -3,119 +3,50 @@
 //! What it is: one task that takes actions one at a time. A change is planned (pure), then carried
 //! out by comparing two states: what is new is brought up, the change is stored, cores are told, and
 //! what is gone is taken down. Up to the commit a failure undoes what was brought up; from the commit
-//! on nothing is refused any more.
+//! on nothing is refused any more. Queries don't wait for that: they are answered from what was shown last.
 //!
 //! What it is not: on the data path. It sends messages to cores and waits for their answers.
 
 pub mod backends;
 pub mod cores;
+pub mod handle;
 mod pools;
 mod portals;
+mod queries;
 pub mod topology;
 pub mod view;
 
-use crate::action::{Action, Change, Phase};
+use crate::action::{Action, Phase};
 use crate::error::{Fault, Refusal};
 use crate::plan::plan;
 use crate::state::{Row, RowChange, State};
 use crate::store::{Found, Store};
 use backends::{Live, Setting};
 use cores::Cores;
+use handle::{Handle, Outcome, Queue};
 use pools::Pools;
 use portals::{Placement, Portal};
+use queries::Queries;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use topology::{Numbers, Placed};
 use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
-use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
-use trefoil_storage::msg::{Event, Survey};
-use trefoil_storage::topology::{BackendId, PortalId, Topology};
+use trefoil_storage::msg::Event;
+use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
 use trefoil_sys::socket::{self, CongestionControl};
-use view::View;
+use view::{BackendView, View};
 
-/// Rows of one core's survey.
-const SURVEY_ROWS: usize = 4096;
-
-/// What came of an action.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The change is stored and in force.
-    Changed(Box<View>),
-    /// What a change would store.
-    Preview(Vec<RowChange>),
-    /// What there is.
-    View(Box<View>),
-    /// What is connected, core by core.
-    Survey(Vec<(CoreId, Box<Survey>)>),
-    /// The stop has begun.
-    Stopping,
-}
-
-type Asked = (Action, oneshot::Sender<Result<Outcome, Refusal>>);
-
-/// A way to ask the engine. Cloning gives another.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    asks: mpsc::Sender<Asked>,
-    phase: watch::Receiver<Phase>,
-}
-
-impl Handle {
-    /// Asks, and waits for the outcome.
-    ///
-    /// # Errors
-    /// Why it was refused or failed.
-    pub async fn act(&self, action: Action) -> Result<Outcome, Refusal> {
-        let gone = || Refusal::new(Fault::WrongState, "the gateway has stopped");
-        let (tell, wait) = oneshot::channel();
-        self.asks.send((action, tell)).await.map_err(|_| gone())?;
-        wait.await.map_err(|_| gone())?
-    }
-
-    /// The state, and what is known about its parts.
-    ///
-    /// # Errors
-    /// The gateway has stopped.
-    pub async fn view(&self) -> Result<View, Refusal> {
-        match self.act(Action::View).await? {
-            Outcome::View(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a view gave {other:?}"))),
-        }
-    }
-
-    /// Carries a change out.
-    ///
-    /// # Errors
-    /// Why it was refused or failed.
-    pub async fn change(&self, change: Change) -> Result<View, Refusal> {
-        match self.act(Action::Change(change)).await? {
-            Outcome::Changed(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a change gave {other:?}"))),
-        }
-    }
-
-    /// Where the gateway is in its life.
-    pub fn phase(&self) -> Phase {
-        *self.phase.borrow()
-    }
-
-    /// A handle behind which nobody is.
-    #[cfg(test)]
-    pub(crate) fn dangling() -> Self {
-        Self { asks: mpsc::channel(1).0, phase: watch::channel(Phase::Stopping).1 }
-    }
-
-    /// Waits until the gateway is asked to stop.
-    pub async fn stopping(&mut self) {
-        // An error means that the engine is gone, which is the same.
-        let _ = self.phase.wait_for(|phase| *phase == Phase::Stopping).await;
-    }
-}
+/// The first and the longest pause before what is down is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// What a change that is under way may still take once a stop is asked for.
+const HURRY: Duration = Duration::from_secs(2);
 
 /// What the engine is made from.
 pub struct Seed {
@@ -140,14 +71,18 @@ pub struct Engine {
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
-    /// Backends and pools that could not be brought up at the start, and why.
+    /// `backend/NAME` and `pool/NAME` that could not be brought up, and why.
     down: BTreeMap<String, String>,
+    /// How long to wait before what is down is tried again.
+    retry_after: Duration,
     pools: Pools,
     placed: BTreeMap<String, Placed>,
     numbers: Numbers,
     portals: BTreeMap<SocketAddr, Portal>,
     epoch: u64,
     phase: watch::Sender<Phase>,
+    /// What queries are answered from.
+    shown: watch::Sender<Arc<View>>,
     /// What cores reported and the engine has to follow.
     events: Rc<RefCell<Vec<Event>>>,
     /// Told when there are such.
@@ -170,7 +105,7 @@ impl Engine {
     ///
     /// # Errors
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
-    /// a backend, pool or listener that fails then is left out, with a log line.
+    /// a backend, pool or listener that fails then is left out, with a log line; backends and pools are tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, store, found, cpus } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
@@ -184,6 +119,7 @@ impl Engine {
             }
         }));
         let gateway = Arc::new(config.gateway.clone());
+        let shown = watch::Sender::new(Arc::new(View::of(&gateway, &cpus)));
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
@@ -195,12 +131,14 @@ impl Engine {
             state: Arc::default(),
             live: BTreeMap::new(),
             down: BTreeMap::new(),
+            retry_after: RETRY.0,
             pools: Pools::default(),
             placed: BTreeMap::new(),
             numbers: Numbers::default(),
             portals: BTreeMap::new(),
             epoch: 0,
             phase,
+            shown,
             events,
             changed,
             channel_requests: (qpairs * 128).min(16_384),
@@ -212,49 +150,70 @@ impl Engine {
             engine.resume(State::from_rows(found.rows)).await?;
         }
         engine.phase.send_replace(Phase::Running);
+        engine.show();
         Ok(engine)
     }
 
-    /// Takes actions until it is asked to stop and everyone who could ask is gone.
-    pub async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
+    /// Takes actions until everyone who could ask is gone.
+    pub async fn run(mut self, queue: Queue) {
+        let Queue { mut asks, queries, mut hurried } = queue;
+        let beside = Queries {
+            cores: self.cores.clone(),
+            shown: self.shown.subscribe(),
+            phase: self.phase.subscribe(),
+        };
+        tokio::task::spawn_local(beside.run(queries));
         let changed = self.changed.clone();
+        let mut retry_at = Instant::now() + self.retry_after;
         loop {
+            let retries = !self.down.is_empty() && *self.phase.borrow() == Phase::Running;
             tokio::select! {
                 asked = asks.recv() => {
                     let Some((action, tell)) = asked else { return };
-                    let outcome = self.act(action).await;
+                    let is_change = matches!(action, Action::Change(_));
+                    let outcome = tokio::select! {
+                        outcome = self.act(action) => outcome,
+                        () = stop_is_late(&mut hurried), if is_change => Err(Refusal::new(
+                            Fault::WrongState,
+                            "the gateway stops and this change was cut short; the next start shows what came of it",
+                        )),
+                    };
+                    self.show();
                     // Whoever asked may be gone.
                     let _ = tell.send(outcome);
                 }
                 () = changed.notified() => {}
+                () = tokio::time::sleep_until(retry_at), if retries => {
+                    tokio::select! {
+                        () = self.retry() => {}
+                        () = stop_is_late(&mut hurried) => {}
+                    }
+                    retry_at = Instant::now() + self.retry_after;
+                }
             }
-            if let Err(error) = self.heed_events().await {
-                tracing::error!(%error, "what cores reported could not be followed");
+            tokio::select! {
+                heeded = self.heed_events() => if let Err(error) = heeded {
+                    tracing::error!(%error, "what cores reported could not be followed");
+                },
+                () = stop_is_late(&mut hurried) => {}
             }
+            self.show();
         }
     }
 
     /// A handle, and the queue that [`run`](Self::run) takes.
-    pub fn handle(&self) -> (Handle, mpsc::Receiver<Asked>) {
-        let (asks, queue) = mpsc::channel(64);
-        (Handle { asks, phase: self.phase.subscribe() }, queue)
+    pub fn handle(&self) -> (Handle, Queue) {
+        Handle::new(self.phase.subscribe())
+    }
+
+    /// Lets queries see what there is now.
+    fn show(&self) {
+        self.shown.send_replace(Arc::new(self.view()));
     }
 
     async fn act(&mut self, action: Action) -> Result<Outcome, Refusal> {
         action.check_phase(*self.phase.borrow())?;
         match action {
-            Action::View => Ok(Outcome::View(Box::new(self.view()))),
-            Action::Survey => {
-                let mut rows = Vec::new();
-                for core in self.cores.all() {
-                    rows.push((core, self.cores.survey(core, SURVEY_ROWS).await?));
-                }
-                Ok(Outcome::Survey(rows))
-            }
-            Action::Preview(change) => {
-                let next = plan(&self.state, &self.gateway, &change)?;
-                Ok(Outcome::Preview(self.state.changes_to(&next)))
-            }
             Action::Change(change) => {
                 let next = plan(&self.state, &self.gateway, &change)?;
                 self.reconcile(next, false).await?;
@@ -276,6 +235,7 @@ impl Engine {
                 }
                 Ok(Outcome::Stopping)
             }
+            other => Err(Refusal::new(Fault::Internal, format!("{other:?} changes nothing"))),
         }
     }
 
@@ -286,7 +246,10 @@ impl Engine {
     async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
         let mut made = Made::default();
-        let ready = self.bring_up(&mut next, &mut made).await;
+        let mut ready = self.bring_up(&mut next, &mut made, seeding).await;
+        if ready.is_ok() {
+            ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
+        }
         let changes = self.state.changes_to(&next);
         let ready = match ready {
             Ok(()) if changes.is_empty() && !seeding => Ok(()),
@@ -297,6 +260,7 @@ impl Engine {
         };
         if let Err(refusal) = ready {
             self.undo(made).await;
+            self.keep_exports().await;
             return Err(refusal);
         }
         let old = std::mem::replace(&mut self.state, Arc::new(next));
@@ -306,7 +270,7 @@ impl Engine {
     }
 
     /// Brings up what `next` has and the state in force lacks.
-    async fn bring_up(&mut self, next: &mut State, made: &mut Made) -> Result<(), Refusal> {
+    async fn bring_up(&mut self, next: &mut State, made: &mut Made, seeding: bool) -> Result<(), Refusal> {
         for (name, backend) in &next.backends {
             if self.state.backends.contains_key(name) {
                 continue;
@@ -325,6 +289,13 @@ impl Engine {
         }
         if made.pools.iter().any(|(_, is_new)| !is_new) {
             self.pools.adopt_into(next);
+            if seeding {
+                self.pools.adopt_exports(next);
+                if let Some(problem) = next.to_config(&self.gateway).check().into_iter().next() {
+                    let what = format!("the document doesn't go with what the pools keep: {problem}");
+                    return Err(Refusal::new(Fault::Invalid, what));
+                }
+            }
         }
         for lun in next.luns.values_mut() {
             let now = self.state.luns.get(&lun.name);
@@ -338,7 +309,9 @@ impl Engine {
                     place
                 }
                 (Some(_), _) if now.is_some_and(|now| now.size != lun.size) => {
-                    self.pools.grow_lun(&self.cores, &self.live, lun).await?
+                    let grown = self.pools.grow_lun(&self.cores, &self.live, lun).await?;
+                    made.grown.extend(now.cloned().zip(self.placed.get(&name).cloned()));
+                    grown
                 }
                 (_, Some(backend)) if now.is_none() => {
                     let live = self.live.get(backend);
@@ -377,6 +350,14 @@ impl Engine {
         for name in &made.placed {
             self.placed.remove(name);
         }
+        for (lun, place) in made.grown {
+            match self.pools.undo_growth(&self.cores, &self.live, &lun).await {
+                Ok(()) => drop(self.placed.insert(lun.name, place)),
+                Err(error) => {
+                    tracing::error!(%error, lun = lun.name, "a failed change has grown a LUN for good")
+                }
+            }
+        }
         for lun in &made.luns {
             if let Err(error) = self.pools.delete_lun(&self.cores, &self.live, lun).await {
                 tracing::error!(%error, lun = lun.name, "a LUN that a failed change made can't be deleted");
@@ -412,10 +393,10 @@ impl Engine {
         }
         for name in old.pools.keys().filter(|name| !state.pools.contains_key(*name)) {
             self.pools.delete(&self.cores, &self.live, name).await?;
-            self.down.remove(name);
+            self.down.remove(&format!("pool/{name}"));
         }
         for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
-            self.down.remove(name);
+            self.down.remove(&format!("backend/{name}"));
             if let Some(live) = self.live.remove(name) {
                 backends::take_down(&self.cores, &live).await?;
             }
@@ -442,14 +423,14 @@ impl Engine {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
                     tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
-                    self.down.insert(name.clone(), error.message);
+                    self.down.insert(format!("backend/{name}"), error.message);
                 }
             }
         }
         for (name, pool) in &state.pools {
             if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
                 tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
-                self.down.insert(name.clone(), error.message);
+                self.down.insert(format!("pool/{name}"), error.message);
             }
         }
         let stored = state.clone();
@@ -470,8 +451,16 @@ impl Engine {
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
         }
         self.state = Arc::new(state);
+        self.keep_exports().await;
         self.place_all();
         self.publish().await
+    }
+
+    /// Lets the pools keep who sees their LUNs now, as far as they can.
+    async fn keep_exports(&mut self) {
+        if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
+            tracing::error!(%error, "a pool doesn't keep who sees its LUNs; only the store knows it");
+        }
     }
 
     async fn publish(&mut self) -> Result<(), Refusal> {
@@ -487,7 +476,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Follows what cores reported since the last time: sizes found and changed, paths lost and found.
+    /// Follows what cores reported since the last time: sizes found and changed.
     async fn heed_events(&mut self) -> Result<(), Refusal> {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
@@ -497,13 +486,7 @@ impl Engine {
                     (backend, Some(block_bytes), Some(len_bytes))
                 }
                 Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
-                Event::BackendState { backend, usable, why } => {
-                    if let Some(live) = self.live.values_mut().find(|live| live.id == backend) {
-                        live.usable = if usable { Ok(()) } else { Err(why) };
-                    }
-                    continue;
-                }
-                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+                Event::BackendState { .. } | Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
             };
             let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
             let before = (live.block_bytes, live.len_bytes);
@@ -514,12 +497,51 @@ impl Engine {
         if resized { self.place_again().await } else { Ok(()) }
     }
 
+    /// Tries again what is down. The pause before the next time doubles, until something comes up.
+    async fn retry(&mut self) {
+        let state = self.state.clone();
+        let mut came_up = false;
+        for (name, backend) in &state.backends {
+            let key = format!("backend/{name}");
+            if !self.down.contains_key(&key) {
+                continue;
+            }
+            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
+            let others = self.live.values();
+            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
+                Ok(live) => {
+                    tracing::info!(backend = name, "a backend that was down is up");
+                    self.live.insert(name.clone(), live);
+                    self.down.remove(&key);
+                    came_up = true;
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
+            }
+        }
+        let before = self.down.len();
+        if let Err(error) = self.place_again().await {
+            tracing::error!(%error, "what came up can't be served");
+        }
+        came_up |= self.down.len() < before;
+        self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
+    }
+
     /// Opens pools whose backends were found at last, and places LUNs anew.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
-            if self.down.contains_key(name) && self.pools.open(&self.cores, pool, &self.live).await.is_ok() {
-                self.down.remove(name);
+            let key = format!("pool/{name}");
+            let all_up = pool.backends.iter().all(|backend| self.live.contains_key(backend));
+            let is_complete_now = all_up && self.pools.is_missing_members(name);
+            if !is_complete_now && !self.down.contains_key(&key) {
+                continue;
+            }
+            match self.pools.open(&self.cores, pool, &self.live).await {
+                Ok(()) => {
+                    tracing::info!(pool = name, "a pool that was down is up");
+                    self.down.remove(&key);
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
             }
         }
         self.pools.adopt_into(&mut state);
@@ -529,6 +551,7 @@ impl Engine {
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
             self.state = Arc::new(state);
         }
+        self.keep_exports().await;
         if self.place_all() { self.publish().await } else { Ok(()) }
     }
 
@@ -567,10 +590,15 @@ impl Engine {
             gateway: self.gateway.clone(),
             phase: *self.phase.borrow(),
             epoch: self.epoch,
-            backends: self.live.iter().map(|(name, live)| (name.clone(), live.into())).collect(),
+            backends: self
+                .live
+                .iter()
+                .map(|(name, live)| (name.clone(), BackendView::of(live, &self.cores)))
+                .collect(),
             down: self.down.clone(),
             pools: self.pools.views(),
             luns: self.placed.clone(),
+            lun_ids: self.numbers.luns.iter().map(|(name, id)| (name.clone(), LunId(id))).collect(),
             cores: self.cores.metrics().iter().map(|m| m.sample()).collect(),
             cpus: self.cpus.clone(),
         }
@@ -584,6 +612,8 @@ struct Made {
     /// Each with whether it was made, and not only opened.
     pools: Vec<(String, bool)>,
     luns: Vec<trefoil_config::Lun>,
+    /// As they were, and where.
+    grown: Vec<(trefoil_config::Lun, Placed)>,
     placed: Vec<String>,
     portals: Vec<SocketAddr>,
 }
@@ -594,6 +624,15 @@ fn full(what: &str) -> Refusal {
 
 fn down(what: &str) -> Refusal {
     Refusal::new(Fault::Device, format!("{what} is down"))
+}
+
+/// Waits until a change that is under way has had its time after a stop was asked for.
+async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
+    if hurried.wait_for(|hurried| *hurried).await.is_err() {
+        // Nobody is left who could ask for it.
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(HURRY).await;
 }
 
 /// Logs an event, and keeps it if the engine has to follow it; says whether it does.
@@ -612,6 +651,7 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
         }
         Event::BackendState { backend, usable, why } => {
             tracing::warn!(backend = backend.0, usable, why, "backend state");
+            return false;
         }
         Event::BackendResized { backend, len_bytes } => {
             tracing::info!(backend = backend.0, len_bytes, "backend resized");

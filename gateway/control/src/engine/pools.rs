@@ -1,23 +1,24 @@
 //! Pools: the engine's side of the layout that lies on their backends.
 //!
 //! The pool is the truth about its LUNs, the store only a copy: when a pool is opened, the copy is
-//! brought up to it ([`Pools::adopt_into`]). So a lost database is rebuilt up to what no pool knows:
-//! which subsystems show a LUN, and to whom.
+//! brought up to it ([`Pools::adopt_into`]). Which subsystems show a LUN, and to whom, is kept on the pool
+//! too ([`crate::exports`]), so that a lost database can be rebuilt.
 
 use super::backends::Live;
 use super::cores::Cores;
 use super::topology::Placed;
 use super::view::PoolView;
 use crate::error::{Fault, Refusal};
+use crate::exports::{self, Record};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
-    BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, Found, Frozen, LunError, NewLun,
-    NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun, destroy_pool,
-    grow_lun, open_pool, scan,
+    BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
+    LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool, delete_lun,
+    destroy_pool, grow_lun, open_pool, scan, store_exports, undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -109,6 +110,19 @@ fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     })
 }
 
+/// What a backend turned out to be, for a person.
+fn tell(backend: &str, found: &Found) -> String {
+    match found {
+        Found::Member(label) => {
+            format!("{backend} belongs to pool {} ({})", label.pool_name, label.pool_uuid)
+        }
+        Found::Unfinished(label) => format!("{backend} is left from the unfinished pool {}", label.pool_name),
+        Found::Free => format!("{backend} has none"),
+        Found::Damaged(damage) => format!("{backend} has a damaged one: {damage}"),
+        Found::Failed(error) => error.to_string(),
+    }
+}
+
 fn lun_refusal(e: LunError) -> Refusal {
     let fault = match &e {
         LunError::Name { .. }
@@ -119,6 +133,7 @@ fn lun_refusal(e: LunError) -> Refusal {
         LunError::NotFound { .. } => Fault::NotFound,
         LunError::Busy { .. } | LunError::InUse { .. } => Fault::InUse,
         LunError::NoSpace { .. } | LunError::Table { .. } => Fault::NoSpace,
+        LunError::Io { error, .. } if error.fault == IoFault::NoSpace => Fault::NoSpace,
         LunError::Frozen { .. } | LunError::Io { .. } => Fault::Device,
     };
     Refusal::new(fault, e.to_string())
@@ -168,8 +183,7 @@ impl Pools {
             self.open_as(&io, &spec.name, first, backends).await?;
             tracing::warn!(
                 pool = spec.name,
-                "the pool lies on its backends already: it was opened, with its LUNs. Which subsystems \
-                 showed them, and to whom, only the store knew"
+                "the pool lies on its backends already: it was opened, with its LUNs"
             );
             return Ok(false);
         }
@@ -201,26 +215,27 @@ impl Pools {
         // A backend that is down is missing; the pool is then served as far as it goes.
         let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
         let found = scan(&io, &backends).await;
-        let mut uuid = None;
+        let uuid = found.iter().find_map(|found| match found {
+            Found::Member(label) => Some(label.pool_uuid),
+            _ => None,
+        });
+        let uuid = uuid.ok_or_else(|| {
+            let each: Vec<_> = backends.iter().zip(&found).map(|(b, found)| tell(&b.name, found)).collect();
+            let what = format!("no backend of pool `{}` has its label: {}", spec.name, each.join("; "));
+            Refusal::new(Fault::Device, what)
+        })?;
         let mut members = Vec::new();
         for (backend, found) in backends.into_iter().zip(found) {
-            match found {
-                Found::Member(label) if *uuid.get_or_insert(label.pool_uuid) == label.pool_uuid => {
-                    members.push(backend);
-                }
-                other => {
-                    tracing::error!(
-                        pool = spec.name,
-                        backend = backend.name,
-                        ?other,
-                        "not a member of this pool"
-                    );
+            match &found {
+                Found::Member(label) if label.pool_uuid == uuid => members.push(backend),
+                // It may have lost its label.
+                Found::Free | Found::Damaged(_) => members.push(backend),
+                Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
+                    let what = tell(&backend.name, &found);
+                    tracing::error!(pool = spec.name, what, "not a member of this pool");
                 }
             }
         }
-        let uuid = uuid.ok_or_else(|| {
-            Refusal::new(Fault::Device, format!("none of the backends of pool `{}` has its label", spec.name))
-        })?;
         self.open_as(&io, &spec.name, uuid, members).await
     }
 
@@ -289,6 +304,66 @@ impl Pools {
         }
     }
 
+    /// What the open pools keep of who sees their LUNs.
+    fn records(&self) -> impl Iterator<Item = (&String, Record)> {
+        self.open.iter().filter_map(|(name, pool)| match Record::parse(&pool.table().exports) {
+            Ok(record) => record.map(|record| (name, record)),
+            Err(why) => {
+                tracing::error!(pool = name, why, "what the pool keeps of its exports can't be read");
+                None
+            }
+        })
+    }
+
+    /// Brings a state that a document made up to what the pools keep of who sees their LUNs.
+    pub fn adopt_exports(&self, state: &mut State) {
+        let mut held = BTreeMap::new();
+        let mut records = Vec::new();
+        for (name, record) in self.records() {
+            tracing::warn!(pool = name, "its LUNs are shown as the pool says, and not as the document does");
+            let luns = self.open.get(name).into_iter().flat_map(|pool| &pool.table().luns);
+            for uuid in luns.map(|lun| Uuid::from_bytes(lun.uuid.0)) {
+                let known = state.luns.values().find(|lun| lun.uuid == Some(uuid));
+                held.extend(known.map(|lun| (uuid, lun.name.clone())));
+            }
+            records.push(record);
+        }
+        exports::adopt(state, &held, records);
+    }
+
+    /// Lets every pool keep who sees its LUNs in this state. One that takes no changes is left out, and is
+    /// brought up to date when it does.
+    ///
+    /// # Errors
+    /// There is too much of it, or a backend fails.
+    pub async fn keep_exports(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Result<(), Refusal> {
+        let kept: BTreeMap<String, Record> =
+            self.records().map(|(name, record)| (name.clone(), record)).collect();
+        let revision = kept.values().map(|record| record.revision).max().unwrap_or(0) + 1;
+        let names: Vec<String> = self.open.keys().cloned().collect();
+        for name in names {
+            let wanted = Record::of(state, &name, revision);
+            if kept.get(&name).is_some_and(|kept| kept.is_same(&wanted)) {
+                continue;
+            }
+            if let Some(Frozen::Missing(_)) = self.open.get(&name).and_then(Pool::frozen) {
+                tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
+                continue;
+            }
+            let mut pool = self.take_usable(cores, lives, &name).await?;
+            let stored = store_exports(&Through::new(cores, lives), &mut pool, wanted.bytes()).await;
+            self.open.insert(name, pool);
+            stored.map_err(|e| {
+                let fault = match &e {
+                    ExportsError::Table { .. } => Fault::NoSpace,
+                    ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
+                };
+                Refusal::new(fault, e.to_string())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Makes a LUN in its pool, or finds it there.
     ///
     /// # Errors
@@ -349,6 +424,20 @@ impl Pools {
         self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
     }
 
+    /// Makes a LUN as small again as `lun` says, after a growth that no core was told of.
+    ///
+    /// # Errors
+    /// A backend fails.
+    pub async fn undo_growth(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
+        let name = lun.pool.as_deref().unwrap_or_default();
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let blocks = lun.size.unwrap_or_default().0 / u64::from(lun.block_bytes.unwrap_or(512));
+        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let undone = undo_growth(&Through::new(cores, lives), &mut pool, uuid, blocks).await;
+        self.open.insert(name.into(), pool);
+        undone.map_err(lun_refusal)
+    }
+
     /// Deletes a LUN that no core presents any more.
     ///
     /// # Errors
@@ -385,6 +474,11 @@ impl Pools {
             last.len = last.len.min(len_bytes - last.lun_offset);
         }
         Ok(Placed { block_bytes: found.block_bytes, len_bytes, extents })
+    }
+
+    /// Whether it is open without some of its members.
+    pub fn is_missing_members(&self, name: &str) -> bool {
+        matches!(self.open.get(name).and_then(Pool::frozen), Some(Frozen::Missing(_)))
     }
 
     /// For tables.

@@ -44,6 +44,11 @@ impl<K: Ord + Clone> Ids<K> {
         self.by_key.get(key).copied()
     }
 
+    /// Every key with its number.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
+        self.by_key.iter().map(|(key, id)| (key, *id))
+    }
+
     /// Takes back the numbers of all keys that `keep` doesn't want.
     pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
         let used = &mut self.used;
@@ -90,7 +95,7 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     }
     let len_bytes = backend.len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
     if len_bytes == 0 {
-        return Err(format!("the size of its backend is not known yet: {:?}", backend.usable));
+        return Err("the size of its backend is not known yet".into());
     }
     let extents = vec![Extent { lun_offset: 0, len: len_bytes, backend: backend.id, backend_offset: 0 }];
     Ok(Placed { block_bytes, len_bytes, extents })

@@ -1,6 +1,7 @@
 //! What there is: the desired state with what the engine knows about its parts.
 
 use super::backends::Live;
+use super::cores::Cores;
 use super::topology::Placed;
 use crate::action::Phase;
 use crate::state::State;
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use trefoil_config::Gateway;
 use trefoil_poll::{CoreId, CoreSample};
+use trefoil_storage::topology::{BackendId, LunId};
 
 /// A snapshot for queries.
 #[derive(Clone, Debug)]
@@ -22,21 +24,44 @@ pub struct View {
     pub epoch: u64,
     /// Backends that are up.
     pub backends: BTreeMap<String, BackendView>,
-    /// Backends and pools that are down since the start, and why.
+    /// `backend/NAME` and `pool/NAME` that are down, and why. They are tried again by and by.
     pub down: BTreeMap<String, String>,
     /// Pools that are up.
     pub pools: BTreeMap<String, PoolView>,
     /// LUNs that are served.
     pub luns: BTreeMap<String, Placed>,
+    /// Their index on every core.
+    pub lun_ids: BTreeMap<String, LunId>,
     /// Each core's counters.
     pub cores: Vec<CoreSample>,
     /// Each core's CPU.
     pub cpus: Vec<usize>,
 }
 
+impl View {
+    /// Of a gateway of which nothing is up yet.
+    pub(super) fn of(gateway: &Arc<Gateway>, cpus: &[usize]) -> Self {
+        Self {
+            state: Arc::default(),
+            gateway: gateway.clone(),
+            phase: Phase::Starting,
+            epoch: 0,
+            backends: BTreeMap::new(),
+            down: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            luns: BTreeMap::new(),
+            lun_ids: BTreeMap::new(),
+            cores: Vec::new(),
+            cpus: cpus.to_vec(),
+        }
+    }
+}
+
 /// A backend that is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendView {
+    /// Its index on every core.
+    pub id: BackendId,
     /// Its size in bytes.
     pub len_bytes: u64,
     /// Its logical block size in bytes.
@@ -47,13 +72,14 @@ pub struct BackendView {
     pub usable: Result<(), &'static str>,
 }
 
-impl From<&Live> for BackendView {
-    fn from(live: &Live) -> Self {
+impl BackendView {
+    pub(super) fn of(live: &Live, cores: &Cores) -> Self {
         Self {
+            id: live.id,
             len_bytes: live.len_bytes,
             block_bytes: live.block_bytes,
             owner: live.owner,
-            usable: live.usable,
+            usable: cores.usable(live.id),
         }
     }
 }

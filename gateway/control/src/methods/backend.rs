@@ -30,7 +30,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeName) -> Reply {
     Ok(names.map(|name| render(&view, name)).collect())
 }
 
-fn render(view: &View, name: &str) -> Value {
+pub(super) fn render(view: &View, name: &str) -> Value {
     let Some(backend) = view.state.backends.get(name) else { return Value::Null };
     let mut value = json!({
         "name": name,
@@ -41,7 +41,7 @@ fn render(view: &View, name: &str) -> Value {
         "nsid": backend.nsid,
         "used_by": used_by(view, name),
     });
-    let live = match (view.backends.get(name), view.down.get(name)) {
+    let live = match (view.backends.get(name), view.down.get(&format!("backend/{name}"))) {
         (Some(live), _) => json!({
             "len_bytes": live.len_bytes,
             "block_bytes": live.block_bytes,

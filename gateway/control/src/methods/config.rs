@@ -2,8 +2,9 @@
 
 use super::params::None;
 use super::{Methods, Reply};
+use crate::engine::describe;
+use crate::engine::handle::Outcome;
 use crate::engine::view::View;
-use crate::engine::{Outcome, describe};
 use crate::jsonrpc::{INTERNAL_ERROR, RpcError};
 use crate::store::SCHEMA;
 use crate::{Action, Change};

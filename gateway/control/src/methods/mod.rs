@@ -3,6 +3,7 @@
 //! What it is: one file a group here, SPDK's in [`crate::spdk`]. Each only translates into an
 //! [`Action`](crate::Action).
 
+pub mod array;
 pub mod backend;
 pub mod config;
 pub mod gateway;
@@ -13,8 +14,8 @@ pub mod pool;
 pub mod stats;
 pub mod subsystem;
 
+use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
-use crate::engine::{Handle, Outcome};
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::{Dispatch, METHOD_NOT_FOUND, RpcError};
 use crate::{Action, Change, spdk};
@@ -40,6 +41,11 @@ impl Methods {
 
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Nanoseconds since this gateway began to answer.
+    pub(crate) fn uptime_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
     }
 
     pub(crate) async fn view(&self) -> Result<View, RpcError> {
@@ -73,8 +79,10 @@ macro_rules! methods {
 }
 
 methods! {
+    "backend_attach" => array::attach,
     "backend_create" => backend::create,
     "backend_delete" => backend::delete,
+    "backend_discover" => array::discover,
     "backend_list" => backend::list,
     "pool_create" => pool::create,
     "pool_delete" => pool::delete,
@@ -126,6 +134,7 @@ methods! {
     "bdev_uring_create" => spdk::bdev::bdev_uring_create,
     "bdev_uring_delete" => spdk::bdev::bdev_file_delete,
     "bdev_get_bdevs" => spdk::bdev::bdev_get_bdevs,
+    "bdev_get_iostat" => spdk::iostat::bdev_get_iostat,
     "bdev_wait_for_examine" => spdk::bdev::bdev_wait_for_examine,
     "bdev_nvme_attach_controller" => spdk::bdev_nvme::bdev_nvme_attach_controller,
     "bdev_nvme_detach_controller" => spdk::bdev_nvme::bdev_nvme_detach_controller,

@@ -57,7 +57,7 @@ fn render(view: &View, name: &str) -> Value {
         }
         Option::None => {
             value["state"] = "down".into();
-            value["why"] = view.down.get(name).cloned().into();
+            value["why"] = view.down.get(&format!("pool/{name}")).cloned().into();
         }
     }
     value

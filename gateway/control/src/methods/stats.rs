@@ -2,11 +2,13 @@
 
 use super::params::None;
 use super::{Methods, Reply};
+use crate::LunTotals;
 use crate::engine::view::View;
 use serde_json::{Value, json};
 use std::time::Instant;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::{QpairRow, Survey};
+use trefoil_storage::stats::{Latency, OpStats};
 
 pub(super) async fn core_list(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
@@ -23,7 +25,9 @@ pub(super) async fn get(methods: &Methods, _: None) -> Reply {
         survey.iter().flat_map(|(core, s)| s.qpairs.iter().map(|row| qpair_row(*core, row))).collect();
     let total: usize = survey.iter().map(|(_, s)| s.total).sum();
     let at_us = Instant::now().duration_since(methods.started).as_micros() as u64;
-    Ok(json!({ "at_us": at_us, "cores": cores, "connections": total, "qpairs": qpairs }))
+    let luns = methods.handle.lun_stats().await?;
+    let luns: Vec<Value> = luns.iter().map(|(name, totals)| lun_row(name, totals)).collect();
+    Ok(json!({ "at_us": at_us, "cores": cores, "connections": total, "luns": luns, "qpairs": qpairs }))
 }
 
 fn core_row(view: &View, core: CoreId, survey: &Survey) -> Value {
@@ -37,6 +41,28 @@ fn core_row(view: &View, core: CoreId, survey: &Survey) -> Value {
         "busy_turns": sample.busy_turns,
         "busy_us": sample.busy_ns / 1000,
         "sleeps": sample.sleeps,
+    })
+}
+
+/// Of the histogram, the buckets that are not empty: a latency that each stays below, and its count.
+fn lun_row(name: &str, totals: &LunTotals) -> Value {
+    let LunTotals { stats, latency } = totals;
+    let op = |op: &OpStats| {
+        json!({
+            "ops": op.ops, "bytes": op.bytes, "latency_ns": op.latency_ns, "min_ns": op.min_ns, "max_ns": op.max_ns,
+        })
+    };
+    let counts = latency.0.iter().enumerate().filter(|(_, count)| **count > 0);
+    let histogram: Vec<Value> =
+        counts.map(|(at, count)| json!([Latency::above_ns(at).unwrap_or(u64::MAX), count])).collect();
+    json!({
+        "name": name,
+        "read": op(&stats.read),
+        "write": op(&stats.write),
+        "trim": op(&stats.trim),
+        "flush": op(&stats.flush),
+        "errors": stats.errors,
+        "latency_below_ns": histogram,
     })
 }
 

@@ -5,10 +5,13 @@ use crate::Change;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::array::backends_of;
 use crate::methods::params::{MaybeName, Off};
+use crate::state::State;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use trefoil_config::{Backend, BackendType};
 
 type Reply = Result<Value, RpcError>;
@@ -85,55 +88,63 @@ pub(crate) struct Detach {
     _hostsvcid: Off,
 }
 
-/// The first namespace becomes the bdev `NAMEn1`, as with SPDK; others are made with `backend_create`.
+/// Each namespace that the subsystem shows us becomes a bdev `NAMEnNSID`. Each has a connection of its own to the array.
 pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: Attach) -> Reply {
     if p.multipath.as_deref().is_some_and(|mode| mode != "disable") {
         return Err(RpcError::params("multipath: this gateway has one path to a backend"));
     }
     let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
     let Some(subnqn) = p.subnqn else { return Err(RpcError::params("subnqn: a TCP controller needs it")) };
-    let name = format!("{}n1", p.name);
-    let backend = Backend {
+    let template = Backend {
         address: Some(id.address()?),
         subnqn: Some(subnqn),
         hostnqn: p.hostnqn,
-        nsid: Some(1),
         queues: p.num_io_queues,
         header_digest: p.hdgst.filter(|on| *on),
         data_digest: p.ddgst.filter(|on| *on),
         loss_timeout_s: p.ctrlr_loss_timeout_sec.and_then(|s| u32::try_from(s).ok()),
-        ..Backend::new(name.clone(), BackendType::NvmeTcp)
+        ..Backend::new(p.name, BackendType::NvmeTcp)
     };
-    methods.change(Change::BdevCreate { backend, uuid: None }).await?;
-    Ok(json!([name]))
+    if !members(&methods.view().await?.state, &template.name).is_empty() {
+        return Err(Refusal::new(
+            Fault::Exists,
+            format!("there is a controller `{}` already", template.name),
+        )
+        .into());
+    }
+    let backends = backends_of(methods, &template).await?;
+    let names: Vec<String> = backends.iter().map(|backend| backend.name.clone()).collect();
+    methods.change(Change::Attach { backends, whole: true }).await?;
+    Ok(json!(names))
 }
 
 pub(crate) async fn bdev_nvme_detach_controller(methods: &Methods, p: Detach) -> Reply {
     let view = methods.view().await?;
-    let name = format!("{}n1", p.name);
-    if !view.state.backends.get(&name).is_some_and(|b| b.kind == BackendType::NvmeTcp) {
+    let names: Vec<String> = members(&view.state, &p.name).iter().map(|b| b.name.clone()).collect();
+    if names.is_empty() {
         return Err(Refusal::new(Fault::NotFound, format!("there is no controller `{}`", p.name)).into());
     }
-    methods.change(Change::BdevDelete { name }).await?;
+    methods.change(Change::Detach { names }).await?;
     Ok(true.into())
 }
 
+/// Of each controller what its namespaces have in common. Its state is the worst of theirs.
 pub(crate) async fn bdev_nvme_get_controllers(methods: &Methods, p: MaybeName) -> Reply {
     let view = methods.view().await?;
-    let all = view.state.backends.values().filter(|b| b.kind == BackendType::NvmeTcp);
-    let controllers = all.filter_map(|backend| {
-        let name = controller_name(&backend.name);
-        if p.name.as_deref().is_some_and(|wanted| wanted != name) {
-            return None;
-        }
-        let mut trid = TransportId::of(backend.address?);
-        trid["subnqn"] = backend.subnqn.clone().into();
-        let state = match view.backends.get(&backend.name).map(|live| live.usable) {
-            Some(Ok(())) => "enabled",
-            Some(Err(_)) => "resetting",
-            None => "failed",
+    let names: BTreeSet<&str> = view.state.backends.values().filter_map(controller_name).collect();
+    let wanted = names.into_iter().filter(|name| p.name.as_deref().is_none_or(|wanted| wanted == *name));
+    let controllers = wanted.filter_map(|name| {
+        let namespaces = members(&view.state, name);
+        let first = namespaces.first()?;
+        let mut trid = TransportId::of(first.address?);
+        trid["subnqn"] = first.subnqn.clone().into();
+        let usable = |backend: &&Backend| view.backends.get(&backend.name).map(|live| live.usable.is_ok());
+        let state = match namespaces.iter().map(usable).min() {
+            Some(Some(true)) => "enabled",
+            Some(Some(false)) => "resetting",
+            Some(None) | None => "failed",
         };
-        let host = json!({ "nqn": backend.hostnqn, "addr": "", "svcid": "" });
+        let host = json!({ "nqn": first.hostnqn, "addr": "", "svcid": "" });
         let ctrlr = json!({ "state": state, "trid": trid, "host": host });
         Some(json!({ "name": name, "ctrlrs": [ctrlr] }))
     });
@@ -146,7 +157,13 @@ pub(crate) async fn bdev_nvme_get_controllers(methods: &Methods, p: MaybeName) -
     }
 }
 
-/// What SPDK would call the controller of bdev `Nvme0n1`.
-fn controller_name(bdev: &str) -> &str {
-    bdev.strip_suffix("n1").unwrap_or(bdev)
+/// What SPDK would call the controller of bdev `Nvme0n1`; `None` for what has no such name.
+fn controller_name(backend: &Backend) -> Option<&str> {
+    let suffix = format!("n{}", backend.nsid.unwrap_or(1));
+    backend.name.strip_suffix(&suffix).filter(|_| backend.kind == BackendType::NvmeTcp)
+}
+
+/// The namespaces of a controller.
+fn members<'a>(state: &'a State, name: &str) -> Vec<&'a Backend> {
+    state.backends.values().filter(|backend| controller_name(backend) == Some(name)).collect()
 }

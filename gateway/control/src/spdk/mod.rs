@@ -10,6 +10,7 @@ pub mod app;
 pub mod bdev;
 pub mod bdev_nvme;
 pub mod config;
+pub mod iostat;
 pub mod nvmf;
 pub mod nvmf_stats;
 

@@ -120,6 +120,31 @@ pub struct NewBackend {
 pub enum Backend {
     /// Make a backend.
     Create(Box<NewBackend>),
+    /// List what an array offers.
+    Discover {
+        /// Its discovery service's address and port.
+        address: String,
+        /// Who we say that we are.
+        #[arg(long)]
+        hostnqn: Option<String>,
+    },
+    /// Make a backend of each namespace of an array's subsystem: NAMEn1, NAMEn2, ...
+    Attach {
+        /// What their names begin with.
+        name: String,
+        /// The array's address and port.
+        #[arg(long)]
+        address: String,
+        /// The array's subsystem.
+        #[arg(long)]
+        subnqn: String,
+        /// The address is its discovery service's, which knows where the subsystem is.
+        #[arg(long)]
+        discovery: bool,
+        /// Who we say that we are.
+        #[arg(long)]
+        hostnqn: Option<String>,
+    },
     /// Let a backend go; its data stays.
     Delete {
         /// Which.
@@ -410,6 +435,16 @@ impl Backend {
                     "nsid": b.nsid, "queues": b.queues, "depth": b.depth,
                     "header_digest": flag(b.header_digest), "data_digest": flag(b.data_digest),
                     "loss_timeout_s": b.loss_timeout_s,
+                }),
+            ),
+            Self::Discover { address, hostnqn } => {
+                ("backend_discover", json!({ "address": address, "hostnqn": hostnqn }))
+            }
+            Self::Attach { name, address, subnqn, discovery, hostnqn } => (
+                "backend_attach",
+                json!({
+                    "name": name, "address": address, "subnqn": subnqn, "discovery": flag(*discovery),
+                    "hostnqn": hostnqn,
                 }),
             ),
             Self::Delete { name } => ("backend_delete", json!({ "name": name })),

@@ -115,7 +115,7 @@ fn print(result: &Value, as_json: bool, method: &str) {
     put(&table::render(result, table::columns(method)));
     // A pool's LUNs and a gateway's queue pairs have tables of their own.
     for (key, columns) in [
-        ("luns", table::columns("lun_list")),
+        ("luns", table::columns(if method == "stats_get" { "lun_stats" } else { "lun_list" })),
         ("qpairs", table::columns("qpairs")),
         ("cores", table::columns("core_list")),
     ] {

@@ -5,7 +5,14 @@ use serde_json::Value;
 /// The columns of a method's table: field and heading. Empty: every field, one a line.
 pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
-        "backend_list" => &[
+        "backend_discover" => &[
+            ("subnqn", "SUBSYSTEM"),
+            ("type", "TYPE"),
+            ("address", "ADDRESS"),
+            ("namespaces", "NAMESPACES"),
+            ("why", "UNREACHABLE BECAUSE"),
+        ],
+        "backend_list" | "backend_attach" => &[
             ("name", "NAME"),
             ("type", "TYPE"),
             ("state", "STATE"),
@@ -13,6 +20,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("block_bytes", "BLOCK"),
             ("core", "CORE"),
             ("used_by", "USED BY"),
+            ("why", "WHY"),
         ],
         "pool_list" => &[
             ("name", "NAME"),
@@ -20,6 +28,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("capacity_bytes", "CAPACITY"),
             ("free_bytes", "FREE"),
             ("backends", "BACKENDS"),
+            ("why", "WHY"),
         ],
         "lun_list" => &[
             ("name", "NAME"),
@@ -30,6 +39,14 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("backend", "BACKEND"),
             ("uuid", "UUID"),
             ("exports", "SHOWN AS"),
+        ],
+        "lun_stats" => &[
+            ("name", "NAME"),
+            ("read", "READS"),
+            ("write", "WRITES"),
+            ("trim", "TRIMS"),
+            ("flush", "FLUSHES"),
+            ("errors", "ERRORS"),
         ],
         "subsystem_list" => &[
             ("nqn", "NQN"),
@@ -97,6 +114,9 @@ fn cell(key: &str, value: &Value) -> String {
         // A namespace in a subsystem, a LUN's place, or a host's list.
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
+            if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {
+                return format!("{ops} ({bytes} B)");
+            }
             match (part("nqn"), part("nsid"), part("lun")) {
                 (Some(nqn), Some(nsid), _) => format!("{nqn}/{nsid}"),
                 (Some(nqn), None, _) => nqn,

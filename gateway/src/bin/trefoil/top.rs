@@ -1,14 +1,14 @@
-//! `trefoil top`: a live table of cores and queue pairs.
+//! `trefoil top`: a live table of cores, LUNs and hosts.
 
 use crate::client::{CallError, Client};
 use crate::put;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Hosts shown at a time.
+/// LUNs and hosts shown at a time.
 const ROWS: usize = 30;
 
 /// Prints the differences between two `stats_get`, again and again; `count` times, or until the end.
@@ -58,6 +58,10 @@ fn rates(before: &Value, now: &Value) -> Value {
             })
         })
         .collect();
+    let was = |lun: &Value| rows(before, "luns").into_iter().find(|old| old["name"] == lun["name"]);
+    let mut luns: Vec<Value> =
+        rows(now, "luns").iter().map(|lun| lun_rates(&was(lun).unwrap_or_default(), lun, seconds)).collect();
+    luns.sort_by(|a, b| number(b, "iops").total_cmp(&number(a, "iops")));
     let name = |row: &Value| (row["core"].to_string(), row["cntlid"].to_string(), row["qid"].to_string());
     let old: HashMap<_, _> = rows(before, "qpairs").into_iter().map(|row| (name(&row), row)).collect();
     let mut hosts: HashMap<(String, String), (f64, f64, f64, u64)> = HashMap::new();
@@ -81,7 +85,44 @@ fn rates(before: &Value, now: &Value) -> Value {
         })
         .collect();
     hosts.sort_by(|a, b| number(b, "iops").total_cmp(&number(a, "iops")));
-    json!({ "cores": cores, "hosts": hosts, "connections": now["connections"] })
+    json!({ "cores": cores, "luns": luns, "hosts": hosts, "connections": now["connections"] })
+}
+
+/// Commands, bytes and errors a second, and what share of the commands took at most how long.
+fn lun_rates(before: &Value, now: &Value, seconds: f64) -> Value {
+    // A LUN of this name that is another one has counted less.
+    let grown = |now: f64, before: f64| if now >= before { now - before } else { now };
+    let rate = |key: &str| {
+        let ops = ["read", "write", "trim", "flush"];
+        let sum = |stats: &Value| ops.iter().map(|op| number(&stats[*op], key)).sum::<f64>();
+        grown(sum(now), sum(before)) / seconds
+    };
+    let counts = |stats: &Value| -> BTreeMap<u64, u64> {
+        let pairs = stats["latency_below_ns"].as_array().into_iter().flatten();
+        pairs.filter_map(|pair| Some((pair[0].as_u64()?, pair[1].as_u64()?))).collect()
+    };
+    let old = counts(before);
+    let new: Vec<(u64, u64)> = counts(now)
+        .into_iter()
+        .map(|(below, count)| (below, count.saturating_sub(old.get(&below).copied().unwrap_or(0))))
+        .collect();
+    json!({
+        "name": now["name"], "iops": rate("ops"), "bytes_per_s": rate("bytes"),
+        "errors_per_s": grown(number(now, "errors"), number(before, "errors")) / seconds,
+        "p50_us": percentile(&new, 0.5), "p99_us": percentile(&new, 0.99), "p999_us": percentile(&new, 0.999),
+    })
+}
+
+/// The bound in microseconds below which this share of the commands lies; `None` if there was none.
+fn percentile(counts: &[(u64, u64)], share: f64) -> Option<f64> {
+    let total: u64 = counts.iter().map(|(_, count)| count).sum();
+    let wanted = ((total as f64 * share).ceil() as u64).max(1);
+    let mut seen = 0;
+    let found = counts.iter().find(|(_, count)| {
+        seen += count;
+        seen >= wanted
+    });
+    found.map(|(below, _)| *below as f64 / 1e3)
 }
 
 fn render(rates: &Value) -> String {
@@ -98,6 +139,29 @@ fn render(rates: &Value) -> String {
             number(&core, "busy_share") * 100.0,
             number(&core, "sleeps_per_s"),
         );
+    }
+    let _ = writeln!(
+        text,
+        "\n{:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>8}  LUN",
+        "IOPS", "MB/S", "P50 US", "P99 US", "P99.9 US", "ERRORS/S"
+    );
+    let time = |lun: &Value, key: &str| lun[key].as_f64().map_or("-".into(), |us| format!("{us:.1}"));
+    let luns = rows("luns");
+    for lun in luns.iter().take(ROWS) {
+        let _ = writeln!(
+            text,
+            "{:>9.0}  {:>9.1}  {:>8}  {:>8}  {:>8}  {:>8.0}  {}",
+            number(lun, "iops"),
+            number(lun, "bytes_per_s") / 1e6,
+            time(lun, "p50_us"),
+            time(lun, "p99_us"),
+            time(lun, "p999_us"),
+            number(lun, "errors_per_s"),
+            lun["name"].as_str().unwrap_or_default(),
+        );
+    }
+    if luns.len() > ROWS {
+        let _ = writeln!(text, "... and {} more", luns.len() - ROWS);
     }
     let _ =
         writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
@@ -130,6 +194,10 @@ mod tests {
             json!({
                 "at_us": at, "connections": 1,
                 "cores": [{"core": 0, "cpu": 3, "connections": 1, "busy_us": at / 2, "sleeps": 0}],
+                "luns": [{
+                    "name": "disk", "errors": 0, "read": { "ops": commands, "bytes": commands * 4096 },
+                    "latency_below_ns": [[2048, 50], [4096, commands]],
+                }],
                 "qpairs": [{
                     "core": 0, "cntlid": 1, "qid": 1, "host_nqn": "h", "subsystem_nqn": "s",
                     "commands": commands, "payload_bytes": commands * 4096, "outstanding": 3,
@@ -140,6 +208,24 @@ mod tests {
         assert_eq!(rates["cores"][0]["busy_share"], json!(0.5));
         assert_eq!(rates["hosts"][0]["iops"], json!(100.0));
         assert_eq!(rates["hosts"][0]["bytes_per_s"], json!(409_600.0));
-        assert!(render(&rates).contains("h -> s"));
+        assert_eq!((&rates["luns"][0]["iops"], &rates["luns"][0]["p50_us"]), (&json!(100.0), &json!(4.096)));
+        let text = render(&rates);
+        assert!(text.contains("h -> s") && text.contains("4.1         0  disk"), "{text}");
+    }
+
+    #[test]
+    fn percentiles_are_upper_bounds() {
+        let counts = [(1000, 989), (2000, 10), (4000, 1)];
+        let shares = [0.5, 0.989, 0.99, 0.999, 1.0];
+        let found = shares.map(|share| percentile(&counts, share).expect("a bound"));
+        assert_eq!(found, [1.0, 1.0, 2.0, 2.0, 4.0]);
+        assert_eq!(percentile(&[(1000, 0)], 0.5), None);
+    }
+
+    #[test]
+    fn a_lun_that_began_anew_has_no_negative_rate() {
+        let stats = |ops: u64| json!({ "name": "a", "errors": 0, "read": { "ops": ops, "bytes": ops } });
+        assert_eq!(lun_rates(&stats(10), &stats(4), 2.0)["iops"], json!(2.0));
+        assert_eq!(lun_rates(&stats(4), &stats(10), 2.0)["p99_us"], Value::Null);
     }
 }

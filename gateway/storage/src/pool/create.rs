@@ -99,8 +99,14 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     for member in &new.members {
         generation = generation.max(check_unused(io, &member.backend).await? + 1);
     }
-    let table =
-        Table { generation: 1, pool_uuid: new.uuid, unit_bytes: new.unit_bytes, members, luns: Vec::new() };
+    let table = Table {
+        generation: 1,
+        pool_uuid: new.uuid,
+        unit_bytes: new.unit_bytes,
+        members,
+        luns: Vec::new(),
+        exports: Vec::new(),
+    };
     let bytes = table.emit()?;
     let mut labels: Vec<Label> = new
         .members

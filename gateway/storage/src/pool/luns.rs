@@ -144,6 +144,35 @@ pub enum LunError {
     },
 }
 
+/// Why a pool doesn't keep who sees its LUNs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportsError {
+    /// They don't fit.
+    #[error("pool {pool}: {error}")]
+    Table {
+        /// The pool.
+        pool: String,
+        /// Why.
+        error: TableError,
+    },
+    /// The pool takes no changes.
+    #[error("pool {pool}: {why}")]
+    Frozen {
+        /// The pool.
+        pool: String,
+        /// Why.
+        why: Frozen,
+    },
+    /// I/O failed; the pool is frozen until it is opened again.
+    #[error("pool {pool}: {error}")]
+    Io {
+        /// The pool.
+        pool: String,
+        /// The I/O.
+        error: IoError,
+    },
+}
+
 /// Makes a LUN that reads as zeros. If it fails or is cut short, the LUN doesn't exist.
 ///
 /// # Errors
@@ -161,6 +190,21 @@ pub async fn create_lun<I: PoolIo>(io: &I, pool: &mut Pool, new: NewLun) -> Resu
 pub async fn grow_lun<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64) -> Result<(), LunError> {
     let zeroing = pool.reserve_growth(io, lun, blocks).await?;
     zero_and_publish(io, pool, zeroing).await
+}
+
+/// Takes back a growth that no host was shown: the LUN has `blocks` again.
+///
+/// # Errors
+/// [`LunError`].
+pub async fn undo_growth<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64) -> Result<(), LunError> {
+    let name = pool.find(lun)?.name.clone();
+    let mut table = pool.table.clone();
+    let unit_bytes = table.unit_bytes;
+    for lun in table.luns.iter_mut().filter(|other| other.uuid == lun) {
+        lun.blocks = lun.blocks.min(blocks);
+        lun.roll_back(unit_bytes);
+    }
+    pool.commit(io, table, &name).await
 }
 
 /// Deletes a LUN. `in_use` says whether it is presented; then only `force` deletes it. Nothing may be
@@ -186,6 +230,25 @@ pub async fn delete_lun<I: PoolIo>(
     let mut table = pool.table.clone();
     table.luns.retain(|other| other.uuid != lun);
     pool.commit(io, table, &name).await
+}
+
+/// Keeps `exports` with the layout: who sees the LUNs. Does nothing if it keeps them already.
+///
+/// # Errors
+/// [`ExportsError`].
+pub async fn store_exports<I: PoolIo>(io: &I, pool: &mut Pool, exports: Vec<u8>) -> Result<(), ExportsError> {
+    let name = pool.name.clone();
+    if pool.table.exports == exports {
+        return Ok(());
+    }
+    if let Some(why) = pool.frozen.clone() {
+        return Err(ExportsError::Frozen { pool: name, why });
+    }
+    let table = Table { exports, ..pool.table.clone() };
+    if let Err(error) = table.emit() {
+        return Err(ExportsError::Table { pool: name, error });
+    }
+    pool.write(io, table).await.map_err(|error| ExportsError::Io { pool: name, error })
 }
 
 async fn zero_and_publish<I: PoolIo>(io: &I, pool: &mut Pool, zeroing: Zeroing) -> Result<(), LunError> {

@@ -34,6 +34,8 @@
 //! 6. A pool with a missing member takes no changes, so two halves can't diverge.
 //! 7. A pool exists from the first durable label that says `Ready`; before, all have one that says
 //!    `Creating`, and all tables are durable. Destroying goes the same way back.
+//! 8. A member is known by its label. One that has lost both slots is known by its copy of the table, as long as another
+//!    member says `Ready`, and never without: what carries neither may be anybody's.
 
 mod alloc;
 mod create;
@@ -49,7 +51,10 @@ pub use create::{CreatePoolError, DestroyPoolError, NewMember, NewPool, create_p
 pub use format::Damage;
 pub use import::{ImportError, Imported, import_namespace};
 pub use label::{Label, LabelState, Owner};
-pub use luns::{LunError, NewLun, Zeroed, Zeroing, create_lun, delete_lun, grow_lun};
+pub use luns::{
+    ExportsError, LunError, NewLun, Zeroed, Zeroing, create_lun, delete_lun, grow_lun, store_exports,
+    undo_growth,
+};
 pub use open::{Found, OpenPoolError, open_pool, scan};
 pub use table::{MemberEntry, PoolLun, Run, Table, TableError};
 

@@ -44,7 +44,7 @@ pub enum OpenPoolError {
     /// Nothing to open.
     #[error("pool {0}: no backend was given")]
     NoBackends(Uuid),
-    /// A backend has no label that can be used.
+    /// No backend has a label that can be used; this is the first one.
     #[error("pool {pool}: backend {backend} has no valid label: {damage}")]
     Label {
         /// The pool.
@@ -127,9 +127,16 @@ struct Holder {
     tables: Slots<Table>,
 }
 
-/// Opens the pool `uuid` from `backends`, all those that carry its label (see [`scan`]), and brings
-/// it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back.
-/// With members missing, or if that fails, the pool is served but frozen.
+/// A backend without a valid label.
+struct Stray {
+    backend: BackendInfo,
+    labels: Slots<Label>,
+}
+
+/// Opens the pool `uuid` from `backends`, all those that carry its label (see [`scan`]) or should but have none that is
+/// valid, and brings it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back. A
+/// backend whose label is gone is known by its copy of the layout, and gets its label again; without one it could be
+/// anybody's, so it counts as missing. With members missing, or if bringing in order fails, the pool is served but frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -138,27 +145,50 @@ pub async fn open_pool<I: PoolIo>(
     uuid: Uuid,
     backends: Vec<BackendInfo>,
 ) -> Result<Pool, OpenPoolError> {
-    let members = read_members(io, uuid, backends).await?;
+    let (mut members, mut strays) = read_members(io, uuid, backends).await?;
     let Some(newest) = members.iter().map(|member| &member.label).max_by_key(|label| label.generation) else {
-        return Err(OpenPoolError::NoBackends(uuid));
+        return Err(match strays.first() {
+            Some(Stray { backend, labels }) => {
+                let (backend, damage) = (backend.name.clone(), labels.damage());
+                OpenPoolError::Label { pool: uuid, backend, damage }
+            }
+            None => OpenPoolError::NoBackends(uuid),
+        });
     };
+    let newest = newest.clone();
     let name = newest.pool_name.clone();
     if members.iter().all(|member| member.label.state == LabelState::Creating) {
         return Err(OpenPoolError::Unfinished { pool: uuid, name });
     }
     let mut holders = Vec::new();
-    for member in members.iter().filter(|member| member.label.holder) {
-        let tables = read_tables(io, &member.backend, uuid).await;
+    let labelled = members.iter().filter(|member| member.label.holder).map(|member| &member.backend);
+    for backend in labelled.chain(strays.iter().map(|stray| &stray.backend)) {
+        let tables = read_tables(io, backend, uuid).await;
         let tables = tables.map_err(|error| OpenPoolError::Io { pool: uuid, error })?;
-        holders.push(Holder { backend: member.backend.clone(), tables });
+        holders.push(Holder { backend: backend.clone(), tables });
     }
     let best = holders.iter().filter_map(|holder| holder.tables.best(|table| table.generation));
     let Some(table) = best.max_by_key(|table| table.generation).cloned() else {
         let tell = |holder: &Holder| format!("{} ({})", holder.backend.name, holder.tables.damage());
         return Err(OpenPoolError::NoTable { pool: uuid, name, holders: holders.iter().map(tell).collect() });
     };
+    strays.retain(|stray| {
+        let known = relabelled(stray, &newest, &table, &members, &holders);
+        let is_unknown = known.is_none();
+        members.extend(known);
+        is_unknown
+    });
+    holders.retain(|holder| strays.iter().all(|stray| stray.backend != holder.backend));
     let mut pool = assemble(name, table, &members)?;
-    if let Some(frozen) = missing(&pool) {
+    let left_out = |Stray { backend, labels }: &Stray| {
+        format!(
+            "backend {}: left out, since it has neither label nor layout: {}",
+            backend.name,
+            labels.damage()
+        )
+    };
+    pool.notes.extend(strays.iter().map(left_out));
+    if let Some(frozen) = missing(&pool, &strays) {
         pool.frozen = Some(frozen);
         roll_back(&mut pool.table);
     } else if let Err(error) = settle(io, &mut pool, &members, &holders).await {
@@ -173,12 +203,14 @@ async fn read_members<I: PoolIo>(
     io: &I,
     pool: Uuid,
     backends: Vec<BackendInfo>,
-) -> Result<Vec<Member>, OpenPoolError> {
+) -> Result<(Vec<Member>, Vec<Stray>), OpenPoolError> {
     let mut members: Vec<Member> = Vec::with_capacity(backends.len());
+    let mut strays = Vec::new();
     for backend in backends {
         let labels = read_labels(io, &backend).await.map_err(|error| OpenPoolError::Io { pool, error })?;
         let Some(label) = labels.best(|label| label.generation).cloned() else {
-            return Err(OpenPoolError::Label { pool, backend: backend.name, damage: labels.damage() });
+            strays.push(Stray { backend, labels });
+            continue;
         };
         if label.pool_uuid != pool {
             return Err(OpenPoolError::Foreign {
@@ -198,7 +230,39 @@ async fn read_members<I: PoolIo>(
         }
         members.push(Member { backend, labels, label });
     }
-    Ok(members)
+    Ok((members, strays))
+}
+
+/// The member that a backend without a label is: a holder of the layout by that name which no other backend is, if it has a
+/// layout of this pool. That a destroyed pool's layouts stay does no harm: all its labels go before the first is erased.
+fn relabelled(
+    stray: &Stray,
+    newest: &Label,
+    table: &Table,
+    members: &[Member],
+    holders: &[Holder],
+) -> Option<Member> {
+    let has_table = |holder: &Holder| {
+        holder.backend == stray.backend && holder.tables.best(|table| table.generation).is_some()
+    };
+    let is_it = |entry: &&MemberEntry| {
+        let taken = members.iter().any(|member| member.label.member_uuid == entry.uuid);
+        entry.holder && entry.name == stray.backend.name && !taken
+    };
+    let entry = table.members.iter().find(is_it).filter(|_| holders.iter().any(has_table))?;
+    let label = Label {
+        member_uuid: entry.uuid,
+        state: LabelState::Ready,
+        holder: true,
+        block_bytes: entry.block_bytes,
+        len_bytes: stray.backend.len_bytes,
+        ..newest.clone()
+    };
+    Some(Member {
+        backend: stray.backend.clone(),
+        labels: Slots { slots: stray.labels.slots.clone() },
+        label,
+    })
 }
 
 /// Puts the members in the table's order.
@@ -236,10 +300,16 @@ fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, Open
     Ok(pool)
 }
 
-fn missing(pool: &Pool) -> Option<Frozen> {
+/// The members that are not there; of those that are but can't be told to be, with what their label is.
+fn missing(pool: &Pool, strays: &[Stray]) -> Option<Frozen> {
     let there = pool.table.members.iter().zip(&pool.backends);
-    let names: Vec<_> =
-        there.filter(|(_, backend)| backend.is_none()).map(|(entry, _)| entry.name.clone()).collect();
+    let absent = there.filter(|(_, backend)| backend.is_none()).map(|(entry, _)| &entry.name);
+    let names: Vec<_> = absent
+        .map(|name| match strays.iter().find(|stray| stray.backend.name == *name) {
+            Some(stray) => format!("{name} (its label: {})", stray.labels.damage()),
+            None => name.clone(),
+        })
+        .collect();
     (!names.is_empty()).then_some(Frozen::Missing(names))
 }
 

@@ -1,5 +1,10 @@
 //! The layout table: a pool's members and LUNs. Its bytes are those of `RawHeader`, then the
-//! members, the LUNs, and the LUNs' runs of units, one after the other; zeros up to whole 4 KiB.
+//! members, the LUNs, the LUNs' runs of units, and the exports, one after the other; zeros up to whole
+//! 4 KiB.
+//!
+//! The exports say who sees the LUNs. What their bytes mean is the control plane's (they begin with a
+//! version of their own). A table from before there were any has zero for their length, which is to
+//! say that it knows of none.
 
 use super::Uuid;
 use super::format::{
@@ -32,6 +37,8 @@ trefoil_wire::layout! {
         luns: u32 = 56,
         /// How many runs, of all LUNs together.
         runs: u32 = 60,
+        /// Length of the exports.
+        exports_bytes: u32 = 64,
     }
 }
 
@@ -204,6 +211,8 @@ pub struct Table {
     pub members: Vec<MemberEntry>,
     /// Its LUNs.
     pub luns: Vec<PoolLun>,
+    /// Who sees them; see the module.
+    pub exports: Vec<u8>,
 }
 
 /// A layout that doesn't fit its place.
@@ -212,6 +221,9 @@ pub enum TableError {
     /// More LUNs than there can be.
     #[error("a pool can't have more than {MAX_LUNS} LUNs")]
     Luns,
+    /// Too many subsystems and hosts.
+    #[error("who sees the LUNs takes {0} bytes, more than the layout's table has room for")]
+    Exports(usize),
     /// Too fragmented.
     #[error("the layout has {0} runs of units, more than its table has room for")]
     Runs(usize),
@@ -245,12 +257,15 @@ impl Table {
         let members = split::<{ RawMember::LEN }>(&mut rest, raw.members)?;
         let luns = split::<{ RawLun::LEN }>(&mut rest, raw.luns)?;
         let mut runs = split::<{ RawRun::LEN }>(&mut rest, raw.runs)?.iter().map(parse_run);
+        let exports =
+            rest.get(..raw.exports_bytes as usize).ok_or(Damage::Invalid("exports past its end"))?;
         let table = Self {
             generation: raw.generation,
             pool_uuid: Uuid(raw.pool_uuid),
             unit_bytes: raw.unit_bytes,
             members: members.iter().map(parse_member).collect::<Result<_, _>>()?,
             luns: luns.iter().map(|lun| parse_lun(lun, &mut runs)).collect::<Result<_, _>>()?,
+            exports: exports.to_vec(),
         };
         if runs.next().is_some() {
             return Err(Damage::Invalid("runs that no LUN has"));
@@ -272,9 +287,12 @@ impl Table {
             + self.members.len() * RawMember::LEN
             + self.luns.len() * RawLun::LEN
             + runs * RawRun::LEN;
-        let len = len.next_multiple_of(BLOCK_BYTES);
         if len > TABLE_BYTES {
             return Err(TableError::Runs(runs));
+        }
+        let len = (len + self.exports.len()).next_multiple_of(BLOCK_BYTES);
+        if len > TABLE_BYTES {
+            return Err(TableError::Exports(self.exports.len()));
         }
         let mut bytes = Vec::with_capacity(len);
         let header = RawHeader {
@@ -288,6 +306,7 @@ impl Table {
             members: self.members.len() as u32,
             luns: self.luns.len() as u32,
             runs: runs as u32,
+            exports_bytes: self.exports.len() as u32,
         };
         push(&mut bytes, |out| header.emit(out));
         for member in &self.members {
@@ -300,6 +319,7 @@ impl Table {
             let raw = RawRun { member: run.member, start: run.start, units: run.units };
             push(&mut bytes, |out| raw.emit(out));
         }
+        bytes.extend_from_slice(&self.exports);
         bytes.resize(len, 0);
         seal(&mut bytes);
         Ok(bytes)

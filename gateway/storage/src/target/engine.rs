@@ -15,6 +15,7 @@ use super::timers::Timers;
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
+use crate::stats::LunCounters;
 use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -72,23 +73,6 @@ pub struct Place {
     pub peer: SocketAddr,
 }
 
-/// I/O of one LUN that this core's hosts did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LunStats {
-    /// Read commands done.
-    pub reads: u64,
-    /// Write commands done.
-    pub writes: u64,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Commands that failed.
-    pub errors: u64,
-    /// Time from start to response of all, in nanoseconds.
-    pub latency_ns: u64,
-}
-
 /// See the module. All memory is allocated in [`Engine::new`].
 pub struct Engine {
     /// This core.
@@ -118,8 +102,8 @@ pub struct Engine {
     pub effects: VecDeque<Effect>,
     /// Deadlines of connections and controllers.
     pub timers: Timers,
-    /// By [`LunId`].
-    pub lun_stats: Box<[LunStats]>,
+    /// What hosts did with each LUN.
+    pub luns: LunCounters,
     /// Queues that are gone and whose requests are still under way.
     departures: Departures,
     /// The streams of such queues, until they are cancelled.
@@ -130,7 +114,8 @@ pub struct Engine {
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 × 48 B, departures one a slot × 20 B, cancels one a queue.
+    /// one a slot and one a queue, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
+    /// one a queue.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -149,7 +134,7 @@ impl Engine {
             discovery_generation: 0,
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
-            lun_stats: vec![LunStats::default(); MAX_LUNS].into(),
+            luns: LunCounters::new(MAX_LUNS),
             departures: Departures::new(limits.slots.min(65_535)),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
@@ -307,6 +292,7 @@ impl Engine {
     ) -> Step {
         let slot = &mut self.slots[at];
         slot.phase = Phase::Backend;
+        slot.part_bytes = len;
         let stream = self.queues[slot.queue as usize].generation;
         let may_lend = slot.may_lend;
         let payload = if matches!(op, Op::Read | Op::Write) { slot.buf.take() } else { None };

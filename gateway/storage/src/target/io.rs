@@ -16,6 +16,7 @@ use super::queue::NsView;
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Op};
+use crate::stats::Kind;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
 
 /// The ranges that Dataset Management can name: 256 (NVM command set 1.0c §3.2.3).
@@ -126,26 +127,20 @@ impl Engine {
         if let Err(fault) = result
             && !(result == ignored && opcode == io_opcode::DATASET_MANAGEMENT)
         {
-            if let Some(stats) = self.lun_stats.get_mut(slot.lun.0 as usize) {
-                stats.errors += 1;
-            }
+            self.luns.failed(slot.lun);
             return self.fail(at, status_of(fault));
         }
-        if let Some(stats) = self.lun_stats.get_mut(slot.lun.0 as usize) {
-            stats.latency_ns += now.as_ns().saturating_sub(slot.since.as_ns());
-            match opcode {
-                io_opcode::READ => {
-                    stats.reads += 1;
-                    stats.read_bytes += u64::from(slot.len);
-                    slot.send_len = slot.len;
-                }
-                io_opcode::WRITE => {
-                    stats.writes += 1;
-                    stats.written_bytes += u64::from(slot.len);
-                }
-                _ => {}
+        let (kind, bytes) = match opcode {
+            io_opcode::READ => {
+                slot.send_len = slot.len;
+                (Kind::Read, slot.len.into())
             }
-        }
+            io_opcode::WRITE => (Kind::Write, slot.len.into()),
+            io_opcode::FLUSH => (Kind::Flush, 0),
+            _ => (Kind::Trim, slot.part_bytes),
+        };
+        let ns = now.as_ns().saturating_sub(slot.since.as_ns());
+        self.luns.done(slot.lun, kind, bytes, ns);
         match opcode {
             io_opcode::FLUSH => self.flush(cx, at),
             io_opcode::DATASET_MANAGEMENT => match IoCommand::parse(&self.slots[at].sqe) {

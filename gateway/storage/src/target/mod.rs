@@ -19,12 +19,12 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use engine::LunStats;
 pub use limits::TargetLimits;
 
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
+use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, PortalId, Topology};
 use engine::{Engine, Place};
 use queue::QueueState;
@@ -199,9 +199,14 @@ impl Target {
         }
     }
 
-    /// What this core's hosts did with a LUN.
+    /// What this core's hosts did with one LUN.
     pub fn lun_stats(&self, lun: LunId) -> LunStats {
-        self.engine.lun_stats.get(lun.0 as usize).copied().unwrap_or_default()
+        self.engine.luns.get(lun).copied().unwrap_or_default()
+    }
+
+    /// What this core's hosts did with LUNs.
+    pub fn survey_luns(&self, into: &mut LunSurvey) {
+        self.engine.luns.survey(into);
     }
 
     /// Command slots that are free.

@@ -63,6 +63,8 @@ pub struct Slot {
     pub moved: u32,
     /// Bytes at the start of `buf` that go to the host before the response.
     pub send_len: u32,
+    /// Bytes of the LUN that its last request named.
+    pub part_bytes: u64,
     /// Where a command of several parts stands: the next range, the next namespace.
     pub cursor: u32,
     /// When it came.
@@ -103,6 +105,7 @@ impl Slots {
             len: 0,
             moved: 0,
             send_len: 0,
+            part_bytes: 0,
             cursor: 0,
             since: Instant::default(),
             epoch: 0,

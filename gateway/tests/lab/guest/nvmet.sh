@@ -15,7 +15,7 @@ namespace=$subsystem/namespaces/1
 mkdir "$namespace"
 printf /dev/vda > "$namespace/device_path"
 # A host that comes back after a crash must find the same namespace.
-echo 7a1f0e46-51c3-4f0e-9a53-6d4e1b0a2c11 > "$namespace/device_uuid"
+echo "$LAB_UUID" > "$namespace/device_uuid"
 echo 1 > "$namespace/enable" || die "enable the namespace"
 
 port=ports/1

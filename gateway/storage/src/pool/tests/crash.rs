@@ -11,6 +11,7 @@ enum Step {
     Create(&'static str, u64),
     Grow(&'static str, u64),
     Delete(&'static str),
+    Export(&'static str),
     DestroyPool,
 }
 
@@ -21,11 +22,13 @@ const LIFE: &[Step] = &[
     Step::Create("a", 40),
     Step::Create("b", 32),
     Step::Create("c", 16),
+    Step::Export("a to all"),
     Step::Grow("a", 50),
     Step::Delete("b"),
     Step::Create("d", 48),
     Step::Grow("a", 60),
     Step::Delete("c"),
+    Step::Export("d to nobody"),
     Step::Grow("d", 64),
     Step::Delete("a"),
     Step::DestroyPool,
@@ -39,6 +42,8 @@ struct Life {
     backends: Vec<BackendInfo>,
     pool: Option<Pool>,
     model: Model,
+    /// What the pool keeps with its layout.
+    exports: &'static str,
     generation: u64,
 }
 
@@ -46,7 +51,7 @@ impl Life {
     fn new(units: &[u64], seed: u64) -> Self {
         let backends: Vec<_> = (0..).zip(units).map(|(id, &units)| backend(id, units)).collect();
         let io = Disks::new(&backends, seed);
-        Self { io, backends, pool: None, model: Model::new(), generation: 0 }
+        Self { io, backends, pool: None, model: Model::new(), exports: "", generation: 0 }
     }
 
     /// Runs a step; `false` if power failed.
@@ -67,6 +72,9 @@ impl Life {
                 let lun = Uuid([name.as_bytes()[0]; 16]);
                 block_on(delete_lun(io, pool, lun, false, false)).map_err(|e| e.to_string())
             }
+            (Step::Export(text), Some(pool)) => {
+                block_on(store_exports(io, pool, text.into())).map_err(|e| e.to_string())
+            }
             (Step::DestroyPool, Some(pool)) => {
                 block_on(destroy_pool(io, pool, true)).map_err(|e| e.to_string())
             }
@@ -83,7 +91,7 @@ impl Life {
         match step {
             Step::Create(name, blocks) | Step::Grow(name, blocks) => model.insert(name.into(), blocks),
             Step::Delete(name) => model.remove(name),
-            Step::CreatePool => None,
+            Step::CreatePool | Step::Export(_) => None,
             Step::DestroyPool => {
                 model.clear();
                 None
@@ -100,6 +108,9 @@ impl Life {
         if matches!(step, Step::DestroyPool) {
             self.pool = None;
             return;
+        }
+        if let Step::Export(text) = step {
+            self.exports = text;
         }
         self.check(&before);
         let pool = self.pool.as_ref().expect("a pool");
@@ -119,6 +130,7 @@ impl Life {
         let pool = self.pool.as_ref().expect("a pool");
         assert_eq!(pool.table().check(), Ok(()));
         assert_eq!(pool.frozen(), None);
+        assert_eq!(pool.table().exports, self.exports.as_bytes());
         assert!(pool.table().generation >= self.generation, "the generation went back");
         self.generation = pool.table().generation;
         let there: Model = pool.table().luns.iter().map(|lun| (lun.name.clone(), lun.blocks)).collect();
@@ -163,6 +175,10 @@ impl Life {
         match step {
             Step::CreatePool => exists,
             Step::DestroyPool => !exists,
+            Step::Export(text) => {
+                let pool = self.pool.as_ref().filter(|_| exists).expect("the pool is still there");
+                pool.table().exports == text.as_bytes()
+            }
             _ => {
                 assert!(exists, "{step:?} lost the pool");
                 let pool = self.pool.as_ref().expect("just opened");

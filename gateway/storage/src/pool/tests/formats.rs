@@ -120,6 +120,11 @@ fn the_largest_table_fits_and_one_more_does_not() {
     assert!(table.emit().is_ok());
     table.luns[0].runs = vec![Run { member: 0, start: 0, units: 1 }; 70_000];
     assert_eq!(table.emit(), Err(TableError::Runs(70_000)));
+    table.luns[0].runs.truncate(super::table::MIN_RUNS);
+    table.exports = vec![b' '; 128 << 10];
+    assert!(table.emit().is_ok());
+    table.exports = vec![b' '; 256 << 10];
+    assert_eq!(table.emit(), Err(TableError::Exports(256 << 10)));
     table.luns.push(lun);
     assert_eq!(table.emit(), Err(TableError::Luns));
 }

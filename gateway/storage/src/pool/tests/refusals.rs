@@ -62,7 +62,7 @@ fn both_bad_is_an_error_that_says_where() {
     for at in LABEL_AT {
         io.poke(BackendId(1), at + 100, &[0xFF; 64]);
     }
-    let error = reopen(&io, &backends).expect_err("no label");
+    let error = reopen(&io, &backends[1..]).expect_err("no label");
     assert!(
         matches!(error, OpenPoolError::Label { damage: Damage::Checksum, ref backend, .. } if backend == "b1")
     );
@@ -70,6 +70,40 @@ fn both_bad_is_an_error_that_says_where() {
     assert!(matches!(found[..], [Found::Member(_), Found::Damaged(Damage::Checksum)]));
     let error = block_on(create_pool(&io, new_pool(&backends[1..]))).expect_err("it may be precious");
     assert!(matches!(error, CreatePoolError::Damaged { .. }));
+}
+
+#[test]
+fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
+    let labels = |io: &Disks, id| LABEL_AT.map(|at| io.peek(BackendId(id), at, 4096));
+    for (id, garbage) in [(0, 0xFF), (1, 0xFF), (0, 0), (1, 0)] {
+        let (io, pool, backends) = two();
+        let whole = labels(&io, id);
+        let lose = |what: [u64; 2]| what.map(|at| io.poke(BackendId(id), at, &[garbage; 4096]));
+        lose(LABEL_AT);
+        // By another name it could be any member.
+        let mut renamed = backends.clone();
+        renamed[id as usize].name = "renamed".into();
+        let half = reopen(&io, &renamed).expect("opens");
+        assert_eq!(half.frozen(), Some(&Frozen::Missing(vec![format!("b{id}")])));
+        let again = reopen(&io, &backends).expect("opens");
+        assert_eq!((again.table(), again.frozen(), again.notes().len()), (pool.table(), None, 2));
+        assert_eq!(labels(&io, id), whole);
+        // Without its layout, it could be anybody's disk: nothing is written to it.
+        lose(LABEL_AT);
+        lose(TABLE_AT);
+        let steps = io.steps();
+        let half = reopen(&io, &backends).expect("opens");
+        let missing = Frozen::Missing(vec![format!("b{id} (its label: nothing of ours)")]);
+        assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
+        assert_eq!(half.table(), pool.table());
+    }
+    // A pool that was being destroyed stays so.
+    let (io, mut pool, backends) = two();
+    // Four labels, then the first erased slot of b0's two.
+    io.fail_after(7);
+    assert!(block_on(destroy_pool(&io, &mut pool, true)).is_err());
+    assert!(matches!(block_on(scan(&io, &backends))[..], [Found::Free, Found::Unfinished(_)]));
+    assert!(matches!(reopen(&io, &backends), Err(OpenPoolError::Unfinished { .. })));
 }
 
 #[test]
@@ -105,7 +139,7 @@ fn other_pools_and_copies_are_refused() {
     block_on(create_pool(&io, other)).expect("another");
     let error = reopen(&io, &backends[..2]).expect_err("two pools");
     assert!(matches!(error, OpenPoolError::Foreign { ref found_name, .. } if found_name == "other"));
-    let error = reopen(&io, &[backends[0].clone(), backends[2].clone()]).expect_err("no label");
+    let error = reopen(&io, &backends[2..]).expect_err("no label");
     assert!(matches!(error, OpenPoolError::Label { damage: Damage::Blank, .. }));
     io.copy_disk(BackendId(0), BackendId(2));
     let error = reopen(&io, &[backends[0].clone(), backends[2].clone()]).expect_err("a copy");

@@ -6,7 +6,7 @@ use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_AERS;
 use crate::target::queue::QueueState;
 use crate::target::slot::{NIL, Phase};
-use crate::topology::{Namespace, Subsystem, Topology};
+use crate::topology::{LunId, Namespace, Subsystem, Topology};
 use std::sync::Arc;
 use trefoil_wire::nvme::feature::AsyncEventConfig;
 use trefoil_wire::nvme::{AsyncEvent, Status};
@@ -102,6 +102,12 @@ impl Engine {
         self.epoch = self.epoch.wrapping_add(1).max(1);
         self.rebind_queues();
         let new = self.topology.clone();
+        for at in 0..old.luns.len() {
+            let uuid = |t: &Topology| t.luns.get(at).and_then(|lun| lun.as_ref().map(|lun| lun.uuid));
+            if uuid(&old) != uuid(&new) {
+                self.luns.forget(LunId(at as u32));
+            }
+        }
         for now in &new.subsystems {
             if let Some(was) = old.subsystems.iter().find(|s| s.nqn == now.nqn) {
                 self.tell_differences(&old, was, &new, now);

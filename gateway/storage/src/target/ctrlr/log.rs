@@ -144,11 +144,11 @@ impl Engine {
             nsid = next;
             let host = self.names[queue as usize].hostnqn.as_str();
             let lun = self.subsystem(queue).and_then(|s| s.visible(nsid, host)).map(|n| n.lun);
-            let Some(stats) = lun.and_then(|lun| self.lun_stats.get(lun.0 as usize)) else { continue };
-            read += stats.read_bytes;
-            written += stats.written_bytes;
-            smart.host_reads += u128::from(stats.reads);
-            smart.host_writes += u128::from(stats.writes);
+            let Some(stats) = lun.and_then(|lun| self.luns.get(lun)) else { continue };
+            read += stats.read.bytes;
+            written += stats.write.bytes;
+            smart.host_reads += u128::from(stats.read.ops);
+            smart.host_writes += u128::from(stats.write.ops);
         }
         smart.data_units_read = u128::from(read.div_ceil(UNIT_BYTES));
         smart.data_units_written = u128::from(written.div_ceil(UNIT_BYTES));

@@ -326,6 +326,36 @@ fn a_survey_lists_what_is_connected() {
     assert_eq!((row.depth, row.outstanding, row.commands, row.payload_bytes), (128, 0, 2, 1024 + 4096));
     assert_eq!((row.host_nqn.as_str(), row.subsystem_nqn.as_str()), (HOST, SUBNQN));
     assert_eq!(row.digests, (true, false));
-    assert_eq!(rig.cores[0].target.lun_stats(crate::topology::LunId(0)).read_bytes, 4096);
+    rig.finish();
+}
+
+#[test]
+fn each_lun_counts_what_hosts_did_with_it() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 0, &admin, ADMIN);
+    io.io_command(&mut rig, 1, IoCommand::Read(BlockRange::new(0, 8)), &[], 4096);
+    io.io_command(&mut rig, 1, IoCommand::Write(BlockRange::new(0, 2)), &[7; 1024], 0);
+    let zeroes = IoCommand::WriteZeroes { range: BlockRange::new(0, 16), deac: false };
+    io.io_command(&mut rig, 1, zeroes, &[], 0);
+    io.io_command(&mut rig, 1, IoCommand::Flush, &[], 0);
+    let survey = |rig: &Rig| {
+        let mut survey = crate::stats::LunSurvey { rows: Vec::with_capacity(9), next: None };
+        rig.cores[0].target.survey_luns(&mut survey);
+        assert_eq!(survey.next, None);
+        survey.rows
+    };
+    let rows = survey(&rig);
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let (stats, lun) = (rows[0].stats, crate::topology::LunId(0));
+    let counts = [stats.read, stats.write, stats.trim, stats.flush].map(|op| (op.ops, op.bytes));
+    assert_eq!((rows[0].lun, counts), (lun, [(1, 4096), (1, 1024), (1, 8192), (1, 0)]));
+    assert_eq!(rows[0].latency.0.iter().sum::<u64>(), 4);
+    // Whoever has the number next begins at nothing.
+    rig.publish();
+    assert_eq!(survey(&rig).len(), 1);
+    rig.topology.luns[0].as_mut().expect("a LUN").uuid = [9; 16];
+    rig.publish();
+    assert_eq!(survey(&rig).len(), 0);
     rig.finish();
 }

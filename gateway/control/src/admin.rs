@@ -1,6 +1,8 @@
-//! One admin queue, command by command: what a host's tool does, without a host's own life cycle.
+//! One admin queue to another subsystem, command by command: what a host's tool does, without a host's own life
+//! cycle. So one learns what an array offers before a backend is made of it.
+//!
+//! What it is not: on the cores that serve. It blocks, on a core and a ring of its own that end with it.
 
-use anyhow::{Context, Result, anyhow, bail};
 use std::net::SocketAddr;
 use std::time::Duration;
 use trefoil_poll::core::{CoreConfig, CoreHandle, spawn};
@@ -11,8 +13,10 @@ use trefoil_poll::{
 };
 use trefoil_storage::initiator::{Command, Identity, Open, Qpair, QpairEvent};
 use trefoil_sys::region::Region;
+use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
-use trefoil_wire::nvme::identify::IDENTIFY_LEN;
+use trefoil_wire::nvme::identify::{IDENTIFY_LEN, NamespaceList, cns};
+use trefoil_wire::nvme::log::lid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{AdminCommand, Cqe, GetLogPage, IdentifyCommand, Sgl, Sqe};
 
@@ -21,6 +25,43 @@ const WITHIN: Duration = Duration::from_secs(10);
 const ARENA_BYTES: usize = 2 << 20;
 /// Bytes of a log page that are read at a time.
 const LOG_STEP_BYTES: u64 = 64 << 10;
+/// Entries of a discovery log that are read; what is beyond is left out.
+const MAX_ENTRIES: u64 = 4096;
+/// How often a discovery log that changes while it is read is read again.
+const ATTEMPTS: usize = 8;
+/// Home of its blocks: beyond any core's.
+const HOME: u16 = 255;
+
+/// What another subsystem, or the way to it, did.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// No ring, thread or memory for it.
+    #[error("no core of its own: {0}")]
+    Core(String),
+    /// The connection ended, or never began.
+    #[error("the connection ended: {0}")]
+    Ended(String),
+    /// No answer came in time.
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    /// A command was refused.
+    #[error("{what} was refused: {status}")]
+    Refused {
+        /// The command.
+        what: String,
+        /// Its status.
+        status: String,
+    },
+    /// An answer makes no sense.
+    #[error("{0}")]
+    Senseless(&'static str),
+}
+
+type Result<T, E = AdminError> = std::result::Result<T, E>;
+
+fn core_error(e: impl std::fmt::Display) -> AdminError {
+    AdminError::Core(e.to_string())
+}
 
 enum Msg {
     /// To the core: send this; its data has so many bytes.
@@ -35,7 +76,7 @@ enum Msg {
 
 /// A connected, enabled controller.
 pub struct Admin {
-    core: CoreHandle<Client>,
+    core: Option<CoreHandle<Client>>,
     to: ControlSender<Msg>,
     from: ControlReceiver<Msg>,
 }
@@ -44,13 +85,13 @@ impl Admin {
     /// Connects to the subsystem and enables the controller.
     ///
     /// # Errors
-    /// What the sockets or the controller say.
+    /// [`AdminError`].
     pub fn connect(to: SocketAddr, identity: Identity) -> Result<Self> {
         let uring = UringConfig { max_sockets: 4, max_files: 1, max_file_ops: 1, ..UringConfig::default() };
-        let mut mesh = mesh::<Msg>(1, MeshBounds::default())?;
-        let ports = mesh.ports.pop().context("a mesh of one core")?;
-        let to_core = mesh.to_cores.pop().context("a mesh of one core")?;
-        let region = Region::anonymous(ARENA_BYTES)?;
+        let mut mesh = mesh::<Msg>(1, MeshBounds::default()).map_err(core_error)?;
+        let ports = mesh.ports.pop().ok_or(AdminError::Senseless("a mesh without a core"))?;
+        let to_core = mesh.to_cores.pop().ok_or(AdminError::Senseless("a mesh without a core"))?;
+        let region = Region::anonymous(ARENA_BYTES).map_err(core_error)?;
         let open = Open {
             to,
             cntlid: DYNAMIC_CNTLID,
@@ -65,12 +106,13 @@ impl Admin {
             if let Err(why) = qpair.open(io, open) {
                 io.post_control(Msg::Down(why.to_string()));
             }
-            Client { arena: Arena::new(ArenaId(101), region), qpair }
-        })?;
-        let mut admin = Self { core, to: to_core, from: mesh.from_cores };
+            Client { arena: Arena::new(ArenaId(HOME), region), qpair }
+        })
+        .map_err(core_error)?;
+        let mut admin = Self { core: Some(core), to: to_core, from: mesh.from_cores };
         match admin.next()? {
             Msg::Up => {}
-            _ => bail!("{to} answered before it was connected"),
+            _ => return Err(AdminError::Senseless("it answered before it was connected")),
         }
         admin.enable()?;
         Ok(admin)
@@ -79,34 +121,35 @@ impl Admin {
     fn enable(&mut self) -> Result<()> {
         let cc = Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() };
         let set = PropertySet { size: PropertySize::Four, offset: offset::CC, value: cc.bits().into() };
-        self.command(FabricsCommand::PropertySet(set).sqe(0, Sgl::NONE), 0)?;
+        self.command("Property Set CC", FabricsCommand::PropertySet(set).sqe(0, Sgl::NONE), 0)?;
         let end = std::time::Instant::now() + WITHIN;
         let get = PropertyGet { size: PropertySize::Four, offset: offset::CSTS };
         while std::time::Instant::now() < end {
-            let (cqe, _) = self.command(FabricsCommand::PropertyGet(get).sqe(0, Sgl::NONE), 0)?;
+            let get = FabricsCommand::PropertyGet(get).sqe(0, Sgl::NONE);
+            let (cqe, _) = self.command("Property Get CSTS", get, 0)?;
             if Csts::from_bits(cqe.dw0()).rdy {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        bail!("the controller is not ready within {WITHIN:?}")
+        Err(AdminError::Silent(WITHIN))
     }
 
     /// Identify data.
     ///
     /// # Errors
-    /// If the controller refuses, naming its status.
+    /// [`AdminError`].
     pub fn identify(&mut self, cns: u8, nsid: u32) -> Result<Vec<u8>> {
         let command = AdminCommand::Identify(IdentifyCommand { cns, ..Default::default() });
         let len = IDENTIFY_LEN as u32;
         let sqe = command.sqe(0, nsid, Sgl::Transport { len_bytes: len });
-        Ok(self.command(sqe, len).with_context(|| format!("Identify, CNS {cns:#04x}, namespace {nsid}"))?.1)
+        Ok(self.command(&format!("Identify, CNS {cns:#04x}, namespace {nsid}"), sqe, len)?.1)
     }
 
     /// The first `len_bytes` of a log page.
     ///
     /// # Errors
-    /// If the controller refuses, naming its status.
+    /// [`AdminError`].
     pub fn log_page(&mut self, lid: u8, len_bytes: u64) -> Result<Vec<u8>> {
         let mut page = Vec::new();
         while (page.len() as u64) < len_bytes {
@@ -114,28 +157,74 @@ impl Admin {
             let step = LOG_STEP_BYTES.min(len_bytes - lpo);
             let log = GetLogPage { lid, len_bytes: step, lpo, ..Default::default() };
             let sqe = AdminCommand::GetLogPage(log).sqe(0, 0, Sgl::Transport { len_bytes: step as u32 });
-            let (_, data) = self.command(sqe, step as u32).with_context(|| format!("log page {lid:#04x}"))?;
+            let (_, data) = self.command(&format!("log page {lid:#04x}"), sqe, step as u32)?;
             page.extend(data);
         }
         Ok(page)
     }
 
+    /// The NSIDs of all active namespaces, in order (NVMe base 2.0c §5.17.2.3).
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn namespaces(&mut self) -> Result<Vec<u32>> {
+        let mut nsids = Vec::new();
+        loop {
+            let after = nsids.last().copied().unwrap_or(0);
+            let page = self.identify(cns::ACTIVE_NAMESPACES, after)?;
+            let page =
+                page.first_chunk().ok_or(AdminError::Senseless("a list of namespaces that is too short"))?;
+            let list = NamespaceList::parse(page);
+            let before = nsids.len();
+            nsids.extend(list.iter());
+            if nsids[before..].iter().any(|nsid| *nsid <= after) || !nsids.is_sorted() {
+                return Err(AdminError::Senseless("a list of namespaces that is out of order"));
+            }
+            if nsids.len() - before < NamespaceList::MAX {
+                return Ok(nsids);
+            }
+        }
+    }
+
+    /// The entries of the discovery log that have valid names, all of one generation.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn discovery_log(&mut self) -> Result<Vec<LogEntry>> {
+        let short = AdminError::Senseless("a discovery log that is too short");
+        for _ in 0..ATTEMPTS {
+            let header = self.log_page(lid::DISCOVERY, LogHeader::LEN as u64)?;
+            let before = DiscoveryLog::parse(&header).map_err(|_| short.clone())?.header;
+            let len = LogHeader::LEN as u64 + before.numrec.min(MAX_ENTRIES) * LogEntry::LEN as u64;
+            let page = self.log_page(lid::DISCOVERY, len)?;
+            let log = DiscoveryLog::parse(&page).map_err(|_| short.clone())?;
+            let header = self.log_page(lid::DISCOVERY, LogHeader::LEN as u64)?;
+            let after = DiscoveryLog::parse(&header).map_err(|_| short.clone())?.header;
+            if after.genctr == before.genctr && log.header.genctr == before.genctr {
+                return Ok(log.entries().flatten().collect());
+            }
+        }
+        Err(AdminError::Senseless("its discovery log never stays the same"))
+    }
+
     /// Ends the connection.
     ///
     /// # Errors
-    /// What the core says.
-    pub fn close(self) -> Result<()> {
-        self.core.stop();
-        self.core.join()?;
-        Ok(())
+    /// [`AdminError::Core`].
+    pub fn close(mut self) -> Result<()> {
+        let Some(core) = self.core.take() else { return Ok(()) };
+        core.stop();
+        core.join().map(drop).map_err(core_error)
     }
 
-    fn command(&mut self, sqe: Sqe, len_bytes: u32) -> Result<(Cqe, Vec<u8>)> {
-        self.to.send(Msg::Do(sqe, len_bytes)).map_err(|_| anyhow!("the core takes no messages"))?;
+    fn command(&mut self, what: &str, sqe: Sqe, len_bytes: u32) -> Result<(Cqe, Vec<u8>)> {
+        self.to.send(Msg::Do(sqe, len_bytes)).map_err(|_| core_error("it takes no messages"))?;
         match self.next()? {
             Msg::Done(cqe, data) if cqe.status.is_ok() => Ok((cqe, data)),
-            Msg::Done(cqe, _) => bail!("refused: {}", cqe.status),
-            _ => bail!("an answer that nobody asked for"),
+            Msg::Done(cqe, _) => {
+                Err(AdminError::Refused { what: what.into(), status: cqe.status.to_string() })
+            }
+            _ => Err(AdminError::Senseless("an answer that nobody asked for")),
         }
     }
 
@@ -143,12 +232,19 @@ impl Admin {
         let end = std::time::Instant::now() + 2 * WITHIN;
         loop {
             match self.from.pop() {
-                Some((_, Msg::Down(why))) => bail!("the connection ended: {why}"),
+                Some((_, Msg::Down(why))) => return Err(AdminError::Ended(why)),
                 Some((_, msg)) => return Ok(msg),
-                None if std::time::Instant::now() > end => bail!("no answer within {:?}", 2 * WITHIN),
+                None if std::time::Instant::now() > end => return Err(AdminError::Silent(2 * WITHIN)),
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
         }
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // After a failure nobody waits for its end.
+        self.core.iter().for_each(CoreHandle::stop);
     }
 }
 

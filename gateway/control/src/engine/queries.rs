@@ -1,0 +1,86 @@
+//! Queries: answered from what the engine showed last, so that none waits for a change that takes long.
+
+use super::cores::Cores;
+use super::handle::{Asked, LunTotals, Outcome};
+use super::view::View;
+use crate::action::{Action, Phase};
+use crate::error::{Fault, Refusal};
+use crate::plan::plan;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use trefoil_storage::topology::LunId;
+
+/// Rows of one core's survey.
+const SURVEY_ROWS: usize = 4096;
+
+/// See the module.
+pub(super) struct Queries {
+    pub(super) cores: Rc<Cores>,
+    pub(super) shown: watch::Receiver<Arc<View>>,
+    pub(super) phase: watch::Receiver<Phase>,
+}
+
+impl Queries {
+    /// Answers until everyone who could ask is gone.
+    pub(super) async fn run(self, mut asks: mpsc::Receiver<Asked>) {
+        while let Some((action, tell)) = asks.recv().await {
+            let outcome = self.answer(action).await;
+            // Whoever asked may be gone.
+            let _ = tell.send(outcome);
+        }
+    }
+
+    async fn answer(&self, action: Action) -> Result<Outcome, Refusal> {
+        action.check_phase(*self.phase.borrow())?;
+        match action {
+            Action::View => Ok(Outcome::View(Box::new(self.view()))),
+            Action::Survey => {
+                let mut rows = Vec::new();
+                for core in self.cores.all() {
+                    rows.push((core, self.cores.survey(core, SURVEY_ROWS).await?));
+                }
+                Ok(Outcome::Survey(rows))
+            }
+            Action::LunStats => Ok(Outcome::LunStats(self.lun_stats().await?)),
+            Action::Preview(change) => {
+                let view = self.shown.borrow().clone();
+                let next = plan(&view.state, &view.gateway, &change)?;
+                Ok(Outcome::Preview(view.state.changes_to(&next)))
+            }
+            other => Err(Refusal::new(Fault::Internal, format!("{other:?} is no query"))),
+        }
+    }
+
+    async fn lun_stats(&self) -> Result<BTreeMap<String, LunTotals>, Refusal> {
+        let view = self.shown.borrow().clone();
+        let mut by_id: BTreeMap<LunId, LunTotals> = BTreeMap::new();
+        for core in self.cores.all() {
+            self.cores
+                .lun_survey(core, |row| {
+                    let totals = by_id.entry(row.lun).or_default();
+                    totals.stats.add(&row.stats);
+                    totals.latency.add(&row.latency);
+                })
+                .await?;
+        }
+        // A LUN that is gone meanwhile has no name any more, and one without I/O no row.
+        Ok(view
+            .lun_ids
+            .iter()
+            .map(|(name, id)| (name.clone(), by_id.remove(id).unwrap_or_default()))
+            .collect())
+    }
+
+    /// What the engine showed last, with what changes without it.
+    fn view(&self) -> View {
+        let mut view = View::clone(&self.shown.borrow());
+        view.phase = *self.phase.borrow();
+        view.cores = self.cores.metrics().iter().map(|m| m.sample()).collect();
+        for backend in view.backends.values_mut() {
+            backend.usable = self.cores.usable(backend.id);
+        }
+        view
+    }
+}

@@ -1,0 +1,230 @@
+//! Who sees a pool's LUNs, as the pool itself keeps it: so that a lost database is rebuilt up to the NSIDs.
+//!
+//! What it is: the record's form, and how it comes back into a state that was made from a document. A pool's record
+//! holds the subsystems that show LUNs of that pool, each with all of its properties and with the namespaces that
+//! are LUNs of that pool; LUNs go by UUID and hosts by NQN. It is JSON, version 1:
+//! `{"version":1,"revision":N,"subsystems":[…]}`, the subsystems as in a configuration.
+//!
+//! What it is not: read while there is a database. That is newer or equal, and the record is brought up to it.
+
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use trefoil_config::{Namespace, Subsystem};
+use uuid::Uuid;
+
+/// The version that this program writes, and the only one that it reads.
+const VERSION: u32 = 1;
+
+/// What one pool keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// Counts changes over all pools: of two that hold the same subsystem, the higher one knows it better.
+    pub revision: u64,
+    subsystems: Vec<Subsystem>,
+}
+
+/// Only enough to see whether the rest can be read.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+}
+
+impl Record {
+    /// What `pool` is to keep in this state.
+    pub fn of(state: &State, pool: &str, revision: u64) -> Self {
+        let uuid = |name: &str| {
+            let lun = state.luns.get(name).filter(|lun| lun.pool.as_deref() == Some(pool));
+            lun.and_then(|lun| lun.uuid)
+        };
+        let shown = |s: &Subsystem| {
+            let namespaces = s.namespaces.iter();
+            let kept =
+                namespaces.filter_map(|ns| Some(Namespace { lun: uuid(&ns.lun)?.to_string(), ..ns.clone() }));
+            Subsystem { namespaces: kept.collect(), ..s.clone() }
+        };
+        let subsystems = state.subsystems.values().map(shown).filter(|s| !s.namespaces.is_empty());
+        Self { version: VERSION, revision, subsystems: subsystems.collect() }
+    }
+
+    /// Reads what a pool keeps; `None` if it never kept anything.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the log.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if head.version != VERSION {
+            return Err(format!("version {} is not known", head.version));
+        }
+        serde_json::from_slice(bytes).map(Some).map_err(|e| e.to_string())
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Whether it says the same, whenever it was written.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.subsystems == other.subsystems
+    }
+}
+
+/// Puts the records of pools into a state that a document made. A record is the truth about its pool's LUNs: a namespace
+/// of theirs that only the document has was taken away later, and isn't shown. `held` names the LUNs that the pools
+/// held before the document was read, by UUID.
+pub fn adopt(state: &mut State, held: &BTreeMap<Uuid, String>, records: Vec<Record>) {
+    let names: BTreeSet<&String> = held.values().collect();
+    for subsystem in state.subsystems.values_mut() {
+        subsystem.namespaces.retain(|ns| !names.contains(&ns.lun));
+    }
+    let mut records = records;
+    records.sort_by_key(|record| record.revision);
+    for kept in records.into_iter().flat_map(|record| record.subsystems) {
+        let named = kept.namespaces.iter().filter_map(|ns| {
+            let lun = held.get(&Uuid::try_parse(&ns.lun).ok()?)?;
+            Some(Namespace { lun: lun.clone(), ..ns.clone() })
+        });
+        let mut namespaces: Vec<Namespace> = named.collect();
+        let others = state.subsystems.get(&kept.nqn).map(|s| s.namespaces.clone()).unwrap_or_default();
+        for other in others {
+            if namespaces.iter().any(|ns| ns.nsid == other.nsid) {
+                tracing::warn!(
+                    nqn = kept.nqn,
+                    nsid = other.nsid,
+                    lun = other.lun,
+                    "a namespace of the document is not shown, for a pool's LUN has its NSID"
+                );
+            } else {
+                namespaces.push(other);
+            }
+        }
+        namespaces.sort_by_key(|ns| ns.nsid);
+        if !kept.listeners.is_empty() {
+            state.transport.get_or_insert_default();
+        }
+        state.subsystems.insert(kept.nqn.clone(), Subsystem { namespaces, ..kept });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_config::Config;
+
+    const DOCUMENT: &str = r#"
+        [[backend]]
+        name = "x"
+        type = "null"
+        size = "64MiB"
+        [[backend]]
+        name = "y"
+        type = "null"
+        size = "64MiB"
+        [[pool]]
+        name = "p"
+        backends = ["x"]
+        [[lun]]
+        name = "a"
+        pool = "p"
+        size = "4MiB"
+        uuid = "00000000-0000-4000-8000-00000000000a"
+        [[lun]]
+        name = "b"
+        pool = "p"
+        size = "4MiB"
+        uuid = "00000000-0000-4000-8000-00000000000b"
+        [[lun]]
+        name = "w"
+        backend = "y"
+        [[subsystem]]
+        nqn = "nqn.2026-01.org.example:s"
+        hosts = ["nqn.2026-01.org.example:h"]
+        namespaces = [{ nsid = 1, lun = "a" }, { nsid = 3, lun = "w" }]
+    "#;
+
+    fn state() -> State {
+        State::from_config(&Config::parse("t", DOCUMENT).expect("sound"), &State::default())
+    }
+
+    fn held(state: &State) -> BTreeMap<Uuid, String> {
+        let pooled = state.luns.values().filter(|lun| lun.pool.is_some());
+        pooled.map(|lun| (lun.uuid.expect("a UUID"), lun.name.clone())).collect()
+    }
+
+    #[test]
+    fn what_was_changed_since_the_document_comes_back() {
+        let mut now = state();
+        let s = now.subsystems.get_mut("nqn.2026-01.org.example:s").expect("the subsystem");
+        s.hosts.push("nqn.2026-01.org.example:h2".into());
+        s.serial = Some("OTHER".into());
+        s.namespaces.retain(|ns| ns.lun != "a");
+        let only = Some(vec!["nqn.2026-01.org.example:h2".to_owned()]);
+        s.namespaces.push(Namespace { nsid: 7, lun: "b".into(), hosts: only });
+        let record = Record::of(&now, "p", 4);
+        let read = Record::parse(&record.bytes()).expect("sound").expect("a record");
+        assert_eq!(read, record);
+        let mut again = state();
+        let luns = held(&again);
+        adopt(&mut again, &luns, vec![read]);
+        assert_eq!(again.subsystems, now.subsystems);
+        // And a second time changes nothing.
+        let kept = Record::of(&again, "p", 5);
+        assert!(kept.is_same(&record) && kept != record);
+    }
+
+    #[test]
+    fn a_namespace_that_was_removed_stays_removed() {
+        let mut now = state();
+        now.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != "a"));
+        let record = Record::of(&now, "p", 1);
+        let mut again = state();
+        let luns = held(&again);
+        adopt(&mut again, &luns, vec![record]);
+        assert_eq!(again.subsystems, now.subsystems);
+    }
+
+    #[test]
+    fn the_newer_record_knows_the_subsystem_and_each_its_luns() {
+        let (mut old, mut new) = (state(), state());
+        old.luns.get_mut("b").expect("b").pool = Some("q".into());
+        let s = old.subsystems.get_mut("nqn.2026-01.org.example:s").expect("the subsystem");
+        s.allow_any_host = true;
+        s.namespaces.push(Namespace { nsid: 2, lun: "b".into(), hosts: None });
+        new.subsystems.values_mut().for_each(|s| s.hosts.clear());
+        let mut again = state();
+        let luns = held(&again);
+        adopt(&mut again, &luns, vec![Record::of(&new, "p", 9), Record::of(&old, "q", 8)]);
+        let s = &again.subsystems["nqn.2026-01.org.example:s"];
+        assert!(!s.allow_any_host && s.hosts.is_empty());
+        assert_eq!(
+            s.namespaces.iter().map(|ns| (ns.nsid, ns.lun.as_str())).collect::<Vec<_>>(),
+            [(1, "a"), (2, "b"), (3, "w")]
+        );
+    }
+
+    #[test]
+    fn a_clash_of_nsids_is_the_pools() {
+        let mut now = state();
+        now.subsystems
+            .values_mut()
+            .for_each(|s| s.namespaces = vec![Namespace { nsid: 3, lun: "a".into(), hosts: None }]);
+        let record = Record::of(&now, "p", 1);
+        let mut again = state();
+        let luns = held(&again);
+        adopt(&mut again, &luns, vec![record]);
+        assert_eq!(again.subsystems, now.subsystems);
+    }
+
+    #[test]
+    fn what_cant_be_read_is_told() {
+        assert_eq!(Record::parse(b""), Ok(None));
+        assert!(Record::parse(br#"{"version":2,"what":"ever"}"#).expect_err("newer").contains("version 2"));
+        assert!(Record::parse(b"{").is_err());
+    }
+}

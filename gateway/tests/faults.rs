@@ -1,0 +1,64 @@
+//! What goes wrong around a whole gateway: it is killed in the middle of a change, disks are full, superblocks are damaged,
+//! databases are lost, arrays go away. Each time hosts of other LUNs must notice nothing.
+#![forbid(unsafe_code)]
+
+mod support;
+
+#[path = "faults/array_away.rs"]
+mod array_away;
+#[path = "faults/damage.rs"]
+mod damage;
+#[path = "faults/full_disk.rs"]
+mod full_disk;
+#[path = "faults/kills.rs"]
+mod kills;
+
+use serde_json::{Value, json};
+use support::SUBSYSTEM;
+use support::daemon::Daemon;
+use support::raw::{Pair, Raw};
+use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
+
+const MIB: u64 = 1 << 20;
+/// The largest transfer that every gateway of these tests takes.
+const PIECE: u64 = MIB;
+
+/// Writes `byte` all over a range of a namespace with 512-byte blocks, durably; the first status that isn't success.
+fn fill(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8) -> Result<(), Status> {
+    for at in range.step_by(PIECE as usize) {
+        let data = vec![byte; PIECE as usize];
+        let blocks = BlockRange { fua: true, ..BlockRange::new(at / 512, (PIECE / 512) as u32) };
+        let sgl = Sgl::Transport { len_bytes: PIECE as u32 };
+        let sqe = IoCommand::Write(blocks).sqe(io.cid(), nsid, sgl);
+        let status = io.command(sqe, &data).0.status;
+        if !status.is_ok() {
+            return Err(status);
+        }
+    }
+    Ok(())
+}
+
+/// Expects `byte` all over a range of a namespace.
+#[track_caller]
+fn expect_filled(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8, what: &str) {
+    for at in range.step_by(PIECE as usize) {
+        let (status, data) = io.read(nsid, at / 512, PIECE as usize);
+        assert!(status.is_ok(), "{what}: reading at {at}: {status}");
+        let wrong = data.iter().position(|&found| found != byte);
+        assert_eq!(wrong, None, "{what}: at {at} this byte isn't {byte:#x}");
+    }
+}
+
+/// Shows a LUN to hosts, takes it away again.
+fn show(gateway: &Daemon, lun: &str, nsid: u32) {
+    gateway.call("subsystem_add_namespace", json!({ "nqn": SUBSYSTEM, "lun": lun, "nsid": nsid }));
+}
+
+fn hide(gateway: &Daemon, nsid: u32) {
+    gateway.call("subsystem_remove_namespace", json!({ "nqn": SUBSYSTEM, "nsid": nsid }));
+}
+
+/// A host of the gateway's one subsystem; each number is one.
+fn host(gateway: &Daemon, number: usize) -> Pair {
+    Pair::connect(gateway.addr, &support::host_nqn(number), SUBSYSTEM)
+}

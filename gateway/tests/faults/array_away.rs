@@ -1,0 +1,212 @@
+//! An array that goes silent, or dies, and comes back. The array is a second `trefoild`, which is stopped (SIGSTOP: its
+//! connections stay, and nothing answers) or killed (they are reset, and refused until it is back).
+
+use super::*;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::time::Duration;
+use support::Patience;
+use support::fleet::{ENDLESS, Fleet, Spec};
+use trefoil_wire::nvme::StatusType;
+
+const ARRAY: &str = r#"
+[gateway]
+name = "array"
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "disk"
+type = "file"
+path = "DIR/disk.img"
+size = "32MiB"
+
+[[lun]]
+name = "disk"
+backend = "disk"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:array"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "disk" }]
+"#;
+
+const GATEWAY: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "array"
+type = "nvme-tcp"
+address = "ARRAY"
+subnqn = "nqn.2026-01.org.example:array"
+nsid = 1
+keep_alive_s = 2
+loss_timeout_s = LOSS
+
+[[backend]]
+name = "local"
+type = "memory"
+size = "16MiB"
+
+[[lun]]
+name = "far"
+backend = "array"
+
+[[lun]]
+name = "near"
+backend = "local"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "far" }, { nsid = 2, lun = "near" }]
+"#;
+
+/// How long the array is away where the gateway is to wait for it.
+const AWAY: Duration = Duration::from_secs(11);
+
+/// The array, the gateway before it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.
+struct Rig {
+    array: Daemon,
+    gateway: Daemon,
+    fleet: Fleet,
+}
+
+impl Rig {
+    fn start(loss_timeout_s: u32) -> Self {
+        let array = Daemon::start(ARRAY);
+        let document = GATEWAY.replace("ARRAY", &array.addr.to_string());
+        let gateway = Daemon::start(&document.replace("LOSS", &loss_timeout_s.to_string()));
+        let sizes = &[4096, 65536, 512];
+        let near = Spec { nsid: 2, ..Spec::new(gateway.addr, 3, 4, sizes) };
+        let mut fleet = Fleet::start(&[Spec::new(gateway.addr, 2, 4, sizes), near], 16);
+        fleet.wait_ups(0..2, 1);
+        fleet.run(0..2, ENDLESS);
+        Self { array, gateway, fleet }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.array.child.id().cast_signed())
+    }
+
+    /// Stops the array; when this returns, all its threads have stopped.
+    fn stop(&self) {
+        kill(self.pid(), Signal::SIGSTOP).expect("a signal");
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("its state");
+        assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+    }
+
+    fn go_on(&self) {
+        kill(self.pid(), Signal::SIGCONT).expect("a signal");
+    }
+
+    /// Both hosts go on, and neither has seen an error or a new connection.
+    #[track_caller]
+    fn nobody_noticed(&mut self, what: &str) {
+        for at in 0..2 {
+            let ops = self.fleet.tally(at).ops;
+            self.fleet.wait_ops(at, ops + 100);
+            let tally = self.fleet.tally(at);
+            assert_eq!(
+                (tally.errors, tally.mismatches, tally.ups),
+                (0, 0, 1),
+                "{what}, host {at}: {tally:?}"
+            );
+        }
+    }
+
+    /// Host 0 waits, host 1 works, for as long as the array is away.
+    fn wait_away(&mut self) {
+        let before = [0, 1].map(|at| self.fleet.tally(at).ops);
+        std::thread::sleep(AWAY);
+        let after = [0, 1].map(|at| self.fleet.tally(at).ops);
+        assert!(after[0] - before[0] < 100 && after[1] - before[1] > 100, "{before:?}, {after:?}");
+    }
+
+    /// Waits until the gateway tells of the backend's state that it is this one.
+    fn wait_state(&self, wanted: &str) {
+        let patience = Patience::new(format!("the backend to be {wanted}"));
+        while self.gateway.call("backend_list", json!({ "name": "array" }))[0]["state"] != wanted {
+            patience.pause();
+        }
+    }
+}
+
+#[test]
+fn silent_for_long_and_back() {
+    let mut rig = Rig::start(60);
+    rig.nobody_noticed("before");
+    rig.stop();
+    rig.wait_away();
+    rig.wait_state("lost");
+    rig.go_on();
+    rig.nobody_noticed("the array is back");
+    rig.wait_state("up");
+    rig.fleet.finish();
+}
+
+#[test]
+fn dead_for_long_and_back() {
+    let mut rig = Rig::start(60);
+    rig.nobody_noticed("before");
+    rig.array.kill();
+    rig.wait_away();
+    rig.wait_state("lost");
+    rig.array.restart();
+    rig.nobody_noticed("the array is back");
+    rig.wait_state("up");
+    rig.fleet.finish();
+}
+
+#[test]
+fn silent_past_the_loss_timeout() {
+    let mut rig = Rig::start(4);
+    let mut pair = host(&rig.gateway, 1);
+    fill(&mut pair.io, 1, 0..MIB, 0x3c).expect("written");
+    rig.fleet.run(0..1, 0);
+    rig.fleet.wait_done(0..1);
+    rig.stop();
+    // The first commands wait for it, those after it is given up are answered at once.
+    for round in 0..3 {
+        let read = pair.io.read(1, 0, 4096).0;
+        let write = pair.io.write(1, 8, &[0x99; 4096]);
+        let flush = IoCommand::Flush.sqe(pair.io.cid(), 1, Sgl::NONE);
+        let flush = pair.io.command(flush, &[]).0.status;
+        for (what, status) in [("read", read), ("write", write), ("flush", flush)] {
+            assert_eq!(status, Status::INTERNAL_PATH_ERROR, "a {what}, round {round}");
+            assert!(status.sct() == StatusType::Path && !status.is_dnr(), "a {what} may be tried again");
+        }
+    }
+    let ops = rig.fleet.tally(1).ops;
+    rig.fleet.wait_ops(1, ops + 100);
+    // The host's connection and its other namespace are as good as before.
+    fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
+    rig.go_on();
+    let patience = Patience::new("the array's LUN to be there again");
+    while pair.io.read(1, 0, 4096).0 != Status::SUCCESS {
+        patience.pause();
+    }
+    // What failed is not there in part, and what was there is.
+    let (status, data) = pair.io.read(1, 0, MIB as usize);
+    assert!(status.is_ok(), "{status}");
+    let held = |range: std::ops::Range<usize>, byte: u8| data[range].iter().all(|&found| found == byte);
+    assert!(held(0..4096, 0x3c) && held(8192..data.len(), 0x3c));
+    assert!(held(4096..8192, 0x3c) || held(4096..8192, 0x99), "a write that failed was done by halves");
+    rig.fleet.run(0..1, ENDLESS);
+    rig.nobody_noticed("it is back after the loss timeout");
+    rig.wait_state("up");
+    rig.fleet.finish();
+}

@@ -1,0 +1,238 @@
+//! Superblocks that are bad when the gateway starts, and a lost database.
+
+use super::*;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "single"
+type = "file"
+path = "DIR/single.img"
+size = "16MiB"
+
+[[backend]]
+name = "left"
+type = "file"
+path = "DIR/left.img"
+size = "16MiB"
+
+[[backend]]
+name = "right"
+type = "file"
+path = "DIR/right.img"
+size = "16MiB"
+
+[[backend]]
+name = "bystander"
+type = "file"
+path = "DIR/bystander.img"
+size = "16MiB"
+
+[[pool]]
+name = "one"
+backends = ["single"]
+
+[[pool]]
+name = "two"
+backends = ["left", "right"]
+
+[[pool]]
+name = "other"
+backends = ["bystander"]
+
+[[lun]]
+name = "a"
+pool = "one"
+size = "4MiB"
+
+[[lun]]
+name = "b"
+pool = "two"
+size = "16MiB"
+
+[[lun]]
+name = "c"
+pool = "two"
+size = "4MiB"
+
+[[lun]]
+name = "d"
+pool = "other"
+size = "4MiB"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "a" }, { nsid = 2, lun = "b" }, { nsid = 3, lun = "c" }, { nsid = 4, lun = "d" }]
+"#;
+
+/// What each LUN holds: name, NSID, size, bytes.
+const LUNS: [(&str, u32, u64, u8); 4] =
+    [("a", 1, 4 * MIB, 0xa1), ("b", 2, 16 * MIB, 0xb2), ("c", 3, 4 * MIB, 0xc3), ("d", 4, 4 * MIB, 0xd4)];
+
+/// The slots of a member's label and of its layout table (see `trefoil_storage::pool`).
+const LABEL_AT: [u64; 2] = [0, 4096];
+const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
+const SLOT_BYTES: usize = 4096;
+/// Where data begins.
+const DATA_AT: usize = 4 << 20;
+
+fn start() -> Daemon {
+    let gateway = Daemon::start(DOCUMENT);
+    let mut pair = host(&gateway, 1);
+    for (_, nsid, len, byte) in LUNS {
+        fill(&mut pair.io, nsid, 0..len, byte).expect("written");
+    }
+    gateway
+}
+
+fn image(gateway: &Daemon, backend: &str) -> PathBuf {
+    gateway.path(&format!("{backend}.img"))
+}
+
+/// Kills the gateway, damages slots of a backend, and starts it again. Gives what was there.
+fn damage(gateway: &mut Daemon, backend: &str, slots: &[u64]) -> Vec<u8> {
+    gateway.kill();
+    let path = image(gateway, backend);
+    let before = std::fs::read(&path).expect("read");
+    let file = File::options().write(true).open(path).expect("opened");
+    for &at in slots {
+        // A slot that was torn, or a whole block of something else.
+        let garbage = if at % 8192 == 0 { vec![0x6b; SLOT_BYTES / 2] } else { vec![0x6b; SLOT_BYTES] };
+        file.write_all_at(&garbage, at + (SLOT_BYTES - garbage.len()) as u64).expect("damaged");
+    }
+    gateway.restart();
+    before
+}
+
+/// The named LUNs are served with what they hold.
+#[track_caller]
+fn served(gateway: &Daemon, names: &[&str], what: &str) {
+    let mut pair = host(gateway, 1);
+    for (name, nsid, len, byte) in LUNS.iter().filter(|(name, ..)| names.contains(name)) {
+        assert_eq!(gateway.lun(name)["state"], "up", "{what}: {}", gateway.lun(name));
+        expect_filled(&mut pair.io, *nsid, 0..*len, *byte, &format!("{what}: LUN {name}"));
+        // A write in place, and it can be read.
+        fill(&mut pair.io, *nsid, 0..MIB, *byte).expect(what);
+    }
+}
+
+/// State of a pool and why.
+fn pool(gateway: &Daemon, name: &str) -> (String, String) {
+    let pool = gateway.call("pool_show", json!({ "name": name }));
+    let text = |field: &str| pool[field].as_str().unwrap_or_default().to_owned();
+    (text("state"), text("why"))
+}
+
+#[test]
+fn what_has_a_good_copy_is_repaired() {
+    let mut gateway = start();
+    let copy = |slot: usize| vec![LABEL_AT[slot], TABLE_AT[slot]];
+    let cases = [
+        ("single", vec![LABEL_AT[0]]),
+        ("single", vec![LABEL_AT[1]]),
+        ("single", vec![TABLE_AT[0]]),
+        ("single", vec![TABLE_AT[1]]),
+        ("single", copy(0)),
+        ("single", copy(1)),
+        ("left", TABLE_AT.to_vec()),
+        ("right", TABLE_AT.to_vec()),
+        ("left", LABEL_AT.to_vec()),
+        ("right", LABEL_AT.to_vec()),
+        ("left", [copy(0), vec![LABEL_AT[1]]].concat()),
+    ];
+    for (backend, slots) in cases {
+        let what = format!("{backend}: {slots:?} damaged");
+        let log = gateway.log().len();
+        let before = damage(&mut gateway, backend, &slots);
+        served(&gateway, &["a", "b", "c", "d"], &what);
+        for name in ["one", "two", "other"] {
+            assert_eq!(pool(&gateway, name), ("up".into(), String::new()), "{what}");
+        }
+        let repaired = gateway.log()[log..].matches("was repaired").count();
+        assert_eq!(repaired, slots.len(), "{what}");
+        let after = std::fs::read(image(&gateway, backend)).expect("read");
+        assert!(before[..DATA_AT] == after[..DATA_AT], "{what}: it is not as it was");
+        // The pool takes changes.
+        let pool = if backend == "single" { "one" } else { "two" };
+        gateway.call("lun_create", json!({ "name": "v", "pool": pool, "size": 4 * MIB }));
+        gateway.call("lun_delete", json!({ "name": "v" }));
+    }
+}
+
+#[test]
+fn what_has_none_is_an_error_that_names_it() {
+    let mut gateway = start();
+    let whole = [LABEL_AT, TABLE_AT].concat();
+    let lun = |pool: &str| json!({ "name": "v", "pool": pool, "size": 4 * MIB });
+    // Backend, what is damaged, its pool, the pool's state, what its reason says, LUNs that are served.
+    type Case<'a> = (&'a str, &'a [u64], &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
+    let cases: [Case; 4] = [
+        ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
+        ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout on single"], &["b", "c", "d"]),
+        ("left", &whole, "two", "frozen", &["missing: left (its label: "], &["a", "c", "d"]),
+        ("right", &whole, "two", "frozen", &["missing: right (its label: "], &["a", "d"]),
+    ];
+    for (backend, slots, name, state, reasons, luns) in cases {
+        let what = format!("{backend}: {slots:?} damaged");
+        let before = damage(&mut gateway, backend, slots);
+        let damaged = std::fs::read(image(&gateway, backend)).expect("read");
+        served(&gateway, luns, &what);
+        let (found, why) = pool(&gateway, name);
+        assert!(
+            found == state && reasons.iter().all(|reason| why.contains(reason)),
+            "{what}: {found}, {why}"
+        );
+        // LUN b is on both backends of its pool, c on the right one.
+        let affected = if name == "one" { "a" } else { "b" };
+        assert_eq!(gateway.lun(affected)["state"], "down", "{what}");
+        let refused = gateway.try_call("lun_create", lun(name)).expect_err(&what);
+        assert!(refused.contains(name), "{what}: {refused}");
+        gateway.call("lun_create", lun("other"));
+        gateway.call("lun_delete", json!({ "name": "v" }));
+        // Nothing is written where it is not known whose it is; with the old bytes all is well.
+        assert!(std::fs::read(image(&gateway, backend)).expect("read") == damaged, "{what}");
+        gateway.kill();
+        std::fs::write(image(&gateway, backend), before).expect("restored");
+        gateway.restart();
+        served(&gateway, &["a", "b", "c", "d"], &format!("{what}, then restored"));
+        assert_eq!(pool(&gateway, name), ("up".into(), String::new()), "{what}");
+    }
+}
+
+#[test]
+fn a_lost_database_costs_no_data_and_no_identity() {
+    let mut gateway = start();
+    // One LUN that no document knows.
+    let made = gateway.call("lun_create", json!({ "name": "e", "pool": "other", "size": 4 * MIB }));
+    show(&gateway, "e", 5);
+    fill(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5).expect("written");
+    let identity =
+        |lun: &Value| ["name", "uuid", "nguid", "len_bytes", "block_bytes", "pool"].map(|f| lun[f].clone());
+    let look = |gateway: &Daemon| ["a", "b", "c", "d", "e"].map(|name| identity(&gateway.lun(name)));
+    let before = look(&gateway);
+    assert_eq!(before[4], identity(&made));
+    gateway.kill();
+    std::fs::remove_dir_all(gateway.path("state")).expect("the database");
+    gateway.restart();
+    assert_eq!(look(&gateway), before);
+    if gateway.lun("e")["exports"].as_array().is_none_or(Vec::is_empty) {
+        show(&gateway, "e", 5);
+    }
+    served(&gateway, &["a", "b", "c", "d"], "a lost database");
+    expect_filled(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5, "a lost database");
+    // And once more from the database that was made anew.
+    gateway.kill_and_restart();
+    assert_eq!(look(&gateway), before);
+}

@@ -1,0 +1,279 @@
+//! A full disk under a file backend, under a pool, and under the state store.
+
+use super::*;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use support::fleet::{ENDLESS, Fleet, Spec};
+
+/// Bytes of the small file system.
+const DISK_MIB: u64 = 24;
+
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "STATE"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "thin"
+type = "file"
+path = "DIR/small/thin.img"
+size = "64MiB"
+
+[[backend]]
+name = "thin-pool"
+type = "file"
+path = "DIR/small/pool.img"
+size = "64MiB"
+
+[[backend]]
+name = "roomy"
+type = "file"
+path = "DIR/roomy.img"
+size = "64MiB"
+
+[[pool]]
+name = "small"
+backends = ["thin-pool"]
+
+[[pool]]
+name = "tank"
+backends = ["roomy"]
+
+[[lun]]
+name = "other"
+pool = "tank"
+size = "8MiB"
+
+[[lun]]
+name = "thin"
+backend = "thin"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "other" }, { nsid = 2, lun = "thin" }]
+"#;
+
+/// A small file system, mounted at `small` in a directory, in a mount namespace that lives as long as this.
+struct SmallDisk {
+    /// Keeps the namespace until its standard input ends.
+    holder: Child,
+    /// The mount point, as this process reaches it.
+    root: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(dir: &Path) -> Self {
+        let at = dir.join("small");
+        std::fs::create_dir(&at).expect("a mount point");
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--mount");
+        if !nix::unistd::geteuid().is_root() {
+            unshare.arg("--map-root-user");
+        }
+        let script = format!("mount -t tmpfs -o size={DISK_MIB}m tmpfs \"$0\" && echo mounted && exec cat");
+        unshare.args(["sh", "-c", &script]).arg(&at).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = unshare.spawn().expect("unshare(1) of util-linux");
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+        assert_eq!(line, "mounted\n");
+        let root = PathBuf::from(format!("/proc/{}/root{}", holder.id(), at.display()));
+        Self { holder, root }
+    }
+
+    /// What a program is started through to see it.
+    fn through(&self) -> Vec<String> {
+        let mut words =
+            vec!["nsenter".to_owned(), format!("--target={}", self.holder.id()), "--mount".into()];
+        if !nix::unistd::geteuid().is_root() {
+            words.extend(["--user", "--preserve-credentials"].map(str::to_owned));
+        }
+        words.push("--".into());
+        words
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.root.join("filler")
+    }
+
+    /// Leaves no byte but `spare_bytes`.
+    fn fill(&self, spare_bytes: u64) {
+        let spare = self.root.join("spare");
+        std::fs::write(&spare, vec![1; spare_bytes as usize]).expect("room for what is to be spared");
+        let mut file = std::fs::File::create(self.filler()).expect("the filler");
+        while file.write_all(&[1; 4096]).is_ok() {}
+        std::fs::remove_file(spare).expect("removed");
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.filler()).expect("the filler");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        // It ends by itself now.
+        let _ = self.holder.wait();
+    }
+}
+
+/// A gateway beside a small disk, with its store at `state`, and a host at work on LUN `other`.
+fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = SmallDisk::mount(dir.path());
+    let gateway = Daemon::start_through(&DOCUMENT.replace("STATE", state), dir, disk.through());
+    let mut fleet = Fleet::start(&[Spec::new(gateway.addr, 2, 4, &[4096, 65536, 512])], 16);
+    fleet.wait_ups(0..1, 1);
+    fleet.run(0..1, ENDLESS);
+    (gateway, disk, fleet)
+}
+
+/// The host at work goes on and nothing has failed.
+#[track_caller]
+fn goes_on(fleet: &mut Fleet, what: &str) {
+    let ops = fleet.tally(0).ops;
+    fleet.wait_ops(0, ops + 100);
+    let tally = fleet.tally(0);
+    assert_eq!((tally.errors, tally.mismatches), (0, 0), "{what}: {tally:?}");
+}
+
+#[test]
+fn under_a_file_backend() {
+    let (gateway, disk, mut fleet) = start("DIR/state");
+    let mut pair = host(&gateway, 1);
+    fill(&mut pair.io, 2, 0..2 * MIB, 0x11).expect("room");
+    disk.fill(3 * MIB + MIB / 2);
+    // Three more fit, and half of the fourth.
+    fill(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22).expect("room");
+    for _ in 0..2 {
+        let refused = fill(&mut pair.io, 2, 5 * MIB..6 * MIB, 0x33).expect_err("a full disk");
+        assert_eq!(refused, Status::CAPACITY_EXCEEDED.dnr());
+        goes_on(&mut fleet, "a full disk under another LUN");
+    }
+    // What is there can be read and written.
+    expect_filled(&mut pair.io, 2, 0..2 * MIB, 0x11, "a full disk");
+    expect_filled(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22, "a full disk");
+    fill(&mut pair.io, 2, 0..MIB, 0x44).expect("no room is needed");
+    // What was never written reads as zeros.
+    expect_filled(&mut pair.io, 2, 8 * MIB..9 * MIB, 0, "a full disk");
+    disk.free();
+    fill(&mut pair.io, 2, 5 * MIB..8 * MIB, 0x55).expect("room again");
+    for (range, byte) in [(0..1, 0x44), (1..2, 0x11), (2..5, 0x22), (5..8, 0x55)] {
+        expect_filled(&mut pair.io, 2, range.start * MIB..range.end * MIB, byte, "room again");
+    }
+    fleet.finish();
+}
+
+#[test]
+fn under_a_pool() {
+    let (mut gateway, disk, mut fleet) = start("DIR/state");
+    let create = json!({ "name": "v", "pool": "small", "size": 8 * MIB });
+    let grow = json!({ "name": "v", "size": 12 * MIB });
+    let before = gateway.call("pool_show", json!({ "name": "small" }));
+    disk.fill(2 * MIB);
+    let refused = gateway.try_call("lun_create", create.clone()).expect_err("a full disk");
+    assert!(refused.contains("thin-pool") && refused.contains("NoSpace"), "{refused}");
+    assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
+    goes_on(&mut fleet, "a full disk under another pool");
+    disk.free();
+    gateway.call("lun_create", create);
+    show(&gateway, "v", 3);
+    let mut pair = host(&gateway, 1);
+    fill(&mut pair.io, 3, 0..8 * MIB, 0x66).expect("room");
+    disk.fill(2 * MIB);
+    let before = gateway.call("pool_show", json!({ "name": "small" }));
+    let refused = gateway.try_call("lun_grow", grow.clone()).expect_err("a full disk");
+    assert!(refused.contains("thin-pool") && refused.contains("NoSpace"), "{refused}");
+    assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
+    expect_filled(&mut pair.io, 3, 0..8 * MIB, 0x66, "a LUN that could not grow");
+    // Where it is, there is room.
+    fill(&mut pair.io, 3, 0..8 * MIB, 0x77).expect("its own units");
+    goes_on(&mut fleet, "a full disk under another pool");
+    // Still full after a restart.
+    gateway.kill_and_restart();
+    expect_filled(&mut host(&gateway, 1).io, 3, 0..8 * MIB, 0x77, "restarted on a full disk");
+    disk.free();
+    gateway.call("lun_grow", grow);
+    let mut pair = host(&gateway, 1);
+    expect_filled(&mut pair.io, 3, 0..8 * MIB, 0x77, "a grown LUN");
+    expect_filled(&mut pair.io, 3, 8 * MIB..12 * MIB, 0, "a grown LUN");
+    goes_on(&mut fleet, "room again");
+    fleet.finish();
+}
+
+#[test]
+fn under_the_state_store() {
+    let (mut gateway, disk, mut fleet) = start("DIR/small/state");
+    gateway.call("lun_create", json!({ "name": "v", "pool": "tank", "size": 4 * MIB }));
+    show(&gateway, "v", 3);
+    fill(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88).expect("written");
+    disk.fill(0);
+    // The store goes on within what it has, then it is full.
+    let named = |number: usize| json!({ "name": format!("h{number}"), "nqn": support::host_nqn(number) });
+    let until_full = |gateway: &Daemon, first: usize| {
+        let store =
+            |number| gateway.try_call("host_create", named(number)).err().map(|error| (number, error));
+        (first..first + 5000).find_map(store).expect("the store never gets full")
+    };
+    let (stored, error) = until_full(&gateway, 0);
+    let path = gateway.path("small/state/state.redb").display().to_string();
+    let is_clear = |error: &str| {
+        error.contains("nothing has changed") && error.contains(&path) && error.contains("No space left")
+    };
+    assert!(is_clear(&error), "{error}");
+    // Each kind of change is refused the same way and leaves no trace.
+    let look = |gateway: &Daemon| {
+        let whole = ["config_get", "pool_list", "lun_list", "subsystem_list"]
+            .map(|what| gateway.call(what, json!({})));
+        let mut whole = whole;
+        // Counts what was published, refused or not.
+        whole[0]["epoch"].take();
+        whole
+    };
+    let before = look(&gateway);
+    let lun = json!({ "name": "w", "pool": "tank", "size": 4 * MIB });
+    let changes = [
+        ("host_create", named(stored)),
+        ("lun_create", lun.clone()),
+        ("lun_grow", json!({ "name": "v", "size": 8 * MIB })),
+        ("lun_delete", json!({ "name": "v", "force": true })),
+        ("subsystem_remove_namespace", json!({ "nqn": SUBSYSTEM, "nsid": 3 })),
+        ("backend_create", json!({ "name": "n", "type": "null", "size": MIB })),
+    ];
+    for (method, params) in &changes {
+        let error = gateway.try_call(method, params.clone()).expect_err(method);
+        assert!(is_clear(&error), "{method}: {error}");
+        assert_eq!(look(&gateway), before, "{method}");
+        goes_on(&mut fleet, method);
+    }
+    expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "a full store");
+    // With room it works again, and what is acknowledged then is durable.
+    disk.free();
+    assert_eq!(look(&gateway), before);
+    gateway.call("lun_create", lun);
+    gateway.call("lun_grow", json!({ "name": "v", "size": 8 * MIB }));
+    gateway.call("host_create", named(stored));
+    let after = look(&gateway);
+    gateway.kill_and_restart();
+    assert_eq!(look(&gateway), after);
+    let mut pair = host(&gateway, 1);
+    expect_filled(&mut pair.io, 3, 0..4 * MIB, 0x88, "room again");
+    expect_filled(&mut pair.io, 3, 4 * MIB..8 * MIB, 0, "room again");
+    goes_on(&mut fleet, "room again");
+    // A gateway that comes back on a full store serves what is there.
+    disk.fill(0);
+    until_full(&gateway, stored + 1);
+    let full = look(&gateway);
+    gateway.kill_and_restart();
+    assert_eq!(look(&gateway), full);
+    expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "restarted on a full store");
+    goes_on(&mut fleet, "restarted on a full store");
+    fleet.finish();
+}

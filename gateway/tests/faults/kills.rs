@@ -1,0 +1,308 @@
+//! SIGKILL at the steps of each change, with a host at work on another LUN. Afterwards the change is done or not done, the pool
+//! has lost no unit and gave none twice, and what was durable is there.
+
+use super::*;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use support::PATIENCE;
+use support::daemon::answer;
+use support::fleet::{ENDLESS, Fleet, Spec};
+use trefoil_storage::pool::{Run, Table};
+
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "file"
+type = "file"
+path = "DIR/file.img"
+size = "64MiB"
+
+[[backend]]
+name = "whole"
+type = "file"
+path = "DIR/whole.img"
+size = "4MiB"
+
+[[pool]]
+name = "tank"
+backends = ["file"]
+
+[[lun]]
+name = "other"
+pool = "tank"
+size = "8MiB"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "other" }]
+"#;
+
+/// The slots of a pool's layout table (see `trefoil_storage::pool`).
+const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
+/// What is read of a slot: more than the tables of these tests take.
+const TABLE_BYTES: usize = 8192;
+const UNIT: u64 = 4 * MIB;
+/// What the quiet part of LUN `other` holds. The host at work keeps off the first MiB.
+const QUIET: u8 = 0x5a;
+/// Kills by the clock a change, spread over the time that it takes undisturbed.
+const BY_CLOCK: u32 = 8;
+
+/// When to kill.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    /// As soon as that slot of the table is so many generations further.
+    Written { slot: usize, generations: u64 },
+    /// So long after the request was sent.
+    After(Duration),
+}
+
+struct Victim {
+    gateway: Daemon,
+    fleet: Fleet,
+    /// Where LUN `other` lies.
+    other: Vec<Run>,
+    /// The killed change's answer came all the same.
+    acknowledged: bool,
+    kills: u64,
+}
+
+impl Victim {
+    fn new() -> Self {
+        let gateway = Daemon::start(DOCUMENT);
+        fill(&mut host(&gateway, 1).io, 1, 0..MIB, QUIET).expect("written");
+        let mut fleet = Fleet::start(&[Spec::new(gateway.addr, 2, 4, &[4096, 65536, 512])], 16);
+        fleet.wait_ups(0..1, 1);
+        fleet.run(0..1, ENDLESS);
+        let mut victim = Self { gateway, fleet, other: Vec::new(), acknowledged: false, kills: 0 };
+        victim.other = victim.table(0).expect("a table").luns[0].runs.clone();
+        victim
+    }
+
+    /// A slot of the table, read behind the gateway's back; `None` while it is being written.
+    fn table(&self, slot: usize) -> Option<Table> {
+        let mut bytes = vec![0; TABLE_BYTES];
+        let file = File::open(self.gateway.path("file.img")).expect("the pool's file");
+        file.read_exact_at(&mut bytes, TABLE_AT[slot]).expect("a table's slot");
+        Table::parse(&bytes).ok()
+    }
+
+    /// Asks for a change and kills the gateway meanwhile; restarts it and looks at the whole.
+    fn kill_during(&mut self, when: When, method: &str, params: &Value) {
+        let ops = self.fleet.tally(0).ops;
+        self.fleet.wait_ops(0, ops + 20);
+        let before = self.table(0).expect("a table").generation;
+        let (tell, told) = mpsc::channel();
+        let sent = Instant::now();
+        let stream = self.gateway.ask(method, params);
+        let reader = std::thread::spawn(move || tell.send(answer(stream)));
+        let is_time = |gateway: &Self| match when {
+            When::After(delay) => sent.elapsed() >= delay,
+            When::Written { slot, generations } => {
+                gateway.table(slot).is_some_and(|table| table.generation >= before + generations)
+            }
+        };
+        let mut early = None;
+        while !is_time(self) {
+            assert!(sent.elapsed() < PATIENCE, "{method}: {when:?} never came");
+            early = told.try_recv().ok();
+            if early.is_some() {
+                break;
+            }
+        }
+        self.gateway.kill();
+        self.kills += 1;
+        let answer = early.unwrap_or_else(|| told.recv_timeout(PATIENCE).expect("an answer, or the end"));
+        reader.join().expect("the reader").expect("told");
+        self.acknowledged = answer.is_some_and(|answer| {
+            assert!(answer.get("error").is_none(), "{method}, {when:?}: {answer}");
+            true
+        });
+        self.gateway.restart();
+        self.settled(&format!("{method}, {when:?}"));
+    }
+
+    /// The pool is whole: both copies of its layout are alike, no unit is lost, the other LUN is where it was.
+    #[track_caller]
+    fn settled(&mut self, what: &str) {
+        let table = self.table(0).expect(what);
+        assert_eq!(self.table(1).as_ref(), Some(&table), "{what}: the copies differ");
+        table.check().expect(what);
+        assert!(
+            table.luns.iter().all(|lun| lun.is_visible() && lun.pending_blocks == 0),
+            "{what}: {table:?}"
+        );
+        let pool = self.gateway.call("pool_show", json!({ "name": "tank" }));
+        assert_eq!(pool["state"], "up", "{what}: {pool}");
+        let used: u64 = table.luns.iter().map(|lun| lun.units() * UNIT).sum();
+        let free = pool["capacity_bytes"].as_u64().expect("a size") - used;
+        assert_eq!(pool["free_bytes"], free, "{what}: {pool}");
+        let listed = pool["luns"].as_array().expect("LUNs").len();
+        assert_eq!(listed, table.luns.len(), "{what}: {pool}, {table:?}");
+        let other = table.luns.iter().find(|lun| lun.name == "other").expect("the other LUN");
+        assert_eq!(other.runs, self.other, "{what}");
+        expect_filled(&mut host(&self.gateway, 1).io, 1, 0..MIB, QUIET, what);
+        let tally = self.fleet.tally(0);
+        assert_eq!((tally.errors, tally.mismatches), (0, 0), "{what}: {tally:?}");
+    }
+
+    /// Makes, shows, and fills a LUN.
+    fn filled(&self, name: &str, len_bytes: u64, byte: u8) {
+        self.create(name, len_bytes);
+        show(&self.gateway, name, 2);
+        fill(&mut host(&self.gateway, 1).io, 2, 0..len_bytes, byte).expect("written");
+    }
+
+    fn create(&self, name: &str, len_bytes: u64) {
+        self.gateway.call("lun_create", json!({ "name": name, "pool": "tank", "size": len_bytes }));
+    }
+
+    fn delete(&self, name: &str) {
+        self.gateway.call("lun_delete", json!({ "name": name, "force": true }));
+    }
+
+    fn len_bytes(&self, name: &str) -> Option<u64> {
+        self.gateway.lun(name)["len_bytes"].as_u64()
+    }
+
+    /// Every write of the table that the change makes, and moments spread over the time `change` takes undisturbed.
+    fn moments(&self, generations: u64, change: impl FnOnce()) -> Vec<When> {
+        let begun = Instant::now();
+        change();
+        let whole = begun.elapsed();
+        let by_clock = (0..BY_CLOCK).map(|n| When::After(whole * n / BY_CLOCK));
+        let written =
+            (1..=generations).flat_map(|generations| [0, 1].map(|slot| When::Written { slot, generations }));
+        written.chain(by_clock).collect()
+    }
+
+    fn finish(mut self) {
+        let ops = self.fleet.tally(0).ops;
+        self.fleet.wait_ops(0, ops + 100);
+        // It has been at work between all kills.
+        let tally = self.fleet.tally(0);
+        assert!(tally.ups > self.kills, "{tally:?} after {} kills", self.kills);
+        assert_eq!((tally.errors, tally.mismatches), (0, 0), "{tally:?}");
+        self.fleet.finish();
+    }
+}
+
+#[test]
+fn create() {
+    let mut victim = Victim::new();
+    let params = json!({ "name": "v", "pool": "tank", "size": 2 * UNIT });
+    // Reserved, then visible: two generations. Whatever units it gets have been used.
+    let moments = victim.moments(2, || victim.create("v", 2 * UNIT));
+    victim.delete("v");
+    victim.filled("v", 12 * UNIT, 0xe5);
+    victim.delete("v");
+    for when in moments {
+        victim.kill_during(when, "lun_create", &params);
+        match victim.len_bytes("v") {
+            Some(len) => assert_eq!(len, 2 * UNIT, "{when:?}"),
+            None => {
+                assert!(!victim.acknowledged, "{when:?}: an acknowledged LUN is gone");
+                victim.create("v", 2 * UNIT);
+            }
+        }
+        show(&victim.gateway, "v", 2);
+        let io = &mut host(&victim.gateway, 1).io;
+        expect_filled(io, 2, 0..2 * UNIT, 0, &format!("a new LUN, {when:?}"));
+        fill(io, 2, 0..2 * UNIT, 0xe5).expect("written");
+        victim.delete("v");
+    }
+    victim.finish();
+}
+
+#[test]
+fn grow() {
+    let mut victim = Victim::new();
+    let params = json!({ "name": "v", "size": 3 * UNIT });
+    victim.filled("v", 12 * UNIT, 0xe5);
+    victim.delete("v");
+    victim.create("v", UNIT);
+    let moments = victim.moments(2, || drop(victim.gateway.call("lun_grow", params.clone())));
+    victim.delete("v");
+    for when in moments {
+        victim.filled("v", UNIT, 0x11);
+        victim.kill_during(when, "lun_grow", &params);
+        let len = victim.len_bytes("v").expect("the LUN");
+        assert!(len == 3 * UNIT || (len == UNIT && !victim.acknowledged), "{when:?}: {len} bytes");
+        if len == UNIT {
+            victim.gateway.call("lun_grow", params.clone());
+        }
+        let io = &mut host(&victim.gateway, 1).io;
+        expect_filled(io, 2, 0..UNIT, 0x11, &format!("what it had, {when:?}"));
+        expect_filled(io, 2, UNIT..3 * UNIT, 0, &format!("what it grew by, {when:?}"));
+        fill(io, 2, 0..3 * UNIT, 0xe5).expect("written");
+        victim.delete("v");
+    }
+    victim.finish();
+}
+
+#[test]
+fn delete() {
+    let mut victim = Victim::new();
+    let params = json!({ "name": "v" });
+    victim.create("v", 2 * UNIT);
+    let moments = victim.moments(1, || victim.delete("v"));
+    for when in moments {
+        victim.filled("v", 2 * UNIT, 0x22);
+        hide(&victim.gateway, 2);
+        victim.kill_during(when, "lun_delete", &params);
+        if victim.len_bytes("v").is_some() {
+            assert!(!victim.acknowledged, "{when:?}: an acknowledged deletion is undone");
+            show(&victim.gateway, "v", 2);
+            let io = &mut host(&victim.gateway, 1).io;
+            expect_filled(io, 2, 0..2 * UNIT, 0x22, &format!("what was not deleted, {when:?}"));
+            victim.delete("v");
+        }
+    }
+    victim.finish();
+}
+
+#[test]
+fn import_and_release() {
+    let mut victim = Victim::new();
+    // A namespace that others have used.
+    let path = victim.gateway.path("whole.img");
+    let mut content: Vec<u8> = (0..4 * MIB).map(|at| (at / 509) as u8).collect();
+    File::options().write(true).open(&path).expect("opened").write_all_at(&content, 0).expect("written");
+    let import = json!({ "name": "w", "backend": "whole" });
+    let release = json!({ "name": "w" });
+    let begin = |victim: &Victim| drop(victim.gateway.call("lun_import", import.clone()));
+    let end = |victim: &Victim| drop(victim.gateway.call("lun_release", release.clone()));
+    let imports = victim.moments(0, || begin(&victim));
+    let releases = victim.moments(0, || end(&victim));
+    for (number, (first, second)) in (1..).zip(imports.into_iter().zip(releases)) {
+        victim.kill_during(first, "lun_import", &import);
+        if victim.len_bytes("w").is_none() {
+            assert!(!victim.acknowledged, "{first:?}: an acknowledged import is undone");
+            begin(&victim);
+        }
+        show(&victim.gateway, "w", 2);
+        // Its host writes one block a round.
+        let at = number * 3 * 512;
+        let block = [number as u8; 512];
+        assert!(host(&victim.gateway, 1).io.write(2, at as u64 / 512, &block).is_ok());
+        content[at..at + 512].copy_from_slice(&block);
+        hide(&victim.gateway, 2);
+        victim.kill_during(second, "lun_release", &release);
+        if victim.len_bytes("w").is_some() {
+            assert!(!victim.acknowledged, "{second:?}: an acknowledged release is undone");
+            end(&victim);
+        }
+        assert!(std::fs::read(&path).expect("read") == content, "{first:?}, {second:?}: bytes have changed");
+    }
+    victim.finish();
+}

@@ -1,0 +1,168 @@
+//! `trefoild` as a process in a directory of its own: started, asked, killed, started again.
+
+use super::PATIENCE;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Lines of the log that a failed test shows.
+const LOG_LINES: usize = 30;
+
+/// A gateway, or the rest of one that was killed.
+pub struct Daemon {
+    pub child: Child,
+    pub dir: tempfile::TempDir,
+    /// What `ADDR` became in its document.
+    pub addr: SocketAddr,
+    /// What it is started through.
+    through: Vec<String>,
+}
+
+/// An address that nobody else listens on: a loopback address of this process and this call.
+pub fn own_addr() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, middle.max(1), low, NEXT.fetch_add(1, Ordering::Relaxed) as u8);
+    SocketAddr::from((ip, 4420 + u16::from(high)))
+}
+
+impl Daemon {
+    /// Starts one with `document`, in which `DIR` is its directory and `ADDR` an address of its own.
+    pub fn start(document: &str) -> Self {
+        Self::start_through(document, tempfile::tempdir().expect("a directory"), Vec::new())
+    }
+
+    /// Starts one in `dir`, by the program and the arguments of `through` with `trefoild`'s own after them.
+    pub fn start_through(document: &str, dir: tempfile::TempDir, through: Vec<String>) -> Self {
+        let addr = own_addr();
+        let text = document.replace("DIR", &dir.path().display().to_string());
+        let text = text.replace("ADDR", &addr.to_string());
+        std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
+        let child = spawn(dir.path(), &through);
+        Self { child, dir, addr, through }
+    }
+
+    /// A path in its directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs `trefoil`.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_trefoil"))
+            .arg("--socket")
+            .arg(self.path("rpc.sock"))
+            .args(args)
+            .output()
+            .expect("trefoil runs")
+    }
+
+    /// What a `trefoil` that succeeds prints.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// What a `trefoil` that is refused says.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).expect("text")
+    }
+
+    /// Sends a request; its answer comes on the stream that this gives.
+    pub fn ask(&self, method: &str, params: &Value) -> UnixStream {
+        let mut stream = UnixStream::connect(self.path("rpc.sock")).expect("the control socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        stream.write_all(request.to_string().as_bytes()).expect("a request");
+        stream
+    }
+
+    /// A call and its result, or the error's message.
+    pub fn try_call(&self, method: &str, params: Value) -> Result<Value, String> {
+        let answer = answer(self.ask(method, &params)).unwrap_or_else(|| panic!("{method}: no answer"));
+        match answer.get("error") {
+            Some(error) => Err(error["message"].as_str().unwrap_or_default().to_owned()),
+            None => Ok(answer["result"].clone()),
+        }
+    }
+
+    /// A call that succeeds.
+    pub fn call(&self, method: &str, params: Value) -> Value {
+        self.try_call(method, params.clone()).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
+    }
+
+    /// The LUN `name`, or null.
+    pub fn lun(&self, name: &str) -> Value {
+        let luns = self.call("lun_list", json!({}));
+        let found = luns.as_array().and_then(|luns| luns.iter().find(|lun| lun["name"] == name));
+        found.cloned().unwrap_or_default()
+    }
+
+    /// Ends it without a chance to tidy up.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("its end");
+    }
+
+    /// Starts it again where it was.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.dir.path(), &self.through);
+    }
+
+    pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    /// What all its lives have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("trefoild.log")).expect("its log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().rev().take(LOG_LINES).collect();
+            eprintln!("--- the end of the gateway's log");
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The answer to [`Daemon::ask`]; `None` if the gateway ended without one.
+pub fn answer(stream: UnixStream) -> Option<Value> {
+    serde_json::Deserializer::from_reader(stream).into_iter().next()?.ok()
+}
+
+fn spawn(dir: &Path, through: &[String]) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("trefoild.log")).expect("a log");
+    let mut words = through.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_trefoild")]);
+    let mut child = Command::new(words.next().expect("a program"))
+        .args(words)
+        .arg(dir.join("trefoil.toml"))
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .expect("trefoild starts");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("its output");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    if !line.starts_with("trefoild ready: rpc=") {
+        let log = std::fs::read_to_string(dir.join("trefoild.log")).unwrap_or_default();
+        panic!("trefoild said {line:?} and not that it is ready:\n{log}");
+    }
+    child
+}
