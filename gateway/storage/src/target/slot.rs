@@ -286,6 +286,20 @@ impl Fifo {
         Some(at)
     }
 
+    /// Ends the loans of all that are in it: each block gets the bytes, as if they had been read into it.
+    pub fn end_loans(&self, slots: &mut Slots) {
+        let mut at = self.head;
+        while at != NIL {
+            let slot = &mut slots[at];
+            if let Some(loan) = slot.loan.take()
+                && let Some(to) = slot.buf.as_mut().and_then(|buf| buf.get_mut(..loan.len()))
+            {
+                to.copy_from_slice(&loan);
+            }
+            at = slot.link;
+        }
+    }
+
     /// Takes `which` out, wherever it stands; says whether it was there.
     pub fn remove(&mut self, slots: &mut Slots, which: u32) -> bool {
         let mut before = NIL;
