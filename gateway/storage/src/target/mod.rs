@@ -25,7 +25,7 @@ use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
 use crate::stats::LunSurvey;
-use crate::topology::{PortalId, Topology};
+use crate::topology::{LunId, PortalId, Topology};
 use engine::{Engine, Place};
 use queue::QueueState;
 use std::net::SocketAddr;
@@ -202,6 +202,11 @@ impl Target {
     /// What this core's hosts did with LUNs.
     pub fn survey_luns(&self, into: &mut LunSurvey) {
         self.engine.luns.survey(into);
+    }
+
+    /// Requests for `lun` that have not ended, those of queues that are gone among them.
+    pub fn under_way(&self, lun: LunId) -> usize {
+        self.engine.slots.under_way(lun)
     }
 
     /// Command slots that are free.

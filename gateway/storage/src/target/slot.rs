@@ -123,6 +123,11 @@ impl Slots {
         self.free_count
     }
 
+    /// Commands whose request for `lun` is under way. Looks at every slot: for control's rare questions.
+    pub fn under_way(&self, lun: LunId) -> usize {
+        self.slots.iter().filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count()
+    }
+
     /// Whether `slot` is a number that can be indexed.
     pub fn get(&self, slot: u32) -> Option<&Slot> {
         self.slots.get(slot as usize)
