@@ -11,7 +11,7 @@ use trefoil_poll::{
 use trefoil_storage::topology::LunId;
 use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
 
-use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
+use crate::model::{Job, Kind, stamp};
 use crate::simio::{SimFile, SimIo, SimSocket};
 use crate::workload::Workload;
 use crate::world::Machine;
@@ -94,7 +94,7 @@ impl LunCore {
         let mut workload = self.workload.borrow_mut();
         match job {
             Some(job) => {
-                let len = job.blocks as usize * BLOCK_BYTES;
+                let len = job.len_bytes();
                 let data = buf.as_deref().and_then(|buf| buf.get(..len)).unwrap_or_default();
                 workload.model.finish(job.id, result, data);
             }
@@ -106,7 +106,7 @@ impl LunCore {
     fn begin(&mut self, io: &StorageSim) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
         // The largest operation must fit before it is begun.
-        let Some(buf) = self.arena.alloc(crate::workload::MAX_BLOCKS as usize * BLOCK_BYTES) else {
+        let Some(buf) = self.arena.alloc(crate::workload::MAX_BYTES) else {
             return false;
         };
         let Some(job) = self.workload.borrow_mut().take(|_| true) else {
@@ -120,7 +120,7 @@ impl LunCore {
     }
 
     fn request(&mut self, io: &StorageSim, slot: usize, job: &Job, mut buf: Buf) -> Request {
-        let len = job.blocks as usize * BLOCK_BYTES;
+        let len = job.len_bytes();
         let (op, durable) = match job.kind {
             Kind::Read => (Op::Read, false),
             Kind::Write { durable } => (Op::Write, durable),
@@ -151,7 +151,7 @@ impl LunCore {
             slot: slot as u32,
             generation: *generation,
         };
-        let offset = job.lba * BLOCK_BYTES as u64;
+        let offset = job.lba * job.block_bytes as u64;
         Request::new(op, LunId(job.lun as u32), offset, len as u64, buf, origin).durable(durable)
     }
 }

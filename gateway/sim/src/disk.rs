@@ -7,7 +7,7 @@ use trefoil_poll::rand::Rng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub u32);
 
-/// What a disk never tears.
+/// What a disk never tears, at least.
 pub const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
 /// Writes that the cache holds; beyond that the disk writes the oldest back by itself.
@@ -73,6 +73,8 @@ pub struct Disk {
     now: Image,
     stable: Image,
     cache: VecDeque<Change>,
+    /// What it never tears, in bytes.
+    pub sector_bytes: usize,
     /// What goes wrong now.
     pub fault: DiskFault,
     /// What is broken on purpose.
@@ -98,11 +100,11 @@ impl Change {
     }
 
     /// What lands of it if power goes while it is written: nothing, all, or any of its sectors.
-    fn torn(self, rng: &mut Rng) -> Vec<Change> {
+    fn torn(self, sector_bytes: usize, rng: &mut Rng) -> Vec<Change> {
         match rng.below(3) {
             0 => Vec::new(),
             1 => vec![self],
-            _ => self.split(rng),
+            _ => self.split(sector_bytes, rng),
         }
     }
 
@@ -115,17 +117,17 @@ impl Change {
         }
     }
 
-    fn split(self, rng: &mut Rng) -> Vec<Change> {
+    fn split(self, sector_bytes: usize, rng: &mut Rng) -> Vec<Change> {
         match self {
             Self::Bytes(at, bytes) => bytes
-                .chunks(SECTOR_BYTES)
+                .chunks(sector_bytes)
                 .enumerate()
                 .filter(|_| rng.below(2) == 0)
-                .map(|(i, sector)| Self::Bytes(at + (i * SECTOR_BYTES) as u64, sector.into()))
+                .map(|(i, sector)| Self::Bytes(at + (i * sector_bytes) as u64, sector.into()))
                 .collect(),
             Self::Zeros(at, len) => {
-                let sectors = rng.below(len / SECTOR_BYTES as u64 + 1);
-                vec![Self::Zeros(at, sectors * SECTOR_BYTES as u64)]
+                let sectors = rng.below(len / sector_bytes as u64 + 1);
+                vec![Self::Zeros(at, sectors * sector_bytes as u64)]
             }
         }
     }
@@ -190,6 +192,7 @@ impl Disk {
             now: Image::default(),
             stable: Image::default(),
             cache: VecDeque::new(),
+            sector_bytes: SECTOR_BYTES,
             fault: DiskFault::default(),
             defect: DiskDefect::default(),
         }
@@ -256,7 +259,7 @@ impl Disk {
 
     /// An operation that was under way when its node died: it lands whole, in part, or not at all.
     pub(crate) fn interrupt(&mut self, change: Change, rng: &mut Rng) {
-        for part in change.torn(rng) {
+        for part in change.torn(self.sector_bytes, rng) {
             self.write(part, false);
         }
     }
@@ -264,7 +267,7 @@ impl Disk {
     /// Power goes: each cached write has landed whole, in part, or not at all.
     pub fn cut_power(&mut self, rng: &mut Rng) {
         for change in std::mem::take(&mut self.cache) {
-            for part in change.torn(rng) {
+            for part in change.torn(self.sector_bytes, rng) {
                 self.stable.apply(&part);
             }
         }

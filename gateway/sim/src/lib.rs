@@ -11,6 +11,7 @@
 
 pub mod direct;
 pub mod disk;
+pub mod hostile;
 pub mod memory;
 pub mod model;
 pub mod mutation;

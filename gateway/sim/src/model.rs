@@ -10,9 +10,8 @@
 use std::collections::BTreeMap;
 use trefoil_storage::Fault;
 
-/// Logical block size of every simulated LUN.
+/// Smallest logical block size; others are multiples of it.
 pub const BLOCK_BYTES: usize = 512;
-const WORDS: usize = BLOCK_BYTES / 8;
 
 /// Which write a block holds; 0 is zeros.
 pub type Version = u64;
@@ -51,14 +50,25 @@ pub struct Job {
     pub lba: u64,
     /// Blocks; 0 for a flush.
     pub blocks: u64,
+    /// The LUN's block size in bytes.
+    pub block_bytes: usize,
     /// What it does.
     pub kind: Kind,
     /// What a write stamps.
     pub version: Version,
     /// Whether an error would be no surprise.
     pub excused: bool,
+    /// Whether a path error would be none.
+    pub path_excused: bool,
     /// Whether power went since it began: an acknowledgement may tell of what was lost then.
     pub cut: bool,
+}
+
+impl Job {
+    /// Bytes that it covers.
+    pub fn len_bytes(&self) -> usize {
+        self.blocks as usize * self.block_bytes
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +86,10 @@ struct Block {
 #[derive(Clone, Debug)]
 struct Lun {
     blocks: Vec<Block>,
+    block_bytes: usize,
     open: bool,
+    /// Path errors have a cause now.
+    path_excused: bool,
 }
 
 /// See the module.
@@ -87,6 +100,7 @@ pub struct Model {
     clock: u64,
     completed: u64,
     failed: u64,
+    path_failed: u64,
     /// Errors have a cause now (a disk fails, say).
     pub excused: bool,
     violation: Option<String>,
@@ -144,11 +158,27 @@ impl Block {
     }
 }
 
+impl Lun {
+    fn new(blocks: u64, block_bytes: usize) -> Self {
+        Self { blocks: vec![Block::zero(); blocks as usize], block_bytes, open: true, path_excused: false }
+    }
+}
+
 impl Model {
-    /// LUNs of so many blocks, all zeros.
+    /// LUNs of so many blocks of [`BLOCK_BYTES`], all zeros.
     pub fn new(blocks: &[u64]) -> Self {
-        let lun = |&blocks: &u64| Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
-        Self { luns: blocks.iter().map(lun).collect(), ..Self::default() }
+        Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks, BLOCK_BYTES)).collect(), ..Self::default() }
+    }
+
+    /// Gives an untouched LUN blocks of another size; what is left of one at the end is lost.
+    pub fn set_block_bytes(&mut self, lun: usize, block_bytes: usize) {
+        let len = self.luns[lun].blocks.len() * self.luns[lun].block_bytes;
+        self.luns[lun] = Lun::new((len / block_bytes) as u64, block_bytes);
+    }
+
+    /// The LUN's block size in bytes.
+    pub fn block_bytes(&self, lun: usize) -> usize {
+        self.luns[lun].block_bytes
     }
 
     /// How many LUNs there are.
@@ -192,18 +222,48 @@ impl Model {
         self.jobs.values_mut().for_each(|job| job.excused = true);
     }
 
+    /// From now on path errors have a cause on the LUNs of which `is_lost` is true, for what is under way too, and
+    /// have none for new operations on the others.
+    pub fn path_errors(&mut self, is_lost: impl Fn(usize) -> bool) {
+        self.luns.iter_mut().enumerate().for_each(|(at, lun)| lun.path_excused = is_lost(at));
+        self.jobs.values_mut().for_each(|job| job.path_excused |= is_lost(job.lun));
+    }
+
+    /// Whether errors have a cause, for new operations or for one under way.
+    pub fn has_excuses(&self) -> bool {
+        self.excused
+            || self.luns.iter().any(|lun| lun.path_excused || !lun.open)
+            || self.jobs.values().any(|job| job.excused || job.path_excused)
+    }
+
+    /// Operations that failed with a path error, for which there was no other cause.
+    pub fn path_failures(&self) -> u64 {
+        self.path_failed
+    }
+
+    /// The operation under way that was begun first.
+    pub fn first_under_way(&self) -> Option<u64> {
+        self.jobs.keys().next().copied()
+    }
+
+    /// Operations that were begun by now have this identifier or a lower one.
+    pub fn last_begun(&self) -> u64 {
+        self.clock
+    }
+
     /// Starts an operation, unless an overlapping one forbids it or the LUN is closed.
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
-        let reads = kind == Kind::Read;
+        let (reads, path_excused, block_bytes) = (kind == Kind::Read, l.path_excused, l.block_bytes);
         if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
             return None;
         }
         range.iter_mut().for_each(|b| b.busy += if reads { 1 } else { -1 });
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
-        let job = Job { id: self.clock, lun, lba, blocks, kind, version, excused: self.excused, cut: false };
+        let (id, excused) = (self.clock, self.excused);
+        let job = Job { id, lun, lba, blocks, block_bytes, kind, version, excused, path_excused, cut: false };
         if let Some(log) = &mut self.log {
             log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
         }
@@ -225,7 +285,8 @@ impl Model {
             Ok(()) => self.completed += 1,
             Err(fault) => {
                 self.failed += 1;
-                if !job.excused {
+                self.path_failed += u64::from(fault == Fault::PathLost && !job.excused);
+                if !(job.excused || job.path_excused && fault == Fault::PathLost) {
                     self.violate(format!("{job:?} failed without a cause: {fault:?}"));
                 }
             }
@@ -261,14 +322,15 @@ impl Model {
             self.land(&job, false);
         }
         if power {
-            self.power_cut();
+            self.power_cut(|_| true);
         }
     }
 
-    /// The gateway lost power, and the servers will try again what was under way.
-    pub fn power_cut(&mut self) {
-        self.jobs.values_mut().for_each(|job| job.cut = true);
-        self.luns.iter_mut().flat_map(|lun| &mut lun.blocks).for_each(Block::power_cut);
+    /// What `hit` LUNs are on lost power, and the servers, or the gateway, will try again what was under way.
+    pub fn power_cut(&mut self, hit: impl Fn(usize) -> bool) {
+        self.jobs.values_mut().for_each(|job| job.cut |= hit(job.lun));
+        let luns = self.luns.iter_mut().enumerate().filter(|(at, _)| hit(*at));
+        luns.flat_map(|(_, lun)| &mut lun.blocks).for_each(Block::power_cut);
     }
 
     /// No job may begin on the LUN.
@@ -279,7 +341,8 @@ impl Model {
 
     /// A LUN is new: all zeros, durably.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
-        self.luns[lun] = Lun { blocks: vec![Block::zero(); blocks as usize], open: true };
+        let Lun { path_excused, block_bytes, .. } = self.luns[lun];
+        self.luns[lun] = Lun { path_excused, ..Lun::new(blocks, block_bytes) };
     }
 
     /// A LUN has grown: what is new reads as zeros.
@@ -320,11 +383,11 @@ impl Model {
     }
 
     fn check_read(&mut self, job: &Job, data: &[u8]) {
-        if data.len() != job.blocks as usize * BLOCK_BYTES {
+        if data.len() != job.len_bytes() {
             return self.violate(format!("{job:?} got {} bytes", data.len()));
         }
         let at = self.clock;
-        for (i, bytes) in data.chunks_exact(BLOCK_BYTES).enumerate() {
+        for (i, bytes) in data.chunks_exact(job.block_bytes).enumerate() {
             let lba = job.lba + i as u64;
             let Some(version) = decode(job.lun, lba, bytes) else {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
@@ -343,12 +406,12 @@ impl Model {
 
 fn word(lun: usize, lba: u64, version: Version, i: usize) -> u64 {
     let base = version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lba.rotate_left(17) ^ (lun as u64) << 56;
-    base.wrapping_add(i as u64 * 0x0101_0101_0101_0101)
+    base.wrapping_add((i as u64).wrapping_mul(0x0101_0101_0101_0101))
 }
 
 /// Writes a job's stamps into `data`.
 pub fn stamp(job: &Job, data: &mut [u8]) {
-    for (block, lba) in data.chunks_exact_mut(BLOCK_BYTES).zip(job.lba..) {
+    for (block, lba) in data.chunks_exact_mut(job.block_bytes).zip(job.lba..) {
         for (i, bytes) in block.chunks_exact_mut(8).enumerate() {
             let word = match i {
                 0 => job.version,
@@ -368,7 +431,7 @@ fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
         return block.iter().all(|&b| b == 0).then_some(0);
     }
     let placed = at(1)? == (lun as u64) << 48 | lba;
-    (placed && (2..WORDS).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
+    (placed && (2..block.len() / 8).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
 }
 
 fn describe(block: &[u8]) -> String {

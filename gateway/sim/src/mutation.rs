@@ -1,5 +1,7 @@
 //! Deliberate defects: the proof that the simulator finds what it is for.
 
+use trefoil_storage::initiator::FenceRule;
+
 use crate::run::Run;
 
 /// One defect, and within how many seeds it must be found.
@@ -69,5 +71,11 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "unchecked-digests", within_seeds: 20, apply: Run::drop_digests },
     Mutation { name: "ban-ignored", within_seeds: 20, apply: |run| run.keep_banned = true },
     Mutation { name: "double-completion", within_seeds: 20, apply: |run| run.world.link_defect.double = 5 },
+    Mutation { name: "unfenced-retry", within_seeds: 60, apply: |run| run.fence = FenceRule::Immediate },
+    Mutation {
+        name: "reordered-mailbox",
+        within_seeds: 20,
+        apply: |run| run.world.mail_defect.reorder = 1000,
+    },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
 ];

@@ -4,6 +4,7 @@ use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, Send
 use trefoil_storage::core::StorageCore;
 
 use crate::direct::{LunCore, StorageMsg, StorageSim};
+use crate::hostile::HostileCore;
 use crate::server::ServerCore;
 use crate::world::Machine;
 
@@ -15,6 +16,8 @@ pub enum Node {
     Lun(Box<LunCore>),
     /// A server that uses the gateway.
     Server(Box<ServerCore>),
+    /// A host that attacks it.
+    Hostile(Box<HostileCore>),
 }
 
 impl Node {
@@ -23,7 +26,7 @@ impl Node {
         match self {
             Self::Gateway(core) => core.arena().capacity_bytes() - core.arena().free_bytes(),
             Self::Lun(core) => core.held_bytes(),
-            Self::Server(_) => 0,
+            Self::Server(_) | Self::Hostile(_) => 0,
         }
     }
 
@@ -32,6 +35,7 @@ impl Node {
             Self::Gateway(core) => &mut **core,
             Self::Lun(core) => &mut **core,
             Self::Server(core) => &mut **core,
+            Self::Hostile(core) => &mut **core,
         }
     }
 }
@@ -42,6 +46,7 @@ impl Machine<StorageMsg> for Node {
             Self::Gateway(core) => Some(core.into_arena()),
             Self::Lun(core) => core.into_arena(),
             Self::Server(core) => core.into_arena(),
+            Self::Hostile(core) => core.into_arena(),
         }
     }
 }
@@ -94,6 +99,7 @@ impl Handler<StorageSim> for Node {
             Self::Gateway(core) => core.next_deadline(),
             Self::Lun(core) => core.next_deadline(),
             Self::Server(core) => core.next_deadline(),
+            Self::Hostile(core) => core.next_deadline(),
         }
     }
 }

@@ -2,9 +2,16 @@
 //!
 //! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code,
 //! publishes topologies and restarts the gateway when it died. [`faults`] says what goes wrong.
+//!
+//! What is checked: every read against the [model](crate::model), which knows what was acknowledged and flushed; that no
+//! operation fails without a cause; the pool's layout after each opening; that the gateway keeps to the protocol and to
+//! who may see what; that no block is held at rest. With an array behind the gateway also what [`array`] says, and with
+//! a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
 
+mod array;
 mod control;
 mod faults;
+mod hostile;
 mod pool;
 
 use std::cell::RefCell;
@@ -23,11 +30,13 @@ use trefoil_storage::topology::Extent;
 use crate::direct::StorageMsg;
 use crate::disk::{Disk, DiskId};
 use crate::memory::{claim_home, release_home};
+use crate::model::BLOCK_BYTES;
 use crate::mutation::Mutation;
 use crate::node::Node;
 use crate::simio::SOCKETS;
 use crate::workload::Workload;
 use crate::world::{NodeId, Step, World};
+use array::Array;
 pub use faults::FAULTS;
 use pool::Pools;
 
@@ -35,6 +44,8 @@ use pool::Pools;
 pub const CORES: u16 = 4;
 const ARENA_BYTES: usize = 8 << 20;
 const SERVERS: u16 = 2;
+/// Command slots of a core.
+const SLOTS: usize = 768;
 const PORT: u16 = 4420;
 /// Disks: the members of the pool, whose metadata takes 4 MiB and which then have 20 units of 64 KiB each,
 /// so that LUNs are cut; and one that is imported.
@@ -45,15 +56,25 @@ const LUN_BLOCKS: [u64; 4] = [2900, 1500, 1024, 2048];
 const GROWN: usize = 1;
 const REPLACED: usize = 2;
 const IMPORTED: usize = 3;
+/// The backend of the pool that an array may have.
+const MEMBER: usize = 1;
 const GROW_BLOCKS: u64 = 200;
 /// From there on it grows no more: 23 units of the first LUN, 25 of this one and 12 of the third are all 60.
 const GROWN_MOST: u64 = 2900;
 /// Nothing takes longer than this in virtual time.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
+/// How long the gateway waits for a Connect, and for a host to read.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Without progress for so long, nothing more goes wrong: the servers must recover within their loss
 /// timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What is still on its way when the work is done lands before everything is read once more: late writes of lost
+/// associations, which are held for 2 × KATO, too.
+const LANDED: Duration = Duration::from_secs(4);
 
 /// By then every timeout has fired.
 const REST: Duration = Duration::from_secs(120);
@@ -63,6 +84,13 @@ const FAULT: u64 = 2;
 const RESTART: u64 = 3;
 const HEAL: u64 = 4;
 const UNBAN: u64 = 5;
+const ARRAY_START: u64 = 6;
+const ARRAY_BACK: u64 = 7;
+const ARRAY_SPLIT: u64 = 8;
+const DEPART: u64 = 9;
+
+/// By then every core knows that a path is back.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// What stands before the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +142,18 @@ pub struct Run {
     servers: Vec<NodeId>,
     digests: bool,
     disks: Vec<DiskId>,
+    /// Sizes of the backends in bytes, as control knows them.
+    lens: [u64; 4],
+    array: Option<Array>,
+    /// Block size of each LUN in bytes.
+    block_bytes: [usize; 4],
+    hostile: Option<NodeId>,
+    /// Counts what may cut an attack off.
+    disturbances: u64,
+    /// Nothing reaches the gateway until then.
+    dark_until: Instant,
+    /// Failed commands have had a cause since the last look.
+    error_cause: bool,
     homes: Vec<u16>,
     /// The core that has each backend's file.
     owners: Vec<u16>,
@@ -126,8 +166,8 @@ pub struct Run {
     attach_left: usize,
     publish_left: usize,
     pools: Pools,
-    /// No more faults: the end is near.
-    calm: bool,
+    /// No more faults: the end is near, from then on.
+    calm: Option<Instant>,
     /// Mutation: a grown LUN gets an extent that another has.
     pub reuse_extent: bool,
     /// How servers fence lost writes. Mutation: not at all.
@@ -174,10 +214,13 @@ fn limits() -> CoreLimits {
     let target = TargetLimits {
         max_conns: SOCKETS,
         max_ctrlrs: 32,
-        slots: 768,
+        slots: SLOTS,
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
-        send_lists: 64,
+        send_lists: 16,
+        connect_timeout: CONNECT_TIMEOUT,
+        send_timeout: SEND_TIMEOUT,
+        terminate_timeout: Duration::from_secs(1),
         ..TargetLimits::default()
     };
     CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 256 }
@@ -196,8 +239,9 @@ impl Run {
         let mut rng = world.fork_rng();
         let mut workload = Workload::new(world.fork_rng(), setting.operations, &LUN_BLOCKS);
         workload.model.log = setting.told.then(Vec::new);
-        let homes: Vec<_> = (0..=CORES + SERVERS).map(|_| claim_home()).collect();
-        Self {
+        let homes: Vec<_> = (0..CORES + SERVERS + 3).map(|_| claim_home()).collect();
+        let array_home = homes[usize::from(CORES + SERVERS) + 1];
+        let mut run = Self {
             world,
             frontend: setting.frontend,
             gateway,
@@ -205,6 +249,13 @@ impl Run {
             digests: rng.below(2) == 0,
             disks,
             pools: Pools::new(homes[usize::from(CORES + SERVERS)]),
+            lens: DISK_BYTES,
+            array: None,
+            block_bytes: [BLOCK_BYTES; 4],
+            hostile: None,
+            disturbances: 0,
+            dark_until: Instant::default(),
+            error_cause: true,
             homes,
             owners: (0..DISK_BYTES.len()).map(|_| rng.below(u64::from(CORES)) as u16).collect(),
             workload: Rc::new(RefCell::new(workload)),
@@ -214,7 +265,7 @@ impl Run {
             epoch: 0,
             attach_left: 0,
             publish_left: 0,
-            calm: false,
+            calm: None,
             reuse_extent: false,
             swap_extents: false,
             restarted: false,
@@ -225,7 +276,42 @@ impl Run {
             fence: FenceRule::KeepAliveBound,
             finished_at_fault: 0,
             last_fault: Instant::default(),
+        };
+        // Without a network there are no hosts that wait until a dead gateway's writes have landed.
+        if run.frontend == Frontend::NvmeTcp {
+            run.make_array(array_home);
+            run.hostile = Some(run.world.add_node("hostile"));
         }
+        run.draw_block_sizes();
+        run
+    }
+
+    /// Some LUNs have blocks of 4096 bytes. The hostile host's attacks count on 512 of the first. The imported backend has
+    /// its LUN's; those of the pool have 512, and don't tear the largest that a LUN of theirs has.
+    fn draw_block_sizes(&mut self) {
+        for lun in 1..self.block_bytes.len() {
+            if self.rng.below(3) == 0 {
+                self.block_bytes[lun] = 4096;
+                self.workload.borrow_mut().model.set_block_bytes(lun, 4096);
+            }
+        }
+        let pooled = self.block_bytes[..IMPORTED].iter().max().copied().unwrap_or(BLOCK_BYTES);
+        for (at, disk) in self.disks.clone().into_iter().enumerate() {
+            let sector_bytes = if at == IMPORTED { self.block_bytes[IMPORTED] } else { pooled };
+            self.world.disk(disk).sector_bytes = sector_bytes;
+        }
+        self.pools.first_blocks = std::array::from_fn(|lun| self.scaled(lun, LUN_BLOCKS[lun]));
+        self.pools.renewed_blocks = self.pools.first_blocks[REPLACED];
+    }
+
+    /// As many of the LUN's blocks as `blocks` of 512 bytes are.
+    fn scaled(&self, lun: usize, blocks: u64) -> u64 {
+        blocks * BLOCK_BYTES as u64 / self.block_bytes[lun] as u64
+    }
+
+    /// Block size of a backend in bytes.
+    fn backend_block_bytes(&self, backend: usize) -> u32 {
+        if backend == IMPORTED { self.block_bytes[IMPORTED] as u32 } else { BLOCK_BYTES as u32 }
     }
 
     /// Mutation: what a new LUN gets is not zeroed.
@@ -249,8 +335,10 @@ impl Run {
     }
 
     fn go(&mut self) -> Option<String> {
+        self.start_array();
         self.start();
         self.start_servers();
+        self.start_hostile();
         self.world.after(Duration::from_micros(50), TICK);
         self.world.after(Duration::from_micros(400), FAULT);
         loop {
@@ -261,8 +349,7 @@ impl Run {
             }
             match step {
                 Step::Ran => {}
-                Step::Accepted(_) => self.adopt(),
-                Step::Control(_) => self.on_control(),
+                Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
                     if self.tick() {
                         break;
@@ -270,7 +357,7 @@ impl Run {
                     let pause = if self.frontend == Frontend::Direct { 100 } else { 1000 };
                     self.world.after(Duration::from_micros(pause), TICK);
                 }
-                Step::Timer(FAULT) if !self.calm => {
+                Step::Timer(FAULT) if self.calm.is_none() => {
                     self.fault();
                     let pause = Duration::from_micros(100 + self.rng.below(500));
                     self.world.after(pause, FAULT);
@@ -278,6 +365,10 @@ impl Run {
                 Step::Timer(RESTART) => self.start(),
                 Step::Timer(HEAL) => self.heal(),
                 Step::Timer(UNBAN) => self.unban(),
+                Step::Timer(ARRAY_START) => self.start_array(),
+                Step::Timer(ARRAY_BACK) => self.array_back(),
+                Step::Timer(ARRAY_SPLIT) => self.split_array(),
+                Step::Timer(DEPART) => self.depart(),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),
             }
@@ -327,14 +418,14 @@ impl Run {
         loop {
             let held = (0..CORES).find_map(|core| {
                 let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
-                (held > 0).then(|| format!("core {core} holds {held} bytes of blocks at rest"))
+                (held > self.rest_bytes(core))
+                    .then(|| format!("core {core} holds {held} bytes of blocks at rest"))
             });
             if held.is_none() || self.world.now() > until {
                 return held;
             }
             match self.world.step() {
-                Step::Accepted(_) => self.adopt(),
-                Step::Control(_) => self.on_control(),
+                Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Idle => return held,
                 Step::Ran | Step::Timer(_) => {}
             }

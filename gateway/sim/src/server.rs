@@ -14,12 +14,12 @@ use trefoil_storage::initiator::{
     Purpose, QueueError,
 };
 use trefoil_wire::fabrics::Nqn;
-use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status};
+use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status, StatusType};
 
 use crate::direct::{StorageMsg, StorageSim};
-use crate::model::{BLOCK_BYTES, Job, Kind, stamp};
+use crate::model::{Job, Kind, stamp};
 use crate::simio::SOCKETS;
-use crate::workload::{MAX_BLOCKS, Workload};
+use crate::workload::{MAX_BYTES, Workload};
 use crate::world::Machine;
 
 /// The subsystem that every gateway of the simulator presents.
@@ -27,7 +27,8 @@ pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
 /// Keep alive timeout that servers ask for.
 pub const KATO: Duration = Duration::from_secs(1);
 const DEPTH: usize = 12;
-const RETRY: Duration = Duration::from_micros(100);
+/// When a server looks for work that the model refused, at first and at last.
+const RETRY: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
 /// How long servers wait for a lost path. A removed LUN's commands wait as long.
 pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -65,6 +66,8 @@ pub struct ServerCore {
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
+    /// When it last began something.
+    began: Instant,
     arena: Arena,
 }
 
@@ -114,19 +117,21 @@ impl ServerCore {
             slots: vec![(0, None); DEPTH],
             workload,
             now: Instant::default(),
+            began: Instant::default(),
             arena,
         }
     }
 
     fn begin(&mut self) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
-        let Some(buf) = self.arena.alloc(MAX_BLOCKS as usize * BLOCK_BYTES) else { return false };
+        let Some(buf) = self.arena.alloc(MAX_BYTES) else { return false };
         let hosts = self.hosts.iter().zip(&self.usable);
         let ready = |lun| hosts.clone().any(|((of, _), usable)| *of == lun && *usable);
         let Some(job) = self.workload.borrow_mut().take(ready) else {
             self.arena.free(buf);
             return false;
         };
+        self.began = self.now;
         self.slots[slot].0 += 1;
         let tag = u64::from(self.slots[slot].0) << 32 | slot as u64;
         let command = self.command(tag, &job, buf);
@@ -145,7 +150,7 @@ impl ServerCore {
     }
 
     fn command(&mut self, tag: u64, job: &Job, mut buf: Buf) -> Command {
-        let (len, nlb) = (job.blocks as usize * BLOCK_BYTES, job.blocks as u32);
+        let (len, nlb) = (job.len_bytes(), job.blocks as u32);
         let nsid = job.lun as u32 + 1;
         let sqe = |command: IoCommand| command.sqe(0, nsid, Sgl::NONE);
         let range = |fua| BlockRange { fua, ..BlockRange::new(job.lba, nlb) };
@@ -193,10 +198,17 @@ impl ServerCore {
 
     fn finished(&mut self, finished: Finished) {
         let Finished { mut command, result } = finished;
+        if let Ok(cqe) = &result
+            && !cqe.status.is_ok()
+        {
+            let (number, tag, status) = (self.number, command.tag, cqe.status);
+            self.workload.borrow_mut().model.note(format!("server {number} tag {tag:#x}: {status}"));
+        }
         let result = match result {
             Ok(cqe) if cqe.status.is_ok() => Ok(()),
             Ok(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Fault::Gone),
             Ok(cqe) if cqe.status.is(Status::LBA_OUT_OF_RANGE) => Err(Fault::OutOfRange),
+            Ok(cqe) if cqe.status.sct() == StatusType::Path && !cqe.status.is_dnr() => Err(Fault::PathLost),
             Ok(_) => Err(Fault::MediaWrite),
             Err(fault) => Err(fault),
         };
@@ -328,7 +340,9 @@ impl Handler<StorageSim> for ServerCore {
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.slots.iter().any(|(_, job)| job.is_none());
-        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY);
+        // The longer there was none, the longer it may take.
+        let pause = (self.now.since(self.began) / 8).clamp(RETRY.0, RETRY.1);
+        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + pause);
         self.hosts.iter().filter_map(|(_, host)| host.next_deadline()).chain(work).min()
     }
 }

@@ -4,8 +4,11 @@ use trefoil_poll::rand::Rng;
 
 use crate::model::{Job, Kind, Model};
 
-/// Largest operation, in blocks.
-pub const MAX_BLOCKS: u64 = 512;
+/// Largest operation, in bytes.
+pub const MAX_BYTES: usize = 256 << 10;
+
+/// An operation hangs when so many beginnings and ends came after its own beginning.
+const HANGS: u64 = 600;
 
 /// The work of one seed, shared by all that do it.
 pub struct Workload {
@@ -45,6 +48,11 @@ impl Workload {
         self.verify = Some((0, 0));
     }
 
+    /// Whether everything is being read once more, or was.
+    pub fn is_verifying(&self) -> bool {
+        self.verify.is_some()
+    }
+
     /// Whether everything was read once more.
     pub fn is_verified(&self) -> bool {
         self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
@@ -66,6 +74,11 @@ impl Workload {
         if self.left == 0 {
             return None;
         }
+        // While something hangs the rest goes on slowly, so that there is work left when it is over.
+        let hangs = self.model.first_under_way().is_some_and(|first| first + HANGS < self.model.last_begun());
+        if hangs && self.rng.below(16) > 0 {
+            return None;
+        }
         let job = (0..3).find_map(|_| self.try_next(&may))?;
         self.left -= 1;
         Some(job)
@@ -78,6 +91,7 @@ impl Workload {
             return None;
         }
         let size = self.model.blocks(lun);
+        let max = (MAX_BYTES / self.model.block_bytes(lun)) as u64;
         let kind = match rng.below(100) {
             0..42 => Kind::Read,
             42..72 => Kind::Write { durable: false },
@@ -92,9 +106,9 @@ impl Workload {
         let most = match rng.below(20) {
             0..15 => 8,
             15..19 => 64,
-            _ => MAX_BLOCKS,
+            _ => max,
         };
-        let blocks = (1 + rng.below(most)).min(size);
+        let blocks = (1 + rng.below(most.min(max))).min(size);
         // A hot spot, so that blocks are written again and again.
         let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
         let lba = rng.below(span + 1);
@@ -114,7 +128,7 @@ impl Workload {
             self.verify = Some((lun + 1, 0));
             return self.next_verify(may);
         }
-        let blocks = MAX_BLOCKS.min(size - lba);
+        let blocks = ((MAX_BYTES / self.model.block_bytes(lun)) as u64).min(size - lba);
         let job = self.model.begin(lun, Kind::Read, lba, blocks)?;
         self.verify = Some((lun, lba + blocks));
         Some(job)

@@ -6,6 +6,7 @@ use trefoil_poll::{CoreId, Io};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::StorageCore;
+use trefoil_storage::msg::Event;
 use trefoil_storage::pool::MIN_UNIT_BYTES;
 use trefoil_storage::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
@@ -13,14 +14,16 @@ use trefoil_storage::topology::{
 
 use super::pool::lun_id;
 use super::{
-    ARENA_BYTES, CORES, DISK_BYTES, Frontend, GROWN, IMPORTED, LUN_BLOCKS, PORT, REPLACED, Run, SERVERS,
-    limits,
+    ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, PORT, REPLACED, Run, SERVERS, SLOTS, limits,
 };
 use crate::direct::LunCore;
+use crate::hostile;
 use crate::memory::arena;
-use crate::model::BLOCK_BYTES;
 use crate::node::Node;
 use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
+
+/// Requests that can be under way on a disk: the command slots of all cores, and control's own.
+const FILE_REQUESTS: usize = CORES as usize * SLOTS + 64;
 
 impl Run {
     pub(super) fn start(&mut self) {
@@ -39,13 +42,15 @@ impl Run {
         self.attach_left = usize::from(CORES) * self.disks.len();
         for (backend, &disk) in self.disks.clone().iter().enumerate() {
             for core in 0..CORES {
-                let kind = if self.owners[backend] == core {
-                    AttachKind::File { file: self.world.open(disk), slots: File::slots(64) }
+                let kind = if let Some(kind) = self.remote_kind(backend, core) {
+                    kind
+                } else if self.owners[backend] == core {
+                    AttachKind::File { file: self.world.open(disk), slots: File::slots(FILE_REQUESTS) }
                 } else {
                     AttachKind::Remote { core: CoreId(self.owners[backend]) }
                 };
-                let (id, len_bytes) = (BackendId(backend as u32), DISK_BYTES[backend]);
-                let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
+                let (id, len_bytes) = (BackendId(backend as u32), self.lens[backend]);
+                let attach = Attach { len_bytes, block_bytes: self.backend_block_bytes(backend), kind, id };
                 self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
             }
         }
@@ -105,6 +110,7 @@ impl Run {
                 (0..SERVERS)
                     .filter(|server| self.keep_banned || Some(*server) != self.banned)
                     .map(host_nqn)
+                    .chain([hostile::HOST.into()])
                     .collect(),
             ),
             portals: vec![PortalId(0)],
@@ -122,7 +128,7 @@ impl Run {
         let lun = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
             lun.as_ref().map(|(blocks, extents)| Lun {
                 name: format!("lun{i}"),
-                block_bytes: BLOCK_BYTES as u32,
+                block_bytes: self.block_bytes[i] as u32,
                 blocks: *blocks,
                 uuid: lun_id(i),
                 nguid: lun_id(i),
@@ -146,6 +152,8 @@ impl Run {
     }
 
     pub(super) fn on_control(&mut self) {
+        self.adopt();
+        self.adopt_array();
         while let Some((from, msg)) = self.world.take_control(self.gateway) {
             match msg {
                 Msg::Attached(_) => {
@@ -163,6 +171,14 @@ impl Run {
                 Msg::Event(event) => {
                     let now = self.world.now();
                     self.world.story.tell(now, format_args!("gateway core {}: {event:?}", from.0));
+                    match event {
+                        Event::BackendState { backend, usable, .. } => self.on_backend_state(backend, usable),
+                        Event::BackendInfo { backend, len_bytes, .. }
+                        | Event::BackendResized { backend, len_bytes } => {
+                            self.on_backend_len(backend, len_bytes)
+                        }
+                        Event::QpairUp { .. } | Event::QpairDown { .. } => {}
+                    }
                 }
                 other => {
                     let what = format!("control got {other:?} from {from:?}");
@@ -177,7 +193,7 @@ impl Run {
         let first = self.luns[0].as_ref().and_then(|(_, extents)| extents.first().copied());
         if self.reuse_extent
             && let (Some(first), Some((blocks, extents))) = (first, &mut self.luns[GROWN])
-            && *blocks > LUN_BLOCKS[GROWN]
+            && *blocks > self.pools.first_blocks[GROWN]
             && let Some(last) = extents.last_mut()
         {
             // The last unit is one that LUN 0 has.
@@ -230,16 +246,19 @@ impl Run {
         self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }
 
-    pub(super) fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&mut self) -> bool {
         self.world.is_up(self.gateway)
             && self.attach_left == 0
             && self.publish_left == 0
             && self.pools.is_settled()
+            && self.knows_array()
     }
 
     /// Moves on what takes several steps. Returns whether everything is done.
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
+        self.check_errors();
+        self.judge_attacks();
         if !self.is_settled() {
             return false;
         }
@@ -247,14 +266,20 @@ impl Run {
         if !workload.is_spent() || workload.model.under_way(None) > 0 {
             return false;
         }
-        if !self.calm {
-            self.calm = true;
-            drop(workload);
-            self.heal();
-            self.workload.borrow_mut().start_verify();
-            self.kick();
-            return false;
+        let verified = workload.is_verified();
+        drop(workload);
+        let now = self.world.now();
+        match self.calm {
+            None => {
+                self.calm = Some(now);
+                self.heal();
+            }
+            Some(since) if now.since(since) >= LANDED && !self.workload.borrow().is_verifying() => {
+                self.workload.borrow_mut().start_verify();
+                self.kick();
+            }
+            Some(_) => {}
         }
-        workload.is_verified()
+        verified
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use trefoil_storage::msg::Survey;
 
 use super::{
-    CORES, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS, UNBAN,
+    CORES, DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS,
+    UNBAN,
 };
 use crate::disk::DiskFault;
 use crate::node::Node;
@@ -14,7 +15,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 25] = [
+pub const FAULTS: [&str; 47] = [
     "link-reset",
     "link-stall",
     "half-dead",
@@ -40,6 +41,28 @@ pub const FAULTS: [&str; 25] = [
     "lun-create",
     "lun-grow",
     "republish",
+    "array-reset",
+    "array-half-dead",
+    "array-silent",
+    "array-split",
+    "array-bit-flip",
+    "array-kill",
+    "array-power-cut",
+    "array-lost",
+    "array-path-error",
+    "array-few-queues",
+    "host-departs",
+    "array-grown",
+    "hostile-icreq",
+    "hostile-header",
+    "hostile-truncated",
+    "hostile-data",
+    "hostile-digest",
+    "hostile-twice",
+    "hostile-flood",
+    "hostile-slow",
+    "hostile-deaf",
+    "hostile-cut-join",
 ];
 
 impl Run {
@@ -49,19 +72,26 @@ impl Run {
     }
 
     pub(super) fn fault(&mut self) {
-        if !self.world.is_up(self.gateway) {
+        if !self.world.is_up(self.gateway) || self.is_lost() {
             return;
         }
         // A crash is most telling in the middle of a change to the layout.
-        let rare = if self.pools.is_changing() { 6 } else { 25 };
+        let rare = match self.pools.is_changing() {
+            true => 6,
+            // Until an array is reached takes a while, in which a crash tells nothing.
+            false if self.array.is_some() => 100,
+            false => 25,
+        };
         if self.pools.crash_kind().is_some() && self.rng.below(rare) == 0 {
             let how = if self.rng.below(2) == 0 { Crash::Kill } else { Crash::Power };
             return self.crash(how);
         }
+        let mut few = false;
         if self.frontend == Frontend::NvmeTcp {
             // While servers wait out a fence, little goes wrong, for work to go on between faults.
             let (done, failed) = self.workload.borrow().model.counts();
-            let (now, few) = (self.world.now(), done + failed < self.finished_at_fault + 40);
+            let now = self.world.now();
+            few = done + failed < self.finished_at_fault + 40;
             if few && (now.since(self.last_fault) > PATIENCE || self.rng.below(400) > 0) {
                 return;
             }
@@ -70,13 +100,21 @@ impl Run {
                 self.finished_at_fault = done + failed;
             }
             if self.rng.below(2) == 0 {
-                return self.link_fault();
+                return if self.is_upset() { self.upset(few) } else { self.link_fault() };
+            }
+            if self.array.is_some() && self.rng.below(40) == 0 {
+                return self.grow_array();
             }
         }
-        if self.frontend == Frontend::NvmeTcp && self.rng.below(8) == 0 {
+        if !few && self.hostile.is_some() && self.rng.below(6) == 0 {
+            return self.attack();
+        }
+        if self.frontend == Frontend::NvmeTcp && !self.is_upset() && self.rng.below(8) == 0 {
             return self.host_fault();
         }
         match self.rng.below(20) {
+            // Dying again before anything was done tells little, and every life is dear.
+            0 | 1 if few => {}
             0 => self.crash(Crash::Kill),
             1 => self.crash(Crash::Power),
             2 | 3 => self.disk_fault("read-eio", |fault| fault.read_eio = 200),
@@ -139,8 +177,43 @@ impl Run {
         self.pool_step();
     }
 
-    fn link_fault(&mut self) {
+    /// The array's trouble. The hosts' links are only slow, unless hosts depart in its outages.
+    fn upset(&mut self, few: bool) {
+        // An outage in which nothing is under way tells little.
+        let both = self.array.as_ref().is_some_and(|array| array.both);
+        if both && self.rng.below(8) == 0 {
+            return self.link_fault();
+        }
+        if both && !few && self.rng.below(4) == 0 {
+            if self.silence_array(true) {
+                self.world.after(Duration::from_millis(1 + self.rng.below(300)), DEPART);
+            }
+            return;
+        }
+        if !few && self.rng.below(4) > 0 {
+            return self.array_fault();
+        }
         let conns = self.world.conns_of(self.gateway);
+        let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
+        if self.servers.contains(&self.world.peer_of(conn, side)) {
+            self.world.stall(conn, Duration::from_micros(self.rng.below(50_000)));
+            self.fired("link-stall");
+        }
+    }
+
+    /// A host loses its connections while the array is silent.
+    pub(super) fn depart(&mut self) {
+        let server = self.servers[self.rng.below(u64::from(SERVERS)) as usize];
+        for (conn, _) in self.world.conns_of(server) {
+            self.world.reset(conn);
+        }
+        self.fired("host-departs");
+    }
+
+    fn link_fault(&mut self) {
+        let conns = self.world.conns_of(self.gateway).into_iter();
+        let conns: Vec<_> =
+            conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
         match self.rng.below(8) {
@@ -158,7 +231,13 @@ impl Run {
             }
             5 => {
                 let reset = self.rng.below(2) == 0;
-                self.world.darken(self.gateway, time * 60, reset);
+                // The array's outages are its own.
+                let dark = if self.array.is_some() { self.world.peer_of(conn, side) } else { self.gateway };
+                self.world.darken(dark, time * 60, reset);
+                if dark == self.gateway {
+                    self.disturbances += 1;
+                    self.dark_until = self.world.now() + time * 60;
+                }
                 self.fired("vanish");
             }
             _ => {
@@ -178,21 +257,25 @@ impl Run {
             self.fired(kind);
         }
         self.world.crash(self.gateway, how);
+        self.disturbances += 1;
         self.pools.crash();
         self.restarted = true;
+        let luns: Vec<_> = (0..self.luns.len()).map(|lun| self.touches(lun, false)).collect();
         let mut workload = self.workload.borrow_mut();
         match self.frontend {
             Frontend::Direct => {
                 workload.serving = false;
                 workload.model.crash(how == Crash::Power);
             }
-            Frontend::NvmeTcp if how == Crash::Power => workload.model.power_cut(),
+            Frontend::NvmeTcp if how == Crash::Power => {
+                workload.model.power_cut(|lun| luns.get(lun).copied().unwrap_or(true));
+            }
             Frontend::NvmeTcp => {}
         }
         drop(workload);
         self.publish_left = 0;
         let pause = Duration::from_micros(50 + self.rng.below(2000));
-        self.world.after(pause, RESTART);
+        self.world.after(pause.max(self.array_settles()), RESTART);
     }
 
     fn disk_fault(&mut self, kind: &'static str, set: fn(&mut DiskFault)) {
@@ -200,6 +283,7 @@ impl Run {
         set(&mut self.world.disk(disk).fault);
         self.workload.borrow_mut().model.excuse();
         self.pools.excused = true;
+        self.error_cause = true;
         let time = Duration::from_micros(100 + self.rng.below(400));
         self.world.after(time, HEAL);
         self.fired(kind);
@@ -208,6 +292,7 @@ impl Run {
     fn remove(&mut self) {
         if self.is_settled() {
             self.workload.borrow_mut().model.close(REPLACED);
+            self.error_cause = true;
             (self.pools.removing, self.pools.stale) = (true, true);
             self.pool_step();
             self.fired("lun-remove");
@@ -216,9 +301,10 @@ impl Run {
 
     fn grow(&mut self) {
         if self.is_settled()
-            && let Some(blocks) = self.pools.blocks(GROWN).filter(|&blocks| blocks < GROWN_MOST)
+            && let Some(blocks) =
+                self.pools.blocks(GROWN).filter(|&blocks| blocks < self.scaled(GROWN, GROWN_MOST))
         {
-            self.pools.grow_to = Some(blocks + GROW_BLOCKS);
+            self.pools.grow_to = Some(blocks + self.scaled(GROWN, GROW_BLOCKS));
             self.pool_step();
         }
     }

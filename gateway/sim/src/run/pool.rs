@@ -20,9 +20,8 @@ use trefoil_storage::pool::{
 use trefoil_storage::topology::{BackendId, Extent, LunId};
 use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
 
-use super::{GROWN, IMPORTED, LUN_BLOCKS, REPLACED, Run};
+use super::{GROWN, IMPORTED, REPLACED, Run};
 use crate::memory::arena;
-use crate::model::BLOCK_BYTES;
 
 /// Bytes of the control thread's own arena: one piece of metadata at a time is 256 KiB at most.
 const ARENA_BYTES: usize = 2 << 20;
@@ -163,13 +162,17 @@ pub(super) struct Pools {
     /// Sizes that were acknowledged; none for a LUN that may or may not be there.
     acknowledged: [Option<u64>; POOLED],
     /// The size of the LUN that is made anew.
-    renewed_blocks: u64,
+    pub renewed_blocks: u64,
+    /// Sizes at first.
+    pub first_blocks: [u64; POOLED],
     /// What [`GROWN`] shall have.
     pub grow_to: Option<u64>,
     /// [`REPLACED`] is to go.
     pub removing: bool,
     /// What cores present is not what it should be.
     pub stale: bool,
+    /// The imported backend is to be imported again.
+    reimport: bool,
 }
 
 impl Pools {
@@ -184,10 +187,12 @@ impl Pools {
             excused: false,
             made: false,
             acknowledged: [None; POOLED],
-            renewed_blocks: LUN_BLOCKS[REPLACED],
+            renewed_blocks: 0,
+            first_blocks: [0; POOLED],
             grow_to: None,
             removing: false,
             stale: true,
+            reimport: false,
         }
     }
 
@@ -201,7 +206,7 @@ impl Pools {
 
     /// The process died: only the disks are left.
     pub fn crash(&mut self) {
-        (self.pool, self.imported, self.work) = (None, None, None);
+        (self.pool, self.imported, self.work, self.reimport) = (None, None, None, false);
         self.io.clear();
         self.stale = true;
         while self.arena.as_mut().is_some_and(|arena| arena.repair_next().is_some()) {}
@@ -210,6 +215,11 @@ impl Pools {
     /// The fault that a crash would be now, if an operation is under way.
     pub fn crash_kind(&self) -> Option<&'static str> {
         self.work.as_ref().map(|(doing, _)| doing.crash())
+    }
+
+    /// The imported backend is another size now.
+    pub fn reimport(&mut self) {
+        self.reimport = true;
     }
 
     /// Whether an operation is under way while hosts are served.
@@ -223,6 +233,7 @@ impl Pools {
             && !self.removing
             && self.grow_to.is_none()
             && self.imported.is_some()
+            && !self.reimport
             && self.pool.as_ref().is_some_and(|pool| pool.frozen().is_none())
             && self.acknowledged.iter().all(Option::is_some)
     }
@@ -244,7 +255,7 @@ impl Pools {
     }
 
     fn wanted_blocks(&self, lun: usize) -> u64 {
-        if lun == REPLACED { self.renewed_blocks } else { LUN_BLOCKS[lun] }
+        if lun == REPLACED { self.renewed_blocks } else { self.first_blocks[lun] }
     }
 
     /// The open pool against what was acknowledged. What was in doubt is certain now.
@@ -294,7 +305,7 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
     Ended::Opened(create_pool(&io, new).await.map_err(|error| error.to_string()))
 }
 
-fn new_lun(lun: usize, blocks: u64) -> NewLun {
+fn new_lun(lun: usize, blocks: u64, block_bytes: usize) -> NewLun {
     NewLun {
         uuid: Uuid(lun_id(lun)),
         nguid: lun_id(lun),
@@ -302,7 +313,7 @@ fn new_lun(lun: usize, blocks: u64) -> NewLun {
         nsid: lun as u32 + 1,
         name: format!("lun{lun}"),
         created_at_s: 0,
-        block_bytes: BLOCK_BYTES as u32,
+        block_bytes: block_bytes as u32,
         blocks,
     }
 }
@@ -313,7 +324,7 @@ impl Run {
         while self.world.is_up(self.gateway) && self.attach_left == 0 {
             if self.pools.work.is_none() {
                 self.pools.work = self.next_work();
-                self.pools.excused = self.workload.borrow().model.excused;
+                self.pools.excused = self.workload.borrow().model.excused || self.is_lost();
             }
             let Some((doing, work)) = &mut self.pools.work else { break };
             let (doing, polled) = (*doing, work.as_mut().poll(&mut Context::from_waker(Waker::noop())));
@@ -335,7 +346,7 @@ impl Run {
             let work = open_or_make(io, self.backend_infos(0..POOLED), self.pools.made);
             return Some((Doing::Open, Box::pin(work)));
         }
-        if self.pools.imported.is_none() {
+        if self.pools.imported.is_none() || self.pools.reimport {
             let backend = self.backend_infos(POOLED..POOLED + 1).pop()?;
             let work = async move {
                 let (uuid, nguid) = (Uuid(lun_id(IMPORTED)), lun_id(IMPORTED));
@@ -347,10 +358,11 @@ impl Run {
         let gone = self.pools.acknowledged[REPLACED].is_none();
         if self.pools.removing && gone {
             self.pools.removing = false;
-            self.pools.renewed_blocks = 500 + self.rng.below(1000);
+            let blocks = 500 + self.rng.below(1000);
+            self.pools.renewed_blocks = self.scaled(REPLACED, blocks);
         }
         if let Some(lun) = (0..POOLED).find(|&lun| self.pools.acknowledged[lun].is_none()) {
-            let new = new_lun(lun, self.pools.wanted_blocks(lun));
+            let new = new_lun(lun, self.pools.wanted_blocks(lun), self.block_bytes[lun]);
             let mut pool = self.pools.pool.take()?;
             let work = async move {
                 let result = create_lun(&io, &mut pool, new).await;
@@ -401,6 +413,7 @@ impl Run {
             }
             Ended::Imported(Ok(imported)) => {
                 self.pools.imported = Some(imported);
+                (self.pools.stale, self.pools.reimport) = (true, false);
                 None
             }
             Ended::Changed(pool, result) => {
@@ -457,8 +470,8 @@ impl Run {
         let info = |at: usize| BackendInfo {
             id: BackendId(at as u32),
             name: format!("disk{at}"),
-            len_bytes: super::DISK_BYTES[at],
-            block_bytes: BLOCK_BYTES as u32,
+            len_bytes: self.lens[at],
+            block_bytes: self.backend_block_bytes(at),
         };
         which.map(info).collect()
     }

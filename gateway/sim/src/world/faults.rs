@@ -40,6 +40,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.schedule_fail(conn, Side::Server, ECONNRESET);
     }
 
+    /// A connection fails for `side` alone; the other side is told when `side` closes it.
+    pub fn fail_one(&mut self, conn: ConnId, side: Side) {
+        self.story.tell(self.now, format_args!("fault: connection {} fails for the {side:?} alone", conn.0));
+        self.fail_now(conn, side, ECONNRESET);
+    }
+
     /// Nothing moves on a connection for a while.
     pub fn stall(&mut self, conn: ConnId, time: Duration) {
         self.story.tell(self.now, format_args!("fault: connection {} stalls for {time:?}", conn.0));

@@ -355,9 +355,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
     }
 
     pub(super) fn fail_end(&mut self, conn: ConnId, side: Side, errno: i32) {
-        if self.is_held_up(conn, side, Event::Fail(conn, side, errno)) {
-            return;
+        if !self.is_held_up(conn, side, Event::Fail(conn, side, errno)) {
+            self.fail_now(conn, side, errno);
         }
+    }
+
+    pub(super) fn fail_now(&mut self, conn: ConnId, side: Side, errno: i32) {
         let end = self.conns[conn.0 as usize].end(side);
         if end.error.is_none() {
             end.error = Some(errno);

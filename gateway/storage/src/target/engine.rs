@@ -8,7 +8,7 @@
 
 use super::ctrlr::Ctrlrs;
 use super::departure::Departures;
-use super::limits::TargetLimits;
+use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::slot::{NIL, Phase, Slots};
 use super::timers::Timers;
@@ -90,6 +90,8 @@ pub struct Engine {
     pub places: Box<[Place]>,
     /// Controllers whose admin queue is here.
     pub ctrlrs: Ctrlrs,
+    /// I/O queues that a controller grants at most.
+    pub io_queues: u16,
     /// What is presented.
     pub topology: Arc<Topology>,
     /// Counts the topologies that this engine saw, from 1.
@@ -126,6 +128,7 @@ impl Engine {
             names: vec![Names::NONE; limits.max_conns].into(),
             places: vec![place; limits.max_conns].into(),
             ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
+            io_queues: limits.io_queues.clamp(1, MAX_IO_QUEUES as u16),
             topology: Arc::default(),
             epoch: 1,
             discovery_generation: 0,

@@ -12,7 +12,7 @@ pub const IN_CAPSULE_BYTES: u32 = 8192;
 pub const MAX_H2C_DATA_BYTES: u32 = MAX_TRANSFER_BYTES;
 /// Entries of the largest submission queue (CAP.MQES + 1).
 pub const MAX_QUEUE_ENTRIES: u16 = 256;
-/// I/O queues that one controller grants.
+/// I/O queues that one controller has room for.
 pub const MAX_IO_QUEUES: usize = 64;
 /// Asynchronous Event Requests that one controller holds (AERL + 1).
 pub const MAX_AERS: usize = 4;
@@ -41,6 +41,8 @@ pub struct TargetLimits {
     pub send_lists: usize,
     /// Most bytes that one receive takes into the driver's memory.
     pub stream_bytes: u32,
+    /// I/O queues that a controller grants at most; [`MAX_IO_QUEUES`] at most.
+    pub io_queues: u16,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
     /// A host that takes no byte of what is sent to it for so long loses its connection. It is looked at twice in that
@@ -60,6 +62,7 @@ impl Default for TargetLimits {
             reserved_bytes: 8 << 20,
             send_lists: 8192,
             stream_bytes: 64 << 10,
+            io_queues: MAX_IO_QUEUES as u16,
             connect_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),

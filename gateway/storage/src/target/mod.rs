@@ -24,7 +24,7 @@ pub use limits::TargetLimits;
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
-use crate::stats::LunSurvey;
+use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, PortalId, Topology};
 use engine::{Engine, Place};
 use queue::QueueState;
@@ -197,6 +197,11 @@ impl Target {
                 latency_ns: queue.latency_ns,
             });
         }
+    }
+
+    /// What this core's hosts did with one LUN.
+    pub fn lun_stats(&self, lun: LunId) -> LunStats {
+        self.engine.luns.get(lun).copied().unwrap_or_default()
     }
 
     /// What this core's hosts did with LUNs.

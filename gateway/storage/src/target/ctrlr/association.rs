@@ -138,6 +138,7 @@ impl Engine {
         ctrlr.host = hash(data.hostnqn.as_str());
         ctrlr.alive_at = now;
         ctrlr.kato_ms = round_kato(connect.kato_ms);
+        ctrlr.granted = self.io_queues;
         let cntlid = ctrlr.cntlid;
         self.arm_keep_alive(index);
         let q = &mut self.queues[queue as usize];

@@ -2,7 +2,6 @@
 
 use super::{Ctrlr, Kind};
 use crate::target::engine::{Engine, Step};
-use crate::target::limits::MAX_IO_QUEUES;
 use trefoil_wire::nvme::feature::{HostBehavior, HostIdentifierFeature, NumberOfQueues, Select, fid};
 use trefoil_wire::nvme::{GetFeatures, SetFeatures, Status};
 
@@ -82,7 +81,7 @@ impl Engine {
                     return self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr());
                 }
                 // Over fabrics, queues come in pairs.
-                ctrlr.granted = asked.nsqr.min(asked.ncqr).min(MAX_IO_QUEUES as u16 - 1) + 1;
+                ctrlr.granted = asked.nsqr.min(asked.ncqr).min(self.io_queues - 1) + 1;
                 let granted = granted(ctrlr);
                 self.succeed(at, granted)
             }

@@ -1,7 +1,8 @@
 //! Identify, logs, features, events, discovery.
 
 use super::host::{ADMIN, Host, Outcome, Wish};
-use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN};
+use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN, limits};
+use crate::target::TargetLimits;
 use crate::topology::{Allow, LunId, Namespace};
 use trefoil_wire::fabrics::PropertySize;
 use trefoil_wire::fabrics::discovery::DiscoveryLog;
@@ -142,6 +143,19 @@ fn logs_can_be_read_in_pieces() {
     let errors = log(&mut rig, &mut admin, lid::ERROR, 0, 64);
     let newest = ErrorEntry::parse(errors.data.first_chunk().expect("64"));
     assert_eq!((newest.error_count, newest.status.code()), (4, Status::INVALID_LOG_PAGE));
+    rig.finish();
+}
+
+#[test]
+fn no_more_queues_are_granted_than_the_limits_say() {
+    let mut rig = Rig::with(1, TargetLimits { io_queues: 2, ..limits() }, 6);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    assert_eq!(get(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0).result, 0x0001_0001);
+    assert_eq!(set(&mut rig, &mut admin, fid::NUMBER_OF_QUEUES, 0x0003_0003).result, 0x0001_0001);
+    let (host, outcome) =
+        Host::connect(&mut rig, 0, Wish { qid: 3, cntlid: admin.cntlid, sqsize: 31, ..ADMIN });
+    assert!(outcome.status.is(Status::INVALID_QUEUE_ID), "{}", outcome.status);
+    rig.hang_up(host.at);
     rig.finish();
 }
 

@@ -1,0 +1,152 @@
+//! A hostile host: connections that say what no host may say, or nothing, and what the gateway must answer.
+//!
+//! Each attack is a future over [`Lines`], polled after each event of its core. It ends in the answer that the specs ask
+//! for, or in [`Cut::Wrong`], or it was cut off by something else. Its writes carry bytes that no LUN may ever hold, so
+//! that the model of the polite hosts finds any that land.
+
+mod attacks;
+mod line;
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+
+use crate::direct::{StorageMsg, StorageSim};
+use crate::world::Machine;
+pub use attacks::ATTACKS;
+use line::Shared;
+
+/// Its NQN; it may connect as any other host may.
+pub const HOST: &str = "nqn.2014-08.org.trefoil.sim:hostile";
+/// Attacks at a time.
+const AT_ONCE: usize = 3;
+
+/// Why an attack ended without its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Its connection ended, or what it needs isn't there.
+    Gone(&'static str),
+    /// The gateway answered something else, or not in time.
+    Wrong(String),
+}
+
+/// How an attack ended.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Which of [`ATTACKS`].
+    pub kind: &'static str,
+    /// What [`HostileCore::attack`] was given.
+    pub epoch: u64,
+    /// The end.
+    pub result: Result<(), Cut>,
+}
+
+type Attack = Pin<Box<dyn Future<Output = Result<(), Cut>>>>;
+
+/// See the module.
+pub struct HostileCore {
+    shared: Rc<RefCell<Shared>>,
+    running: Vec<(&'static str, u64, Attack)>,
+    verdicts: Vec<Verdict>,
+    arena: Arena,
+}
+
+impl HostileCore {
+    /// A host that attacks the gateway at `addr`.
+    pub fn new(io: &StorageSim, arena: Arena, addr: std::net::SocketAddr) -> Self {
+        let shared = Rc::new(RefCell::new(Shared::new(io, addr)));
+        Self { shared, running: Vec::new(), verdicts: Vec::new(), arena }
+    }
+
+    /// Starts attack `which`, in a variant that follows from `bits`, unless enough are under way. `epoch` comes back with
+    /// the verdict.
+    pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
+        if self.running.len() < AT_ONCE {
+            let (kind, start) = ATTACKS[which % ATTACKS.len()];
+            self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), bits)));
+        }
+    }
+
+    /// Takes what ended.
+    pub fn take_verdicts(&mut self) -> Vec<Verdict> {
+        std::mem::take(&mut self.verdicts)
+    }
+
+    /// Lets attacks go on as far as they can, and the driver carry out what they want.
+    fn go_on(&mut self, io: &mut StorageSim) {
+        self.shared.borrow_mut().begin(io);
+        let mut cx = Context::from_waker(Waker::noop());
+        let verdicts = &mut self.verdicts;
+        self.running.retain_mut(|(kind, epoch, attack)| match attack.as_mut().poll(&mut cx) {
+            Poll::Ready(result) => {
+                verdicts.push(Verdict { kind, epoch: *epoch, result });
+                false
+            }
+            Poll::Pending => true,
+        });
+        self.shared.borrow_mut().pump(io);
+    }
+}
+
+impl Machine<StorageMsg> for HostileCore {
+    fn into_arena(self) -> Option<Arena> {
+        Some(self.arena)
+    }
+}
+
+impl Handler<StorageSim> for HostileCore {
+    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
+        self.shared.borrow_mut().received(sock, bytes);
+        self.go_on(io);
+    }
+
+    fn on_filled(&mut self, _: &mut StorageSim, sock: SockId, _: Buf) {
+        unreachable!("{sock:?} of a host that receives into no block");
+    }
+
+    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, _: Option<Buf>, _: RecvEnd) {
+        self.shared.borrow_mut().ended(sock);
+        self.go_on(io);
+    }
+
+    fn on_sent(
+        &mut self,
+        io: &mut StorageSim,
+        sock: SockId,
+        _: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
+        self.shared.borrow_mut().sent(sock, result.is_ok());
+        self.go_on(io);
+    }
+
+    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
+        self.shared.borrow_mut().connected(sock, result.is_ok());
+        self.go_on(io);
+    }
+
+    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
+        self.shared.borrow_mut().closed(sock);
+        self.go_on(io);
+    }
+
+    fn on_file(&mut self, _: &mut StorageSim, done: FileDone) {
+        unreachable!("{done:?} of a host without files");
+    }
+
+    fn on_message(&mut self, _: &mut StorageSim, from: Option<CoreId>, msg: StorageMsg) {
+        unreachable!("{msg:?} from {from:?} to a host");
+    }
+
+    fn on_turn(&mut self, io: &mut StorageSim) -> bool {
+        self.go_on(io);
+        false
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.shared.borrow().wake_at()
+    }
+}

@@ -1,0 +1,282 @@
+//! What the hostile host does, one function a kind.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Sqe, Status};
+use trefoil_wire::tcp::{FatalStatus, H2cData, field};
+
+use super::line::{At, Lines, Pdu, ic_req};
+use super::{Attack, Cut};
+use crate::run::{CONNECT_TIMEOUT, SEND_TIMEOUT};
+
+type Start = fn(Lines, u64) -> Attack;
+
+macro_rules! attack {
+    ($name:literal, $function:ident) => {
+        ($name, |lines, bits| -> Attack {
+            Box::pin(async move { $function(&lines, bits).await }) as Pin<Box<_>>
+        })
+    };
+}
+
+/// Every kind, by the name of its fault.
+pub const ATTACKS: &[(&str, Start)] = &[
+    attack!("hostile-icreq", wrong_icreq),
+    attack!("hostile-header", wrong_header),
+    attack!("hostile-truncated", truncated),
+    attack!("hostile-data", wrong_data),
+    attack!("hostile-digest", wrong_digest),
+    attack!("hostile-twice", same_cid),
+    attack!("hostile-flood", flood),
+    attack!("hostile-slow", slow),
+    attack!("hostile-deaf", deaf),
+    attack!("hostile-deaf", deaf),
+    attack!("hostile-cut-join", cut_join),
+    attack!("hostile-cut-join", cut_join),
+    attack!("hostile-cut-join", cut_join),
+];
+
+/// The namespace of a LUN that every host may see.
+const NSID: u32 = 1;
+/// Bytes of a write that is too large for a capsule.
+const LARGE: u32 = 16_384;
+/// What a write must never leave on a LUN: no version of the model's looks like it.
+const JUNK: u8 = 0x5A;
+
+fn invalid(offset_bytes: u32) -> FatalStatus {
+    FatalStatus::InvalidHeaderField { offset_bytes }
+}
+
+fn pick<T: Copy>(cases: &[T], bits: u64) -> T {
+    cases[(bits % cases.len() as u64) as usize]
+}
+
+fn write(lines: &Lines, at: At, len: u32, in_capsule: bool) -> Sqe {
+    let sgl = match in_capsule {
+        true => Sgl::InCapsule { offset_bytes: 0, len_bytes: len },
+        false => Sgl::Transport { len_bytes: len },
+    };
+    IoCommand::Write(BlockRange::new(0, len / 512)).sqe(lines.cid(at), NSID, sgl)
+}
+
+/// An admin queue and an I/O queue.
+async fn pair(lines: &Lines, entries: u16, digests: (bool, bool)) -> Result<(At, At), Cut> {
+    let (admin, cntlid) = lines.admin().await?;
+    Ok((admin, lines.queue(cntlid, 1, entries, digests).await?))
+}
+
+/// The R2T of a large write.
+async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
+    lines.send(io, &lines.capsule(io, write(lines, io, LARGE, false), &[]));
+    match lines.pdu(io).await? {
+        Pdu::R2t(r2t) => {
+            Ok(H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: LARGE, last: true })
+        }
+        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Cut::Gone("no LUN yet")),
+        other => Err(Cut::Wrong(format!("{other:?} instead of an R2T"))),
+    }
+}
+
+/// ICReq with a wrong field, twice, or after a command (NVMe-oF TCP 1.0c §3.6.2.2).
+async fn wrong_icreq(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let cases = [
+        (8, 1, FatalStatus::UnsupportedParameter { offset_bytes: field::PFV }),
+        (10, 32, invalid(field::PDA)),
+        (2, 127, invalid(field::HLEN)),
+        (4, 127, invalid(field::PLEN)),
+        (0, 0x0a, invalid(field::PDU_TYPE)),
+        (0, 0x01, invalid(field::PDU_TYPE)),
+    ];
+    match bits % 4 {
+        0 => {
+            let at = lines.initialized((false, false)).await?;
+            lines.send(at, &ic_req((false, false)));
+            lines.expect_terminate(at, FatalStatus::SequenceError, "a second ICReq").await
+        }
+        1 => {
+            let at = lines.open();
+            lines.send(at, &lines.capsule(at, IoCommand::Flush.sqe(1, NSID, Sgl::NONE), &[]));
+            lines.expect_terminate(at, FatalStatus::SequenceError, "a command before ICReq").await
+        }
+        _ => {
+            let (byte, value, status) = pick(&cases, bits / 4);
+            let mut bytes = ic_req((false, false));
+            bytes[byte] = value;
+            let at = lines.open();
+            lines.send(at, &bytes);
+            lines.expect_terminate(at, status, "a wrong ICReq").await
+        }
+    }
+}
+
+/// A capsule whose header is malformed or announces too much.
+async fn wrong_header(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let cases: [(usize, &[u8], FatalStatus); 7] = [
+        (0, &[0x0a], invalid(field::PDU_TYPE)),
+        (1, &[0x01], invalid(field::FLAGS)),
+        (2, &[71], invalid(field::HLEN)),
+        (3, &[71], invalid(field::PDO)),
+        (4, &[71, 0], invalid(field::PLEN)),
+        (4, &[0, 0, 1], invalid(field::PLEN)),
+        (7, &[0x80], invalid(field::PLEN)),
+    ];
+    let (byte, values, status) = pick(&cases, bits);
+    let (_admin, io) = pair(lines, 32, (false, false)).await?;
+    let mut bytes = lines.capsule(io, write(lines, io, 512, true), &[JUNK; 512]);
+    bytes[byte..byte + values.len()].copy_from_slice(values);
+    lines.send(io, &bytes);
+    lines.expect_terminate(io, status, "a malformed capsule").await
+}
+
+/// A capsule, or its data after an R2T, that ends anywhere. Its controller must be able to reset all the same.
+async fn truncated(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let (admin, io) = pair(lines, 32, (false, false)).await?;
+    let bytes = match bits % 2 {
+        0 => lines.capsule(io, write(lines, io, 4096, true), &[JUNK; 4096]),
+        _ => {
+            let pdu = granted(lines, io).await?;
+            lines.h2c(io, pdu, &[JUNK; LARGE as usize])
+        }
+    };
+    lines.send(io, &bytes[..(bits / 2 % bytes.len() as u64) as usize]);
+    lines.close(io);
+    lines.sleep(Duration::from_millis(bits % 5)).await;
+    lines.enable(admin, false).await
+}
+
+/// Data that nobody asked for, out of order, past its end or too large.
+async fn wrong_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    type Change = fn(H2cData) -> H2cData;
+    let cases: [(Change, FatalStatus); 6] = [
+        (|p| H2cData { ttag: p.ttag.wrapping_add(77), ..p }, invalid(field::TTAG)),
+        (|p| H2cData { cid: p.cid + 1, ..p }, invalid(field::CCCID)),
+        (|p| H2cData { offset_bytes: 8192, len_bytes: 8192, ..p }, FatalStatus::DataOutOfRange),
+        (|p| H2cData { len_bytes: 2 * LARGE, ..p }, FatalStatus::DataOutOfRange),
+        (|p| H2cData { len_bytes: 8192, ..p }, invalid(field::FLAGS)),
+        (|p| H2cData { len_bytes: (1 << 20) + 4, ..p }, FatalStatus::LimitExceeded),
+    ];
+    let (change, status) = pick(&cases, bits);
+    let (_admin, io) = pair(lines, 32, (false, false)).await?;
+    let pdu = change(granted(lines, io).await?);
+    // The header is enough.
+    lines.send(io, &lines.h2c(io, pdu, &[])[..24]);
+    lines.expect_terminate(io, status, "wrong data").await
+}
+
+/// A header digest ends the connection, a data digest fails its command alone.
+async fn wrong_digest(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let (_admin, io) = pair(lines, 32, (true, true)).await?;
+    let sqe = write(lines, io, 512, true);
+    let mut bytes = lines.capsule(io, sqe, &[JUNK; 512]);
+    if bits.is_multiple_of(2) {
+        bytes[72] ^= 1;
+        let received = bytes[72..].first_chunk().map_or(0, |four| u32::from_le_bytes(*four));
+        lines.send(io, &bytes);
+        return lines
+            .expect_terminate(io, FatalStatus::HeaderDigestError { received }, "a header digest")
+            .await;
+    }
+    if let Some(last) = bytes.last_mut() {
+        *last ^= 0x80;
+    }
+    lines.send(io, &bytes);
+    let status = lines.finish(io, sqe.cid).await?.status;
+    match status.is(Status::TRANSIENT_TRANSPORT_ERROR) {
+        true => Ok(()),
+        false if status.is(Status::INVALID_NAMESPACE) => Err(Cut::Gone("no LUN yet")),
+        false => Err(Cut::Wrong(format!("a wrong data digest got {status}"))),
+    }
+}
+
+/// An identifier that is in use.
+async fn same_cid(lines: &Lines, _: u64) -> Result<(), Cut> {
+    let (_admin, io) = pair(lines, 32, (false, false)).await?;
+    let pdu = granted(lines, io).await?;
+    let status = lines.command(io, IoCommand::Flush.sqe(pdu.cid, NSID, Sgl::NONE), &[]).await?.status;
+    match status == Status::COMMAND_ID_CONFLICT.dnr() {
+        true => Ok(()),
+        false => Err(Cut::Wrong(format!("the same identifier twice got {status}"))),
+    }
+}
+
+/// More commands than the queue has entries.
+async fn flood(lines: &Lines, _: u64) -> Result<(), Cut> {
+    let (_admin, io) = pair(lines, 4, (false, false)).await?;
+    let _first = granted(lines, io).await?;
+    for _ in 0..4 {
+        lines.send(io, &lines.capsule(io, write(lines, io, LARGE, false), &[]));
+    }
+    lines.expect_terminate(io, FatalStatus::SequenceError, "more commands than entries").await
+}
+
+/// ICReq, or Connect, a byte at a time: the gateway's patience ends.
+async fn slow(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let at = match bits % 2 {
+        0 => lines.open(),
+        _ => lines.initialized((false, false)).await?,
+    };
+    let bytes = ic_req((false, false));
+    let pause = CONNECT_TIMEOUT / 60;
+    for byte in bytes.iter().take(90) {
+        // After ICResp this is the start of a capsule.
+        lines.send(at, &[if bits.is_multiple_of(2) { *byte } else { 4 }][..usize::from(!lines.is_over(at))]);
+        if !bits.is_multiple_of(2) {
+            break;
+        }
+        if lines.is_over(at) {
+            break;
+        }
+        lines.sleep(pause).await;
+    }
+    lines.expect_end(at, CONNECT_TIMEOUT + Duration::from_secs(1), "a slow connect").await
+}
+
+/// Asks for much and reads none of it, while a polite connection goes on.
+async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let (admin, cntlid) = lines.admin().await?;
+    let io = lines.queue(cntlid, 1, 128, (false, false)).await?;
+    let (polite, _) = lines.admin().await?;
+    let probe =
+        IoCommand::Read(BlockRange::new(0, 8)).sqe(lines.cid(io), NSID, Sgl::Transport { len_bytes: 4096 });
+    if !lines.command(io, probe, &[]).await?.status.is_ok() {
+        return Err(Cut::Gone("no LUN to read"));
+    }
+    lines.deafen(io, true);
+    let blocks = [8, 256, 512][(bits % 3) as usize];
+    for _ in 0..127 {
+        let read = IoCommand::Read(BlockRange::new(0, blocks));
+        let sqe = read.sqe(lines.cid(io), NSID, Sgl::Transport { len_bytes: blocks * 512 });
+        lines.send(io, &lines.capsule(io, sqe, &[]));
+    }
+    for _ in 0..SEND_TIMEOUT.as_millis() / 250 + 4 {
+        lines.sleep(Duration::from_millis(250)).await;
+        for at in [admin, polite] {
+            let identify = trefoil_wire::nvme::AdminCommand::Identify(trefoil_wire::nvme::IdentifyCommand {
+                cns: 1,
+                ..Default::default()
+            });
+            let sqe = identify.sqe(lines.cid(at), 0, Sgl::Transport { len_bytes: 4096 });
+            let status = lines.command(at, sqe, &[]).await?.status;
+            if !status.is_ok() {
+                return Err(Cut::Wrong(format!("Identify beside a deaf queue got {status}")));
+            }
+        }
+    }
+    // Who doesn't read isn't told the end: what is left is at most what the network held.
+    lines.deafen(io, false);
+    lines.expect_end(io, Duration::from_secs(1), "a host that doesn't read").await
+}
+
+/// A queue whose connection ends with its Connect: its controller resets all the same.
+async fn cut_join(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    let (admin, cntlid) = lines.admin().await?;
+    for qid in 1..=8 {
+        let io = lines.initialized((false, false)).await?;
+        let (capsule, _) = lines.connect_capsule(io, cntlid, qid, 32);
+        lines.send(io, &capsule);
+        lines.close(io);
+    }
+    lines.sleep(Duration::from_millis(bits % 4)).await;
+    lines.enable(admin, false).await
+}

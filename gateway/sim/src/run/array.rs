@@ -1,0 +1,486 @@
+//! The array behind the gateway: a node with our own target, which the gateway's initiator reaches over links.
+//!
+//! It is another gateway of one core, whose LUNs are whole disks. Of the gateway's backends a member of the pool, the
+//! imported one, or both are its namespaces. In a third of these seeds the hosts' links are the trouble, in a third the
+//! array's outages, and in the last hosts depart during an outage, come back, and write on. A gateway that died comes
+//! back when its last writes have landed at the array, since it knows nothing of them (ARCHITECTURE.md says so).
+//!
+//! What is checked: an outage shorter than the loss timeout costs no command ([`Run::check_errors`]); a longer one costs
+//! nothing but retryable path errors; what was flushed outlives the array's power; no write lands after a newer one; a
+//! namespace that grows is presented larger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use trefoil_poll::{CoreId, Instant, Io};
+use trefoil_storage::Msg;
+use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
+use trefoil_storage::backend::{Attach, AttachKind, File};
+use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::initiator::{ControllerConfig, Identity, Purpose};
+use trefoil_storage::target::TargetLimits;
+use trefoil_storage::topology::{
+    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+};
+use trefoil_wire::fabrics::Nqn;
+
+use super::{ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, CORES, GRACE, IMPORTED, MEMBER, PORT, Run};
+use crate::memory::arena;
+use crate::net::{ConnId, Side};
+use crate::node::Node;
+use crate::simio::SOCKETS;
+use crate::world::{Crash, NodeId};
+
+const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:array";
+const GATEWAY: &str = "nqn.2014-08.org.trefoil.sim:gateway";
+/// Keep alive timeout towards the array: no longer than the hosts', as ARCHITECTURE.md asks.
+const KATO_MS: u32 = 1000;
+/// How long the gateway waits for a lost array before it fails I/O.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(4);
+/// An outage of this much, with the time to notice it and to fence, stays below [`LOSS_TIMEOUT`].
+const SHORT: u64 = 1200;
+/// An outage in which hosts give up what they began: their commands are tried again for 30 s.
+const LONG: Duration = Duration::from_secs(34);
+/// Disk operations that are under way have ended after this, the slowest ones too.
+const SETTLED: Duration = Duration::from_millis(150);
+/// Most that a namespace grows to.
+const GROWN_MOST: u64 = 2 << 20;
+
+/// See the module.
+pub(super) struct Array {
+    pub node: NodeId,
+    home: u16,
+    /// Backends of the gateway by NSID − 1.
+    backends: Vec<usize>,
+    digests: bool,
+    /// Its outages are the seed's trouble.
+    pub upset: bool,
+    /// Hosts depart meanwhile, and come back.
+    pub both: bool,
+    epoch: u64,
+    /// Connections that are to fail for the gateway alone.
+    split: Vec<(ConnId, Side)>,
+    /// What faults hold up on its links has arrived by then.
+    pub quiet_at: Instant,
+    /// Operations up to this one were begun before the end of the last outage.
+    mark: u64,
+    out: bool,
+    /// It was away for long once.
+    was_lost: bool,
+    /// Backends whose path is up, as the gateway says.
+    usable: [bool; 4],
+    /// Path errors are no surprise yet.
+    lost: bool,
+    /// Failed commands that the gateway counted.
+    errors: u64,
+}
+
+impl Run {
+    /// Whether a backend is a namespace of the array.
+    pub(super) fn is_remote(&self, backend: usize) -> bool {
+        self.array.as_ref().is_some_and(|array| array.backends.contains(&backend))
+    }
+
+    /// Whether the array's outages are the seed's trouble, so that hosts must stay connected.
+    pub(super) fn is_upset(&self) -> bool {
+        self.array.as_ref().is_some_and(|array| array.upset)
+    }
+
+    /// Whether a LUN has bytes on the array (or, if not `remote`, on a disk of the gateway's own).
+    pub(super) fn touches(&self, lun: usize, remote: bool) -> bool {
+        match self.luns.get(lun).and_then(Option::as_ref) {
+            Some((_, extents)) => extents.iter().any(|e| self.is_remote(e.backend.0 as usize) == remote),
+            None => true,
+        }
+    }
+
+    /// Draws which backends are the array's, if any are, and makes its node with their disks.
+    pub(super) fn make_array(&mut self, home: u16) {
+        let backends = match self.rng.below(6) {
+            0 | 1 => vec![MEMBER],
+            2 => vec![IMPORTED],
+            3 => vec![MEMBER, IMPORTED],
+            _ => return,
+        };
+        let node = self.world.add_node("array");
+        for &backend in &backends {
+            self.disks[backend] = self.world.add_disk(node, &format!("array{backend}"), self.lens[backend]);
+        }
+        self.array = Some(Array {
+            node,
+            home,
+            backends,
+            digests: self.rng.below(2) == 0,
+            upset: self.rng.below(3) > 0,
+            both: self.rng.below(2) == 0,
+            epoch: 0,
+            split: Vec::new(),
+            quiet_at: Instant::default(),
+            mark: 0,
+            out: false,
+            was_lost: false,
+            usable: [false; 4],
+            lost: false,
+            errors: 0,
+        });
+    }
+
+    pub(super) fn start_array(&mut self) {
+        let Some(array) = &self.array else { return };
+        let (node, home) = (array.node, array.home);
+        let queues = [1, 2, 3, CORES][self.rng.below(4) as usize];
+        self.world.start(node, 1, |io| {
+            let arena = arena(home, ARENA_BYTES);
+            debug_assert!(io.cores() == 1);
+            Node::Gateway(Box::new(StorageCore::new(io, arena, limits(queues))))
+        });
+        self.world.listen(node, PORT);
+        for (at, backend) in self.array_backends() {
+            let kind =
+                AttachKind::File { file: self.world.open(self.disks[backend]), slots: File::slots(256) };
+            let len_bytes = self.world.disk(self.disks[backend]).len_bytes();
+            let id = BackendId(at);
+            let attach = Attach { len_bytes, block_bytes: self.backend_block_bytes(backend), kind, id };
+            self.world.post(node, CoreId(0), Msg::Attach(id, Box::new(attach)));
+        }
+        self.publish_array();
+        if queues < CORES {
+            self.fired("array-few-queues");
+        }
+    }
+
+    /// Index on the array, and index on the gateway.
+    fn array_backends(&self) -> Vec<(u32, usize)> {
+        let backends = self.array.iter().flat_map(|array| &array.backends);
+        (0..).zip(backends.copied()).collect()
+    }
+
+    fn publish_array(&mut self) {
+        let backends = self.array_backends();
+        let disks = self.disks.clone();
+        let lens: Vec<_> = backends.iter().map(|&(_, b)| self.world.disk(disks[b]).len_bytes()).collect();
+        let block_bytes: Vec<_> = backends.iter().map(|&(_, b)| self.backend_block_bytes(b)).collect();
+        let Some(array) = &mut self.array else { return };
+        array.epoch += 1;
+        let lun = |(&(at, backend), &len): (&(u32, usize), &u64)| {
+            Some(Lun {
+                name: format!("namespace{at}"),
+                block_bytes: block_bytes[at as usize],
+                blocks: len / u64::from(block_bytes[at as usize]),
+                uuid: [0xA0 + backend as u8; 16],
+                nguid: [0xA0 + backend as u8; 16],
+                extents: vec![Extent { lun_offset: 0, len, backend: BackendId(at), backend_offset: 0 }],
+                read_only: false,
+            })
+        };
+        let namespace = |&(at, _): &(u32, usize)| Namespace {
+            nsid: at + 1,
+            lun: LunId(at),
+            hosts: Allow::Any,
+            ana_group: 1,
+            ana_state: 1,
+        };
+        let (node, epoch) = (array.node, array.epoch);
+        let subsystem = Subsystem {
+            nqn: SUBSYSTEM.into(),
+            serial: "ARRAY".into(),
+            model: "Trefoil".into(),
+            hosts: Allow::Only(vec![GATEWAY.into()]),
+            portals: vec![PortalId(0)],
+            namespaces: backends.iter().map(namespace).collect(),
+            max_namespaces: 8,
+            cntlid_range: (1, 0xFFEF),
+        };
+        let luns = backends.iter().zip(&lens).map(lun).collect();
+        let portals = vec![Some(Portal { listen: self.world.addr(node, PORT) })];
+        let topology =
+            Arc::new(Topology { epoch, luns, subsystems: vec![subsystem], portals, ..Topology::default() });
+        self.world.post(node, CoreId(0), Msg::Topology(topology));
+    }
+
+    /// The gateway's way to a backend that is a namespace of the array.
+    pub(super) fn remote_kind(&self, backend: usize, core: u16) -> Option<AttachKind<crate::simio::SimFile>> {
+        let array = self.array.as_ref()?;
+        let nsid = array.backends.iter().position(|&b| b == backend)? as u32 + 1;
+        let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
+        let config = NvmeTcpConfig {
+            controller: ControllerConfig {
+                addrs: vec![self.world.addr(array.node, PORT)],
+                identity: Identity {
+                    host_nqn: nqn(GATEWAY),
+                    host_id: [0x99; 16],
+                    subsystem_nqn: nqn(SUBSYSTEM),
+                },
+                purpose: Purpose::Nvm { nsid },
+                digests: (array.digests, array.digests),
+                kato_ms: KATO_MS,
+                io_queues: CORES,
+                depth: 16,
+                reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
+                connect_timeout: Duration::from_secs(1),
+                admin_timeout: Duration::from_secs(1),
+                loss_timeout: LOSS_TIMEOUT,
+                fence: self.fence,
+                discovery_entries: 0,
+            },
+            command_timeout: Duration::from_secs(2),
+            requests: 128,
+        };
+        let id = BackendId(backend as u32);
+        Some(AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, CoreId(core), CORES, &config))))
+    }
+
+    /// The array's control thread: it only passes connections on.
+    pub(super) fn adopt_array(&mut self) {
+        let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
+        while let Some(accepted) = self.world.take_accepted(node) {
+            let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
+            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
+            self.world.post(node, CoreId(0), msg);
+        }
+        while self.world.take_control(node).is_some() {}
+    }
+
+    /// The gateway says whether it reaches a backend.
+    pub(super) fn on_backend_state(&mut self, backend: BackendId, usable: bool) {
+        let Some(array) = &mut self.array else { return };
+        array.usable[backend.0 as usize] = usable;
+        if array.lost && !array.out && array.backends.iter().all(|&b| array.usable[b]) {
+            self.world.after(GRACE, ARRAY_BACK);
+        }
+    }
+
+    /// The gateway says how large a backend is: a namespace that grew is imported anew.
+    pub(super) fn on_backend_len(&mut self, backend: BackendId, len_bytes: u64) {
+        let at = backend.0 as usize;
+        if at != IMPORTED || len_bytes == self.lens[at] {
+            return;
+        }
+        if len_bytes < self.lens[at] {
+            let what = format!("backend {at} shrank to {len_bytes} bytes");
+            return self.workload.borrow_mut().model.violate(what);
+        }
+        self.lens[at] = len_bytes;
+        self.fired("array-grown");
+        self.pools.reimport();
+        self.pool_step();
+    }
+
+    /// Whether the gateway presents what the array has now.
+    pub(super) fn knows_array(&mut self) -> bool {
+        !self.is_remote(IMPORTED) || self.world.disk(self.disks[IMPORTED]).len_bytes() == self.lens[IMPORTED]
+    }
+
+    /// Whether everything that the last outage held up is done.
+    fn is_over(&self) -> bool {
+        let first = self.workload.borrow().model.first_under_way();
+        self.array.as_ref().is_some_and(|array| {
+            !array.out && self.world.is_up(array.node) && first.is_none_or(|first| first > array.mark)
+        })
+    }
+
+    /// Something happens to the array or on the way to it.
+    pub(super) fn array_fault(&mut self) {
+        let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
+        if !self.is_over() {
+            return;
+        }
+        let conns: Vec<_> = self
+            .world
+            .conns_of(self.gateway)
+            .into_iter()
+            .filter(|&(c, s)| self.world.peer_of(c, s) == node)
+            .collect();
+        let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
+        let time = Duration::from_millis(1 + self.rng.below(SHORT));
+        match self.rng.below(16) {
+            0..3 => {
+                self.world.reset(conn);
+                self.fired("array-reset");
+                self.outage(Duration::from_millis(1));
+            }
+            3 | 4 => {
+                self.world.blacken(conn, if self.rng.below(2) == 0 { side } else { side.other() });
+                self.fired("array-half-dead");
+                self.outage(Duration::from_millis(1));
+            }
+            5 => {
+                let reset = self.rng.below(2) == 0;
+                self.silence_array(reset);
+            }
+            6 => {
+                let to = if self.rng.below(2) == 0 { side } else { side.other() };
+                if self.array.as_ref().is_some_and(|array| array.digests)
+                    && self.world.bytes_to(conn, to) > 2000
+                {
+                    self.world.flip_bit(conn, to);
+                    self.fired("array-bit-flip");
+                    self.outage(Duration::from_millis(1));
+                }
+            }
+            7..10 => {
+                // What the gateway has sent by then arrives when it has long lost the connections.
+                let time = time.clamp(Duration::from_millis(100), Duration::from_millis(900));
+                conns.iter().for_each(|&(conn, _)| self.world.stall(conn, time));
+                self.world.after(Duration::from_millis(1 + self.rng.below(30)), ARRAY_SPLIT);
+                if let Some(array) = &mut self.array {
+                    array.split = conns;
+                }
+                self.fired("array-split");
+                self.outage(time);
+            }
+            10 | 11 => self.array_crash(Crash::Kill, time),
+            12 | 13 => self.array_crash(Crash::Power, time),
+            14 => self.grow_array(),
+            _ => self.lose_array(),
+        }
+    }
+
+    /// The gateway loses its connections, and the array doesn't know.
+    pub(super) fn split_array(&mut self) {
+        let conns = self.array.as_mut().map_or(Vec::new(), |array| std::mem::take(&mut array.split));
+        conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
+    }
+
+    /// Nobody hears from the array for less than the loss timeout. Whether it could be done now.
+    pub(super) fn silence_array(&mut self, reset: bool) -> bool {
+        let Some(node) = self.array.as_ref().map(|array| array.node) else { return false };
+        if !self.is_over() {
+            return false;
+        }
+        let time = Duration::from_millis(1 + self.rng.below(SHORT));
+        self.world.darken(node, time, reset);
+        self.fired("array-silent");
+        self.outage(time);
+        true
+    }
+
+    /// How long a gateway that died now must stay away.
+    pub(super) fn array_settles(&self) -> Duration {
+        let now = self.world.now();
+        self.array.as_ref().map_or(Duration::ZERO, |array| SETTLED.max(array.quiet_at.since(now)))
+    }
+
+    /// From now on for `time` the array can't be reached, or not fully.
+    fn outage(&mut self, time: Duration) {
+        let now = self.world.now();
+        if let Some(array) = &mut self.array {
+            array.out = true;
+            array.quiet_at = array.quiet_at.max(now + time + SETTLED);
+        }
+        self.world.after(time, ARRAY_BACK);
+    }
+
+    /// An outage is over, or path errors end.
+    pub(super) fn array_back(&mut self) {
+        let mark = self.workload.borrow().model.last_begun();
+        let Some(array) = &mut self.array else { return };
+        let all_usable = array.backends.iter().all(|&b| array.usable[b]);
+        if !std::mem::take(&mut array.out) {
+            if array.lost && all_usable {
+                array.lost = false;
+                self.workload.borrow_mut().model.path_errors(|_| false);
+            }
+            return;
+        }
+        array.mark = mark;
+        if array.lost && all_usable {
+            self.world.after(GRACE, ARRAY_BACK);
+        }
+    }
+
+    fn array_crash(&mut self, how: Crash, time: Duration) {
+        let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
+        self.fired(if how == Crash::Kill { "array-kill" } else { "array-power-cut" });
+        self.world.crash(node, how);
+        if how == Crash::Power {
+            let luns: Vec<_> = (0..self.luns.len()).map(|lun| self.touches(lun, true)).collect();
+            self.workload.borrow_mut().model.power_cut(|lun| luns.get(lun).copied().unwrap_or(true));
+        }
+        self.outage(time);
+        self.world.after(time, ARRAY_START);
+    }
+
+    /// Away for longer than the loss timeout, and than hosts try again. Nothing else goes wrong meanwhile: without its
+    /// array the gateway could not open its pool, and hosts would give up all LUNs.
+    fn lose_array(&mut self) {
+        if !self.is_settled() {
+            return;
+        }
+        let luns: Vec<_> = (0..self.luns.len()).map(|lun| self.touches(lun, true)).collect();
+        let Some(array) = &mut self.array else { return };
+        if std::mem::replace(&mut array.was_lost, true) {
+            return;
+        }
+        let (node, time) = (array.node, LONG + Duration::from_millis(self.rng.below(4000)));
+        array.lost = true;
+        self.world.darken(node, time, false);
+        self.fired("array-lost");
+        self.error_cause = true;
+        self.pools.excused = true;
+        self.workload.borrow_mut().model.path_errors(|lun| luns.get(lun).copied().unwrap_or(true));
+        self.outage(time);
+    }
+
+    /// Whether path errors have a cause.
+    pub(super) fn is_lost(&self) -> bool {
+        self.array.as_ref().is_some_and(|array| array.lost)
+    }
+
+    /// The imported namespace grows at the array.
+    pub(super) fn grow_array(&mut self) {
+        if !self.is_remote(IMPORTED) || !self.array.as_ref().is_some_and(|a| self.world.is_up(a.node)) {
+            return;
+        }
+        let disk = self.world.disk(self.disks[IMPORTED]);
+        let len = disk.len_bytes() + (64 << 10);
+        if len <= GROWN_MOST {
+            disk.grow(len);
+            self.publish_array();
+        }
+    }
+
+    /// Where hosts don't depart, the gateway must not fail a command without a cause: the hosts' own retries would hide it.
+    pub(super) fn check_errors(&mut self) {
+        if !self.is_upset() || self.array.as_ref().is_some_and(|array| array.both) {
+            return;
+        }
+        if self.workload.borrow().model.path_failures() > 0 && !self.faults.contains_key("array-path-error") {
+            self.fired("array-path-error");
+        }
+        let mut errors = 0;
+        for core in 0..CORES {
+            if let Some(Node::Gateway(gateway)) = self.world.machine(self.gateway, core) {
+                errors += (0..4).map(|lun| gateway.target().lun_stats(LunId(lun)).errors).sum::<u64>();
+            }
+        }
+        let Some(array) = &mut self.array else { return };
+        let before = std::mem::replace(&mut array.errors, errors);
+        let mut workload = self.workload.borrow_mut();
+        if errors > before && !self.error_cause {
+            let what = format!("{} commands of hosts failed without a cause", errors - before);
+            workload.model.violate(what);
+        }
+        self.error_cause = workload.model.has_excuses();
+    }
+
+    /// Blocks that a core may hold at rest: one for each controller of an array's that lives on it.
+    pub(super) fn rest_bytes(&self, core: u16) -> usize {
+        let here = |&&backend: &&usize| backend % usize::from(CORES) == usize::from(core);
+        4096 * self.array.as_ref().map_or(0, |array| array.backends.iter().filter(here).count())
+    }
+}
+
+fn limits(io_queues: u16) -> CoreLimits {
+    let target = TargetLimits {
+        max_conns: SOCKETS,
+        max_ctrlrs: 16,
+        slots: 512,
+        reserved_slots: 128,
+        reserved_bytes: 1 << 20,
+        send_lists: 32,
+        io_queues,
+        ..TargetLimits::default()
+    };
+    CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 16 }
+}

@@ -1,0 +1,53 @@
+//! The run's hostile host: when it attacks, and what its attacks came to.
+
+use super::{ARENA_BYTES, CORES, PORT, Run, SERVERS};
+use crate::hostile::{ATTACKS, Cut, HostileCore};
+use crate::memory::arena;
+use crate::node::Node;
+
+impl Run {
+    pub(super) fn start_hostile(&mut self) {
+        let Some(node) = self.hostile else { return };
+        let home = self.homes[usize::from(CORES + SERVERS) + 2];
+        let addr = self.world.addr(self.gateway, PORT);
+        self.world.start(node, 1, |io| {
+            Node::Hostile(Box::new(HostileCore::new(io, arena(home, ARENA_BYTES), addr)))
+        });
+    }
+
+    /// Starts an attack. It counts as a fault once it has its answer.
+    pub(super) fn attack(&mut self) {
+        let Some(node) = self.hostile.filter(|_| self.world.now() >= self.dark_until) else { return };
+        let (which, bits) = (self.rng.below(ATTACKS.len() as u64) as usize, self.rng.bits());
+        // A deaf host must be given something to read.
+        if ATTACKS[which].0 == "hostile-deaf" && self.touches(0, true) {
+            return;
+        }
+        let epoch = self.disturbances;
+        self.world.with(node, 0, |node, _| {
+            if let Node::Hostile(core) = node {
+                core.attack(which, bits, epoch);
+            }
+        });
+    }
+
+    /// What attacks came to: where nothing else cut them off, each must have had its answer.
+    pub(super) fn judge_attacks(&mut self) {
+        let Some(Node::Hostile(core)) = self.hostile.and_then(|node| self.world.machine(node, 0)) else {
+            return;
+        };
+        for verdict in core.take_verdicts() {
+            match verdict.result {
+                Ok(()) => self.fired(verdict.kind),
+                Err(_) if verdict.epoch != self.disturbances => {}
+                Err(Cut::Gone(why)) => {
+                    let now = self.world.now();
+                    self.world.story.tell(now, format_args!("{} was cut off: {why}", verdict.kind));
+                }
+                Err(Cut::Wrong(what)) => {
+                    self.workload.borrow_mut().model.violate(format!("{}: {what}", verdict.kind));
+                }
+            }
+        }
+    }
+}
