@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 use support::fleet::{Fleet, Spec};
-use support::raw::{Pair, Raw, Who, ic_req};
+use support::raw::{Pair, Pdu, Raw, Who, ic_req};
 use support::*;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::Event;
@@ -85,6 +85,32 @@ fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
     fleet.check(5);
     drop(deaf);
     fleet.finish();
+    gateway.finish();
+}
+
+#[test]
+fn a_host_that_does_not_read_keeps_nobody_from_writing() {
+    let mut shape = Shape::new(1);
+    // Longer than a write is waited for.
+    shape.target.send_timeout = 4 * PATIENCE;
+    let gateway = Gateway::with_memory_lun(shape, 16);
+    let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+    let who = Who::admin(&host_nqn(2), SUBSYSTEM);
+    let (_admin, cntlid) = Raw::admin(gateway.addr(), &who);
+    let read = IoCommand::Read(BlockRange::new(0, 128));
+    let unknown = IoCommand::Unknown { opcode: 0x7E };
+    // More answers than one send takes: because of what was ready before the reads, and because each header is padded.
+    for (qid, alignment, before) in [(1, 4, 120), (2, 128, 0)] {
+        let mut deaf = Raw::aligned(gateway.addr(), alignment);
+        deaf.connect(&who.clone().queue(cntlid, qid, 255));
+        let answered = (0..before).map(|cid| unknown.sqe(cid, 1, Sgl::NONE));
+        let reads = (200..320).map(|cid| read.sqe(cid, 1, Sgl::Transport { len_bytes: 65536 }));
+        let bytes: Vec<u8> = answered.chain(reads).flat_map(|sqe| deaf.capsule_bytes(sqe, &[])).collect();
+        deaf.send(&bytes);
+        // Once something has come, the reads have been looked at and the socket is full of what they gave.
+        assert!(matches!(deaf.pdu(), Pdu::Response(_) | Pdu::Data(..)));
+        other.check(1, qid as u8);
+    }
     gateway.finish();
 }
 

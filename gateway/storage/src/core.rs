@@ -281,6 +281,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 self.target.survey_luns(&mut survey);
                 io.post_control(Msg::LunSurvey(survey));
             }
+            Msg::UnderWay(lun, _) => io.post_control(Msg::UnderWay(lun, self.target.under_way(lun))),
             Msg::CloseHosts { all } => self.target.close_hosts(cx!(self, io), all),
             // What only control is told.
             Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {

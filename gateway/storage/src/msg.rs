@@ -4,7 +4,7 @@ use crate::backend::Attach;
 use crate::initiator::InitiatorMsg;
 use crate::request::{Completed, Request, Stream};
 use crate::stats::LunSurvey;
-use crate::topology::{BackendId, PortalId, Topology};
+use crate::topology::{BackendId, LunId, PortalId, Topology};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_poll::{Io, SockId};
@@ -67,6 +67,8 @@ pub enum Msg<S, F> {
     Survey(Box<Survey>),
     /// Control → core: say what hosts did with LUNs; comes back filled.
     LunSurvey(Box<LunSurvey>),
+    /// Control → core: say how many requests of your hosts' for this LUN are under way; comes back with the number.
+    UnderWay(LunId, usize),
     /// Core → control: something that an operator or a table wants to know.
     Event(Event),
     /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,

@@ -206,3 +206,79 @@ fn silent_past_the_loss_timeout() {
     rig.wait_state("up");
     rig.fleet.finish();
 }
+
+/// A pool whose layout is on two disks of the gateway's own. Its LUN fits on the array alone.
+const POOL: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "near0"
+type = "memory"
+size = "8MiB"
+
+[[backend]]
+name = "near1"
+type = "memory"
+size = "8MiB"
+
+[[backend]]
+name = "array"
+type = "nvme-tcp"
+address = "ARRAY"
+subnqn = "nqn.2026-01.org.example:array"
+nsid = 1
+keep_alive_s = 2
+loss_timeout_s = 60
+
+[[pool]]
+name = "tank"
+backends = ["near0", "near1", "array"]
+
+[[lun]]
+name = "old"
+pool = "tank"
+size = "24MiB"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "old" }]
+"#;
+
+#[test]
+fn a_late_write_to_a_deleted_lun_lands_nowhere() {
+    let array = Daemon::start(ARRAY);
+    let gateway = Daemon::start(&POOL.replace("ARRAY", &array.addr.to_string()));
+    let mut pair = host(&gateway, 1);
+    let pid = Pid::from_raw(array.child.id().cast_signed());
+    kill(pid, Signal::SIGSTOP).expect("a signal");
+    let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("its state");
+    assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: 4096 };
+    pair.io.capsule(IoCommand::Write(BlockRange::new(0, 8)).sqe(1, 1, sgl), &[0x5a; 4096]);
+    let patience = Patience::new("the write to be on its way");
+    let outstanding = |row: &Value| row["qid"] == 1 && row["outstanding"] == 1;
+    while !gateway.call("stats_get", json!({}))["qpairs"].as_array().expect("rows").iter().any(outstanding) {
+        patience.pause();
+    }
+    let mut deleted = gateway.ask("lun_delete", &json!({ "name": "old", "force": true }));
+    // The pool's layout could be changed at once.
+    deleted.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
+    let early = std::io::Read::read(&mut deleted, &mut [0]);
+    assert!(early.is_err(), "it was deleted with writes to it under way");
+    kill(pid, Signal::SIGCONT).expect("a signal");
+    deleted.set_read_timeout(Some(support::PATIENCE)).expect("an option");
+    let answer = support::daemon::answer(deleted).expect("an answer");
+    assert!(answer.get("error").is_none(), "{answer}");
+    assert_eq!(pair.io.finish(1, &[]).0.status, Status::SUCCESS, "the write, which came first");
+    gateway.call("lun_create", json!({ "name": "new", "pool": "tank", "size": "24MiB" }));
+    show(&gateway, "new", 2);
+    expect_filled(&mut pair.io, 2, 0..24 * MIB, 0, "the new LUN");
+}

@@ -113,6 +113,19 @@ impl Raw {
         raw
     }
 
+    /// A connection whose data is to start at multiples of `alignment_bytes`.
+    pub fn aligned(addr: SocketAddr, alignment_bytes: u32) -> Self {
+        let mut raw = Self::open(addr);
+        let mut bytes = [0; IcReq::LEN];
+        IcReq { host_alignment_bytes: alignment_bytes, header_digest: false, data_digest: false, max_r2t: 1 }
+            .emit(&mut bytes);
+        raw.send(&bytes);
+        assert!(matches!(raw.pdu(), Pdu::IcResp(_)));
+        raw.framing.max_data_bytes = 2 << 20;
+        raw.framing.data_alignment_bytes = alignment_bytes;
+        raw
+    }
+
     /// A connected and enabled admin queue, and its CNTLID.
     pub fn admin(addr: SocketAddr, who: &Who) -> (Self, u16) {
         let mut raw = Self::initialized(addr, false, false);

@@ -28,6 +28,8 @@ pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
 
 /// What a core that no longer turns is given before an action fails.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two questions after what is under way.
+const DRAIN_PAUSE: Duration = Duration::from_millis(50);
 /// LUNs that a core tells of at a time: some microseconds of its time.
 const LUN_ROWS: usize = 32;
 /// Requests of control's own under way at a time.
@@ -74,6 +76,7 @@ struct Waits {
     requests: Vec<Option<(u32, Wait<Completed>)>>,
     surveys: HashMap<CoreId, Wait<Box<Survey>>>,
     lun_surveys: HashMap<CoreId, Wait<Box<LunSurvey>>>,
+    under_way: HashMap<(CoreId, LunId), Wait<usize>>,
     generation: u32,
 }
 
@@ -212,6 +215,11 @@ impl Cores {
             Msg::LunSurvey(survey) => {
                 if let Some(wait) = waits.lun_surveys.remove(&core) {
                     let _ = wait.send(survey);
+                }
+            }
+            Msg::UnderWay(lun, requests) => {
+                if let Some(wait) = waits.under_way.remove(&(core, lun)) {
+                    let _ = wait.send(requests);
                 }
             }
             Msg::Event(event) => {
@@ -374,6 +382,26 @@ impl Cores {
             self.send(core, Msg::LunSurvey(survey)).await?;
             survey = self.answer(core, wait).await?;
             survey.rows.drain(..).for_each(|row| tell(&row));
+        }
+        Ok(())
+    }
+
+    /// Waits until no request of a host for `lun` is under way on any core. No topology presents it any more, so that no
+    /// new ones start. Those that an array has may take until its loss timeout.
+    ///
+    /// # Errors
+    /// A core doesn't answer.
+    pub async fn drained(&self, lun: LunId) -> Result<(), Refusal> {
+        for core in self.all() {
+            loop {
+                let (tell, wait) = oneshot::channel();
+                self.waits.borrow_mut().under_way.insert((core, lun), tell);
+                self.send(core, Msg::UnderWay(lun, 0)).await?;
+                if self.answer(core, wait).await? == 0 {
+                    break;
+                }
+                tokio::time::sleep(DRAIN_PAUSE).await;
+            }
         }
         Ok(())
     }

@@ -391,6 +391,10 @@ impl Engine {
         self.portals.retain(|listen, _| wanted(listen));
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
+            // A late write must not land in whatever lies there next.
+            if let Some(id) = self.numbers.luns.get(&lun.name) {
+                self.cores.drained(LunId(id)).await?;
+            }
             if lun.pool.is_some() {
                 self.pools.delete_lun(&self.cores, &self.live, lun).await?;
             }

@@ -83,6 +83,11 @@ pub struct Label {
 }
 
 impl Label {
+    /// Whether a slot holds a label, sound or damaged.
+    pub fn is_begun(slot: &[u8]) -> bool {
+        slot.starts_with(&MAGIC)
+    }
+
     /// Reads a slot. Never panics.
     ///
     /// # Errors

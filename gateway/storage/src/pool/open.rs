@@ -2,7 +2,7 @@
 
 use super::format::{Damage, LABEL_AT, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
-use super::slots::{Slots, read_labels, read_tables, write_slot};
+use super::slots::{Slots, is_overwritten, read_labels, read_tables, write_slot};
 use super::table::{MemberEntry, Table};
 use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, io_error};
 
@@ -131,12 +131,14 @@ struct Holder {
 struct Stray {
     backend: BackendInfo,
     labels: Slots<Label>,
+    /// Something else is in its place: a partition table, a file system. The layout further on may well be left.
+    is_overwritten: bool,
 }
 
 /// Opens the pool `uuid` from `backends`, all those that carry its label (see [`scan`]) or should but have none that is
 /// valid, and brings it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back. A
-/// backend whose label is gone is known by its copy of the layout, and gets its label again; without one it could be
-/// anybody's, so it counts as missing. With members missing, or if bringing in order fails, the pool is served but frozen.
+/// backend whose label is erased or damaged is known by its copy of the layout, and gets its label again; without one,
+/// or with something else in the label's place, it could be anybody's, so it counts as missing. With members missing, or if bringing in order fails, the pool is served but frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -148,7 +150,7 @@ pub async fn open_pool<I: PoolIo>(
     let (mut members, mut strays) = read_members(io, uuid, backends).await?;
     let Some(newest) = members.iter().map(|member| &member.label).max_by_key(|label| label.generation) else {
         return Err(match strays.first() {
-            Some(Stray { backend, labels }) => {
+            Some(Stray { backend, labels, .. }) => {
                 let (backend, damage) = (backend.name.clone(), labels.damage());
                 OpenPoolError::Label { pool: uuid, backend, damage }
             }
@@ -180,12 +182,12 @@ pub async fn open_pool<I: PoolIo>(
     });
     holders.retain(|holder| strays.iter().all(|stray| stray.backend != holder.backend));
     let mut pool = assemble(name, table, &members)?;
-    let left_out = |Stray { backend, labels }: &Stray| {
-        format!(
-            "backend {}: left out, since it has neither label nor layout: {}",
-            backend.name,
-            labels.damage()
-        )
+    let left_out = |Stray { backend, labels, is_overwritten }: &Stray| {
+        let why = match is_overwritten {
+            true => "something else is in the place of its label",
+            false => "it has neither label nor layout",
+        };
+        format!("backend {}: left out, since {why}: {}", backend.name, labels.damage())
     };
     pool.notes.extend(strays.iter().map(left_out));
     if let Some(frozen) = missing(&pool, &strays) {
@@ -209,7 +211,9 @@ async fn read_members<I: PoolIo>(
     for backend in backends {
         let labels = read_labels(io, &backend).await.map_err(|error| OpenPoolError::Io { pool, error })?;
         let Some(label) = labels.best(|label| label.generation).cloned() else {
-            strays.push(Stray { backend, labels });
+            let is_overwritten =
+                is_overwritten(io, &backend).await.map_err(|error| OpenPoolError::Io { pool, error })?;
+            strays.push(Stray { backend, labels, is_overwritten });
             continue;
         };
         if label.pool_uuid != pool {
@@ -234,7 +238,7 @@ async fn read_members<I: PoolIo>(
 }
 
 /// The member that a backend without a label is: a holder of the layout by that name which no other backend is, if it has a
-/// layout of this pool. That a destroyed pool's layouts stay does no harm: all its labels go before the first is erased.
+/// layout of this pool. A disk that somebody else has begun to use is left as it is. That a destroyed pool's layouts stay does no harm: all its labels go before the first is erased.
 fn relabelled(
     stray: &Stray,
     newest: &Label,
@@ -249,7 +253,8 @@ fn relabelled(
         let taken = members.iter().any(|member| member.label.member_uuid == entry.uuid);
         entry.holder && entry.name == stray.backend.name && !taken
     };
-    let entry = table.members.iter().find(is_it).filter(|_| holders.iter().any(has_table))?;
+    let known = !stray.is_overwritten && holders.iter().any(has_table);
+    let entry = table.members.iter().find(is_it).filter(|_| known)?;
     let label = Label {
         member_uuid: entry.uuid,
         state: LabelState::Ready,

@@ -31,6 +31,14 @@ pub(super) async fn read_labels<I: PoolIo>(io: &I, backend: &BackendInfo) -> Res
     Ok(Slots { slots: LABEL_AT.map(slot) })
 }
 
+/// Whether something else stands in the place of a label: neither one of ours, however damaged, nor erased.
+pub(super) async fn is_overwritten<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<bool, IoError> {
+    let bytes = io.read(backend.id, LABEL_AT[0], 2 * BLOCK_BYTES).await;
+    let bytes = bytes.map_err(io_error(backend, "reading the label"))?;
+    let is_erased = |slot: &[u8]| slot.iter().all(|byte| Some(byte) == slot.first());
+    Ok(bytes.chunks(BLOCK_BYTES).any(|slot| !Label::is_begun(slot) && !is_erased(slot)))
+}
+
 /// The tables of `pool`; another pool's, left from an earlier life, is nothing of ours.
 pub(super) async fn read_tables<I: PoolIo>(
     io: &I,

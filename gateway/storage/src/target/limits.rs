@@ -34,7 +34,8 @@ pub struct TargetLimits {
     pub slots: usize,
     /// Of `slots`, those that only Connect and admin commands may take.
     pub reserved_slots: usize,
-    /// Payload memory that only Connect, admin commands and bytes received beyond what could be started may take.
+    /// Payload memory that only Connect, admin commands (8 KiB a connection) and bytes received beyond what could be
+    /// started may take.
     pub reserved_bytes: usize,
     /// Lists for sends. A connection waits for one if all are under way.
     pub send_lists: usize,

@@ -209,6 +209,11 @@ impl Target {
         self.engine.luns.survey(into);
     }
 
+    /// Requests for `lun` that have not ended, those of queues that are gone among them.
+    pub fn under_way(&self, lun: LunId) -> usize {
+        self.engine.slots.under_way(lun)
+    }
+
     /// Command slots that are free.
     pub fn free_slots(&self) -> usize {
         self.engine.slots.free_count()

@@ -123,6 +123,11 @@ impl Slots {
         self.free_count
     }
 
+    /// Commands whose request for `lun` is under way. Looks at every slot: for control's rare questions.
+    pub fn under_way(&self, lun: LunId) -> usize {
+        self.slots.iter().filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count()
+    }
+
     /// Whether `slot` is a number that can be indexed.
     pub fn get(&self, slot: u32) -> Option<&Slot> {
         self.slots.get(slot as usize)
@@ -284,6 +289,20 @@ impl Fifo {
             self.tail = NIL;
         }
         Some(at)
+    }
+
+    /// Ends the loans of all that are in it: each block gets the bytes, as if they had been read into it.
+    pub fn end_loans(&self, slots: &mut Slots) {
+        let mut at = self.head;
+        while at != NIL {
+            let slot = &mut slots[at];
+            if let Some(loan) = slot.loan.take()
+                && let Some(to) = slot.buf.as_mut().and_then(|buf| buf.get_mut(..loan.len()))
+            {
+                to.copy_from_slice(&loan);
+            }
+            at = slot.link;
+        }
     }
 
     /// Takes `which` out, wherever it stands; says whether it was there.

@@ -97,6 +97,15 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
         assert_eq!(half.table(), pool.table());
     }
+    // A disk that got a partition table is somebody else's now, and loses nothing.
+    let (io, _, backends) = two();
+    io.poke(BackendId(1), LABEL_AT[0], &[vec![0; 512], b"EFI PART".repeat(448)].concat());
+    io.poke(BackendId(1), LABEL_AT[1], &[0; 4096]);
+    let (there, steps) = (labels(&io, 1), io.steps());
+    let half = reopen(&io, &backends).expect("opens");
+    let missing = Frozen::Missing(vec!["b1 (its label: nothing of ours)".into()]);
+    assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
+    assert_eq!(labels(&io, 1), there);
     // A pool that was being destroyed stays so.
     let (io, mut pool, backends) = two();
     // Four labels, then the first erased slot of b0's two.

@@ -1,8 +1,8 @@
 //! Payload memory: who may have how much, and who waits.
 //!
-//! A connection of I/O may hold one request's worth, or an eighth of what is free, so that a greedy one leaves room for
-//! others as the arena fills (dynamic thresholds, Choudhury and Hahne 1998). The reserve is for Connect, admin commands
-//! and bytes that were received beyond what could be started. Who gets nothing waits in one line.
+//! A connection may hold one request's worth, or an eighth of what is free, so that a greedy one leaves room for others
+//! as the arena fills (dynamic thresholds, Choudhury and Hahne 1998). The reserve is for bytes that were received beyond
+//! what could be started, and for a Connect or an admin command of each connection. Who gets nothing waits in one line.
 
 use super::conn::{Body, BodyKind, Parked, Spill, State};
 use super::rx::Taken;
@@ -10,6 +10,7 @@ use super::{Conn, Tcp};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::target::engine::Engine;
+use crate::target::limits::IN_CAPSULE_BYTES;
 use crate::target::slot::Phase;
 use trefoil_poll::Buf;
 use trefoil_poll::arena::MIN_BLOCK_BYTES;
@@ -33,7 +34,10 @@ impl Tcp {
         privileged: bool,
     ) -> Option<Buf> {
         let conn = &mut self.conns[c as usize];
-        if !privileged && !may_hold(conn, cx.arena.free_bytes(), len as usize, self.limits.reserved_bytes) {
+        // The reserve is for one small block a connection: anybody may ask for a discovery log, as long as it likes.
+        let from_reserve = privileged && conn.held_bytes == 0 && len <= IN_CAPSULE_BYTES;
+        let may_hold = may_hold(conn, cx.arena.free_bytes(), len as usize, self.limits.reserved_bytes);
+        if !from_reserve && !may_hold {
             return None;
         }
         let buf = cx.arena.alloc(len as usize)?;

@@ -18,7 +18,8 @@ use trefoil_wire::tcp::{
 /// with its digest.
 const HEAD_BYTES: usize = 128 + DIGEST_LEN + CapsuleResp::LEN + DIGEST_LEN;
 
-/// Loans that a connection takes between two sends: as many as one list holds, so that none is kept past its turn.
+/// Loans that a connection takes between two sends: as many as one list holds. Those that find it full, of headers or of
+/// what was ready before them, end with the flush, so that none is kept past its turn.
 pub(super) const LOANS: usize = BUFS;
 
 impl Tcp {
@@ -64,6 +65,8 @@ impl Tcp {
             }
         }
         let conn = &mut self.conns[c as usize];
+        // What is left waits for the host to read.
+        conn.ready.end_loans(&mut engine.slots);
         conn.may_borrow = LOANS;
         (conn.sending, conn.taken_bytes) = (Some(cx.io.now()), None);
         if conn.timer.is_none() {

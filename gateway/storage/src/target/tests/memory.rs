@@ -3,7 +3,9 @@
 use super::host::{ADMIN, Host, Seen, Wish};
 use super::rig::{Rig, limits};
 use crate::target::TargetLimits;
-use trefoil_wire::nvme::{Abort, AdminCommand, BlockRange, IoCommand, Sgl, Status};
+use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::log::lid;
+use trefoil_wire::nvme::{Abort, AdminCommand, BlockRange, GetLogPage, IoCommand, Sgl, Status};
 
 /// Writes of `len` bytes on each queue, all sent before any is answered; every one must succeed.
 fn storm(rig: &mut Rig, queues: &mut [Host], each: u16, len: usize) {
@@ -197,5 +199,33 @@ fn abort_ends_what_waits_and_not_what_runs() {
     io.answer(&mut rig, r2t, &[1; 16_384]);
     assert_eq!(io.responses(&mut rig), [(4, Status::ABORT_REQUESTED, 0)]);
     assert!(rig.disks[0].iter().all(|&b| b == 0), "it was not started");
+    rig.finish();
+}
+
+#[test]
+fn nobody_gets_all_memory_by_admin_commands() {
+    let mut rig = Rig::with(1, limits(), 16);
+    let (mut admin, mut queues) = queues(&mut rig, 1);
+    // Anybody may ask the discovery controller, and these read nothing of what they asked for.
+    let mut deaf: Vec<Host> =
+        (0..6).map(|_| Host::admin(&mut rig, 0, Wish { subnqn: Nqn::DISCOVERY.as_str(), ..ADMIN })).collect();
+    for host in &mut deaf {
+        rig.sock(host.at).deaf = true;
+        let log = GetLogPage { lid: lid::DISCOVERY, len_bytes: 1 << 20, ..GetLogPage::default() };
+        for cid in 100..130 {
+            let sqe = AdminCommand::GetLogPage(log).sqe(cid, 0, Sgl::Transport { len_bytes: 1 << 20 });
+            host.submit(&mut rig, sqe, &[]);
+        }
+    }
+    rig.pump();
+    storm(&mut rig, &mut queues, 20, 4096);
+    assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    Host::admin(&mut rig, 0, ADMIN);
+    deaf.iter().for_each(|host| rig.sock(host.at).deaf = false);
+    rig.pump();
+    for host in &mut deaf {
+        let answered = host.seen(&mut rig).iter().filter(|seen| matches!(seen, Seen::Resp(_))).count();
+        assert_eq!(answered, 30, "they wait, and are answered in the end");
+    }
     rig.finish();
 }
