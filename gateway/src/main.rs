@@ -9,17 +9,20 @@ mod serve;
 use anyhow::{Context, bail};
 use clap::Parser;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use trefoil_config::{Config, Log};
+
+/// Where the document is if nothing is said.
+const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 
 /// The Trefoil gateway: serves LUNs over NVMe/TCP.
 #[derive(Parser)]
 #[command(name = "trefoild", version)]
 struct Args {
     /// The system's document. At the first start it seeds the store; later only [gateway] counts.
-    #[arg(default_value = "/etc/trefoil/trefoil.toml")]
+    #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only check the document.
     #[arg(long)]
@@ -41,7 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let given = args.config.exists() || !args.preflight;
+    // Without a document of its own a preflight looks at what the defaults need.
+    let given = args.config.exists() || !args.preflight || args.config != Path::new(DEFAULT_CONFIG);
     let config = if given { read(args)? } else { Config::default() };
     if args.check {
         println!("{}: sound; memory: {}", args.config.display(), config.memory());

@@ -257,8 +257,8 @@ fn a_late_write_to_a_deleted_lun_lands_nowhere() {
     let array = Daemon::start(ARRAY);
     let gateway = Daemon::start(&POOL.replace("ARRAY", &array.addr.to_string()));
     let mut pair = host(&gateway, 1);
-    let pid = Pid::from_raw(array.child.id().cast_signed());
-    kill(pid, Signal::SIGSTOP).expect("a signal");
+    let pid = array.pid();
+    array.signal(Signal::SIGSTOP);
     let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("its state");
     assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
     let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: 4096 };
@@ -273,7 +273,7 @@ fn a_late_write_to_a_deleted_lun_lands_nowhere() {
     deleted.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
     let early = std::io::Read::read(&mut deleted, &mut [0]);
     assert!(early.is_err(), "it was deleted with writes to it under way");
-    kill(pid, Signal::SIGCONT).expect("a signal");
+    array.signal(Signal::SIGCONT);
     deleted.set_read_timeout(Some(support::PATIENCE)).expect("an option");
     let answer = support::daemon::answer(deleted).expect("an answer");
     assert!(answer.get("error").is_none(), "{answer}");

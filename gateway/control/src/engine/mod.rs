@@ -245,6 +245,11 @@ impl Engine {
     /// What could not be brought up or stored. Then nothing has changed.
     async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
+        let leaving = self.state.luns.values().filter(|lun| !next.luns.contains_key(&lun.name));
+        // A pool that goes as a whole is forgotten if it is down; from one that stays LUNs must really go.
+        for pool in leaving.filter_map(|lun| lun.pool.as_deref()).filter(|&p| next.pools.contains_key(p)) {
+            self.pools.check_changeable(pool)?;
+        }
         let mut made = Made::default();
         let mut ready = self.bring_up(&mut next, &mut made, seeding).await;
         if ready.is_ok() {
@@ -266,7 +271,8 @@ impl Engine {
         let old = std::mem::replace(&mut self.state, Arc::new(next));
         self.publish().await?;
         self.close_hosts(false).await?;
-        self.take_down(&old).await
+        self.take_down(&old).await;
+        Ok(())
     }
 
     /// Brings up what `next` has and the state in force lacks.
@@ -385,32 +391,40 @@ impl Engine {
     }
 
     /// Takes down what `old` had and the state in force lacks. No core presents it any more.
-    async fn take_down(&mut self, old: &State) -> Result<(), Refusal> {
+    async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
         let wanted = |listen: &SocketAddr| state.subsystems.values().any(|s| s.listeners.contains(listen));
         self.portals.retain(|listen, _| wanted(listen));
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
             // A late write must not land in whatever lies there next.
-            if let Some(id) = self.numbers.luns.get(&lun.name) {
-                self.cores.drained(LunId(id)).await?;
-            }
-            if lun.pool.is_some() {
-                self.pools.delete_lun(&self.cores, &self.live, lun).await?;
+            let drained = match self.numbers.luns.get(&lun.name) {
+                Some(id) => self.cores.drained(LunId(id)).await,
+                None => Ok(()),
+            };
+            let gone = match drained {
+                Ok(()) if lun.pool.is_some() => self.pools.delete_lun(&self.cores, &self.live, lun).await,
+                other => other,
+            };
+            if let Err(error) = gone {
+                tracing::error!(%error, lun = lun.name, "a LUN that is gone still has its place on its pool");
             }
         }
         for name in old.pools.keys().filter(|name| !state.pools.contains_key(*name)) {
-            self.pools.delete(&self.cores, &self.live, name).await?;
+            if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
+                tracing::error!(%error, pool = name, "a pool that is gone still has its labels");
+            }
             self.down.remove(&format!("pool/{name}"));
         }
         for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
             self.down.remove(&format!("backend/{name}"));
-            if let Some(live) = self.live.remove(name) {
-                backends::take_down(&self.cores, &live).await?;
+            if let Some(live) = self.live.remove(name)
+                && let Err(error) = backends::take_down(&self.cores, &live).await
+            {
+                tracing::error!(%error, backend = name, "a backend that is gone is still attached");
             }
         }
         self.retain_numbers();
-        Ok(())
     }
 
     /// Takes back numbers of what is gone from all cores.

@@ -532,6 +532,19 @@ impl Pools {
         deleted.map_err(lun_refusal)
     }
 
+    /// Whether pool `name` can be changed now.
+    ///
+    /// # Errors
+    /// It is down, or lacks members.
+    pub fn check_changeable(&self, name: &str) -> Result<(), Refusal> {
+        let refuse = |why: String| Err(Refusal::new(Fault::Device, why));
+        match self.open.get(name).map(Pool::frozen) {
+            None => refuse(format!("pool `{name}` is down")),
+            Some(Some(frozen @ Frozen::Missing(_))) => refuse(format!("pool `{name}` can't change: {frozen}")),
+            Some(_) => Ok(()),
+        }
+    }
+
     fn pool_of(&self, lun: &Lun) -> Result<&Pool, String> {
         let name = lun.pool.as_deref().unwrap_or_default();
         self.open.get(name).ok_or_else(|| format!("pool `{name}` is down"))
