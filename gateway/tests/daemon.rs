@@ -4,7 +4,7 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use support::daemon::{Daemon, own_addr};
@@ -501,6 +501,8 @@ backend = "file1"
     assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
     // A change of something else is carried out meanwhile.
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
+    // One of the pool's LUNs can't go by halves.
+    assert!(gateway.refused(&["lun", "delete", "a", "--force"]).contains("pool `tank` is down"));
     for (disk, away) in disks.iter().zip(&away) {
         std::fs::rename(away, disk).expect("moved back");
     }
@@ -508,4 +510,15 @@ backend = "file1"
     assert!(!gateway.ok(&["backend", "list"]).contains(" down "));
     assert!(gateway.ok(&["pool", "show", "tank"]).contains("up"));
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
+
+    // A pool that is down is forgotten as a whole, and the rest goes with it.
+    gateway.kill();
+    std::fs::rename(&disks[0], &away[0]).expect("moved");
+    gateway.restart();
+    let nothing = gateway.path("nothing.toml");
+    std::fs::write(&nothing, "").expect("a document");
+    gateway.ok(&["config", "apply", &nothing.display().to_string(), "--delete-data"]);
+    assert_eq!(gateway.json("backend_list", "{}"), json!([]));
+    let again = disks[1].display().to_string();
+    gateway.ok(&["backend", "create", "file1", "--type", "file", "--path", &again]);
 }

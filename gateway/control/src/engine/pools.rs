@@ -540,7 +540,9 @@ impl Pools {
         let refuse = |why: String| Err(Refusal::new(Fault::Device, why));
         match self.open.get(name).map(Pool::frozen) {
             None => refuse(format!("pool `{name}` is down")),
-            Some(Some(frozen @ Frozen::Missing(_))) => refuse(format!("pool `{name}` can't change: {frozen}")),
+            Some(Some(frozen @ Frozen::Missing(_))) => {
+                refuse(format!("pool `{name}` can't change: {frozen}"))
+            }
             Some(_) => Ok(()),
         }
     }
