@@ -415,7 +415,7 @@ impl Pools {
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
-            if let Some(Frozen::Missing(_)) = self.open.get(&name).and_then(Pool::frozen) {
+            if self.is_missing_members(&name) {
                 tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
                 continue;
             }
