@@ -12,19 +12,21 @@ use trefoil_poll::{
 };
 use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::target::TargetLimits;
-use trefoil_sys::cpu;
+use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
 /// Control's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
 const CONTROL_MEMORY_BYTES: usize = 8 << 20;
-/// Sockets of a core besides hosts': one admin and one I/O queue for some arrays each.
-const ARRAY_SOCKETS: u32 = 128;
+/// Sockets of a core besides hosts': one admin and one I/O queue for some arrays each, and both ends of its own.
+const OTHER_SOCKETS: u32 = 128 + 2;
 
 type Core = StorageCore<UringIo<CoreMsg>>;
 
 /// Running cores.
 pub struct Running {
     handles: Vec<CoreHandle<Core>>,
+    /// Hold the CPUs to it as long as the cores run.
+    _resume_latencies: Vec<ResumeLatency>,
     ended: mpsc::UnboundedReceiver<u16>,
 }
 
@@ -51,7 +53,7 @@ thread_local! {
 /// No memory, no thread, no ring.
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
-    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + ARRAY_SOCKETS;
+    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + OTHER_SOCKETS;
     // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
     // cancelled; the host comes back, and it is asked and answered whether it may go on.
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize;
@@ -94,13 +96,26 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         metrics: handles.iter().map(|handle| handle.metrics().clone()).collect(),
         arena: Arena::new(ArenaId(count), control),
     };
-    Ok((Running { handles, ended }, ends))
+    Ok((Running { handles, _resume_latencies: resume_latencies(gateway, cpus), ended }, ends))
+}
+
+/// What the CPUs are held to; one that can't be is told of in the log.
+fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
+    let Some(us) = gateway.resume_latency_us else { return Vec::new() };
+    let limit = |&cpu: &usize| {
+        let limited = ResumeLatency::limit(cpu, us);
+        limited
+            .inspect_err(|error| tracing::warn!(cpu, us, %error, "the CPU's resume latency can't be limited"))
+            .ok()
+    };
+    cpus.iter().filter_map(limit).collect()
 }
 
 fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
     let target = TargetLimits {
         max_conns: max_sockets as usize,
-        max_ctrlrs: gateway.max_hosts as usize,
+        // One is its own.
+        max_ctrlrs: gateway.max_hosts as usize + 1,
         send_lists: max_sockets as usize,
         // A quarter of the memory, at most the default.
         reserved_bytes: TargetLimits::default().reserved_bytes.min(gateway.memory_per_core.0 as usize / 4),

@@ -4,7 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::net::{Ipv4Addr, TcpListener};
 use trefoil_config::{Bytes, Config, Cores};
-use trefoil_sys::cpu;
+use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::socket::CongestionControl;
 use trefoil_sys::uring::Features;
 
@@ -63,7 +63,19 @@ pub fn look(config: &Config) -> Report {
     findings.push(files(u64::from(config.gateway.max_qpairs) + OTHER_FILES));
     findings.push(locked_memory(config.gateway.memory_per_core));
     findings.push(congestion_control(config.gateway.tcp_congestion_control.as_deref()));
+    if let Some(us) = config.gateway.resume_latency_us {
+        findings.push(resume_latency(us, &cpus));
+    }
     Report { findings, cpus }
+}
+
+/// Whether the CPUs can be held to what is asked for.
+fn resume_latency(us: u32, cpus: &[usize]) -> Finding {
+    let known = format!("resume latency: gateway.resume_latency_us = {us}");
+    match cpus.iter().find_map(|&cpu| Some((cpu, ResumeLatency::check(cpu).err()?))) {
+        Some((cpu, e)) => Finding::Warning(format!("{known} can't be had on CPU {cpu}: {e}")),
+        None => Finding::Good(known),
+    }
 }
 
 fn uring() -> Finding {

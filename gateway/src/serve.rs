@@ -13,7 +13,7 @@ use trefoil_config::Config;
 use trefoil_control::jsonrpc::server::{RpcSocket, serve_tcp};
 use trefoil_control::notify::Notifier;
 use trefoil_control::store::Store;
-use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, Seed, metrics};
+use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, Seed, keep_warm, metrics};
 
 /// For how long hosts' commands may go on when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,11 +84,12 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     let cores = Cores::new(ends).context("mailboxes")?;
     let listening = cores.clone();
     spawn_local(async move { listening.listen().await });
-    let seed = seed(cores);
+    let seed = seed(cores.clone());
     let gateway = seed.config.gateway.clone();
     let engine = Engine::start(seed).await.map_err(|e| anyhow::anyhow!(e))?;
     let (mut handle, asks) = engine.handle();
     spawn_local(engine.run(asks));
+    keep_warm(&cores, &gateway).await;
     let methods = Rc::new(Methods::new(handle.clone()));
     if let Some(at) = gateway.metrics_listen {
         let handle = handle.clone();

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::net::Shutdown;
 use std::time::Duration;
 use support::fleet::{ENDLESS, Fleet, Spec, controller_config};
 use support::raw::{Pair, Pdu, Raw, Who, ic_req};
@@ -62,6 +63,22 @@ fn steady_io() {
         .collect();
     let mut fleet = Fleet::start(&specs, 64);
     fleet.wait_ups(0..6, 1);
+    fleet.check(ALL_SIZES.len() as u64);
+    fleet.finish();
+    gateway.finish();
+    GUARD.assert_clean();
+}
+
+/// An idle core keeps itself warm, in no table, and without it, if the connection ends, it goes on.
+#[test]
+fn cores_keep_themselves_warm() {
+    let mut gateway = Gateway::with_memory_lun(Shape::new(2), 16);
+    let ends = gateway.keep_warm(Duration::from_millis(1));
+    gateway.wait_busy_turns(200);
+    assert!(gateway.survey().is_empty(), "a core's own connection is in a table");
+    ends[0].shutdown(Shutdown::Both).expect("an end");
+    let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, ALL_SIZES)], 16);
+    fleet.wait_ups(0..1, 1);
     fleet.check(ALL_SIZES.len() as u64);
     fleet.finish();
     gateway.finish();

@@ -1,8 +1,10 @@
-//! CPUs: pinning the calling thread, and which NUMA node a CPU belongs to.
+//! CPUs: pinning the calling thread, and which NUMA node a CPU belongs to, how deep it may sleep.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 /// Pins the calling thread to CPU `cpu`.
 ///
@@ -29,9 +31,75 @@ pub fn numa_node(cpu: usize) -> Option<u32> {
     entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
 }
 
+/// A limit on how long a CPU may take to leave a sleep state, in force while this lives (the kernel's per-device PM QoS, as
+/// Documentation/ABI/testing/sysfs-devices-power says). Whoever is killed leaves it in force, until the next that has
+/// limited the same CPU ends.
+#[derive(Debug)]
+pub struct ResumeLatency(PathBuf);
+
+impl ResumeLatency {
+    /// What the kernel takes for "no sleep state at all", and what for "no limit".
+    const NONE_AT_ALL: &str = "n/a";
+    const NO_LIMIT: &str = "0";
+
+    /// Limits `cpu` to `us` microseconds; 0 allows no sleep state.
+    ///
+    /// # Errors
+    /// What open(2) and write(2) say: `ENOENT` without power management, `EACCES` or `EROFS` without the right to it.
+    pub fn limit(cpu: usize, us: u32) -> io::Result<Self> {
+        let path = Self::path(cpu);
+        match us {
+            0 => write_there(&path, Self::NONE_AT_ALL)?,
+            us => write_there(&path, &us.to_string())?,
+        }
+        Ok(Self(path))
+    }
+
+    /// Whether `cpu` can be limited.
+    ///
+    /// # Errors
+    /// As [`limit`](Self::limit), and nothing is changed.
+    pub fn check(cpu: usize) -> io::Result<()> {
+        File::options().write(true).open(Self::path(cpu)).map(drop)
+    }
+
+    fn path(cpu: usize) -> PathBuf {
+        PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us"))
+    }
+}
+
+impl Drop for ResumeLatency {
+    fn drop(&mut self) {
+        // Nobody is left to tell.
+        let _ = write_there(&self.0, Self::NO_LIMIT);
+    }
+}
+
+/// Without making the file: fs::write would.
+fn write_there(path: &Path, text: &str) -> io::Result<()> {
+    File::options().write(true).open(path)?.write_all(text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where there is no such file, or no right to it, that is what is said.
+    #[test]
+    fn a_resume_latency_is_limited_for_a_while() {
+        let cpu = *allowed().expect("affinity").last().expect("a CPU");
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us");
+        let now = || std::fs::read_to_string(&path).expect("a limit");
+        match (ResumeLatency::limit(cpu, 100), File::options().write(true).open(&path)) {
+            (Ok(limit), Ok(_)) => {
+                assert_eq!(now(), "100\n");
+                drop(limit);
+                assert_eq!(now(), "0\n");
+            }
+            (Err(limit), Err(open)) => assert_eq!(limit.raw_os_error(), open.raw_os_error()),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn pinning_leaves_one_cpu() {

@@ -21,6 +21,7 @@ pub mod plan;
 mod spdk;
 pub mod state;
 pub mod store;
+mod warm;
 
 pub use action::{Action, Change, Phase};
 pub use engine::cores::{CoreMsg, Cores, Ends};
@@ -28,3 +29,4 @@ pub use engine::handle::{Handle, LunTotals, Outcome};
 pub use engine::{Engine, Seed, socket_options};
 pub use error::{Fault, Refusal};
 pub use methods::Methods;
+pub use warm::keep_warm;

@@ -10,6 +10,7 @@ use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request, Rest, Stream};
 use crate::target::{Target, TargetLimits};
 use crate::topology::BackendId;
+use crate::warm::WarmHost;
 use std::collections::VecDeque;
 use trefoil_poll::lost::Lost;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
@@ -24,6 +25,8 @@ pub struct StorageCore<I: StorageIo> {
     /// Channels → LUN layer → frontend. Never longer than the requests that this core's channels have.
     done: VecDeque<Completed>,
     owners: Box<[SockOwner]>,
+    /// Who keeps this core warm, with their socket.
+    warm: Option<Box<WarmHost>>,
 }
 
 /// Whose a socket is.
@@ -35,6 +38,8 @@ enum SockOwner {
     Target,
     /// The connection of a backend's initiator to its array.
     Initiator(BackendId),
+    /// The host's side of the core's connection to itself.
+    Warm,
 }
 
 /// The sizes of a core's tables.
@@ -80,6 +85,7 @@ impl<I: StorageIo> StorageCore<I> {
             requests: VecDeque::with_capacity(requests),
             done: VecDeque::with_capacity(requests),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
+            warm: None,
         }
     }
 
@@ -172,6 +178,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_received(cx, sock, bytes));
             }
+            SockOwner::Warm => self.warm.iter_mut().for_each(|warm| warm.on_received(io, bytes)),
             SockOwner::Free => {}
         }
         self.drain(io);
@@ -183,6 +190,10 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_filled(cx, sock, buf));
             }
+            SockOwner::Warm => match &mut self.warm {
+                Some(warm) => warm.on_filled(io, buf),
+                None => self.arena.free(buf),
+            },
             SockOwner::Free => self.arena.free(buf),
         }
         self.drain(io);
@@ -194,6 +205,10 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_recv_end(cx, sock, buf, why));
             }
+            SockOwner::Warm => match &mut self.warm {
+                Some(warm) => warm.on_recv_end(io, buf, why),
+                None => buf.into_iter().for_each(|buf| self.arena.free(buf)),
+            },
             SockOwner::Free => buf.into_iter().for_each(|buf| self.arena.free(buf)),
         }
         self.drain(io);
@@ -204,6 +219,11 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Target => self.target.on_sent(cx!(self, io), sock, list, result),
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_sent(cx, sock, list, result));
+            }
+            SockOwner::Warm => {
+                if let Some(warm) = &mut self.warm {
+                    warm.on_sent(io, list, result);
+                }
             }
             SockOwner::Free => {}
         }
@@ -223,6 +243,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_closed(cx, sock));
             }
+            SockOwner::Warm => self.warm.iter_mut().for_each(|warm| warm.on_closed(io)),
             SockOwner::Free => {}
         }
         self.set_owner(sock, SockOwner::Free);
@@ -241,6 +262,12 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 if let Ok(sock) = io.adopt(socket) {
                     self.set_owner(sock, SockOwner::Target);
                     self.target.adopt(cx!(self, io), sock, portal, local, peer);
+                }
+            }
+            Msg::KeepWarm { socket, to, host } => {
+                if let Ok(sock) = io.adopt(socket) {
+                    self.set_owner(sock, SockOwner::Warm);
+                    self.warm.insert(host).start(io, sock, to);
                 }
             }
             Msg::Topology(new) => {
@@ -295,6 +322,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
         self.drain(io);
+        if let Some(warm) = &mut self.warm {
+            worked |= warm.on_turn(io, &mut self.arena);
+        }
         worked |= self.target.on_turn(cx!(self, io, with luns));
         if !self.requests.is_empty() || !self.done.is_empty() {
             // A timer or freed memory let a command go on; what that completes leaves in this turn.
@@ -305,6 +335,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        [self.target.next_deadline(), self.luns.next_deadline()].into_iter().flatten().min()
+        let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
+        [self.target.next_deadline(), self.luns.next_deadline(), warm].into_iter().flatten().min()
     }
 }

@@ -17,6 +17,7 @@ pub mod request;
 pub mod stats;
 pub mod target;
 pub mod topology;
+pub mod warm;
 
 pub use self::core::{CoreLimits, StorageCore};
 pub use cx::Cx;

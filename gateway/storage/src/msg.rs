@@ -5,6 +5,7 @@ use crate::initiator::InitiatorMsg;
 use crate::request::{Completed, Request, Stream};
 use crate::stats::LunSurvey;
 use crate::topology::{BackendId, LunId, PortalId, Topology};
+use crate::warm::WarmHost;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_poll::{Io, SockId};
@@ -27,6 +28,16 @@ pub enum Msg<S, F> {
         local: SocketAddr,
         /// The host's address.
         peer: SocketAddr,
+    },
+    /// Control → core: ask yourself for something over this connection every so often, so that requests after idle find
+    /// you warm. Its other end is adopted with [`PortalId::OWN`].
+    KeepWarm {
+        /// Your side as a host.
+        socket: S,
+        /// The address of your other side.
+        to: SocketAddr,
+        /// Who asks.
+        host: Box<WarmHost>,
     },
     /// Control → core: present this from now on. Answered by [`Msg::TopologyDone`].
     Topology(Arc<Topology>),

@@ -17,6 +17,11 @@ pub struct BackendId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortalId(pub u16);
 
+impl PortalId {
+    /// No listener's: where a core's own connection to itself comes in. It is in no table and no count.
+    pub const OWN: Self = Self(u16::MAX);
+}
+
 /// LUNs that one gateway can have (a core's LUN table: 4,096 × about 32 bytes).
 pub const MAX_LUNS: usize = 4096;
 /// Backends that one gateway can have.

@@ -12,7 +12,7 @@ pub mod daemon;
 pub mod fleet;
 pub mod raw;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -28,9 +28,11 @@ use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::msg::{Event, QpairRow, Survey};
 use trefoil_storage::topology::*;
+use trefoil_storage::warm::WarmHost;
 use trefoil_storage::{Msg, TargetLimits};
 use trefoil_sys::region::Region;
 use trefoil_sys::socket;
+use trefoil_wire::fabrics::Nqn;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -376,6 +378,39 @@ impl Gateway {
             if let Some((_, msg)) = self.next(&patience) {
                 panic!("a core sent {msg:?} while the test waits for {what}");
             }
+        }
+    }
+
+    /// Gives each core a connection to itself, over which it asks itself for something every so often. Gives the
+    /// asking ends' doubles: shut down, they end such a connection.
+    pub fn keep_warm(&mut self, every: Duration) -> Vec<TcpStream> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let to = listener.local_addr().expect("bound");
+        let give = |core: usize| {
+            let asks = TcpStream::connect(to).expect("connected");
+            let (answers, peer) = listener.accept().expect("accepted");
+            for end in [&asks, &answers] {
+                socket::prepare_accepted(end).expect("a socket");
+            }
+            let double = asks.try_clone().expect("a descriptor");
+            let nqn = Nqn::new(&host_nqn(200 + core)).expect("a name");
+            let host = Box::new(WarmHost::new(nqn, [200 + core as u8; 16], every));
+            let adopt = Msg::Adopt { socket: answers.into(), portal: PortalId::OWN, local: to, peer };
+            send(&self.to_cores, core, adopt);
+            send(&self.to_cores, core, Msg::KeepWarm { socket: asks.into(), to, host });
+            double
+        };
+        (0..self.cores.len()).map(give).collect()
+    }
+
+    /// Waits until each core has had so many more turns with work.
+    pub fn wait_busy_turns(&self, more: u64) {
+        let patience = Patience::new(format!("{more} turns with work on each core"));
+        let now = || self.cores.iter().map(|core| core.metrics().sample().busy_turns);
+        let before: Vec<u64> = now().collect();
+        while now().zip(&before).any(|(now, before)| now < before + more) {
+            self.assert_turning();
+            patience.pause();
         }
     }
 

@@ -213,8 +213,22 @@ impl Qpair {
     /// # Panics
     /// In a debug build, if it is not closed.
     pub fn open<I: Io>(&mut self, io: &mut I, open: Open) -> Result<SockId, QueueError> {
-        debug_assert!(self.stage == Stage::Closed, "opened twice");
         let sock = io.connect(open.to).map_err(|_| QueueError::TableFull)?;
+        self.begin(io, sock, open);
+        Ok(sock)
+    }
+
+    /// The same over a connection that there is already.
+    ///
+    /// # Panics
+    /// In a debug build, if it is not closed.
+    pub fn open_on<I: Io>(&mut self, io: &mut I, sock: SockId, open: Open) {
+        self.begin(io, sock, open);
+        self.on_connected(io, Ok(()));
+    }
+
+    fn begin<I: Io>(&mut self, io: &I, sock: SockId, open: Open) {
+        debug_assert!(self.stage == Stage::Closed, "opened twice");
         self.sock = Some(sock);
         self.stage = Stage::Connecting;
         self.framing = Framing::initial(Receiver::Host);
@@ -223,7 +237,6 @@ impl Qpair {
         self.terminate = None;
         self.why = None;
         self.handshake_by = io.now() + open.within;
-        Ok(sock)
     }
 
     /// Its socket, while it has one.

@@ -427,7 +427,15 @@ impl Engine {
         self.slots.iter(ring).any(|(other, s)| other != at && s.sqe.cid == slot.sqe.cid)
     }
 
+    /// Whether the queue is the core's own connection to itself.
+    pub(super) fn is_own(&self, queue: u32) -> bool {
+        self.places[queue as usize].portal == PortalId::OWN
+    }
+
     pub(super) fn tell_up<I: StorageIo>(&self, cx: &mut Cx<'_, I>, queue: u32) {
+        if self.is_own(queue) {
+            return;
+        }
         let q = &self.queues[queue as usize];
         cx.io.post_control(Msg::Event(crate::msg::Event::QpairUp {
             sock: trefoil_poll::SockId(queue),

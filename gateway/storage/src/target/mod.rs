@@ -172,8 +172,8 @@ impl Target {
 
     /// What is connected here.
     pub fn survey(&self, into: &mut Survey) {
-        for (at, queue) in self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live)
-        {
+        let live = self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live);
+        for (at, queue) in live.filter(|(at, _)| !self.engine.is_own(*at as u32)) {
             into.total += 1;
             let sock = SockId(at as u32);
             let (Some(conn), true) = (self.tcp.conn(sock), into.qpairs.len() < into.qpairs.capacity()) else {

@@ -216,7 +216,7 @@ impl Tcp {
         conn.in_body = false;
         conn.waiting = super::slot::Fifo::new();
         conn.ready = super::slot::Fifo::new();
-        let was_up = engine.queues[c as usize].state == QueueState::Live;
+        let was_up = engine.queues[c as usize].state == QueueState::Live && !engine.is_own(c);
         cx.io.close(SockId(c));
         engine.close(cx, c);
         if was_up {

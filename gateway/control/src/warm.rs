@@ -1,0 +1,62 @@
+//! Gives each core a connection to itself, over which it keeps itself warm; see [`trefoil_storage::warm`].
+
+use crate::engine::cores::{Cores, device};
+use crate::engine::socket_options;
+use crate::error::{Fault, Refusal};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+use trefoil_config::{Gateway, Idle};
+use trefoil_poll::CoreId;
+use trefoil_storage::Msg;
+use trefoil_storage::topology::PortalId;
+use trefoil_storage::warm::WarmHost;
+use trefoil_sys::socket;
+use trefoil_wire::fabrics::Nqn;
+use uuid::Uuid;
+
+/// As `gateway.keep_warm_ms` says, for cores that sleep at all. A core for which it fails is told of in the log, and goes
+/// without.
+pub async fn keep_warm(cores: &Cores, gateway: &Gateway) {
+    if gateway.idle == Idle::Spin || gateway.keep_warm_ms == 0 {
+        return;
+    }
+    let every = Duration::from_millis(gateway.keep_warm_ms.into());
+    for core in cores.all() {
+        if let Err(error) = give(cores, gateway, core, every).await {
+            tracing::warn!(core = core.0, %error, "no connection of a core to itself: it will be slower after idle");
+        }
+    }
+}
+
+async fn give(cores: &Cores, gateway: &Gateway, core: CoreId, every: Duration) -> Result<(), Refusal> {
+    let id = Uuid::new_v4();
+    let nqn = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{id}"));
+    let nqn = nqn.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))?;
+    let host = Box::new(WarmHost::new(nqn, id.into_bytes(), every));
+    let (asks, peer, answers, local) = pair(gateway).map_err(|e| device("loopback", &e))?;
+    cores.send(core, Msg::Adopt { socket: answers.into(), portal: PortalId::OWN, local, peer }).await?;
+    cores.send(core, Msg::KeepWarm { socket: asks.into(), to: local, host }).await
+}
+
+/// A connection over loopback with the gateway's options: the end that connected, then the one that accepted, each with its
+/// address.
+fn pair(gateway: &Gateway) -> io::Result<(TcpStream, SocketAddr, TcpStream, SocketAddr)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    if let Some(algorithm) = socket_options(gateway).congestion_control {
+        algorithm.set(&listener)?;
+    }
+    let local = listener.local_addr()?;
+    let asks = TcpStream::connect(local)?;
+    let peer = asks.local_addr()?;
+    let answers = loop {
+        // Any process here may have been faster.
+        let (answers, from) = listener.accept()?;
+        if from == peer {
+            break answers;
+        }
+    };
+    socket::prepare_accepted(&asks)?;
+    socket::prepare_accepted(&answers)?;
+    Ok((asks, peer, answers, local))
+}
