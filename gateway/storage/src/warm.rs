@@ -93,16 +93,16 @@ impl WarmHost {
         }
         while let Some(event) = self.qpair.next_event() {
             match event {
-                QpairEvent::Up { .. } => self.ask(now, Command::bare(0, enable())),
-                QpairEvent::Expired { .. } => self.qpair.close(io),
+                QpairEvent::Up { .. } => self.ask(Command::bare(0, enable())),
                 QpairEvent::Down(_) => self.due = None,
+                QpairEvent::Expired { .. } => {}
             }
             worked = true;
         }
         if self.due.is_some_and(|at| at <= now) {
             // A core without a block to spare is not idle.
             match arena.alloc(IDENTIFY_LEN) {
-                Some(buf) => self.ask(now, Command::fill(0, identify(), buf, 0, IDENTIFY_LEN as u32)),
+                Some(buf) => self.ask(Command::fill(0, identify(), buf, 0, IDENTIFY_LEN as u32)),
                 None => self.due = Some(now + self.every),
             }
             worked = true;
@@ -111,9 +111,10 @@ impl WarmHost {
         worked
     }
 
-    fn ask(&mut self, now: Instant, command: Command) {
+    /// Without a deadline: a core that doesn't answer itself has more to do than to hang up, or stood still (SIGSTOP).
+    fn ask(&mut self, command: Command) {
         self.due = None;
-        let refused = self.qpair.submit(now, command).is_err();
+        let refused = self.qpair.submit_untimed(command).is_err();
         debug_assert!(!refused, "one command at a time fits any queue that is up");
     }
 
