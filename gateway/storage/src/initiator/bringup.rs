@@ -281,6 +281,8 @@ impl Facts {
         self.blocks = id.nsze;
         self.nguid = id.nguid;
         self.eui64 = id.eui64;
+        // Another namespace may have come in the place of the one that had it.
+        self.uuid = [0; 16];
         self.ana_group = id.anagrpid;
         Ok(())
     }

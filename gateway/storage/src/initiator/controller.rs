@@ -103,6 +103,8 @@ pub struct Controller {
     facts: Facts,
     /// Whose blocks these are, from the first bring-up on.
     namespace: Option<NamespaceIdentity>,
+    /// The namespace's size as the owner knows it.
+    told_blocks: u64,
     steps: Steps,
     current: Option<Step>,
     scratch: Option<Buf>,
@@ -142,6 +144,7 @@ impl Controller {
             cntlid: 0,
             facts: Facts::default(),
             namespace: None,
+            told_blocks: 0,
             steps: Steps::new(),
             current: None,
             scratch: None,
@@ -289,6 +292,7 @@ impl Controller {
         self.backoff.reset();
         self.lost_since = None;
         self.gave_up = false;
+        self.told_blocks = self.facts.blocks;
         self.events.push_back(ControllerEvent::Up(self.facts.clone()));
     }
 
@@ -607,15 +611,10 @@ impl Controller {
                 self.steps.push(if discovery { Step::Ready } else { Step::Queues });
             }
             Step::Namespace => {
-                let before = self.facts.blocks;
                 if let Err(why) = self.facts.take_namespace(data) {
                     return self.down(io, ControllerError::Unusable(why));
                 }
-                if self.state == State::Rising {
-                    self.steps.push(Step::Descriptors);
-                } else if self.facts.blocks != before {
-                    self.events.push_back(ControllerEvent::Resized(self.facts.clone()));
-                }
+                self.steps.push(Step::Descriptors);
             }
             Step::Descriptors => {
                 // Old controllers don't have the list. Any other failure (the namespace went away just now) must not
@@ -630,6 +629,12 @@ impl Controller {
                 if *self.namespace.get_or_insert(identity) != identity {
                     let why = "another namespace answers at its address";
                     return self.down(io, ControllerError::Unusable(why));
+                }
+                if self.state == State::Ready {
+                    if std::mem::replace(&mut self.told_blocks, self.facts.blocks) != self.facts.blocks {
+                        self.events.push_back(ControllerEvent::Resized(self.facts.clone()));
+                    }
+                    return;
                 }
                 if self.facts.ana {
                     self.steps.push(Step::Ana);

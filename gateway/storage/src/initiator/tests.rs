@@ -182,6 +182,16 @@ impl Rig {
         }
     }
 
+    /// The array says that its namespaces changed.
+    fn tell_of_change(&mut self) {
+        let admin = self.conns.iter_mut().find(|conn| conn.aer.is_some()).expect("an event request");
+        let cid = admin.aer.take().expect("an event request");
+        let mut cqe = trefoil_wire::nvme::Cqe::new(cid, 0, Status::SUCCESS);
+        cqe.result = u64::from(trefoil_wire::nvme::AsyncEvent::NAMESPACE_CHANGED.dw0());
+        admin.respond(cqe);
+        self.run();
+    }
+
     fn write(&mut self, tag: u64, slba: u64, len: usize, fill: u8) {
         let mut buf = self.arena.alloc(len).expect("room");
         for (at, byte) in buf[..len].iter_mut().enumerate() {
@@ -448,6 +458,22 @@ fn another_namespace_at_the_same_address_is_refused() {
 }
 
 #[test]
+fn another_namespace_that_takes_the_place_of_ours_gets_no_writes() {
+    let mut rig = Rig::up(57, Manners::default());
+    rig.array.manners.nguid = 1;
+    rig.tell_of_change();
+    rig.write(1, 0, 512, 0xaa);
+    rig.pass(3 * SECOND);
+    assert!(matches!(rig.events.last(), Some(ControllerEvent::Down(_))), "{:?}", rig.events);
+    assert_eq!(rig.array.writes_seen, 0, "a write of ours on somebody else's disk");
+    rig.array.manners.nguid = 9;
+    rig.pass(3 * SECOND);
+    assert!(matches!(rig.events.last(), Some(ControllerEvent::Up(_))), "{:?}", rig.events);
+    assert_eq!((rig.take().len(), rig.array.writes_seen), (1, 1));
+    rig.end();
+}
+
+#[test]
 fn an_identity_is_not_taken_from_a_namespace_that_just_went_away() {
     for (id, status, up) in
         [(55, Status::INVALID_NAMESPACE.dnr(), false), (56, Status::INVALID_FIELD.dnr(), true)]
@@ -466,12 +492,7 @@ fn an_identity_is_not_taken_from_a_namespace_that_just_went_away() {
 fn a_namespace_that_grows_is_noticed() {
     let mut rig = Rig::up(52, Manners::default());
     rig.array.manners.blocks = 8192;
-    let admin = rig.conns.iter_mut().find(|conn| conn.aer.is_some()).expect("an event request");
-    let cid = admin.aer.take().expect("an event request");
-    let mut cqe = trefoil_wire::nvme::Cqe::new(cid, 0, Status::SUCCESS);
-    cqe.result = u64::from(trefoil_wire::nvme::AsyncEvent::NAMESPACE_CHANGED.dw0());
-    admin.respond(cqe);
-    rig.run();
+    rig.tell_of_change();
     let Some(ControllerEvent::Resized(facts)) = rig.events.last() else { panic!("{:?}", rig.events) };
     assert_eq!(facts.len_bytes(), 8192 * 512);
     assert!(rig.conns.iter().any(|conn| conn.aer.is_some()), "the next event is waited for");
