@@ -5,10 +5,11 @@
 //! [`Pool::reserve_growth`], [`Zeroing::run`], [`Pool::publish`].
 
 use super::alloc::allocate;
-use super::format::{NAME_BYTES, data_start, is_name};
+use super::format::{BLOCK_BYTES, NAME_BYTES, TABLE_AT, data_start, is_name};
 use super::slots::write_table;
 use super::table::{PoolLun, Run, Table, TableError};
 use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, ZERO_PIECE_BYTES, io_error};
+use crate::request::Fault;
 
 /// A LUN to be made. Its identity stays the same for its whole life.
 #[derive(Clone, Debug)]
@@ -455,16 +456,27 @@ impl Pool {
     }
 
     /// Writes `table`, which fits, as the next generation to every slot. Between the first write and
-    /// the last (or for good, if the future is dropped or fails) the pool is frozen: invariant 2.
+    /// the last (or for good, if the future is dropped or fails) the pool is frozen: invariant 2. Also if the layout is not
+    /// the one that we wrote last.
     pub(super) async fn write<I: PoolIo>(&mut self, io: &I, mut table: Table) -> Result<(), IoError> {
         table.generation = self.table.generation + 1;
         debug_assert_eq!(table.check(), Ok(()));
         let bytes = table.emit().unwrap_or_default();
-        self.frozen = Some(Frozen::Unsettled);
-        for (entry, backend) in table.members.iter().zip(&self.backends) {
-            if let Some(backend) = backend.as_ref().filter(|_| entry.holder) {
-                write_table(io, backend, &bytes).await?;
+        let holders = table.members.iter().zip(&self.backends).filter(|(entry, _)| entry.holder);
+        let holders: Vec<&BackendInfo> = holders.filter_map(|(_, backend)| backend.as_ref()).collect();
+        for backend in &holders {
+            let head = io.read(backend.id, TABLE_AT[0], BLOCK_BYTES).await;
+            let head = head.map_err(io_error(backend, "reading the layout"))?;
+            let found = Table::generation_of(&head, table.pool_uuid);
+            if found.is_some_and(|found| found != self.table.generation) {
+                self.frozen = Some(Frozen::Foreign);
+                let doing = "updating the layout, which another gateway has changed,";
+                return Err(io_error(backend, doing)(Fault::Aborted));
             }
+        }
+        self.frozen = Some(Frozen::Unsettled);
+        for backend in holders {
+            write_table(io, backend, &bytes).await?;
         }
         self.table = table;
         self.frozen = None;

@@ -237,6 +237,12 @@ impl Table {
         (raw.magic == MAGIC && len <= TABLE_BYTES && len.is_multiple_of(BLOCK_BYTES)).then_some(len)
     }
 
+    /// Generation of the table of `pool` that begins with these bytes, whether or not the rest of it is sound.
+    pub(super) fn generation_of(head: &[u8], pool: Uuid) -> Option<u64> {
+        let raw = RawHeader::parse(head.first_chunk()?);
+        (raw.magic == MAGIC && raw.pool_uuid == pool.0).then_some(raw.generation)
+    }
+
     /// Reads a table. Never panics, and what it gives is consistent: see [`check`](Self::check).
     ///
     /// # Errors

@@ -295,3 +295,18 @@ fn an_unfinished_pool_is_told_from_a_pool_and_can_be_made_again() {
     block_on(destroy_pool(&io, &mut pool, false)).expect("empty");
     assert_eq!(block_on(scan(&io, &backends)), [Found::Free, Found::Free]);
 }
+
+#[test]
+fn of_two_gateways_the_second_to_change_a_pool_is_refused() {
+    let (io, mut pool, backends) = two();
+    let mut other = reopen(&io, &backends).expect("opens");
+    block_on(create_lun(&io, &mut other, new_lun("b", 20, 4096))).expect("b");
+    let error = block_on(create_lun(&io, &mut pool, new_lun("c", 20, 4096))).expect_err("b's units");
+    assert!(error.to_string().contains("which another gateway has changed"), "{error}");
+    assert_eq!(pool.frozen(), Some(&Frozen::Foreign));
+    assert!(matches!(
+        block_on(delete_lun(&io, &mut pool, Uuid([b'a'; 16]), false, false)),
+        Err(LunError::Frozen { .. })
+    ));
+    assert_eq!(reopen(&io, &backends).expect("opens").table(), other.table());
+}
