@@ -93,7 +93,8 @@ impl<'de> Deserialize<'de> for Bytes {
             }
 
             fn visit_u64<E: de::Error>(self, n: u64) -> Result<Bytes, E> {
-                Ok(Bytes(n))
+                // What is too large to be written down could not be read back from a backup.
+                self.visit_str(&n.to_string())
             }
 
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Bytes, E> {
@@ -121,6 +122,15 @@ mod tests {
         assert_eq!("3 foo".parse::<Bytes>(), Err(BytesError::Unit("foo".into())));
         assert_eq!("GiB".parse::<Bytes>(), Err(BytesError::Number("GiB".into())));
         assert!(matches!("99999999TiB".parse::<Bytes>(), Err(BytesError::Large(_))));
+    }
+
+    #[test]
+    fn a_number_has_the_limit_of_a_text() {
+        let read = |n: u64| Bytes::deserialize(de::value::U64Deserializer::<de::value::Error>::new(n));
+        assert_eq!(read(i64::MAX as u64), Ok(Bytes(i64::MAX as u64)));
+        assert!(
+            read(1 << 63).expect_err("too large").to_string().contains("more than this gateway can count")
+        );
     }
 
     proptest! {
