@@ -27,6 +27,8 @@ const ARENA_BYTES: usize = 2 << 20;
 const LOG_STEP_BYTES: u64 = 64 << 10;
 /// Entries of a discovery log that are read; what is beyond is left out.
 const MAX_ENTRIES: u64 = 4096;
+/// Namespaces that are listed: far more than the backends that a gateway can have.
+const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
 /// How often a discovery log that changes while it is read is read again.
 const ATTEMPTS: usize = 8;
 /// Home of its blocks: beyond any core's.
@@ -166,21 +168,13 @@ impl Admin {
     /// The NSIDs of all active namespaces, in order (NVMe base 2.0c §5.17.2.3).
     ///
     /// # Errors
-    /// [`AdminError`].
+    /// [`AdminError`]; also if there are more than we could make backends of, since a list may go on without end.
     pub fn namespaces(&mut self) -> Result<Vec<u32>> {
         let mut nsids = Vec::new();
         loop {
             let after = nsids.last().copied().unwrap_or(0);
             let page = self.identify(cns::ACTIVE_NAMESPACES, after)?;
-            let page =
-                page.first_chunk().ok_or(AdminError::Senseless("a list of namespaces that is too short"))?;
-            let list = NamespaceList::parse(page);
-            let before = nsids.len();
-            nsids.extend(list.iter());
-            if nsids[before..].iter().any(|nsid| *nsid <= after) || !nsids.is_sorted() {
-                return Err(AdminError::Senseless("a list of namespaces that is out of order"));
-            }
-            if nsids.len() - before < NamespaceList::MAX {
+            if is_last_page(&mut nsids, &page)? {
                 return Ok(nsids);
             }
         }
@@ -239,6 +233,23 @@ impl Admin {
             }
         }
     }
+}
+
+/// Takes a page of a list of namespaces; says whether the list ends there.
+fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
+    let page = page.first_chunk().ok_or(AdminError::Senseless("a list of namespaces that is too short"))?;
+    let after = nsids.last().copied().unwrap_or(0);
+    let before = nsids.len();
+    nsids.extend(NamespaceList::parse(page).iter());
+    let new = nsids.get(before..).unwrap_or_default();
+    if new.iter().any(|nsid| *nsid <= after) || !new.is_sorted() {
+        return Err(AdminError::Senseless("a list of namespaces that is out of order"));
+    }
+    let is_last = new.len() < NamespaceList::MAX;
+    if nsids.len() > MAX_NAMESPACES {
+        return Err(AdminError::Senseless("more namespaces than a gateway has use for"));
+    }
+    Ok(is_last)
 }
 
 impl Drop for Admin {
@@ -332,5 +343,28 @@ impl Handler<Driver> for Client {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.qpair.next_deadline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_namespaces_without_end_is_refused() {
+        let mut nsids = Vec::new();
+        let mut next = 1u32;
+        let refused = (0..1000).find_map(|_| {
+            let page: Vec<u8> = (next..).take(NamespaceList::MAX).flat_map(u32::to_le_bytes).collect();
+            next += NamespaceList::MAX as u32;
+            is_last_page(&mut nsids, &page).err()
+        });
+        assert_eq!(refused, Some(AdminError::Senseless("more namespaces than a gateway has use for")));
+        let mut few = Vec::new();
+        let mut page = [0; IDENTIFY_LEN];
+        page[..8].copy_from_slice(&[1, 0, 0, 0, 9, 0, 0, 0]);
+        assert_eq!(is_last_page(&mut few, &page), Ok(true));
+        assert_eq!(few, [1, 9]);
+        assert!(is_last_page(&mut few, &page).is_err(), "it begins again");
     }
 }
