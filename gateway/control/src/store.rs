@@ -89,10 +89,14 @@ impl Store {
         let io = |source| StoreError::Io { path: path.to_path_buf(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
         let is_missing = !path.try_exists().map_err(io)?;
-        let database = Database::create(&path).map_err(|e| database_error(&path, e))?;
-        let store =
-            Self { inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })), path };
-        let found = store.read(&database)?;
+        let store = Self {
+            inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })),
+            path: path.clone(),
+        };
+        // Some damage makes the database panic.
+        let opened = std::panic::catch_unwind(|| store.open_checked());
+        let (database, found) =
+            opened.unwrap_or_else(|_| Err(database_error(&path, "the file is damaged")))?;
         store.lock().database = Some(database);
         if is_missing {
             // The file's name itself must survive a crash.
@@ -101,6 +105,17 @@ impl Store {
                 .map_err(|source| StoreError::Io { path: store.path.to_path_buf(), source })?;
         }
         Ok((store, found))
+    }
+
+    /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
+    /// for another setting.
+    fn open_checked(&self) -> Result<(Database, Found), StoreError> {
+        let mut database = Database::create(&*self.path).map_err(|e| database_error(&self.path, e))?;
+        if !database.check_integrity().map_err(|e| database_error(&self.path, e))? {
+            return Err(database_error(&self.path, "the file is damaged"));
+        }
+        let found = self.read(&database)?;
+        Ok((database, found))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -277,5 +292,27 @@ mod tests {
         std::fs::write(&path, vec![7; 8192]).expect("written");
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Database { .. })));
         assert_eq!(std::fs::read(&path).expect("read"), vec![7; 8192]);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_wherever_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path()).expect("a store");
+        store.commit_blocking(&[host(1), host(2)].map(RowChange::Put)).expect("stored");
+        drop(store);
+        let sound = std::fs::read(dir.path().join("state.redb")).expect("read");
+        let damaged = tempfile::tempdir().expect("a directory");
+        let (mut refused, mut at) = (0, 0);
+        while at < sound.len() {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(damaged.path().join("state.redb"), &bytes).expect("written");
+            match Store::open(damaged.path()) {
+                Ok((_, found)) => assert_eq!(found.rows, [host(1), host(2)], "with byte {at} changed"),
+                Err(_) => refused += 1,
+            }
+            at += if sound[at] == 0 { 499 } else { 37 };
+        }
+        assert!(refused > 10, "only {refused} were refused");
     }
 }
