@@ -294,7 +294,7 @@ impl Engine {
             }
         }
         if made.pools.iter().any(|(_, is_new)| !is_new) {
-            self.pools.adopt_into(next, &[]);
+            self.pools.adopt_into(next, &[], true);
             if seeding {
                 self.pools.adopt_exports(next);
                 if let Some(problem) = next.to_config(&self.gateway).check().into_iter().next() {
@@ -457,7 +457,7 @@ impl Engine {
         }
         let stored = state.clone();
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted);
+        self.pools.adopt_into(&mut state, &deleted, false);
         for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
             if self.portals.contains_key(listen) {
                 continue;
@@ -568,7 +568,7 @@ impl Engine {
             }
         }
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted);
+        self.pools.adopt_into(&mut state, &deleted, false);
         let changes = self.state.changes_to(&state);
         if !changes.is_empty() {
             let stored = self.store.commit(changes).await;

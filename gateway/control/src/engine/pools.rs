@@ -338,11 +338,13 @@ impl Pools {
     }
 
     /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes; without those in `except`.
-    pub fn adopt_into(&self, state: &mut State, except: &[Uuid]) {
+    /// LUNs go by UUID. With `by_name`, one that only a document knows is the pool's by that name; without, that would show a
+    /// host somebody else's disk that has come in the place of its own.
+    pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) {
         for (name, pool) in &self.open {
             let is_wanted = |lun: &&PoolLun| lun.is_visible() && !except.contains(&uuid_of(lun));
             for lun in pool.table().luns.iter().filter(is_wanted) {
-                adopt(state, name, lun);
+                adopt(state, name, lun, by_name);
             }
         }
     }
@@ -585,10 +587,10 @@ impl Pools {
 }
 
 /// Puts one LUN of a pool into the state, over what the state had for it.
-fn adopt(state: &mut State, pool: &str, found: &PoolLun) {
+fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
     let uuid = uuid_of(found);
     let by_uuid = state.luns.values().find(|lun| lun.uuid == Some(uuid)).map(|lun| lun.name.clone());
-    let same_name = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
+    let same_name = |lun: &&Lun| by_name && lun.pool.as_deref() == Some(pool);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
         true => format!("{}-{uuid}", found.name),
@@ -611,4 +613,38 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun) {
         read_only: state.luns.get(&name).is_some_and(|lun| lun.read_only),
     };
     state.luns.insert(name, lun);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lun(name: &str, uuid: u8) -> PoolLun {
+        PoolLun {
+            uuid: trefoil_storage::pool::Uuid([uuid; 16]),
+            nguid: [uuid; 16],
+            serial: [b' '; 20],
+            nsid: 1,
+            name: name.into(),
+            created_at_s: 0,
+            block_bytes: 512,
+            blocks: 8,
+            pending_blocks: 0,
+            runs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_disk_of_the_same_name_is_not_the_one_that_is_shown() {
+        let mut state = State::default();
+        adopt(&mut state, "tank", &lun("root", 1), false);
+        let before = state.luns["root"].clone();
+        adopt(&mut state, "tank", &lun("root", 2), false);
+        assert_eq!(state.luns["root"], before);
+        let name = format!("root-{}", Uuid::from_bytes([2; 16]));
+        assert_eq!(state.luns.get(&name).and_then(|lun| lun.uuid), Some(Uuid::from_bytes([2; 16])));
+        // A document has no other way to say which one it means.
+        adopt(&mut state, "tank", &lun("root", 3), true);
+        assert_eq!(state.luns["root"].uuid, Some(Uuid::from_bytes([3; 16])));
+    }
 }
