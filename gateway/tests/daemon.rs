@@ -453,6 +453,26 @@ backend = "far"
 }
 
 #[test]
+fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
+    let array = Daemon::start(ARRAY);
+    let gateway = Daemon::start(DOCUMENT);
+    for name in ["one", "two"] {
+        let (address, subnqn) = (array.addr, "nqn.2026-01.org.example:array");
+        let far = json!({ "name": name, "type": "nvme-tcp", "address": address, "subnqn": subnqn });
+        gateway.call("backend_create", far);
+    }
+    let refused = |backends: &[&str]| {
+        let pool = gateway.try_call("pool_create", json!({ "name": "p", "backends": backends }));
+        let why = pool.expect_err("a refusal");
+        assert!(why.contains("`one`") && why.contains("`two`") && why.contains("are one namespace"), "{why}");
+    };
+    refused(&["one", "two"]);
+    // The label would be written over what the LUN's hosts have there.
+    gateway.call("lun_import", json!({ "name": "w", "backend": "one" }));
+    refused(&["two"]);
+}
+
+#[test]
 fn a_pool_s_member_is_not_presented_whole() {
     let mut gateway = Daemon::start(DOCUMENT);
     let path = |name: &str| gateway.path(name);

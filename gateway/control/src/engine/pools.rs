@@ -225,6 +225,14 @@ impl Pools {
             );
             return Ok(false);
         }
+        for backend in &backends {
+            let own = cores.identity(backend.id);
+            let is_it = |live: &Live| own.is_some() && cores.identity(live.id) == own;
+            if let Some((other, _)) = lives.iter().find(|(_, live)| live.id != backend.id && is_it(live)) {
+                let what = format!("backends `{}` and `{other}` are one namespace", backend.name);
+                return Err(Refusal::new(Fault::InUse, what));
+            }
+        }
         let members =
             backends.into_iter().map(|backend| NewMember { uuid: pool_uuid(Uuid::new_v4()), backend });
         let new = NewPool {
