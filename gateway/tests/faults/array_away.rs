@@ -282,3 +282,44 @@ fn a_late_write_to_a_deleted_lun_lands_nowhere() {
     show(&gateway, "new", 2);
     expect_filled(&mut pair.io, 2, 0..24 * MIB, 0, "the new LUN");
 }
+
+#[test]
+fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
+    let numbers = 1..=5;
+    let disk = |n| format!("[[backend]]\nname = \"d{n}\"\ntype = \"memory\"\nsize = \"16MiB\"\n");
+    let whole = |n| format!("[[lun]]\nname = \"l{n}\"\nbackend = \"d{n}\"\n");
+    let shown = |n| format!("{{ nsid = {n}, lun = \"l{n}\" }}");
+    let all = |one: &dyn Fn(i32) -> String| numbers.clone().map(one).collect::<Vec<_>>();
+    let namespaces = format!("namespaces = [{}]", all(&shown).join(", "));
+    let array = ARRAY.replace("namespaces = [{ nsid = 1, lun = \"disk\" }]", &namespaces);
+    let array = Daemon::start(&(array + &all(&disk).concat() + &all(&whole).concat()));
+    let far = |n| {
+        let address = array.addr;
+        format!(
+            "[[backend]]\nname = \"d{n}\"\ntype = \"nvme-tcp\"\naddress = \"{address}\"\nnsid = {n}\n\
+             subnqn = \"nqn.2026-01.org.example:array\"\nkeep_alive_s = 2\nloss_timeout_s = 60\n"
+        )
+    };
+    let near = "name = \"near\"\ntype = \"file\"\npath = \"DIR/near.img\"\nsize = \"8MiB\"";
+    let gateway = format!(
+        "{}\n[[backend]]\n{near}\n[[pool]]\nname = \"tank\"\nbackends = [\"near\", \"d1\"]\n\
+         [[lun]]\nname = \"old\"\npool = \"tank\"\nsize = \"4MiB\"\n\
+         [[subsystem]]\nnqn = \"nqn.2026-01.org.example:subsystem\"\nallow_any_host = true\n\
+         listeners = [\"ADDR\"]\nnamespaces = [{{ nsid = 1, lun = \"old\" }}]\n",
+        all(&far).concat()
+    );
+    let head = POOL.split("[[backend]]").next().expect("the gateway's own");
+    let mut gateway = Daemon::start(&format!("{head}{gateway}"));
+    fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
+    array.signal(Signal::SIGSTOP);
+    gateway.kill_and_restart();
+    expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c, "what is not on an array");
+    let new = json!({ "name": "new", "pool": "tank", "size": "4MiB" });
+    let why = gateway.try_call("lun_create", new.clone()).expect_err("a member is missing");
+    assert!(why.contains("these backends are missing: d1"), "{why}");
+    array.signal(Signal::SIGCONT);
+    let patience = Patience::new("the pool to be whole again");
+    while gateway.try_call("lun_create", new.clone()).is_err() {
+        patience.pause();
+    }
+}

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
+use tokio::time::Instant;
 use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
@@ -74,8 +75,8 @@ pub struct Setting<'a> {
     pub requests: usize,
     /// For arrays: who we say that we are, where the backend doesn't say.
     pub gateway: &'a str,
-    /// The backend was there before: an array that doesn't answer now may come later, and a file that is missing is
-    /// not made anew, for what comes later has the data.
+    /// The backend was there before: an array that doesn't answer now may come later and isn't waited for (see
+    /// [`await_arrays`]), and a file that is missing is not made anew, for what comes later has the data.
     pub patient: bool,
 }
 
@@ -134,7 +135,8 @@ pub async fn bring_up<'a>(
         }
     }
     if backend.kind == BackendType::NvmeTcp {
-        match cores.geometry(id, ARRAY_TIMEOUT).await {
+        let within = if patient { Duration::ZERO } else { ARRAY_TIMEOUT };
+        match cores.geometry(id, within).await {
             Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
             None if patient => cores.set_lost(id, "the array has not answered yet"),
             None => {
@@ -146,6 +148,18 @@ pub async fn bring_up<'a>(
         }
     }
     Ok(live)
+}
+
+/// Waits for the arrays that were brought up with patience and have not answered yet: for all of them together as long as for
+/// one, so that many that are away don't keep what is there from being served.
+pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>) {
+    let by = Instant::now() + ARRAY_TIMEOUT;
+    for live in lives.filter(|live| live.len_bytes == 0) {
+        let left = by.saturating_duration_since(Instant::now());
+        if let Some((block_bytes, len_bytes)) = cores.geometry(live.id, left).await {
+            (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes);
+        }
+    }
 }
 
 /// What an array's channels are made from.

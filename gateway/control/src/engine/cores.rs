@@ -227,6 +227,7 @@ impl Cores {
                 if let Event::BackendInfo { backend, block_bytes, len_bytes, nguid, uuid } = event {
                     let told = Told { block_bytes, len_bytes, nguid, uuid };
                     self.told.borrow_mut().insert(backend, told);
+                    self.lost.borrow_mut().remove(&backend);
                     self.reached.notify_waiters();
                 }
                 if let Event::BackendState { backend, usable, why } = event {

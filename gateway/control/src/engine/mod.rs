@@ -449,6 +449,7 @@ impl Engine {
                 }
             }
         }
+        backends::await_arrays(&self.cores, self.live.values_mut()).await;
         for (name, pool) in &state.pools {
             if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
                 tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
@@ -499,17 +500,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Follows what cores reported since the last time: sizes found and changed.
+    /// Follows what cores reported since the last time: sizes found and changed, and arrays that came back.
     async fn heed_events(&mut self) -> Result<(), Refusal> {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
+        let mut is_back = false;
         for event in events {
             let (id, block_bytes, len_bytes) = match event {
                 Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
                     (backend, Some(block_bytes), Some(len_bytes))
                 }
                 Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
-                Event::BackendState { .. } | Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+                Event::BackendState { usable, .. } => {
+                    is_back |= usable;
+                    continue;
+                }
+                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
             };
             let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
             let before = (live.block_bytes, live.len_bytes);
@@ -517,7 +523,11 @@ impl Engine {
             live.len_bytes = len_bytes.unwrap_or(live.len_bytes);
             resized |= before != (live.block_bytes, live.len_bytes);
         }
-        if resized { self.place_again().await } else { Ok(()) }
+        let is_awaited = |pool: &String| {
+            self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
+        };
+        let completes = is_back && self.state.pools.keys().any(is_awaited);
+        if resized || completes { self.place_again().await } else { Ok(()) }
     }
 
     /// Tries again what is down. The pause before the next time doubles, until something comes up.
@@ -554,7 +564,8 @@ impl Engine {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
             let key = format!("pool/{name}");
-            let all_up = pool.backends.iter().all(|backend| self.live.contains_key(backend));
+            let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
+            let all_up = pool.backends.iter().all(is_up);
             let is_complete_now = all_up && self.pools.is_missing_members(name);
             if !is_complete_now && !self.down.contains_key(&key) {
                 continue;
@@ -675,7 +686,9 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
         }
         Event::BackendState { backend, usable, why } => {
             tracing::warn!(backend = backend.0, usable, why, "backend state");
-            return false;
+            if !usable {
+                return false;
+            }
         }
         Event::BackendResized { backend, len_bytes } => {
             tracing::info!(backend = backend.0, len_bytes, "backend resized");

@@ -258,8 +258,10 @@ impl Pools {
         lives: &Lives,
     ) -> Result<(), Refusal> {
         let io = Through::new(cores, lives);
-        // A backend that is down is missing; the pool is then served as far as it goes.
-        let backends: Vec<_> = spec.backends.iter().filter_map(|name| info(lives, name).ok()).collect();
+        // A backend that is down, or an array that is lost, is missing and not waited for; the pool is then served as far as it
+        // goes.
+        let infos = spec.backends.iter().filter_map(|name| info(lives, name).ok());
+        let backends: Vec<_> = infos.filter(|backend| cores.usable(backend.id).is_ok()).collect();
         if backends.is_empty() {
             let what = format!("pool `{}`: all its backends are down", spec.name);
             return Err(Refusal::new(Fault::Device, what));
