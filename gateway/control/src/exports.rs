@@ -77,7 +77,11 @@ impl Record {
         if head.version != VERSION {
             return Err(format!("version {} is not known", head.version));
         }
-        serde_json::from_slice(bytes).map(Some).map_err(|e| e.to_string())
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        match record.revision {
+            u64::MAX => Err("its revision has no next".into()),
+            _ => Ok(Some(record)),
+        }
     }
 
     /// Its bytes.
@@ -269,5 +273,7 @@ mod tests {
         assert_eq!(Record::parse(b""), Ok(None));
         assert!(Record::parse(br#"{"version":2,"what":"ever"}"#).expect_err("newer").contains("version 2"));
         assert!(Record::parse(b"{").is_err());
+        let last = format!(r#"{{"version":1,"revision":{},"subsystems":[]}}"#, u64::MAX);
+        assert!(Record::parse(last.as_bytes()).is_err_and(|why| why.contains("no next")));
     }
 }

@@ -43,6 +43,9 @@ pub enum Damage {
     Invalid(&'static str),
 }
 
+/// Every change is a new generation, and none follows the largest: nobody has written so many.
+pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next");
+
 /// First byte of data on a member of a pool with this unit.
 pub(super) fn data_start(unit_bytes: u64) -> u64 {
     META_BYTES.next_multiple_of(unit_bytes)

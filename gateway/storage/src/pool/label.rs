@@ -1,6 +1,8 @@
 //! A member's label: who it is and to which pool it belongs. Its bytes are those of `RawLabel`.
 
-use super::format::{BLOCK_BYTES, Damage, NAME_BYTES, VERSION, checksum, emit_name, parse_name, seal};
+use super::format::{
+    BLOCK_BYTES, Damage, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name, parse_name, seal,
+};
 use super::{MAX_UNIT_BYTES, MIN_UNIT_BYTES, Uuid};
 
 const MAGIC: [u8; 8] = *b"TREFOIL\0";
@@ -103,6 +105,9 @@ impl Label {
         }
         if raw.version != VERSION {
             return Err(Damage::Version(raw.version));
+        }
+        if raw.generation == u64::MAX {
+            return Err(NO_NEXT);
         }
         let unit_bytes = 1u64.checked_shl(raw.unit_shift).unwrap_or(0);
         if !(MIN_UNIT_BYTES..=MAX_UNIT_BYTES).contains(&unit_bytes) {

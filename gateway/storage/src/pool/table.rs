@@ -8,7 +8,7 @@
 
 use super::Uuid;
 use super::format::{
-    BLOCK_BYTES, Damage, NAME_BYTES, TABLE_BYTES, VERSION, checksum, emit_name, parse_name, seal,
+    BLOCK_BYTES, Damage, NAME_BYTES, NO_NEXT, TABLE_BYTES, VERSION, checksum, emit_name, parse_name, seal,
 };
 use crate::topology::{MAX_BACKENDS, MAX_LUNS};
 
@@ -258,6 +258,9 @@ impl Table {
         }
         if raw.version != VERSION {
             return Err(Damage::Version(raw.version));
+        }
+        if raw.generation == u64::MAX {
+            return Err(NO_NEXT);
         }
         let mut rest = bytes.get(RawHeader::LEN..).unwrap_or_default();
         let members = split::<{ RawMember::LEN }>(&mut rest, raw.members)?;

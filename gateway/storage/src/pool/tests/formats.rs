@@ -44,6 +44,15 @@ fn a_labels_bytes_are_as_documented() {
 const GOLDEN_LABEL_CRC: u32 = 0x5F54_FB7E;
 
 #[test]
+fn a_generation_that_has_no_next_is_refused() {
+    let no_next = Damage::Invalid("the generation has no next");
+    let (mut label, mut table) = (label(), table());
+    (label.generation, table.generation) = (u64::MAX, u64::MAX);
+    assert_eq!(Label::parse(&label.emit()), Err(no_next));
+    assert_eq!(Table::parse(&table.emit().expect("fits")), Err(no_next));
+}
+
+#[test]
 fn a_tables_bytes_are_as_documented() {
     let table = table();
     let bytes = table.emit().expect("fits");
