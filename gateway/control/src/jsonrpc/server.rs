@@ -29,12 +29,12 @@ pub enum ListenError {
     #[error("{}: there is a file that is not a socket", .0.display())]
     NotSocket(PathBuf),
     /// The kernel refused.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {error}", .path.display())]
     Os {
         /// The socket.
         path: PathBuf,
         /// What it said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The TCP address can't be had.
     #[error("{0}: {1}")]
@@ -54,7 +54,7 @@ impl RpcSocket {
     /// # Errors
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        let os = |source| ListenError::Os { path: path.into(), source };
+        let os = |error| ListenError::Os { path: path.into(), error };
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(os)?;
         }
