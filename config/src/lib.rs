@@ -25,5 +25,5 @@ pub use document::{
     Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,
     Subsystem,
 };
-pub use error::{ConfigError, Key, Mistake, Problem};
+pub use error::{ConfigError, Key, Mistake, Problem, explain};
 pub use nqn::{MAX_NQN_BYTES, NqnError, check_nqn, default_serial};

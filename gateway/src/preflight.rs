@@ -124,7 +124,7 @@ fn memory(config: &Config) -> Finding {
         return Finding::Lacking(text);
     }
     Finding::Good(format!(
-        "memory: {sum} of {} MiB available, {} MiB of it on hugepages",
+        "memory: {sum} of {}MiB available, {}MiB of it on hugepages",
         (available + huge) >> 20,
         huge >> 20
     ))

@@ -51,8 +51,14 @@ fn what_was_acknowledged_survives_a_kill() {
     gateway.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:s", "b"]);
     gateway.ok(&["lun", "grow", "a", "16MiB"]);
     let before = gateway.ok(&["config", "get"]);
+    assert!(!gateway.log().contains("config diff"), "{}", gateway.log());
     gateway.kill_and_restart();
     assert_eq!(gateway.ok(&["config", "get"]), before);
+    // The document has no LUN `b`, and `a` as it was.
+    let objects = "objects=\"-lun/b ~lun/a ~subsystem/nqn.2026-01.org.example:s\"";
+    let log = gateway.log();
+    let differs = log.lines().find(|line| line.contains("trefoil config diff"));
+    assert!(differs.is_some_and(|line| line.contains("WARN") && line.contains(objects)), "{log}");
     gateway.ok(&["lun", "delete", "b", "--force"]);
     gateway.kill_and_restart();
     let luns = gateway.ok(&["lun", "list"]);
@@ -162,7 +168,8 @@ fn a_document_is_compared_applied_and_restored() {
     gateway.ok(&["config", "backup", &path("backup.toml")]);
     let text = std::fs::read_to_string(path("trefoil.toml")).expect("the document");
     std::fs::write(path("more.toml"), text.replace("size = \"8MiB\"", "size = \"12MiB\"")).expect("written");
-    assert!(gateway.ok(&["config", "diff", &path("more.toml")]).starts_with("~ lun/a "));
+    let larger = "~ lun/a\n    size: 8MiB → 12MiB\n";
+    assert_eq!(gateway.ok(&["config", "diff", &path("more.toml")]), larger);
     gateway.ok(&["config", "apply", &path("more.toml")]);
     assert!(gateway.ok(&["lun", "list"]).contains("12MiB"));
     // A LUN can't shrink, not even by a backup.
@@ -172,9 +179,45 @@ fn a_document_is_compared_applied_and_restored() {
     gateway.ok(&["config", "restore", &path("backup.toml")]);
     let empty = "[gateway]\n";
     std::fs::write(path("empty.toml"), empty).expect("written");
-    assert!(gateway.refused(&["config", "apply", &path("empty.toml")]).contains("would lose its data"));
-    gateway.ok(&["config", "apply", "--delete-data", &path("empty.toml")]);
-    assert_eq!(gateway.ok(&["--json", "lun", "list"]).trim(), "[]");
+    std::fs::write(path("empty.bak"), format!("# trefoil backup, schema 1\n{empty}")).expect("written");
+    for (verb, file) in [("apply", path("empty.toml")), ("restore", path("empty.bak"))] {
+        let before = gateway.ok(&["config", "get"]);
+        let refusal = gateway.refused(&["config", verb, &file]);
+        assert!(refusal.contains("LUN `a`") && refusal.contains("--delete-data"), "{refusal}");
+        let would = gateway.ok(&["config", verb, "--dry-run", &file]);
+        assert!(would.contains("- lun/a  (its data is lost)\n- pool/tank\n"), "{would}");
+        assert!(would.contains("LUNs whose data would be lost: 1; only --delete-data"), "{would}");
+        assert_eq!(gateway.ok(&["config", "get"]), before);
+        gateway.ok(&["config", verb, "--delete-data", &file]);
+        assert_eq!(gateway.ok(&["--json", "lun", "list"]).trim(), "[]");
+        gateway.ok(&["config", "apply", &path("more.toml")]);
+    }
+}
+
+#[test]
+fn the_log_names_objects_and_hosts() {
+    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
+    let gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listen));
+    gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains("changed")).unwrap_or_default();
+    assert!(line.contains(r#"action="lun_create" objects="+lun/b" epoch="#) && line.len() < 200, "{log}");
+    host_view(&gateway.addr.to_string(), "nqn.2026-01.org.example:s");
+    let named = |what: &str| {
+        let log = gateway.log();
+        let mut lines = log.lines().filter(|line| line.contains(what));
+        lines.any(|line| line.contains("host=\"nqn.2026-01.org.example:h\" cntlid=1 qid=0 peer="))
+    };
+    wait_for("both events of the host", || named("queue pair up") && named("queue pair down"));
+}
+
+#[test]
+fn a_second_gateway_says_whose_state_it_can_not_have() {
+    let gateway = Daemon::start(DOCUMENT);
+    let second = Command::new(env!("CARGO_BIN_EXE_trefoild")).arg(gateway.path("trefoil.toml")).output();
+    let error = String::from_utf8_lossy(&second.expect("runs").stderr).into_owned();
+    let want = format!("another trefoild uses the state folder {}\n", gateway.path("state").display());
+    assert!(error.ends_with(&want), "{error}");
 }
 
 #[test]
@@ -196,6 +239,18 @@ fn a_bad_document_names_line_and_field() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("bad.toml:3:1: gateway.spin: unknown field `spin`"), "{error}");
+}
+
+#[test]
+fn an_address_without_its_port_is_named() {
+    let gateway = Daemon::start(DOCUMENT);
+    let create = ["subsystem", "create", "nqn.2026-01.org.example:t", "--listen", "127.0.0.1"];
+    let form = "`127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
+    let error = gateway.refused(&create);
+    assert!(error.contains(&format!("listeners: {form}")), "{error}");
+    let document = DOCUMENT.replace("allow_any_host = true", "listeners = [\"127.0.0.1\"]");
+    let diff = gateway.try_call("config_diff", json!({ "toml": document })).expect_err("a mistake");
+    assert!(diff.contains(form) && diff.contains("subsystem[0].listeners[0]"), "{diff}");
 }
 
 /// A gateway that serves as an array: one LUN of memory, for whoever comes.
@@ -400,7 +455,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));
     let nobody = own_addr().to_string();
-    assert!(gateway.refused(&["backend", "discover", &nobody]).contains(&nobody));
+    assert!(gateway.refused(&["backend", "discover", "--address", &nobody]).contains(&nobody));
 }
 
 #[test]

@@ -231,7 +231,7 @@ fn how_to_connect(at: SocketAddr, gateway: &Gateway) {
     println!("  nvme disconnect -n {NQN}");
     println!("Its control socket, with SPDK's client (pip install spdk) or our own:");
     println!("  spdk-rpc -s {} nvmf_get_subsystems", socket.display());
-    println!("  trefoil --socket {} lun list", socket.display());
+    println!("  {} --socket {} lun list", gateway.command_line().display(), socket.display());
 }
 
 /// A file whose contents are memory and outlive the gateway; removed when dropped.

@@ -216,6 +216,12 @@ impl Gateway {
         self.dir.join("rpc.sock")
     }
 
+    /// `trefoil`, which is built beside it.
+    pub fn command_line(&self) -> PathBuf {
+        let beside = self.program.with_file_name("trefoil");
+        beside.canonicalize().unwrap_or(beside)
+    }
+
     /// Lets it outlive this program from its next start on.
     pub fn untie(&mut self) {
         self.tied = false;
@@ -337,12 +343,14 @@ mod tests {
 
     #[test]
     fn it_is_ready_when_it_says_so_and_gone_when_dropped() {
-        let (_dir, mut gateway) = gateway("echo 'trefoild ready: rpc=x portals=y'; exec sleep 600");
+        let (dir, mut gateway) = gateway("echo 'trefoild ready: rpc=x portals=y'; exec sleep 600");
         gateway.start().unwrap();
         let pid = gateway.pid().unwrap();
         gateway.pause().unwrap();
         gateway.resume().unwrap();
         assert!(gateway.resident_bytes().unwrap() > 0);
+        std::fs::write(dir.path().join("trefoil"), "").unwrap();
+        assert_eq!(gateway.command_line(), dir.path().canonicalize().unwrap().join("trefoil"));
         drop(gateway);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }

@@ -107,10 +107,12 @@ impl fmt::Display for Features {
             ("nodrop", self.nodrop),
             ("buffer_ring", self.buffer_ring),
         ];
-        for (name, there) in all {
-            write!(f, "{}{name} ", if there { '+' } else { '-' })?;
+        let words = all.map(|(name, there)| format!("{}{name}", if there { '+' } else { '-' }));
+        write!(f, "{}", words.join(" "))?;
+        if !self.missing.is_empty() {
+            write!(f, "; missing operations: {}", self.missing.join(", "))?;
         }
-        write!(f, "missing operations: {:?}", self.missing)
+        Ok(())
     }
 }
 
@@ -257,5 +259,15 @@ mod tests {
         assert_eq!(ring.completions(&mut room).iter().map(|c| c.user_data()).collect::<Vec<_>>(), [7]);
         ring.wait(Some(Duration::from_millis(1))).expect("the timeout is no error");
         assert!(ring.completions(&mut room).is_empty());
+    }
+
+    #[test]
+    fn only_what_is_missing_is_called_so() {
+        let mut features = Features::probe().expect("io_uring is there");
+        features.missing.clear();
+        let text = features.to_string();
+        assert!(text.ends_with("buffer_ring") && !text.contains("missing"), "{text}");
+        features.missing = vec!["recv", "send"];
+        assert_eq!(features.to_string(), text + "; missing operations: recv, send");
     }
 }

@@ -16,11 +16,16 @@ use anyhow::{Result, bail};
 
 use crate::repo::Repo;
 
+/// What there is, with the labs from their table.
+fn help() -> String {
+    HELP.replace("LABS", &lab::names().join(", "))
+}
+
 const HELP: &str = "\
 ./dev demo [--keep]         a gateway, a checked workload, a kill in the middle: what Trefoil does, live
 ./dev test [STAGE...]       every test, or the named stages, each within its time budget
 ./dev bench NAME [--json]   a measurement: storage, relay, uring, idle, scale
-./dev lab NAME              real Linux peers in VMs: self-check, linux-host, array, gateway-6.1
+./dev lab NAME              real Linux peers in VMs: LABS
 ./dev sim [--seeds N]       whole gateways under seeded faults
 ./dev fuzz [--seconds N]    every fuzz target, N seconds each (60 if not said)
 ./dev tidy                  the house rules only
@@ -40,7 +45,7 @@ fn main() -> ExitCode {
 fn chore(repo: &Repo, args: &[String]) -> Result<()> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        [] | ["help" | "--help" | "-h"] => println!("{HELP}"),
+        [] | ["help" | "--help" | "-h"] => println!("{}", help()),
         ["test", ..] => stages::test(repo, &args[1..])?,
         ["setup", ..] => stages::setup(repo, &args[1..])?,
         ["tidy"] => tidy::tidy(repo)?,
@@ -54,14 +59,26 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
             program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?
         }
         ["sim", rest @ ..] => program(repo, "release", "trefoil-sim", rest)?,
-        other => bail!("unknown: ./dev {}\n{HELP}", other.join(" ")),
+        other => bail!("unknown: ./dev {}\n{}", other.join(" "), help()),
     }
     Ok(())
 }
 
 /// Builds our programs and becomes one of them. The gateway's binaries lie beside it, where it looks for them.
 fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> {
+    eprintln!("building the programs (profile {profile}): minutes the first time, seconds later");
     process::run(&mut repo.build_programs(profile))?;
     let mut program = std::process::Command::new(repo.program(profile, name));
     Err(program.args(args).current_dir(&repo.root).exec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_every_lab_stage() {
+        let labs = stages::STAGES.iter().filter_map(|stage| stage.name.strip_prefix("lab-"));
+        labs.for_each(|lab| assert!(help().contains(lab), "{lab} is not in\n{}", help()));
+    }
 }

@@ -37,10 +37,11 @@ impl Repo {
         command
     }
 
-    /// Builds all programs of ours with a profile: the same set each time, so that nothing is built twice.
+    /// Builds all programs of ours with a profile: the same set each time, so that nothing is built twice. Cargo
+    /// tells how far it is, on standard error.
     pub fn build_programs(&self, profile: &str) -> Command {
         let set = ["-p", "trefoil-gateway", "-p", "trefoil-perf", "-p", "trefoil-sim"];
-        let mut command = self.cargo(["build", "--quiet", "--locked", "--profile", profile]);
+        let mut command = self.cargo(["build", "--locked", "--profile", profile]);
         command.args(set);
         command
     }

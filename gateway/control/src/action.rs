@@ -190,6 +190,39 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Its name, for the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::BackendCreate(_) => "backend_create",
+            Self::BackendDelete { .. } => "backend_delete",
+            Self::PoolCreate(_) => "pool_create",
+            Self::PoolDelete { .. } => "pool_delete",
+            Self::LunCreate(_) => "lun_create",
+            Self::LunDelete { .. } => "lun_delete",
+            Self::LunRelease { .. } => "lun_release",
+            Self::LunGrow { .. } => "lun_grow",
+            Self::SubsystemCreate(_) => "subsystem_create",
+            Self::SubsystemDelete { .. } => "subsystem_delete",
+            Self::NamespaceAdd { .. } => "namespace_add",
+            Self::NamespaceRemove { .. } => "namespace_remove",
+            Self::ListenerAdd { .. } => "listener_add",
+            Self::ListenerRemove { .. } => "listener_remove",
+            Self::HostAllow { .. } => "host_allow",
+            Self::HostRevoke { .. } => "host_revoke",
+            Self::AllowAnyHost { .. } => "allow_any_host",
+            Self::HostCreate(_) => "host_create",
+            Self::HostDelete { .. } => "host_delete",
+            Self::TransportCreate(_) => "transport_create",
+            Self::BdevCreate { .. } => "bdev_create",
+            Self::Attach { .. } => "attach",
+            Self::Detach { .. } => "detach",
+            Self::BdevDelete { .. } => "bdev_delete",
+            Self::Apply { .. } => "apply",
+        }
+    }
+}
+
 impl Action {
     /// Whether it is answered without waiting for changes.
     pub fn is_query(&self) -> bool {

@@ -10,6 +10,7 @@
 
 pub mod action;
 pub mod admin;
+pub mod diff;
 pub mod engine;
 pub mod error;
 pub mod exports;

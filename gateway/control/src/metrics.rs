@@ -1,6 +1,7 @@
 //! Prometheus metrics over HTTP on a loopback address, if one is configured.
 //!
-//! Every scrape asks the engine and the cores anew; nothing is counted here.
+//! Every scrape asks the engine and the cores anew; nothing is counted here. Whoever connects, by design or by mistake, can
+//! cost no more than [`LIMITS`] says: a connection is one request, short and soon over.
 
 use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
@@ -20,7 +21,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::Survey;
 use trefoil_storage::stats::{BUCKETS, Latency, OpStats};
@@ -35,23 +45,118 @@ struct Named {
     name: String,
 }
 
+/// What all who connect may have.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at a time; more wait in the kernel's backlog.
+    connections: usize,
+    /// What a connection may send.
+    request_bytes: usize,
+    /// For how long a connection lives, its answer included.
+    lifetime: Duration,
+}
+
+const LIMITS: Limits = Limits { connections: 8, request_bytes: 16 << 10, lifetime: Duration::from_secs(10) };
+
 /// Serves `/metrics` until the future is dropped.
 ///
 /// # Errors
 /// The address can't be had.
-pub async fn serve(at: SocketAddr, handle: Handle) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(at).await?;
+pub async fn serve(at: SocketAddr, handle: Handle) -> io::Result<()> {
+    serve_on(Listener::new(TcpListener::bind(at).await?, LIMITS), handle).await
+}
+
+async fn serve_on(listener: Listener, handle: Handle) -> io::Result<()> {
     let app = axum::Router::new().route("/metrics", get(scrape)).with_state(handle);
     axum::serve(listener, app).await
 }
 
 async fn scrape(Shared(handle): Shared<Handle>) -> Response {
+    // A connection that stayed would keep its place from others.
+    let close = (header::CONNECTION, "close");
     match gather(&handle).await {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
+            ([(header::CONTENT_TYPE, kind), close], text).into_response()
         }
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, [close], error.to_string()).into_response(),
+    }
+}
+
+/// Accepts no more than it may, and gives each connection its limits.
+struct Listener {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    limits: Limits,
+}
+
+impl Listener {
+    fn new(listener: TcpListener, limits: Limits) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(limits.connections)), limits }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Bounded;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Bounded, SocketAddr) {
+        // Nobody closes the semaphore.
+        let place = self.places.clone().acquire_owned().await.ok();
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
+        let until = Box::pin(tokio::time::sleep(self.limits.lifetime));
+        (Bounded { stream, until, left_bytes: self.limits.request_bytes, _place: place }, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that fails once it has sent too much or lived too long.
+struct Bounded {
+    stream: TcpStream,
+    until: Pin<Box<Sleep>>,
+    left_bytes: usize,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Bounded {
+    fn check_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.until.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check_time(cx)?;
+        let before = to.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, to))?;
+        let left_bytes = self.left_bytes.checked_sub(to.filled().len() - before);
+        self.left_bytes = left_bytes.ok_or(io::ErrorKind::InvalidData)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_time(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -202,6 +307,7 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use trefoil_storage::stats::{Kind, LunCounters, LunSurvey};
     use trefoil_storage::topology::LunId;
 
@@ -229,5 +335,76 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// Runs `test` with the address of a port that has `limits`, behind which nobody knows any metrics.
+    fn on_port<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketAddr) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let at = listener.local_addr().expect("its address");
+            tokio::spawn(serve_on(Listener::new(listener, limits), Handle::dangling()));
+            let end = tokio::time::timeout(Duration::from_secs(60), test(at)).await;
+            end.expect("an end, as every connection has its time");
+        });
+    }
+
+    /// Connects, sends, and reads until the other side closes.
+    async fn ask(at: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(at).await.expect("a connection");
+        stream.write_all(request).await.expect("sent");
+        let mut answer = Vec::new();
+        // A reset is an end, too.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[test]
+    fn a_request_that_trickles_gives_its_place_back() {
+        let limits = Limits { connections: 2, lifetime: Duration::from_millis(100), ..LIMITS };
+        on_port(limits, |at| async move {
+            let mut slow = Vec::new();
+            for _ in 0..8 {
+                let mut stream = TcpStream::connect(at).await.expect("a connection");
+                stream.write_all(b"GET /metrics HTT").await.expect("sent");
+                slow.push(stream);
+            }
+            assert!(ask(at, REQUEST).await.starts_with("HTTP/1.1 503"), "it has its turn after them");
+            for mut stream in slow {
+                assert!(!matches!(stream.read(&mut [0]).await, Ok(1..)), "it is closed without an answer");
+            }
+        });
+    }
+
+    #[test]
+    fn a_connection_is_one_request_of_bounded_size() {
+        on_port(LIMITS, |at| async move {
+            let answer = ask(at, &REQUEST.repeat(2)).await;
+            assert_eq!(answer.matches("HTTP/1.1 503").count(), 1, "{answer}");
+            let long =
+                [b"GET /metrics HTTP/1.1\r\nx: ", vec![b'x'; LIMITS.request_bytes].as_slice()].concat();
+            assert_eq!(ask(at, &[&long, b"\r\n\r\n".as_slice()].concat()).await, "");
+        });
+    }
+
+    #[test]
+    fn no_more_are_accepted_than_may_be() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let at = listener.local_addr().expect("its address");
+            let mut listener = Listener::new(listener, Limits { connections: 1, ..LIMITS });
+            let _peers =
+                [TcpStream::connect(at).await, TcpStream::connect(at).await].map(|p| p.expect("a peer"));
+            let (first, _) = axum::serve::Listener::accept(&mut listener).await;
+            assert_eq!(listener.places.available_permits(), 0);
+            let wait = Duration::from_millis(50);
+            let second = tokio::time::timeout(wait, axum::serve::Listener::accept(&mut listener)).await;
+            assert!(second.is_err(), "it waits for the first one's end");
+            drop(first);
+            axum::serve::Listener::accept(&mut listener).await;
+        });
     }
 }

@@ -380,6 +380,12 @@ fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> R
     Ok(())
 }
 
+/// LUNs that `next` lacks and whose data goes with them.
+fn lost_data<'a>(now: &'a State, next: &State) -> Vec<&'a str> {
+    let lost = |lun: &&Lun| lun.pool.is_some() && !next.luns.contains_key(&lun.name);
+    now.luns.values().filter(lost).map(|lun| lun.name.as_str()).collect()
+}
+
 /// The state that a document asks for, if it can be reached without losing what wasn't named.
 fn document(
     state: &mut State,
@@ -406,15 +412,7 @@ fn document(
         }
     }
     for (name, lun) in &state.luns {
-        let Some(new) = next.luns.get(name) else {
-            if lun.pool.is_some() && !delete_data {
-                let what = format!(
-                    "LUN `{name}` is not in the document and would lose its data: allow it explicitly"
-                );
-                return refuse(Fault::InUse, what);
-            }
-            continue;
-        };
+        let Some(new) = next.luns.get(name) else { continue };
         if new.size < lun.size {
             return refuse(Fault::Invalid, format!("LUN `{name}` can't shrink"));
         }
@@ -427,6 +425,14 @@ fn document(
     }
     for lun in next.luns.values() {
         unique_identity(&next, lun)?;
+    }
+    let lost = lost_data(state, &next);
+    if !delete_data && let Some((first, others)) = lost.split_first() {
+        let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let what = format!(
+            "LUN `{first}`{others}: not in the document, and the data would be lost: --delete-data (delete_data) allows it"
+        );
+        return refuse(Fault::InUse, what);
     }
     *state = next;
     Ok(())

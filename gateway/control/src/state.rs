@@ -98,8 +98,13 @@ impl Row {
         }
     }
 
-    /// The object as JSON.
+    /// The object as JSON text.
     pub fn json(&self) -> String {
+        self.value().to_string()
+    }
+
+    /// The object as JSON.
+    pub fn value(&self) -> serde_json::Value {
         let value = match self {
             Self::Backend(b) => serde_json::to_value(b),
             Self::Pool(p) => serde_json::to_value(p),
@@ -109,7 +114,7 @@ impl Row {
             Self::Transport(t) => serde_json::to_value(t),
         };
         // Only a map with keys that are no strings, or a failing Serialize, could refuse.
-        value.unwrap_or_default().to_string()
+        value.unwrap_or_default()
     }
 
     /// Reads a row back.
@@ -149,7 +154,8 @@ impl State {
         state
     }
 
-    fn rows(&self) -> BTreeMap<String, Row> {
+    /// Every object by its key.
+    pub fn rows(&self) -> BTreeMap<String, Row> {
         let backends = self.backends.values().cloned().map(Row::Backend);
         let pools = self.pools.values().cloned().map(Row::Pool);
         let luns = self.luns.values().cloned().map(Row::Lun);

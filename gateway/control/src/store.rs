@@ -4,8 +4,10 @@
 //! block, so that the control runtime goes on meanwhile.
 
 use crate::state::{Row, RowChange};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::BTreeMap;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,14 +22,20 @@ pub const SCHEMA: u64 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Its directory or file can't be made or read.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {error}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
-    /// The database refused: a full disk, a damaged file, another process that has it open.
+    /// Another process has it open.
+    #[error("another trefoild uses the state folder {}", .dir.display())]
+    InUse {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The database refused: a full disk, a damaged file.
     #[error("{}: {message}", .path.display())]
     Database {
         /// The file.
@@ -86,15 +94,16 @@ impl Store {
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<(Self, Found), StoreError> {
         let path: Arc<Path> = dir.join("state.redb").into();
-        let io = |source| StoreError::Io { path: path.to_path_buf(), source };
+        let io = |error| StoreError::Io { path: path.to_path_buf(), error };
         std::fs::create_dir_all(dir).map_err(io)?;
         let is_missing = !path.try_exists().map_err(io)?;
+make_private(&path).map_err(io)?;
         let store = Self {
             inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })),
             path: path.clone(),
         };
         // Some damage makes the database panic.
-        let opened = std::panic::catch_unwind(|| store.open_checked());
+        let opened = std::panic::catch_unwind(|| store.open_checked(dir));
         let (database, found) =
             opened.unwrap_or_else(|_| Err(database_error(&path, "the file is damaged")))?;
         store.lock().database = Some(database);
@@ -102,15 +111,18 @@ impl Store {
             // The file's name itself must survive a crash.
             std::fs::File::open(dir)
                 .and_then(|d| d.sync_all())
-                .map_err(|source| StoreError::Io { path: store.path.to_path_buf(), source })?;
+                .map_err(|error| StoreError::Io { path: store.path.to_path_buf(), error })?;
         }
         Ok((store, found))
     }
 
     /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
     /// for another setting.
-    fn open_checked(&self) -> Result<(Database, Found), StoreError> {
-        let mut database = Database::create(&*self.path).map_err(|e| database_error(&self.path, e))?;
+    fn open_checked(&self, dir: &Path) -> Result<(Database, Found), StoreError> {
+        let mut database = Database::create(&*self.path).map_err(|e| match e {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: dir.into() },
+            other => database_error(&self.path, other),
+        })?;
         if !database.check_integrity().map_err(|e| database_error(&self.path, e))? {
             return Err(database_error(&self.path, "the file is damaged"));
         }
@@ -231,6 +243,15 @@ fn write(
     Ok(())
 }
 
+/// Makes the file if it is missing, for its owner only; so is one that was made otherwise.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match file.metadata()?.permissions().mode() & 0o077 {
+        0 => Ok(()),
+        _ => file.set_permissions(Permissions::from_mode(0o600)),
+    }
+}
+
 fn database_error(path: &Path, e: impl std::fmt::Display) -> StoreError {
     StoreError::Database { path: path.to_path_buf(), message: e.to_string() }
 }
@@ -252,10 +273,32 @@ mod tests {
         let pool = Row::Pool(Pool { name: "h1".into(), backends: vec!["a".into()] });
         store.commit_blocking(&[host(1), host(2), pool.clone()].map(RowChange::Put)).expect("stored");
         store.commit_blocking(&[RowChange::Remove(host(1).key()), RowChange::Put(host(3))]).expect("stored");
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::Database { .. })), "it is locked");
+        let locked = Store::open(dir.path()).err().expect("it is locked").to_string();
+        assert_eq!(locked, format!("another trefoild uses the state folder {}", dir.path().display()));
         drop(store);
         let (_store, found) = Store::open(dir.path()).expect("the store again");
         assert_eq!(found, Found { rows: vec![host(2), host(3), pool], is_new: false });
+    }
+
+    #[test]
+    fn only_its_owner_reads_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.redb");
+        let mode = || std::fs::metadata(&path).expect("the file").permissions().mode() & 0o777;
+        drop(Store::open(dir.path()).expect("a store"));
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("as it was made once");
+        drop(Store::open(dir.path()).expect("a store"));
+        assert_eq!(mode(), 0o600);
+    }
+
+    #[test]
+    fn an_error_says_its_cause_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        let error = Store::open(&dir.path().join("file/state")).err().expect("no directory");
+        // Whoever prints the chain of causes would say it again.
+        assert!(std::error::Error::source(&error).is_none() && error.to_string().contains("Not a directory"));
     }
 
     #[test]

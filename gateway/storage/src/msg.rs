@@ -177,29 +177,33 @@ pub enum CtrlrMsg {
     },
 }
 
-/// An NQN inline, so that telling it allocates nothing.
+/// An NQN inline, so that telling it allocates nothing: all of it, or its first `N` bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct HostName {
+pub struct HostName<const N: usize = 223> {
     len: u8,
-    bytes: [u8; 223],
+    bytes: [u8; N],
 }
 
-impl HostName {
-    /// The first 223 bytes of `nqn` (the longest an NQN may be, NVMe base 2.0 §4.5).
+/// As much of an NQN as fits into a message without making it larger; all of the UUID form (68 bytes), which Linux has.
+pub type ShortName = HostName<72>;
+
+impl<const N: usize> HostName<N> {
+    /// The first `N` bytes of `nqn`, or somewhat fewer where that would cut a character. An NQN has at most 223 (NVMe base
+    /// 2.0 §4.5).
     pub fn new(nqn: &str) -> Self {
-        let mut bytes = [0; 223];
-        let len = nqn.len().min(bytes.len());
+        let mut bytes = [0; N];
+        let len = nqn.floor_char_boundary(N);
         bytes[..len].copy_from_slice(&nqn.as_bytes()[..len]);
         Self { len: len as u8, bytes }
     }
 
-    /// The NQN; empty if it was cut inside a character.
+    /// The NQN.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
     }
 }
 
-impl std::fmt::Debug for HostName {
+impl<const N: usize> std::fmt::Debug for HostName<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", self.as_str())
     }
@@ -251,19 +255,25 @@ pub struct QpairRow {
 pub enum Event {
     /// A host's queue pair came up.
     QpairUp {
-        /// The core's socket.
-        sock: SockId,
         /// Controller.
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
+        /// The host's NQN.
+        host: ShortName,
         /// The host's address.
         peer: SocketAddr,
     },
     /// It went down.
     QpairDown {
-        /// The core's socket.
-        sock: SockId,
+        /// Controller.
+        cntlid: u16,
+        /// Queue, 0 for admin.
+        qid: u16,
+        /// The host's NQN.
+        host: ShortName,
+        /// The host's address.
+        peer: SocketAddr,
         /// Why, for the log.
         why: &'static str,
     },

@@ -23,7 +23,7 @@ impl Table {
     pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: f64) {
         self.clear();
         if self.rows.is_multiple_of(HEADING_EVERY) {
-            println!("   s  LUN         IOPS     MB/s   p50 µs   p99 µs  p99.9 µs  CPU %");
+            println!("   s  LUN         IOPS    MiB/s   p50 µs   p99 µs  p99.9 µs  CPU %");
         }
         self.rows += 1;
         let latencies = match report.ops {
@@ -33,9 +33,9 @@ impl Table {
                 format!("{:>8.0} {:>8.0} {:>9.0}", at(50.0), at(99.0), at(99.9))
             }
         };
-        let mb_per_s = report.payload_bytes as f64 / report.seconds / 1e6;
+        let mib_per_s = report.payload_bytes as f64 / report.seconds / (1 << 20) as f64;
         println!(
-            "{second:>4}  {name:<8} {:>8.0} {mb_per_s:>8.1} {latencies} {:>6.0}",
+            "{second:>4}  {name:<8} {:>8.0} {mib_per_s:>8.1} {latencies} {:>6.0}",
             report.per_s(),
             cpu * 100.0
         );

@@ -21,6 +21,8 @@ use crate::need;
 use crate::process;
 use crate::repo::Repo;
 
+pub use scenario::names;
+
 /// What every part of a run needs to know.
 pub struct Lab {
     repo: Repo,

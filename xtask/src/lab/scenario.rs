@@ -64,12 +64,15 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "gateway-6.1", kernels: &["6.12", "6.1"], gateway: true, run: gateway_6_1 },
 ];
 
+/// Of every scenario.
+pub fn names() -> Vec<&'static str> {
+    SCENARIOS.iter().map(|s| s.name).collect()
+}
+
 /// The scenario of that name, or an error that lists them.
 pub fn named(name: &str) -> Result<&'static Scenario> {
-    SCENARIOS.iter().find(|s| s.name == name).with_context(|| {
-        let names: Vec<&str> = SCENARIOS.iter().map(|s| s.name).collect();
-        format!("no lab '{name}'; there are: {}", names.join(" "))
-    })
+    let found = SCENARIOS.iter().find(|s| s.name == name);
+    found.with_context(|| format!("no lab '{name}'; there are: {}", names().join(" ")))
 }
 
 /// Linux against Linux: shows that the lab and the host's script are right, whatever state the gateway is in.

@@ -17,9 +17,10 @@ pub mod topology;
 pub mod view;
 
 use crate::action::{Action, Phase};
+use crate::diff;
 use crate::error::{Fault, Refusal};
 use crate::plan::plan;
-use crate::state::{Row, RowChange, State};
+use crate::state::State;
 use crate::store::{Found, Store};
 use backends::{Live, Setting};
 use cores::Cores;
@@ -148,6 +149,13 @@ impl Engine {
             engine.reconcile(next, true).await?;
         } else {
             engine.resume(State::from_rows(found.rows)).await?;
+            // A document of settings only asks for nothing.
+            let asks = State::from_config(&config, &State::default()) != State::default();
+            let objects = diff::summary(&engine.state, &State::from_config(&config, &engine.state));
+            if asks && !objects.is_empty() {
+                let what = "the document differs from the stored state, which counts: see `trefoil config diff FILE`";
+                tracing::warn!(objects, "{what}");
+            }
         }
         engine.phase.send_replace(Phase::Running);
         engine.show();
@@ -216,8 +224,10 @@ impl Engine {
         match action {
             Action::Change(change) => {
                 let next = plan(&self.state, &self.gateway, &change)?;
+                let before = self.state.clone();
                 self.reconcile(next, false).await?;
-                tracing::info!(?change, epoch = self.epoch, "changed");
+                let objects = diff::summary(&before, &self.state);
+                tracing::info!(action = change.name(), objects, epoch = self.epoch, "changed");
                 Ok(Outcome::Changed(Box::new(self.view())))
             }
             Action::Shutdown => {
@@ -673,12 +683,12 @@ async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
 /// Logs an event, and keeps it if the engine has to follow it; says whether it does.
 fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
-        Event::QpairUp { cntlid, qid, peer, .. } => {
-            tracing::info!(cntlid, qid, %peer, "queue pair up");
+        Event::QpairUp { cntlid, qid, host, peer } => {
+            tracing::info!(host = host.as_str(), cntlid, qid, %peer, "queue pair up");
             return false;
         }
-        Event::QpairDown { sock, why } => {
-            tracing::info!(sock = sock.0, why, "queue pair down");
+        Event::QpairDown { cntlid, qid, host, peer, why } => {
+            tracing::info!(host = host.as_str(), cntlid, qid, %peer, why, "queue pair down");
             return false;
         }
         Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
@@ -696,22 +706,4 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     }
     kept.push(event);
     true
-}
-
-/// A row change for a person: `+ lun/disk0`, `- host/web`.
-pub fn describe(change: &RowChange, now: &State) -> String {
-    match change {
-        RowChange::Remove(key) => format!("- {key}"),
-        RowChange::Put(row) => {
-            let there = match row {
-                Row::Backend(b) => now.backends.contains_key(&b.name),
-                Row::Pool(p) => now.pools.contains_key(&p.name),
-                Row::Lun(l) => now.luns.contains_key(&l.name),
-                Row::Subsystem(s) => now.subsystems.contains_key(&s.nqn),
-                Row::Host(h) => now.hosts.contains_key(&h.name),
-                Row::Transport(_) => now.transport.is_some(),
-            };
-            format!("{} {} {}", if there { "~" } else { "+" }, row.key(), row.json())
-        }
-    }
 }

@@ -5,26 +5,46 @@ use serde_json::{Map, Value, json};
 
 /// Requests that one batch may hold.
 pub const MAX_BATCH: usize = 16_384;
+/// Bytes of answers after which a batch goes no further. As many answers of a usual length as a batch may hold fit.
+pub const MAX_ANSWERS_BYTES: usize = 16 << 20;
 
-/// Answers a request or a batch; `None` if there is nothing to say (notifications only).
-pub async fn answer<D: Dispatch>(dispatch: &D, value: Value) -> Option<Value> {
+/// The JSON that answers a request or a batch; `None` if there is nothing to say (notifications only).
+pub async fn answer<D: Dispatch>(dispatch: &D, value: Value) -> Option<String> {
+    let refuse = |why: String| Some(failure(Value::Null, RpcError::new(INVALID_REQUEST, why)).to_string());
     match value {
-        Value::Array(batch) if batch.is_empty() => {
-            Some(failure(Value::Null, RpcError::new(INVALID_REQUEST, "an empty batch")))
+        Value::Array(batch) if batch.is_empty() => refuse("an empty batch".into()),
+        Value::Array(batch) if batch.len() > MAX_BATCH => {
+            refuse(format!("a batch of {} requests: {MAX_BATCH} are the most", batch.len()))
         }
-        Value::Array(batch) if batch.len() > MAX_BATCH => Some(failure(
-            Value::Null,
-            RpcError::new(INVALID_REQUEST, format!("a batch of more than {MAX_BATCH} requests")),
-        )),
-        Value::Array(batch) => {
-            // In order, one after the other: a later request may need what an earlier one made.
-            let mut answers = Vec::new();
-            for request in batch {
-                answers.extend(answer_one(dispatch, request).await);
-            }
-            (!answers.is_empty()).then_some(Value::Array(answers))
+        Value::Array(batch) => answer_batch(dispatch, batch, MAX_ANSWERS_BYTES).await,
+        request => Some(answer_one(dispatch, request).await?.to_string()),
+    }
+}
+
+/// In order, one after the other: a later request may need what an earlier one made. What was carried out is always
+/// answered, so the limit may be passed by one answer.
+async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<Value>, max_bytes: usize) -> Option<String> {
+    let mut answers = String::new();
+    for request in batch {
+        let answer = match answers.len() < max_bytes {
+            true => answer_one(dispatch, request).await,
+            false => left_out(request, max_bytes),
+        };
+        if let Some(answer) = answer {
+            answers.push(if answers.is_empty() { '[' } else { ',' });
+            answers.push_str(&answer.to_string());
         }
-        request => answer_one(dispatch, request).await,
+    }
+    (!answers.is_empty()).then(|| answers + "]")
+}
+
+/// The answer to a request that is not carried out, as those before it said too much.
+fn left_out(request: Value, max_bytes: usize) -> Option<Value> {
+    let why =
+        format!("not carried out: the batch's answers have reached {max_bytes} bytes; send a smaller batch");
+    match parse(request) {
+        Ok((id, ..)) => Some(failure(id?, RpcError::new(INVALID_REQUEST, why))),
+        Err((id, error)) => Some(failure(id, error)),
     }
 }
 
@@ -95,7 +115,8 @@ mod tests {
 
     fn run(request: Value) -> Option<Value> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(answer(&Echo, request))
+        let text = runtime.block_on(answer(&Echo, request))?;
+        Some(serde_json::from_str(&text).expect("JSON"))
     }
 
     #[test]
@@ -124,5 +145,29 @@ mod tests {
         assert_eq!(code(json!({"id": 3, "method": "echo", "extra": 1})), (json!(3), refused));
         assert_eq!(code(json!({"id": "x", "method": "no"})), (json!("x"), Some(-32601)));
         assert_eq!(run(json!([1, 2])).and_then(|v| v.as_array().map(Vec::len)), Some(2));
+    }
+
+    #[test]
+    fn a_batch_whose_answers_are_too_long_goes_no_further() {
+        let echo = |id: i32| json!({"id": id, "method": "echo", "params": {"a": "x".repeat(100)}});
+        let quiet = json!({"method": "echo"});
+        let batch = vec![echo(1), echo(2), echo(3), quiet, json!(4), echo(5)];
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let text = runtime.block_on(answer_batch(&Echo, batch, 150)).expect("answers");
+        let answers: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+        let ids: Vec<&Value> = answers.iter().map(|answer| &answer["id"]).collect();
+        assert_eq!(ids, [&json!(1), &json!(2), &json!(3), &Value::Null, &json!(5)]);
+        assert!(answers[..2].iter().all(|answer| answer["result"]["a"].is_string()), "{text}");
+        for answer in [&answers[2], &answers[4]] {
+            let message = answer["error"]["message"].as_str().expect("an error");
+            assert!(message.contains("not carried out") && message.contains("150 bytes"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_too_many_is_refused_with_the_limit() {
+        let reply = run(vec![json!({"method": "echo"}); MAX_BATCH + 1].into()).expect("an answer");
+        let message = reply["error"]["message"].as_str().expect("an error");
+        assert_eq!(message, "a batch of 16385 requests: 16384 are the most");
     }
 }

@@ -29,12 +29,12 @@ pub enum ListenError {
     #[error("{}: there is a file that is not a socket", .0.display())]
     NotSocket(PathBuf),
     /// The kernel refused.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {error}", .path.display())]
     Os {
         /// The socket.
         path: PathBuf,
         /// What it said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The TCP address can't be had.
     #[error("{0}: {1}")]
@@ -54,7 +54,7 @@ impl RpcSocket {
     /// # Errors
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        let os = |source| ListenError::Os { path: path.into(), source };
+        let os = |error| ListenError::Os { path: path.into(), error };
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(os)?;
         }
@@ -159,14 +159,14 @@ where
         match splitter.next_value() {
             Ok(Some(value)) => {
                 let Some(reply) = answer(dispatch, value).await else { continue };
-                if !tell(&mut write, &reply).await {
+                if !tell(&mut write, reply).await {
                     return;
                 }
                 continue;
             }
             Ok(None) => {}
             Err(error) => {
-                tell(&mut write, &failure(Default::default(), refusal(&error))).await;
+                tell(&mut write, failure(Default::default(), refusal(&error)).to_string()).await;
                 return;
             }
         }
@@ -175,7 +175,7 @@ where
             Ok(len) => {
                 let fed = chunk.get(..len).map_or(Ok(()), |bytes| splitter.feed(bytes));
                 if let Err(error) = fed {
-                    tell(&mut write, &failure(Default::default(), refusal(&error))).await;
+                    tell(&mut write, failure(Default::default(), refusal(&error)).to_string()).await;
                     return;
                 }
             }
@@ -191,8 +191,8 @@ fn refusal(error: &StreamError) -> RpcError {
     RpcError::new(code, error.to_string())
 }
 
-async fn tell<W: AsyncWrite + Unpin>(write: &mut W, reply: &serde_json::Value) -> bool {
-    let mut text = reply.to_string();
+async fn tell<W: AsyncWrite + Unpin>(write: &mut W, reply: String) -> bool {
+    let mut text = reply;
     text.push('\n');
     let sent = tokio::time::timeout(WRITE_TIMEOUT, write.write_all(text.as_bytes())).await;
     matches!(sent, Ok(Ok(())))

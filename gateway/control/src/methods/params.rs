@@ -4,6 +4,8 @@ use crate::jsonrpc::RpcError;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+use std::net::SocketAddr;
+use trefoil_config::explain;
 
 /// Reads parameters. A wrong value is reported with its field.
 ///
@@ -15,11 +17,19 @@ pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
         let message = error.to_string();
         match culprit::<T>(&params, &message) {
             Some(field) if !message.contains(&format!("`{field}`")) => {
-                RpcError::params(format!("{field}: {message}"))
+                let explained = explain(&message, &no_address(&params[&field]));
+                RpcError::params(format!("{field}: {explained}"))
             }
             _ => RpcError::params(message),
         }
     })
+}
+
+/// The text in `value`, or the first in its list, that is no address.
+fn no_address(value: &Value) -> String {
+    let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice).iter();
+    let wrong = texts.filter_map(Value::as_str).find(|text| text.parse::<SocketAddr>().is_err());
+    wrong.unwrap_or_default().to_owned()
 }
 
 /// The field without which the error would be another one: serde_json doesn't tell.
@@ -95,6 +105,14 @@ mod tests {
 
     fn message(params: Value) -> String {
         parse::<Some2>(params).expect_err("a mistake").message
+    }
+
+    #[test]
+    fn an_address_without_a_port_is_named() {
+        let params = json!({ "nqn": "nqn.2026-01.org.example:s", "listeners": ["127.0.0.1:1", "127.0.0.1"] });
+        let error = parse::<trefoil_config::Subsystem>(params).expect_err("a mistake").message;
+        let want = "listeners: `127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
+        assert!(error.starts_with(want), "{error}");
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub enum Command {
     Info,
     /// A live table.
     Top {
-        /// Milliseconds between two lines.
-        #[arg(long, short, default_value_t = 1000)]
+        /// Milliseconds between two tables: 50 or more.
+        #[arg(long, short, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..))]
         interval_ms: u64,
         /// How often to print; without it, until it is interrupted.
         #[arg(long, short)]
@@ -133,7 +133,11 @@ pub enum Backend {
     /// List what an array offers.
     Discover {
         /// Its discovery service's address and port.
-        address: String,
+        #[arg(long, required_unless_present = "at")]
+        address: Option<String>,
+        /// The same, as it was given once.
+        #[arg(hide = true, conflicts_with = "address")]
+        at: Option<String>,
         /// Who we say that we are.
         #[arg(long)]
         hostnqn: Option<String>,
@@ -171,7 +175,8 @@ pub enum Backend {
 
 #[derive(Subcommand)]
 pub enum Pool {
-    /// Make a pool; what is on the backends is lost.
+    /// Make a pool; what is on the backends is lost. If they are the pool of that name already, all of them and no others, it
+    /// is opened as it is, with its LUNs.
     Create {
         /// Its name.
         name: String,
@@ -405,8 +410,14 @@ pub enum Config {
     },
     /// Make the system as a backup says.
     Restore {
-        /// The backup.
+        /// The backup; `-` is standard input.
         file: String,
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+        /// Delete LUNs of pools that are not in the backup, with their data.
+        #[arg(long)]
+        delete_data: bool,
     },
 }
 
@@ -451,9 +462,10 @@ impl Backend {
                     "keep_alive_s": b.times.keep_alive_s, "loss_timeout_s": b.times.loss_timeout_s,
                 }),
             ),
-            Self::Discover { address, hostnqn } => {
-                ("backend_discover", json!({ "address": address, "hostnqn": hostnqn }))
-            }
+            Self::Discover { address, at, hostnqn } => (
+                "backend_discover",
+                json!({ "address": address.as_ref().or(at.as_ref()), "hostnqn": hostnqn }),
+            ),
             Self::Attach { name, address, subnqn, discovery, hostnqn, times } => (
                 "backend_attach",
                 json!({
@@ -559,6 +571,27 @@ mod tests {
     #[test]
     fn commands_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, String> {
+        Args::try_parse_from([&["trefoil"], words].concat()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_array_is_named_by_the_same_word_everywhere() {
+        let want = ("backend_discover", json!({ "address": "192.0.2.1:4420" }));
+        for words in [&["--address", "192.0.2.1:4420"][..], &["192.0.2.1:4420"]] {
+            let args = parse(&[&["backend", "discover"], words].concat()).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(args.command.call(), want);
+        }
+        assert!(parse(&["backend", "discover"]).err().is_some_and(|e| e.contains("--address <ADDRESS>")));
+    }
+
+    #[test]
+    fn an_interval_that_is_too_short_is_refused_by_name() {
+        let error = parse(&["top", "-i", "0"]).err().unwrap_or_default();
+        assert!(error.contains("invalid value '0' for '--interval-ms <INTERVAL_MS>'"), "{error}");
+        assert!(parse(&["top", "-i", "50"]).is_ok());
     }
 
     #[test]

@@ -61,8 +61,9 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
             changes(&client.call("config_apply", params)?, as_json);
             Ok(())
         }
-        Config::Restore { file } => {
-            changes(&client.call("config_restore", json!({ "toml": read(file)? }))?, as_json);
+        Config::Restore { file, dry_run, delete_data } => {
+            let params = json!({ "toml": read(file)?, "dry_run": dry_run, "delete_data": delete_data });
+            changes(&client.call("config_restore", params)?, as_json);
             Ok(())
         }
     }
@@ -88,11 +89,10 @@ fn changes(result: &Value, as_json: bool) {
     if as_json {
         return put(&format!("{result:#}\n"));
     }
-    let lines = |key: &str| result[key].as_array().cloned().unwrap_or_default();
-    for line in lines("changes").iter().chain(&lines("notes")) {
-        put(&format!("{}\n", line.as_str().unwrap_or_default()));
-    }
-    if lines("changes").is_empty() {
+    let list = |key: &str| result[key].as_array().cloned().unwrap_or_default();
+    list("changes").iter().for_each(|change| put(&table::change(change)));
+    list("notes").iter().for_each(|note| put(&format!("{}\n", note.as_str().unwrap_or_default())));
+    if list("changes").is_empty() {
         put("no difference\n");
     }
 }

@@ -105,7 +105,8 @@ fn cell(key: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        Value::Number(n) if key.ends_with("len_bytes") || matches!(key, "capacity_bytes" | "free_bytes") => {
+        // A block's size is known as 512 or 4096.
+        Value::Number(n) if key.ends_with("bytes") && key != "block_bytes" => {
             size(n.as_u64().unwrap_or_default())
         }
         Value::String(text) => text.clone(),
@@ -115,7 +116,7 @@ fn cell(key: &str, value: &Value) -> String {
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
             if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {
-                return format!("{ops} ({bytes} B)");
+                return format!("{ops} ({bytes})");
             }
             match (part("nqn"), part("nsid"), part("lun")) {
                 (Some(nqn), Some(nsid), _) => format!("{nqn}/{nsid}"),
@@ -126,6 +127,30 @@ fn cell(key: &str, value: &Value) -> String {
         }
         other => other.to_string(),
     }
+}
+
+/// One object of `config diff`: `~ lun/a`, and below it each field with its old and its new value.
+pub fn change(change: &Value) -> String {
+    let sign = match change["change"].as_str() {
+        Some("add") => '+',
+        Some("remove") => '-',
+        _ => '~',
+    };
+    let lost = if change["loses_data"] == true { "  (its data is lost)" } else { "" };
+    let mut text = format!("{sign} {}{lost}\n", change["object"].as_str().unwrap_or_default());
+    for field in change["fields"].as_array().into_iter().flatten() {
+        let value = |key: &str| match &field[key] {
+            Value::Null => "(none)".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let name = field["field"].as_str().unwrap_or_default();
+        text += &match sign {
+            '+' => format!("    {name}: {}\n", value("new")),
+            _ => format!("    {name}: {} → {}\n", value("old"), value("new")),
+        };
+    }
+    text
 }
 
 /// Bytes in the largest binary unit of which there are at least ten, or that divides them.
@@ -171,6 +196,23 @@ mod tests {
         let want = "NAME    SIZE   SHOWN AS\na       1GiB   n/1\nlonger  1536B  -\n";
         assert_eq!(render(&rows, &columns), want);
         assert_eq!(render(&json!({"a": true, "b": null}), &[]), "a  yes\nb  -\n");
+    }
+
+    #[test]
+    fn a_change_is_told_field_by_field() {
+        let told = json!({ "change": "modify", "object": "lun/a", "fields": [
+            { "field": "size", "old": "8MiB", "new": "12MiB" }, { "field": "read_only", "old": null, "new": true },
+        ] });
+        assert_eq!(change(&told), "~ lun/a\n    size: 8MiB → 12MiB\n    read_only: (none) → true\n");
+        let told = json!({ "change": "remove", "object": "lun/a", "fields": [], "loses_data": true });
+        assert_eq!(change(&told), "- lun/a  (its data is lost)\n");
+    }
+
+    #[test]
+    fn bytes_have_one_kind_of_unit() {
+        assert_eq!(cell("read", &json!({ "ops": 2, "bytes": 8192 })), "2 (8KiB)");
+        assert_eq!(cell("payload_bytes", &json!(3 << 20)), "3MiB");
+        assert_eq!(cell("block_bytes", &json!(4096)), "4096");
     }
 
     #[test]

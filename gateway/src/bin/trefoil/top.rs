@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// LUNs and hosts shown at a time.
 const ROWS: usize = 30;
+const MIB: f64 = (1 << 20) as f64;
 
 /// Prints the differences between two `stats_get`, again and again; `count` times, or until the end.
 pub fn run(
@@ -21,7 +22,7 @@ pub fn run(
     let mut before = client.call("stats_get", json!({}))?;
     let mut shown = 0;
     while count.is_none_or(|count| shown < count) {
-        std::thread::sleep(Duration::from_millis(interval_ms.max(50)));
+        std::thread::sleep(Duration::from_millis(interval_ms));
         let now = client.call("stats_get", json!({}))?;
         let rates = rates(&before, &now);
         if as_json {
@@ -143,7 +144,7 @@ fn render(rates: &Value) -> String {
     let _ = writeln!(
         text,
         "\n{:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>8}  LUN",
-        "IOPS", "MB/S", "P50 US", "P99 US", "P99.9 US", "ERRORS/S"
+        "IOPS", "MiB/S", "P50 US", "P99 US", "P99.9 US", "ERRORS/S"
     );
     let time = |lun: &Value, key: &str| lun[key].as_f64().map_or("-".into(), |us| format!("{us:.1}"));
     let luns = rows("luns");
@@ -152,7 +153,7 @@ fn render(rates: &Value) -> String {
             text,
             "{:>9.0}  {:>9.1}  {:>8}  {:>8}  {:>8}  {:>8.0}  {}",
             number(lun, "iops"),
-            number(lun, "bytes_per_s") / 1e6,
+            number(lun, "bytes_per_s") / MIB,
             time(lun, "p50_us"),
             time(lun, "p99_us"),
             time(lun, "p999_us"),
@@ -163,15 +164,18 @@ fn render(rates: &Value) -> String {
     if luns.len() > ROWS {
         let _ = writeln!(text, "... and {} more", luns.len() - ROWS);
     }
-    let _ =
-        writeln!(text, "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM", "IOPS", "MB/S", "QUEUED", "QPAIRS");
+    let _ = writeln!(
+        text,
+        "\n{:>9}  {:>9}  {:>6}  {:>6}  HOST -> SUBSYSTEM",
+        "IOPS", "MiB/S", "QUEUED", "QPAIRS"
+    );
     let hosts = rows("hosts");
     for host in hosts.iter().take(ROWS) {
         let _ = writeln!(
             text,
             "{:>9.0}  {:>9.1}  {:>6.0}  {:>6}  {} -> {}",
             number(host, "iops"),
-            number(host, "bytes_per_s") / 1e6,
+            number(host, "bytes_per_s") / MIB,
             number(host, "outstanding"),
             number(host, "qpairs"),
             host["host_nqn"].as_str().unwrap_or_default(),

@@ -13,7 +13,7 @@ use super::queue::{Names, NsView, Queue, QueueState};
 use super::slot::{NIL, Phase, Slots};
 use super::timers::Timers;
 use crate::cx::Cx;
-use crate::msg::{Msg, StorageIo};
+use crate::msg::{Event, Msg, ShortName, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
 use crate::stats::LunCounters;
 use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
@@ -437,10 +437,10 @@ impl Engine {
             return;
         }
         let q = &self.queues[queue as usize];
-        cx.io.post_control(Msg::Event(crate::msg::Event::QpairUp {
-            sock: trefoil_poll::SockId(queue),
+        cx.io.post_control(Msg::Event(Event::QpairUp {
             cntlid: q.cntlid,
             qid: q.qid,
+            host: ShortName::new(self.names[queue as usize].hostnqn.as_str()),
             peer: self.places[queue as usize].peer,
         }));
     }

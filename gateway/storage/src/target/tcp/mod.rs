@@ -23,7 +23,7 @@ use super::limits::TargetLimits;
 use super::slot::Phase;
 use super::timers::Timer;
 use crate::cx::Cx;
-use crate::msg::{Event, Msg, StorageIo};
+use crate::msg::{Event, Msg, ShortName, StorageIo};
 use crate::target::queue::QueueState;
 use std::collections::VecDeque;
 use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
@@ -216,11 +216,15 @@ impl Tcp {
         conn.in_body = false;
         conn.waiting = super::slot::Fifo::new();
         conn.ready = super::slot::Fifo::new();
-        let was_up = engine.queues[c as usize].state == QueueState::Live && !engine.is_own(c);
+        let q = &engine.queues[c as usize];
+        let host = ShortName::new(engine.names[c as usize].hostnqn.as_str());
+        let peer = engine.places[c as usize].peer;
+        let down = Event::QpairDown { cntlid: q.cntlid, qid: q.qid, host, peer, why };
+        let was_up = q.state == QueueState::Live && !engine.is_own(c);
         cx.io.close(SockId(c));
         engine.close(cx, c);
         if was_up {
-            cx.io.post_control(Msg::Event(Event::QpairDown { sock: SockId(c), why }));
+            cx.io.post_control(Msg::Event(down));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::host::{ADMIN, Host, Seen, Wish, connect_command};
 use super::rig::{Rig, limits};
-use crate::msg::Msg;
+use crate::msg::{Event, Msg};
 use std::time::Duration;
 use trefoil_poll::rand::Rng;
 use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
@@ -395,15 +395,14 @@ fn events_tell_control() {
     let host = Host::admin(&mut rig, 0, ADMIN);
     rig.hang_up(host.at);
     let events: Vec<_> = rig.cores[0].io.control.drain(..).collect();
-    assert!(
-        matches!(
-            events.as_slice(),
-            [
-                Msg::Event(crate::msg::Event::QpairUp { qid: 0, .. }),
-                Msg::Event(crate::msg::Event::QpairDown { why: "the host closed", .. })
-            ]
-        ),
-        "{events:?}"
-    );
+    let [
+        Msg::Event(Event::QpairUp { cntlid, qid: 0, host: up, peer }),
+        Msg::Event(Event::QpairDown { cntlid: same, qid: 0, host: down, peer: from, why: "the host closed" }),
+    ] = events.as_slice()
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!((same, from, down), (cntlid, peer, up));
+    assert_eq!(up.as_str(), HOST);
     rig.finish();
 }
