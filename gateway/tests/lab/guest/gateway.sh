@@ -1,5 +1,5 @@
 # Our gateway in a VM, its pool on /dev/vda. Orders, each answered by a step:
-#   start -> started; kill -> killed; grow SIZE -> grown; stop: ends it in good order, and the VM.
+#   start -> started; kill -> killed; grow SIZE -> grown; offer: the second subsystem -> offered; stop: ends it in good order, and the VM.
 . /lib.sh
 net_up
 load virtio_blk
@@ -36,6 +36,11 @@ while :; do
   grow)
     want trefoil --socket /run/trefoil/trefoil.sock lun grow "$LAB_LUN" "$2"
     order=$(step grown) || exit 1
+    ;;
+  offer)
+    want trefoil --socket /run/trefoil/trefoil.sock subsystem create "$LAB_NQN_2" --host "$LAB_HOSTNQN" \
+      --listen "${LAB_ADDRESS%/*}:$LAB_PORT"
+    order=$(step offered) || exit 1
     ;;
   stop)
     kill -TERM "$gateway"
