@@ -161,7 +161,7 @@ impl Drop for Gateway<'_> {
     }
 }
 
-/// `trefoild` in a VM, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
+/// `trefoild` in a VM with two NUMA nodes, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
 pub struct GatewayVm<'a> {
     lab: &'a Lab,
     images: PathBuf,
@@ -214,6 +214,7 @@ impl Target for GatewayVm<'_> {
             env: &[("LAB_PORT", PORT), ("LAB_LUN", LUN), ("LAB_NQN_2", NQN_2), ("LAB_HOSTNQN", HOST_NQN)],
             files: &self.files,
             disks: std::slice::from_ref(&self.disk),
+            numa: true,
         };
         let mut vm = Vm::boot(self.lab, &spec)?;
         vm.expect("started", deadline)?;

@@ -59,6 +59,7 @@ impl Target for Nvmet<'_> {
             env: &[("LAB_NQN", NQN), ("LAB_NQN_2", NQN_2), ("LAB_PORT", PORT), ("LAB_UUID", Self::UUID)],
             files: &[],
             disks: std::slice::from_ref(&self.disk),
+            numa: false,
         };
         let mut vm = Vm::boot(self.lab, &spec)?;
         vm.expect("ready", deadline)?;

@@ -126,6 +126,7 @@ fn import(lab: &Lab) -> Result<()> {
         ],
         files: &[],
         disks: &[],
+        numa: false,
     };
     let mut host = Vm::boot(lab, &spec)?;
     host.expect("done", deadline)?;
@@ -201,6 +202,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
         ],
         files: &[],
         disks: &[],
+        numa: false,
     };
     let mut host = Vm::boot(lab, &spec)?;
     let mut finished = false;

@@ -41,6 +41,8 @@ pub struct Spec<'a> {
     pub files: &'a [(PathBuf, &'a str)],
     /// Raw images that become /dev/vda, /dev/vdb, ...
     pub disks: &'a [PathBuf],
+    /// Whether each of its CPUs is a NUMA node of its own.
+    pub numa: bool,
 }
 
 impl Spec<'_> {
@@ -114,6 +116,13 @@ impl Vm {
             let path = disk.display();
             qemu.args(["-drive", &format!("if=none,id=disk{n},file={path},format=raw,discard=unmap")]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
+        }
+        if spec.numa {
+            for node in 0..2 {
+                qemu.args(["-object", &format!("memory-backend-ram,id=memory{node},size=512M")]);
+                qemu.args(["-numa", &format!("node,nodeid={node},cpus={node},memdev=memory{node}")]);
+            }
+            qemu.args(["-numa", "dist,src=0,dst=1,val=20"]);
         }
         let mut child = qemu
             .current_dir(&dir)
