@@ -68,6 +68,8 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     for ((core, &cpu), ports) in (0..count).zip(cpus).zip(mesh.ports) {
         let region = local_region(cpu, gateway.memory_per_core.0 as usize)
             .with_context(|| format!("core {core}: {} of memory", gateway.memory_per_core))?;
+        let (memory, huge) = (region.base(), region.is_huge());
+        tracing::info!(core, cpu, numa_node = ?cpu::numa_node(cpu), ?memory, huge, "a core starts");
         let arena = Arena::new(ArenaId(core), region);
         let uring = UringConfig {
             max_sockets,
@@ -124,11 +126,14 @@ fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
     CoreLimits { max_sockets, target, foreign_requests: 4096 }
 }
 
-/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node.
+/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node, or are not used.
 fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
     let mapping = std::thread::spawn(move || -> io::Result<Region> {
         cpu::pin(cpu)?;
-        Region::anonymous(len_bytes)
+        match cpu::numa_node(cpu) {
+            Some(node) => Region::near(len_bytes, node),
+            None => Region::anonymous(len_bytes),
+        }
     });
     Ok(mapping.join().map_err(|_| anyhow!("the mapping thread died"))??)
 }

@@ -33,8 +33,35 @@ impl Region {
     pub fn anonymous(len_bytes: usize) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         if let Ok(map) = map(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE) {
-            return Ok(Self { base: map.cast(), len, map, map_len: len, huge: true, _file: None });
+            return Ok(Self::on_hugepages(map, len));
         }
+        Self::on_ordinary_pages(len)
+    }
+
+    /// As [`Region::anonymous`], for a thread on a CPU of NUMA node `node`: on reserved hugepages only if enough of that node's
+    /// are free, since another node's are farther away than ordinary pages, which the thread that first touches them gets
+    /// from its own node.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn near(len_bytes: usize, node: u32) -> io::Result<Self> {
+        let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
+        if let Ok(map) = map(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB) {
+            let region = Self::on_hugepages(map, len);
+            // Some containers forbid it. Then the kernel still takes this node's hugepages first.
+            let _ = region.bind(node);
+            if region.populate().is_ok() {
+                return Ok(region);
+            }
+        }
+        Self::on_ordinary_pages(len)
+    }
+
+    fn on_hugepages(map: NonNull<libc::c_void>, len: usize) -> Self {
+        Self { base: map.cast(), len, map, map_len: len, huge: true, _file: None }
+    }
+
+    fn on_ordinary_pages(len: usize) -> io::Result<Self> {
         let map_len = len + HUGE_BYTES;
         let map = map(map_len, libc::MAP_NORESERVE)?;
         let skip = map.as_ptr().align_offset(HUGE_BYTES);
@@ -77,6 +104,27 @@ impl Region {
         Ok(this)
     }
 
+    /// Lets its pages come from NUMA node `node` alone; those that it has stay.
+    fn bind(&self, node: u32) -> io::Result<()> {
+        let mut nodes = [0_u64; 16];
+        let word = nodes.get_mut(node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
+        *word |= 1 << (node % 64);
+        // The kernel takes one bit less than it is told.
+        let bits = 64 * nodes.len() + 1;
+        let (base, mask) = (self.base.as_ptr(), nodes.as_ptr());
+        let mode = libc::c_ulong::from(libc::MPOL_BIND.cast_unsigned());
+        // SAFETY: changes where pages of our own mapping will come from; `mask` has `bits - 1` bits.
+        let done = unsafe { libc::syscall(libc::SYS_mbind, base, self.len, mode, mask, bits, 0_u64) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Gets all its pages now. Where there is none left, a later touch would kill the process (SIGBUS).
+    fn populate(&self) -> io::Result<()> {
+        // SAFETY: the range is ours, and what it holds stays.
+        let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Its start, aligned to 2 MiB.
     pub fn base(&self) -> NonNull<u8> {
         self.base
@@ -116,6 +164,29 @@ impl Drop for Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_of_a_node_that_is_not_there_is_had_all_the_same() {
+        for node in [0, 1023, 1024, u32::MAX] {
+            let region = Region::near(5000, node).expect("memory");
+            assert_eq!(region.len_bytes(), HUGE_BYTES);
+            assert!(region.base().as_ptr().align_offset(HUGE_BYTES) == 0);
+            // SAFETY: inside the mapping, and nobody else has it.
+            unsafe { region.base().add(HUGE_BYTES - 1).write(7) };
+        }
+    }
+
+    #[test]
+    fn a_region_takes_its_pages_from_the_node_that_it_is_bound_to() {
+        let region = Region::on_ordinary_pages(HUGE_BYTES).expect("memory");
+        match region.bind(0) {
+            // In a container.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            bound => bound.expect("node 0 is always there"),
+        }
+        region.populate().expect("pages");
+        assert!(region.bind(1024).is_err(), "no such node");
+    }
 
     #[test]
     fn a_shared_file_keeps_its_bytes_and_has_one_owner() {

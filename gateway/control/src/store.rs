@@ -97,7 +97,7 @@ impl Store {
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
         std::fs::create_dir_all(dir).map_err(io)?;
         let is_missing = !path.try_exists().map_err(io)?;
-make_private(&path).map_err(io)?;
+        make_private(&path).map_err(io)?;
         let store = Self {
             inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })),
             path: path.clone(),

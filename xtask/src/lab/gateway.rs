@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::scenario::{HOST_NQN, MIB, NQN, PORT, Target};
+use super::scenario::{HOST_NQN, MIB, NQN, NQN_2, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 use super::{Lab, net};
 use crate::process;
@@ -130,6 +130,11 @@ impl Target for Gateway<'_> {
         Ok(self.size_mib * MIB)
     }
 
+    fn offer(&mut self, _deadline: Instant) -> Result<()> {
+        let listen = format!("{}:{PORT}", net::HERE);
+        self.tell(&["subsystem", "create", NQN_2, "--host", HOST_NQN, "--listen", &listen])
+    }
+
     fn stop(&mut self, deadline: Instant) -> Result<()> {
         let Some(mut child) = self.running.take() else { return Ok(()) };
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
@@ -156,7 +161,7 @@ impl Drop for Gateway<'_> {
     }
 }
 
-/// `trefoild` in a VM, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
+/// `trefoild` in a VM with two NUMA nodes, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
 pub struct GatewayVm<'a> {
     lab: &'a Lab,
     images: PathBuf,
@@ -206,9 +211,10 @@ impl Target for GatewayVm<'_> {
             images: &self.images,
             host_byte: Self::HOST_BYTE,
             script: "gateway.sh",
-            env: &[("LAB_PORT", PORT), ("LAB_LUN", LUN)],
+            env: &[("LAB_PORT", PORT), ("LAB_LUN", LUN), ("LAB_NQN_2", NQN_2), ("LAB_HOSTNQN", HOST_NQN)],
             files: &self.files,
             disks: std::slice::from_ref(&self.disk),
+            numa: true,
         };
         let mut vm = Vm::boot(self.lab, &spec)?;
         vm.expect("started", deadline)?;
@@ -224,6 +230,10 @@ impl Target for GatewayVm<'_> {
         self.size_mib += GROW_MIB;
         self.order(&format!("grow {}MiB", self.size_mib), "grown", deadline)?;
         Ok(self.size_mib * MIB)
+    }
+
+    fn offer(&mut self, deadline: Instant) -> Result<()> {
+        self.order("offer", "offered", deadline)
     }
 
     fn stop(&mut self, deadline: Instant) -> Result<()> {

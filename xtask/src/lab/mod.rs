@@ -6,13 +6,14 @@
 //!
 //! The guests' side is in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make what is booted, `guest/` has the scripts.
 
+mod emulator;
 mod gateway;
 mod net;
 mod nvmet;
 mod scenario;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,8 @@ use crate::process;
 use crate::repo::Repo;
 
 pub use scenario::names;
+
+use scenario::Scenario;
 
 /// What every part of a run needs to know.
 pub struct Lab {
@@ -67,13 +70,29 @@ pub fn run(repo: &Repo, name: &str) -> Result<()> {
     }
     let scenario = scenario::named(name)?;
     let lab = Lab::new(repo, name);
-    if lab.run.exists() {
-        std::fs::remove_dir_all(&lab.run).with_context(|| lab.run.display().to_string())?;
-    }
-    std::fs::create_dir_all(&lab.run).with_context(|| lab.run.display().to_string())?;
     net::make_bridge()?;
-    (scenario.run)(&lab).with_context(|| format!("lab {name}"))?;
+    let mut ended = lab.attempt(scenario);
+    if let Err(error) = &ended
+        && let Some((guest, line)) = emulator::broken_guest(&lab.run)
+    {
+        let kept = lab.run.with_file_name(format!("{name}-broken"));
+        println!("{error:#}");
+        println!("lab {name}: ***** THE EMULATOR BROKE THE GUEST '{guest}': no CPU has such flags:");
+        println!("lab {name}: ***** {line}");
+        println!("lab {name}: ***** its files are kept in {}; once more from the start", kept.display());
+        remove(&kept)?;
+        std::fs::rename(&lab.run, &kept).with_context(|| kept.display().to_string())?;
+        ended = lab.attempt(scenario);
+    }
+    ended.with_context(|| format!("lab {name}"))?;
     println!("lab {name}: ok");
+    Ok(())
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
     Ok(())
 }
 
@@ -86,6 +105,13 @@ impl Lab {
             run: cache.join("run").join(name),
             cache,
         }
+    }
+
+    /// Runs the scenario from its start, in a folder with nothing in it.
+    fn attempt(&self, scenario: &Scenario) -> Result<()> {
+        remove(&self.run)?;
+        std::fs::create_dir_all(&self.run).with_context(|| self.run.display().to_string())?;
+        (scenario.run)(self)
     }
 
     /// The boot images of a kernel series, made if they are missing.

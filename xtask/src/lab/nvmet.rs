@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::Lab;
-use super::scenario::{MIB, NQN, PORT, Target};
+use super::scenario::{MIB, NQN, NQN_2, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 
 const GROW_MIB: u64 = 32;
@@ -56,9 +56,10 @@ impl Target for Nvmet<'_> {
             images: &self.images,
             host_byte: Self::HOST_BYTE,
             script: "nvmet.sh",
-            env: &[("LAB_NQN", NQN), ("LAB_PORT", PORT), ("LAB_UUID", Self::UUID)],
+            env: &[("LAB_NQN", NQN), ("LAB_NQN_2", NQN_2), ("LAB_PORT", PORT), ("LAB_UUID", Self::UUID)],
             files: &[],
             disks: std::slice::from_ref(&self.disk),
+            numa: false,
         };
         let mut vm = Vm::boot(self.lab, &spec)?;
         vm.expect("ready", deadline)?;
@@ -76,6 +77,12 @@ impl Target for Nvmet<'_> {
         vm.resize_disk(0, self.size_mib)?;
         vm.go("grow")?;
         Ok(vm.expect("grown", deadline)?.trim().parse()?)
+    }
+
+    fn offer(&mut self, deadline: Instant) -> Result<()> {
+        let vm = self.vm.as_mut().context("the target is dead")?;
+        vm.go("offer")?;
+        vm.expect("offered", deadline).map(|_| ())
     }
 
     fn stop(&mut self, deadline: Instant) -> Result<()> {

@@ -13,7 +13,9 @@ use crate::process;
 
 /// The subsystem that every target of the lab offers.
 pub const NQN: &str = "nqn.2026-01.test.lab:disk";
-/// Its TCP port.
+/// One that a target offers besides, once it is told to; it has no namespace.
+pub const NQN_2: &str = "nqn.2026-01.test.lab:second";
+/// The TCP port of both.
 pub const PORT: &str = "4420";
 /// Who the Linux host says it is.
 pub const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
@@ -28,9 +30,6 @@ const BUDGET: Duration = Duration::from_secs(540);
 /// The size of the namespace that is imported.
 const IMPORT_MIB: u64 = 32;
 
-/// For how long the array is without power; it then boots for some more seconds.
-const OUTAGE: Duration = Duration::from_secs(6);
-
 /// What the Linux host is connected to. Its LUN keeps its identity and its acknowledged data over `kill` and `start`.
 pub trait Target {
     /// Where it listens (IPv4), on [`PORT`].
@@ -41,6 +40,8 @@ pub trait Target {
     fn kill(&mut self) -> Result<()>;
     /// Enlarges the LUN while it is in use; its new size in bytes.
     fn grow(&mut self, deadline: Instant) -> Result<u64>;
+    /// Offers [`NQN_2`], too, from now on.
+    fn offer(&mut self, deadline: Instant) -> Result<()>;
     /// Ends it in good order; an error if it doesn't end well.
     fn stop(&mut self, deadline: Instant) -> Result<()>;
 }
@@ -128,6 +129,7 @@ fn import(lab: &Lab) -> Result<()> {
         ],
         files: &[],
         disks: &[],
+        numa: false,
     };
     let mut host = Vm::boot(lab, &spec)?;
     host.expect("done", deadline)?;
@@ -198,10 +200,12 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
             ("LAB_PORT", PORT),
             ("LAB_HOSTNQN", HOST_NQN),
             ("LAB_HOSTID", HOST_ID),
+            ("LAB_NQN_2", NQN_2),
             ("LAB_OUTAGE", if array.is_some() { "yes" } else { "no" }),
         ],
         files: &[],
         disks: &[],
+        numa: false,
     };
     let mut host = Vm::boot(lab, &spec)?;
     let mut finished = false;
@@ -218,7 +222,9 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
             "grow" => target.grow(deadline).map(|bytes| bytes.to_string()),
             "kill" => target.kill().map(|()| String::new()),
             "start" => target.start(deadline).map(|()| String::new()),
-            "outage" => outage(&mut array, deadline).map(|()| String::new()),
+            "offer" => target.offer(deadline).map(|()| String::new()),
+            "cut" => lost(&mut array)?.kill().map(|()| String::new()),
+            "restore" => lost(&mut array)?.start(deadline).map(|()| String::new()),
             "done" => {
                 finished = true;
                 Ok(String::new())
@@ -238,10 +244,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
     Ok(())
 }
 
-/// Takes the array's power, and gives it back after a while.
-fn outage(array: &mut Option<&mut Nvmet>, deadline: Instant) -> Result<()> {
-    let array = array.as_mut().context("there is no array")?;
-    array.kill()?;
-    std::thread::sleep(OUTAGE);
-    array.start(deadline)
+/// The array that loses its power or gets it back.
+fn lost<'a, 'b>(array: &'a mut Option<&mut Nvmet<'b>>) -> Result<&'a mut Nvmet<'b>> {
+    array.as_deref_mut().context("there is no array")
 }

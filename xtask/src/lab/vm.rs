@@ -16,8 +16,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::emulator::CONSOLE;
 use super::{Lab, net};
 use crate::process;
+
+/// Warnings are shown when they come: who dies at once can't show its log at the end. How long something takes under emulation
+/// is nothing to warn of.
+const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
+    rcupdate.rcu_cpu_stall_suppress=1 nowatchdog random.trust_cpu=on";
 
 /// What to boot.
 pub struct Spec<'a> {
@@ -35,6 +41,8 @@ pub struct Spec<'a> {
     pub files: &'a [(PathBuf, &'a str)],
     /// Raw images that become /dev/vda, /dev/vdb, ...
     pub disks: &'a [PathBuf],
+    /// Whether each of its CPUs is a NUMA node of its own.
+    pub numa: bool,
 }
 
 impl Spec<'_> {
@@ -80,22 +88,21 @@ impl Vm {
         let tap = format!("tap-{}", spec.name);
         net::make_tap(&tap)?;
         // A VM that is booted again goes on in the same log.
-        let log = dir.join("console.log");
+        let log = dir.join(CONSOLE);
         let console = File::options().create(true).append(true).open(&log)?;
         let mut qemu = Command::new("qemu-system-x86_64");
         // One thread for both virtual CPUs: with a thread each, the emulator sometimes lets one run into code that
         // the other is patching, and the kernel dies of its own breakpoint.
-        qemu.args(
-            "-accel tcg,thread=single,tb-size=256 -cpu max -M q35,usb=off,vmport=off,hpet=off".split(' '),
-        );
+        qemu.args("-accel tcg,thread=single,tb-size=256 -M q35,usb=off,vmport=off,hpet=off".split(' '));
+        // QEMU 7.2 makes the flags after cmpxchg16b from condition codes that belong to an older instruction. If the CPU is
+        // switched just then, garbage becomes its EFLAGS. Linux allocates with it, unless the CPU has none.
+        qemu.args(["-cpu", "max,-cx16"]);
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         qemu.arg("-kernel").arg(spec.images.join("vmlinux")).arg("-initrd").arg(&initrd);
-        qemu.args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on",
-        ]);
-        qemu.args(["-chardev", "file,id=console,append=on,path=console.log", "-serial", "chardev:console"]);
+        qemu.args(["-append", KERNEL_OPTIONS]);
+        let chardev = format!("file,id=console,append=on,path={CONSOLE}");
+        qemu.args(["-chardev", &chardev, "-serial", "chardev:console"]);
         qemu.args(["-chardev", "stdio,id=steps,signal=off", "-serial", "chardev:steps"]);
         let monitor =
             format!("socket,id=monitor,path={},abstract=on,server=on,wait=off", monitor_name(spec.name));
@@ -109,6 +116,13 @@ impl Vm {
             let path = disk.display();
             qemu.args(["-drive", &format!("if=none,id=disk{n},file={path},format=raw,discard=unmap")]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
+        }
+        if spec.numa {
+            for node in 0..2 {
+                qemu.args(["-object", &format!("memory-backend-ram,id=memory{node},size=512M")]);
+                qemu.args(["-numa", &format!("node,nodeid={node},cpus={node},memdev=memory{node}")]);
+            }
+            qemu.args(["-numa", "dist,src=0,dst=1,val=20"]);
         }
         let mut child = qemu
             .current_dir(&dir)

@@ -1,13 +1,15 @@
 # Linux as an NVMe/TCP host of the target at $LAB_TARGET: everything an administrator does with a LUN, without and with
 # digests, and once with the target killed under load. Steps that the runner carries out:
-#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; outage: what the
-#   target's LUN is on was gone for some seconds, and is back; done.
+#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; cut: what the target's LUN
+#   is on has lost its power; restore: it is back; offer: the target has a second subsystem, too; done.
 . /lib.sh
 net_up
 load nvme-tcp ext4
 mkdir -p /mnt/lun
 
-discovered() { nvme discover -t tcp -a "$LAB_TARGET" -s "$LAB_PORT" -q "$LAB_HOSTNQN" -I "$LAB_HOSTID" > /tmp/discovered 2>&1; }
+to_target="-t tcp -a $LAB_TARGET -s $LAB_PORT -q $LAB_HOSTNQN -I $LAB_HOSTID"
+# shellcheck disable=SC2086 # words
+discovered() { nvme discover $to_target > /tmp/discovered 2>&1; }
 
 # sysfs shows a multipath head below its subsystem and a plain namespace below its controller; both say subsysnqn.
 find_disk() {
@@ -16,9 +18,9 @@ find_disk() {
   done
   return 1
 }
-find_controller() {
+controller_of() { # NQN: prints where it is in sysfs
   for c in /sys/class/nvme/nvme*; do
-    [ "$(cat "$c/subsysnqn" 2>/dev/null)" = "$LAB_NQN" ] && controller=$c && return
+    [ "$(cat "$c/subsysnqn" 2>/dev/null)" = "$1" ] && echo "$c" && return
   done
   return 1
 }
@@ -28,10 +30,11 @@ writes_done() { [ "$(awk '{print $5}' "/sys/block/${disk##*/}/stat")" -ge "$1" ]
 disk_gone() { ! find_disk; }
 
 connect() { # [nvme-cli's options]
-  want nvme connect -t tcp -a "$LAB_TARGET" -s "$LAB_PORT" -n "$LAB_NQN" -q "$LAB_HOSTNQN" -I "$LAB_HOSTID" \
+  # shellcheck disable=SC2086 # words
+  want nvme connect $to_target -n "$LAB_NQN" \
     --nr-io-queues=2 --keep-alive-tmo=5 --reconnect-delay=1 --ctrl-loss-tmo=600 "$@"
   within 20 find_disk
-  find_controller || die "no controller of $LAB_NQN"
+  controller=$(controller_of "$LAB_NQN") || die "no controller of $LAB_NQN"
 }
 disconnect() {
   want nvme disconnect -n "$LAB_NQN"
@@ -112,11 +115,12 @@ inspect() {
 }
 
 warnings() { dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p'; }
-# Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring. A keep-alive that a
-# disconnect cancels before it was sent has no deadline yet, and Linux 6.12 tells its age since the start of time.
+# Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring, and what a slow emulator
+# does. A keep-alive that a disconnect cancels before it was sent has no deadline yet, and Linux 6.12 tells its age since jiffy 0,
+# which is five minutes after boot.
 kernel_is_content() {
   warnings | tail -n +$((known + 1)) |
-    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces|resetting controller)|block nvme[0-9n]+: no usable path|callbacks suppressed|long keepalive RTT \(42949[0-9]+ ms\)' \
+    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces|resetting controller)|block nvme[0-9n]+: no usable path|callbacks suppressed|hrtimer: interrupt took|long keepalive RTT \(4294[6-9][0-9]{5} ms\)' \
       > /tmp/warned
   [ ! -s /tmp/warned ] || { cat /tmp/warned; die "the kernel warns"; }
 }
@@ -190,17 +194,70 @@ crash() {
   read_back "over the target's crash"
 }
 
+# Shorter than the target's loss timeout: the host's commands wait.
 outage() {
   write_long
-  step outage > /dev/null || exit 1
+  step cut > /dev/null || exit 1
+  sleep 6
+  step restore > /dev/null || exit 1
   still_writing "before the array was back"
   state_is live || die "the host noticed the array's loss"
   read_back "over the array's loss"
 }
 
+# Longer than that: commands fail with Internal Path Error (3h/00h) and may be retried. A command by hand tells so; what is
+# on the way to a disk with multipath, Linux sends again until it succeeds.
+long_outage() {
+  write_long
+  step cut > /dev/null || exit 1
+  within 60 path_lost
+  cat /tmp/read.out
+  still_writing "when the array was given up"
+  step restore > /dev/null || exit 1
+  within 60 reads
+  still_writing "before the array was back"
+  state_is live || die "the host noticed the array's loss"
+  read_back "over the array's long loss"
+}
+reads() { nvme read "$disk" --start-block=0 --block-count=0 --data-size="$(blockdev --getss "$disk")" --data=/tmp/block > /tmp/read.out 2>&1; }
+path_lost() { ! reads && grep -q 'Internal Path.*(0x300)' /tmp/read.out; }
+
+# A discovery controller that stays. The target keeps it alive and tells it of a new subsystem, which Linux hands on to udev;
+# the rule there is to connect to whatever is new. And it comes back after the target's crash, and then looks again.
+event() { grep -q "$1" /tmp/uevents; }
+discovery_is_live() { [ "$(cat "$discovery/state")" = live ]; }
+discovery_starts() {
+  : > /tmp/uevents
+  uevent sh -c 'echo "$DEVPATH AEN=$NVME_AEN EVENT=$NVME_EVENT" >> /tmp/uevents' &
+  listener=$!
+  # shellcheck disable=SC2086 # words
+  want nvme connect-all $to_target --persistent --keep-alive-tmo=5 --reconnect-delay=1 --ctrl-loss-tmo=600 --nr-io-queues=2
+  within 20 find_disk
+  discovery=$(controller_of nqn.2014-08.org.nvmexpress.discovery) || die "no discovery controller stays"
+  event AEN=0x && die "an event before there was anything new: $(cat /tmp/uevents)"
+  step offer > /dev/null || exit 1
+  within 20 event AEN=0x70f002
+  # shellcheck disable=SC2086
+  want nvme connect-all --device="${discovery##*/}" $to_target --quiet --nr-io-queues=2
+  within 20 controller_of "$LAB_NQN_2" > /dev/null
+  want nvme disconnect -n "$LAB_NQN_2"
+  disconnect
+}
+discovery_was_kept() {
+  discovery_is_live || die "the discovery controller is $(cat "$discovery/state")"
+  dmesg | grep "nvme ${discovery##*/}: .*\(recovery\|Reconnecting\|keep_alive\)" && die "the discovery controller was lost"
+}
+discovery_ends() {
+  within 60 discovery_is_live
+  within 20 event EVENT=rediscover
+  kill $listener
+  want nvme disconnect -d "${discovery##*/}"
+}
+
 discovered || { cat /tmp/discovered; die "nvme discover"; }
 cat /tmp/discovered
 grep -q "$LAB_NQN" /tmp/discovered || die "$LAB_NQN is not in the discovery log"
+discovery_starts
 for digests in "" "--hdr-digest --data-digest"; do
   # shellcheck disable=SC2086 # two words
   connect $digests
@@ -212,8 +269,15 @@ for digests in "" "--hdr-digest --data-digest"; do
   disconnect
   # shellcheck disable=SC2086
   connect $digests
-  crash
-  [ "$LAB_OUTAGE" = no ] || outage
+  if [ -z "$digests" ]; then
+    discovery_was_kept
+    crash
+    discovery_ends
+    [ "$LAB_OUTAGE" = no ] || outage
+  else
+    crash
+    [ "$LAB_OUTAGE" = no ] || long_outage
+  fi
   disconnect
 done
 kernel_is_content

@@ -1,5 +1,5 @@
 # Linux's own NVMe/TCP target: the disk /dev/vda as namespace 1 of $LAB_NQN. Takes orders until it is told to stop:
-#   ready -> grow: the runner has enlarged the disk, tell the hosts; stop: end.
+#   ready -> grow: the runner has enlarged the disk, tell the hosts; offer: the second subsystem, too; stop: end.
 . /lib.sh
 net_up
 load virtio_blk configfs nvmet nvmet-tcp
@@ -32,6 +32,12 @@ while :; do
   grow)
     echo 1 > "$namespace/revalidate_size" || die "revalidate_size"
     order=$(step grown "$(blockdev --getsize64 /dev/vda)") || exit 1
+    ;;
+  offer)
+    mkdir "subsystems/$LAB_NQN_2"
+    echo 1 > "subsystems/$LAB_NQN_2/attr_allow_any_host"
+    ln -s "$PWD/subsystems/$LAB_NQN_2" "$port/subsystems/$LAB_NQN_2" || die "offer $LAB_NQN_2"
+    order=$(step offered) || exit 1
     ;;
   stop) exit 0 ;;
   *) die "unknown order '$order'" ;;
