@@ -1,7 +1,7 @@
 //! Hosts that err, and hosts that mean harm.
 
 use super::host::{ADMIN, Host, Seen, Wish, connect_command};
-use super::rig::{Rig, limits};
+use super::rig::{HOST, Rig, limits};
 use crate::msg::{Event, Msg};
 use std::time::Duration;
 use trefoil_poll::rand::Rng;
