@@ -59,7 +59,7 @@ fn slow_loris_connects_stop_nobody() {
 #[test]
 fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
     let mut shape = Shape::new(1);
-    shape.target.send_timeout = Duration::from_millis(700);
+    shape.target.progress_timeout = Duration::from_millis(700);
     let mut gateway = Gateway::with_memory_lun(shape, 16);
     let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
     fleet.wait_ups(0..1, 1);
@@ -92,7 +92,7 @@ fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
 fn a_host_that_does_not_read_keeps_nobody_from_writing() {
     let mut shape = Shape::new(1);
     // Longer than a write is waited for.
-    shape.target.send_timeout = 4 * PATIENCE;
+    shape.target.progress_timeout = 4 * PATIENCE;
     let gateway = Gateway::with_memory_lun(shape, 16);
     let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     let who = Who::admin(&host_nqn(2), SUBSYSTEM);

@@ -219,7 +219,7 @@ fn limits() -> CoreLimits {
         reserved_bytes: 1 << 20,
         send_lists: 16,
         connect_timeout: CONNECT_TIMEOUT,
-        send_timeout: SEND_TIMEOUT,
+        progress_timeout: SEND_TIMEOUT,
         terminate_timeout: Duration::from_secs(1),
         ..TargetLimits::default()
     };

@@ -6,10 +6,11 @@
 //!
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
-use super::ctrlr::Ctrlrs;
+use super::ctrlr::{Ctrlrs, hash};
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
+use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
 use super::timers::Timers;
 use crate::cx::Cx;
@@ -104,6 +105,8 @@ pub struct Engine {
     pub timers: Timers,
     /// What hosts did with each LUN.
     pub luns: LunCounters,
+    /// Who holds how much payload memory.
+    pub shares: Shares,
     /// Queues that are gone and whose requests are still under way.
     departures: Departures,
     /// The streams of such queues, until they are cancelled.
@@ -115,7 +118,7 @@ pub struct Engine {
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot and one a queue, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
-    /// one a queue.
+    /// one a queue, shares as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -135,6 +138,7 @@ impl Engine {
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
+            shares: Shares::new(limits.max_conns, limits.reserved_bytes),
             departures: Departures::new(limits.slots.min(65_535)),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
@@ -357,6 +361,7 @@ impl Engine {
     /// A transport accepted a connection: its queue may Connect.
     pub fn open(&mut self, queue: u32, place: Place) {
         self.queues[queue as usize].open();
+        self.shares.open(queue);
         self.places[queue as usize] = place;
         self.names[queue as usize] = Names::NONE;
     }
@@ -432,7 +437,9 @@ impl Engine {
         self.places[queue as usize].portal == PortalId::OWN
     }
 
-    pub(super) fn tell_up<I: StorageIo>(&self, cx: &mut Cx<'_, I>, queue: u32) {
+    /// A queue has completed its Connect.
+    pub(super) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        self.shares.join(queue, hash(self.names[queue as usize].hostnqn.as_str()));
         if self.is_own(queue) {
             return;
         }

@@ -45,9 +45,10 @@ pub struct TargetLimits {
     pub io_queues: u16,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
-    /// A host that takes no byte of what is sent to it for so long loses its connection. It is looked at twice in that
-    /// time, so that one which stops in the middle of a send may lose it after half of it.
-    pub send_timeout: Duration,
+    /// A host that for so long takes no byte of what is sent to it, or gives none of what it owes (data that an R2T asked
+    /// for, or the rest of a capsule), loses its connection. It is looked at twice in that time, so that one which stops in
+    /// the middle may lose it after half of it. As long as a Linux host waits for a command.
+    pub progress_timeout: Duration,
     /// How long a host may take to close after our terminate request (NVMe-oF TCP 1.0c §3.5: 30 s).
     pub terminate_timeout: Duration,
 }
@@ -64,7 +65,7 @@ impl Default for TargetLimits {
             stream_bytes: 64 << 10,
             io_queues: MAX_IO_QUEUES as u16,
             connect_timeout: Duration::from_secs(10),
-            send_timeout: Duration::from_secs(30),
+            progress_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),
         }
     }

@@ -12,6 +12,7 @@ mod engine;
 mod io;
 mod limits;
 mod queue;
+mod shares;
 mod slot;
 mod tcp;
 mod timers;
@@ -217,6 +218,16 @@ impl Target {
     /// Command slots that are free.
     pub fn free_slots(&self) -> usize {
         self.engine.slots.free_count()
+    }
+
+    /// The most payload memory that any one connection has had, in bytes.
+    pub fn peak_conn_bytes(&self) -> usize {
+        self.engine.shares.peak_bytes()
+    }
+
+    /// Payload memory that connections have now, in bytes.
+    pub fn conns_bytes(&self) -> usize {
+        self.engine.shares.total_bytes()
     }
 
     /// Controllers whose admin queue is here.

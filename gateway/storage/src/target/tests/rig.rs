@@ -83,6 +83,9 @@ impl Io for TestIo {
     fn taken_bytes(&mut self, sock: SockId) -> u64 {
         self.socks[sock.0 as usize].taken_bytes
     }
+    fn come_bytes(&mut self, sock: SockId) -> u64 {
+        self.socks[sock.0 as usize].filled.into()
+    }
     fn close(&mut self, sock: SockId) {
         self.socks[sock.0 as usize].closing = true;
     }
