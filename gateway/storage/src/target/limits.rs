@@ -1,6 +1,11 @@
 //! How much one core's target may hold. Everything is allocated from this at start-up.
 
+use super::queue::{Names, Queue};
+use super::shares::CONN_PART;
+use super::slot::Slot;
+use super::tcp::Conn;
 use std::time::Duration;
+use trefoil_poll::arena::MAX_BLOCK_BYTES;
 
 /// Largest data transfer of one command: MDTS 8 with pages of 4 KiB.
 pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
@@ -18,6 +23,15 @@ pub const MAX_IO_QUEUES: usize = 64;
 pub const MAX_AERS: usize = 4;
 /// Abort commands that one controller works on at a time (ACL + 1).
 pub const MAX_ABORTS: usize = 4;
+
+/// What a connection takes besides payload memory: its entries in the tables, a full queue's slots, and a list for sends,
+/// whose vectors come to this.
+pub const CONN_FIXED_BYTES: usize = size_of::<Conn>()
+    + size_of::<Queue>()
+    + size_of::<Names>()
+    + MAX_QUEUE_ENTRIES as usize * size_of::<Slot>()
+    + SEND_LIST_BYTES;
+const SEND_LIST_BYTES: usize = 23 << 10;
 
 /// Sizes and times of one core's target.
 ///
@@ -68,6 +82,19 @@ impl Default for TargetLimits {
             progress_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+impl TargetLimits {
+    /// The most that one connection holds at any time, in bytes, on a core with so much payload memory:
+    /// - its commands' data: the largest transfer, or an eighth of the memory ([`Shares`](super::shares::Shares));
+    /// - what was received too much: one receive;
+    /// - parked capsules: one block, and as they outgrow it one more;
+    /// - what is there for it alone, used or not, and its commands' slots.
+    pub fn conn_bound_bytes(&self, arena_bytes: usize) -> usize {
+        let payload = (arena_bytes / CONN_PART).max(MAX_TRANSFER_BYTES as usize);
+        let spill = (self.stream_bytes as usize).next_power_of_two();
+        payload + spill + MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 2 + CONN_FIXED_BYTES
     }
 }
 

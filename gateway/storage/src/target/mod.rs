@@ -14,6 +14,7 @@ mod limits;
 mod queue;
 mod shares;
 mod slot;
+mod strangers;
 mod tcp;
 mod timers;
 
@@ -57,6 +58,14 @@ impl Target {
         peer: SocketAddr,
     ) {
         self.tcp.adopt(&mut self.engine, cx, sock, Place { portal, local, peer });
+    }
+
+    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    #[cold]
+    pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let made = self.tcp.make_room(&mut self.engine, cx);
+        self.tcp.settle(&mut self.engine, cx);
+        made
     }
 
     /// Bytes came in on a connection.
@@ -220,9 +229,10 @@ impl Target {
         self.engine.slots.free_count()
     }
 
-    /// The most payload memory that any one connection has had, in bytes.
+    /// The most that any one connection has had, in bytes: payload memory, and what is there for it alone. Never more than
+    /// [`TargetLimits::conn_bound_bytes`].
     pub fn peak_conn_bytes(&self) -> usize {
-        self.engine.shares.peak_bytes()
+        self.engine.shares.peak_bytes() + limits::CONN_FIXED_BYTES
     }
 
     /// Payload memory that connections have now, in bytes.

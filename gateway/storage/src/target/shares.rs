@@ -12,7 +12,7 @@ use super::slot::NIL;
 use trefoil_poll::arena::MIN_BLOCK_BYTES;
 
 /// A connection may hold this part of what is free.
-const CONN_PART: usize = 8;
+pub const CONN_PART: usize = 8;
 /// A host may hold as many times what it leaves beyond the reserve: four fifths of it if it is alone. That is what 32
 /// connections of [`CONN_PART`] come to.
 const HOST_TIMES: usize = 4;

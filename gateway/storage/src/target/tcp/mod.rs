@@ -309,6 +309,15 @@ impl Tcp {
             None => {}
         }
     }
+
+    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> bool {
+        let first = engine.strangers.first();
+        if let Some(c) = first {
+            self.kill(engine, cx, c, "another came and there was no place");
+        }
+        first.is_some()
+    }
 }
 
 /// Frees a block that a connection kept.
