@@ -57,9 +57,109 @@ fn slow_loris_connects_stop_nobody() {
 }
 
 #[test]
+fn a_flood_of_silent_connections_keeps_nobody_out() {
+    let mut shape = Shape::new(1);
+    shape.target.max_conns = 24;
+    // Longer than a Connect is waited for.
+    shape.target.connect_timeout = 4 * PATIENCE;
+    let mut gateway = Gateway::with_memory_lun(shape, 16);
+    let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
+    fleet.wait_ups(0..1, 1);
+    let mut first = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
+    let mut lazy: Vec<_> = (0..1000)
+        .map(|_| {
+            let stream = TcpStream::connect(gateway.addr()).expect("connects");
+            stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+            stream
+        })
+        .collect();
+    // The table is full of them, and who comes now takes the place of the oldest.
+    for host in 3..8 {
+        Pair::connect(gateway.addr(), &host_nqn(host), SUBSYSTEM).check(1, host as u8);
+    }
+    // Who was connected has stayed, and the oldest of the silent have gone.
+    first.check(1, 1);
+    fleet.check(5);
+    assert_eq!(fleet.tally(0).ups, 1, "it never had to come again");
+    for stream in &mut lazy[..900] {
+        assert!(!matches!(stream.read(&mut [0]), Ok(1..)), "it heard something");
+    }
+    // Without any that is silent, there is no place for another: all others have connected.
+    drop(lazy);
+    let rows = |gateway: &mut Gateway| gateway.survey().len();
+    let mut held = Vec::new();
+    let mut host = 10;
+    while rows(&mut gateway) < 24 {
+        held.push(Raw::admin(gateway.addr(), &Who::admin(&host_nqn(host), SUBSYSTEM)));
+        host += 1;
+    }
+    Raw::open(gateway.addr()).wait_closed("there is no place");
+    first.check(1, 2);
+    drop(held);
+    fleet.finish();
+    gateway.finish();
+}
+
+/// Queues of a host that asks for 20 writes of 1 MiB on each and sends no data.
+fn granted_and_silent(gateway: &Gateway, queues: u16) -> Vec<Raw> {
+    let who = Who::admin(&host_nqn(2), SUBSYSTEM);
+    let (admin, cntlid) = Raw::admin(gateway.addr(), &who);
+    let mut silent = vec![admin];
+    for qid in 1..=queues {
+        let mut raw = Raw::queue(gateway.addr(), &who.clone().queue(cntlid, qid, 127), (false, false));
+        let write = IoCommand::Write(BlockRange::new(0, 2048));
+        let sqes = (0..20).map(|cid| write.sqe(cid, 1, Sgl::Transport { len_bytes: 1 << 20 }));
+        let bytes: Vec<u8> = sqes.flat_map(|sqe| raw.capsule_bytes(sqe, &[])).collect();
+        raw.send(&bytes);
+        silent.push(raw);
+    }
+    silent
+}
+
+#[test]
+fn a_host_that_is_granted_writes_and_sends_none_starves_nobody() {
+    let mut shape = Shape::new(1);
+    // Longer than anything is waited for, so that it holds what it has.
+    shape.target.progress_timeout = 4 * PATIENCE;
+    let mut gateway = Gateway::with_memory_lun(shape, 16);
+    let mut silent = granted_and_silent(&gateway, 60);
+    gateway.wait_survey("all its writes to have been looked at", |rows| {
+        rows.iter().all(|(_, row)| row.qid == 0 || row.outstanding == 20)
+    });
+    assert!(matches!(silent[1].pdu(), Pdu::R2t(_)));
+    let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+    let large = vec![0x5A; 1 << 20];
+    for seed in 0..20 {
+        other.check(1, seed);
+        assert_eq!(other.io.write(1, 0, &large), Status::SUCCESS);
+        assert!(other.io.read(1, 0, large.len()).1 == large);
+    }
+    drop(silent);
+    gateway.finish();
+}
+
+#[test]
+fn a_host_that_owes_data_is_cut_off() {
+    let mut shape = Shape::new(1);
+    shape.target.progress_timeout = Duration::from_millis(700);
+    let mut gateway = Gateway::with_memory_lun(shape, 16);
+    let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+    let mut silent = granted_and_silent(&gateway, 8);
+    for _ in 0..8 {
+        gateway.wait_event("a queue that owes data to be cut off", |event| {
+            matches!(event, Event::QpairDown { why: "the host does not send what it owes", .. })
+        });
+    }
+    other.check(1, 1);
+    silent[0].enable(false);
+    drop(silent);
+    gateway.finish();
+}
+
+#[test]
 fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
     let mut shape = Shape::new(1);
-    shape.target.send_timeout = Duration::from_millis(700);
+    shape.target.progress_timeout = Duration::from_millis(700);
     let mut gateway = Gateway::with_memory_lun(shape, 16);
     let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
     fleet.wait_ups(0..1, 1);
@@ -92,7 +192,7 @@ fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
 fn a_host_that_does_not_read_keeps_nobody_from_writing() {
     let mut shape = Shape::new(1);
     // Longer than a write is waited for.
-    shape.target.send_timeout = 4 * PATIENCE;
+    shape.target.progress_timeout = 4 * PATIENCE;
     let gateway = Gateway::with_memory_lun(shape, 16);
     let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     let who = Who::admin(&host_nqn(2), SUBSYSTEM);

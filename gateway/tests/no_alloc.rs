@@ -88,7 +88,7 @@ fn cores_keep_themselves_warm() {
 #[test]
 fn hosts_come_and_go_and_err() {
     let mut shape = Shape::new(2);
-    shape.target.send_timeout = Duration::from_millis(500);
+    shape.target.progress_timeout = Duration::from_millis(500);
     shape.target.connect_timeout = Duration::from_secs(2);
     shape.target.terminate_timeout = Duration::from_millis(300);
     let mut gateway = Gateway::with_memory_lun(shape, 16);

@@ -167,6 +167,11 @@ pub trait Io {
     fn taken_bytes(&mut self, _sock: SockId) -> u64 {
         0
     }
+    /// How many bytes have come from the peer since the connection came up, those too that nobody has received, as far as
+    /// that is known: of a receive into a block, whether it moves. Costs and says as [`taken_bytes`](Self::taken_bytes).
+    fn come_bytes(&mut self, _sock: SockId) -> u64 {
+        0
+    }
     /// Closes at once: what is outstanding ends (with its buffers; a receive with
     /// [`RecvEnd::Closed`], a connect with `ECANCELED`, a send as it went), then
     /// [`Handler::on_closed`].

@@ -361,6 +361,11 @@ impl<M: Send> Io for UringIo<M> {
         fd.map_or(0, |fd| trefoil_sys::socket::bytes_acked(fd.as_fd()))
     }
 
+    fn come_bytes(&mut self, sock: SockId) -> u64 {
+        let fd = self.socks.get_mut(sock.0).and_then(|sock| sock.fd.as_ref());
+        fd.map_or(0, |fd| trefoil_sys::socket::bytes_received(fd.as_fd()))
+    }
+
     fn close(&mut self, sock: SockId) {
         self.sock_close(sock);
     }

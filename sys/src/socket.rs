@@ -154,8 +154,19 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
 /// Bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1); 0 if that can't be had.
 pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
     // Where `tcpi_bytes_acked` stands in struct tcp_info (include/uapi/linux/tcp.h).
-    const AT: usize = 120;
-    let mut info = [0u8; AT + 8];
+    tcp_info::<128>(fd)
+}
+
+/// Bytes that have come from the peer since the connection came up, read or not (TCP_INFO, Linux 4.1); 0 if that can't
+/// be had.
+pub fn bytes_received(fd: BorrowedFd<'_>) -> u64 {
+    // `tcpi_bytes_received` is the next.
+    tcp_info::<136>(fd)
+}
+
+/// The 64-bit field of struct tcp_info that ends at `END`.
+fn tcp_info<const END: usize>(fd: BorrowedFd<'_>) -> u64 {
+    let mut info = [0u8; END];
     let mut len = info.len() as libc::socklen_t;
     // SAFETY: `info` is writable for `len` bytes; the kernel writes no more than that.
     let result = unsafe {
@@ -220,6 +231,8 @@ mod tests {
             reader.read_exact(&mut into[..65536]).expect("bytes");
             sent += fill(&mut sender);
         }
+        let came = bytes_received(reader.as_fd());
+        assert!(came >= stuck + (1 << 20) && came <= sent as u64, "{came} of {sent} bytes");
     }
 
     #[test]

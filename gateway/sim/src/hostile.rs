@@ -21,6 +21,8 @@ use line::Shared;
 
 /// Its NQN; it may connect as any other host may.
 pub const HOST: &str = "nqn.2014-08.org.trefoil.sim:hostile";
+/// The same under another name, which takes its whole share of memory while attacks in the first one need some too.
+pub const GREEDY: &str = "nqn.2014-08.org.trefoil.sim:greedy";
 /// Attacks at a time.
 const AT_ONCE: usize = 3;
 
@@ -64,8 +66,10 @@ impl HostileCore {
     /// Starts attack `which`, in a variant that follows from `bits`, unless enough are under way. `epoch` comes back with
     /// the verdict.
     pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
-        if self.running.len() < AT_ONCE {
-            let (kind, start) = ATTACKS[which % ATTACKS.len()];
+        let (kind, start) = ATTACKS[which % ATTACKS.len()];
+        // Two greedy ones would share what one host may have, and wait for each other.
+        let alone = kind != "hostile-owing" || self.running.iter().all(|(other, ..)| *other != kind);
+        if self.running.len() < AT_ONCE && alone {
             self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), bits)));
         }
     }

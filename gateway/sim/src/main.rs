@@ -112,6 +112,8 @@ struct Totals {
     failed: Vec<Outcome>,
     operations: u64,
     faults: u64,
+    /// The most that one connection held, and what it may at most.
+    conn_bytes: (usize, usize),
     /// Seeds that fired each kind.
     seeds_by_kind: BTreeMap<&'static str, u64>,
 }
@@ -120,6 +122,8 @@ impl Totals {
     fn add(&mut self, outcome: Outcome) {
         self.operations += outcome.operations.0 + outcome.operations.1;
         self.faults += outcome.faults.values().sum::<u64>();
+        self.conn_bytes.0 = self.conn_bytes.0.max(outcome.conn_bytes.0);
+        self.conn_bytes.1 = self.conn_bytes.1.max(outcome.conn_bytes.1);
         outcome.faults.keys().for_each(|kind| *self.seeds_by_kind.entry(kind).or_default() += 1);
         match &outcome.violation {
             None => self.passed += 1,
@@ -172,6 +176,8 @@ fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {
         totals.faults,
         args.seeds as f64 / seconds
     );
+    let (held, bound) = totals.conn_bytes;
+    println!("a connection held at most {held} bytes, of {bound} that it may");
     // A handful of seeds need not fire everything.
     let never: Vec<_> = FAULTS.iter().filter(|kind| !totals.seeds_by_kind.contains_key(*kind)).collect();
     let unfired = args.seeds >= 50 && !never.is_empty();

@@ -64,9 +64,9 @@ const GROWN_MOST: u64 = 2900;
 /// Nothing takes longer than this in virtual time.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
-/// How long the gateway waits for a Connect, and for a host to read.
+/// How long the gateway waits for a Connect, and for a host to read or to send what it owes.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const PROGRESS_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Without progress for so long, nothing more goes wrong: the servers must recover within their loss
 /// timeout.
@@ -129,6 +129,8 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// What was wrong, if anything.
     pub violation: Option<String>,
+    /// The most that one connection of a host held, and what it may at most, in bytes; zeros without a network.
+    pub conn_bytes: (usize, usize),
     /// The story's lines, if it was told.
     pub story: Vec<String>,
 }
@@ -182,6 +184,8 @@ pub struct Run {
     pub show_all: bool,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
+    /// As in [`Outcome`].
+    conn_bytes: (usize, usize),
     /// The gateway died before.
     restarted: bool,
     /// The server that may not connect now.
@@ -219,7 +223,7 @@ fn limits() -> CoreLimits {
         reserved_bytes: 1 << 20,
         send_lists: 16,
         connect_timeout: CONNECT_TIMEOUT,
-        send_timeout: SEND_TIMEOUT,
+        progress_timeout: PROGRESS_TIMEOUT,
         terminate_timeout: Duration::from_secs(1),
         ..TargetLimits::default()
     };
@@ -268,6 +272,7 @@ impl Run {
             calm: None,
             reuse_extent: false,
             swap_extents: false,
+            conn_bytes: (0, 0),
             restarted: false,
             banned: None,
             keep_banned: false,
@@ -351,6 +356,9 @@ impl Run {
                 Step::Ran => {}
                 Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
+                    if let Some(wrong) = self.check_conns() {
+                        return Some(wrong);
+                    }
                     if self.tick() {
                         break;
                     }
@@ -390,6 +398,7 @@ impl Run {
             operations: self.workload.borrow().model.counts(),
             faults: std::mem::take(&mut self.faults),
             violation,
+            conn_bytes: self.conn_bytes,
             story: self.world.story.lines().map(str::to_owned).collect(),
         };
         let homes = std::mem::take(&mut self.homes);
@@ -410,6 +419,27 @@ impl Run {
     fn fired(&mut self, kind: &'static str) {
         *self.faults.entry(kind).or_default() += 1;
         self.world.story.tell(self.world.now(), format_args!("fault: {kind}"));
+    }
+
+    /// What connections hold: each within its bound at its peak, and together no more than there is.
+    fn check_conns(&mut self) -> Option<String> {
+        for core in 0..CORES {
+            let Some(Node::Gateway(machine)) = self.world.machine(self.gateway, core) else { continue };
+            let (target, arena) = (machine.target(), machine.arena());
+            let (peak, bound) = (target.peak_conn_bytes(), machine.conn_bound_bytes());
+            self.conn_bytes = (self.conn_bytes.0.max(peak), bound);
+            let used = arena.capacity_bytes() - arena.free_bytes();
+            if peak > bound {
+                return Some(format!("a connection of core {core} held {peak} bytes, of {bound} at most"));
+            }
+            if target.conns_bytes() > used {
+                let counted = target.conns_bytes();
+                return Some(format!(
+                    "core {core} counts {counted} bytes of connections, and {used} are in use"
+                ));
+            }
+        }
+        None
     }
 
     /// At rest no core holds a block, once timeouts have ended what waits for dead peers.

@@ -9,9 +9,10 @@ use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request, Rest, Stream};
 use crate::target::{Target, TargetLimits};
-use crate::topology::BackendId;
+use crate::topology::{BackendId, PortalId};
 use crate::warm::WarmHost;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use trefoil_poll::lost::Lost;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
 
@@ -27,6 +28,17 @@ pub struct StorageCore<I: StorageIo> {
     owners: Box<[SockOwner]>,
     /// Who keeps this core warm, with their socket.
     warm: Option<Box<WarmHost>>,
+    conn_bound_bytes: usize,
+    /// Hosts' connections that wait for the place of one that is being closed for them.
+    newcomers: VecDeque<Newcomer<I::Socket>>,
+}
+
+/// A connection that a host has made.
+struct Newcomer<S> {
+    socket: S,
+    portal: PortalId,
+    local: SocketAddr,
+    peer: SocketAddr,
 }
 
 /// Whose a socket is.
@@ -79,6 +91,7 @@ impl<I: StorageIo> StorageCore<I> {
         let home = arena.id().0;
         let requests = limits.target.slots + limits.foreign_requests;
         Self {
+            conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
             luns: Luns::new(io.core()).with_room(requests),
@@ -86,6 +99,7 @@ impl<I: StorageIo> StorageCore<I> {
             done: VecDeque::with_capacity(requests),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
             warm: None,
+            newcomers: VecDeque::with_capacity(limits.max_sockets as usize),
         }
     }
 
@@ -99,10 +113,33 @@ impl<I: StorageIo> StorageCore<I> {
         &self.target
     }
 
+    /// What [`Target::peak_conn_bytes`] must never exceed here.
+    pub fn conn_bound_bytes(&self) -> usize {
+        self.conn_bound_bytes
+    }
+
     /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
     /// holds are dropped, so the caller must be unwinding, or they count as lost.
     pub fn into_arena(self) -> Arena {
         self.arena
+    }
+
+    /// Takes a host's connection. If there is no place, it waits for that of one that has not completed a Connect; without
+    /// such a one it is dropped, which the host sees as a reset.
+    fn adopt(&mut self, io: &mut I, newcomer: Newcomer<I::Socket>) {
+        let Newcomer { socket, portal, local, peer } = newcomer;
+        match io.adopt(socket) {
+            Ok(sock) => {
+                self.set_owner(sock, SockOwner::Target);
+                self.target.adopt(cx!(self, io), sock, portal, local, peer);
+            }
+            // Never more than are being closed.
+            Err(socket) => {
+                if self.target.make_room(cx!(self, io)) {
+                    self.newcomers.push_back(Newcomer { socket, portal, local, peer });
+                }
+            }
+        }
     }
 
     /// Carries requests down and completions up until neither is left.
@@ -247,6 +284,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Free => {}
         }
         self.set_owner(sock, SockOwner::Free);
+        if let Some(newcomer) = self.newcomers.pop_front() {
+            self.adopt(io, newcomer);
+        }
         self.drain(io);
     }
 
@@ -258,11 +298,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: Msg<I::Socket, I::File>) {
         match msg {
             Msg::Adopt { socket, portal, local, peer } => {
-                // With a full table the socket is dropped, which the host sees as a reset.
-                if let Ok(sock) = io.adopt(socket) {
-                    self.set_owner(sock, SockOwner::Target);
-                    self.target.adopt(cx!(self, io), sock, portal, local, peer);
-                }
+                self.adopt(io, Newcomer { socket, portal, local, peer });
             }
             Msg::KeepWarm { socket, to, host } => {
                 if let Ok(sock) = io.adopt(socket) {
@@ -309,7 +345,12 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 io.post_control(Msg::LunSurvey(survey));
             }
             Msg::UnderWay(lun, _) => io.post_control(Msg::UnderWay(lun, self.target.under_way(lun))),
-            Msg::CloseHosts { all } => self.target.close_hosts(cx!(self, io), all),
+            Msg::CloseHosts { all } => {
+                if all {
+                    self.newcomers.clear();
+                }
+                self.target.close_hosts(cx!(self, io), all);
+            }
             // What only control is told.
             Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {
                 debug_assert!(false, "a core got a message for control from {from:?}");

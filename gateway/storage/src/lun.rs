@@ -56,6 +56,9 @@ enum Kind {
     Extents,
 }
 
+/// Requests that wait which a turn looks at: the others have theirs, and a crowd costs a turn no more than some µs.
+const LOOKS: usize = 256;
+
 /// Where a backend's channel stands.
 struct Place<I: StorageIo> {
     channel: Option<AnyChannel>,
@@ -301,10 +304,10 @@ impl<I: StorageIo> Luns<I> {
         worked
     }
 
-    /// Starts the requests that no loan holds up any more. Whether there are any that wait.
+    /// Starts the requests that nothing holds up any more. Whether there are any that wait.
     fn try_waiting(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let waiting = self.waiting.len();
-        for _ in 0..waiting {
+        for _ in 0..waiting.min(LOOKS) {
             let Some(request) = self.waiting.pop_front() else { break };
             match self.channel_mut(request.rest.at) {
                 Some(channel) if Channel::<I>::must_wait(channel, &request) => {

@@ -448,6 +448,9 @@ impl Gateway {
             assert_eq!(arena.free_bytes(), arena.capacity_bytes(), "core {at}: a block is missing");
             assert_eq!(core.target().free_slots(), slots, "core {at}: a command slot is missing");
             assert_eq!(core.target().ctrlr_count(), 0, "core {at}: a controller is left");
+            assert_eq!(core.target().conns_bytes(), 0, "core {at}: memory is still counted as somebody's");
+            let (peak, bound) = (core.target().peak_conn_bytes(), core.conn_bound_bytes());
+            assert!(peak <= bound, "core {at}: a connection held {peak} bytes, which may be {bound} at most");
         }
         for thread in self.threads {
             thread.join().expect("a control thread ended well");

@@ -3,12 +3,12 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Sqe, Status};
+use trefoil_wire::nvme::{AdminCommand, BlockRange, IdentifyCommand, IoCommand, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{FatalStatus, H2cData, field};
 
 use super::line::{At, Lines, Pdu, ic_req};
-use super::{Attack, Cut};
-use crate::run::{CONNECT_TIMEOUT, SEND_TIMEOUT};
+use super::{Attack, Cut, GREEDY};
+use crate::run::{CONNECT_TIMEOUT, PROGRESS_TIMEOUT};
 
 type Start = fn(Lines, u64) -> Attack;
 
@@ -32,6 +32,7 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-slow", slow),
     attack!("hostile-deaf", deaf),
     attack!("hostile-deaf", deaf),
+    attack!("hostile-owing", owe),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
@@ -249,23 +250,65 @@ async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
         let sqe = read.sqe(lines.cid(io), NSID, Sgl::Transport { len_bytes: blocks * 512 });
         lines.send(io, &lines.capsule(io, sqe, &[]));
     }
-    for _ in 0..SEND_TIMEOUT.as_millis() / 250 + 4 {
-        lines.sleep(Duration::from_millis(250)).await;
-        for at in [admin, polite] {
-            let identify = trefoil_wire::nvme::AdminCommand::Identify(trefoil_wire::nvme::IdentifyCommand {
-                cns: 1,
-                ..Default::default()
-            });
-            let sqe = identify.sqe(lines.cid(at), 0, Sgl::Transport { len_bytes: 4096 });
-            let status = lines.command(at, sqe, &[]).await?.status;
-            if !status.is_ok() {
-                return Err(Cut::Wrong(format!("Identify beside a deaf queue got {status}")));
-            }
-        }
-    }
+    attend(lines, &[admin, polite], PROGRESS_TIMEOUT + Duration::from_secs(1)).await?;
     // Who doesn't read isn't told the end: what is left is at most what the network held.
     lines.deafen(io, false);
     lines.expect_end(io, Duration::from_secs(1), "a host that doesn't read").await
+}
+
+/// Admin queues that go on meanwhile.
+async fn attend(lines: &Lines, admins: &[At], time: Duration) -> Result<(), Cut> {
+    const PAUSE: Duration = Duration::from_millis(250);
+    for _ in 0..time.div_duration_f64(PAUSE) as u32 {
+        lines.sleep(PAUSE).await;
+        for &at in admins {
+            let identify = AdminCommand::Identify(IdentifyCommand { cns: 1, ..Default::default() });
+            let sqe = identify.sqe(lines.cid(at), 0, Sgl::Transport { len_bytes: 4096 });
+            let status = lines.command(at, sqe, &[]).await?.status;
+            if !status.is_ok() {
+                return Err(Cut::Wrong(format!("Identify beside a queue that does harm got {status}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Asks for as many large writes as it may, and sends nothing of what it is asked for, or little.
+async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    const QUEUES: u16 = 12;
+    lines.be(GREEDY);
+    let (admin, cntlid) = lines.admin().await?;
+    let mut queues = Vec::new();
+    for qid in 1..=QUEUES {
+        queues.push(lines.queue(cntlid, qid, 32, (false, false)).await?);
+    }
+    let len = [LARGE, 1 << 20][(bits % 2) as usize];
+    for &io in &queues {
+        for _ in 0..30 {
+            lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[]));
+        }
+    }
+    let first = queues[0];
+    match lines.pdu(first).await? {
+        Pdu::R2t(r2t) if bits & 2 != 0 => {
+            let pdu = H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: len, last: true };
+            lines.send(first, &lines.h2c(first, pdu, &[])[..24]);
+            lines.send(first, &[JUNK; 100]);
+        }
+        Pdu::R2t(_) => {}
+        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => {
+            return Err(Cut::Gone("no LUN yet"));
+        }
+        other => return Err(Cut::Wrong(format!("{other:?} instead of an R2T"))),
+    }
+    let (polite, _) = lines.admin().await?;
+    attend(lines, &[admin, polite], PROGRESS_TIMEOUT + PROGRESS_TIMEOUT / 2).await?;
+    lines.expect_end(first, Duration::ZERO, "a host that owes data").await?;
+    // Some get their memory, and with it their time, only when others are cut off.
+    for io in queues {
+        lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host that owes data").await?;
+    }
+    Ok(())
 }
 
 /// A queue whose connection ends with its Connect: its controller resets all the same.

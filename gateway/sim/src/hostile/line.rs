@@ -1,6 +1,6 @@
 //! The hostile host's connections: bytes out, PDUs in, and waiting.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -153,6 +153,7 @@ impl Shared {
 pub struct Lines {
     shared: Rc<RefCell<Shared>>,
     mine: RefCell<Vec<u32>>,
+    host: Cell<&'static str>,
 }
 
 impl Drop for Lines {
@@ -173,7 +174,12 @@ pub struct At(u32);
 
 impl Lines {
     pub fn new(shared: Rc<RefCell<Shared>>) -> Self {
-        Self { shared, mine: RefCell::new(Vec::new()) }
+        Self { shared, mine: RefCell::new(Vec::new()), host: Cell::new(HOST) }
+    }
+
+    /// Connects as `host` from now on.
+    pub fn be(&self, host: &'static str) {
+        self.host.set(host);
     }
 
     fn line(&self, at: At) -> RefMut<'_, Line> {
@@ -332,7 +338,7 @@ impl Lines {
     pub fn connect_capsule(&self, at: At, cntlid: u16, qid: u16, entries: u16) -> (Vec<u8>, u16) {
         let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
         let mut data = [0; ConnectData::LEN];
-        let (subnqn, hostnqn) = (nqn(SUBSYSTEM), nqn(HOST));
+        let (subnqn, hostnqn) = (nqn(SUBSYSTEM), nqn(self.host.get()));
         ConnectData { hostid: [0x66; 16], cntlid, subnqn, hostnqn }.emit(&mut data);
         let connect = Connect {
             recfmt: 0,

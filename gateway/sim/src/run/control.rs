@@ -110,7 +110,7 @@ impl Run {
                 (0..SERVERS)
                     .filter(|server| self.keep_banned || Some(*server) != self.banned)
                     .map(host_nqn)
-                    .chain([hostile::HOST.into()])
+                    .chain([hostile::HOST.into(), hostile::GREEDY.into()])
                     .collect(),
             ),
             portals: vec![PortalId(0)],

@@ -15,7 +15,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 47] = [
+pub const FAULTS: [&str; 48] = [
     "link-reset",
     "link-stall",
     "half-dead",
@@ -62,6 +62,7 @@ pub const FAULTS: [&str; 47] = [
     "hostile-flood",
     "hostile-slow",
     "hostile-deaf",
+    "hostile-owing",
     "hostile-cut-join",
 ];
 

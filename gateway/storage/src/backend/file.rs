@@ -55,8 +55,7 @@ enum Step {
 }
 
 impl File {
-    /// The table for a channel on which `requests` can be under way: all that the cores which use
-    /// it can have. About 200 bytes each, reserved but not touched before they are used.
+    /// The table for a channel on which `requests` can be under way; others wait for their end. About 200 bytes each, reserved but not touched before they are used.
     pub fn slots(requests: usize) -> Slab<Slot> {
         Slab::with_capacity(requests)
     }
@@ -186,11 +185,16 @@ impl File {
 }
 
 impl<I: StorageIo> Channel<I> for File {
+    #[inline]
+    fn must_wait(&self, _request: &Request) -> bool {
+        self.slots.is_full()
+    }
+
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         let Some(step) = self.first_step(request.op) else { return cx.complete(request, Ok(())) };
         match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL, cancelled: false }) {
             Ok(at) => self.go_on(cx, at),
-            // Control sized the table for all requests that there can be.
+            // The LUN layer lets nothing through that must wait.
             Err(slot) => cx.complete(slot.request, Err(Fault::Internal)),
         }
     }

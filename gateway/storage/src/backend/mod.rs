@@ -34,8 +34,8 @@ pub trait Channel<I: StorageIo> {
     /// Nobody waits for the requests of `stream` any more: they end as soon as it is sure that they can't take effect
     /// later, at once where they have not started, and start nothing new.
     fn cancel(&mut self, _cx: &mut Cx<'_, I>, _stream: Stream) {}
-    /// Whether the request can't start yet because bytes that it would change are lent. The LUN layer
-    /// keeps it and asks again each turn.
+    /// Whether the request can't start yet, because bytes that it would change are lent, or because others have every
+    /// place that there is. The LUN layer keeps it and asks again each turn.
     fn must_wait(&self, _request: &Request) -> bool {
         false
     }
@@ -72,7 +72,7 @@ pub enum AttachKind<F> {
     File {
         /// Open for O_DIRECT where the file system allows it.
         file: F,
-        /// Room for every request that can be under way, from [`File::slots`].
+        /// Room for requests under way, from [`File::slots`].
         slots: Slab<file::Slot>,
     },
     /// A namespace of an NVMe/TCP array: this core's channel, made whole by control.
@@ -201,7 +201,9 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
     fn must_wait(&self, request: &Request) -> bool {
         match self {
             Self::Memory(memory) => Channel::<I>::must_wait(memory, request),
-            Self::Null(_) | Self::File(_) | Self::Remote(_) | Self::NvmeTcp(_) => false,
+            Self::File(file) => Channel::<I>::must_wait(file, request),
+            Self::NvmeTcp(channel) => Channel::<I>::must_wait(&**channel, request),
+            Self::Null(_) | Self::Remote(_) => false,
         }
     }
 

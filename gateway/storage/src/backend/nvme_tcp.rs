@@ -48,8 +48,8 @@ pub struct NvmeTcpConfig {
     pub controller: ControllerConfig,
     /// When a command is aborted, from when it is sent.
     pub command_timeout: Duration,
-    /// Requests that this core's channel can hold: the command slots of all cores that may pass theirs
-    /// on to this one, which is all cores' when the array grants a single queue.
+    /// Requests that this core's channel can hold; others wait for their end. Other cores may pass theirs on to this one,
+    /// all of them when the array grants a single queue.
     pub requests: usize,
 }
 
@@ -451,7 +451,7 @@ impl NvmeTcpChannel {
         }
         match self.free.pop() {
             Some(at) => self.next_part(cx, at, Work { request, done: 0, part: 0, cancelled: false }),
-            // More than control made room for: a retry finds room.
+            // The LUN layer lets nothing through that must wait, but those that were parked may find less room.
             None => cx.complete(request, Err(Fault::PathLost)),
         }
     }
@@ -505,6 +505,14 @@ impl NvmeTcpChannel {
 }
 
 impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
+    #[inline]
+    fn must_wait(&self, _request: &Request) -> bool {
+        match self.queues {
+            0 => !self.gave_up && self.parked.len() == self.works.len(),
+            _ => self.queue_core() == self.core && self.free.is_empty(),
+        }
+    }
+
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         if self.queues == 0 {
             if self.gave_up || self.parked.len() == self.works.len() {

@@ -34,6 +34,11 @@ impl<T> Slab<T> {
         self.len == 0
     }
 
+    /// Whether there is no room for another.
+    pub fn is_full(&self) -> bool {
+        self.len() == self.entries.capacity()
+    }
+
     /// Stores a value. Never allocates.
     ///
     /// # Errors

@@ -332,11 +332,19 @@ fn a_durable_zeroing_is_synced() {
 }
 
 #[test]
-fn a_full_slot_table_fails_the_request_only() {
+fn a_full_slot_table_makes_requests_wait_and_fails_none() {
     let mut core = Core::new(0, 108);
-    core.attach(0, 64 * KIB, AttachKind::File { file: vec![0; 65536], slots: File::slots(0) });
+    core.attach(0, 64 * KIB, AttachKind::File { file: vec![0; 65536], slots: File::slots(2) });
     core.present(vec![lun(64 * KIB, &[(0, 64 * KIB, 0, 0)])]);
-    assert_eq!(core.run(Op::Read, 0, 512, None).1, Err(Fault::Internal));
+    // More than are looked at in one turn.
+    for _ in 0..600 {
+        let request = core.request(Op::Flush, 0, 0, None);
+        core.submit(request);
+    }
+    let done = core.settle();
+    assert_eq!(done.len(), 600);
+    assert!(done.iter().all(|(_, _, result)| *result == Ok(())));
+    assert_eq!(core.run(Op::Read, 0, 512, None), (vec![0; 512], Ok(())));
 }
 
 #[test]

@@ -6,11 +6,13 @@
 //!
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
-use super::ctrlr::Ctrlrs;
+use super::ctrlr::{Ctrlrs, hash};
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
+use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
+use super::strangers::Strangers;
 use super::timers::Timers;
 use crate::cx::Cx;
 use crate::msg::{Event, Msg, ShortName, StorageIo};
@@ -104,6 +106,10 @@ pub struct Engine {
     pub timers: Timers,
     /// What hosts did with each LUN.
     pub luns: LunCounters,
+    /// Who holds how much payload memory.
+    pub shares: Shares,
+    /// Queues that may Connect and have not.
+    pub strangers: Strangers,
     /// Queues that are gone and whose requests are still under way.
     departures: Departures,
     /// The streams of such queues, until they are cancelled.
@@ -115,7 +121,7 @@ pub struct Engine {
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot and one a queue, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
-    /// one a queue.
+    /// one a queue, shares and strangers as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -135,6 +141,8 @@ impl Engine {
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
+            shares: Shares::new(limits.max_conns, limits.reserved_bytes),
+            strangers: Strangers::new(limits.max_conns),
             departures: Departures::new(limits.slots.min(65_535)),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
@@ -357,13 +365,18 @@ impl Engine {
     /// A transport accepted a connection: its queue may Connect.
     pub fn open(&mut self, queue: u32, place: Place) {
         self.queues[queue as usize].open();
+        self.shares.open(queue);
         self.places[queue as usize] = place;
+        if !self.is_own(queue) {
+            self.strangers.add(queue, place.peer);
+        }
         self.names[queue as usize] = Names::NONE;
     }
 
     /// A transport lost a queue's connection, or closes it. Requests that are under way are cancelled, and only when they
     /// have ended has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        self.strangers.remove(queue);
         let leaving = self.leave_ctrlr(cx, queue);
         let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
         let mut under_way = false;
@@ -432,7 +445,10 @@ impl Engine {
         self.places[queue as usize].portal == PortalId::OWN
     }
 
-    pub(super) fn tell_up<I: StorageIo>(&self, cx: &mut Cx<'_, I>, queue: u32) {
+    /// A queue has completed its Connect.
+    pub(super) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        self.strangers.remove(queue);
+        self.shares.join(queue, hash(self.names[queue as usize].hostnqn.as_str()));
         if self.is_own(queue) {
             return;
         }

@@ -1,6 +1,11 @@
 //! How much one core's target may hold. Everything is allocated from this at start-up.
 
+use super::queue::{Names, Queue};
+use super::shares::CONN_PART;
+use super::slot::Slot;
+use super::tcp::Conn;
 use std::time::Duration;
+use trefoil_poll::arena::MAX_BLOCK_BYTES;
 
 /// Largest data transfer of one command: MDTS 8 with pages of 4 KiB.
 pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
@@ -18,6 +23,15 @@ pub const MAX_IO_QUEUES: usize = 64;
 pub const MAX_AERS: usize = 4;
 /// Abort commands that one controller works on at a time (ACL + 1).
 pub const MAX_ABORTS: usize = 4;
+
+/// What a connection takes besides payload memory: its entries in the tables, a full queue's slots, and a list for sends,
+/// whose vectors come to this.
+pub const CONN_FIXED_BYTES: usize = size_of::<Conn>()
+    + size_of::<Queue>()
+    + size_of::<Names>()
+    + MAX_QUEUE_ENTRIES as usize * size_of::<Slot>()
+    + SEND_LIST_BYTES;
+const SEND_LIST_BYTES: usize = 23 << 10;
 
 /// Sizes and times of one core's target.
 ///
@@ -45,9 +59,10 @@ pub struct TargetLimits {
     pub io_queues: u16,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
-    /// A host that takes no byte of what is sent to it for so long loses its connection. It is looked at twice in that
-    /// time, so that one which stops in the middle of a send may lose it after half of it.
-    pub send_timeout: Duration,
+    /// A host that for so long takes no byte of what is sent to it, or gives none of what it owes (data that an R2T asked
+    /// for, or the rest of a capsule), loses its connection. It is looked at twice in that time, so that one which stops in
+    /// the middle may lose it after half of it. As long as a Linux host waits for a command.
+    pub progress_timeout: Duration,
     /// How long a host may take to close after our terminate request (NVMe-oF TCP 1.0c §3.5: 30 s).
     pub terminate_timeout: Duration,
 }
@@ -64,9 +79,22 @@ impl Default for TargetLimits {
             stream_bytes: 64 << 10,
             io_queues: MAX_IO_QUEUES as u16,
             connect_timeout: Duration::from_secs(10),
-            send_timeout: Duration::from_secs(30),
+            progress_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+impl TargetLimits {
+    /// The most that one connection holds at any time, in bytes, on a core with so much payload memory:
+    /// - its commands' data: the largest transfer, or an eighth of the memory ([`Shares`](super::shares::Shares));
+    /// - what was received too much: one receive;
+    /// - parked capsules: one block, and as they outgrow it one more;
+    /// - what is there for it alone, used or not, and its commands' slots.
+    pub fn conn_bound_bytes(&self, arena_bytes: usize) -> usize {
+        let payload = (arena_bytes / CONN_PART).max(MAX_TRANSFER_BYTES as usize);
+        let spill = (self.stream_bytes as usize).next_power_of_two();
+        payload + spill + MAX_BLOCK_BYTES + MAX_BLOCK_BYTES / 2 + CONN_FIXED_BYTES
     }
 }
 

@@ -12,7 +12,9 @@ mod engine;
 mod io;
 mod limits;
 mod queue;
+mod shares;
 mod slot;
+mod strangers;
 mod tcp;
 mod timers;
 
@@ -56,6 +58,14 @@ impl Target {
         peer: SocketAddr,
     ) {
         self.tcp.adopt(&mut self.engine, cx, sock, Place { portal, local, peer });
+    }
+
+    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    #[cold]
+    pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let made = self.tcp.make_room(&mut self.engine, cx);
+        self.tcp.settle(&mut self.engine, cx);
+        made
     }
 
     /// Bytes came in on a connection.
@@ -217,6 +227,17 @@ impl Target {
     /// Command slots that are free.
     pub fn free_slots(&self) -> usize {
         self.engine.slots.free_count()
+    }
+
+    /// The most that any one connection has had, in bytes: payload memory, and what is there for it alone. Never more than
+    /// [`TargetLimits::conn_bound_bytes`].
+    pub fn peak_conn_bytes(&self) -> usize {
+        self.engine.shares.peak_bytes() + limits::CONN_FIXED_BYTES
+    }
+
+    /// Payload memory that connections have now, in bytes.
+    pub fn conns_bytes(&self) -> usize {
+        self.engine.shares.total_bytes()
     }
 
     /// Controllers whose admin queue is here.

@@ -231,6 +231,34 @@ fn eight_cores_work_on_two_queues() {
 }
 
 #[test]
+fn who_finds_no_place_is_told_to_wait() {
+    let mut gateway = Gateway::new(96, 1, Manners::default());
+    let full = |gateway: &Gateway| {
+        let origin = Origin { core: CoreId(0), home: 0, owner: Owner::Workload, slot: 999, generation: 0 };
+        let request = Request::new(Op::Flush, LunId(0), 0, 0, None, origin);
+        let full = Channel::<TestIo>::must_wait(&gateway.cores[0].channel, &request);
+        let (_, result) = request.complete(Ok(())).settle();
+        assert_eq!(result, Ok(()));
+        full
+    };
+    for slot in 0..128 {
+        assert!(!full(&gateway), "after {slot}");
+        gateway.ask(0, slot, Op::Read, 0, 4096, None);
+    }
+    assert!(full(&gateway), "nothing is connected, and no more fits");
+    gateway.run();
+    assert_eq!(gateway.take().len(), 128);
+    for slot in 0..128 {
+        assert!(!full(&gateway), "after {slot}");
+        gateway.ask(0, slot, Op::Read, 0, 4096, None);
+    }
+    assert!(full(&gateway));
+    gateway.run();
+    assert!(gateway.take().iter().all(|(_, result, _)| *result == Ok(())) && !full(&gateway));
+    gateway.end();
+}
+
+#[test]
 fn control_learns_what_the_backend_is() {
     let mut gateway = Gateway::new(90, 2, Manners::default());
     gateway.run();

@@ -145,7 +145,7 @@ impl Engine {
         q.state = QueueState::Live;
         q.cntlid = cntlid;
         q.subsystem = subsystem;
-        self.tell_up(cx, queue);
+        self.came_up(cx, queue);
         if !discovery {
             self.ask_settled(cx, index);
         }
@@ -294,7 +294,7 @@ impl Engine {
         let q = &mut self.queues[queue as usize];
         let response = if status.is_ok() {
             q.state = QueueState::Live;
-            self.tell_up(cx, queue);
+            self.came_up(cx, queue);
             ConnectResponse::Connected { cntlid: self.queues[queue as usize].cntlid, authreq: 0 }
         } else {
             q.state = QueueState::New;

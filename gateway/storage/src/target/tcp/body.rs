@@ -39,6 +39,10 @@ impl Tcp {
             }
             body.at += data.len() as u32;
             body.data_left -= data.len() as u32;
+            // While data is asked for, nothing else is progress.
+            if body.kind == BodyKind::H2c || conn.grants == 0 {
+                conn.data_bytes += data.len() as u64;
+            }
         }
         let mut used = padding + data.len();
         if body.data_left == 0 && body.digest_left > 0 {
@@ -62,7 +66,9 @@ impl Tcp {
         c: u32,
         buf: Buf,
     ) {
-        let body = &mut self.conns[c as usize].body;
+        let conn = &mut self.conns[c as usize];
+        conn.data_bytes += u64::from(conn.body.data_left);
+        let body = &mut conn.body;
         let (from, to) = (body.at as usize, body.at as usize + body.data_left as usize);
         if body.digested {
             body.crc = digest_append(body.crc, buf.get(from..to).unwrap_or_default());
@@ -80,6 +86,9 @@ impl Tcp {
     fn finish_body<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
         let conn = &mut self.conns[c as usize];
         conn.in_body = false;
+        if conn.grants == 0 {
+            conn.owed = None;
+        }
         let Body { slot: at, kind, at: end, digested, crc, digest, .. } = conn.body;
         if kind == BodyKind::Parked
             && let Some(parked) = &mut conn.parked
@@ -100,6 +109,9 @@ impl Tcp {
         }
         if kind == BodyKind::H2c {
             conn.grants = conn.grants.saturating_sub(1);
+            if conn.grants == 0 {
+                conn.owed = None;
+            }
             conn.large_grants = conn.large_grants.saturating_sub(u32::from(Self::is_large(slot.len)));
         }
         let status = slot.status;

@@ -121,8 +121,6 @@ pub struct Conn {
     pub waiting: Fifo,
     /// Commands whose R2T or response is to be sent.
     pub ready: Fifo,
-    /// Payload memory that it holds.
-    pub held_bytes: usize,
     /// Capsules to be taken before those on the stream.
     pub parked: Option<Parked>,
     /// R2Ts whose data has not come whole.
@@ -137,6 +135,15 @@ pub struct Conn {
     pub sending: Option<Instant>,
     /// Bytes that the host had taken by then, once that was looked at.
     pub taken_bytes: Option<u64>,
+    /// An R2T is in the send under way.
+    pub asked: bool,
+    /// Since when data is missing that the host owes (it was asked for, or a header has announced it), or when some was
+    /// last seen to come.
+    pub owed: Option<Instant>,
+    /// Bytes of such data that had come by then, once that was looked at.
+    pub come_bytes: Option<u64>,
+    /// Bytes of such data that have come whole.
+    pub data_bytes: u64,
     /// Reads that may still be answered with loans before the next send.
     pub may_borrow: usize,
     /// It is in the list of connections with something to send.
@@ -165,7 +172,6 @@ impl Conn {
             spill: None,
             waiting: Fifo::new(),
             ready: Fifo::new(),
-            held_bytes: 0,
             parked: None,
             grants: 0,
             large_grants: 0,
@@ -173,6 +179,10 @@ impl Conn {
             term: None,
             sending: None,
             taken_bytes: None,
+            asked: false,
+            owed: None,
+            come_bytes: None,
+            data_bytes: 0,
             may_borrow: LOANS,
             dirty: false,
             starved: false,

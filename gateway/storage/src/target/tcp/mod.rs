@@ -16,10 +16,12 @@ mod rx;
 mod starved;
 mod tx;
 
+use conn::BodyKind;
 pub use conn::{Conn, State};
 
 use super::engine::{Effect, Engine, Place, Step};
 use super::limits::TargetLimits;
+use super::shares::Shares;
 use super::slot::Phase;
 use super::timers::Timer;
 use crate::cx::Cx;
@@ -117,11 +119,16 @@ impl Tcp {
     ) {
         let Some(conn) = self.conns.get_mut(sock.0 as usize) else { return };
         while let Some(buf) = list.take_buf() {
-            conn.held_bytes = conn.held_bytes.saturating_sub(buf.len());
+            engine.shares.let_go(sock.0, buf.len());
             cx.arena.free(buf);
         }
         self.lists.push(list);
         conn.sending = None;
+        // From now on the host can know what is asked of it.
+        if std::mem::take(&mut conn.asked) && conn.grants > 0 {
+            self.owe(engine, cx, sock.0);
+        }
+        let Some(conn) = self.conns.get(sock.0 as usize) else { return };
         if result.is_err() {
             return self.kill(engine, cx, sock.0, "sending failed");
         }
@@ -204,11 +211,9 @@ impl Tcp {
             return;
         }
         conn.state = State::Closing;
-        if let Some(spill) = conn.spill.take() {
-            cx.arena.free(spill.buf);
-        }
-        if let Some(parked) = conn.parked.take() {
-            cx.arena.free(parked.buf);
+        let kept = [conn.spill.take().map(|spill| spill.buf), conn.parked.take().map(|parked| parked.buf)];
+        for buf in kept.into_iter().flatten() {
+            drop_kept(&mut engine.shares, cx, c, buf);
         }
         if let Some(key) = conn.timer.take() {
             engine.timers.cancel(key);
@@ -223,6 +228,7 @@ impl Tcp {
         let was_up = q.state == QueueState::Live && !engine.is_own(c);
         cx.io.close(SockId(c));
         engine.close(cx, c);
+        engine.shares.close(c);
         if was_up {
             cx.io.post_control(Msg::Event(down));
         }
@@ -232,26 +238,57 @@ impl Tcp {
     fn deadline(&self, engine: &Engine, c: u32) -> Option<Instant> {
         let conn = &self.conns[c as usize];
         let connected = engine.queues[c as usize].state == QueueState::Live;
-        let sent_by = conn.sending.map(|since| since + self.limits.send_timeout / 2);
+        let since = [conn.sending, conn.owed].into_iter().flatten().min();
+        let moved_by = since.map(|since| since + self.limits.progress_timeout / 2);
         match conn.state {
             State::Free | State::Closing => None,
             State::Terminating => Some(conn.since + self.limits.terminate_timeout),
             State::Opening | State::Ready if !connected => Some(conn.since + self.limits.connect_timeout),
-            State::Opening | State::Ready => sent_by,
+            State::Opening | State::Ready => moved_by,
         }
     }
 
-    /// Whether it is a send that is late, and the host has taken some of it since the last look. Then it has more time.
+    /// What to end a connection for whose deadline has passed. One that has moved since the last look, either way, has
+    /// more time.
     #[cold]
-    fn is_moving<I: StorageIo>(&mut self, engine: &Engine, cx: &mut Cx<'_, I>, c: u32) -> bool {
+    fn overdue<I: StorageIo>(&mut self, engine: &Engine, cx: &mut Cx<'_, I>, c: u32) -> Option<&'static str> {
         let conn = &mut self.conns[c as usize];
-        let is_late = conn.state != State::Terminating && engine.queues[c as usize].state == QueueState::Live;
-        let taken = Some(cx.io.taken_bytes(SockId(c)));
-        if !is_late || conn.taken_bytes == taken {
-            return false;
+        if conn.state == State::Terminating {
+            return Some("the host did not close after a terminate request");
         }
-        (conn.sending, conn.taken_bytes) = (Some(cx.io.now()), taken);
-        true
+        if engine.queues[c as usize].state != QueueState::Live {
+            return Some("no Connect in time");
+        }
+        let now = cx.io.now();
+        let by = self.limits.progress_timeout / 2;
+        if conn.sending.is_some_and(|since| since + by <= now) {
+            let taken = Some(cx.io.taken_bytes(SockId(c)));
+            if conn.taken_bytes == taken {
+                return Some("the host does not read");
+            }
+            (conn.sending, conn.taken_bytes) = (Some(now), taken);
+        }
+        if conn.owed.is_some_and(|since| since + by <= now) {
+            // Into a block, all that comes is of the data.
+            let filling = conn.in_body && conn.body.kind == BodyKind::H2c;
+            let so_far = if filling { cx.io.come_bytes(SockId(c)) } else { 0 };
+            let come = Some(conn.data_bytes.wrapping_add(so_far));
+            if conn.come_bytes == come {
+                return Some("the host does not send what it owes");
+            }
+            (conn.owed, conn.come_bytes) = (Some(now), come);
+        }
+        None
+    }
+
+    /// The host owes data, if it did not before. There is no terminate request for that it doesn't come: none of its
+    /// reasons fits (NVMe-oF TCP 1.0c §3.6.2.4), and the memory is to be free at once.
+    fn owe<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+        let conn = &mut self.conns[c as usize];
+        if conn.owed.is_none() {
+            (conn.owed, conn.come_bytes) = (Some(cx.io.now()), None);
+            self.ensure_timer(engine, c);
+        }
     }
 
     #[inline]
@@ -267,19 +304,28 @@ impl Tcp {
     pub fn on_timer<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         conn.timer = None;
-        let state = conn.state;
         match self.deadline(engine, c) {
-            Some(at) if at <= cx.io.now() && self.is_moving(engine, cx, c) => self.ensure_timer(engine, c),
-            Some(at) if at <= cx.io.now() => {
-                let why = match state {
-                    State::Terminating => "the host did not close after a terminate request",
-                    _ if engine.queues[c as usize].state != QueueState::Live => "no Connect in time",
-                    _ => "the host does not read",
-                };
-                self.kill(engine, cx, c, why);
-            }
+            Some(at) if at <= cx.io.now() => match self.overdue(engine, cx, c) {
+                Some(why) => self.kill(engine, cx, c, why),
+                None => self.ensure_timer(engine, c),
+            },
             Some(_) => self.ensure_timer(engine, c),
             None => {}
         }
     }
+
+    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> bool {
+        let first = engine.strangers.first();
+        if let Some(c) = first {
+            self.kill(engine, cx, c, "another came and there was no place");
+        }
+        first.is_some()
+    }
+}
+
+/// Frees a block that a connection kept.
+fn drop_kept<I: StorageIo>(shares: &mut Shares, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
+    shares.drop_kept(c, buf.len());
+    cx.arena.free(buf);
 }

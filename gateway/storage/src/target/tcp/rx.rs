@@ -79,6 +79,10 @@ impl Tcp {
             return;
         }
         conn.receiving = true;
+        if conn.in_body && conn.owed.is_none() {
+            self.owe(engine, cx, c);
+        }
+        let conn = &self.conns[c as usize];
         let body = &conn.body;
         if conn.in_body && body.pad_left == 0 && body.data_left >= DIRECT_BYTES && body.slot != NIL {
             let (at, len) = (body.at, body.data_left);
@@ -98,8 +102,10 @@ impl Tcp {
 
     /// Keeps received bytes for later, or ends the connection if there is no memory even for that.
     fn spill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
-        match cx.arena.alloc(bytes.len()) {
+        let may = engine.shares.may_keep(c, bytes.len(), cx.arena.free_bytes());
+        match cx.arena.alloc(bytes.len()).filter(|_| may) {
             Some(mut buf) if buf.len() >= bytes.len() => {
+                engine.shares.keep(c, buf.len());
                 if let Some(to) = buf.get_mut(..bytes.len()) {
                     to.copy_from_slice(bytes);
                 }
@@ -306,7 +312,7 @@ impl Tcp {
         }
         let mut block = None;
         if layout.data_len > 0 {
-            block = self.acquire(cx, c, layout.data_len, privileged);
+            block = self.acquire(engine, cx, c, layout.data_len, privileged);
             if block.is_none() {
                 return self.later(engine, cx, c, layout, header);
             }
@@ -314,7 +320,7 @@ impl Tcp {
         let now = cx.io.now();
         let sqe = capsule.sqe;
         let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
-            block.into_iter().for_each(|buf| self.give_back(cx, c, buf));
+            block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
             return self.later(engine, cx, c, layout, header);
         };
         let may_conflict = engine.queues[c as usize].enter(sqe.cid);
@@ -348,7 +354,7 @@ impl Tcp {
             Route::Memory(len) => self.fund(engine, cx, c, at, len, privileged),
             Route::Settled(step) => self.step(engine, at, step),
         }
-        block.into_iter().for_each(|buf| self.give_back(cx, c, buf));
+        block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
         let conn = &mut self.conns[c as usize];
         conn.in_body = body.pad_left > 0 || body.data_left > 0;
         conn.body = body;

@@ -1,23 +1,20 @@
 //! Payload memory: who may have how much, and who waits.
 //!
-//! A connection may hold one request's worth, or an eighth of what is free, so that a greedy one leaves room for others
-//! as the arena fills (dynamic thresholds, Choudhury and Hahne 1998). The reserve is for bytes that were received beyond
-//! what could be started, and for a Connect or an admin command of each connection. Who gets nothing waits in one line.
+//! Who may have how much is [`Shares`]' to say, and beside it there is a block of the reserve for a Connect or an admin
+//! command of each connection. Who gets nothing waits in one line.
 
 use super::conn::{Body, BodyKind, Parked, Spill, State};
 use super::rx::Taken;
-use super::{Conn, Tcp};
+use super::{Conn, Tcp, drop_kept};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::target::engine::Engine;
 use crate::target::limits::IN_CAPSULE_BYTES;
+use crate::target::shares::Shares;
 use crate::target::slot::Phase;
 use trefoil_poll::Buf;
-use trefoil_poll::arena::MIN_BLOCK_BYTES;
 use trefoil_wire::tcp::Layout;
 
-/// A connection may hold this share of what is free.
-const SHARE: usize = 8;
 /// Slots that a connection may have however few are left.
 const SLOTS_AT_LEAST: usize = 16;
 /// The first block for parked capsules.
@@ -27,29 +24,27 @@ impl Tcp {
     /// A block for `len` bytes, if the connection may have it.
     #[inline]
     pub(super) fn acquire<I: StorageIo>(
-        &mut self,
+        &self,
+        engine: &mut Engine,
         cx: &mut Cx<'_, I>,
         c: u32,
         len: u32,
         privileged: bool,
     ) -> Option<Buf> {
-        let conn = &mut self.conns[c as usize];
         // The reserve is for one small block a connection: anybody may ask for a discovery log, as long as it likes.
-        let from_reserve = privileged && conn.held_bytes == 0 && len <= IN_CAPSULE_BYTES;
-        let may_hold = may_hold(conn, cx.arena.free_bytes(), len as usize, self.limits.reserved_bytes);
-        if !from_reserve && !may_hold {
+        let from_reserve = privileged && len <= IN_CAPSULE_BYTES && engine.shares.holds_nothing(c);
+        if !from_reserve && !engine.shares.may_hold(c, len as usize, cx.arena.free_bytes()) {
             return None;
         }
         let buf = cx.arena.alloc(len as usize)?;
-        conn.held_bytes += buf.len();
+        engine.shares.hold(c, buf.len());
         Some(buf)
     }
 
     /// Takes a block back.
     #[inline]
-    pub(super) fn give_back<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
-        let conn = &mut self.conns[c as usize];
-        conn.held_bytes = conn.held_bytes.saturating_sub(buf.len());
+    pub(super) fn give_back<I: StorageIo>(&self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
+        engine.shares.let_go(c, buf.len());
         cx.arena.free(buf);
     }
 
@@ -81,7 +76,7 @@ impl Tcp {
         privileged: bool,
     ) {
         let in_line = !self.conns[c as usize].waiting.is_empty() || (!privileged && self.must_queue(c));
-        let buf = if in_line { None } else { self.acquire(cx, c, len, privileged) };
+        let buf = if in_line { None } else { self.acquire(engine, cx, c, len, privileged) };
         match buf {
             Some(buf) => self.funded(engine, cx, at, buf),
             None => {
@@ -132,7 +127,8 @@ impl Tcp {
         let mut progress = false;
         while let Some(at) = self.conns[c as usize].waiting.front() {
             let privileged = engine.queues[c as usize].qid == 0;
-            let Some(buf) = self.acquire(cx, c, engine.slots[at].len, privileged) else {
+            let len = engine.slots[at].len;
+            let Some(buf) = self.acquire(engine, cx, c, len, privileged) else {
                 self.starve(c);
                 break;
             };
@@ -154,7 +150,7 @@ impl Tcp {
                 if conn.stalled && conn.state == State::Ready {
                     conn.spill = Some(Spill { buf, at: at + used, end });
                 } else {
-                    cx.arena.free(buf);
+                    drop_kept(&mut engine.shares, cx, c, buf);
                 }
                 used
             }
@@ -186,7 +182,7 @@ impl Tcp {
         if self.replaying || conn.grants == 0 {
             return Taken::Stalled;
         }
-        if !make_room(conn, cx, layout.total_len() as usize) {
+        if !make_room(conn, &mut engine.shares, cx, c, layout.total_len() as usize) {
             self.kill(engine, cx, c, "no memory for what it sent");
             return Taken::Dead;
         }
@@ -221,7 +217,7 @@ impl Tcp {
         parked.at += used;
         let conn = &mut self.conns[c as usize];
         if !matches!(conn.state, State::Ready) || parked.at == parked.end {
-            cx.arena.free(parked.buf);
+            drop_kept(&mut engine.shares, cx, c, parked.buf);
         } else {
             conn.parked = Some(parked);
         }
@@ -236,26 +232,30 @@ impl Tcp {
 }
 
 /// Makes room for `len` more parked bytes; says whether there is.
-fn make_room<I: StorageIo>(conn: &mut Conn, cx: &mut Cx<'_, I>, len: usize) -> bool {
+fn make_room<I: StorageIo>(
+    conn: &mut Conn,
+    shares: &mut Shares,
+    cx: &mut Cx<'_, I>,
+    c: u32,
+    len: usize,
+) -> bool {
     let (at, end) = conn.parked.as_ref().map_or((0, 0), |parked| (parked.at, parked.end));
     if conn.parked.as_ref().is_some_and(|parked| end + len <= parked.buf.len()) {
         return true;
     }
-    let Some(buf) = cx.arena.alloc((end - at + len).max(PARKED_AT_LEAST)) else { return false };
+    let len = (end - at + len).max(PARKED_AT_LEAST);
+    if !shares.may_keep(c, len, cx.arena.free_bytes()) {
+        return false;
+    }
+    let Some(buf) = cx.arena.alloc(len) else { return false };
+    shares.keep(c, buf.len());
     let mut moved = Parked { at: 0, whole: 0, end: 0, buf };
     if let Some(old) = conn.parked.take() {
         let bytes = old.buf.get(at..end).unwrap_or_default();
         moved.buf.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         (moved.whole, moved.end) = (old.whole - at, end - at);
-        cx.arena.free(old.buf);
+        drop_kept(shares, cx, c, old.buf);
     }
     conn.parked = Some(moved);
     true
-}
-
-#[inline]
-fn may_hold(conn: &Conn, free_bytes: usize, len: usize, reserved_bytes: usize) -> bool {
-    let block = len.max(MIN_BLOCK_BYTES).next_power_of_two();
-    let after = conn.held_bytes + block;
-    free_bytes >= reserved_bytes + block && (conn.held_bytes == 0 || after <= free_bytes / SHARE)
 }

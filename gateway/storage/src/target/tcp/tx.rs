@@ -118,7 +118,7 @@ impl Tcp {
             put_response(cqe, header_digest, list);
         }
         if let Some(buf) = buf {
-            self.give_back(cx, c, buf);
+            self.give_back(engine, cx, c, buf);
         }
     }
 
@@ -128,6 +128,7 @@ impl Tcp {
         let slot = &mut engine.slots[at];
         slot.phase = Phase::HostData;
         conn.grants += 1;
+        conn.asked = true;
         conn.large_grants += u32::from(Self::is_large(slot.len));
         let r2t = R2t { cid: slot.sqe.cid, ttag: at as u16, offset_bytes: 0, len_bytes: slot.len };
         let header_digest = conn.framing.header_digest;

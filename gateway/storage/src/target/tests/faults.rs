@@ -238,10 +238,10 @@ fn who_does_not_read_is_closed() {
     rig.sock(io.at).deaf = true;
     rig.pump();
     for _ in 0..299 {
-        rig.pass(limits().send_timeout / 300);
+        rig.pass(limits().progress_timeout / 300);
         assert!(rig.sock(io.at).open);
     }
-    rig.pass(limits().send_timeout / 60);
+    rig.pass(limits().progress_timeout / 60);
     assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
     rig.finish();
 }
@@ -256,15 +256,92 @@ fn who_reads_slowly_is_waited_for_until_it_stops() {
     rig.sock(io.at).deaf = true;
     rig.pump();
     for _ in 0..20 {
-        rig.pass(limits().send_timeout / 2);
+        rig.pass(limits().progress_timeout / 2);
         assert!(rig.sock(io.at).open, "it still takes something");
         rig.sock(io.at).taken_bytes += 1;
     }
-    rig.pass(limits().send_timeout / 2);
+    rig.pass(limits().progress_timeout / 2);
     assert!(rig.sock(io.at).open);
-    rig.pass(limits().send_timeout / 2 + Duration::from_millis(10));
+    rig.pass(limits().progress_timeout / 2 + Duration::from_millis(10));
     assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
     rig.finish();
+}
+
+#[test]
+fn who_does_not_send_what_it_was_asked_for_is_closed() {
+    let mut rig = Rig::new(1);
+    let (mut io, _) = granted(&mut rig, (false, false));
+    let held = |rig: &Rig| rig.cores[0].arena.capacity_bytes() - rig.cores[0].arena.free_bytes();
+    assert_eq!(held(&rig), 16_384);
+    for step in 0..299 {
+        rig.pass(limits().progress_timeout / 300);
+        assert!(rig.sock(io.at).open, "step {step}");
+        // What it asks for itself is no progress of the data.
+        if step % 50 == 0 {
+            io.submit(&mut rig, IoCommand::Flush.sqe(900 + step, 1, Sgl::NONE), &[]);
+            rig.pump();
+            assert_eq!(io.responses(&mut rig), [(900 + step, Status::SUCCESS, 0)]);
+        }
+    }
+    rig.pass(limits().progress_timeout / 60);
+    assert!(!rig.sock(io.at).open);
+    assert_eq!(held(&rig), 0);
+    rig.finish();
+}
+
+#[test]
+fn who_stops_within_a_capsule_is_closed_and_who_owes_nothing_is_not() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut io = Host::io(&mut rig, 0, &admin, ADMIN);
+    let write = IoCommand::Write(BlockRange::new(0, 32));
+    assert_eq!(io.io_command(&mut rig, 1, write, &[7; 16_384], 0).status, Status::SUCCESS);
+    rig.pass(limits().progress_timeout * 3);
+    let sqe = IoCommand::Write(BlockRange::new(0, 8)).sqe(
+        9,
+        1,
+        Sgl::InCapsule { offset_bytes: 0, len_bytes: 4096 },
+    );
+    let bytes = io.capsule(sqe, &[7; 4096]);
+    rig.send(io.at, &bytes[..1000]);
+    rig.pump();
+    rig.pass(limits().progress_timeout * 99 / 100);
+    assert!(rig.sock(io.at).open && rig.sock(admin.at).open);
+    rig.pass(limits().progress_timeout);
+    assert!(!rig.sock(io.at).open && rig.sock(admin.at).open);
+    rig.finish();
+}
+
+#[test]
+fn who_sends_slowly_is_waited_for_until_it_stops() {
+    // Into its block, and through the driver's memory.
+    for (len, direct) in [(16_384, true), (8192, false)] {
+        let mut rig = Rig::new(1);
+        let (mut io, r2t) = granted(&mut rig, (false, false));
+        let pdu = H2cData { cid: 5, ttag: r2t.ttag, offset_bytes: 0, len_bytes: len, last: direct };
+        let bytes = io.h2c(pdu, &vec![7; len as usize]);
+        rig.send(io.at, &bytes[..40]);
+        rig.pump();
+        for at in 40..60 {
+            rig.pass(limits().progress_timeout / 2);
+            assert!(rig.sock(io.at).open, "it still sends something");
+            rig.send(io.at, &bytes[at..=at]);
+            rig.pump();
+        }
+        rig.pass(limits().progress_timeout / 2);
+        assert!(rig.sock(io.at).open);
+        if direct {
+            rig.send(io.at, &bytes[60..]);
+            rig.pump();
+            assert_eq!(io.responses(&mut rig), [(5, Status::SUCCESS, 0)]);
+            rig.pass(limits().progress_timeout * 3);
+            assert!(rig.sock(io.at).open, "it owes nothing any more");
+        } else {
+            rig.pass(limits().progress_timeout / 2 + Duration::from_millis(10));
+            assert!(!rig.sock(io.at).open);
+        }
+        rig.finish();
+    }
 }
 
 #[test]

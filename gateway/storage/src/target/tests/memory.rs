@@ -1,7 +1,7 @@
 //! Shortage: slots, payload memory, send lists.
 
 use super::host::{ADMIN, Host, Seen, Wish};
-use super::rig::{Rig, limits};
+use super::rig::{OTHER_HOST, Rig, limits};
 use crate::target::TargetLimits;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::log::lid;
@@ -227,5 +227,77 @@ fn nobody_gets_all_memory_by_admin_commands() {
         let answered = host.seen(&mut rig).iter().filter(|seen| matches!(seen, Seen::Resp(_))).count();
         assert_eq!(answered, 30, "they wait, and are answered in the end");
     }
+    rig.finish();
+}
+
+/// A host's admin queue and I/O queues, which are to do harm.
+fn hostile(rig: &mut Rig, count: u16) -> (Host, Vec<Host>) {
+    let wish = Wish { hostnqn: OTHER_HOST, ..ADMIN };
+    let admin = Host::admin(rig, 0, wish);
+    let queues = (1..=count).map(|qid| Host::io(rig, 0, &admin, Wish { qid, ..wish })).collect();
+    (admin, queues)
+}
+
+#[test]
+fn a_host_that_is_granted_much_and_sends_nothing_starves_nobody() {
+    let shape = TargetLimits { max_conns: 96, send_lists: 96, slots: 2048, ..limits() };
+    for len in [65_536, 1 << 20] {
+        let mut rig = Rig::with(1, shape, 32);
+        let (_admin, mut hog) = hostile(&mut rig, 60);
+        for io in &mut hog {
+            let write = IoCommand::Write(BlockRange::new(0, len / 512));
+            for cid in 0..20 {
+                io.submit(&mut rig, write.sqe(cid, 1, Sgl::Transport { len_bytes: len }), &[]);
+            }
+        }
+        rig.pump();
+        let core = &rig.cores[0];
+        let held = core.arena.capacity_bytes() - core.arena.free_bytes();
+        assert!(held >= 22 << 20 && held <= 26 << 20, "{held} bytes: most of the 31 MiB, and not all");
+        // The other one is there afterwards, and each of its commands is done within as many rounds as it has commands.
+        let (mut admin, mut queues) = queues(&mut rig, 4);
+        for len in [4096, 65_536, 1 << 20] {
+            storm(&mut rig, &mut queues, 20, len);
+        }
+        assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+        // Who is cut off makes room for the next one, who then owes.
+        for _ in 0..20 {
+            rig.pass(shape.progress_timeout / 2);
+        }
+        assert!(hog.iter().all(|io| !rig.sock(io.at).open), "those who owe data are cut off");
+        let core = &rig.cores[0];
+        assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_host_that_leaves_much_to_be_parked_takes_nobody_with_it() {
+    let shape = TargetLimits { max_conns: 96, send_lists: 96, slots: 2048, ..limits() };
+    let mut rig = Rig::with(1, shape, 8);
+    let (_admin, mut hog) = hostile(&mut rig, 40);
+    let (mut admin, mut queues) = queues(&mut rig, 4);
+    let data = [3; 8192];
+    for io in &mut hog {
+        let large = IoCommand::Write(BlockRange::new(0, 128)).sqe(1, 1, Sgl::Transport { len_bytes: 65_536 });
+        io.submit(&mut rig, large, &[]);
+        rig.pump();
+        // The data that was asked for may be behind these, so they are taken off the stream, whether there is room or not.
+        let small = IoCommand::Write(BlockRange::new(0, 16));
+        for cid in 2..100 {
+            let sqe = small.sqe(cid, 1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 8192 });
+            rig.hold = true;
+            io.submit(&mut rig, sqe, &data);
+        }
+        rig.pump();
+    }
+    let others = queues.iter().chain([&admin]);
+    let closed: Vec<_> = others.filter(|host| !rig.cores[0].io.socks[host.at.1 as usize].open).collect();
+    assert_eq!(closed.len(), 0, "{:?}", rig.cores[0].io.control);
+    let core = &rig.cores[0];
+    let left = core.arena.free_bytes();
+    assert!(left >= 1 << 20, "{left} bytes are left to others");
+    assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    storm(&mut rig, &mut queues, 20, 65_536);
     rig.finish();
 }

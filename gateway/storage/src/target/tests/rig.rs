@@ -83,6 +83,9 @@ impl Io for TestIo {
     fn taken_bytes(&mut self, sock: SockId) -> u64 {
         self.socks[sock.0 as usize].taken_bytes
     }
+    fn come_bytes(&mut self, sock: SockId) -> u64 {
+        self.socks[sock.0 as usize].filled.into()
+    }
     fn close(&mut self, sock: SockId) {
         self.socks[sock.0 as usize].closing = true;
     }
@@ -122,7 +125,7 @@ pub struct Rig {
     pub flushes: usize,
     pub durable_writes: usize,
     pub topology: Topology,
-    slots: usize,
+    limits: TargetLimits,
 }
 
 pub fn limits() -> TargetLimits {
@@ -219,7 +222,7 @@ impl Rig {
             flushes: 0,
             durable_writes: 0,
             topology: topology(),
-            slots: limits.slots,
+            limits,
         };
         rig.publish();
         rig
@@ -443,8 +446,11 @@ impl Rig {
         self.pump();
         for core in &self.cores {
             assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes(), "payload memory leaked");
-            assert_eq!(core.target.free_slots(), self.slots, "slots leaked");
+            assert_eq!(core.target.free_slots(), self.limits.slots, "slots leaked");
             assert_eq!(core.target.ctrlr_count(), 0, "controllers leaked");
+            assert_eq!(core.target.conns_bytes(), 0, "memory is still counted as somebody's");
+            let bound = self.limits.conn_bound_bytes(core.arena.capacity_bytes());
+            assert!(core.target.peak_conn_bytes() <= bound, "a connection held more than {bound} bytes");
             assert!(core.io.socks.iter().all(|s| !s.open), "a connection stayed");
         }
     }
