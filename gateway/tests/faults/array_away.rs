@@ -312,7 +312,9 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     let mut gateway = Daemon::start(&format!("{head}{gateway}"));
     fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
     array.signal(Signal::SIGSTOP);
+    let patience = Patience::new("a start that waits for all arrays together");
     gateway.kill_and_restart();
+    patience.left();
     expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c, "what is not on an array");
     let new = json!({ "name": "new", "pool": "tank", "size": "4MiB" });
     let why = gateway.try_call("lun_create", new.clone()).expect_err("a member is missing");
