@@ -206,7 +206,8 @@ fn the_log_names_objects_and_hosts() {
     let named = |what: &str| {
         let log = gateway.log();
         let mut lines = log.lines().filter(|line| line.contains(what));
-        lines.any(|line| line.contains("host=\"nqn.2026-01.org.example:h\" cntlid=1 qid=0 peer="))
+        let host = "host=\"nqn.2026-01.org.example:h\" cntlid=";
+        lines.any(|line| line.contains(host) && line.contains(" qid=0 peer="))
     };
     wait_for("both events of the host", || named("queue pair up") && named("queue pair down"));
 }
