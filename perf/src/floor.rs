@@ -222,8 +222,13 @@ mod tests {
     use super::*;
 
     fn floor(exchange: Exchange, connections: usize, depth: usize) -> Floor {
-        let time = Duration::from_millis(20);
-        Floor { exchange, connections, depth, time, store_bytes: 2 << 20 }
+        Floor { exchange, connections, depth, time: Duration::ZERO, store_bytes: 2 << 20 }
+    }
+
+    /// Whether anything comes through: a short time is enough where nobody else wants the CPU.
+    fn comes_through(floor: &Floor, run: fn(&Floor, (usize, usize)) -> Result<f64>) -> bool {
+        let try_for = |ms| run(&Floor { time: Duration::from_millis(ms), ..*floor }, (0, 0)).unwrap() > 0.0;
+        [20, 500, 10_000].into_iter().any(try_for)
     }
 
     #[test]
@@ -235,14 +240,14 @@ mod tests {
             Exchange::write(128 << 10),
         ] {
             let stored = floor(exchange, 2, 16);
-            assert!(run(&stored, (0, 0)).unwrap() > 0.0, "{exchange:?}");
-            assert!(run(&Floor { store_bytes: 0, ..stored }, (0, 0)).unwrap() > 0.0, "{exchange:?}, hot");
+            assert!(comes_through(&stored, run), "{exchange:?}");
+            assert!(comes_through(&Floor { store_bytes: 0, ..stored }, run), "{exchange:?}, hot");
         }
     }
 
     #[test]
     fn through_a_relay_too() {
-        assert!(run_relay(&floor(Exchange::read(4096), 2, 8), (0, 0)).unwrap() > 0.0);
+        assert!(comes_through(&floor(Exchange::read(4096), 2, 8), run_relay));
     }
 
     #[test]
