@@ -133,9 +133,9 @@ impl<I: StorageIo> StorageCore<I> {
                 self.set_owner(sock, SockOwner::Target);
                 self.target.adopt(cx!(self, io), sock, portal, local, peer);
             }
-            // Never more than are being closed.
+            // Never more than are being closed. Those that wait have not connected either: the oldest makes room too.
             Err(socket) => {
-                if self.target.make_room(cx!(self, io)) {
+                if self.target.make_room(cx!(self, io)) || self.newcomers.pop_front().is_some() {
                     self.newcomers.push_back(Newcomer { socket, portal, local, peer });
                 }
             }

@@ -253,7 +253,7 @@ fn a_host_that_is_granted_much_and_sends_nothing_starves_nobody() {
         rig.pump();
         let core = &rig.cores[0];
         let held = core.arena.capacity_bytes() - core.arena.free_bytes();
-        assert!(held >= 22 << 20 && held <= 26 << 20, "{held} bytes: most of the 31 MiB, and not all");
+        assert!((22 << 20..=26 << 20).contains(&held), "{held} bytes: most of the 31 MiB, and not all");
         // The other one is there afterwards, and each of its commands is done within as many rounds as it has commands.
         let (mut admin, mut queues) = queues(&mut rig, 4);
         for len in [4096, 65_536, 1 << 20] {
