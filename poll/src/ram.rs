@@ -23,6 +23,13 @@ const STRIPE_SHIFT: u32 = 16;
 /// misses would first fetch what it overwrites.
 const STREAM_BYTES: usize = 4096;
 
+/// A cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+/// How much of what is lent is fetched ahead. Of 8, 16, 32 and 64 lines of a 4 KiB read the first gave most.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const LINES_AHEAD: usize = 8;
+
 /// Bytes `0..len_bytes()`.
 pub struct Ram {
     /// Its own box, so that it stays where it is while [`Loan`]s point to it.
@@ -100,6 +107,21 @@ impl Store {
         self.stripes(range).iter().any(|count| count.load(Ordering::Acquire) > 0)
     }
 
+    /// Fetches the first lines of a range into the cache: the processor notices the direction and fetches the rest as it is
+    /// read. More lines than these were slower again: they wait for one another where they could have waited for nobody.
+    #[inline]
+    fn fetch_ahead(&self, range: &Range<usize>) {
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = range;
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        for line in range.clone().step_by(LINE).take(LINES_AHEAD) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let at = self.region.base().as_ptr().wrapping_add(line);
+            // SAFETY: a hint, which faults nowhere. SSE is part of x86_64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+        }
+    }
+
     fn at(&self, range: &Range<usize>) -> *mut u8 {
         self.region.base().as_ptr().wrapping_add(range.start)
     }
@@ -147,6 +169,8 @@ impl Ram {
         for count in store.stripes(&range) {
             count.fetch_add(1, Ordering::Relaxed);
         }
+        // Its owner sends the bytes after it has looked at some more commands.
+        store.fetch_ahead(&range);
         Ok(Loan { store: self.store, at, len })
     }
 
@@ -315,7 +339,6 @@ fn fence_streams() {
 #[cfg(target_arch = "x86_64")]
 fn stream(to: &mut [u8], from: &[u8]) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-    const LINE: usize = 64;
     if !to.as_ptr().cast::<__m128i>().is_aligned() || to.len() != from.len() {
         return to.copy_from_slice(from);
     }
