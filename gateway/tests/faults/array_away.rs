@@ -7,6 +7,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::time::Duration;
 use support::Patience;
 use support::fleet::{ENDLESS, Fleet, Spec};
+use trefoil_control::state::RowChange;
+use trefoil_control::store::Store;
 use trefoil_wire::nvme::StatusType;
 
 const ARRAY: &str = r#"
@@ -326,6 +328,15 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     }
 }
 
+/// Waits until a host has the array's LUN, as it was.
+fn wait_served(pair: &mut Pair) {
+    let patience = Patience::new("the array's LUN to be served");
+    while !pair.io.read(1, 0, 4096).0.is_ok() {
+        patience.pause();
+    }
+    expect_filled(&mut pair.io, 1, 0..MIB, 0x3c, "the LUN as it was");
+}
+
 /// What an array does that is restored wrong: `lun` is its namespace 1 now.
 fn swap(array: &Daemon, lun: &str) {
     let nqn = "nqn.2026-01.org.example:array";
@@ -360,11 +371,7 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     }
     assert!(gateway.log().contains("backend=\"array\" why=\"another namespace answers"), "it isn't named");
     swap(&array, "disk");
-    let patience = Patience::new("the namespace that it was");
-    while !pair.io.read(1, 0, 4096).0.is_ok() {
-        patience.pause();
-    }
-    expect_filled(&mut pair.io, 1, 0..MIB, 0x3c, "it is back");
+    wait_served(&mut pair);
     // Whoever wants the other one makes the backend anew, and has that one from then on.
     hide(&gateway, 1);
     gateway.call("lun_release", json!({ "name": "far" }));
@@ -378,4 +385,31 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x99).expect("written to the other one");
     gateway.kill_and_restart();
     expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x99, "the other one, which it is now");
+}
+
+#[test]
+fn a_store_that_lacks_the_namespace_learns_it_when_the_array_answers() {
+    let array = Daemon::start(ARRAY);
+    let document = GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "2");
+    for late in [false, true] {
+        let mut gateway = Daemon::start(&document);
+        fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
+        gateway.kill();
+        // As an earlier version left it.
+        let (store, _) = Store::open(&gateway.path("state")).expect("the store");
+        let forget = RowChange::Remove("namespace/array".into());
+        store.commit_blocking(&[forget]).expect("forgotten");
+        drop(store);
+        if late {
+            array.signal(Signal::SIGSTOP);
+        }
+        gateway.restart();
+        array.signal(Signal::SIGCONT);
+        wait_served(&mut host(&gateway, 1));
+        gateway.kill();
+        let (store, found) = Store::open(&gateway.path("state")).expect("the store");
+        drop(store);
+        let kept = found.rows.iter().any(|row| row.key() == "namespace/array");
+        assert!(kept, "it isn't learned, late: {late}");
+    }
 }

@@ -125,7 +125,7 @@ pub async fn bring_up<'a>(
         Source::NvmeTcp(config) => kinds.extend(cores.all().map(|core| {
             let mut channel = NvmeTcpChannel::new(id, core, cores.count(), &config);
             if let Some(namespace) = known {
-                channel.expect(namespace);
+                channel.take_only(namespace);
             }
             AttachKind::NvmeTcp(Box::new(channel))
         })),

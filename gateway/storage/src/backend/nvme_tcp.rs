@@ -143,9 +143,9 @@ impl NvmeTcpChannel {
     }
 
     /// Takes no other namespace than this. Call it before the first turn.
-    pub fn expect(&mut self, namespace: NamespaceIdentity) {
+    pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         if let Some(controller) = &mut self.controller {
-            controller.expect(namespace);
+            controller.take_only(namespace);
         }
     }
 

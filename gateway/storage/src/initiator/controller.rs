@@ -170,7 +170,7 @@ impl Controller {
     }
 
     /// Takes no other namespace than this, which answered in an earlier life of its owner. Call it before the start.
-    pub fn expect(&mut self, namespace: NamespaceIdentity) {
+    pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         self.namespace = Some(namespace);
     }
 
