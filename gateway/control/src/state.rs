@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_config::{Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
+use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
 
 /// The TCP transport as SPDK's clients made it. Its values are kept to be given back; the limits that
@@ -42,6 +43,31 @@ impl Default for Transport {
     }
 }
 
+/// Which of an array's namespaces a backend is, as it said itself when it answered first. The document doesn't have it: what
+/// a document's backend is, its array says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrayNamespace {
+    backend: String,
+    nguid: [u8; 16],
+    uuid: [u8; 16],
+    eui64: [u8; 8],
+    block_bytes: u32,
+}
+
+impl ArrayNamespace {
+    /// The namespace that answered as `backend`.
+    pub fn new(backend: &str, found: NamespaceIdentity) -> Self {
+        let NamespaceIdentity { nguid, uuid, eui64, block_bytes } = found;
+        Self { backend: backend.into(), nguid, uuid, eui64, block_bytes }
+    }
+
+    /// For the initiator to compare.
+    pub fn identity(&self) -> NamespaceIdentity {
+        let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
+        NamespaceIdentity { nguid, uuid, eui64, block_bytes }
+    }
+}
+
 /// All objects by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -57,6 +83,8 @@ pub struct State {
     pub hosts: BTreeMap<String, Host>,
     /// The TCP transport, once there is one.
     pub transport: Option<Transport>,
+    /// What answered as each backend that is an array's namespace.
+    pub namespaces: BTreeMap<String, ArrayNamespace>,
 }
 
 /// One object.
@@ -74,6 +102,8 @@ pub enum Row {
     Host(Host),
     /// The TCP transport.
     Transport(Transport),
+    /// What answered as a backend.
+    Namespace(ArrayNamespace),
 }
 
 /// One step from a state to another.
@@ -95,6 +125,7 @@ impl Row {
             Self::Subsystem(s) => format!("subsystem/{}", s.nqn),
             Self::Host(h) => format!("host/{}", h.name),
             Self::Transport(_) => "transport/TCP".into(),
+            Self::Namespace(n) => format!("namespace/{}", n.backend),
         }
     }
 
@@ -112,6 +143,7 @@ impl Row {
             Self::Subsystem(s) => serde_json::to_value(s),
             Self::Host(h) => serde_json::to_value(h),
             Self::Transport(t) => serde_json::to_value(t),
+            Self::Namespace(n) => serde_json::to_value(n),
         };
         // Only a map with keys that are no strings, or a failing Serialize, could refuse.
         value.unwrap_or_default()
@@ -130,6 +162,7 @@ impl Row {
             "subsystem" => serde_json::from_str(json).map(Self::Subsystem),
             "host" => serde_json::from_str(json).map(Self::Host),
             "transport" => serde_json::from_str(json).map(Self::Transport),
+            "namespace" => serde_json::from_str(json).map(Self::Namespace),
             other => return Err(format!("unknown kind `{other}`")),
         };
         let row = row.map_err(|e| e.to_string())?;
@@ -149,6 +182,7 @@ impl State {
                 Row::Subsystem(s) => drop(state.subsystems.insert(s.nqn.clone(), s)),
                 Row::Host(h) => drop(state.hosts.insert(h.name.clone(), h)),
                 Row::Transport(t) => state.transport = Some(t),
+                Row::Namespace(n) => drop(state.namespaces.insert(n.backend.clone(), n)),
             }
         }
         state
@@ -162,7 +196,9 @@ impl State {
         let subsystems = self.subsystems.values().cloned().map(Row::Subsystem);
         let hosts = self.hosts.values().cloned().map(Row::Host);
         let transport = self.transport.iter().cloned().map(Row::Transport);
-        let all = backends.chain(pools).chain(luns).chain(subsystems).chain(hosts).chain(transport);
+        let namespaces = self.namespaces.values().cloned().map(Row::Namespace);
+        let all = backends.chain(pools).chain(luns).chain(subsystems).chain(hosts);
+        let all = all.chain(transport).chain(namespaces);
         all.map(|row| (row.key(), row)).collect()
     }
 
@@ -182,6 +218,7 @@ impl State {
             pools: config.pools.iter().map(|p| (p.name.clone(), p.clone())).collect(),
             hosts: config.hosts.iter().map(|h| (h.name.clone(), h.clone())).collect(),
             transport: now.transport.clone(),
+            namespaces: now.namespaces.clone(),
             ..Self::default()
         };
         for lun in &config.luns {
@@ -318,11 +355,14 @@ mod tests {
 
     #[test]
     fn rows_make_the_state_again() {
-        let state = state();
+        let found = NamespaceIdentity { nguid: [1; 16], uuid: [2; 16], eui64: [3; 8], block_bytes: 4096 };
+        let mut state = state();
+        state.namespaces.insert("a".into(), ArrayNamespace::new("a", found));
+        assert_eq!(state.namespaces["a"].identity(), found);
         let rows = state.rows();
         let again = rows.iter().map(|(key, row)| Row::parse(key, &row.json()).expect("a row"));
         assert_eq!(State::from_rows(again.collect()), state);
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 6);
     }
 
     #[test]
@@ -337,7 +377,9 @@ mod tests {
 
     #[test]
     fn what_is_left_open_stays_what_it_was() {
-        let now = state();
+        let mut now = state();
+        let found = NamespaceIdentity { nguid: [1; 16], uuid: [2; 16], eui64: [3; 8], block_bytes: 4096 };
+        now.namespaces.insert("a".into(), ArrayNamespace::new("a", found));
         let again = State::from_config(&Config::parse("t", TEXT).expect("sound"), &now);
         assert!(now.changes_to(&again).is_empty());
         assert_eq!(now.subsystems["nqn.2026-01.org.example:s"].hosts, ["nqn.2026-01.org.example:web"]);

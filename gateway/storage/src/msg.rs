@@ -1,7 +1,7 @@
 //! What cores and the control thread say to each other.
 
 use crate::backend::Attach;
-use crate::initiator::InitiatorMsg;
+use crate::initiator::{InitiatorMsg, NamespaceIdentity};
 use crate::request::{Completed, Request, Stream};
 use crate::stats::LunSurvey;
 use crate::topology::{BackendId, LunId, PortalId, Topology};
@@ -290,14 +290,10 @@ pub enum Event {
     BackendInfo {
         /// The backend.
         backend: BackendId,
-        /// Logical block size in bytes.
-        block_bytes: u32,
         /// Size in bytes.
         len_bytes: u64,
-        /// NGUID; zero if it has none.
-        nguid: [u8; 16],
-        /// UUID; zero if it has none.
-        uuid: [u8; 16],
+        /// Which namespace answered.
+        namespace: NamespaceIdentity,
     },
     /// A backend's size changed, in bytes.
     BackendResized {

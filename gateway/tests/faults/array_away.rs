@@ -7,6 +7,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::time::Duration;
 use support::Patience;
 use support::fleet::{ENDLESS, Fleet, Spec};
+use trefoil_control::state::RowChange;
+use trefoil_control::store::Store;
 use trefoil_wire::nvme::StatusType;
 
 const ARRAY: &str = r#"
@@ -323,5 +325,91 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     let patience = Patience::new("the pool to be whole again");
     while gateway.try_call("lun_create", new.clone()).is_err() {
         patience.pause();
+    }
+}
+
+/// Waits until a host has the array's LUN, as it was.
+fn wait_served(pair: &mut Pair) {
+    let patience = Patience::new("the array's LUN to be served");
+    while !pair.io.read(1, 0, 4096).0.is_ok() {
+        patience.pause();
+    }
+    expect_filled(&mut pair.io, 1, 0..MIB, 0x3c, "the LUN as it was");
+}
+
+/// What an array does that is restored wrong: `lun` is its namespace 1 now.
+fn swap(array: &Daemon, lun: &str) {
+    let nqn = "nqn.2026-01.org.example:array";
+    array.call("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": 1 }));
+    array.call("subsystem_add_namespace", json!({ "nqn": nqn, "lun": lun, "nsid": 1 }));
+}
+
+#[test]
+fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
+    let other = "[[backend]]\nname = \"other\"\ntype = \"memory\"\nsize = \"32MiB\"\n\
+                 [[lun]]\nname = \"other\"\nbackend = \"other\"\n";
+    let array = Daemon::start(&format!("{ARRAY}{other}"));
+    let document = GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "2");
+    let mut gateway = Daemon::start(&document);
+    fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
+    gateway.kill();
+    swap(&array, "other");
+    gateway.restart();
+    let mut pair = host(&gateway, 1);
+    fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
+    let backend = |gateway: &Daemon| gateway.call("backend_list", json!({ "name": "array" }))[0].clone();
+    let patience = Patience::new("the backend to say that another namespace is there");
+    loop {
+        let (read, write) = (pair.io.read(1, 0, 4096).0, pair.io.write(1, 0, &[0x99; 4096]));
+        assert!(!read.is_ok() && !write.is_ok(), "a host works on another namespace: {read}, {write}");
+        let backend = backend(&gateway);
+        assert_eq!(backend["state"], "lost", "{backend}");
+        if backend["why"].as_str().is_some_and(|why| why.starts_with("another namespace answers")) {
+            break;
+        }
+        patience.pause();
+    }
+    assert!(gateway.log().contains("backend=\"array\" why=\"another namespace answers"), "it isn't named");
+    swap(&array, "disk");
+    wait_served(&mut pair);
+    // Whoever wants the other one makes the backend anew, and has that one from then on.
+    hide(&gateway, 1);
+    gateway.call("lun_release", json!({ "name": "far" }));
+    gateway.call("backend_delete", json!({ "name": "array" }));
+    swap(&array, "other");
+    let (addr, subnqn) = (array.addr.to_string(), "nqn.2026-01.org.example:array");
+    let new = json!({ "name": "array", "type": "nvme-tcp", "address": addr, "subnqn": subnqn, "nsid": 1 });
+    gateway.call("backend_create", new);
+    gateway.call("lun_import", json!({ "name": "far", "backend": "array" }));
+    show(&gateway, "far", 1);
+    fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x99).expect("written to the other one");
+    gateway.kill_and_restart();
+    expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x99, "the other one, which it is now");
+}
+
+#[test]
+fn a_store_that_lacks_the_namespace_learns_it_when_the_array_answers() {
+    let array = Daemon::start(ARRAY);
+    let document = GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "2");
+    for late in [false, true] {
+        let mut gateway = Daemon::start(&document);
+        fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
+        gateway.kill();
+        // As an earlier version left it.
+        let (store, _) = Store::open(&gateway.path("state")).expect("the store");
+        let forget = RowChange::Remove("namespace/array".into());
+        store.commit_blocking(&[forget]).expect("forgotten");
+        drop(store);
+        if late {
+            array.signal(Signal::SIGSTOP);
+        }
+        gateway.restart();
+        array.signal(Signal::SIGCONT);
+        wait_served(&mut host(&gateway, 1));
+        gateway.kill();
+        let (store, found) = Store::open(&gateway.path("state")).expect("the store");
+        drop(store);
+        let kept = found.rows.iter().any(|row| row.key() == "namespace/array");
+        assert!(kept, "it isn't learned, late: {late}");
     }
 }

@@ -14,7 +14,7 @@ use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File as FileChannel, Memory};
-use trefoil_storage::initiator::{ControllerConfig, FenceRule, Identity, Purpose};
+use trefoil_storage::initiator::{ControllerConfig, FenceRule, Identity, NamespaceIdentity, Purpose};
 use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::Nqn;
@@ -78,6 +78,8 @@ pub struct Setting<'a> {
     /// The backend was there before: an array that doesn't answer now may come later and isn't waited for (see
     /// [`await_arrays`]), and a file that is missing is not made anew, for what comes later has the data.
     pub patient: bool,
+    /// For arrays: the namespace that answered before; no other is taken.
+    pub known: Option<NamespaceIdentity>,
 }
 
 /// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
@@ -90,7 +92,7 @@ pub async fn bring_up<'a>(
     id: BackendId,
     others: impl Iterator<Item = &'a Live>,
 ) -> Result<Live, Refusal> {
-    let Setting { cores, requests, gateway, patient } = setting;
+    let Setting { cores, requests, gateway, patient, known } = setting;
     let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
     let spec = backend.clone();
     let opened = match backend.kind {
@@ -121,7 +123,11 @@ pub async fn bring_up<'a>(
             live.lock = Some(lock);
         }
         Source::NvmeTcp(config) => kinds.extend(cores.all().map(|core| {
-            AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, core, cores.count(), &config)))
+            let mut channel = NvmeTcpChannel::new(id, core, cores.count(), &config);
+            if let Some(namespace) = known {
+                channel.take_only(namespace);
+            }
+            AttachKind::NvmeTcp(Box::new(channel))
         })),
     }
     cores.forget_backend(id);

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
+use trefoil_storage::initiator::NamespaceIdentity;
 use trefoil_storage::msg::{Event, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
 use trefoil_storage::stats::{LunRow, LunSurvey};
@@ -62,10 +63,8 @@ type Wait<T> = oneshot::Sender<T>;
 
 /// What a backend said of itself. An identity that it hasn't is zero.
 struct Told {
-    block_bytes: u32,
     len_bytes: u64,
-    nguid: [u8; 16],
-    uuid: [u8; 16],
+    namespace: NamespaceIdentity,
 }
 
 #[derive(Default)]
@@ -224,8 +223,8 @@ impl Cores {
             }
             Msg::Event(event) => {
                 drop(waits);
-                if let Event::BackendInfo { backend, block_bytes, len_bytes, nguid, uuid } = event {
-                    let told = Told { block_bytes, len_bytes, nguid, uuid };
+                if let Event::BackendInfo { backend, len_bytes, namespace } = event {
+                    let told = Told { len_bytes, namespace };
                     self.told.borrow_mut().insert(backend, told);
                     self.lost.borrow_mut().remove(&backend);
                     self.reached.notify_waiters();
@@ -310,7 +309,7 @@ impl Cores {
             loop {
                 let reached = self.reached.notified();
                 if let Some(told) = self.told.borrow().get(&id) {
-                    return (told.block_bytes, told.len_bytes);
+                    return (told.namespace.block_bytes, told.len_bytes);
                 }
                 reached.await;
             }
@@ -318,10 +317,15 @@ impl Cores {
         tokio::time::timeout(within, told).await.ok()
     }
 
+    /// The array's namespace that answered as this backend, once one did.
+    pub fn namespace(&self, id: BackendId) -> Option<NamespaceIdentity> {
+        self.told.borrow().get(&id).map(|told| told.namespace)
+    }
+
     /// The UUID and NGUID that a LUN has by which this backend is presented whole; `None` if the backend has neither. What
     /// has only one of them gets the other from its bytes.
     pub fn identity(&self, id: BackendId) -> Option<(Uuid, String)> {
-        let Told { nguid, uuid, .. } = *self.told.borrow().get(&id)?;
+        let NamespaceIdentity { nguid, uuid, .. } = self.namespace(id)?;
         let known = |id: [u8; 16]| (id != [0; 16]).then_some(id);
         let (uuid, nguid) = (known(uuid), known(nguid));
         // An NGUID isn't made like a UUID, so that its own version says nothing: RFC 9562 §5.8.

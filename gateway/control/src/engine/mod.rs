@@ -20,7 +20,7 @@ use crate::action::{Action, Phase};
 use crate::diff;
 use crate::error::{Fault, Refusal};
 use crate::plan::plan;
-use crate::state::State;
+use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
 use backends::{Live, Setting};
 use cores::Cores;
@@ -293,10 +293,13 @@ impl Engine {
             }
             let id = self.numbers.backends.give(name, MAX_BACKENDS).ok_or_else(|| full("backends"))?;
             let others = self.live.values();
-            let live = backends::bring_up(self.setting(false), backend, BackendId(id), others).await?;
+            let live = backends::bring_up(self.setting(false, None), backend, BackendId(id), others).await?;
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
+        // What is attached anew may be another one.
+        next.namespaces.retain(|name, _| next.backends.contains_key(name));
+        self.note_namespaces(next);
         for (name, pool) in &next.pools {
             if !self.state.pools.contains_key(name) {
                 let is_new = self.pools.create(&self.cores, pool, &self.live).await?;
@@ -359,9 +362,23 @@ impl Engine {
         Ok(())
     }
 
-    fn setting(&self, patient: bool) -> Setting<'_> {
+    fn setting(&self, patient: bool, known: Option<&ArrayNamespace>) -> Setting<'_> {
         let (cores, requests) = (&*self.cores, self.channel_requests);
-        Setting { cores, requests, gateway: &self.gateway.name, patient }
+        let known = known.map(ArrayNamespace::identity);
+        Setting { cores, requests, gateway: &self.gateway.name, patient, known }
+    }
+
+    /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one
+    /// for them.
+    fn note_namespaces(&self, state: &mut State) {
+        for (name, live) in &self.live {
+            if let Some(found) = self.cores.namespace(live.id)
+                && state.backends.contains_key(name)
+                && !state.namespaces.contains_key(name)
+            {
+                state.namespaces.insert(name.clone(), ArrayNamespace::new(name, found));
+            }
+        }
     }
 
     /// Takes down what a failed change brought up, as far as it goes.
@@ -451,7 +468,14 @@ impl Engine {
         for (name, backend) in &state.backends {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
-            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
+            match backends::bring_up(
+                self.setting(true, state.namespaces.get(name)),
+                backend,
+                BackendId(id),
+                others,
+            )
+            .await
+            {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
                     tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
@@ -460,6 +484,15 @@ impl Engine {
             }
         }
         backends::await_arrays(&self.cores, self.live.values_mut()).await;
+        for (name, live) in &self.live {
+            if let Err(why) = self.cores.usable(live.id) {
+                tracing::error!(
+                    backend = name,
+                    why,
+                    "a backend can't be used; what lies on it is not served"
+                );
+            }
+        }
         for (name, pool) in &state.pools {
             if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
                 tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
@@ -469,6 +502,7 @@ impl Engine {
         let stored = state.clone();
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
         self.pools.adopt_into(&mut state, &deleted, false);
+        self.note_namespaces(&mut state);
         for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
             if self.portals.contains_key(listen) {
                 continue;
@@ -517,8 +551,8 @@ impl Engine {
         let mut is_back = false;
         for event in events {
             let (id, block_bytes, len_bytes) = match event {
-                Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
-                    (backend, Some(block_bytes), Some(len_bytes))
+                Event::BackendInfo { backend, len_bytes, namespace } => {
+                    (backend, Some(namespace.block_bytes), Some(len_bytes))
                 }
                 Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
                 Event::BackendState { usable, .. } => {
@@ -551,7 +585,14 @@ impl Engine {
             }
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
-            match backends::bring_up(self.setting(true), backend, BackendId(id), others).await {
+            match backends::bring_up(
+                self.setting(true, state.namespaces.get(name)),
+                backend,
+                BackendId(id),
+                others,
+            )
+            .await
+            {
                 Ok(live) => {
                     tracing::info!(backend = name, "a backend that was down is up");
                     self.live.insert(name.clone(), live);
@@ -590,6 +631,7 @@ impl Engine {
         }
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
         self.pools.adopt_into(&mut state, &deleted, false);
+        self.note_namespaces(&mut state);
         let changes = self.state.changes_to(&state);
         if !changes.is_empty() {
             let stored = self.store.commit(changes).await;
@@ -691,8 +733,8 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
             tracing::info!(host = host.as_str(), cntlid, qid, %peer, why, "queue pair down");
             return false;
         }
-        Event::BackendInfo { backend, block_bytes, len_bytes, .. } => {
-            tracing::info!(backend = backend.0, block_bytes, len_bytes, "backend reached");
+        Event::BackendInfo { backend, len_bytes, namespace } => {
+            tracing::info!(backend = backend.0, namespace.block_bytes, len_bytes, "backend reached");
         }
         Event::BackendState { backend, usable, why } => {
             tracing::warn!(backend = backend.0, usable, why, "backend state");

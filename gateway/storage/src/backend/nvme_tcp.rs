@@ -26,7 +26,7 @@ use super::Channel;
 use crate::cx::Cx;
 use crate::initiator::{
     Command, Controller, ControllerConfig, ControllerEvent, Finished, InitiatorMsg, Lane, LaneConfig, Limits,
-    Purpose,
+    NamespaceIdentity, Purpose,
 };
 use crate::msg::{Event, Msg, StorageIo};
 use crate::request::{Fault, Op, Request, Stream};
@@ -139,6 +139,13 @@ impl NvmeTcpChannel {
             passed_on: 0,
             relays: false,
             parked: VecDeque::with_capacity(config.requests),
+        }
+    }
+
+    /// Takes no other namespace than this. Call it before the first turn.
+    pub fn take_only(&mut self, namespace: NamespaceIdentity) {
+        if let Some(controller) = &mut self.controller {
+            controller.take_only(namespace);
         }
     }
 
@@ -376,10 +383,8 @@ impl NvmeTcpChannel {
                     self.len_bytes = facts.len_bytes();
                     let info = Event::BackendInfo {
                         backend,
-                        block_bytes: facts.block_bytes,
                         len_bytes: facts.len_bytes(),
-                        nguid: facts.nguid,
-                        uuid: facts.uuid,
+                        namespace: facts.identity(),
                     };
                     cx.io.post_control(Msg::Event(info));
                     Some(state(true, "connected"))

@@ -189,15 +189,20 @@ pub struct Facts {
 
 /// What must not change between two associations: it names the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NamespaceIdentity {
-    nguid: [u8; 16],
-    uuid: [u8; 16],
-    eui64: [u8; 8],
-    block_bytes: u32,
+pub struct NamespaceIdentity {
+    /// NGUID; zero if the namespace has none.
+    pub nguid: [u8; 16],
+    /// UUID; zero if the namespace has none.
+    pub uuid: [u8; 16],
+    /// EUI-64; zero if the namespace has none.
+    pub eui64: [u8; 8],
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
 }
 
 impl Facts {
-    pub(super) fn identity(&self) -> NamespaceIdentity {
+    /// Which namespace this is.
+    pub fn identity(&self) -> NamespaceIdentity {
         let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
         NamespaceIdentity { nguid, uuid, eui64, block_bytes }
     }

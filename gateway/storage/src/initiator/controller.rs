@@ -45,6 +45,9 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon to ask again for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
+/// What an operator is told of a namespace that isn't the one that was there, and how it is taken all the same.
+const ANOTHER_NAMESPACE: &str =
+    "another namespace answers at its address; to take that one, delete the backend and make it again";
 
 /// What the owner of a controller learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +104,7 @@ pub struct Controller {
     opened: bool,
     cntlid: u16,
     facts: Facts,
-    /// Whose blocks these are, from the first bring-up on.
+    /// Whose blocks these are, from the first bring-up on, or what the owner expects.
     namespace: Option<NamespaceIdentity>,
     /// The namespace's size as the owner knows it.
     told_blocks: u64,
@@ -164,6 +167,11 @@ impl Controller {
             new_sock: None,
             config,
         }
+    }
+
+    /// Takes no other namespace than this, which answered in an earlier life of its owner. Call it before the start.
+    pub fn take_only(&mut self, namespace: NamespaceIdentity) {
+        self.namespace = Some(namespace);
     }
 
     /// Starts to connect, now.
@@ -627,8 +635,7 @@ impl Controller {
                 }
                 let identity = self.facts.identity();
                 if *self.namespace.get_or_insert(identity) != identity {
-                    let why = "another namespace answers at its address";
-                    return self.down(io, ControllerError::Unusable(why));
+                    return self.down(io, ControllerError::Unusable(ANOTHER_NAMESPACE));
                 }
                 if self.state == State::Ready {
                     if std::mem::replace(&mut self.told_blocks, self.facts.blocks) != self.facts.blocks {

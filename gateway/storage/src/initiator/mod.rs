@@ -28,7 +28,7 @@ pub mod discovery;
 
 pub mod host;
 
-pub use bringup::Facts;
+pub use bringup::{Facts, NamespaceIdentity};
 pub use command::{Command, Done, INLINE_BYTES, Lost, QpairEvent};
 pub use config::{ControllerConfig, Purpose};
 pub use controller::{Controller, ControllerEvent};

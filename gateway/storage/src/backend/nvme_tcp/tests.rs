@@ -1,8 +1,8 @@
 //! Channels of several cores over one array, with the mailboxes between them in the test's hands.
 
 use super::*;
-use crate::initiator::FenceRule;
 use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
+use crate::initiator::{FenceRule, NamespaceIdentity};
 use crate::request::{Completed, Origin, Owner};
 use crate::topology::LunId;
 use trefoil_poll::{Arena, RecvInto};
@@ -264,10 +264,8 @@ fn control_learns_what_the_backend_is() {
     gateway.run();
     let info = Event::BackendInfo {
         backend: BACKEND,
-        block_bytes: 512,
         len_bytes: 4096 * 512,
-        nguid: [9; 16],
-        uuid: [0; 16],
+        namespace: NamespaceIdentity { nguid: [9; 16], uuid: [0; 16], eui64: [0; 8], block_bytes: 512 },
     };
     let up = Event::BackendState { backend: BACKEND, usable: true, why: "connected" };
     assert_eq!(gateway.events, [info, up]);
