@@ -55,7 +55,8 @@ enum Step {
 }
 
 impl File {
-    /// The table for a channel on which `requests` can be under way; others wait for their end. About 200 bytes each, reserved but not touched before they are used.
+    /// The table for a channel on which `requests` can be under way; others wait for their end. About 200 bytes each,
+    /// reserved but not touched before they are used.
     pub fn slots(requests: usize) -> Slab<Slot> {
         Slab::with_capacity(requests)
     }
