@@ -187,7 +187,7 @@ pub struct Facts {
     events: AsyncEventConfig,
 }
 
-/// What must not change between two associations: it names the blocks.
+/// What must not change between two associations, as it names the blocks; see [`NamespaceIdentity::is`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceIdentity {
     /// NGUID; zero if the namespace has none.
@@ -198,6 +198,20 @@ pub struct NamespaceIdentity {
     pub eui64: [u8; 8],
     /// Logical block size in bytes.
     pub block_bytes: u32,
+}
+
+impl NamespaceIdentity {
+    /// Whether both are one namespace: what both tell is the same, and they have an identifier in common unless neither has
+    /// any. One of them may tell more, as an array does with new firmware.
+    pub fn is(&self, other: &Self) -> bool {
+        fn pair<const N: usize>(one: [u8; N], other: [u8; N]) -> Option<bool> {
+            (one != [0; N] && other != [0; N]).then_some(one == other)
+        }
+        let both =
+            [pair(self.nguid, other.nguid), pair(self.uuid, other.uuid), pair(self.eui64, other.eui64)];
+        let is_common = both.iter().any(Option::is_some) || self == other;
+        is_common && both.iter().flatten().all(|same| *same) && self.block_bytes == other.block_bytes
+    }
 }
 
 impl Facts {

@@ -634,7 +634,7 @@ impl Controller {
                     return self.down(io, ControllerError::Command { step: step.name(), status });
                 }
                 let identity = self.facts.identity();
-                if *self.namespace.get_or_insert(identity) != identity {
+                if !self.namespace.get_or_insert(identity).is(&identity) {
                     return self.down(io, ControllerError::Unusable(ANOTHER_NAMESPACE));
                 }
                 if self.state == State::Ready {

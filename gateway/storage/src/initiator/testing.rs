@@ -127,6 +127,7 @@ pub struct Manners {
     pub mdts: u8,
     pub blocks: u64,
     pub nguid: u8,
+    pub eui64: u8,
     /// How Identify Namespace Descriptors ends.
     pub descriptors: Status,
     /// I/O commands are taken and not answered.
@@ -149,6 +150,7 @@ impl Default for Manners {
             mdts: 5,
             blocks: 4096,
             nguid: 9,
+            eui64: 0,
             descriptors: Status::SUCCESS,
             mute: false,
             deaf: false,
@@ -382,6 +384,7 @@ impl Array {
                 namespace.nsze = self.manners.blocks;
                 namespace.lbaf0 = LbaFormat::B512;
                 namespace.nguid = [self.manners.nguid; 16];
+                namespace.eui64 = [self.manners.eui64; 8];
                 namespace.emit(&mut page);
             }
             AdminCommand::Identify(id)

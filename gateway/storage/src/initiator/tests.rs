@@ -458,6 +458,27 @@ fn another_namespace_at_the_same_address_is_refused() {
 }
 
 #[test]
+fn a_namespace_that_tells_more_of_itself_is_the_same() {
+    // NGUID and EUI-64, then what else answers, and whether that is the same.
+    for (id, before, after, same) in [
+        (58, (9, 0), (9, 5), true),
+        (59, (9, 5), (9, 0), true),
+        (60, (9, 0), (0, 5), false),
+        (61, (9, 5), (1, 5), false),
+    ] {
+        let mut rig = Rig::up(id, Manners { nguid: before.0, eui64: before.1, ..Manners::default() });
+        (rig.array.manners.nguid, rig.array.manners.eui64) = after;
+        rig.cut();
+        rig.pass(3 * SECOND);
+        let is_up = matches!(rig.events.last(), Some(ControllerEvent::Up(_)));
+        assert_eq!(is_up, same, "{before:?}, {after:?}: {:?}", rig.events);
+        (rig.array.manners.nguid, rig.array.manners.eui64) = before;
+        rig.pass(3 * SECOND);
+        rig.end();
+    }
+}
+
+#[test]
 fn another_namespace_that_takes_the_place_of_ours_gets_no_writes() {
     let mut rig = Rig::up(57, Manners::default());
     rig.array.manners.nguid = 1;
