@@ -6,7 +6,8 @@
 use crate::state::{Row, RowChange};
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::BTreeMap;
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,7 +97,7 @@ impl Store {
         let path: Arc<Path> = dir.join("state.redb").into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
         std::fs::create_dir_all(dir).map_err(io)?;
-        let is_missing = !path.try_exists().map_err(io)?;
+        make_whole(dir, &path)?;
         make_private(&path).map_err(io)?;
         let store = Self {
             inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })),
@@ -107,12 +108,6 @@ impl Store {
         let (database, found) =
             opened.unwrap_or_else(|_| Err(database_error(&path, "the file is damaged")))?;
         store.lock().database = Some(database);
-        if is_missing {
-            // The file's name itself must survive a crash.
-            std::fs::File::open(dir)
-                .and_then(|d| d.sync_all())
-                .map_err(|error| StoreError::Io { path: store.path.to_path_buf(), error })?;
-        }
         Ok((store, found))
     }
 
@@ -243,6 +238,27 @@ fn write(
     Ok(())
 }
 
+/// Makes the database if it is missing, and under another name until it is one: half of one would never open.
+fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
+    let io = |error| StoreError::Io { path: path.to_path_buf(), error };
+    let parent = File::open(dir).map_err(io)?;
+    // Two at a time would take each other's. Not every file system has the lock.
+    let _ = parent.lock();
+    if path.try_exists().map_err(io)? {
+        return Ok(());
+    }
+    let new = dir.join("state.redb.new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    make_private(&new).map_err(io)?;
+    drop(Database::create(&new).map_err(|e| database_error(&new, e))?);
+    std::fs::rename(&new, path).map_err(io)?;
+    // The file's name itself must survive a crash.
+    parent.sync_all().map_err(io)
+}
+
 /// Makes the file if it is missing, for its owner only; so is one that was made otherwise.
 fn make_private(path: &Path) -> std::io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -290,6 +306,20 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("as it was made once");
         drop(Store::open(dir.path()).expect("a store"));
         assert_eq!(mode(), 0o600);
+    }
+
+    #[test]
+    fn a_store_whose_making_was_cut_short_is_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let half = dir.path().join("state.redb.new");
+        // No database yet: it begins with zeros.
+        std::fs::write(&half, [0; 8192]).expect("written");
+        let (store, found) = Store::open(dir.path()).expect("a store");
+        assert_eq!(found, Found { rows: vec![], is_new: true });
+        store.commit_blocking(&[RowChange::Put(host(1))]).expect("stored");
+        drop(store);
+        assert!(!half.exists(), "what was left is still there");
+        assert_eq!(Store::open(dir.path()).expect("the store again").1.rows, [host(1)]);
     }
 
     #[test]
