@@ -283,12 +283,11 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
         queues.push(lines.queue(cntlid, qid, 32, (false, false)).await?);
     }
     let len = [LARGE, 1 << 20][(bits % 2) as usize];
-    for &io in &queues {
-        for _ in 0..30 {
-            lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[]));
-        }
-    }
+    let ask =
+        |io| (0..30).for_each(|_| lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[])));
     let first = queues[0];
+    // Alone, or the others might have its host's share before it is there.
+    ask(first);
     match lines.pdu(first).await? {
         Pdu::R2t(r2t) if bits & 2 != 0 => {
             let pdu = H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: len, last: true };
@@ -301,6 +300,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
         }
         other => return Err(Cut::Wrong(format!("{other:?} instead of an R2T"))),
     }
+    queues.iter().skip(1).for_each(|&io| ask(io));
     let (polite, _) = lines.admin().await?;
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + PROGRESS_TIMEOUT / 2).await?;
     lines.expect_end(first, Duration::ZERO, "a host that owes data").await?;
