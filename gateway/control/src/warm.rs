@@ -15,6 +15,10 @@ use trefoil_sys::socket;
 use trefoil_wire::fabrics::Nqn;
 use uuid::Uuid;
 
+/// A connection over loopback comes up at once or, where a firewall drops it, not for minutes, in which nobody would be
+/// served.
+const WITHIN: Duration = Duration::from_millis(200);
+
 /// As `gateway.keep_warm_ms` says, for cores that sleep at all. A core for which it fails is told of in the log, and goes
 /// without.
 pub async fn keep_warm(cores: &Cores, gateway: &Gateway) {
@@ -42,12 +46,18 @@ async fn give(cores: &Cores, gateway: &Gateway, core: CoreId, every: Duration) -
 /// A connection over loopback with the gateway's options: the end that connected, then the one that accepted, each with its
 /// address.
 fn pair(gateway: &Gateway) -> io::Result<(TcpStream, SocketAddr, TcpStream, SocketAddr)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    pair_over(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, gateway)
+}
+
+fn pair_over(
+    listener: TcpListener,
+    gateway: &Gateway,
+) -> io::Result<(TcpStream, SocketAddr, TcpStream, SocketAddr)> {
     if let Some(algorithm) = socket_options(gateway).congestion_control {
         algorithm.set(&listener)?;
     }
     let local = listener.local_addr()?;
-    let asks = TcpStream::connect(local)?;
+    let asks = TcpStream::connect_timeout(&local, WITHIN)?;
     let peer = asks.local_addr()?;
     let answers = loop {
         // Any process here may have been faster.
@@ -59,4 +69,23 @@ fn pair(gateway: &Gateway) -> io::Result<(TcpStream, SocketAddr, TcpStream, Sock
     socket::prepare_accepted(&asks)?;
     socket::prepare_accepted(&answers)?;
     Ok((asks, peer, answers, local))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_connection_that_does_not_come_up_is_not_waited_for() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let to = listener.local_addr().expect("its address");
+        // With its backlog full, it is as deaf as behind a firewall.
+        let connect = || TcpStream::connect_timeout(&to, WITHIN).ok();
+        let held: Vec<_> = std::iter::from_fn(connect).take(10_000).collect();
+        let begun = Instant::now();
+        let refused = pair_over(listener, &Gateway::default()).expect_err("no connection");
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut, "beside {}", held.len());
+        assert!(begun.elapsed() < 10 * WITHIN, "{:?}", begun.elapsed());
+    }
 }
