@@ -74,11 +74,15 @@ impl SmallDisk {
         let at = dir.join("small");
         std::fs::create_dir(&at).expect("a mount point");
         let mut unshare = Command::new("unshare");
-        unshare.arg("--mount");
+        unshare.args(["--mount", "--propagation", "unchanged"]);
         if !nix::unistd::geteuid().is_root() {
             unshare.arg("--map-root-user");
         }
-        let script = format!("mount -t tmpfs -o size={DISK_MIB}m tmpfs \"$0\" && echo mounted && exec cat");
+        // In a chroot, / need not be a mount point that could be made private; then others may see the disk until it goes.
+        let script = format!(
+            "mount --make-rprivate / 2>/dev/null; mount -t tmpfs -o size={DISK_MIB}m tmpfs \"$0\" && echo mounted && cat; \
+             umount --lazy \"$0\""
+        );
         unshare.args(["sh", "-c", &script]).arg(&at).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut holder = unshare.spawn().expect("unshare(1) of util-linux");
         let mut line = String::new();
@@ -90,8 +94,12 @@ impl SmallDisk {
 
     /// What a program is started through to see it.
     fn through(&self) -> Vec<String> {
-        let mut words =
-            vec!["nsenter".to_owned(), format!("--target={}", self.holder.id()), "--mount".into()];
+        let mut words = vec![
+            "nsenter".to_owned(),
+            format!("--target={}", self.holder.id()),
+            "--mount".into(),
+            "--root".into(),
+        ];
         if !nix::unistd::geteuid().is_root() {
             words.extend(["--user", "--preserve-credentials"].map(str::to_owned));
         }

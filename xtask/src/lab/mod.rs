@@ -57,7 +57,13 @@ pub fn enter(repo: &Repo, name: &str) -> Result<()> {
         }
         unshare.arg("--map-root-user");
     }
-    unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    unshare.args(["--net", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "--"]);
+    // In a chroot, / need not be a mount point that could be made private, as --mount-proc wants it; /proc always is.
+    unshare.args([
+        "sh",
+        "-c",
+        "mount --make-private /proc && mount -t proc proc /proc && exec \"$0\" \"$@\"",
+    ]);
     let inside = repo.xtask(["lab-inside", name])?;
     unshare.arg(inside.get_program()).args(inside.get_args());
     process::run(&mut unshare)

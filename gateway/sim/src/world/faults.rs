@@ -125,6 +125,10 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                 Crash::Power => self.conns[conn.0 as usize].black[side.other() as usize] = true,
             }
         }
+        // Also those that have failed already and were not closed: nobody is there for what still comes.
+        for end in self.conns.iter_mut().flat_map(|c| &mut c.ends).filter(|end| end.node == node) {
+            end.holder = Holder::Gone;
+        }
     }
 
     pub(super) fn drop_cores(&mut self, node: NodeId) {
