@@ -91,7 +91,7 @@ pub fn run(options: &Options) -> Result<()> {
         let pid = gateway.leave()?;
         let (dir, memory) = (dir.keep(), memory.keep());
         println!("\nThe gateway goes on as process {pid}. To end it and remove what it leaves behind:");
-        println!("  kill {pid}; rm -r {} {}", dir.display(), memory.display());
+        println!("  kill {pid}; rm -rf {} {}", dir.display(), memory.display());
     } else {
         gateway.terminate()?;
         println!("The gateway has ended. With --keep it goes on, and prints how to connect to it.");
