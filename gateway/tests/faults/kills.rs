@@ -99,8 +99,7 @@ impl Victim {
 
     /// Asks for a change and kills the gateway meanwhile; restarts it and looks at the whole.
     fn kill_during(&mut self, when: When, method: &str, params: &Value) {
-        let ops = self.fleet.tally(0).ops;
-        self.fleet.wait_ops(0, ops + 20);
+        self.wait_busy();
         let before = self.table(0).expect("a table").generation;
         let (tell, told) = mpsc::channel();
         let sent = Instant::now();
@@ -130,6 +129,12 @@ impl Victim {
         });
         self.gateway.restart();
         self.settled(&format!("{method}, {when:?}"));
+    }
+
+    /// The other LUN's host is at work: it has connected since the last kill, which `finish` counts on.
+    fn wait_busy(&mut self) {
+        let ops = self.fleet.tally(0).ops;
+        self.fleet.wait_ops(0, ops + 20);
     }
 
     /// The pool is whole: both copies of its layout are alike, no unit is lost, the other LUN is where it was.
@@ -299,18 +304,23 @@ fn delete_of_a_shown_lun() {
         }
     }
     // The moment between the store and the pool, for certain: the store as it is afterwards, the pool as it was.
-    victim.filled("v", 2 * UNIT, 0x22);
-    let before = victim.table(0).expect("a table").generation;
-    let stream = victim.gateway.ask("lun_delete", &params);
-    let reader = std::thread::spawn(move || answer(stream));
-    let mut between = None;
-    while !reader.is_finished() {
-        let is_between =
-            |table: &Table| table.generation > before && table.luns.iter().any(|lun| lun.name == "v");
-        between = victim.table(0).filter(is_between).or(between);
-    }
-    assert_eq!(reader.join().expect("the reader").expect("an answer")["result"], true);
+    // Who looks too rarely misses it, and looks again.
+    let between = (0..100).find_map(|_| {
+        victim.filled("v", 2 * UNIT, 0x22);
+        let before = victim.table(0).expect("a table").generation;
+        let stream = victim.gateway.ask("lun_delete", &params);
+        let reader = std::thread::spawn(move || answer(stream));
+        let mut between = None;
+        while !reader.is_finished() {
+            let is_between =
+                |table: &Table| table.generation > before && table.luns.iter().any(|lun| lun.name == "v");
+            between = victim.table(0).filter(is_between).or(between);
+        }
+        assert_eq!(reader.join().expect("the reader").expect("an answer")["result"], true);
+        between
+    });
     let between = between.expect("who sees it is written first").emit().expect("it fits");
+    victim.wait_busy();
     victim.gateway.kill();
     victim.kills += 1;
     let file = File::options().write(true).open(victim.gateway.path("file.img")).expect("the pool's file");
