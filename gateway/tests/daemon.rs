@@ -455,8 +455,10 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));
+    assert!(gateway.refused(&none).contains("it has no such subsystem"), "{}", gateway.refused(&none));
     let nobody = own_addr().to_string();
-    assert!(gateway.refused(&["backend", "discover", "--address", &nobody]).contains(&nobody));
+    let refused = gateway.refused(&["backend", "discover", "--address", &nobody]);
+    assert!(refused.contains(&format!("{nobody}: the connection failed: Connection refused")), "{refused}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::buf::Buf;
 use crate::send::SendList;
 use crate::time::Instant;
 use std::net::SocketAddr;
+use std::{fmt, io};
 
 /// A core's number, from 0, in its gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +60,14 @@ pub enum RecvEnd {
 /// A socket operation failed with this errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SockError(pub i32);
+
+impl fmt::Display for SockError {
+    /// As strerror(3): `Connection refused`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = io::Error::from_raw_os_error(self.0).to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
+}
 
 /// A file operation failed with this errno; a read past the end is `EIO`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,7 +41,7 @@ pub enum AdminError {
     #[error("no core of its own: {0}")]
     Core(String),
     /// The connection ended, or never began.
-    #[error("the connection ended: {0}")]
+    #[error("{0}")]
     Ended(String),
     /// No answer came in time.
     #[error("no answer within {0:?}")]

@@ -9,9 +9,19 @@ use crate::jsonrpc::RpcError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
-use trefoil_config::{Backend, BackendType};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use trefoil_config::{Backend, BackendType, Gateway};
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{LogEntry, subtype, trtype};
+
+/// For how long an array and all that its discovery log names are asked.
+const DISCOVER_WITHIN: Duration = Duration::from_secs(30);
+/// Subsystems that are asked at a time: each takes a thread, a ring and 2 MiB meanwhile.
+const ASKED_AT_A_TIME: usize = 16;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,28 +83,70 @@ impl Offer {
 
 /// Every subsystem in the discovery log, and the namespaces that this host sees there.
 pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
-    let mut rows: Vec<Value> = Vec::new();
-    for offer in offers(methods, p.address, p.hostnqn.clone()).await? {
-        let kind = if offer.is_nvm { "nvm" } else { "discovery" };
-        let mut row = json!({ "subnqn": offer.subnqn, "address": offer.address, "type": kind });
-        if offer.is_nvm {
-            let there = Backend { hostnqn: p.hostnqn.clone(), ..array("", offer.address, &offer.subnqn) };
-            match namespaces(methods, there).await {
-                Ok(nsids) => row["namespaces"] = nsids.into(),
-                // That one subsystem can't be reached is no reason not to tell of the others.
-                Err(error) => row["why"] = error.message.into(),
+    let by = Instant::now() + DISCOVER_WITHIN;
+    let seconds = DISCOVER_WITHIN.as_secs();
+    let silent = || format!("no answer within {seconds} s");
+    let gateway = methods.view().await?.gateway;
+    let offers = timeout_at(by, offers(&gateway, p.address, p.hostnqn.clone())).await;
+    let offers = offers
+        .map_err(|_| RpcError::from(Refusal::new(Fault::Device, format!("{}: {}", p.address, silent()))))??;
+    let asked = ask_all(&offers, by, |offer| {
+        let there = Backend { hostnqn: p.hostnqn.clone(), ..array("", offer.address, &offer.subnqn) };
+        let (gateway, is_nvm) = (gateway.clone(), offer.is_nvm);
+        async move {
+            match is_nvm {
+                true => namespaces(&gateway, there).await.map(Value::from),
+                false => Ok(Value::Null),
             }
         }
-        rows.push(row);
+    });
+    let row = |(offer, asked): (&Offer, Option<Reply>)| {
+        let kind = if offer.is_nvm { "nvm" } else { "discovery" };
+        let mut row = json!({ "subnqn": offer.subnqn, "address": offer.address, "type": kind });
+        match asked {
+            Some(Ok(nsids)) if offer.is_nvm => row["namespaces"] = nsids,
+            Some(Ok(_)) => {}
+            // That one subsystem can't be reached is no reason not to tell of the others.
+            Some(Err(error)) => row["why"] = error.message.into(),
+            None => row["why"] = silent().into(),
+        }
+        row
+    };
+    Ok(offers.iter().zip(asked.await).map(row).collect())
+}
+
+/// Asks some at a time, until `by`; `None` for those that have not answered then.
+async fn ask_all<F>(offers: &[Offer], by: Instant, ask: impl Fn(&Offer) -> F) -> Vec<Option<F::Output>>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(ASKED_AT_A_TIME));
+    let mut asking = JoinSet::new();
+    for (at, offer) in offers.iter().enumerate() {
+        let (places, asked) = (places.clone(), ask(offer));
+        asking.spawn(async move {
+            // It is never closed.
+            let _place = places.acquire_owned().await;
+            (at, asked.await)
+        });
     }
-    Ok(rows.into())
+    let mut answers: Vec<Option<F::Output>> = offers.iter().map(|_| None).collect();
+    while let Ok(Some(answer)) = timeout_at(by, asking.join_next()).await {
+        if let Ok((at, answer)) = answer
+            && let Some(place) = answers.get_mut(at)
+        {
+            *place = Some(answer);
+        }
+    }
+    answers
 }
 
 /// A backend `NAMEnNSID` for each namespace, all or none.
 pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
     let mut address = p.address;
     if p.discovery {
-        let offers = offers(methods, address, p.hostnqn.clone()).await?;
+        let gateway = methods.view().await?.gateway;
+        let offers = offers(&gateway, address, p.hostnqn.clone()).await?;
         let found = offers.into_iter().find(|offer| offer.is_nvm && offer.subnqn == p.subnqn);
         address = found.map(|offer| offer.address).ok_or_else(|| {
             Refusal::new(Fault::NotFound, format!("{address} does not offer subsystem `{}`", p.subnqn))
@@ -123,7 +175,7 @@ fn array(name: &str, address: SocketAddr, subnqn: &str) -> Backend {
 
 /// A backend for each namespace that the subsystem of `template` shows us, named as SPDK would: `NAMEnNSID`.
 pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result<Vec<Backend>, RpcError> {
-    let nsids = namespaces(methods, template.clone()).await?;
+    let nsids = namespaces(&methods.view().await?.gateway, template.clone()).await?;
     if nsids.is_empty() {
         let subnqn = template.subnqn.as_deref().unwrap_or_default();
         let what = format!("subsystem `{subnqn}` shows this gateway no namespace");
@@ -135,27 +187,26 @@ pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result
 }
 
 async fn offers(
-    methods: &Methods,
+    gateway: &Gateway,
     address: SocketAddr,
     hostnqn: Option<String>,
 ) -> Result<Vec<Offer>, RpcError> {
     let there = Backend { hostnqn, ..array("", address, Nqn::DISCOVERY.as_str()) };
-    let log = ask(methods, there, Admin::discovery_log).await?;
+    let log = ask(gateway, there, Admin::discovery_log).await?;
     Ok(log.iter().filter_map(Offer::of).collect())
 }
 
-async fn namespaces(methods: &Methods, there: Backend) -> Result<Vec<u32>, RpcError> {
-    ask(methods, there, Admin::namespaces).await
+async fn namespaces(gateway: &Gateway, there: Backend) -> Result<Vec<u32>, RpcError> {
+    ask(gateway, there, Admin::namespaces).await
 }
 
 /// Asks the array of `there` on a thread that may block.
 async fn ask<T: Send + 'static>(
-    methods: &Methods,
+    gateway: &Gateway,
     there: Backend,
     what: impl FnOnce(&mut Admin) -> Result<T, AdminError> + Send + 'static,
 ) -> Result<T, RpcError> {
-    let view = methods.view().await?;
-    let identity = identity(&there, &view.gateway.name)?;
+    let identity = identity(&there, &gateway.name)?;
     let address = there.address.ok_or_else(|| RpcError::params("address: missing"))?;
     let asked = tokio::task::spawn_blocking(move || {
         let mut admin = Admin::connect(address, identity)?;
@@ -166,4 +217,55 @@ async fn ask<T: Send + 'static>(
     let failed = |e: AdminError| Refusal::new(Fault::Device, format!("{address}: {e}"));
     let answer = asked.await.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))?;
     Ok(answer.map_err(failed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+    use tokio::sync::Barrier;
+
+    fn offer(port: u16) -> Offer {
+        let (subnqn, address) = ("nqn.2026-01.org.example:s".into(), ([127, 0, 0, 1], port).into());
+        Offer { subnqn, address, is_nvm: true }
+    }
+
+    fn answers<F>(count: u16, within: Duration, ask: impl Fn(&Offer) -> F) -> Vec<Option<F::Output>>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let offers: Vec<Offer> = (0..count).map(offer).collect();
+        runtime.block_on(async { ask_all(&offers, Instant::now() + within, ask).await })
+    }
+
+    #[test]
+    fn one_that_is_silent_holds_up_no_other() {
+        let ask = |offer: &Offer| -> std::pin::Pin<Box<dyn Future<Output = u16> + Send>> {
+            match offer.address.port() {
+                1 => Box::pin(pending()),
+                port => Box::pin(ready(port)),
+            }
+        };
+        assert_eq!(answers(3, Duration::from_millis(50), ask), [Some(0), None, Some(2)]);
+    }
+
+    #[test]
+    fn they_are_asked_at_the_same_time_but_not_all() {
+        // Each answers once as many are asked as may be; with one after the other none would.
+        let together = Arc::new(Barrier::new(ASKED_AT_A_TIME));
+        let ask = |_: &Offer| {
+            let together = together.clone();
+            async move { together.wait().await.is_leader() }
+        };
+        let count = ASKED_AT_A_TIME as u16;
+        let answered = answers(count, Duration::from_secs(60), ask);
+        assert!(answered.iter().all(Option::is_some), "{answered:?}");
+        let more = Arc::new(Barrier::new(ASKED_AT_A_TIME + 1));
+        let ask = |_: &Offer| {
+            let more = more.clone();
+            async move { more.wait().await.is_leader() }
+        };
+        assert_eq!(answers(count + 1, Duration::from_millis(50), ask), vec![None; ASKED_AT_A_TIME + 1]);
+    }
 }

@@ -9,7 +9,7 @@ use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// The network, or a peer that died.
-    #[error("the connection failed with errno {}", .0.0)]
+    #[error("the connection failed: {0}")]
     Socket(SockError),
     /// The peer closed the connection.
     #[error("the controller closed the connection")]
@@ -21,7 +21,7 @@ pub enum QueueError {
     #[error("the controller terminated the connection: {0:?}")]
     Terminated(FatalStatus),
     /// Connect was refused.
-    #[error("the controller refused Connect: {0:?}")]
+    #[error("the controller refused Connect: {0}")]
     Refused(ConnectResponse),
     /// Connect asks for authentication, which this host does not do.
     #[error("the controller requires authentication (AUTHREQ {0:#x})")]

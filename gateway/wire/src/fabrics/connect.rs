@@ -2,6 +2,7 @@
 
 use super::{Nqn, NqnError};
 use crate::nvme::{Cqe, Status};
+use std::fmt;
 
 /// CNTLID of Connect on the admin queue under the dynamic controller model.
 pub const DYNAMIC_CNTLID: u16 = 0xffff;
@@ -128,6 +129,21 @@ pub enum ConnectResponse {
     InvalidParameter(ConnectRejection),
     /// Any other failure.
     Failed(Status),
+}
+
+impl fmt::Display for ConnectResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { cntlid, .. } => write!(f, "connected to controller {cntlid}"),
+            Self::InvalidParameter(ConnectRejection::SUBNQN) => f.write_str("it has no such subsystem"),
+            Self::InvalidParameter(ConnectRejection::HOSTNQN) => f.write_str("it doesn't take this host NQN"),
+            Self::InvalidParameter(ConnectRejection { ipo, in_data }) => {
+                let part = if *in_data { "data" } else { "command" };
+                write!(f, "it takes the parameter at byte {ipo} of the {part} for invalid")
+            }
+            Self::Failed(status) => status.fmt(f),
+        }
+    }
 }
 
 impl ConnectResponse {
