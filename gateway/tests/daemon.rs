@@ -462,6 +462,38 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
 }
 
 #[test]
+fn a_lost_backend_is_named_and_told_once_for_each_cause() {
+    let (mut array, gateway) = array_and_gateway();
+    let lost = || {
+        let log = gateway.log();
+        let lines = log.lines().filter(|line| line.contains("backend lost")).map(str::to_owned);
+        let told: Vec<String> = lines.collect();
+        assert!(
+            told.iter().all(|line| line.contains("WARN") && line.contains("backend=\"far\" why=")),
+            "{told:?}"
+        );
+        let why = told.iter().filter_map(|line| Some(line.split_once("why=")?.1.to_owned()));
+        why.collect::<Vec<_>>()
+    };
+    array.kill();
+    wait_for("a try that is refused", || lost().contains(&"\"connection refused\"".to_owned()));
+    // Whoever is there now closes at once, so that tries can be counted.
+    let closes = std::net::TcpListener::bind(array.addr).expect("its address");
+    for _ in 0..4 {
+        drop(closes.accept().expect("a try"));
+    }
+    wait_for("the other cause", || {
+        lost().len() > 1 && lost().last() != Some(&"\"connection refused\"".to_owned())
+    });
+    let causes = lost();
+    assert!(causes.windows(2).all(|pair| pair[0] != pair[1]), "{causes:?}");
+    drop(closes);
+    array.restart();
+    let back = |line: &str| line.contains("INFO backend back backend=\"far\"");
+    wait_for("the array is back", || gateway.log().lines().any(back));
+}
+
+#[test]
 fn a_whole_namespace_keeps_its_identity() {
     let mut array = Daemon::start(ARRAY);
     let address = array.addr.to_string();

@@ -130,7 +130,7 @@ pub async fn bring_up<'a>(
             AttachKind::NvmeTcp(Box::new(channel))
         })),
     }
-    cores.forget_backend(id);
+    cores.name_backend(id, &backend.name);
     for (core, kind) in cores.all().zip(kinds) {
         let attach = Box::new(Attach { len_bytes, block_bytes, kind, id });
         if let Err(refusal) = cores.attach(core, attach).await {

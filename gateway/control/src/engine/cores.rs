@@ -62,6 +62,7 @@ type AttachAnswer = Result<(), Option<AttachBox>>;
 type Wait<T> = oneshot::Sender<T>;
 
 /// What a backend said of itself. An identity that it hasn't is zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Told {
     len_bytes: u64,
     namespace: NamespaceIdentity,
@@ -91,6 +92,8 @@ pub struct Cores {
     told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on, and why.
     lost: RefCell<HashMap<BackendId, &'static str>>,
+    /// For the log.
+    names: RefCell<HashMap<BackendId, String>>,
     /// Told with each event that changes `told`.
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
@@ -125,6 +128,7 @@ impl Cores {
             waits: RefCell::default(),
             told: RefCell::default(),
             lost: RefCell::default(),
+            names: RefCell::default(),
             reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
             on_event: RefCell::new(None),
@@ -223,26 +227,45 @@ impl Cores {
             }
             Msg::Event(event) => {
                 drop(waits);
-                if let Event::BackendInfo { backend, len_bytes, namespace } = event {
-                    let told = Told { len_bytes, namespace };
-                    self.told.borrow_mut().insert(backend, told);
-                    self.lost.borrow_mut().remove(&backend);
-                    self.reached.notify_waiters();
-                }
-                if let Event::BackendState { backend, usable, why } = event {
-                    let mut lost = self.lost.borrow_mut();
-                    if usable {
-                        lost.remove(&backend)
-                    } else {
-                        lost.insert(backend, why)
-                    };
-                }
+                self.note(&event);
                 match &*self.on_event.borrow() {
                     Some(sink) => sink(core, event),
                     None => self.dropped_events.set(self.dropped_events.get() + 1),
                 }
             }
             other => tracing::error!(core = core.0, "a core sent control {other:?}"),
+        }
+    }
+
+    /// Notes what an event says of a backend. The log gets what is new: a cause that stays is not told at every try.
+    fn note(&self, event: &Event) {
+        let names = self.names.borrow();
+        let name = |id: &BackendId| names.get(id).map(String::as_str).unwrap_or_default();
+        let is_back = |id: &BackendId| {
+            if self.lost.borrow_mut().remove(id).is_some() {
+                tracing::info!(backend = name(id), "backend back");
+            }
+        };
+        match event {
+            Event::BackendInfo { backend, len_bytes, namespace } => {
+                let told = Told { len_bytes: *len_bytes, namespace: *namespace };
+                if self.told.borrow_mut().insert(*backend, told) != Some(told) {
+                    let block_bytes = namespace.block_bytes;
+                    tracing::info!(backend = name(backend), block_bytes, len_bytes, "backend reached");
+                }
+                is_back(backend);
+                self.reached.notify_waiters();
+            }
+            Event::BackendState { backend, usable: true, .. } => is_back(backend),
+            Event::BackendState { backend, usable: false, why } => {
+                if self.lost.borrow_mut().insert(*backend, why) != Some(*why) {
+                    tracing::warn!(backend = name(backend), why, "backend lost");
+                }
+            }
+            Event::BackendResized { backend, len_bytes } => {
+                tracing::info!(backend = name(backend), len_bytes, "backend resized");
+            }
+            Event::QpairUp { .. } | Event::QpairDown { .. } => {}
         }
     }
 
@@ -334,10 +357,11 @@ impl Cores {
         Some((own, nguid.map_or(own, Uuid::from_bytes).simple().to_string()))
     }
 
-    /// Forgets what is known of the backend that had this number before.
-    pub fn forget_backend(&self, id: BackendId) {
+    /// A backend of this name has this number from now on. What is known of the one that had it before is forgotten.
+    pub fn name_backend(&self, id: BackendId, name: &str) {
         self.told.borrow_mut().remove(&id);
         self.lost.borrow_mut().remove(&id);
+        self.names.borrow_mut().insert(id, name.into());
     }
 
     /// Whether I/O to a backend can go on, and why not.

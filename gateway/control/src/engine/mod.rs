@@ -722,30 +722,21 @@ async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
     tokio::time::sleep(HURRY).await;
 }
 
-/// Logs an event, and keeps it if the engine has to follow it; says whether it does.
+/// Keeps an event if the engine has to follow it; says whether it does. Those of hosts are only logged.
 fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
         Event::QpairUp { cntlid, qid, host, peer } => {
             tracing::info!(host = host.as_str(), cntlid, qid, %peer, "queue pair up");
-            return false;
+            false
         }
         Event::QpairDown { cntlid, qid, host, peer, why } => {
             tracing::info!(host = host.as_str(), cntlid, qid, %peer, why, "queue pair down");
-            return false;
+            false
         }
-        Event::BackendInfo { backend, len_bytes, namespace } => {
-            tracing::info!(backend = backend.0, namespace.block_bytes, len_bytes, "backend reached");
-        }
-        Event::BackendState { backend, usable, why } => {
-            tracing::warn!(backend = backend.0, usable, why, "backend state");
-            if !usable {
-                return false;
-            }
-        }
-        Event::BackendResized { backend, len_bytes } => {
-            tracing::info!(backend = backend.0, len_bytes, "backend resized");
+        Event::BackendState { usable: false, .. } => false,
+        Event::BackendInfo { .. } | Event::BackendState { .. } | Event::BackendResized { .. } => {
+            kept.push(event);
+            true
         }
     }
-    kept.push(event);
-    true
 }

@@ -5,6 +5,13 @@ use trefoil_wire::fabrics::ConnectResponse;
 use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
 
+// Linux's numbers, asm-generic/errno.h.
+const ENETUNREACH: i32 = 101;
+const ECONNRESET: i32 = 104;
+const ETIMEDOUT: i32 = 110;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+
 /// Why a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
@@ -148,7 +155,17 @@ impl ControllerError {
                 "the array requires authentication"
             }
             Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
-            Self::Queue { .. } => "the connection was lost",
+            Self::Queue { why: QueueError::Socket(SockError(errno)), .. } => match *errno {
+                ECONNREFUSED => "connection refused",
+                ECONNRESET => "the array reset the connection",
+                ENETUNREACH | EHOSTUNREACH => "no route to the array",
+                ETIMEDOUT => "the connection timed out",
+                _ => "the connection failed",
+            },
+            Self::Queue { why: QueueError::Eof, .. } => "the array closed the connection",
+            Self::Queue { why: QueueError::HandshakeTimeout, .. } => "the array does not answer",
+            Self::Queue { why: QueueError::TableFull, .. } => "no socket is left",
+            Self::Queue { why: QueueError::Closed, .. } => "the connection was closed",
             Self::Command { step, .. } => step,
             Self::Fatal => "the array's controller reports a fatal error",
             Self::NotReady => "the array's controller did not become ready",
