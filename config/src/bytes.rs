@@ -40,6 +40,22 @@ const UNITS: [(&str, u64); 13] = [
     ("B", 1),
 ];
 
+impl Bytes {
+    /// For a person: in the largest binary unit of which there are at least ten, to a tenth, or that divides it.
+    pub fn rounded(self) -> String {
+        for (unit, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+            let whole = self.0 / scale;
+            if whole > 0 && self.0.is_multiple_of(scale) {
+                return format!("{whole}{unit}");
+            }
+            if whole >= 10 {
+                return format!("{:.1}{unit}", self.0 as f64 / scale as f64);
+            }
+        }
+        format!("{}B", self.0)
+    }
+}
+
 impl FromStr for Bytes {
     type Err = BytesError;
 
@@ -122,6 +138,12 @@ mod tests {
         assert_eq!("3 foo".parse::<Bytes>(), Err(BytesError::Unit("foo".into())));
         assert_eq!("GiB".parse::<Bytes>(), Err(BytesError::Number("GiB".into())));
         assert!(matches!("99999999TiB".parse::<Bytes>(), Err(BytesError::Large(_))));
+    }
+
+    #[test]
+    fn rounded_sizes_read_well() {
+        let texts = [0, 1 << 40, 15 << 29, 12_345_678].map(|n| Bytes(n).rounded());
+        assert_eq!(texts, ["0B", "1TiB", "7680MiB", "11.8MiB"]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Worked {
 impl Worked {
     /// Adds `count` times `each_bytes`, named `what`.
     pub fn add(mut self, what: &str, count: u64, each_bytes: u64) -> Self {
-        let each = Bytes(each_bytes);
+        let each = Bytes(each_bytes).rounded();
         self.terms.push(if count == 1 {
             format!("{what} {each}")
         } else {
@@ -52,7 +52,7 @@ impl Worked {
 
 impl fmt::Display for Worked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}", self.terms.join(" + "), Bytes(self.total_bytes))
+        write!(f, "{} = {}", self.terms.join(" + "), Bytes(self.total_bytes).rounded())
     }
 }
 

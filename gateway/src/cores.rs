@@ -69,7 +69,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         let region = local_region(cpu, gateway.memory_per_core.0 as usize)
             .with_context(|| format!("core {core}: {} of memory", gateway.memory_per_core))?;
         let (memory, huge) = (region.base(), region.is_huge());
-        tracing::info!(core, cpu, numa_node = ?cpu::numa_node(cpu), ?memory, huge, "a core starts");
+        tracing::info!(core, cpu, numa_node = cpu::numa_node(cpu), ?memory, huge, "a core starts");
         let arena = Arena::new(ArenaId(core), region);
         let uring = UringConfig {
             max_sockets,

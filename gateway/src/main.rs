@@ -6,9 +6,9 @@ mod cores;
 mod preflight;
 mod serve;
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use clap::Parser;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -21,7 +21,8 @@ const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 #[derive(Parser)]
 #[command(name = "trefoild", version)]
 struct Args {
-    /// The system's document. At the first start it seeds the store; later only [gateway] counts.
+    /// The system's document, such as those in config/examples. At the first start it seeds the store; later only its
+    /// [gateway] counts, and `trefoil config apply` takes over the rest.
     #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only check the document.
@@ -64,14 +65,22 @@ fn run(args: &Args) -> anyhow::Result<()> {
         bail!("this machine can't run the gateway:\n{report}");
     }
     report.warnings().for_each(|warning| tracing::warn!("{warning}"));
-    serve::serve(config, &report)
+    serve::serve(config, &args.config, &report)
 }
 
 fn read(args: &Args) -> anyhow::Result<Config> {
     let path = args.config.display().to_string();
-    let text = std::fs::read_to_string(&args.config).with_context(|| path.clone())?;
+    let text = std::fs::read_to_string(&args.config).map_err(|e| unreadable(&args.config, e))?;
     // Its mistakes name the file themselves.
     Ok(Config::parse(&path, &text)?)
+}
+
+fn unreadable(path: &Path, e: io::Error) -> anyhow::Error {
+    if e.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_CONFIG) {
+        let hint = "make it, or name another document: `trefoild FILE`; see `trefoild --help`";
+        return anyhow!("there is no {DEFAULT_CONFIG}: {hint}");
+    }
+    anyhow::Error::new(e).context(path.display().to_string())
 }
 
 fn log(form: Log) {
@@ -82,5 +91,19 @@ fn log(form: Log) {
     match form {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
         Log::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_document_it_says_what_to_do() {
+        let missing = || io::Error::from_raw_os_error(nix::libc::ENOENT);
+        let said = unreadable(Path::new(DEFAULT_CONFIG), missing()).to_string();
+        assert!(said.contains(DEFAULT_CONFIG) && said.contains("`trefoild FILE`"), "{said}");
+        let said = format!("{:#}", unreadable(Path::new("own.toml"), missing()));
+        assert_eq!(said, "own.toml: No such file or directory (os error 2)");
     }
 }

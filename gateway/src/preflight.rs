@@ -120,13 +120,14 @@ fn memory(config: &Config) -> Finding {
     };
     let (available, huge) = (available.0 * 1024, available.1 * (2 << 20));
     if sum.total_bytes() > available + huge {
-        let text = format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge));
+        let text =
+            format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge).rounded());
         return Finding::Lacking(text);
     }
     Finding::Good(format!(
-        "memory: {sum} of {}MiB available, {}MiB of it on hugepages",
-        (available + huge) >> 20,
-        huge >> 20
+        "memory: {sum} of {} available, {} of it on hugepages",
+        Bytes(available + huge).rounded(),
+        Bytes(huge).rounded()
     ))
 }
 
@@ -174,7 +175,7 @@ fn locked_memory(need: Bytes) -> Finding {
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((_, hard)) if hard < need.0 && !nix::unistd::geteuid().is_root() => Finding::Warning(format!(
             "locked memory: {} are allowed (RLIMIT_MEMLOCK) and a core has {need}: file I/O will be slower",
-            Bytes(hard)
+            Bytes(hard).rounded()
         )),
         Ok((_, hard)) => {
             let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);

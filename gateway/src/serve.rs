@@ -3,13 +3,17 @@
 use crate::cores::{self, Running};
 use crate::preflight::Report;
 use anyhow::Context;
+use serde_json::json;
 use std::io::Write;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
-use trefoil_config::Config;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use trefoil_config::{Config, Log};
 use trefoil_control::jsonrpc::server::{RpcSocket, serve_tcp};
 use trefoil_control::notify::Notifier;
 use trefoil_control::store::Store;
@@ -18,17 +22,18 @@ use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, See
 /// For how long hosts' commands may go on when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM, SIGINT or a `shutdown` call.
+/// Runs until SIGTERM, SIGINT or a `shutdown` call. `document` is the file that `config` was in.
 ///
 /// # Errors
 /// What keeps the gateway from starting.
-pub fn serve(config: Config, report: &Report) -> anyhow::Result<()> {
+pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
+    let document = std::path::absolute(document)?.display().to_string();
     let (store, found) = Store::open(&config.gateway.state_dir)?;
     // Before anything is started: the path tells whether another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
-    let seed = move |cores| Seed { cores, config, store, found, cpus: report.cpus.clone() };
+    let seed = move |cores| Seed { cores, config, document, store, found, cpus: report.cpus.clone() };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
     // Whoever still asks an array what it has is not waited for.
     runtime.shutdown_background();
@@ -128,15 +133,26 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     Ok(end)
 }
 
-/// The line that scripts wait for.
+/// The line that scripts wait for, in the log's form.
 async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow::Result<()> {
     let view = handle.view().await.map_err(|e| anyhow::anyhow!(e))?;
     let mut portals: Vec<String> =
         view.state.subsystems.values().flat_map(|s| &s.listeners).map(ToString::to_string).collect();
     portals.sort_unstable();
     portals.dedup();
+    let (rpc, portals) = (gateway.rpc_socket.display(), portals.join(","));
+    let line = match gateway.log {
+        Log::Text => format!("trefoild ready: rpc={rpc} portals={portals}"),
+        Log::Json => {
+            let mut timestamp = String::new();
+            SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
+            let fields = json!({ "message": "trefoild ready", "rpc": rpc.to_string(), "portals": portals });
+            json!({ "timestamp": timestamp, "level": "INFO", "fields": fields, "target": "trefoild" })
+                .to_string()
+        }
+    };
     let mut out = std::io::stdout().lock();
-    writeln!(out, "trefoild ready: rpc={} portals={}", gateway.rpc_socket.display(), portals.join(","))?;
+    writeln!(out, "{line}")?;
     Ok(out.flush()?)
 }
 

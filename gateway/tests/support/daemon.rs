@@ -21,6 +21,8 @@ pub struct Daemon {
     pub dir: tempfile::TempDir,
     /// What `ADDR` became in its document.
     pub addr: SocketAddr,
+    /// The line by which it said that it is ready.
+    pub said: String,
     /// What it is started through: a program and its first arguments, or nothing.
     pub through: Vec<String>,
 }
@@ -45,8 +47,8 @@ impl Daemon {
         let text = document.replace("DIR", &dir.path().display().to_string());
         let text = text.replace("ADDR", &addr.to_string());
         std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
-        let child = spawn(dir.path(), &through);
-        Self { child, dir, addr, through }
+        let (child, said) = spawn(dir.path(), &through);
+        Self { child, dir, addr, said, through }
     }
 
     /// A path in its directory.
@@ -136,7 +138,8 @@ impl Daemon {
 
     /// Starts it again where it was.
     pub fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), &self.through);
+        let (child, said) = spawn(self.dir.path(), &self.through);
+        (self.child, self.said) = (child, said);
     }
 
     pub fn kill_and_restart(&mut self) {
@@ -169,7 +172,7 @@ pub fn answer(stream: UnixStream) -> Option<Value> {
     serde_json::Deserializer::from_reader(stream).into_iter().next()?.ok()
 }
 
-fn spawn(dir: &Path, through: &[String]) -> Child {
+fn spawn(dir: &Path, through: &[String]) -> (Child, String) {
     let log = File::options().create(true).append(true).open(dir.join("trefoild.log")).expect("a log");
     let mut words = through.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_trefoild")]);
     let mut child = Command::new(words.next().expect("a program"))
@@ -182,9 +185,9 @@ fn spawn(dir: &Path, through: &[String]) -> Child {
     let mut line = String::new();
     let out = child.stdout.take().expect("its output");
     BufReader::new(out).read_line(&mut line).expect("a line");
-    if !line.starts_with("trefoild ready: rpc=") {
+    if !line.contains("trefoild ready") {
         let log = std::fs::read_to_string(dir.join("trefoild.log")).unwrap_or_default();
         panic!("trefoild said {line:?} and not that it is ready:\n{log}");
     }
-    child
+    (child, line)
 }

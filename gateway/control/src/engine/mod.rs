@@ -55,6 +55,8 @@ pub struct Seed {
     pub cores: Rc<Cores>,
     /// The document of this start. Its objects count only if the store is new.
     pub config: Config,
+    /// The document's file, for messages.
+    pub document: String,
     /// The durable store.
     pub store: Store,
     /// What was in it.
@@ -108,7 +110,7 @@ impl Engine {
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
     /// a backend, pool or listener that fails then is left out, with a log line; backends and pools are tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
-        let Seed { cores, config, store, found, cpus } = seed;
+        let Seed { cores, config, document, store, found, cpus } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
         let events: Rc<RefCell<Vec<Event>>> = Rc::default();
         let sink = events.clone();
@@ -153,8 +155,11 @@ impl Engine {
             let asks = State::from_config(&config, &State::default()) != State::default();
             let objects = diff::summary(&engine.state, &State::from_config(&config, &engine.state));
             if asks && !objects.is_empty() {
-                let what = "the document differs from the stored state, which counts: see `trefoil config diff FILE`";
-                tracing::warn!(objects, "{what}");
+                tracing::warn!(
+                    objects,
+                    "the stored state is in force, and not {document}, which would change the objects named here: \
+                     `trefoil config diff {document}` shows how, `trefoil config apply {document}` takes it over"
+                );
             }
         }
         engine.phase.send_replace(Phase::Running);

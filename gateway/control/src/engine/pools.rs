@@ -140,7 +140,14 @@ fn lun_refusal(e: LunError) -> Refusal {
         LunError::Io { error, .. } if error.fault == IoFault::NoSpace => Fault::NoSpace,
         LunError::Frozen { .. } | LunError::Io { .. } => Fault::Device,
     };
-    Refusal::new(fault, e.to_string())
+    let text = match &e {
+        LunError::NoSpace { pool, lun, need_bytes, free_bytes } => {
+            let (need, free) = (Bytes(*need_bytes).rounded(), Bytes(*free_bytes).rounded());
+            format!("pool {pool}: LUN {lun} needs {need} more, and {free} are free for it")
+        }
+        other => other.to_string(),
+    };
+    Refusal::new(fault, text)
 }
 
 fn create_refusal(e: CreatePoolError) -> Refusal {
@@ -156,7 +163,14 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
         | CreatePoolError::BlockSize(_)
         | CreatePoolError::Table(_) => Fault::Invalid,
     };
-    Refusal::new(fault, e.to_string())
+    let text = match &e {
+        CreatePoolError::TooSmall { backend, len_bytes, need_bytes } => {
+            let (len, need) = (Bytes(*len_bytes).rounded(), Bytes(*need_bytes).rounded());
+            format!("backend {backend} has {len}; at least {need} are needed")
+        }
+        other => other.to_string(),
+    };
+    Refusal::new(fault, text)
 }
 
 /// Whether the backend of `lun`, which is to present it whole, can be: it is no pool's member. A LUN that comes with its UUID
