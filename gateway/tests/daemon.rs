@@ -57,8 +57,14 @@ fn what_was_acknowledged_survives_a_kill() {
     // The document has no LUN `b`, and `a` as it was.
     let objects = "objects=\"-lun/b ~lun/a ~subsystem/nqn.2026-01.org.example:s\"";
     let log = gateway.log();
-    let differs = log.lines().find(|line| line.contains("trefoil config diff"));
-    assert!(differs.is_some_and(|line| line.contains("WARN") && line.contains(objects)), "{log}");
+    let document = gateway.path("trefoil.toml").display().to_string();
+    let differs = log.lines().find(|line| line.contains(&format!("`trefoil config diff {document}`")));
+    let differs = differs.unwrap_or_else(|| panic!("{log}"));
+    assert!(differs.contains("WARN") && differs.contains(objects), "{differs}");
+    assert!(
+        differs.contains("the stored state is in force") && differs.contains("`trefoil config apply "),
+        "{differs}"
+    );
     gateway.ok(&["lun", "delete", "b", "--force"]);
     gateway.kill_and_restart();
     let luns = gateway.ok(&["lun", "list"]);
@@ -141,7 +147,13 @@ fn a_refused_change_changes_nothing() {
     let gateway = Daemon::start(DOCUMENT);
     let before = gateway.ok(&["config", "get"]);
     assert!(gateway.refused(&["lun", "delete", "a"]).contains("is namespace 1"));
-    assert!(gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]).contains("-28"));
+    let full = gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]);
+    assert!(
+        full.contains("LUN c needs 1TiB more, and ") && full.ends_with("MiB are free for it\n"),
+        "{full}"
+    );
+    let full = gateway.refused(&["call", "lun_create", r#"{"name":"c","pool":"tank","size":"1TiB"}"#]);
+    assert!(full.ends_with("(code -28)\n"), "{full}");
     assert!(gateway.refused(&["lun", "grow", "a", "4MiB"]).contains("not more than"));
     assert!(gateway.refused(&["pool", "delete", "tank"]).contains("holds LUN `a`"));
     assert!(gateway.refused(&["backend", "delete", "file0"]).contains("belongs to pool"));
@@ -170,8 +182,20 @@ fn a_document_is_compared_applied_and_restored() {
     std::fs::write(path("more.toml"), text.replace("size = \"8MiB\"", "size = \"12MiB\"")).expect("written");
     let larger = "~ lun/a\n    size: 8MiB → 12MiB\n";
     assert_eq!(gateway.ok(&["config", "diff", &path("more.toml")]), larger);
-    gateway.ok(&["config", "apply", &path("more.toml")]);
+    let applied = |summary: &str| format!("{larger}{summary}\n");
+    assert_eq!(
+        gateway.ok(&["config", "apply", "--dry-run", &path("more.toml")]),
+        applied("would be applied")
+    );
+    assert_eq!(gateway.ok(&["config", "apply", &path("more.toml")]), applied("applied"));
+    assert_eq!(gateway.ok(&["config", "apply", &path("more.toml")]), "nothing to do\n");
     assert!(gateway.ok(&["lun", "list"]).contains("12MiB"));
+    // A mistake is told by its place in the file.
+    std::fs::write(path("bad.toml"), "[gateway]\n[[lun]]\nname = 3\n").expect("written");
+    let refusal = gateway.refused(&["config", "apply", &path("bad.toml")]);
+    assert!(refusal.starts_with(&format!("trefoil: {}:3:8: lun[0].name", path("bad.toml"))), "{refusal}");
+    let refusal = gateway.refused(&["config", "restore", &path("more.toml")]);
+    assert!(refusal.contains("more.toml: not a backup; `trefoil config apply`"), "{refusal}");
     // A LUN can't shrink, not even by a backup.
     assert!(gateway.refused(&["config", "restore", &path("backup.toml")]).contains("can't shrink"));
     gateway.ok(&["subsystem", "delete", "nqn.2026-01.org.example:s"]);
@@ -186,7 +210,8 @@ fn a_document_is_compared_applied_and_restored() {
         assert!(refusal.contains("LUN `a`") && refusal.contains("--delete-data"), "{refusal}");
         let would = gateway.ok(&["config", verb, "--dry-run", &file]);
         assert!(would.contains("- lun/a  (its data is lost)\n- pool/tank\n"), "{would}");
-        assert!(would.contains("LUNs whose data would be lost: 1; only --delete-data"), "{would}");
+        assert!(would.contains("! LUN `a` loses its data in pool `tank` (--delete-data)\n"), "{would}");
+        assert!(would.ends_with("would be refused without --delete-data\n"), "{would}");
         assert_eq!(gateway.ok(&["config", "get"]), before);
         gateway.ok(&["config", verb, "--delete-data", &file]);
         assert_eq!(gateway.ok(&["--json", "lun", "list"]).trim(), "[]");
@@ -458,7 +483,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     assert!(gateway.refused(&none).contains("it has no such subsystem"), "{}", gateway.refused(&none));
     let nobody = own_addr().to_string();
     let refused = gateway.refused(&["backend", "discover", "--address", &nobody]);
-    assert!(refused.contains(&format!("{nobody}: the connection failed: Connection refused")), "{refused}");
+    assert_eq!(refused, format!("trefoil: {nobody}: the connection failed: Connection refused\n"));
 }
 
 #[test]
@@ -491,6 +516,27 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
     array.restart();
     let back = |line: &str| line.contains("INFO backend back backend=\"far\"");
     wait_for("the array is back", || gateway.log().lines().any(back));
+}
+
+#[test]
+fn a_log_of_json_has_nothing_else() {
+    let text = DOCUMENT.replace("cores = 1", "cores = 1\nlog = \"json\"");
+    let mut gateway = Daemon::start(&text);
+    gateway.kill();
+    let lines = gateway.log();
+    let lines = std::iter::once(gateway.said.as_str()).chain(lines.lines());
+    let parsed =
+        lines.map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{line}: {e}")));
+    let parsed: Vec<Value> = parsed.collect();
+    assert_eq!(parsed[0]["fields"]["message"], "trefoild ready");
+    assert_eq!(parsed[0]["fields"]["rpc"], json!(gateway.path("rpc.sock")));
+    let core = parsed.iter().find(|line| line["fields"]["message"] == "a core starts").expect("a core");
+    assert!(
+        core["fields"]["numa_node"].as_u64().is_some() || core["fields"].get("numa_node").is_none(),
+        "{core}"
+    );
+    let keys = |line: &Value| line.as_object().map(|line| line.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(keys(&parsed[0]), keys(core), "the same form");
 }
 
 #[test]

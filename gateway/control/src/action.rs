@@ -3,6 +3,7 @@
 //! Methods, native and SPDK's, only translate into these. Each variant says when it is legal.
 
 use crate::error::{Fault, Refusal};
+use crate::loss::Permit;
 use crate::state::Transport;
 use std::net::SocketAddr;
 use trefoil_config::{Backend, Bytes, Config, Host, Lun, Pool, Subsystem};
@@ -81,10 +82,12 @@ pub enum Change {
     },
     /// Legal if nothing has its NQN.
     SubsystemCreate(Subsystem),
-    /// Legal if it is there; its hosts are disconnected.
+    /// Legal if it is there, and nobody is connected or with `force`; its hosts are disconnected.
     SubsystemDelete {
         /// Which.
         nqn: String,
+        /// Though hosts are connected.
+        force: bool,
     },
     /// Legal if the LUN is there and not in this subsystem, and the NSID is free.
     NamespaceAdd {
@@ -122,7 +125,8 @@ pub enum Change {
         /// Where.
         listen: SocketAddr,
     },
-    /// Legal if the host isn't on the list yet.
+    /// Legal if the host isn't on the list yet. A namespace that all could see gets its first list by it, so that the others
+    /// see it no more: if one of them is connected, only with `force`.
     HostAllow {
         /// The subsystem.
         nqn: String,
@@ -130,6 +134,8 @@ pub enum Change {
         nsid: Option<u32>,
         /// The host: an NQN or a name.
         host: String,
+        /// Though connected hosts lose the namespace.
+        force: bool,
     },
     /// Legal if the host is on the list.
     HostRevoke {
@@ -140,12 +146,14 @@ pub enum Change {
         /// The host: an NQN or a name.
         host: String,
     },
-    /// Legal if the subsystem is there.
+    /// Legal if the subsystem is there, and if no connected host loses it or with `force`.
     AllowAnyHost {
         /// The subsystem.
         nqn: String,
         /// Whether every host may connect.
         allow: bool,
+        /// Though connected hosts lose it.
+        force: bool,
     },
     /// Legal if nothing has its name.
     HostCreate(Host),
@@ -181,16 +189,47 @@ pub enum Change {
         /// Which.
         name: String,
     },
-    /// Legal for a sound document that changes no backend, pool or identity in place.
+    /// Legal for a sound document that changes no backend, pool or identity in place, as far as it loses only what may be.
     Apply {
         /// What the system is to be like.
         config: Box<Config>,
-        /// Delete LUNs that lie in a pool and are not in the document, with their data.
-        delete_data: bool,
+        /// What may be lost by it.
+        permit: Permit,
     },
 }
 
 impl Change {
+    /// What it may take without naming it; `None` if it names all that it takes, which is leave enough.
+    pub fn permit(&self) -> Option<Permit> {
+        match self {
+            Self::SubsystemDelete { force, .. }
+            | Self::HostAllow { force, .. }
+            | Self::AllowAnyHost { force, .. } => Some(Permit { force: *force, delete_data: false }),
+            Self::Apply { permit, .. } => Some(*permit),
+            Self::BackendCreate(_)
+            | Self::BackendDelete { .. }
+            | Self::PoolCreate(_)
+            | Self::PoolDelete { .. }
+            | Self::LunCreate(_)
+            | Self::LunDelete { .. }
+            | Self::LunRelease { .. }
+            | Self::LunGrow { .. }
+            | Self::SubsystemCreate(_)
+            | Self::NamespaceAdd { .. }
+            | Self::NamespaceRemove { .. }
+            | Self::ListenerAdd { .. }
+            | Self::ListenerRemove { .. }
+            | Self::HostRevoke { .. }
+            | Self::HostCreate(_)
+            | Self::HostDelete { .. }
+            | Self::TransportCreate(_)
+            | Self::BdevCreate { .. }
+            | Self::Attach { .. }
+            | Self::Detach { .. }
+            | Self::BdevDelete { .. } => None,
+        }
+    }
+
     /// Its name, for the log.
     pub fn name(&self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod exports;
 pub mod jsonrpc;
+pub mod loss;
 pub mod methods;
 pub mod metrics;
 pub mod notify;

@@ -92,7 +92,7 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             }?;
         }
         Change::SubsystemCreate(subsystem) => subsystem_create(state, subsystem)?,
-        Change::SubsystemDelete { nqn } => {
+        Change::SubsystemDelete { nqn, .. } => {
             state.subsystems.remove(nqn).ok_or_else(|| absent("subsystem", nqn))?;
         }
         Change::NamespaceAdd { nqn, nsid, lun, hosts, uuid, nguid } => {
@@ -125,9 +125,9 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             })?;
             subsystem.listeners.remove(at);
         }
-        Change::HostAllow { nqn, nsid, host } => host_allow(state, nqn, *nsid, host)?,
+        Change::HostAllow { nqn, nsid, host, .. } => host_allow(state, nqn, *nsid, host)?,
         Change::HostRevoke { nqn, nsid, host } => host_revoke(state, nqn, *nsid, host)?,
-        Change::AllowAnyHost { nqn, allow } => subsystem_mut(state, nqn)?.allow_any_host = *allow,
+        Change::AllowAnyHost { nqn, allow, .. } => subsystem_mut(state, nqn)?.allow_any_host = *allow,
         Change::HostCreate(host) => {
             host.check()?;
             free(&state.hosts, "host", &host.name)?;
@@ -156,7 +156,7 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             }
         }
         Change::Detach { names } => names.iter().try_for_each(|name| bdev_delete(state, name))?,
-        Change::Apply { config, delete_data } => document(state, gateway, config, *delete_data)?,
+        Change::Apply { config, .. } => document(state, gateway, config)?,
     }
     Ok(())
 }
@@ -171,7 +171,10 @@ fn backend_create(state: &mut State, backend: &Backend) -> Result<(), Refusal> {
 fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> {
     let lun = state.luns.get(name).ok_or_else(|| absent("bdev", name))?;
     let Some(backend) = lun.backend.clone() else {
-        return refuse(Fault::Invalid, format!("`{name}` was carved from a pool: use lun_delete"));
+        return refuse(
+            Fault::Invalid,
+            format!("`{name}` was carved from a pool: `trefoil lun delete` deletes it"),
+        );
     };
     lun_remove(state, name, true)?;
     state.backends.remove(&backend);
@@ -249,7 +252,7 @@ fn lun_remove(state: &mut State, name: &str, force: bool) -> Result<(), Refusal>
     let shown = state.exports(name).next().map(|(s, nsid)| (s.nqn.clone(), nsid));
     if let Some((nqn, nsid)) = shown.filter(|_| !force) {
         let what =
-            format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use force");
+            format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use --force");
         return refuse(Fault::InUse, what);
     }
     state.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != name));
@@ -380,19 +383,8 @@ fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> R
     Ok(())
 }
 
-/// LUNs that `next` lacks and whose data goes with them.
-fn lost_data<'a>(now: &'a State, next: &State) -> Vec<&'a str> {
-    let lost = |lun: &&Lun| lun.pool.is_some() && !next.luns.contains_key(&lun.name);
-    now.luns.values().filter(lost).map(|lun| lun.name.as_str()).collect()
-}
-
-/// The state that a document asks for, if it can be reached without losing what wasn't named.
-fn document(
-    state: &mut State,
-    gateway: &Gateway,
-    config: &trefoil_config::Config,
-    delete_data: bool,
-) -> Result<(), Refusal> {
+/// The state that a document asks for. What is lost on the way is judged apart: [`crate::loss`].
+fn document(state: &mut State, gateway: &Gateway, config: &trefoil_config::Config) -> Result<(), Refusal> {
     let config = trefoil_config::Config { gateway: gateway.clone(), ..config.clone() };
     if let Some(problem) = config.check().into_iter().next() {
         return refuse(Fault::Invalid, problem.to_string());
@@ -425,14 +417,6 @@ fn document(
     }
     for lun in next.luns.values() {
         unique_identity(&next, lun)?;
-    }
-    let lost = lost_data(state, &next);
-    if !delete_data && let Some((first, others)) = lost.split_first() {
-        let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-        let what = format!(
-            "LUN `{first}`{others}: not in the document, and the data would be lost: --delete-data (delete_data) allows it"
-        );
-        return refuse(Fault::InUse, what);
     }
     *state = next;
     Ok(())

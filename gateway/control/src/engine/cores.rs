@@ -4,10 +4,12 @@
 //! every question once, so a wait ends as long as the core turns.
 
 use crate::error::{Fault, Refusal};
+use crate::loss::Links;
 use nix::errno::Errno;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -396,6 +398,30 @@ impl Cores {
         self.waits.borrow_mut().surveys.insert(core, tell);
         self.send(core, Msg::Survey(survey)).await?;
         self.answer(core, wait).await
+    }
+
+    /// Which hosts are connected to which subsystems, and by which of these listeners.
+    ///
+    /// # Errors
+    /// A core doesn't answer.
+    pub async fn links(&self, listeners: &BTreeMap<u32, SocketAddr>) -> Result<Links, Refusal> {
+        let mut links = Links::new();
+        for core in self.all() {
+            let mut rows = 64;
+            let survey = loop {
+                let survey = self.survey(core, rows).await?;
+                if survey.total <= rows {
+                    break survey;
+                }
+                // More may come meanwhile.
+                rows = survey.total * 2;
+            };
+            for row in &survey.qpairs {
+                let link = (row.host_nqn.as_str().to_owned(), row.subsystem_nqn.as_str().to_owned());
+                links.entry(link).or_default().extend(listeners.get(&row.portal.0.into()));
+            }
+        }
+        Ok(links)
     }
 
     /// What a core's hosts did with LUNs, row by row.

@@ -3,6 +3,7 @@
 use super::view::View;
 use crate::action::{Action, Change, Phase};
 use crate::error::{Fault, Refusal};
+use crate::loss::Loss;
 use crate::state::RowChange;
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,8 +16,8 @@ use trefoil_storage::stats::{Latency, LunStats};
 pub enum Outcome {
     /// The change is stored and in force.
     Changed(Box<View>),
-    /// What a change would store.
-    Preview(Vec<RowChange>),
+    /// What a change would store, and what is lost by it, whether it may be or not.
+    Preview(Vec<RowChange>, Vec<Loss>),
     /// What there is.
     View(Box<View>),
     /// What is connected, core by core.

@@ -19,6 +19,7 @@ pub mod view;
 use crate::action::{Action, Phase};
 use crate::diff;
 use crate::error::{Fault, Refusal};
+use crate::loss::{self, Permit};
 use crate::plan::plan;
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
@@ -148,7 +149,7 @@ impl Engine {
         };
         if found.is_new {
             let next = State::from_config(&config, &State::default());
-            engine.reconcile(next, true).await?;
+            engine.reconcile(next, None, true).await?;
         } else {
             engine.resume(State::from_rows(found.rows)).await?;
             // A document of settings only asks for nothing.
@@ -230,7 +231,7 @@ impl Engine {
             Action::Change(change) => {
                 let next = plan(&self.state, &self.gateway, &change)?;
                 let before = self.state.clone();
-                self.reconcile(next, false).await?;
+                self.reconcile(next, change.permit(), false).await?;
                 let objects = diff::summary(&before, &self.state);
                 tracing::info!(action = change.name(), objects, epoch = self.epoch, "changed");
                 Ok(Outcome::Changed(Box::new(self.view())))
@@ -257,9 +258,10 @@ impl Engine {
     /// Goes from the state in force to `next`. With `seeding`, it is stored even if it is empty.
     ///
     /// # Errors
-    /// What could not be brought up or stored. Then nothing has changed.
-    async fn reconcile(&mut self, next: State, seeding: bool) -> Result<(), Refusal> {
+    /// What could not be brought up or stored, or must not be lost without more leave than `permit`. Then nothing has changed.
+    async fn reconcile(&mut self, next: State, permit: Option<Permit>, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
+        self.check_losses(&next, permit).await?;
         let leaving = self.state.luns.values().filter(|lun| !next.luns.contains_key(&lun.name));
         // A pool that goes as a whole is forgotten if it is down; from one that stays LUNs must really go.
         for pool in leaving.filter_map(|lun| lun.pool.as_deref()).filter(|&p| next.pools.contains_key(p)) {
@@ -267,6 +269,10 @@ impl Engine {
         }
         let mut made = Made::default();
         let mut ready = self.bring_up(&mut next, &mut made, seeding).await;
+        if ready.is_ok() {
+            // That may have taken long, and hosts may have come meanwhile.
+            ready = self.check_losses(&next, permit).await;
+        }
         if ready.is_ok() {
             ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
         }
@@ -288,6 +294,17 @@ impl Engine {
         self.close_hosts(false).await?;
         self.take_down(&old).await;
         Ok(())
+    }
+
+    /// Refuses what takes more from connected hosts than `permit` allows; all is allowed without one.
+    async fn check_losses(&self, next: &State, permit: Option<Permit>) -> Result<(), Refusal> {
+        let Some(permit) = permit else { return Ok(()) };
+        let links = self.cores.links(&self.listeners()).await?;
+        loss::check(&loss::losses(&self.state, next, &links), permit)
+    }
+
+    fn listeners(&self) -> BTreeMap<u32, SocketAddr> {
+        self.numbers.portals.iter().map(|(listen, id)| (id, *listen)).collect()
     }
 
     /// Brings up what `next` has and the state in force lacks.
@@ -691,6 +708,7 @@ impl Engine {
             pools: self.pools.views(),
             luns: self.placed.clone(),
             lun_ids: self.numbers.luns.iter().map(|(name, id)| (name.clone(), LunId(id))).collect(),
+            listeners: self.listeners(),
             cores: self.cores.metrics().iter().map(|m| m.sample()).collect(),
             cpus: self.cpus.clone(),
         }

@@ -5,6 +5,7 @@ use super::handle::{Asked, LunTotals, Outcome};
 use super::view::View;
 use crate::action::{Action, Phase};
 use crate::error::{Fault, Refusal};
+use crate::loss::losses;
 use crate::plan::plan;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -47,7 +48,8 @@ impl Queries {
             Action::Preview(change) => {
                 let view = self.shown.borrow().clone();
                 let next = plan(&view.state, &view.gateway, &change)?;
-                Ok(Outcome::Preview(view.state.changes_to(&next)))
+                let links = self.cores.links(&view.listeners).await?;
+                Ok(Outcome::Preview(view.state.changes_to(&next), losses(&view.state, &next, &links)))
             }
             other => Err(Refusal::new(Fault::Internal, format!("{other:?} is no query"))),
         }

@@ -6,6 +6,7 @@ use super::topology::Placed;
 use crate::action::Phase;
 use crate::state::State;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_config::Gateway;
 use trefoil_poll::{CoreId, CoreSample};
@@ -32,6 +33,8 @@ pub struct View {
     pub luns: BTreeMap<String, Placed>,
     /// Their index on every core.
     pub lun_ids: BTreeMap<String, LunId>,
+    /// Listeners by the number that cores know them by.
+    pub listeners: BTreeMap<u32, SocketAddr>,
     /// Each core's counters.
     pub cores: Vec<CoreSample>,
     /// Each core's CPU.
@@ -51,6 +54,7 @@ impl View {
             pools: BTreeMap::new(),
             luns: BTreeMap::new(),
             lun_ids: BTreeMap::new(),
+            listeners: BTreeMap::new(),
             cores: Vec::new(),
             cpus: cpus.to_vec(),
         }

@@ -6,7 +6,8 @@ use crate::diff::describe;
 use crate::engine::handle::Outcome;
 use crate::engine::view::View;
 use crate::jsonrpc::{INTERNAL_ERROR, RpcError};
-use crate::state::{Row, RowChange};
+use crate::loss::{Kind, Permit};
+use crate::state::RowChange;
 use crate::store::SCHEMA;
 use crate::{Action, Change};
 use serde::Deserialize;
@@ -19,16 +20,27 @@ use trefoil_config::Config;
 pub(super) struct Document {
     /// TOML.
     toml: String,
+    /// What the text is called in messages: its file.
+    #[serde(default = "document")]
+    name: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Apply {
     toml: String,
+    #[serde(default = "document")]
+    name: String,
     #[serde(default)]
     dry_run: bool,
     #[serde(default)]
+    force: bool,
+    #[serde(default)]
     delete_data: bool,
+}
+
+fn document() -> String {
+    "document".into()
 }
 
 pub(super) async fn get(methods: &Methods, _: None) -> Reply {
@@ -44,17 +56,19 @@ pub(super) async fn backup(methods: &Methods, _: None) -> Reply {
 }
 
 pub(super) async fn diff(methods: &Methods, p: Document) -> Reply {
-    preview(methods, parse(&p.toml)?, false).await
+    preview(methods, parse(&p.name, &p.toml)?, Permit::default()).await
 }
 
 pub(super) async fn apply(methods: &Methods, p: Apply) -> Reply {
-    let config = parse(&p.toml)?;
-    let before = preview(methods, config.clone(), p.delete_data).await?;
-    if !p.dry_run {
-        let delete_data = p.delete_data;
-        methods.change(Change::Apply { config: Box::new(config), delete_data }).await?;
+    let config = parse(&p.name, &p.toml)?;
+    let permit = Permit { force: p.force, delete_data: p.delete_data };
+    let mut told = preview(methods, config.clone(), permit).await?;
+    let is_applied = !p.dry_run && told["changes"].as_array().is_none_or(|changes| !changes.is_empty());
+    if is_applied {
+        methods.change(Change::Apply { config: Box::new(config), permit }).await?;
     }
-    Ok(before)
+    told["applied"] = is_applied.into();
+    Ok(told)
 }
 
 /// As [`apply`], for what [`backup`] gave.
@@ -63,13 +77,19 @@ pub(super) async fn restore(methods: &Methods, p: Apply) -> Reply {
     let schema = first.strip_prefix("# trefoil backup, schema ").and_then(|n| n.trim().parse::<u64>().ok());
     match schema {
         Some(SCHEMA) => apply(methods, p).await,
-        Some(other) => Err(RpcError::params(format!("toml: a backup of schema {other}; this is {SCHEMA}"))),
-        Option::None => Err(RpcError::params("toml: not a backup; use config_apply for other documents")),
+        Some(other) => Err(RpcError::params(format!(
+            "{}: a backup of schema {other}; this gateway's is {SCHEMA}",
+            p.name
+        ))),
+        Option::None => {
+            let what = "not a backup; `trefoil config apply` takes other documents";
+            Err(RpcError::params(format!("{}: {what}", p.name)))
+        }
     }
 }
 
-fn parse(text: &str) -> Result<Config, RpcError> {
-    Config::parse("toml", text).map_err(|e| RpcError::params(e.to_string()))
+fn parse(name: &str, text: &str) -> Result<Config, RpcError> {
+    Config::parse(name, text).map_err(|e| RpcError::params(e.to_string()))
 }
 
 fn toml(view: &View) -> Result<String, RpcError> {
@@ -79,36 +99,24 @@ fn toml(view: &View) -> Result<String, RpcError> {
         .map_err(|e| RpcError::new(INTERNAL_ERROR, format!("the state has no TOML form: {e}")))
 }
 
-/// What the document would change, though data were lost by it; that is only noted unless `delete_data`.
-async fn preview(methods: &Methods, config: Config, delete_data: bool) -> Reply {
+/// What the document would change and what would be lost by it, and which flags it would need besides `permit`.
+async fn preview(methods: &Methods, config: Config, permit: Permit) -> Reply {
     let view = methods.view().await?;
     let mut notes = Vec::new();
     if config.gateway != *view.gateway {
-        notes.push(
-            "[gateway] differs: it is read at the next start, from the file that trefoild is given".into(),
-        );
+        notes.push("[gateway] differs: it is read at the next start, from the file that trefoild is given");
     }
     let made_up: BTreeSet<String> =
         config.luns.iter().filter(|lun| lun.uuid.is_none()).map(|lun| format!("lun/{}", lun.name)).collect();
-    let change = Change::Apply { config: Box::new(config), delete_data: true };
-    let changes = match methods.handle.act(Action::Preview(change)).await? {
-        Outcome::Preview(changes) => changes,
+    let change = Change::Apply { config: Box::new(config), permit };
+    let (changes, losses) = match methods.handle.act(Action::Preview(change)).await? {
+        Outcome::Preview(changes, losses) => (changes, losses),
         other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
     };
     let rows = view.state.rows();
-    let is_lost = |change: &&RowChange| match change {
-        RowChange::Remove(key) => matches!(rows.get(key), Some(Row::Lun(lun)) if lun.pool.is_some()),
-        RowChange::Put(_) => false,
-    };
-    let lost = changes.iter().filter(is_lost).count();
-    if lost > 0 && !delete_data {
-        notes.push(format!(
-            "LUNs whose data would be lost: {lost}; only --delete-data (delete_data) allows it"
-        ));
-    }
     let told = |change: &RowChange| {
         let mut told = describe(change, &rows);
-        if is_lost(&change) {
+        if losses.iter().any(|loss| loss.kind == Kind::Data && told["object"] == *loss.object) {
             told["loses_data"] = true.into();
         }
         if told["change"] == "add"
@@ -120,5 +128,15 @@ async fn preview(methods: &Methods, config: Config, delete_data: bool) -> Reply 
         }
         told
     };
-    Ok(json!({ "changes": changes.iter().map(told).collect::<Vec<_>>(), "notes": notes }))
+    let kinds: BTreeSet<Kind> =
+        losses.iter().map(|loss| loss.kind).filter(|kind| !permit.allows(*kind)).collect();
+    let lost = losses.iter().map(|loss| {
+        json!({ "kind": loss.kind.as_str(), "object": loss.object, "what": loss.what, "flag": loss.kind.flag() })
+    });
+    Ok(json!({
+        "changes": changes.iter().map(told).collect::<Vec<_>>(),
+        "losses": lost.collect::<Vec<_>>(),
+        "needs": kinds.into_iter().map(Kind::flag).collect::<Vec<_>>(),
+        "notes": notes,
+    }))
 }

@@ -17,8 +17,19 @@ pub(super) struct Access {
     nsid: Option<u32>,
 }
 
-pub(super) async fn add(methods: &Methods, p: Access) -> Reply {
-    methods.change(Change::HostAllow { nqn: p.nqn, nsid: p.nsid, host: p.host }).await?;
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Add {
+    nqn: String,
+    host: String,
+    #[serde(default)]
+    nsid: Option<u32>,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn add(methods: &Methods, p: Add) -> Reply {
+    methods.change(Change::HostAllow { nqn: p.nqn, nsid: p.nsid, host: p.host, force: p.force }).await?;
     Ok(true.into())
 }
 

@@ -65,14 +65,6 @@ pub struct MaybeName {
     pub name: Option<String>,
 }
 
-/// The NQN of the subsystem that is meant.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Nqn {
-    /// Which.
-    pub nqn: String,
-}
-
 /// An option that we don't have: its "off" value is taken, any other is refused.
 #[derive(Debug, Default)]
 pub struct Off;

@@ -1,6 +1,5 @@
 //! `subsystem_*`.
 
-use super::params::Nqn;
 use super::{Methods, Reply};
 use crate::Change;
 use crate::engine::view::View;
@@ -47,6 +46,16 @@ pub(super) struct Listener {
 pub(super) struct AllowAnyHost {
     nqn: String,
     allow: bool,
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    nqn: String,
+    #[serde(default)]
+    force: bool,
 }
 
 pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
@@ -55,8 +64,8 @@ pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
     Ok(render(&view, &nqn))
 }
 
-pub(super) async fn delete(methods: &Methods, p: Nqn) -> Reply {
-    methods.change(Change::SubsystemDelete { nqn: p.nqn }).await?;
+pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
+    methods.change(Change::SubsystemDelete { nqn: p.nqn, force: p.force }).await?;
     Ok(true.into())
 }
 
@@ -96,7 +105,7 @@ pub(super) async fn remove_listener(methods: &Methods, p: Listener) -> Reply {
 }
 
 pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
-    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow }).await?;
+    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await?;
     Ok(true.into())
 }
 

@@ -314,7 +314,8 @@ pub(crate) async fn nvmf_create_subsystem(methods: &Methods, p: CreateSubsystem)
 
 pub(crate) async fn nvmf_delete_subsystem(methods: &Methods, p: OneSubsystem) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    methods.change(Change::SubsystemDelete { nqn: p.nqn }).await?;
+    // SPDK's clients have no word for force.
+    methods.change(Change::SubsystemDelete { nqn: p.nqn, force: true }).await?;
     Ok(true.into())
 }
 
@@ -424,7 +425,7 @@ pub(crate) async fn nvmf_subsystem_remove_listener(methods: &Methods, p: RemoveL
 
 pub(crate) async fn nvmf_subsystem_add_host(methods: &Methods, p: HostAccess) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    methods.change(Change::HostAllow { nqn: p.nqn, nsid: None, host: p.host }).await?;
+    methods.change(Change::HostAllow { nqn: p.nqn, nsid: None, host: p.host, force: false }).await?;
     Ok(true.into())
 }
 
@@ -436,13 +437,14 @@ pub(crate) async fn nvmf_subsystem_remove_host(methods: &Methods, p: HostAccess)
 
 pub(crate) async fn nvmf_subsystem_allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow_any_host }).await?;
+    // SPDK leaves hosts connected that would be disconnected here.
+    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow_any_host, force: false }).await?;
     Ok(true.into())
 }
 
 pub(crate) async fn nvmf_ns_add_host(methods: &Methods, p: NsHost) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    methods.change(Change::HostAllow { nqn: p.nqn, nsid: Some(p.nsid), host: p.host }).await?;
+    methods.change(Change::HostAllow { nqn: p.nqn, nsid: Some(p.nsid), host: p.host, force: false }).await?;
     Ok(true.into())
 }
 

@@ -161,7 +161,7 @@ pub enum Backend {
         #[command(flatten)]
         times: ArrayTimes,
     },
-    /// Let a backend go; its data stays.
+    /// Let a backend that nothing uses go; its data stays, unless it is memory without a path.
     Delete {
         /// Which.
         name: String,
@@ -291,10 +291,13 @@ pub enum Subsystem {
         #[arg(long = "listen")]
         listeners: Vec<String>,
     },
-    /// Delete a subsystem; its hosts are disconnected, its LUNs stay.
+    /// Delete a subsystem; its LUNs stay.
     Delete {
         /// Which.
         nqn: String,
+        /// Even if hosts are connected; they are disconnected.
+        #[arg(long)]
+        force: bool,
     },
     /// All, or one.
     List {
@@ -342,12 +345,15 @@ pub enum Subsystem {
         /// true or false.
         #[arg(action = clap::ArgAction::Set)]
         allow: bool,
+        /// Even if hosts are connected that are not on its list; they are disconnected.
+        #[arg(long)]
+        force: bool,
     },
 }
 
 #[derive(Subcommand)]
 pub enum Host {
-    /// Let a host connect to a subsystem, or see a namespace.
+    /// Let a host connect to a subsystem, or see a namespace. One that all could see is seen only by hosts on its list then.
     Add {
         /// The subsystem.
         nqn: String,
@@ -356,6 +362,9 @@ pub enum Host {
         /// The namespace.
         #[arg(long)]
         nsid: Option<u32>,
+        /// Even if connected hosts lose the namespace.
+        #[arg(long)]
+        force: bool,
     },
     /// The opposite; its connections end.
     Remove {
@@ -392,33 +401,31 @@ pub enum Config {
         /// TOML; `-` is standard input.
         file: String,
     },
-    /// Make the system as a document says.
-    Apply {
-        /// TOML; `-` is standard input.
-        file: String,
-        /// Only say what would change.
-        #[arg(long)]
-        dry_run: bool,
-        /// Delete LUNs of pools that are not in the document, with their data.
-        #[arg(long)]
-        delete_data: bool,
-    },
+    /// Make the system as a document says, or change nothing.
+    Apply(Document),
     /// Write the system, with every identity, to a file.
     Backup {
         /// Where to; standard output without it.
         file: Option<String>,
     },
     /// Make the system as a backup says.
-    Restore {
-        /// The backup; `-` is standard input.
-        file: String,
-        /// Only say what would change.
-        #[arg(long)]
-        dry_run: bool,
-        /// Delete LUNs of pools that are not in the backup, with their data.
-        #[arg(long)]
-        delete_data: bool,
-    },
+    Restore(Document),
+}
+
+/// A document, and how far it may go.
+#[derive(ClapArgs)]
+pub struct Document {
+    /// TOML; `-` is standard input.
+    pub file: String,
+    /// Only say what would change, what would be lost, and who uses it.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take away LUNs, namespaces, listeners and access that connected hosts use and that are not in the document.
+    #[arg(long)]
+    pub force: bool,
+    /// Destroy data: of pools' LUNs and memory backends that are not in the document, and of LUNs whose backend it gives a pool.
+    #[arg(long)]
+    pub delete_data: bool,
 }
 
 impl Command {
@@ -526,7 +533,7 @@ impl Subsystem {
                     "hosts": hosts, "listeners": listeners,
                 }),
             ),
-            Self::Delete { nqn } => ("subsystem_delete", json!({ "nqn": nqn })),
+            Self::Delete { nqn, force } => ("subsystem_delete", json!({ "nqn": nqn, "force": flag(*force) })),
             Self::List { nqn } => ("subsystem_list", json!({ "nqn": nqn })),
             Self::AddNamespace { nqn, lun, nsid, hosts } => {
                 let hosts = (!hosts.is_empty()).then_some(hosts);
@@ -542,8 +549,9 @@ impl Subsystem {
             Self::RemoveListener { nqn, listen } => {
                 ("subsystem_remove_listener", json!({ "nqn": nqn, "listen": listen }))
             }
-            Self::AllowAnyHost { nqn, allow } => {
-                ("subsystem_allow_any_host", json!({ "nqn": nqn, "allow": allow }))
+            Self::AllowAnyHost { nqn, allow, force } => {
+                let params = json!({ "nqn": nqn, "allow": allow, "force": flag(*force) });
+                ("subsystem_allow_any_host", params)
             }
         }
     }
@@ -552,7 +560,9 @@ impl Subsystem {
 impl Host {
     fn call(&self) -> (&'static str, Value) {
         match self {
-            Self::Add { nqn, host, nsid } => ("host_add", json!({ "nqn": nqn, "host": host, "nsid": nsid })),
+            Self::Add { nqn, host, nsid, force } => {
+                ("host_add", json!({ "nqn": nqn, "host": host, "nsid": nsid, "force": flag(*force) }))
+            }
             Self::Remove { nqn, host, nsid } => {
                 ("host_remove", json!({ "nqn": nqn, "host": host, "nsid": nsid }))
             }

@@ -38,13 +38,15 @@ impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unreachable { path, source } => {
-                write!(
-                    f,
-                    "no gateway answers on {}: {source} (is trefoild running? --socket names another)",
-                    path.display()
-                )
+                let path = path.display();
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    let who = "only the user that trefoild runs as may use it: try sudo";
+                    return write!(f, "the control socket {path}: {source} ({who})");
+                }
+                let hint = "is trefoild running? --socket names another";
+                write!(f, "no gateway answers on {path}: {source} ({hint})")
             }
-            Self::Refused { code, message } => write!(f, "{message} (code {code})"),
+            Self::Refused { message, .. } => f.write_str(message),
             Self::Broken(why) => write!(f, "the gateway's answer broke off: {why}"),
             Self::File { path, source } => write!(f, "{}: {source}", path.display()),
         }
@@ -81,5 +83,20 @@ impl Client {
             return Err(CallError::Refused { code: error["code"].as_i64().unwrap_or_default(), message });
         }
         Ok(reply["result"].take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_one_may_not_use_is_no_absent_gateway() {
+        let said = |kind: io::ErrorKind| {
+            CallError::Unreachable { path: "/run/x.sock".into(), source: kind.into() }.to_string()
+        };
+        assert!(said(io::ErrorKind::NotFound).contains("no gateway answers on /run/x.sock"));
+        let denied = said(io::ErrorKind::PermissionDenied);
+        assert!(denied.contains("/run/x.sock: permission denied") && !denied.contains("running"), "{denied}");
     }
 }

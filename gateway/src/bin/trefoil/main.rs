@@ -10,7 +10,7 @@ mod client;
 mod table;
 mod top;
 
-use args::{Args, Command, Config};
+use args::{Args, Command, Config, Document};
 use clap::Parser;
 use client::{CallError, Client};
 use serde_json::{Value, json};
@@ -22,7 +22,15 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trefoil: {error}");
+            match &error {
+                // Whoever speaks in methods and JSON goes by codes.
+                CallError::Refused { code, .. }
+                    if args.json || matches!(args.command, Command::Call { .. }) =>
+                {
+                    eprintln!("trefoil: {error} (code {code})");
+                }
+                _ => eprintln!("trefoil: {error}"),
+            }
             match error {
                 CallError::Unreachable { .. } => ExitCode::from(3),
                 CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => {
@@ -52,21 +60,32 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
         Config::Get => document(client, "config_get", None, as_json),
         Config::Backup { file } => document(client, "config_backup", file.as_deref(), as_json),
         Config::Diff { file } => {
-            let result = client.call("config_diff", json!({ "toml": read(file)? }))?;
-            changes(&result, as_json);
+            let result = client.call("config_diff", json!({ "toml": read(file)?, "name": name(file) }))?;
+            let summary = if is_empty(&result["changes"]) { "no difference" } else { "" };
+            changes(&result, summary, as_json);
             Ok(())
         }
-        Config::Apply { file, dry_run, delete_data } => {
-            let params = json!({ "toml": read(file)?, "dry_run": dry_run, "delete_data": delete_data });
-            changes(&client.call("config_apply", params)?, as_json);
-            Ok(())
-        }
-        Config::Restore { file, dry_run, delete_data } => {
-            let params = json!({ "toml": read(file)?, "dry_run": dry_run, "delete_data": delete_data });
-            changes(&client.call("config_restore", params)?, as_json);
-            Ok(())
-        }
+        Config::Apply(document) => bring(client, "config_apply", document, as_json),
+        Config::Restore(document) => bring(client, "config_restore", document, as_json),
     }
+}
+
+/// Makes the system as a document says, or tells what that would change.
+fn bring(client: &mut Client, method: &str, document: &Document, as_json: bool) -> Result<(), CallError> {
+    let Document { file, dry_run, force, delete_data } = document;
+    let params = json!({
+        "toml": read(file)?, "name": name(file), "dry_run": dry_run, "force": force, "delete_data": delete_data,
+    });
+    let result = client.call(method, params)?;
+    let needs = texts(&result["needs"]).join(" and ");
+    let summary = match (is_empty(&result["changes"]), dry_run) {
+        (true, _) => "nothing to do".to_owned(),
+        (false, true) if needs.is_empty() => "would be applied".into(),
+        (false, true) => format!("would be refused without {needs}"),
+        (false, false) => "applied".into(),
+    };
+    changes(&result, &summary, as_json);
+    Ok(())
 }
 
 fn document(client: &mut Client, method: &str, file: Option<&str>, as_json: bool) -> Result<(), CallError> {
@@ -85,16 +104,31 @@ fn document(client: &mut Client, method: &str, file: Option<&str>, as_json: bool
     Ok(())
 }
 
-fn changes(result: &Value, as_json: bool) {
+fn is_empty(list: &Value) -> bool {
+    list.as_array().is_none_or(Vec::is_empty)
+}
+
+fn texts(list: &Value) -> Vec<&str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Prints differences and what is lost by them, then what came of it.
+fn changes(result: &Value, summary: &str, as_json: bool) {
     if as_json {
         return put(&format!("{result:#}\n"));
     }
     let list = |key: &str| result[key].as_array().cloned().unwrap_or_default();
     list("changes").iter().for_each(|change| put(&table::change(change)));
-    list("notes").iter().for_each(|note| put(&format!("{}\n", note.as_str().unwrap_or_default())));
-    if list("changes").is_empty() {
-        put("no difference\n");
+    list("losses").iter().for_each(|loss| put(&table::loss(loss)));
+    texts(&result["notes"]).iter().for_each(|note| put(&format!("{note}\n")));
+    if !summary.is_empty() {
+        put(&format!("{summary}\n"));
     }
+}
+
+/// What a file is called in messages.
+fn name(path: &str) -> &str {
+    if path == "-" { "standard input" } else { path }
 }
 
 /// A file's text; `-` is standard input.

@@ -1,6 +1,7 @@
 //! Results as tables for people.
 
 use serde_json::Value;
+use trefoil_config::Bytes;
 
 /// The columns of a method's table: field and heading. Empty: every field, one a line.
 pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
@@ -107,7 +108,7 @@ fn cell(key: &str, value: &Value) -> String {
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
         // A block's size is known as 512 or 4096.
         Value::Number(n) if key.ends_with("bytes") && key != "block_bytes" => {
-            size(n.as_u64().unwrap_or_default())
+            Bytes(n.as_u64().unwrap_or_default()).rounded()
         }
         Value::String(text) => text.clone(),
         Value::Array(list) if list.is_empty() => "-".into(),
@@ -153,18 +154,10 @@ pub fn change(change: &Value) -> String {
     text
 }
 
-/// Bytes in the largest binary unit of which there are at least ten, or that divides them.
-pub fn size(bytes: u64) -> String {
-    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        let whole = bytes >> shift;
-        if whole > 0 && bytes.is_multiple_of(1 << shift) {
-            return format!("{whole}{unit}");
-        }
-        if whole >= 10 {
-            return format!("{:.1}{unit}", bytes as f64 / (1u64 << shift) as f64);
-        }
-    }
-    format!("{bytes}B")
+/// What is lost by a change, and what allows it.
+pub fn loss(loss: &Value) -> String {
+    let text = |key: &str| loss[key].as_str().unwrap_or_default();
+    format!("! {} ({})\n", text("what"), text("flag"))
 }
 
 fn align(rows: Vec<Vec<String>>) -> String {
@@ -216,10 +209,9 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_well() {
-        assert_eq!(
-            [size(0), size(1 << 40), size(15 << 29), size(12_345_678)],
-            ["0B", "1TiB", "7680MiB", "11.8MiB"]
-        );
+    fn a_loss_names_its_flag() {
+        let told =
+            json!({ "kind": "data", "object": "lun/a", "what": "LUN `a` goes", "flag": "--delete-data" });
+        assert_eq!(loss(&told), "! LUN `a` goes (--delete-data)\n");
     }
 }

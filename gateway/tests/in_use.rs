@@ -1,0 +1,187 @@
+//! What connected hosts use isn't taken from them by what doesn't name it, nor data destroyed.
+#![forbid(unsafe_code)]
+
+mod support;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use support::daemon::Daemon;
+use support::raw::{Pair, Raw, Who};
+use support::{Patience, host_nqn};
+use trefoil_wire::nvme::Status;
+
+const NQN: &str = "nqn.2026-01.org.example:s";
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+max_hosts = 4
+max_qpairs = 16
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "file0"
+type = "file"
+path = "DIR/file0.img"
+size = "64MiB"
+
+[[pool]]
+name = "tank"
+backends = ["file0"]
+
+[[lun]]
+name = "a"
+pool = "tank"
+size = "8MiB"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:s"
+allow_any_host = true
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "a" }WHOLE]
+"#;
+/// A LUN of memory, and what shows it.
+const WHOLE: &str = r#"
+[[backend]]
+name = "mem"
+type = "memory"
+size = "64MiB"
+
+[[lun]]
+name = "w"
+backend = "mem"
+"#;
+
+fn start() -> Daemon {
+    let gateway =
+        Daemon::start(&format!("{}{WHOLE}", DOCUMENT.replace("WHOLE", r#", { nsid = 2, lun = "w" }"#)));
+    let text = DOCUMENT.replace("WHOLE", "").replace("DIR", &gateway.dir.path().display().to_string());
+    write(&gateway, "less.toml", &text.replace("ADDR", &gateway.addr.to_string()));
+    gateway
+}
+
+fn write(gateway: &Daemon, name: &str, text: &str) {
+    std::fs::write(gateway.path(name), text).expect("written");
+}
+
+/// Whether the gateway still has a queue pair.
+fn is_connected(gateway: &Daemon) -> bool {
+    gateway.call("stats_get", json!({}))["qpairs"].as_array().is_some_and(|rows| !rows.is_empty())
+}
+
+fn wait_gone(gateway: &Daemon) {
+    let patience = Patience::new("the host to be gone");
+    while is_connected(gateway) {
+        patience.pause();
+    }
+}
+
+#[test]
+fn a_document_takes_no_lun_from_a_connected_host() {
+    let gateway = start();
+    let path = |name: &str| gateway.path(name).display().to_string();
+    let less = std::fs::read_to_string(path("less.toml")).expect("the document");
+    write(&gateway, "less.bak", &format!("# trefoil backup, schema 1\n{less}"));
+    let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
+    host.check(2, 7);
+    let before = gateway.ok(&["config", "get"]);
+    let used = format!("host `{}` loses namespace 2 (LUN `w`) of subsystem `{NQN}`", host_nqn(1));
+    let data = "memory backend `mem`, LUN `w`, loses its contents";
+    for (verb, file) in [("apply", path("less.toml")), ("restore", path("less.bak"))] {
+        let refused = |flags: &[&str]| gateway.refused(&[&["config", verb, &file], flags].concat());
+        let both = refused(&[]);
+        assert!(both.contains(&format!("{used}: only with --force")), "{both}");
+        assert!(both.contains(&format!("{data}: only with --delete-data")), "{both}");
+        assert_eq!(refused(&["--delete-data"]), format!("trefoil: {used}: only with --force\n"));
+        assert_eq!(refused(&["--force"]), format!("trefoil: {data}: only with --delete-data\n"));
+        let would = gateway.ok(&["config", verb, "--dry-run", &file]);
+        assert!(would.contains("- backend/mem  (its data is lost)\n- lun/w\n"), "{would}");
+        let lost = format!("! {used} (--force)\n! {data} (--delete-data)\n");
+        assert!(
+            would.ends_with(&format!("{lost}would be refused without --force and --delete-data\n")),
+            "{would}"
+        );
+        let would = gateway.ok(&["config", verb, "--dry-run", "--force", "--delete-data", &file]);
+        assert!(would.ends_with("would be applied\n"), "{would}");
+    }
+    assert!(gateway.ok(&["config", "diff", &path("less.toml")]).contains(&used));
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    host.check(2, 8);
+    let applied = gateway.ok(&["config", "apply", "--force", "--delete-data", &path("less.toml")]);
+    assert!(applied.contains(&used) && applied.ends_with("applied\n"), "{applied}");
+    assert!(host.io.read(2, 0, 512).0.is(Status::INVALID_NAMESPACE));
+    host.check(1, 9);
+    assert_eq!(gateway.ok(&["config", "apply", &path("less.toml")]), "nothing to do\n");
+}
+
+#[test]
+fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
+    let (array, gateway) = (start(), start());
+    let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
+    gateway.call("backend_create", far);
+    gateway.call("pool_create", json!({ "name": "far", "backends": ["far"] }));
+    let before = gateway.ok(&["config", "get"]);
+    // The namespace of `w` goes, and a LUN comes that takes until the array answers.
+    let (text, whole) = (before.clone(), "[[subsystem.namespaces]]\nnsid = 2\nlun = \"w\"\n");
+    assert!(text.contains(whole), "{text}");
+    let new = "[[lun]]\nname = \"b\"\npool = \"far\"\nsize = \"8MiB\"\n";
+    write(&gateway, "new.toml", &format!("{}\n{new}", text.replace(whole, "")));
+    array.signal(Signal::SIGSTOP);
+    let apply = gateway.begin(&["config", "apply", &gateway.path("new.toml").display().to_string()]);
+    // That it is under way can't be seen; if it were not, it would be refused at its start.
+    for _ in 0..20 {
+        assert!(!is_connected(&gateway));
+        gateway.ok(&["lun", "list"]);
+    }
+    let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
+    host.check(2, 7);
+    array.signal(Signal::SIGCONT);
+    let output = apply.wait_with_output().expect("its end");
+    let refused = String::from_utf8_lossy(&output.stderr);
+    assert!(refused.contains("loses namespace 2 (LUN `w`)") && refused.contains("--force"), "{refused}");
+    host.check(2, 8);
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    gateway.ok(&["lun", "create", "b", "--pool", "far", "--size", "8MiB"]);
+}
+
+#[test]
+fn a_lun_that_nobody_uses_needs_no_force() {
+    let gateway = start();
+    let less = gateway.path("less.toml").display().to_string();
+    let host = Raw::admin(gateway.addr, &Who::admin(&host_nqn(1), NQN));
+    let apply = ["config", "apply", "--delete-data", &less];
+    assert!(gateway.refused(&apply).contains("only with --force"));
+    drop(host);
+    wait_gone(&gateway);
+    assert!(gateway.ok(&apply).ends_with("applied\n"));
+}
+
+#[test]
+fn a_command_that_takes_more_than_it_names_needs_force() {
+    let gateway = start();
+    let who = Who::admin(&host_nqn(1), NQN);
+    let mut host = Raw::admin(gateway.addr, &who).0;
+    let other = host_nqn(2);
+    let gone = format!("host `{}` is disconnected from subsystem `{NQN}` (LUNs: `a`, `w`)", host_nqn(1));
+    let ways: [(&[&str], &str); 3] = [
+        (&["subsystem", "delete", NQN], &gone),
+        (&["subsystem", "allow-any-host", NQN, "false"], &gone),
+        // The namespace's first list takes it from all others.
+        (&["host", "add", NQN, &other, "--nsid", "2"], "loses namespace 2 (LUN `w`)"),
+    ];
+    let before = gateway.ok(&["config", "get"]);
+    for (words, what) in ways {
+        let refused = gateway.refused(words);
+        assert!(refused.contains(what) && refused.ends_with(": only with --force\n"), "{refused}");
+    }
+    // SPDK's clients have no word for force, and what SPDK doesn't do isn't done to its hosts.
+    let params = format!(r#"{{"nqn":"{NQN}","allow_any_host":false}}"#);
+    assert!(gateway.refused(&["call", "nvmf_subsystem_allow_any_host", &params]).contains(&gone));
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    host.csts();
+    // What is named is done.
+    gateway.ok(&["subsystem", "remove-namespace", NQN, "2"]);
+    gateway.ok(&["subsystem", "delete", NQN, "--force"]);
+    host.wait_closed("its subsystem is deleted");
+}
