@@ -3,16 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod cores;
+mod logging;
 mod preflight;
 mod serve;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
-use trefoil_config::{Config, Log};
+use trefoil_config::Config;
 
 /// Where the document is if nothing is said.
 const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
@@ -59,7 +58,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    log(config.gateway.log);
+    logging::start(config.gateway.log);
     if !report.suffices() {
         bail!("this machine can't run the gateway:\n{report}");
     }
@@ -72,15 +71,4 @@ fn read(args: &Args) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(&args.config).with_context(|| path.clone())?;
     // Its mistakes name the file themselves.
     Ok(Config::parse(&path, &text)?)
-}
-
-fn log(form: Log) {
-    let filter = EnvFilter::try_from_env("TREFOIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let terminal = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    match form {
-        Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        Log::Json => builder.json().init(),
-    }
 }
