@@ -26,7 +26,7 @@ struct Args {
     /// Only check the document.
     #[arg(long)]
     check: bool,
-    /// Only say what this machine has and lacks.
+    /// Only say what this machine has and lacks for it, and what it names that can't be had. Changes nothing.
     #[arg(long)]
     preflight: bool,
 }
@@ -50,8 +50,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: sound; memory: {}", args.config.display(), config.memory());
         return Ok(());
     }
-    let report = preflight::look(&config);
+    let mut report = preflight::look(&config);
     if args.preflight {
+        if given {
+            report.add_obstacles(&config);
+        }
         println!("{report}");
         if !report.suffices() {
             bail!("this machine can't run the gateway");

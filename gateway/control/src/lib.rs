@@ -18,6 +18,7 @@ pub mod jsonrpc;
 pub mod methods;
 pub mod metrics;
 pub mod notify;
+pub mod obstacles;
 pub mod plan;
 mod spdk;
 pub mod state;
