@@ -12,7 +12,7 @@ mod tidy;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::repo::Repo;
 
@@ -50,7 +50,9 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["setup", ..] => stages::setup(repo, &args[1..])?,
         ["tidy"] => tidy::tidy(repo)?,
         ["fuzz"] => fuzz::fuzz(repo, 60)?,
-        ["fuzz", "--seconds", n] => fuzz::fuzz(repo, n.parse()?)?,
+        ["fuzz", "--seconds", n] => {
+            fuzz::fuzz(repo, n.parse().with_context(|| format!("--seconds {n}"))?)?;
+        }
         ["lab", name] => lab::enter(repo, name)?,
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
@@ -69,7 +71,9 @@ fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> 
     eprintln!("building the programs (profile {profile}): minutes the first time, seconds later");
     process::run(&mut repo.build_programs(profile))?;
     let mut program = std::process::Command::new(repo.program(profile, name));
-    Err(program.args(args).current_dir(&repo.root).exec().into())
+    // What it says of its arguments is then true of ours.
+    let called = if name == "trefoil-sim" { "dev sim" } else { "dev" };
+    Err(program.arg0(called).args(args).current_dir(&repo.root).exec().into())
 }
 
 #[cfg(test)]
