@@ -51,8 +51,8 @@ fn targets(text: &str) -> Result<Targets, String> {
 
 /// Whether lines can have a target that begins so.
 fn is_source(target: &str) -> bool {
-    let inside = |source: &&str| target.strip_prefix(source).is_some_and(|rest| rest.starts_with("::"));
-    SOURCES.iter().any(|source| source.starts_with(target) || inside(&source))
+    let inside = |source: &str| target.strip_prefix(source).is_some_and(|rest| rest.starts_with("::"));
+    SOURCES.iter().any(|source| source.starts_with(target) || inside(source))
 }
 
 #[cfg(test)]

@@ -134,9 +134,11 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
 #[test]
 fn it_is_content_where_the_start_is() {
     let dir = tempfile::tempdir().expect("a folder");
-    let away = "[[backend]]\nname = \"far\"\ntype = \"nvme-tcp\"\naddress = \"AWAY\"\nsubnqn = \"nqn.2026-01.org.example:t\"\n\n[[lun]]";
     // Nobody listens there.
-    let away = away.replace("AWAY", &own_addr().to_string());
+    let address = own_addr();
+    let array =
+        format!("type = \"nvme-tcp\"\naddress = \"{address}\"\nsubnqn = \"nqn.2026-01.org.example:t\"");
+    let away = format!("[[backend]]\nname = \"far\"\n{array}\n\n[[lun]]");
     let metrics = TcpListener::bind(own_addr()).expect("an address");
     let at = metrics.local_addr().expect("bound").to_string();
     let fill = |text: &str, dir: &Path| {

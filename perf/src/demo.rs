@@ -23,6 +23,8 @@ const SECONDS: u64 = 12;
 /// When the gateway is killed, and for how long it is gone at the least.
 const KILL_AFTER: u64 = 5;
 const GONE: Duration = Duration::from_millis(700);
+/// The gateway's core and the two hosts.
+const THREADS: usize = 3;
 /// For whatever must end soon.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_FILES: &str = "/dev/shm";
@@ -60,7 +62,11 @@ pub fn run(options: &Options) -> Result<()> {
     println!(
         "A host on each keeps {DEPTH} commands of 4 KiB under way, {READ_PERCENT} % reads, and checks every read."
     );
-    println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.\n");
+    println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.");
+    if let Some(cpus) = std::thread::available_parallelism().ok().filter(|cpus| cpus.get() < THREADS) {
+        println!("{THREADS} busy threads share {cpus} CPUs here: the rates jump with who shares one.");
+    }
+    println!();
 
     let mut shows = LUNS
         .iter()
@@ -221,7 +227,7 @@ fn verdict(shows: &[Show], away: Duration) -> Result<()> {
         );
     }
     println!(
-        "  outage: the longest time in which no command ended. {:.2} s of it there was no gateway, then its hosts came back.",
+        "  outage: the longest time in which no command ended; for {:.2} s there was no gateway, then its hosts came back",
         away.as_secs_f64()
     );
     if shows.iter().any(|show| show.mismatches > 0 || show.errors > 0) {
