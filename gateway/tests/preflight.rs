@@ -125,6 +125,8 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
         assert!(!content, "{said}");
         let start = trefoild(&[&document]);
         assert_eq!(start.status.code(), Some(1), "{want}");
+        let error = String::from_utf8_lossy(&start.stderr).into_owned();
+        assert!(!want.contains("its folder") || error.contains(want.trim_end_matches(" is missing")), "{error}");
         // It has made its folder; the next one begins anew.
         let _ = std::fs::remove_dir_all(path("new"));
         let _ = std::fs::remove_file(path("ram0"));
