@@ -3,16 +3,16 @@
 #![forbid(unsafe_code)]
 
 mod cores;
+mod logging;
 mod preflight;
 mod serve;
 
 use anyhow::{anyhow, bail};
 use clap::Parser;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
-use trefoil_config::{Config, Log};
+use trefoil_config::Config;
 
 /// Where the document is if nothing is said.
 const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
@@ -28,7 +28,7 @@ struct Args {
     /// Only check the document.
     #[arg(long)]
     check: bool,
-    /// Only say what this machine has and lacks.
+    /// Only say what this machine has and lacks for it, and what it names that can't be had. Changes nothing.
     #[arg(long)]
     preflight: bool,
 }
@@ -52,15 +52,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: sound; memory: {}", args.config.display(), config.memory());
         return Ok(());
     }
-    let report = preflight::look(&config);
+    let mut report = preflight::look(&config);
     if args.preflight {
+        if given {
+            report.add_obstacles(&config);
+        }
         println!("{report}");
         if !report.suffices() {
             bail!("this machine can't run the gateway");
         }
         return Ok(());
     }
-    log(config.gateway.log);
+    logging::start(config.gateway.log);
     if !report.suffices() {
         bail!("this machine can't run the gateway:\n{report}");
     }
@@ -81,17 +84,6 @@ fn unreadable(path: &Path, e: io::Error) -> anyhow::Error {
         return anyhow!("there is no {DEFAULT_CONFIG}: {hint}");
     }
     anyhow::Error::new(e).context(path.display().to_string())
-}
-
-fn log(form: Log) {
-    let filter = EnvFilter::try_from_env("TREFOIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let terminal = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    match form {
-        Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        Log::Json => builder.json().init(),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::net::{Ipv4Addr, TcpListener};
 use trefoil_config::{Bytes, Config, Cores};
+use trefoil_control::obstacles;
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::socket::CongestionControl;
 use trefoil_sys::uring::Features;
@@ -29,6 +30,18 @@ impl Report {
     /// Whether a gateway can run.
     pub fn suffices(&self) -> bool {
         !self.findings.iter().any(|f| matches!(f, Finding::Lacking(_)))
+    }
+
+    /// Looks at what `config` names too: what a start looks for itself, and with consequences.
+    pub fn add_obstacles(&mut self, config: &Config) {
+        let found = obstacles::of_start(config);
+        if found.is_empty() {
+            self.findings.push(Finding::Good("folders, files, devices and addresses of the document".into()));
+        }
+        self.findings.extend(found.into_iter().map(|obstacle| match obstacle.is_fatal {
+            true => Finding::Lacking(obstacle.message),
+            false => Finding::Warning(obstacle.message),
+        }));
     }
 
     /// What only makes it slower or tighter.

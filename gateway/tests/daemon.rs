@@ -238,6 +238,17 @@ fn the_log_names_objects_and_hosts() {
 }
 
 #[test]
+fn a_misspelt_log_filter_is_told_of_and_silences_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let gateway = Daemon::start_through(DOCUMENT, dir, ["env", "TREFOIL_LOG=inof"].map(String::from).into());
+    let log = gateway.log();
+    let told = log
+        .lines()
+        .find(|line| line.contains("WARN") && line.contains("TREFOIL_LOG: `inof` is neither a level"));
+    assert!(told.is_some() && log.contains("a core starts"), "{log}");
+}
+
+#[test]
 fn a_second_gateway_says_whose_state_it_can_not_have() {
     let gateway = Daemon::start(DOCUMENT);
     let second = Command::new(env!("CARGO_BIN_EXE_trefoild")).arg(gateway.path("trefoil.toml")).output();

@@ -23,6 +23,8 @@ const SECONDS: u64 = 12;
 /// When the gateway is killed, and for how long it is gone at the least.
 const KILL_AFTER: u64 = 5;
 const GONE: Duration = Duration::from_millis(700);
+/// The gateway's core and the two hosts.
+const THREADS: usize = 3;
 /// For whatever must end soon.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_FILES: &str = "/dev/shm";
@@ -52,12 +54,19 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let ready = gateway.start()?;
     println!("A gateway on {at}, ready after {:.2} s, presents two LUNs:", ready.as_secs_f64());
-    println!("  1  memory   64 MiB of {}", memory.path().display());
+    println!(
+        "  1  memory   64 MiB of {}: shared memory, which outlives the process",
+        memory.path().display()
+    );
     println!("  2  file     64 MiB in {}", dir.path().join("file.img").display());
     println!(
         "A host on each keeps {DEPTH} commands of 4 KiB under way, {READ_PERCENT} % reads, and checks every read."
     );
-    println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.\n");
+    println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.");
+    if let Some(cpus) = std::thread::available_parallelism().ok().filter(|cpus| cpus.get() < THREADS) {
+        println!("{THREADS} busy threads share {cpus} CPUs here: the rates jump with who shares one.");
+    }
+    println!();
 
     let mut shows = LUNS
         .iter()
@@ -67,7 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
     for show in &mut shows {
         show.load.wait_up(PATIENCE)?;
     }
-    work(&mut gateway, &mut shows)?;
+    let away = work(&mut gateway, &mut shows)?;
     for show in &mut shows {
         show.load.pause(PATIENCE).context("I/O did not end")?;
     }
@@ -82,7 +91,7 @@ pub fn run(options: &Options) -> Result<()> {
         show.load.wait_quiet(PATIENCE).context("the read-back did not end")?;
         show.take()?;
     }
-    let verdict = verdict(&shows);
+    let verdict = verdict(&shows, away);
     for show in shows {
         show.load.stop()?;
     }
@@ -169,8 +178,8 @@ impl Show {
     }
 }
 
-/// The workload, the kill, and the table.
-fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<()> {
+/// The workload, the kill, and the table; for how long the gateway was away.
+fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<Duration> {
     let phase = Phase { verify: true, ..Phase::random(READ_PERCENT, 4096, DEPTH) };
     for show in shows.iter_mut() {
         show.load.run(phase)?;
@@ -179,31 +188,35 @@ fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<()> {
     let mut table = Table::new(std::io::stdout().is_terminal());
     let begun = Instant::now();
     let mut cpu = (gateway.cpu_time()?, begun);
+    let mut away = Duration::ZERO;
     for second in 1..=SECONDS {
         let due = begun + Duration::from_secs(second);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let (used, now) = (gateway.cpu_time()?, Instant::now());
         let share = (used - cpu.0).as_secs_f64() / (now - cpu.1).as_secs_f64();
         cpu = (used, now);
-        for show in shows.iter_mut() {
+        // One process serves both LUNs.
+        for (show, cpu) in shows.iter_mut().zip([Some(share), None]) {
             let report = show.take()?;
-            table.row(second, show.name, &report, share);
+            table.row(second, show.name, &report, cpu);
         }
         table.progress(second, SECONDS);
         if second == KILL_AFTER {
             gateway.kill()?;
+            let killed = Instant::now();
             table.note("the gateway is killed with SIGKILL; the hosts wait and reconnect by themselves");
             std::thread::sleep(GONE);
             let ready = gateway.start()?;
+            away = killed.elapsed();
             table.note(&format!("the gateway is back, {:.2} s after its start", ready.as_secs_f64()));
             cpu = (gateway.cpu_time()?, Instant::now());
         }
     }
     table.end();
-    Ok(())
+    Ok(away)
 }
 
-fn verdict(shows: &[Show]) -> Result<()> {
+fn verdict(shows: &[Show], away: Duration) -> Result<()> {
     println!();
     for show in shows {
         let Show { name, ops, payload_bytes, errors, mismatches, .. } = show;
@@ -213,6 +226,10 @@ fn verdict(shows: &[Show]) -> Result<()> {
             show.longest_gap.as_secs_f64()
         );
     }
+    println!(
+        "  outage: the longest time in which no command ended; for {:.2} s there was no gateway, then its hosts came back",
+        away.as_secs_f64()
+    );
     if shows.iter().any(|show| show.mismatches > 0 || show.errors > 0) {
         bail!("FAILED: data was lost, or commands failed");
     }

@@ -93,13 +93,26 @@ impl SockAddr {
 /// # Errors
 /// What socket(2), bind(2) and listen(2) say.
 pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<TcpListener> {
+    let fd = bound(addr, options)?;
+    let backlog = Backlog::new(backlog)?;
+    nix::sys::socket::listen(&fd, backlog)?;
+    Ok(TcpListener::from(fd))
+}
+
+/// Whether [`listen`] could have `addr` now. Nobody can connect to it meanwhile, or is kept from it.
+///
+/// # Errors
+/// What socket(2) and bind(2) say.
+pub fn may_listen(addr: SocketAddr) -> io::Result<()> {
+    bound(addr, Options::default()).map(drop)
+}
+
+fn bound(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     set(&fd, options)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
-    let backlog = Backlog::new(backlog)?;
-    nix::sys::socket::listen(&fd, backlog)?;
-    Ok(TcpListener::from(fd))
+    Ok(fd)
 }
 
 /// A non-blocking, unconnected socket for reaching `addr`, with TCP_NODELAY.
@@ -256,6 +269,10 @@ mod tests {
         prepare_accepted(&accepted).expect("options");
         assert!(accepted.nodelay().expect("an option"));
         assert!(listen(addr, 8, options).is_err(), "the port is taken");
+        assert_eq!(may_listen(addr).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+        drop((listener, accepted));
+        may_listen(addr).expect("nobody listens there any more");
+        listen(addr, 8, options).expect("and it is free");
         let v6: SockAddr = "[::1]:80".parse::<SocketAddr>().expect("an address").into();
         assert_eq!(v6.len_bytes(), 28);
     }

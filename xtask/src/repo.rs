@@ -37,13 +37,10 @@ impl Repo {
         command
     }
 
-    /// Builds all programs of ours with a profile: the same set each time, so that nothing is built twice. Cargo
-    /// tells how far it is, on standard error.
+    /// Builds all programs of ours with a profile: the workspace's default members, as `cargo build` alone does, so that
+    /// nothing is built twice. Cargo tells how far it is, on standard error.
     pub fn build_programs(&self, profile: &str) -> Command {
-        let set = ["-p", "trefoil-gateway", "-p", "trefoil-perf", "-p", "trefoil-sim"];
-        let mut command = self.cargo(["build", "--locked", "--profile", profile]);
-        command.args(set);
-        command
+        self.cargo(["build", "--locked", "--profile", profile])
     }
 
     /// One of the built programs.

@@ -19,6 +19,7 @@ pub mod loss;
 pub mod methods;
 pub mod metrics;
 pub mod notify;
+pub mod obstacles;
 pub mod plan;
 mod spdk;
 pub mod state;

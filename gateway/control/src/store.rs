@@ -4,11 +4,15 @@
 //! block, so that the control runtime goes on meanwhile.
 
 use crate::state::{Row, RowChange};
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::ErrorKind;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +22,8 @@ const ROWS: TableDefinition<'_, &str, &str> = TableDefinition::new("rows");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The version of the rows' shape.
 pub const SCHEMA: u64 = 1;
+/// The database in its folder.
+const FILE: &str = "state.redb";
 
 /// Why the store can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,35 +100,71 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<(Self, Found), StoreError> {
-        let path: Arc<Path> = dir.join("state.redb").into();
+        let path: Arc<Path> = dir.join(FILE).into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
         std::fs::create_dir_all(dir).map_err(io)?;
         make_whole(dir, &path)?;
         make_private(&path).map_err(io)?;
-        let store = Self {
-            inner: Arc::new(Mutex::new(Inner { database: None, unsure: BTreeMap::new() })),
-            path: path.clone(),
-        };
-        // Some damage makes the database panic.
-        let opened = std::panic::catch_unwind(|| store.open_checked(dir));
-        let (database, found) =
-            opened.unwrap_or_else(|_| Err(database_error(&path, "the file is damaged")))?;
+        let store = Self::closed(&path);
+        let (database, found) = store.checked(dir, || Database::create(&*path))?;
         store.lock().database = Some(database);
         Ok((store, found))
     }
 
+    /// What [`open`](Self::open) would find in `dir`, if there is a store. It changes nothing: what must be mended is mended
+    /// in a copy in memory.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn peek(dir: &Path) -> Result<Option<Found>, StoreError> {
+        let path: Arc<Path> = dir.join(FILE).into();
+        let io = |error| StoreError::Io { path: path.to_path_buf(), error };
+        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(io)?,
+        };
+        // The database's own lock, which not every file system has.
+        if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return Err(StoreError::InUse { dir: dir.into() });
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io)?;
+        let copy = || {
+            let memory = InMemoryBackend::new();
+            memory.set_len(bytes.len() as u64)?;
+            memory.write(0, &bytes)?;
+            Database::builder().create_with_backend(memory)
+        };
+        let (_, found) = Self::closed(&path).checked(dir, copy)?;
+        Ok(Some(found))
+    }
+
+    fn closed(path: &Arc<Path>) -> Self {
+        let inner = Inner { database: None, unsure: BTreeMap::new() };
+        Self { inner: Arc::new(Mutex::new(inner)), path: path.clone() }
+    }
+
     /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
     /// for another setting.
-    fn open_checked(&self, dir: &Path) -> Result<(Database, Found), StoreError> {
-        let mut database = Database::create(&*self.path).map_err(|e| match e {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: dir.into() },
-            other => database_error(&self.path, other),
-        })?;
-        if !database.check_integrity().map_err(|e| database_error(&self.path, e))? {
-            return Err(database_error(&self.path, "the file is damaged"));
-        }
-        let found = self.read(&database)?;
-        Ok((database, found))
+    fn checked(
+        &self,
+        dir: &Path,
+        open: impl FnOnce() -> Result<Database, DatabaseError>,
+    ) -> Result<(Database, Found), StoreError> {
+        let opened = || {
+            let mut database = open().map_err(|e| match e {
+                DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: dir.into() },
+                other => database_error(&self.path, other),
+            })?;
+            if !database.check_integrity().map_err(|e| database_error(&self.path, e))? {
+                return Err(database_error(&self.path, "the file is damaged"));
+            }
+            let found = self.read(&database)?;
+            Ok((database, found))
+        };
+        // Some damage makes the database panic.
+        let opened = std::panic::catch_unwind(AssertUnwindSafe(opened));
+        opened.unwrap_or_else(|_| Err(database_error(&self.path, "the file is damaged")))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -19,11 +19,11 @@ impl Table {
         Self { terminal, rows: 0 }
     }
 
-    /// What one LUN did in this second; `cpu` is the gateway's share of a CPU.
-    pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: f64) {
+    /// What one LUN did in this second; `cpu` is the gateway's share of a CPU, for one of the LUNs.
+    pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: Option<f64>) {
         self.clear();
         if self.rows.is_multiple_of(HEADING_EVERY) {
-            println!("   s  LUN         IOPS    MiB/s   p50 µs   p99 µs  p99.9 µs  CPU %");
+            println!("   s  LUN         IOPS    MiB/s   p50 µs   p99 µs  p99.9 µs  gateway CPU");
         }
         self.rows += 1;
         let latencies = match report.ops {
@@ -34,11 +34,8 @@ impl Table {
             }
         };
         let mib_per_s = report.payload_bytes as f64 / report.seconds / (1 << 20) as f64;
-        println!(
-            "{second:>4}  {name:<8} {:>8.0} {mib_per_s:>8.1} {latencies} {:>6.0}",
-            report.per_s(),
-            cpu * 100.0
-        );
+        let cpu = cpu.map(|share| format!("{:>10.0} %", share * 100.0)).unwrap_or_default();
+        println!("{second:>4}  {name:<8} {:>8.0} {mib_per_s:>8.1} {latencies} {cpu}", report.per_s());
     }
 
     /// How far it is.

@@ -39,8 +39,9 @@ pub struct Live {
     lock: Option<Locked>,
 }
 
+/// A file or block device that no other backend and no other process can have.
 #[derive(Debug)]
-struct Locked {
+pub struct Locked {
     _file: File,
     /// Device and inode, or the block device's own number.
     identity: (u64, u64),
@@ -248,8 +249,10 @@ fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, R
                 None => Region::anonymous(size.0 as usize),
                 Some(path) => Region::shared_file(path, size.0 as usize),
             };
-            let region =
-                region.map_err(|e| device(format!("backend `{}`: {size} of memory", backend.name), &e))?;
+            let region = region.map_err(|e| match path {
+                None => device(format!("backend `{}`: {size} of memory", backend.name), &e),
+                Some(path) => at_path(backend, path, &e),
+            })?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
         (BackendType::File, Some(path)) => open_file(backend, path, taken, make),
@@ -258,13 +261,28 @@ fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, R
     }
 }
 
+/// A file or block device that is there, opened as a backend for as long as what is given lives.
+///
+/// # Errors
+/// What [`bring_up`] would refuse it with, beside `others`.
+pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
+    let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
+    match open_file(backend, path, &taken, false)?.source {
+        Source::File { lock, .. } => Ok(lock),
+        _ => Err(Refusal::new(Fault::Internal, "a file is opened as something else")),
+    }
+}
+
 fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
-    let what = || format!("backend `{}`: {}", backend.name, path.display());
-    let fail = |e: io::Error| device(what(), &e);
+    let what = || format!("backend `{}`: path {}", backend.name, path.display());
+    let fail = |e: io::Error| at_path(backend, path, &e);
     if let Some(size) = backend.size.filter(|_| make) {
         create_file(path, size.0).map_err(fail)?;
     }
-    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+    // O_EXCL holds a block device against mounts and other users of its, or is refused while it has them; a file knows no
+    // such thing.
+    let mut options = OpenOptions::new();
+    let mut file = options.read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
     let is_device = meta.file_type().is_block_device();
     if !is_device && !meta.is_file() {
@@ -310,6 +328,25 @@ fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)], make: bool) -
     Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
 }
 
+/// What a backend whose file can't be had is refused with; it names the folder if that is what is missing.
+fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
+    let mut what = format!("backend `{}`: path {}", backend.name, path.display());
+    if e.kind() == io::ErrorKind::NotFound && !folder(path).exists() {
+        what = format!("{what}: its folder {}", folder(path).display());
+    }
+    match e.kind() {
+        io::ErrorKind::ResourceBusy => {
+            Refusal::new(Fault::InUse, format!("{what} is mounted, or something else has it: {e}"))
+        }
+        _ => device(what, e),
+    }
+}
+
+/// The folder of a file.
+pub fn folder(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes the file with its size if it isn't there. What is there stays as it is.
 fn create_file(path: &Path, len_bytes: u64) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
@@ -320,8 +357,7 @@ fn create_file(path: &Path, len_bytes: u64) -> io::Result<()> {
                 std::fs::remove_file(path)?;
                 return Err(e);
             }
-            let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(dir)?.sync_all()
+            File::open(folder(path))?.sync_all()
         }
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e),

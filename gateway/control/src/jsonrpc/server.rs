@@ -58,19 +58,29 @@ impl RpcSocket {
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(os)?;
         }
-        match std::fs::symlink_metadata(path) {
-            Ok(meta) if !meta.file_type().is_socket() => return Err(ListenError::NotSocket(path.into())),
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(ListenError::InUse(path.into()));
-            }
-            Ok(_) => std::fs::remove_file(path).map_err(os)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(os(e)),
+        if Self::is_left_behind(path)? {
+            std::fs::remove_file(path).map_err(os)?;
         }
         // The peer's credentials are checked too, so the moment before chmod gives nothing away.
         let listener = UnixListener::bind(path).map_err(os)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(os)?;
         Ok(Self { listener, path: path.into() })
+    }
+
+    /// Whether an earlier process left its socket there, which doesn't answer.
+    ///
+    /// # Errors
+    /// [`ListenError`]: something that can't be removed is there.
+    pub fn is_left_behind(path: &Path) -> Result<bool, ListenError> {
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if !meta.file_type().is_socket() => Err(ListenError::NotSocket(path.into())),
+            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+                Err(ListenError::InUse(path.into()))
+            }
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(ListenError::Os { path: path.into(), error }),
+        }
     }
 
     /// Serves clients until the future is dropped.

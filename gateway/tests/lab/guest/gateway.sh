@@ -56,11 +56,21 @@ start() {
   alive || die "trefoild ended at its start"
 }
 
+# The disk is the running gateway's, as a mounted one would be its file system's: a preflight for a second gateway says so.
+held() {
+  sed 's,^state_dir.*,state_dir = "/run/second",; s,^rpc_socket.*,rpc_socket = "/run/second/rpc.sock",' \
+    /etc/trefoild.toml > /run/second.toml
+  ! trefoild --preflight /run/second.toml > /run/preflight || die "a preflight has nothing against a disk that is in use"
+  grep -q '^LACKING .*path /run/trefoil/pool.img is mounted, or something else has it' /run/preflight ||
+    die "$(cat /run/preflight)"
+}
+
 uname -r
 mkfifo /run/log.pipe
 hugepages 72 0
 start
 placed true false
+held
 order=$(step started) || exit 1
 while :; do
   # shellcheck disable=SC2086 # an order and its word

@@ -1,0 +1,237 @@
+//! What keeps a gateway, or what a change adds to one, from coming up here: folders, files, devices and addresses are looked
+//! at before they are needed.
+//!
+//! What it is not: a promise. Nothing is made, written or kept; for a moment files are locked and addresses bound, as they
+//! will be. What is free now may be taken by then, and of arrays it only tells whether they accept a connection.
+
+use crate::engine::backends::{self, Locked, folder};
+use crate::jsonrpc::server::RpcSocket;
+use crate::state::{Row, RowChange, State};
+use crate::store::Store;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, eaccess};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{Metadata, OpenOptions, TryLockError};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use trefoil_config::{Backend, BackendType, Bytes, Config, Gateway};
+use trefoil_sys::socket;
+
+/// For how long an array may take to accept a connection.
+const ARRAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// The space of a memory backend's file is reserved in pieces of this size.
+const MEMORY_FILE_BYTES: u64 = 2 << 20;
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Names the object, its field and what is wrong.
+    pub message: String,
+    /// Whether a start or a change fails for it; otherwise it goes on without, or until it matters.
+    pub is_fatal: bool,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What keeps a gateway from starting with `config`. Where there is a store, what is in it counts and not the document's
+/// objects, and a start goes on without those that it can't have. Blocks.
+pub fn of_start(config: &Config) -> Vec<Obstacle> {
+    let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
+    let mut look = Look { made: vec![state_dir.clone(), folder(rpc_socket).into()], ..Look::default() };
+    let rpc = may_write(folder(rpc_socket));
+    let rpc = rpc.and_then(|()| RpcSocket::is_left_behind(rpc_socket).map_err(|e| e.to_string()));
+    look.check(rpc.map(drop), "gateway.rpc_socket", true);
+    let state = may_write(state_dir);
+    let stored = if state.is_ok() { Store::peek(state_dir) } else { Ok(None) };
+    look.check(state, "gateway.state_dir", true);
+    let (none, nothing) = (State::default(), BTreeMap::new());
+    match stored {
+        Ok(Some(found)) if !found.is_new => {
+            look.is_stored = true;
+            look.objects(&none.changes_to(&State::from_rows(found.rows)), &nothing);
+        }
+        Ok(_) => look.objects(&none.changes_to(&State::from_config(config, &none)), &nothing),
+        // Whoever has the state folder has the rest too.
+        Err(error) => look.check(Err(error.to_string()), "gateway.state_dir", true),
+    }
+    for (field, listen) in [("metrics_listen", metrics_listen), ("rpc_listen", rpc_listen)] {
+        let Some(listen) = *listen else { continue };
+        look.check(may_listen(listen), &format!("gateway.{field}: {listen}"), false);
+    }
+    look.found
+}
+
+/// What keeps what `changes` add to the objects `before`, which are up, from coming up too. Blocks.
+pub fn of_changes(changes: &[RowChange], before: &BTreeMap<String, Row>) -> Vec<Obstacle> {
+    let mut look = Look::default();
+    look.objects(changes, before);
+    look.found
+}
+
+/// What was found, and what it goes by.
+#[derive(Default)]
+struct Look {
+    found: Vec<Obstacle>,
+    /// Folders that a start makes before anything else.
+    made: Vec<PathBuf>,
+    /// The objects were served before: no file is made for them, and the gateway starts without them.
+    is_stored: bool,
+    /// Files and devices of the backends so far.
+    held: Vec<Locked>,
+    /// What the backends so far need of each file system, by its device: at once, and with what files may grow to.
+    need_bytes: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Look {
+    fn check(&mut self, outcome: Result<(), String>, what: &str, is_fatal: bool) {
+        if let Err(why) = outcome {
+            self.found.push(Obstacle { message: format!("{what}: {why}"), is_fatal });
+        }
+    }
+
+    /// Looks at the backends and listeners that `changes` add.
+    fn objects(&mut self, changes: &[RowChange], before: &BTreeMap<String, Row>) {
+        let listeners = |row: &Row| match row {
+            Row::Subsystem(subsystem) => subsystem.listeners.clone(),
+            _ => Vec::new(),
+        };
+        let mut open: BTreeSet<SocketAddr> = before.values().flat_map(listeners).collect();
+        let mut arrays = Vec::new();
+        for change in changes {
+            match change {
+                RowChange::Put(row @ Row::Backend(backend)) if !before.contains_key(&row.key()) => {
+                    self.backend(backend);
+                    arrays.extend(backend.address.map(|address| (&backend.name, address)));
+                }
+                RowChange::Put(Row::Subsystem(subsystem)) => {
+                    for listen in subsystem.listeners.iter().filter(|&&listen| open.insert(listen)) {
+                        let what = format!("subsystem `{}`: listeners: {listen}", subsystem.nqn);
+                        self.check(may_listen(*listen), &what, !self.is_stored);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.arrays(&arrays);
+    }
+
+    fn backend(&mut self, backend: &Backend) {
+        let Some(path) = &backend.path else { return };
+        let what = format!("backend `{}`: path {}", backend.name, path.display());
+        let size_bytes = backend.size.unwrap_or_default().0;
+        let is_memory = backend.kind == BackendType::Memory;
+        let is_fatal = !self.is_stored;
+        match path.metadata() {
+            Ok(meta) if is_memory => {
+                self.check(may_map(path, &meta), &what, is_fatal);
+                let need_bytes = size_bytes.next_multiple_of(MEMORY_FILE_BYTES);
+                let room = self.room(path, need_bytes.saturating_sub(meta.blocks() * 512), true);
+                self.check(room, &what, is_fatal);
+            }
+            Ok(_) => match backends::try_open(backend, path, &self.held) {
+                Ok(held) => self.held.push(held),
+                // It says itself what it is about.
+                Err(refusal) => self.found.push(Obstacle { message: refusal.message, is_fatal }),
+            },
+            Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(Err(e.to_string()), &what, is_fatal),
+            Err(_) if backend.size.is_none() => {
+                let why = "there is no such file; with a `size` it is made";
+                self.check(Err(why.into()), &what, is_fatal);
+            }
+            // What comes later has the data.
+            Err(_) if self.is_stored && !is_memory => {
+                self.check(Err("the file is missing, and is not made anew".into()), &what, false);
+            }
+            Err(_) => {
+                let makes = self.made.iter().any(|dir| dir.starts_with(folder(path)));
+                let exists = makes || folder(path).exists();
+                let missing = || format!("its folder {} is missing", folder(path).display());
+                let makeable = if exists { may_write(folder(path)) } else { Err(missing()) };
+                self.check(makeable, &what, is_fatal);
+                // A file begins as a hole: it is its hosts' writes that may fail.
+                let room = self.room(path, size_bytes, is_memory);
+                self.check(room, &what, is_fatal && is_memory);
+            }
+        }
+    }
+
+    /// Whether the file system of `path` has room for so much more, with all that others need there: what is needed at once
+    /// goes before what is not.
+    fn room(&mut self, path: &Path, more_bytes: u64, at_once: bool) -> Result<(), String> {
+        let (at, found) = nearest(folder(path));
+        let (Ok(meta), Ok(fs)) = (found, statvfs(at)) else { return Ok(()) };
+        let (now_bytes, all_bytes) = self.need_bytes.entry(meta.dev()).or_default();
+        *now_bytes = now_bytes.saturating_add(if at_once { more_bytes } else { 0 });
+        *all_bytes = all_bytes.saturating_add(more_bytes);
+        let need_bytes = if at_once { *now_bytes } else { *all_bytes };
+        let free_bytes = fs.blocks_available().saturating_mul(fs.fragment_size());
+        if more_bytes == 0 || need_bytes <= free_bytes {
+            return Ok(());
+        }
+        let need = Bytes(need_bytes);
+        Err(format!("its file system has {}MiB left, and {need} are asked for there", free_bytes >> 20))
+    }
+
+    /// Arrays that are away may come later.
+    fn arrays(&mut self, arrays: &[(&String, SocketAddr)]) {
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let ask = |&(_, at): &(&String, SocketAddr)| {
+                let ask = move || TcpStream::connect_timeout(&at, ARRAY_TIMEOUT).map(drop);
+                std::thread::Builder::new().spawn_scoped(scope, ask)
+            };
+            let asked: Vec<_> = arrays.iter().map(ask).collect();
+            asked.into_iter().map(|asked| asked.ok()?.join().ok()).collect()
+        });
+        for ((name, at), answer) in arrays.iter().zip(answers) {
+            let answer = answer.unwrap_or(Ok(())).map_err(|e| format!("the array doesn't answer: {e}"));
+            self.check(answer, &format!("backend `{name}`: address: {at}"), false);
+        }
+    }
+}
+
+fn may_listen(at: SocketAddr) -> Result<(), String> {
+    socket::may_listen(at).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: {e}", at.ip()),
+        io::ErrorKind::AddrInUse => format!("another process listens there: {e}"),
+        _ => e.to_string(),
+    })
+}
+
+/// Whether a file that is there can be a memory backend's.
+fn may_map(path: &Path, meta: &Metadata) -> Result<(), String> {
+    if !meta.is_file() {
+        return Err("it is not a file".into());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| e.to_string())?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err("it is in use by another process".into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether files can be made in a folder, which is made first if it is missing.
+fn may_write(dir: &Path) -> Result<(), String> {
+    let (at, found) = nearest(dir);
+    let fail = |e: io::Error| format!("{}: {e}", at.display());
+    if !found.map_err(fail)?.is_dir() {
+        return Err(format!("{} is not a folder", at.display()));
+    }
+    eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| fail(e.into()))
+}
+
+/// What there is of a path: itself or the folder, the closest to it, that exists.
+fn nearest(path: &Path) -> (&Path, io::Result<Metadata>) {
+    let is_gone = |e: &io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    let here = Path::new(".");
+    let all = path.ancestors().map(|at| if at.as_os_str().is_empty() { here } else { at });
+    let mut found = all.map(|at| (at, at.metadata()));
+    found.find(|(_, found)| !found.as_ref().is_err_and(is_gone)).unwrap_or((here, here.metadata()))
+}

@@ -1,0 +1,88 @@
+//! The log on standard error: its form is the document's, what is in it the environment's.
+
+use std::io::IsTerminal;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+use trefoil_config::Log;
+
+/// What the log is to hold: `warn`, `info,trefoil_control=debug`.
+const VARIABLE: &str = "TREFOIL_LOG";
+/// Who writes to the log: a line's target begins with one of these.
+const SOURCES: [&str; 2] = ["trefoild", "trefoil_control"];
+
+/// Starts it. A filter that isn't understood is told of in the log, which then is as without one: a wrong letter must not
+/// silence it.
+pub fn start(form: Log) {
+    let wanted = std::env::var_os(VARIABLE).unwrap_or_default();
+    let (targets, mistake) = match targets(&wanted.to_string_lossy()) {
+        Ok(targets) => (targets, None),
+        Err(mistake) => (Targets::new().with_default(LevelFilter::INFO), Some(mistake)),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry();
+    match form {
+        Log::Text => registry.with(lines.with_target(false).with_filter(targets)).init(),
+        Log::Json => registry.with(lines.json().with_filter(targets)).init(),
+    }
+    if let Some(mistake) = mistake {
+        tracing::warn!("{VARIABLE}: {mistake}; the log is as with `info`");
+    }
+}
+
+/// The filter that `text` asks for, or what of it can't be understood.
+fn targets(text: &str) -> Result<Targets, String> {
+    let pieces: Vec<&str> = text.split(',').map(str::trim).filter(|piece| !piece.is_empty()).collect();
+    for piece in &pieces {
+        let parsed = piece.parse::<Targets>().map_err(|e| format!("`{piece}`: {e}"))?;
+        if let Some((target, _)) = parsed.iter().find(|(target, _)| !is_source(target)) {
+            return Err(format!(
+                "`{target}` is neither a level (error, warn, info, debug, trace, off) nor one of {}",
+                SOURCES.join(", ")
+            ));
+        }
+    }
+    if pieces.is_empty() {
+        return Ok(Targets::new().with_default(LevelFilter::INFO));
+    }
+    pieces.join(",").parse().map_err(|e| format!("`{text}`: {e}"))
+}
+
+/// Whether lines can have a target that begins so.
+fn is_source(target: &str) -> bool {
+    let inside = |source: &str| target.strip_prefix(source).is_some_and(|rest| rest.starts_with("::"));
+    SOURCES.iter().any(|source| source.starts_with(target) || inside(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_understood_or_its_mistake_named() {
+        let control = "trefoil_control::engine";
+        let at = |text: &str, target: &str| {
+            let targets = targets(text).expect(text);
+            [tracing::Level::WARN, tracing::Level::INFO, tracing::Level::DEBUG]
+                .map(|level| targets.would_enable(target, &level))
+        };
+        for unset in ["", " , ", "info,", "INFO"] {
+            assert_eq!(at(unset, control), [true, true, false], "{unset}");
+        }
+        assert_eq!(at("warn", "trefoild"), [true, false, false]);
+        assert_eq!(at("warn, trefoil_control::engine=debug", control), [true; 3]);
+        assert_eq!(at("warn,trefoil=debug", control), [true; 3]);
+        assert_eq!(at("off", control), [false; 3]);
+        for (text, named) in [
+            ("inof", "`inof` is neither a level"),
+            ("info,trefoil_contrl=debug", "`trefoil_contrl` is neither"),
+            ("info,trefoil_controller", "`trefoil_controller` is neither"),
+            ("trefoil_control=debgu", "`trefoil_control=debgu`: "),
+            ("a=b=c", "`a=b=c`: "),
+        ] {
+            let mistake = targets(text).expect_err(text);
+            assert!(mistake.contains(named), "{text}: {mistake}");
+        }
+    }
+}
