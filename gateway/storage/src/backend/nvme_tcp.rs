@@ -511,11 +511,12 @@ impl NvmeTcpChannel {
 
 impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
     #[inline]
-    fn must_wait(&self, _request: &Request) -> bool {
-        match self.queues {
+    fn must_wait(&self, _request: &Request, behind: bool) -> bool {
+        let is_full = match self.queues {
             0 => !self.gave_up && self.parked.len() == self.works.len(),
             _ => self.queue_core() == self.core && self.free.is_empty(),
-        }
+        };
+        behind || is_full
     }
 
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {

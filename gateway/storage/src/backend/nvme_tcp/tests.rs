@@ -236,7 +236,7 @@ fn who_finds_no_place_is_told_to_wait() {
     let full = |gateway: &Gateway| {
         let origin = Origin { core: CoreId(0), home: 0, owner: Owner::Workload, slot: 999, generation: 0 };
         let request = Request::new(Op::Flush, LunId(0), 0, 0, None, origin);
-        let full = Channel::<TestIo>::must_wait(&gateway.cores[0].channel, &request);
+        let full = Channel::<TestIo>::must_wait(&gateway.cores[0].channel, &request, false);
         let (_, result) = request.complete(Ok(())).settle();
         assert_eq!(result, Ok(()));
         full
