@@ -309,6 +309,7 @@ impl NvmeTcpChannel {
         worked |= self.deliver(cx);
         self.lane.on_turn(cx.io);
         worked |= self.deliver(cx);
+        worked |= self.reap(cx);
         self.move_on(cx);
         self.close_if_quiet(cx);
         worked
