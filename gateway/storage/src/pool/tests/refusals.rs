@@ -343,3 +343,28 @@ fn of_two_gateways_the_second_to_change_a_pool_is_refused() {
     ));
     assert_eq!(reopen(&io, &backends).expect("opens").table(), other.table());
 }
+
+/// A pool is open for long. Meanwhile somebody makes another one on its disk, or has it for something else.
+#[test]
+fn a_disk_that_is_anothers_by_now_is_not_written_to() {
+    let erased = |io: &Disks| LABEL_AT.map(|at| io.poke(BackendId(0), at, &[0; 4096]));
+    for is_pool in [true, false] {
+        let (io, mut pool, backends) = two();
+        erased(&io);
+        if is_pool {
+            let new = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[..1]) };
+            block_on(create_pool(&io, new)).expect("another pool");
+        }
+        let steps = io.steps();
+        let error = block_on(store_exports(&io, &mut pool, b"{}".to_vec())).expect_err("not ours");
+        assert!(
+            error.to_string().contains("b0: updating the layout of a disk that is another's now"),
+            "{error}"
+        );
+        assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
+        assert!(matches!(
+            block_on(create_lun(&io, &mut pool, new_lun("b", 20, 4096))),
+            Err(LunError::Frozen { .. })
+        ));
+    }
+}
