@@ -64,7 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         bail!("this machine can't run the gateway:\n{report}");
     }
     report.warnings().for_each(|warning| tracing::warn!("{warning}"));
-    serve::serve(config, &report)
+    serve::serve(config, &args.config, &report)
 }
 
 fn read(args: &Args) -> anyhow::Result<Config> {

@@ -4,6 +4,7 @@ use crate::cores::{self, Running};
 use crate::preflight::Report;
 use anyhow::Context;
 use std::io::Write;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -18,17 +19,18 @@ use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, See
 /// For how long hosts' commands may go on when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM, SIGINT or a `shutdown` call.
+/// Runs what `document` says until SIGTERM, SIGINT or a `shutdown` call.
 ///
 /// # Errors
 /// What keeps the gateway from starting.
-pub fn serve(config: Config, report: &Report) -> anyhow::Result<()> {
+pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
     let (store, found) = Store::open(&config.gateway.state_dir)?;
     // Before anything is started: the path tells whether another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
-    let seed = move |cores| Seed { cores, config, store, found, cpus: report.cpus.clone() };
+    let (cpus, document) = (report.cpus.clone(), document.to_path_buf());
+    let seed = move |cores| Seed { cores, config, store, found, cpus, document };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
     // Whoever still asks an array what it has is not waited for.
     runtime.shutdown_background();

@@ -111,6 +111,11 @@ impl Store {
         Ok((store, found))
     }
 
+    /// The database's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
     /// for another setting.
     fn open_checked(&self, dir: &Path) -> Result<(Database, Found), StoreError> {

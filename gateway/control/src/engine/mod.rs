@@ -31,6 +31,7 @@ use queries::Queries;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub struct Seed {
     pub found: Found,
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
+    /// Where the document came from, which no backend may be.
+    pub document: PathBuf,
 }
 
 /// See the module.
@@ -69,6 +72,8 @@ pub struct Engine {
     placement: Rc<Placement>,
     gateway: Arc<Gateway>,
     cpus: Vec<usize>,
+    /// Files of its own, and what each is.
+    own_files: Vec<(PathBuf, &'static str)>,
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
@@ -108,7 +113,7 @@ impl Engine {
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
     /// a backend, pool or listener that fails then is left out, with a log line; backends and pools are tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
-        let Seed { cores, config, store, found, cpus } = seed;
+        let Seed { cores, config, store, found, cpus, document } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
         let events: Rc<RefCell<Vec<Event>>> = Rc::default();
         let sink = events.clone();
@@ -128,6 +133,10 @@ impl Engine {
             cores,
             gateway,
             cpus,
+            own_files: vec![
+                (document, "the gateway's own document"),
+                (store.path().to_path_buf(), "the gateway's own database"),
+            ],
             store,
             state: Arc::default(),
             live: BTreeMap::new(),
@@ -365,7 +374,7 @@ impl Engine {
     fn setting(&self, patient: bool, known: Option<&ArrayNamespace>) -> Setting<'_> {
         let (cores, requests) = (&*self.cores, self.channel_requests);
         let known = known.map(ArrayNamespace::identity);
-        Setting { cores, requests, gateway: &self.gateway.name, patient, known }
+        Setting { cores, requests, gateway: &self.gateway.name, patient, known, own_files: &self.own_files }
     }
 
     /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one
