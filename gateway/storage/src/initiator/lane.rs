@@ -25,6 +25,9 @@
 //! such thing, however often its queues are lost: so a command also fails that is lost (again) when the loss timeout has
 //! passed since it was first, and what waits fails when the queue could not connect for as long.
 //!
+//! What comes after that is held for [`HELD_FOR`] and fails then, all at once, unless the array is back before: a host with
+//! several paths sends again at once what fails, and neither it nor this core would have a pause.
+//!
 //! Memory: a lane holds at most `capacity` commands of about 180 bytes; they are in the queue pair or in
 //! one of four queues, each with room for all of them.
 
@@ -40,6 +43,9 @@ use trefoil_wire::nvme::{Cqe, Status, StatusType};
 
 /// Pause before a command is tried again after a transient status, without a CRD of the controller's.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a path error waits that an array which was given up would answer at once.
+pub const HELD_FOR: Duration = Duration::from_millis(500);
 
 /// What a lane is made from.
 #[derive(Clone, Debug)]
@@ -85,6 +91,9 @@ pub struct Lane {
     gave_up: bool,
     /// When the queue was lost or could not connect; it has not been up since.
     down_since: Option<Instant>,
+    /// When what waits fails, since all is given up.
+    fail_at: Option<Instant>,
+    stopping: bool,
     limits: Limits,
     holding: usize,
     waiting: VecDeque<Command>,
@@ -117,6 +126,8 @@ impl Lane {
             fenced_epoch: 0,
             gave_up: false,
             down_since: None,
+            fail_at: None,
+            stopping: false,
             limits: Limits::default(),
             holding: 0,
             waiting: VecDeque::with_capacity(capacity),
@@ -180,9 +191,7 @@ impl Lane {
         }
         self.holding += 1;
         command.since = now;
-        if self.gave_up {
-            self.finished.push_back(Finished { command, result: Err(Fault::PathLost) });
-        } else if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() {
             self.waiting.push_back(command);
         } else if let Err(command) = self.qpair.submit(now, command) {
             self.waiting.push_back(command);
@@ -227,6 +236,11 @@ impl Lane {
             command.cancelled |= which(command.tag);
         }
         self.qpair.cancel(now, which);
+    }
+
+    /// It is about to close: what is held of a path error comes at the next turn.
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
@@ -430,9 +444,7 @@ impl Lane {
         }
         self.reopen(io);
         self.retry(now);
-        if self.down_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout) {
-            self.fail_waiting();
-        }
+        self.give_up(now);
         while self.qpair.has_room()
             && let Some(command) = self.waiting.pop_front()
         {
@@ -442,6 +454,18 @@ impl Lane {
             }
         }
         self.qpair.flush(io);
+    }
+
+    /// Fails what waits for nothing any more, when its time has come.
+    fn give_up(&mut self, now: Instant) {
+        let gave_up =
+            self.gave_up || self.down_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
+        if !gave_up || self.waiting.is_empty() {
+            self.fail_at = None;
+        } else if self.stopping || *self.fail_at.get_or_insert(now + HELD_FOR) <= now {
+            self.fail_at = None;
+            self.fail_waiting();
+        }
     }
 
     fn retry(&mut self, now: Instant) {
@@ -458,7 +482,7 @@ impl Lane {
     pub fn next_deadline(&self) -> Option<Instant> {
         let retry = self.delayed.iter().map(|(at, _)| *at).min();
         let down_since = self.down_since.filter(|_| !self.waiting.is_empty());
-        let give_up = down_since.map(|since| since + self.config.loss_timeout);
+        let give_up = self.fail_at.or(down_since.map(|since| since + self.config.loss_timeout));
         [retry, give_up, self.qpair.next_deadline()].into_iter().flatten().min()
     }
 }
