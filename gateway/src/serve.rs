@@ -27,7 +27,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// What keeps the gateway from starting.
 pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
-    let document = std::path::absolute(document)?.display().to_string();
+    let document = std::path::absolute(document)?;
     let (store, found) = Store::open(&config.gateway.state_dir)?;
     // Before anything is started: the path tells whether another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;

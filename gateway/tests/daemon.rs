@@ -689,3 +689,21 @@ backend = "file1"
     let again = disks[1].display().to_string();
     gateway.ok(&["backend", "create", "file1", "--type", "file", "--path", &again]);
 }
+
+#[test]
+fn a_backend_is_neither_a_special_file_nor_one_of_the_gateway_s_own() {
+    let gateway = Daemon::start(DOCUMENT);
+    let cases = [
+        ("/dev/null".into(), "is a character device"),
+        (gateway.path("state"), "is a directory"),
+        (gateway.path("rpc.sock"), "is a socket"),
+        (gateway.path("trefoil.toml"), "is the gateway's own document"),
+        (gateway.path("state/state.redb"), "is the gateway's own database"),
+    ];
+    for (path, what) in cases {
+        let path = path.to_str().expect("UTF-8");
+        let new = json!({ "name": "new", "type": "file", "path": path });
+        let refused = gateway.try_call("backend_create", new).expect_err(what);
+        assert!(refused.contains(&format!("backend `new`: {path} {what}")), "{refused}");
+    }
+}

@@ -144,6 +144,11 @@ impl Store {
         Self { inner: Arc::new(Mutex::new(inner)), path: path.clone() }
     }
 
+    /// The database's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
     /// for another setting.
     fn checked(

@@ -54,7 +54,8 @@ impl LunCore {
     /// A core without backends and LUNs.
     pub fn new(io: &StorageSim, arena: Arena, workload: Rc<RefCell<Workload>>) -> Self {
         Self {
-            luns: Luns::new(io.core()),
+            // All cores' and some of control's.
+            luns: Luns::new(io.core(), DEPTH * usize::from(io.cores()) + 64),
             requests: VecDeque::new(),
             done: VecDeque::new(),
             slots: vec![(0, None); DEPTH],

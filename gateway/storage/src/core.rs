@@ -94,7 +94,11 @@ impl<I: StorageIo> StorageCore<I> {
             conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
-            luns: Luns::new(io.core()).with_room(requests),
+            // Another core may pass on all that it has.
+            luns: Luns::new(
+                io.core(),
+                limits.target.slots * usize::from(io.cores()) + limits.foreign_requests,
+            ),
             requests: VecDeque::with_capacity(requests),
             done: VecDeque::with_capacity(requests),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
@@ -142,10 +146,12 @@ impl<I: StorageIo> StorageCore<I> {
         }
     }
 
-    /// Carries requests down and completions up until neither is left.
-    fn drain(&mut self, io: &mut I) {
+    /// Carries requests down and completions up until neither is left. Whether there were any.
+    fn drain(&mut self, io: &mut I) -> bool {
+        let mut any = false;
         loop {
             while let Some(request) = self.requests.pop_front() {
+                any = true;
                 self.luns.submit(cx!(self, io), request);
             }
             if let Some(done) = self.done.pop_front() {
@@ -155,10 +161,12 @@ impl<I: StorageIo> StorageCore<I> {
             } else {
                 break;
             }
+            any = true;
         }
         while let Some((sock, backend)) = self.luns.take_new_sock() {
             self.set_owner(sock, SockOwner::Initiator(backend));
         }
+        any
     }
 
     /// A queue of this core's is gone: its requests are cancelled wherever they are. They are all on their way by now, so
@@ -362,15 +370,15 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_turn(&mut self, io: &mut I) -> bool {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
-        self.drain(io);
+        worked |= self.drain(io);
         if let Some(warm) = &mut self.warm {
             worked |= warm.on_turn(io, &mut self.arena);
         }
         worked |= self.target.on_turn(cx!(self, io, with luns));
-        if !self.requests.is_empty() || !self.done.is_empty() {
+        if self.drain(io) {
             // A timer or freed memory let a command go on; what that completes leaves in this turn.
-            self.drain(io);
-            worked |= self.target.on_turn(cx!(self, io, with luns));
+            worked = true;
+            self.target.on_turn(cx!(self, io, with luns));
         }
         worked
     }

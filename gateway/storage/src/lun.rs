@@ -8,14 +8,18 @@
 //! What it is not: it knows neither hosts nor namespaces, and it doesn't retry.
 //!
 //! Invariants: a channel's count is the number of requests that it has; a request's `rest.at` names
-//! the channel that has it on its home core (and, on its way over another core, there too).
+//! the channel that has it on its home core (and, on its way over another core, there too); whatever lets one go on that
+//! waits is an event, or is said to be work, so that a turn follows and the core may sleep until then.
+
+mod line;
 
 use crate::backend::nvme_tcp::NvmeTcpChannel;
-use crate::backend::{AnyChannel, Attach, AttachKind, Channel, Memory};
+use crate::backend::{AnyChannel, Attach, AttachKind, Channel, Memory, Slab};
 use crate::cx::Cx;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Request, Rest, Stream};
 use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Topology};
+use line::{Line, Waiter};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
@@ -31,8 +35,8 @@ pub struct Luns<I: StorageIo> {
     attached: Vec<BackendId>,
     /// Sockets that channels opened, until the core takes them: at most two a backend.
     new_socks: VecDeque<(SockId, BackendId)>,
-    /// Requests whose channel says [`Channel::must_wait`], counted as the channel's. At most all.
-    waiting: VecDeque<Request>,
+    /// Requests whose channel says [`Channel::must_wait`], counted as the channel's, in their places' lines. At most all.
+    waiting: Slab<Waiter>,
 }
 
 /// A LUN as the data path sees it.
@@ -56,23 +60,25 @@ enum Kind {
     Extents,
 }
 
-/// Requests that wait which a turn looks at: the others have theirs, and a crowd costs a turn no more than some µs.
-const LOOKS: usize = 256;
+/// Requests that waited for a backend which one turn starts: a crowd doesn't hold the core up.
+const STARTS: usize = 256;
 
 /// Where a backend's channel stands.
 struct Place<I: StorageIo> {
     channel: Option<AnyChannel>,
-    /// Requests that it has.
+    /// Requests that it has, those that wait among them.
     requests: usize,
+    line: Line,
     detaching: bool,
     /// The box that it came in, in which its memory goes home.
     attach: Option<Box<Attach<I::File>>>,
 }
 
 impl<I: StorageIo> Luns<I> {
-    /// Empty tables for `core`, of their final size.
-    pub fn new(core: CoreId) -> Self {
-        let place = || Place { channel: None, requests: 0, detaching: false, attach: None };
+    /// Empty tables for `core`, of their final size, with room for `requests` to wait: all that there can be.
+    pub fn new(core: CoreId, requests: usize) -> Self {
+        let place =
+            || Place { channel: None, requests: 0, line: Line::default(), detaching: false, attach: None };
         Self {
             core,
             maps: vec![Map::default(); MAX_LUNS].into(),
@@ -80,14 +86,8 @@ impl<I: StorageIo> Luns<I> {
             channels: (0..MAX_BACKENDS).map(|_| place()).collect(),
             attached: Vec::with_capacity(MAX_BACKENDS),
             new_socks: VecDeque::with_capacity(2 * MAX_BACKENDS),
-            waiting: VecDeque::new(),
+            waiting: Slab::with_capacity(requests),
         }
-    }
-
-    /// The same, for at most `requests` under way: room for all of them to wait, about 160 bytes each.
-    pub fn with_room(mut self, requests: usize) -> Self {
-        self.waiting.reserve_exact(requests);
-        self
     }
 
     /// Serves the LUNs of `new` from now on, and gives the old snapshot back. Parts of requests that
@@ -176,11 +176,12 @@ impl<I: StorageIo> Luns<I> {
     fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
         let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == Kind::Whole)?;
         let inside = offset.checked_add(len).is_some_and(|end| end <= map.len_bytes);
-        // Who waits for loans to end comes first.
-        if !inside || (write && map.read_only) || !self.waiting.is_empty() {
+        if !inside || (write && map.read_only) {
             return None;
         }
-        let place = self.channels.get_mut(map.backend as usize).filter(|place| !place.detaching)?;
+        // Who waits for loans to end comes first.
+        let is_open = |place: &&mut Place<I>| !place.detaching && place.line.is_empty();
+        let place = self.channels.get_mut(map.backend as usize).filter(is_open)?;
         match &mut place.channel {
             Some(AnyChannel::Memory(memory)) => Some((memory, offset + map.backend_offset)),
             _ => None,
@@ -201,11 +202,16 @@ impl<I: StorageIo> Luns<I> {
                 cx.complete(request, Err(Fault::Gone));
             }
             Some(channel) if !place.detaching => {
-                if Channel::<I>::must_wait(channel, &request) {
-                    return self.waiting.push_back(request);
+                let alone = place.line.is_empty();
+                if Channel::<I>::must_wait(channel, &request, !alone) {
+                    if let Err(request) = place.line.push(&mut self.waiting, request) {
+                        debug_assert!(false, "more requests than this core has room for");
+                        cx.complete(request, Err(Fault::Internal));
+                    }
+                    return;
                 }
                 // While somebody waits for loans to end, no new ones are made.
-                request.may_lend &= request.origin.core == self.core && self.waiting.is_empty();
+                request.may_lend &= request.origin.core == self.core && alone;
                 channel.submit(cx, request);
             }
             _ => cx.complete(request, Err(Fault::Gone)),
@@ -215,15 +221,18 @@ impl<I: StorageIo> Luns<I> {
     /// The queue of these requests is gone: what this core's channels have of them (or that of backend `only`) ends as
     /// soon as it can't take effect any more.
     pub fn cancel(&mut self, cx: &mut Cx<'_, I>, only: Option<BackendId>, stream: Stream) {
-        for _ in 0..self.waiting.len() {
-            match self.waiting.pop_front() {
-                Some(request) if request.is_of(stream) => cx.complete(request, Err(Fault::Aborted)),
-                other => self.waiting.extend(other),
-            }
-        }
         for id in self.attached.iter().filter(|id| only.is_none_or(|only| only == **id)) {
-            let place = self.channels.get_mut(id.0 as usize);
-            if let Some(channel) = place.and_then(|place| place.channel.as_mut()) {
+            let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
+            let mut line = std::mem::take(&mut place.line);
+            while let Some(request) = line.pop(&mut self.waiting) {
+                if request.is_of(stream) {
+                    cx.complete(request, Err(Fault::Aborted));
+                } else if let Err(request) = place.line.push(&mut self.waiting, request) {
+                    debug_assert!(false, "the place that it just left is taken");
+                    cx.complete(request, Err(Fault::Internal));
+                }
+            }
+            if let Some(channel) = &mut place.channel {
                 channel.cancel(cx, stream);
             }
         }
@@ -285,11 +294,12 @@ impl<I: StorageIo> Luns<I> {
 
     /// Lets channels go on with what waits for memory or for a turn. Returns whether there was work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
-        let mut worked = self.try_waiting(cx);
+        let mut worked = false;
         // Backwards, because one that is let go is swapped with the last.
         for at in (0..self.attached.len()).rev() {
             let Some(&id) = self.attached.get(at) else { continue };
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
+            worked |= place.start_waiting(cx, &mut self.waiting);
             let Some(channel) = &mut place.channel else { continue };
             worked |= channel.on_turn(cx);
             if let Some(initiator) = channel.nvme_tcp() {
@@ -302,23 +312,6 @@ impl<I: StorageIo> Luns<I> {
             self.collect_socks(id);
         }
         worked
-    }
-
-    /// Starts the requests that nothing holds up any more. Whether there are any that wait.
-    fn try_waiting(&mut self, cx: &mut Cx<'_, I>) -> bool {
-        let waiting = self.waiting.len();
-        for _ in 0..waiting.min(LOOKS) {
-            let Some(request) = self.waiting.pop_front() else { break };
-            match self.channel_mut(request.rest.at) {
-                Some(channel) if Channel::<I>::must_wait(channel, &request) => {
-                    self.waiting.push_back(request)
-                }
-                Some(channel) => channel.submit(cx, request),
-                // It is not let go while it has requests.
-                None => cx.complete(request, Err(Fault::Gone)),
-            }
-        }
-        waiting > 0
     }
 
     /// When [`on_turn`](Self::on_turn) must run next.
@@ -423,6 +416,24 @@ impl<I: StorageIo> Luns<I> {
         place.detaching = false;
         self.attached.retain(|other| *other != id);
         cx.io.post_control(Msg::Detached(id, place.attach.take()));
+    }
+}
+
+impl<I: StorageIo> Place<I> {
+    /// Starts the requests that nothing holds up any more, in their order. Whether there were any.
+    fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Waiter>) -> bool {
+        let Some(channel) = &mut self.channel else { return false };
+        let mut any = false;
+        for _ in 0..STARTS {
+            let next = self.line.first(waiting);
+            if next.is_none_or(|request| Channel::<I>::must_wait(channel, request, false)) {
+                break;
+            }
+            let Some(request) = self.line.pop(waiting) else { break };
+            channel.submit(cx, request);
+            any = true;
+        }
+        any
     }
 }
 

@@ -177,7 +177,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.run(0..1, 0);
     rig.fleet.wait_done(0..1);
     rig.stop();
-    // The first commands wait for it, those after it is given up are answered at once.
+    // The first commands wait for it, those after it is given up half a second.
     for round in 0..3 {
         let read = pair.io.read(1, 0, 4096).0;
         let write = pair.io.write(1, 8, &[0x99; 4096]);

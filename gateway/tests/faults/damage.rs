@@ -89,7 +89,11 @@ const SLOT_BYTES: usize = 4096;
 const DATA_AT: usize = 4 << 20;
 
 fn start() -> Daemon {
-    let gateway = Daemon::start(DOCUMENT);
+    filled(Daemon::start(DOCUMENT))
+}
+
+/// With all LUNs written.
+fn filled(gateway: Daemon) -> Daemon {
     let mut pair = host(&gateway, 1);
     for (_, nsid, len, byte) in LUNS {
         fill(&mut pair.io, nsid, 0..len, byte).expect("written");
@@ -209,6 +213,35 @@ fn what_has_none_is_an_error_that_names_it() {
         served(&gateway, &["a", "b", "c", "d"], &format!("{what}, then restored"));
         assert_eq!(pool(&gateway, name), ("up".into(), String::new()), "{what}");
     }
+}
+
+#[test]
+fn a_member_that_was_cut_off_is_missing_and_no_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let whole = File::create(dir.path().join("left.img")).expect("a file");
+    whole.set_len(16 * MIB).expect("its size");
+    // A size that is configured would tell before the pool does.
+    let sized = "path = \"DIR/left.img\"\nsize = \"16MiB\"";
+    assert!(DOCUMENT.contains(sized));
+    let document = DOCUMENT.replace(sized, "path = \"DIR/left.img\"");
+    let mut gateway = filled(Daemon::start_through(&document, dir, Vec::new()));
+    gateway.kill();
+    whole.set_len(12 * MIB).expect("cut off");
+    gateway.restart();
+    served(&gateway, &["a", "c", "d"], "cut off");
+    let (state, why) = pool(&gateway, "two");
+    assert!(state == "frozen" && why.contains("missing: left (it has 12582912 bytes"), "{state}: {why}");
+    assert_eq!(gateway.lun("b")["state"], "down");
+    let log = gateway.log();
+    assert!(
+        log.lines().any(|line| line.contains("backend `left` is missing") && line.contains("lun=\"b\"")),
+        "{log}"
+    );
+    gateway.kill();
+    whole.set_len(16 * MIB).expect("as long as before");
+    gateway.restart();
+    assert_eq!(pool(&gateway, "two"), ("up".into(), String::new()));
+    assert_eq!(gateway.lun("b")["state"], "up");
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use super::cores::{Cores, device};
 use crate::error::{Fault, Refusal};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
@@ -62,6 +62,12 @@ enum Source {
 }
 
 impl Live {
+    /// An array that has not answered yet.
+    #[cfg(test)]
+    pub fn unanswered(id: BackendId) -> Self {
+        Self { id, len_bytes: 0, block_bytes: 512, owner: None, lock: None }
+    }
+
     /// The core to ask for I/O of control's own.
     pub fn core(&self) -> CoreId {
         self.owner.unwrap_or(CoreId(0))
@@ -81,6 +87,8 @@ pub struct Setting<'a> {
     pub patient: bool,
     /// For arrays: the namespace that answered before; no other is taken.
     pub known: Option<NamespaceIdentity>,
+    /// The gateway's own files, which no host may have, and what each is.
+    pub own_files: &'a [(PathBuf, &'static str)],
 }
 
 /// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
@@ -93,13 +101,17 @@ pub async fn bring_up<'a>(
     id: BackendId,
     others: impl Iterator<Item = &'a Live>,
 ) -> Result<Live, Refusal> {
-    let Setting { cores, requests, gateway, patient, known } = setting;
+    let Setting { cores, requests, gateway, patient, known, own_files } = setting;
     let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
-    let spec = backend.clone();
+    let (spec, own_files) = (backend.clone(), own_files.to_vec());
     let opened = match backend.kind {
         BackendType::NvmeTcp => array(backend, gateway, requests)?,
         BackendType::Memory | BackendType::Null | BackendType::File => {
-            let opened = tokio::task::spawn_blocking(move || open(&spec, &taken, !patient)).await;
+            let opened = tokio::task::spawn_blocking(move || {
+                check_path(&spec, &own_files)?;
+                open(&spec, &taken, !patient)
+            })
+            .await;
             opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
         }
     };
@@ -239,6 +251,33 @@ fn owner_of(name: &str, cores: u16) -> CoreId {
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
+/// Refuses a path at which there is what can't be a backend. It isn't opened for that: to open some devices is to use them.
+fn check_path(backend: &Backend, own_files: &[(PathBuf, &'static str)]) -> Result<(), Refusal> {
+    let Some(path) = &backend.path else { return Ok(()) };
+    // What isn't there may be made, and what can't be looked at is told when it is opened.
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    let is = |is: &str| format!("backend `{}`: {} is {is}", backend.name, path.display());
+    let identity = |meta: &Metadata| (meta.dev(), meta.ino());
+    let is_same = |own: &Path| std::fs::metadata(own).is_ok_and(|own| identity(&own) == identity(&meta));
+    if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
+        return Err(Refusal::new(Fault::InUse, is(what)));
+    }
+    let kind = meta.file_type();
+    let what = match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_char_device() => "a character device",
+        () if kind.is_block_device() && backend.kind == BackendType::Memory => "a block device",
+        () => return Ok(()),
+    };
+    let needed = match backend.kind {
+        BackendType::Memory => "a file",
+        _ => "a file or a block device",
+    };
+    Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
+}
+
 fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
     let block_bytes = backend.block_bytes.unwrap_or(512);
     let size = backend.size.unwrap_or_default();
@@ -267,6 +306,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, R
 /// What [`bring_up`] would refuse it with, beside `others`.
 pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
+    check_path(backend, &[])?;
     match open_file(backend, path, &taken, false)?.source {
         Source::File { lock, .. } => Ok(lock),
         _ => Err(Refusal::new(Fault::Internal, "a file is opened as something else")),
@@ -380,6 +420,40 @@ mod tests {
     fn file(path: &Path, size: Option<u64>) -> Backend {
         let path = Some(path.to_path_buf());
         Backend { path, size: size.map(Bytes), ..Backend::new("f", BackendType::File) }
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_what_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let _listens = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+        std::fs::write(at("own.toml"), [b'#'; 4096]).expect("a document");
+        std::os::unix::fs::symlink(at("own.toml"), at("link")).expect("a link");
+        let own = [(at("own.toml"), "the gateway's own document")];
+        let cases = [
+            (dir.path().into(), "is a directory; it has to be a file or a block device", Fault::Invalid),
+            (at("fifo"), "is a FIFO; it has to be a file or a block device", Fault::Invalid),
+            (at("socket"), "is a socket; it has to be a file or a block device", Fault::Invalid),
+            (
+                "/dev/null".into(),
+                "is a character device; it has to be a file or a block device",
+                Fault::Invalid,
+            ),
+            (at("own.toml"), "is the gateway's own document", Fault::InUse),
+            (at("link"), "is the gateway's own document", Fault::InUse),
+        ];
+        for (path, what, fault) in cases {
+            let refusal = check_path(&file(&path, Some(1 << 20)), &own).expect_err(what);
+            let told = format!("backend `f`: {} {what}", path.display());
+            assert_eq!((refusal.message, refusal.fault), (told, fault));
+            let memory = Backend { kind: BackendType::Memory, ..file(&path, Some(1 << 20)) };
+            check_path(&memory, &own).expect_err("nor is it memory");
+        }
+        std::fs::write(at("disk"), [0; 4096]).expect("a file");
+        for name in ["disk", "missing"] {
+            check_path(&file(&at(name), Some(4096)), &own).expect("a disk");
+        }
     }
 
     #[test]

@@ -333,13 +333,18 @@ impl Cores {
         let told = async {
             loop {
                 let reached = self.reached.notified();
-                if let Some(told) = self.told.borrow().get(&id) {
-                    return (told.namespace.block_bytes, told.len_bytes);
+                if let Some(told) = self.told_geometry(id) {
+                    return told;
                 }
                 reached.await;
             }
         };
         tokio::time::timeout(within, told).await.ok()
+    }
+
+    /// The same if it was told already.
+    pub fn told_geometry(&self, id: BackendId) -> Option<(u32, u64)> {
+        self.told.borrow().get(&id).map(|told| (told.namespace.block_bytes, told.len_bytes))
     }
 
     /// The array's namespace that answered as this backend, once one did.
@@ -519,4 +524,25 @@ impl Cores {
 pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
     let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
     Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use trefoil_poll::{ArenaId, MeshBounds, mesh};
+    use trefoil_sys::region::Region;
+
+    /// A core that never answers, whose events the test makes. Needs a tokio runtime.
+    pub fn mute() -> Rc<Cores> {
+        let mesh = mesh(1, MeshBounds::default()).expect("mailboxes");
+        let memory = Region::anonymous(2 << 20).expect("memory for a test");
+        let arena = Arena::new(ArenaId(1), memory);
+        let ends = Ends { to_cores: mesh.to_cores, from_cores: mesh.from_cores, metrics: Vec::new(), arena };
+        Cores::new(ends).expect("cores")
+    }
+
+    /// Core 0 reports this.
+    pub fn hear(cores: &Cores, event: Event) {
+        cores.take(CoreId(0), Msg::Event(event));
+    }
 }

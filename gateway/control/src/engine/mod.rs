@@ -32,6 +32,7 @@ use queries::Queries;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,14 +57,14 @@ pub struct Seed {
     pub cores: Rc<Cores>,
     /// The document of this start. Its objects count only if the store is new.
     pub config: Config,
-    /// The document's file, for messages.
-    pub document: String,
     /// The durable store.
     pub store: Store,
     /// What was in it.
     pub found: Found,
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
+    /// Where the document came from, for messages. No backend may be that.
+    pub document: PathBuf,
 }
 
 /// See the module.
@@ -72,6 +73,8 @@ pub struct Engine {
     placement: Rc<Placement>,
     gateway: Arc<Gateway>,
     cpus: Vec<usize>,
+    /// Files of its own, and what each is.
+    own_files: Vec<(PathBuf, &'static str)>,
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
@@ -131,6 +134,10 @@ impl Engine {
             cores,
             gateway,
             cpus,
+            own_files: vec![
+                (document.clone(), "the gateway's own document"),
+                (store.path().to_path_buf(), "the gateway's own database"),
+            ],
             store,
             state: Arc::default(),
             live: BTreeMap::new(),
@@ -156,6 +163,7 @@ impl Engine {
             let asks = State::from_config(&config, &State::default()) != State::default();
             let objects = diff::summary(&engine.state, &State::from_config(&config, &engine.state));
             if asks && !objects.is_empty() {
+                let document = document.display();
                 tracing::warn!(
                     objects,
                     "the stored state is in force, and not {document}, which would change the objects named here: \
@@ -387,7 +395,7 @@ impl Engine {
     fn setting(&self, patient: bool, known: Option<&ArrayNamespace>) -> Setting<'_> {
         let (cores, requests) = (&*self.cores, self.channel_requests);
         let known = known.map(ArrayNamespace::identity);
-        Setting { cores, requests, gateway: &self.gateway.name, patient, known }
+        Setting { cores, requests, gateway: &self.gateway.name, patient, known, own_files: &self.own_files }
     }
 
     /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one

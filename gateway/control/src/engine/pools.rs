@@ -103,15 +103,22 @@ fn uuid_of(lun: &PoolLun) -> Uuid {
     Uuid::from_bytes(lun.uuid.0)
 }
 
-fn info(lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
+fn info(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let live =
         lives.get(name).ok_or_else(|| Refusal::new(Fault::Device, format!("backend `{name}` is down")))?;
-    Ok(BackendInfo {
-        id: live.id,
-        name: name.into(),
-        len_bytes: live.len_bytes,
-        block_bytes: live.block_bytes,
-    })
+    // What an array told just now, the engine heeds later.
+    let told = cores.told_geometry(live.id).filter(|_| live.len_bytes == 0);
+    let (block_bytes, len_bytes) = told.unwrap_or((live.block_bytes, live.len_bytes));
+    Ok(BackendInfo { id: live.id, name: name.into(), len_bytes, block_bytes })
+}
+
+/// The same of a backend that can be used now.
+fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
+    let backend = info(cores, lives, name)?;
+    match cores.usable(backend.id) {
+        Err(why) => Err(Refusal::new(Fault::Device, format!("backend `{name}` is lost: {why}"))),
+        Ok(()) => Ok(backend),
+    }
 }
 
 /// What a backend turned out to be, for a person.
@@ -179,11 +186,7 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
 /// # Errors
 /// It belongs to a pool, or can't be read: an array that is lost isn't waited for.
 pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool) -> Result<(), Refusal> {
-    let backend = info(lives, lun.backend.as_deref().unwrap_or_default())?;
-    if let Err(why) = cores.usable(backend.id) {
-        let what = format!("backend `{}` is lost: {why}", backend.name);
-        return Err(Refusal::new(Fault::Device, what));
-    }
+    let backend = ready(cores, lives, lun.backend.as_deref().unwrap_or_default())?;
     let io = Through::new(cores, lives);
     let uuid = pool_uuid(lun.uuid.unwrap_or_default());
     let nguid = lun.nguid_bytes().unwrap_or(uuid.0);
@@ -219,7 +222,8 @@ impl Pools {
         lives: &Lives,
     ) -> Result<bool, Refusal> {
         let io = Through::new(cores, lives);
-        let backends = spec.backends.iter().map(|name| info(lives, name)).collect::<Result<Vec<_>, _>>()?;
+        let backends = spec.backends.iter().map(|name| info(cores, lives, name));
+        let backends = backends.collect::<Result<Vec<_>, _>>()?;
         let found = scan(&io, &backends).await;
         let labels: Vec<_> = found
             .iter()
@@ -274,11 +278,21 @@ impl Pools {
         let io = Through::new(cores, lives);
         // A backend that is down, or an array that is lost, is missing and not waited for; the pool is then served as far as it
         // goes.
-        let infos = spec.backends.iter().filter_map(|name| info(lives, name).ok());
-        let backends: Vec<_> = infos.filter(|backend| cores.usable(backend.id).is_ok()).collect();
+        let (mut backends, mut awaited) = (Vec::new(), Vec::new());
+        for name in &spec.backends {
+            match ready(cores, lives, name) {
+                Ok(backend) => backends.push(backend),
+                Err(why) => awaited.push(why.message),
+            }
+        }
         if backends.is_empty() {
-            let what = format!("pool `{}`: all its backends are down", spec.name);
+            let why = awaited.join("; ");
+            let what =
+                format!("pool `{}` waits for its members: all its backends are down: {why}", spec.name);
             return Err(Refusal::new(Fault::Device, what));
+        }
+        for why in awaited {
+            tracing::warn!(pool = spec.name, why, "the pool waits for a member");
         }
         let found = scan(&io, &backends).await;
         let uuid = found.iter().find_map(|found| match found {
@@ -641,7 +655,26 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cores::tests::{hear, mute};
     use super::*;
+    use trefoil_storage::initiator::NamespaceIdentity;
+    use trefoil_storage::msg::Event;
+
+    /// It is usable from then on, and the engine learns its size only after the pools are opened.
+    #[test]
+    fn an_array_that_answers_while_pools_are_opened_has_its_size() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _entered = runtime.enter();
+        let (cores, id) = (mute(), BackendId(3));
+        let lives = Lives::from([("far".into(), Live::unanswered(id))]);
+        cores.set_lost(id, "the array has not answered yet");
+        let why = ready(&cores, &lives, "far").expect_err("lost");
+        assert_eq!(why.message, "backend `far` is lost: the array has not answered yet");
+        let namespace = NamespaceIdentity { nguid: [1; 16], uuid: [0; 16], eui64: [0; 8], block_bytes: 4096 };
+        hear(&cores, Event::BackendInfo { backend: id, len_bytes: 1 << 30, namespace });
+        let found = ready(&cores, &lives, "far").expect("it has answered");
+        assert_eq!((found.len_bytes, found.block_bytes), (1 << 30, 4096));
+    }
 
     fn lun(name: &str, uuid: u8) -> PoolLun {
         PoolLun {

@@ -187,8 +187,8 @@ impl File {
 
 impl<I: StorageIo> Channel<I> for File {
     #[inline]
-    fn must_wait(&self, _request: &Request) -> bool {
-        self.slots.is_full()
+    fn must_wait(&self, _request: &Request, behind: bool) -> bool {
+        behind || self.slots.is_full()
     }
 
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {

@@ -85,7 +85,7 @@ fn fault(error: RamError) -> Fault {
 
 impl<I: StorageIo> Channel<I> for Memory {
     #[inline]
-    fn must_wait(&self, request: &Request) -> bool {
+    fn must_wait(&self, request: &Request, _behind: bool) -> bool {
         match request.op {
             Op::Write => self.ram.0.is_lent(request.offset, request.len),
             // One that goes step by step looks at each.
@@ -124,7 +124,7 @@ impl<I: StorageIo> Channel<I> for Memory {
         let Some((request, zeroed)) = self.zeroing.front_mut() else { return false };
         let step = ZERO_STEP_BYTES.min(request.len - *zeroed);
         let result = match request.offset.checked_add(*zeroed) {
-            Some(at) if self.ram.0.is_lent(at, step) => return true,
+            Some(at) if self.ram.0.is_lent(at, step) => return false,
             Some(at) => self.ram.0.zero(at, step).map_err(fault),
             None => Err(Fault::OutOfRange),
         };

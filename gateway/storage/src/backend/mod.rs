@@ -35,8 +35,9 @@ pub trait Channel<I: StorageIo> {
     /// later, at once where they have not started, and start nothing new.
     fn cancel(&mut self, _cx: &mut Cx<'_, I>, _stream: Stream) {}
     /// Whether the request can't start yet, because bytes that it would change are lent, or because others have every
-    /// place that there is. The LUN layer keeps it and asks again each turn.
-    fn must_wait(&self, _request: &Request) -> bool {
+    /// place that there is or are `behind` whom it comes: nobody overtakes those that wait for a place. The LUN layer keeps
+    /// it and asks again each turn.
+    fn must_wait(&self, _request: &Request, _behind: bool) -> bool {
         false
     }
     /// Whether nothing is on its way, so that it can be detached. The LUN layer counts the requests;
@@ -198,11 +199,11 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
     }
 
     #[inline]
-    fn must_wait(&self, request: &Request) -> bool {
+    fn must_wait(&self, request: &Request, behind: bool) -> bool {
         match self {
-            Self::Memory(memory) => Channel::<I>::must_wait(memory, request),
-            Self::File(file) => Channel::<I>::must_wait(file, request),
-            Self::NvmeTcp(channel) => Channel::<I>::must_wait(&**channel, request),
+            Self::Memory(memory) => Channel::<I>::must_wait(memory, request, behind),
+            Self::File(file) => Channel::<I>::must_wait(file, request, behind),
+            Self::NvmeTcp(channel) => Channel::<I>::must_wait(&**channel, request, behind),
             Self::Null(_) | Self::Remote(_) => false,
         }
     }

@@ -24,6 +24,7 @@
 
 use super::Channel;
 use crate::cx::Cx;
+use crate::initiator::lane::HELD_FOR;
 use crate::initiator::{
     Command, Controller, ControllerConfig, ControllerEvent, Finished, InitiatorMsg, Lane, LaneConfig, Limits,
     NamespaceIdentity, Purpose,
@@ -90,6 +91,8 @@ pub struct NvmeTcpChannel {
     relays: bool,
     /// Requests that came before the number of queues was known.
     parked: VecDeque<Request>,
+    /// When these fail, since the array was given up.
+    fail_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for NvmeTcpChannel {
@@ -139,6 +142,7 @@ impl NvmeTcpChannel {
             passed_on: 0,
             relays: false,
             parked: VecDeque::with_capacity(config.requests),
+            fail_at: None,
         }
     }
 
@@ -163,6 +167,7 @@ impl NvmeTcpChannel {
     /// Closes in order, once what is on its way is done; nothing may be submitted from now on.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         self.stopping = true;
+        self.lane.stop();
         self.close_if_quiet(cx);
     }
 
@@ -309,6 +314,8 @@ impl NvmeTcpChannel {
         worked |= self.deliver(cx);
         self.lane.on_turn(cx.io);
         worked |= self.deliver(cx);
+        worked |= self.reap(cx);
+        worked |= self.give_up(cx);
         self.move_on(cx);
         self.close_if_quiet(cx);
         worked
@@ -318,7 +325,7 @@ impl NvmeTcpChannel {
     pub fn next_deadline(&self) -> Option<Instant> {
         let start = (!self.greeted).then_some(Instant::default());
         let controller = self.controller.as_ref().and_then(Controller::next_deadline);
-        [start, controller, self.lane.next_deadline()].into_iter().flatten().min()
+        [start, controller, self.fail_at, self.lane.next_deadline()].into_iter().flatten().min()
     }
 
     /// Messages between the controller and the lanes of all cores.
@@ -361,13 +368,32 @@ impl NvmeTcpChannel {
             }
             InitiatorMsg::GiveUp => {
                 self.gave_up = true;
-                while let Some(request) = self.parked.pop_front() {
-                    cx.complete(request, Err(Fault::PathLost));
-                }
+                self.fail_parked(cx);
             }
             _ => {}
         }
         self.reap(cx);
+    }
+
+    /// As the lane does with what comes after the array was given up. Whether there was any.
+    fn give_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        let now = cx.io.now();
+        if !self.gave_up || self.parked.is_empty() {
+            self.fail_at = None;
+            return false;
+        }
+        let due = self.stopping || *self.fail_at.get_or_insert(now + HELD_FOR) <= now;
+        if due {
+            self.fail_at = None;
+            self.fail_parked(cx);
+        }
+        due
+    }
+
+    fn fail_parked<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
+        while let Some(request) = self.parked.pop_front() {
+            cx.complete(request, Err(Fault::PathLost));
+        }
     }
 
     /// Tells control what became of the controller.
@@ -511,16 +537,17 @@ impl NvmeTcpChannel {
 
 impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
     #[inline]
-    fn must_wait(&self, _request: &Request) -> bool {
-        match self.queues {
-            0 => !self.gave_up && self.parked.len() == self.works.len(),
+    fn must_wait(&self, _request: &Request, behind: bool) -> bool {
+        let is_full = match self.queues {
+            0 => self.parked.len() == self.works.len(),
             _ => self.queue_core() == self.core && self.free.is_empty(),
-        }
+        };
+        behind || is_full
     }
 
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         if self.queues == 0 {
-            if self.gave_up || self.parked.len() == self.works.len() {
+            if self.parked.len() == self.works.len() {
                 cx.complete(request, Err(Fault::PathLost));
             } else {
                 self.parked.push_back(request);

@@ -34,9 +34,14 @@ impl<T> Slab<T> {
         self.len == 0
     }
 
+    /// How many it can hold: at least what was asked for.
+    pub fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// Whether there is no room for another.
     pub fn is_full(&self) -> bool {
-        self.len() == self.entries.capacity()
+        self.len() == self.capacity()
     }
 
     /// Stores a value. Never allocates.

@@ -23,6 +23,8 @@ pub struct Command {
     pub(super) inline: [u8; INLINE_BYTES],
     /// When its owner first asked for it.
     pub(super) since: Instant,
+    /// When it was first lost with its queue; no completion has come since.
+    pub(super) lost_since: Option<Instant>,
     /// Nobody waits for it: it is not sent (again), and ends once no copy of it can land any more.
     pub(super) cancelled: bool,
 }
@@ -39,6 +41,7 @@ impl Command {
             len: 0,
             inline: [0; INLINE_BYTES],
             since: Instant::default(),
+            lost_since: None,
             cancelled: false,
         }
     }
@@ -62,32 +65,12 @@ impl Command {
     /// A command that sends [`INLINE_BYTES`] bytes of its own.
     pub fn inline(tag: u64, sqe: Sqe, inline: [u8; INLINE_BYTES]) -> Self {
         let len = INLINE_BYTES as u32;
-        Self {
-            tag,
-            sqe,
-            transfer: Transfer::HostToController,
-            buf: None,
-            at: 0,
-            len,
-            inline,
-            since: Instant::default(),
-            cancelled: false,
-        }
+        Self { transfer: Transfer::HostToController, len, inline, ..Self::bare(tag, sqe) }
     }
 
     fn with_block(tag: u64, sqe: Sqe, transfer: Transfer, buf: Buf, at: u32, len: u32) -> Self {
         assert!(len > 0 && at as usize + len as usize <= buf.len(), "{len} bytes from {at} of {buf:?}");
-        Self {
-            tag,
-            sqe,
-            transfer,
-            buf: Some(buf),
-            at,
-            len,
-            inline: [0; INLINE_BYTES],
-            since: Instant::default(),
-            cancelled: false,
-        }
+        Self { transfer, buf: Some(buf), at, len, ..Self::bare(tag, sqe) }
     }
 
     /// Takes the block out, once the command is back.

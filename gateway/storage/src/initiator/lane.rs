@@ -20,6 +20,14 @@
 //! A command that *completed* with a status that asks for a retry goes again after a pause, until the
 //! loss timeout has passed since it was first submitted.
 //!
+//! # When a command is given up
+//! With [`Fault::PathLost`], once the controller says [`InitiatorMsg::GiveUp`]. A controller that comes back each time says no
+//! such thing, however often its queues are lost: so a command also fails that is lost (again) when the loss timeout has
+//! passed since it was first, and what waits fails when the queue could not connect for as long.
+//!
+//! What comes after that is held for [`HELD_FOR`] and fails then, all at once, unless the array is back before: a host with
+//! several paths sends again at once what fails, and neither it nor this core would have a pause.
+//!
 //! Memory: a lane holds at most `capacity` commands of about 180 bytes; they are in the queue pair or in
 //! one of four queues, each with room for all of them.
 
@@ -35,6 +43,9 @@ use trefoil_wire::nvme::{Cqe, Status, StatusType};
 
 /// Pause before a command is tried again after a transient status, without a CRD of the controller's.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a path error waits that an array which was given up would answer at once.
+pub const HELD_FOR: Duration = Duration::from_millis(500);
 
 /// What a lane is made from.
 #[derive(Clone, Debug)]
@@ -78,6 +89,11 @@ pub struct Lane {
     /// Writes of this association and before may go again.
     fenced_epoch: u32,
     gave_up: bool,
+    /// When the queue was lost or could not connect; it has not been up since.
+    down_since: Option<Instant>,
+    /// When what waits fails, since all is given up.
+    fail_at: Option<Instant>,
+    stopping: bool,
     limits: Limits,
     holding: usize,
     waiting: VecDeque<Command>,
@@ -109,6 +125,9 @@ impl Lane {
             epoch: 0,
             fenced_epoch: 0,
             gave_up: false,
+            down_since: None,
+            fail_at: None,
+            stopping: false,
             limits: Limits::default(),
             holding: 0,
             waiting: VecDeque::with_capacity(capacity),
@@ -172,9 +191,7 @@ impl Lane {
         }
         self.holding += 1;
         command.since = now;
-        if self.gave_up {
-            self.finished.push_back(Finished { command, result: Err(Fault::PathLost) });
-        } else if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() {
             self.waiting.push_back(command);
         } else if let Err(command) = self.qpair.submit(now, command) {
             self.waiting.push_back(command);
@@ -221,6 +238,11 @@ impl Lane {
         self.qpair.cancel(now, which);
     }
 
+    /// It is about to close: what is held of a path error comes at the next turn.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
     /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
     pub fn take_waiting(&mut self) -> Option<Command> {
         if self.wanted.is_some() {
@@ -244,6 +266,7 @@ impl Lane {
                 self.limits = association.limits;
                 self.gave_up = false;
                 self.wanted = (self.config.qid <= association.queues).then_some(association);
+                self.down_since = self.down_since.filter(|_| self.wanted.is_some());
                 self.reopen(io);
             }
             InitiatorMsg::Close { epoch } => {
@@ -256,13 +279,11 @@ impl Lane {
             }
             InitiatorMsg::Fenced { epoch } => {
                 self.fenced_epoch = self.fenced_epoch.max(epoch);
-                self.release();
+                self.release(io.now());
             }
             InitiatorMsg::GiveUp => {
                 self.gave_up = true;
-                while let Some(command) = self.waiting.pop_front() {
-                    self.fail(command, Fault::PathLost);
-                }
+                self.fail_waiting();
                 while let Some((_, command)) = self.delayed.pop_front() {
                     self.fail(command, Fault::PathLost);
                 }
@@ -291,21 +312,23 @@ impl Lane {
         };
         match self.qpair.open(io, open) {
             Ok(sock) => self.new_sock = Some(sock),
-            Err(why) => self.lost(why),
+            Err(why) => self.lost(io.now(), why),
         }
     }
 
-    fn lost(&mut self, why: QueueError) {
+    fn lost(&mut self, now: Instant, why: QueueError) {
         self.wanted = None;
+        self.down_since.get_or_insert(now);
         self.out.push_back(InitiatorMsg::Lost { epoch: self.epoch, qid: self.config.qid, why });
     }
 
     /// Deals with a command that did not simply succeed.
     #[cold]
     fn sort(&mut self, now: Instant, done: Done) {
-        let Done { command, result } = done;
+        let Done { mut command, result } = done;
         match result {
             Ok(cqe) => {
+                command.lost_since = None;
                 let pause = retry_after(cqe.status);
                 let in_time = now.since(command.since) < self.config.loss_timeout;
                 let wanted = !self.gave_up && !command.cancelled;
@@ -314,19 +337,29 @@ impl Lane {
                     _ => self.finished.push_back(Finished { command, result: Ok(cqe) }),
                 }
             }
-            Err(lost) if lost.sent && command.changes_media() && self.epoch > self.fenced_epoch => {
-                self.held.push_back((self.epoch, command));
+            Err(lost) => {
+                command.lost_since.get_or_insert(now);
+                match lost.sent && command.changes_media() && self.epoch > self.fenced_epoch {
+                    true => self.held.push_back((self.epoch, command)),
+                    false => self.wait(now, command),
+                }
             }
-            Err(_) => self.wait(command),
         }
     }
 
-    /// A command that may be sent (again) waits for that, if anybody waits for it.
-    fn wait(&mut self, command: Command) {
-        match (command.cancelled, self.gave_up) {
+    /// A command that was lost and may be sent (again) waits for that, if anybody waits for it.
+    fn wait(&mut self, now: Instant, command: Command) {
+        let late = command.lost_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
+        match (command.cancelled, self.gave_up || late) {
             (true, _) => self.fail(command, Fault::Aborted),
             (false, true) => self.fail(command, Fault::PathLost),
             (false, false) => self.waiting.push_back(command),
+        }
+    }
+
+    fn fail_waiting(&mut self) {
+        while let Some(command) = self.waiting.pop_front() {
+            self.fail(command, Fault::PathLost);
         }
     }
 
@@ -335,13 +368,13 @@ impl Lane {
     }
 
     /// Lets go of held writes whose old copies are gone.
-    fn release(&mut self) {
+    fn release(&mut self, now: Instant) {
         for _ in 0..self.held.len() {
             let Some((epoch, command)) = self.held.pop_front() else { break };
             if epoch > self.fenced_epoch {
                 self.held.push_back((epoch, command));
             } else {
-                self.wait(command);
+                self.wait(now, command);
             }
         }
     }
@@ -396,18 +429,22 @@ impl Lane {
         while let Some(event) = self.qpair.next_event() {
             let (epoch, qid) = (self.epoch, self.config.qid);
             match event {
-                QpairEvent::Up { .. } => self.out.push_back(InitiatorMsg::Opened { epoch, qid }),
+                QpairEvent::Up { .. } => {
+                    self.down_since = None;
+                    self.out.push_back(InitiatorMsg::Opened { epoch, qid });
+                }
                 QpairEvent::Expired { cid } => {
                     self.out.push_back(InitiatorMsg::Expired { epoch, qid, cid });
                 }
                 QpairEvent::Down(why) if self.wanted.is_some_and(|wanted| wanted.epoch == epoch) => {
-                    self.lost(why);
+                    self.lost(now, why);
                 }
                 QpairEvent::Down(_) => {}
             }
         }
         self.reopen(io);
         self.retry(now);
+        self.give_up(now);
         while self.qpair.has_room()
             && let Some(command) = self.waiting.pop_front()
         {
@@ -417,6 +454,18 @@ impl Lane {
             }
         }
         self.qpair.flush(io);
+    }
+
+    /// Fails what waits for nothing any more, when its time has come.
+    fn give_up(&mut self, now: Instant) {
+        let gave_up =
+            self.gave_up || self.down_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
+        if !gave_up || self.waiting.is_empty() {
+            self.fail_at = None;
+        } else if self.stopping || *self.fail_at.get_or_insert(now + HELD_FOR) <= now {
+            self.fail_at = None;
+            self.fail_waiting();
+        }
     }
 
     fn retry(&mut self, now: Instant) {
@@ -432,7 +481,9 @@ impl Lane {
     /// When [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let retry = self.delayed.iter().map(|(at, _)| *at).min();
-        [retry, self.qpair.next_deadline()].into_iter().flatten().min()
+        let down_since = self.down_since.filter(|_| !self.waiting.is_empty());
+        let give_up = self.fail_at.or(down_since.map(|since| since + self.config.loss_timeout));
+        [retry, give_up, self.qpair.next_deadline()].into_iter().flatten().min()
     }
 }
 

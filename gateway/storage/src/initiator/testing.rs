@@ -130,6 +130,10 @@ pub struct Manners {
     pub eui64: u8,
     /// How Identify Namespace Descriptors ends.
     pub descriptors: Status,
+    /// Connects of I/O queues are not answered.
+    pub admin_only: bool,
+    /// A read of this block is answered with what is no PDU.
+    pub poison: Option<u64>,
     /// I/O commands are taken and not answered.
     pub mute: bool,
     /// Admin commands too.
@@ -152,6 +156,8 @@ impl Default for Manners {
             nguid: 9,
             eui64: 0,
             descriptors: Status::SUCCESS,
+            admin_only: false,
+            poison: None,
             mute: false,
             deaf: false,
             corrupt_next: false,
@@ -314,6 +320,7 @@ impl Array {
                     }
                 }
             }
+            PduType::H2cTermReq => {}
             other => panic!("a host sent {other:?}"),
         }
     }
@@ -338,6 +345,7 @@ impl Array {
     fn fabrics(&mut self, conn: &mut Conn, sqe: Sqe) {
         let mut cqe = Cqe::new(sqe.cid, 0, Status::SUCCESS);
         match FabricsCommand::parse(&sqe) {
+            FabricsCommand::Connect(Connect { qid: 1.., .. }) if self.manners.admin_only => return,
             FabricsCommand::Connect(Connect { qid, .. }) => {
                 conn.qid = Some(qid);
                 cqe = ConnectResponse::Connected { cntlid: 5, authreq: 0 }.cqe(sqe.cid, 0);
@@ -433,6 +441,9 @@ impl Array {
         let span = |slba: u64, nlb: u64| slba as usize * 512..(slba + nlb) as usize * 512;
         let mut status = Status::SUCCESS;
         match IoCommand::parse(&sqe) {
+            IoCommand::Read(range) if self.manners.poison == Some(range.slba) => {
+                return conn.output.extend([0xEE; 128]);
+            }
             IoCommand::Read(range) => {
                 if range.slba + u64::from(range.nlb) <= self.manners.blocks {
                     let bytes = self.disk[span(range.slba, range.nlb.into())].to_vec();

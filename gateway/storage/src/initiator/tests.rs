@@ -1,5 +1,6 @@
 //! Whole exchanges of a host with a small array, under a driver that the test moves.
 
+use super::lane::HELD_FOR;
 use super::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
 use super::*;
 use crate::request::Fault;
@@ -428,12 +429,63 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     rig.pass(2 * SECOND);
     let faults: Vec<_> = rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect();
     assert_eq!(faults, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
+    // Whoever sends again at once gets no more than two errors a second.
     rig.read(3, 0, 512);
     rig.run();
-    assert_eq!(rig.take()[0].1, Err(Fault::PathLost));
+    rig.pass(HELD_FOR / 2);
+    rig.read(4, 0, 512);
+    rig.run();
+    let result =
+        |rig: &mut Rig| rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect::<Vec<_>>();
+    assert_eq!(result(&mut rig), []);
+    rig.pass(HELD_FOR / 2);
+    assert_eq!(result(&mut rig), [3, 4].map(|tag| (tag, Err(Fault::PathLost))));
+    // What came just before the array was back is carried out.
     rig.away = false;
     rig.array.manners.mute = false;
-    rig.pass(2 * SECOND);
+    let attempt = rig.host.next_deadline().expect("the next attempt").since(rig.io.now);
+    rig.pass(attempt.saturating_sub(HELD_FOR / 2));
+    rig.read(5, 0, 512);
+    rig.run();
+    assert_eq!(result(&mut rig), []);
+    rig.pass(HELD_FOR - Duration::from_millis(50));
+    assert_eq!(result(&mut rig), [(5, Ok(Status::SUCCESS))]);
+    rig.end();
+}
+
+/// It connects again each time, and what else is asked of it is answered in between.
+#[test]
+fn a_command_that_breaks_the_connection_each_time_fails_at_the_loss_timeout() {
+    let mut rig = Rig::up(64, Manners { poison: Some(64), ..Manners::default() });
+    rig.read(1, 64, 512);
+    for second in 0..59 {
+        rig.read(2, second, 512);
+        rig.pass(SECOND);
+        let tags = rig.tags();
+        assert!(!tags.contains(&1) && tags.contains(&2), "{tags:?} in second {second}");
+    }
+    rig.pass(3 * SECOND);
+    let faults: Vec<_> = rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect();
+    assert_eq!(faults, [(1, Err(Fault::PathLost))]);
+    rig.read(3, 0, 512);
+    rig.pass(SECOND);
+    assert_eq!(rig.tags(), [3]);
+    rig.end();
+}
+
+#[test]
+fn what_waits_for_queues_that_never_connect_fails_at_the_loss_timeout() {
+    let mut rig = Rig::new(65, Manners { admin_only: true, ..Manners::default() });
+    for tag in 1..4 {
+        rig.read(tag, 0, 512);
+        rig.pass(70 * SECOND);
+        assert_eq!(
+            rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect::<Vec<_>>(),
+            [(tag, Err(Fault::PathLost))]
+        );
+    }
+    rig.array.manners.admin_only = false;
+    rig.pass(5 * SECOND);
     rig.read(4, 0, 512);
     rig.run();
     assert_eq!(rig.tags(), [4]);

@@ -32,7 +32,7 @@ impl Core {
             arena: Arena::new(ArenaId(home), region),
             requests: VecDeque::new(),
             done: VecDeque::new(),
-            luns: Luns::new(CoreId(core)),
+            luns: Luns::new(CoreId(core), 1024),
             home,
             slot: 0,
         }
@@ -336,7 +336,6 @@ fn a_full_slot_table_makes_requests_wait_and_fails_none() {
     let mut core = Core::new(0, 108);
     core.attach(0, 64 * KIB, AttachKind::File { file: vec![0; 65536], slots: File::slots(2) });
     core.present(vec![lun(64 * KIB, &[(0, 64 * KIB, 0, 0)])]);
-    // More than are looked at in one turn.
     for _ in 0..600 {
         let request = core.request(Op::Flush, 0, 0, None);
         core.submit(request);
@@ -421,7 +420,7 @@ fn a_write_waits_for_what_is_lent() {
         let request = core.request(op, 4096, len, Some(b"new!"));
         core.submit(request);
     }
-    assert!(core.with(|luns, cx| luns.on_turn(cx)), "they are asked for each turn");
+    assert!(!core.with(|luns, cx| luns.on_turn(cx)), "nothing can be done, and the core may sleep");
     assert!(core.done.is_empty());
     assert_eq!(&*loan, b"old!");
     let (none, read) = lend(&mut core);
@@ -569,7 +568,7 @@ fn a_lost_request_does_not_keep_its_backend() {
         assert!(core.io.control.is_empty(), "a request is under way");
     }
     // A debug build would panic at its drop, so this says what that would have left.
-    let mut lost = other.luns.waiting.pop_front().expect("it waits");
+    let mut lost = other.luns.channels[0].line.pop(&mut other.luns.waiting).expect("it waits");
     let trefoil_poll::lost::Lost::Request { identity, holder } = lost.loss() else { panic!("a request") };
     assert_eq!(identity, lost.origin.pack());
     home.arena.free(lost.buf.take().expect("its block"));
@@ -586,7 +585,6 @@ fn a_lost_request_does_not_keep_its_backend() {
 #[test]
 fn what_is_in_this_cores_memory_needs_no_request() {
     let mut core = Core::new(0, 210);
-    core.luns = Luns::new(CoreId(0)).with_room(8);
     core.attach_memory(0);
     core.attach_file(1, 64 * KIB);
     let whole = lun(64 * KIB, &[(0, 64 * KIB, 0, 128 * KIB)]);
@@ -620,4 +618,69 @@ fn what_is_in_this_cores_memory_needs_no_request() {
 
     core.with(|luns, cx| luns.detach(cx, BackendId(0)));
     assert!(!core.luns.write(all, 0, b"xy"), "gone");
+}
+
+/// A crowd at a file that has room for a few: they go one after the other, whoever comes meanwhile comes behind them, and
+/// nobody else is held up.
+#[test]
+fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
+    let mut core = Core::new(0, 211);
+    core.attach(0, 64 * KIB, AttachKind::File { file: vec![7; 64 << 10], slots: File::slots(2) });
+    core.attach_memory(1);
+    let at = |backend| lun(64 * KIB, &[(0, 64 * KIB, backend, 0)]);
+    core.present(vec![at(0), at(1)]);
+    let places = File::slots(2).capacity() as u32;
+    for _ in 0..places + 3 {
+        let request = core.request(Op::Read, 0, 512, None);
+        core.submit(request);
+    }
+    assert!(!core.with(|luns, cx| luns.on_turn(cx)), "nothing moves, and the core may sleep");
+
+    assert!(core.luns.write(LunId(1), 0, b"memory is its own"));
+    assert_eq!(core.luns.lend(LunId(1), 0, 6).as_deref(), Some(&b"memory"[..]));
+    let mut read = core.request(Op::Read, 0, 512, None).may_lend(true);
+    read.lun = LunId(1);
+    core.submit(read);
+    let mut done = core.done.pop_front().expect("memory has room");
+    assert!(done.take_loan().is_some(), "and lends");
+    core.done.push_back(done);
+    let mut order: Vec<u32> = core.results().into_iter().map(|(slot, _)| slot).collect();
+
+    // A place is free, and somebody comes before the core takes its turn.
+    let done = core.io.run_file_op().expect("the first");
+    core.with(|luns, cx| luns.on_file(cx, done));
+    let newcomer = core.request(Op::Read, 0, 512, None);
+    core.submit(newcomer);
+    assert!(core.with(|luns, cx| luns.on_turn(cx)), "one goes on");
+    assert!(!core.with(|luns, cx| luns.on_turn(cx)), "and no other");
+    for (slot, buf, result) in core.settle() {
+        assert_eq!(result, Ok(()));
+        buf.into_iter().for_each(|buf| core.arena.free(buf));
+        order.push(slot);
+    }
+    let (crowd, other, last) = (1..=places + 3, places + 4, places + 5);
+    assert_eq!(order, [other].into_iter().chain(crowd).chain([last]).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_cancel_leaves_the_others_in_line() {
+    let mut core = Core::new(0, 212);
+    core.attach(0, 64 * KIB, AttachKind::File { file: vec![7; 64 << 10], slots: File::slots(2) });
+    core.present(vec![lun(64 * KIB, &[(0, 64 * KIB, 0, 0)])]);
+    let places = File::slots(2).capacity() as u32;
+    for slot in 1..=places + 4 {
+        let request = core.request(Op::Read, 0, 512, None);
+        core.submit(if slot > places && slot % 2 == 0 { request.of_stream(7) } else { request });
+    }
+    core.cancel();
+    let waited = places + 1..=places + 4;
+    let (mine, others): (Vec<u32>, Vec<u32>) = waited.partition(|slot| slot % 2 == 0);
+    let aborted: Vec<_> = mine.into_iter().map(|slot| (slot, Err(Fault::Aborted))).collect();
+    assert_eq!(core.results(), aborted);
+    let mut order = Vec::new();
+    for (slot, buf, _) in core.settle() {
+        buf.into_iter().for_each(|buf| core.arena.free(buf));
+        order.push(slot);
+    }
+    assert_eq!(order, (1..=places).chain(others).collect::<Vec<_>>());
 }

@@ -13,7 +13,7 @@ pub(super) const TABLE_AT: [u64; 2] = [128 << 10, (128 << 10) + TABLE_BYTES as u
 /// Room for both: 3.9 MiB.
 pub(super) const TABLE_AREA_BYTES: u64 = 2 * TABLE_BYTES as u64;
 /// Where data may begin.
-const META_BYTES: u64 = 4 << 20;
+pub(super) const META_BYTES: u64 = 4 << 20;
 
 const _: () = assert!(TABLE_AT[0] + TABLE_AREA_BYTES == META_BYTES);
 const _: () = assert!(TABLE_AREA_BYTES <= super::ZERO_PIECE_BYTES);

@@ -32,7 +32,8 @@
 //!    flushed, (c) durably visible (`blocks`). A crash before (c) is rolled back at the next open.
 //! 5. Units are free for others only after the table without them is durable everywhere.
 //! 6. A pool with a missing member takes no changes, so two halves can't diverge. Nor does one whose layout is not the one
-//!    that was written or read last: files are locked, but nothing keeps a second gateway from the same namespace of an array.
+//!    that was written or read last, or one of whose disks lost its label since: files are locked, but nothing keeps a second
+//!    gateway from the same namespace of an array.
 //! 7. A pool exists from the first durable label that says `Ready`; before, all have one that says
 //!    `Creating`, and all tables are durable. Destroying goes the same way back.
 //! 8. A member is known by its label. One that has lost both slots is known by its copy of the table, as long as another
@@ -157,8 +158,11 @@ pub enum Frozen {
     /// Members are not there. Their LUNs can't be presented; the others can.
     #[error("these backends are missing: {}", .0.join(", "))]
     Missing(Vec<String>),
-    /// It is not as this gateway left it: a second one has the same pool, and would give units away that are a LUN's here.
-    #[error("another gateway has changed its layout; a pool is one gateway's")]
+    /// It is not as this gateway left it: a second one has the same pool, and would give units away that are a LUN's here, or
+    /// one of its disks is no member any more.
+    #[error(
+        "another gateway has changed its layout, or one of its disks is another's now; a pool is one gateway's"
+    )]
     Foreign,
     /// A change was cut short.
     #[error("a change to the layout was cut short; open the pool again")]

@@ -1,6 +1,6 @@
 //! Finding and opening pools from their backends alone.
 
-use super::format::{Damage, LABEL_AT, TABLE_AT, data_start};
+use super::format::{Damage, LABEL_AT, META_BYTES, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
 use super::slots::{Slots, is_overwritten, read_labels, read_tables, write_slot};
 use super::table::{MemberEntry, Table};
@@ -96,15 +96,15 @@ pub enum OpenPoolError {
         /// The backends that should have it, each with what is there.
         holders: Vec<String>,
     },
-    /// A backend is not as the layout has it.
-    #[error("pool {pool}: backend {backend} {what}")]
+    /// A backend is not as the layout has it, and no other is there.
+    #[error("pool {pool}: backend {backend}: {what}")]
     Mismatch {
         /// The pool.
         pool: Uuid,
         /// The backend.
         backend: String,
         /// What differs.
-        what: &'static str,
+        what: String,
     },
     /// I/O failed.
     #[error("pool {pool}: {error}")]
@@ -135,10 +135,21 @@ struct Stray {
     is_overwritten: bool,
 }
 
+/// A backend that is not taken, by its name in the layout if it is known.
+struct LeftOut {
+    name: String,
+    /// For whoever asks for the pool.
+    why: String,
+    /// For the log.
+    note: String,
+}
+
 /// Opens the pool `uuid` from `backends`, all those that carry its label (see [`scan`]) or should but have none that is
 /// valid, and brings it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back. A
 /// backend whose label is erased or damaged is known by its copy of the layout, and gets its label again; without one,
-/// or with something else in the label's place, it could be anybody's, so it counts as missing. With members missing, or if bringing in order fails, the pool is served but frozen.
+/// or with something else in the label's place, it could be anybody's, so it counts as missing; so does one that is shorter
+/// than the layout has it. With members missing, or if bringing in order fails, the pool is served but
+/// frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -162,9 +173,13 @@ pub async fn open_pool<I: PoolIo>(
     if members.iter().all(|member| member.label.state == LabelState::Creating) {
         return Err(OpenPoolError::Unfinished { pool: uuid, name });
     }
-    let mut holders = Vec::new();
+    let (mut holders, mut short) = (Vec::new(), Vec::new());
     let labelled = members.iter().filter(|member| member.label.holder).map(|member| &member.backend);
     for backend in labelled.chain(strays.iter().map(|stray| &stray.backend)) {
+        if backend.len_bytes < META_BYTES {
+            short.push(format!("{} (it has {} bytes)", backend.name, backend.len_bytes));
+            continue;
+        }
         let tables = read_tables(io, backend, uuid).await;
         let tables = tables.map_err(|error| OpenPoolError::Io { pool: uuid, error })?;
         holders.push(Holder { backend: backend.clone(), tables });
@@ -172,7 +187,8 @@ pub async fn open_pool<I: PoolIo>(
     let best = holders.iter().filter_map(|holder| holder.tables.best(|table| table.generation));
     let Some(table) = best.max_by_key(|table| table.generation).cloned() else {
         let tell = |holder: &Holder| format!("{} ({})", holder.backend.name, holder.tables.damage());
-        return Err(OpenPoolError::NoTable { pool: uuid, name, holders: holders.iter().map(tell).collect() });
+        let holders = holders.iter().map(tell).chain(short).collect();
+        return Err(OpenPoolError::NoTable { pool: uuid, name, holders });
     };
     strays.retain(|stray| {
         let known = relabelled(stray, &newest, &table, &members, &holders);
@@ -180,17 +196,22 @@ pub async fn open_pool<I: PoolIo>(
         members.extend(known);
         is_unknown
     });
-    holders.retain(|holder| strays.iter().all(|stray| stray.backend != holder.backend));
+    let mut left_out = Vec::new();
+    members.retain(|member| {
+        let misfit = misfit(member, &table);
+        let fits = misfit.is_none();
+        left_out.extend(misfit);
+        fits
+    });
+    if let (true, Some(LeftOut { name, why, .. })) = (members.is_empty(), left_out.first()) {
+        return Err(OpenPoolError::Mismatch { pool: uuid, backend: name.clone(), what: why.clone() });
+    }
+    holders.retain(|holder| members.iter().any(|member| member.backend == holder.backend));
+    left_out.extend(strays.into_iter().map(Stray::left_out));
     let mut pool = assemble(name, table, &members)?;
-    let left_out = |Stray { backend, labels, is_overwritten }: &Stray| {
-        let why = match is_overwritten {
-            true => "something else is in the place of its label",
-            false => "it has neither label nor layout",
-        };
-        format!("backend {}: left out, since {why}: {}", backend.name, labels.damage())
-    };
-    pool.notes.extend(strays.iter().map(left_out));
-    if let Some(frozen) = missing(&pool, &strays) {
+    let tell = |out: &LeftOut| format!("backend {}: left out, since {}", out.name, out.note);
+    pool.notes.extend(left_out.iter().map(tell));
+    if let Some(frozen) = missing(&pool, &left_out) {
         pool.frozen = Some(frozen);
         roll_back(&mut pool.table);
     } else if let Err(error) = settle(io, &mut pool, &members, &holders).await {
@@ -270,6 +291,36 @@ fn relabelled(
     })
 }
 
+impl Stray {
+    fn left_out(self) -> LeftOut {
+        let damage = self.labels.damage();
+        let what = match self.is_overwritten {
+            true => "something else is in the place of its label",
+            false => "it has neither label nor layout",
+        };
+        LeftOut {
+            name: self.backend.name,
+            why: format!("its label: {damage}"),
+            note: format!("{what}: {damage}"),
+        }
+    }
+}
+
+/// Why a member that carries its label can't be taken: parts of it are not there, or it isn't the disk that it was.
+fn misfit(member: &Member, table: &Table) -> Option<LeftOut> {
+    let Member { backend, label, .. } = member;
+    let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;
+    let need_bytes = data_start(table.unit_bytes) + u64::from(entry.units) * table.unit_bytes;
+    let why = if backend.len_bytes < need_bytes {
+        format!("it has {} bytes, and the layout says {need_bytes}", backend.len_bytes)
+    } else if backend.block_bytes != entry.block_bytes {
+        format!("its blocks have {} bytes, and the layout says {}", backend.block_bytes, entry.block_bytes)
+    } else {
+        return None;
+    };
+    Some(LeftOut { name: entry.name.clone(), note: why.clone(), why })
+}
+
 /// Puts the members in the table's order.
 fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, OpenPoolError> {
     let mut pool = Pool {
@@ -284,20 +335,12 @@ fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, Open
         let wrong = |what| OpenPoolError::Mismatch {
             pool: pool.table.pool_uuid,
             backend: member.backend.name.clone(),
-            what,
+            what: String::from(what),
         };
         let same = |entry: &MemberEntry| entry.uuid == member.label.member_uuid;
         let Some(at) = pool.table.members.iter().position(same) else {
-            return Err(wrong("has a label that the layout doesn't know"));
+            return Err(wrong("its label is one that the layout doesn't know"));
         };
-        let Some(entry) = pool.table.members.get(at) else { continue };
-        let unit = pool.table.unit_bytes;
-        if member.backend.block_bytes != entry.block_bytes {
-            return Err(wrong("has another block size than the layout says"));
-        }
-        if member.backend.len_bytes < data_start(unit) + u64::from(entry.units) * unit {
-            return Err(wrong("is smaller than the layout says"));
-        }
         let (backend, label) = (Some(member.backend.clone()), Some(member.label.clone()));
         pool.backends.iter_mut().skip(at).take(1).for_each(|place| *place = backend.clone());
         pool.labels.iter_mut().skip(at).take(1).for_each(|place| *place = label.clone());
@@ -305,13 +348,13 @@ fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, Open
     Ok(pool)
 }
 
-/// The members that are not there; of those that are but can't be told to be, with what their label is.
-fn missing(pool: &Pool, strays: &[Stray]) -> Option<Frozen> {
+/// The members that are not there; with why, if they are and can't be taken.
+fn missing(pool: &Pool, left_out: &[LeftOut]) -> Option<Frozen> {
     let there = pool.table.members.iter().zip(&pool.backends);
     let absent = there.filter(|(_, backend)| backend.is_none()).map(|(entry, _)| &entry.name);
     let names: Vec<_> = absent
-        .map(|name| match strays.iter().find(|stray| stray.backend.name == *name) {
-            Some(stray) => format!("{name} (its label: {})", stray.labels.damage()),
+        .map(|name| match left_out.iter().find(|out| out.name == *name) {
+            Some(out) => format!("{name} ({})", out.why),
             None => name.clone(),
         })
         .collect();

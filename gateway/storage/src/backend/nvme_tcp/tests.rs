@@ -236,7 +236,7 @@ fn who_finds_no_place_is_told_to_wait() {
     let full = |gateway: &Gateway| {
         let origin = Origin { core: CoreId(0), home: 0, owner: Owner::Workload, slot: 999, generation: 0 };
         let request = Request::new(Op::Flush, LunId(0), 0, 0, None, origin);
-        let full = Channel::<TestIo>::must_wait(&gateway.cores[0].channel, &request);
+        let full = Channel::<TestIo>::must_wait(&gateway.cores[0].channel, &request, false);
         let (_, result) = request.complete(Ok(())).settle();
         assert_eq!(result, Ok(()));
         full
@@ -311,6 +311,36 @@ fn a_stop_leaves_nobody_waiting() {
     let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
     assert_eq!(done, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
     gateway.end();
+}
+
+/// It never answered: not even the number of its queues is known.
+#[test]
+fn what_an_array_that_is_given_up_is_asked_for_is_held_a_while() {
+    let mut gateway = Gateway::new(114, 2, Manners { deaf: true, ..Manners::default() });
+    gateway.ask(0, 1, Op::Read, 0, 4096, None);
+    gateway.pass(29 * SECOND);
+    assert_eq!(gateway.results(), [], "it waits");
+    gateway.pass(2 * SECOND);
+    assert_eq!(gateway.results(), [(1, Err(Fault::PathLost))]);
+    for slot in [2, 3] {
+        gateway.ask(slot as usize % 2, slot, Op::Read, 0, 4096, None);
+    }
+    gateway.pass(HELD_FOR - Duration::from_millis(100));
+    assert_eq!(gateway.results(), []);
+    gateway.cancel(1, 1);
+    assert_eq!(gateway.results(), [(3, Err(Fault::Aborted))]);
+    gateway.pass(Duration::from_millis(200));
+    assert_eq!(gateway.results(), [(2, Err(Fault::PathLost))]);
+    // Nor does it hold up who takes it away.
+    gateway.ask(0, 4, Op::Read, 0, 4096, None);
+    gateway.run();
+    gateway.with(0, |channel, cx| channel.stop(cx));
+    gateway.run();
+    assert_eq!(gateway.results(), [(4, Err(Fault::PathLost))]);
+    gateway.array.manners.deaf = false;
+    gateway.with(1, |channel, cx| channel.stop(cx));
+    gateway.pass(8 * SECOND);
+    assert!(gateway.cores.iter().all(|core| core.channel.is_stopped()));
 }
 
 #[test]

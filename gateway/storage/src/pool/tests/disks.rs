@@ -80,6 +80,11 @@ impl Disks {
         }
     }
 
+    /// Cuts a disk off.
+    pub fn truncate(&self, backend: BackendId, len: u64) {
+        self.0.borrow_mut().disks[backend.0 as usize].len = len;
+    }
+
     pub fn peek(&self, backend: BackendId, offset: u64, len: usize) -> Vec<u8> {
         self.0.borrow().peek(backend, offset, len)
     }
@@ -181,7 +186,11 @@ impl State {
 impl PoolIo for Disks {
     async fn read(&self, backend: BackendId, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
         let state = self.0.borrow();
-        if state.off { Err(Fault::PathLost) } else { Ok(state.peek(backend, offset, len)) }
+        match offset + len as u64 <= state.disks[backend.0 as usize].len {
+            _ if state.off => Err(Fault::PathLost),
+            true => Ok(state.peek(backend, offset, len)),
+            false => Err(Fault::MediaRead),
+        }
     }
 
     async fn write(&self, backend: BackendId, offset: u64, bytes: &[u8], durable: bool) -> Result<(), Fault> {

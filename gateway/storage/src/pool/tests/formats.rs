@@ -19,8 +19,7 @@ fn label() -> Label {
 }
 
 fn table() -> Table {
-    let (_, mut pool) = pool_on(&[backend(0, 8), backend(1, 8)]);
-    let io = Disks::new(&[backend(0, 8), backend(1, 8)], 1);
+    let (io, mut pool) = pool_on(&[backend(0, 8), backend(1, 8)]);
     block_on(create_lun(&io, &mut pool, new_lun("a", 160, 4096))).expect("a");
     block_on(create_lun(&io, &mut pool, new_lun("b", 33, 512))).expect("b");
     pool.table().clone()

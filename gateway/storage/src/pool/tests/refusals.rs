@@ -140,6 +140,39 @@ fn a_missing_backend_leaves_the_others_luns() {
 }
 
 #[test]
+fn a_member_that_was_cut_off_leaves_the_others_luns() {
+    // In its data, in its layout's second copy, and in the first.
+    for left in [4 * UNIT + (4 << 20), 2 << 20, 64 << 10] {
+        let mut backends = [backend(0, 8), backend(1, 8)];
+        let (io, mut pool) = pool_on(&backends);
+        block_on(create_lun(&io, &mut pool, new_lun("a", 128, 4096))).expect("fills one backend");
+        block_on(create_lun(&io, &mut pool, new_lun("b", 128, 4096))).expect("fills the other");
+        let steps = io.steps();
+        io.truncate(BackendId(0), left);
+        backends[0].len_bytes = left;
+        let half = reopen(&io, &backends).expect("opens");
+        let whole = backend(0, 8).len_bytes;
+        let why = format!("b0 (it has {left} bytes, and the layout says {whole})");
+        assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
+        let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
+        assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
+        assert_eq!(half.extents(lun(b'b')).expect("its backend is whole").len(), 1);
+        assert_eq!(io.steps(), steps, "nothing was written");
+    }
+    // Without the others there is no pool.
+    let mut single = [backend(0, 8)];
+    let (io, _) = pool_on(&single);
+    single[0].len_bytes = 64 << 10;
+    let error = reopen(&io, &single).expect_err("no layout");
+    assert!(error.to_string().ends_with("no valid layout on b0 (it has 65536 bytes)"), "{error}");
+    // One that has other blocks now.
+    let (io, _, mut backends) = two();
+    backends[1].block_bytes = 4096;
+    let why = "b1 (its blocks have 4096 bytes, and the layout says 512)";
+    assert_eq!(reopen(&io, &backends).expect("opens").frozen(), Some(&Frozen::Missing(vec![why.into()])));
+}
+
+#[test]
 fn other_pools_and_copies_are_refused() {
     let backends = [backend(0, 4), backend(1, 4), backend(2, 4)];
     let io = Disks::new(&backends, 1);
@@ -309,4 +342,29 @@ fn of_two_gateways_the_second_to_change_a_pool_is_refused() {
         Err(LunError::Frozen { .. })
     ));
     assert_eq!(reopen(&io, &backends).expect("opens").table(), other.table());
+}
+
+/// A pool is open for long. Meanwhile somebody makes another one on its disk, or has it for something else.
+#[test]
+fn a_disk_that_is_anothers_by_now_is_not_written_to() {
+    let erased = |io: &Disks| LABEL_AT.map(|at| io.poke(BackendId(0), at, &[0; 4096]));
+    for is_pool in [true, false] {
+        let (io, mut pool, backends) = two();
+        erased(&io);
+        if is_pool {
+            let new = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[..1]) };
+            block_on(create_pool(&io, new)).expect("another pool");
+        }
+        let steps = io.steps();
+        let error = block_on(store_exports(&io, &mut pool, b"{}".to_vec())).expect_err("not ours");
+        assert!(
+            error.to_string().contains("b0: updating the layout of a disk that is another's now"),
+            "{error}"
+        );
+        assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
+        assert!(matches!(
+            block_on(create_lun(&io, &mut pool, new_lun("b", 20, 4096))),
+            Err(LunError::Frozen { .. })
+        ));
+    }
 }

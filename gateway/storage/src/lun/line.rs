@@ -1,0 +1,59 @@
+//! Requests that wait for their backend: a line for each backend, and one table for all of them.
+
+use crate::backend::Slab;
+use crate::request::Request;
+
+const NIL: u32 = u32::MAX;
+
+/// A place in the table of those that wait: about 170 bytes, touched only when it is used.
+pub(super) struct Waiter {
+    request: Request,
+    next: u32,
+}
+
+/// One backend's line, oldest first, linked by [`Waiter::next`].
+pub(super) struct Line {
+    first: u32,
+    last: u32,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { first: NIL, last: NIL }
+    }
+}
+
+impl Line {
+    /// Whether nobody waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.first == NIL
+    }
+
+    /// Who is next.
+    pub fn first<'a>(&self, all: &'a mut Slab<Waiter>) -> Option<&'a Request> {
+        all.get_mut(self.first).map(|waiter| &waiter.request)
+    }
+
+    /// Lets `request` wait behind all others.
+    ///
+    /// # Errors
+    /// Gives it back if the table is full.
+    #[allow(clippy::result_large_err)] // the request must come back, and boxing it would allocate
+    pub fn push(&mut self, all: &mut Slab<Waiter>, request: Request) -> Result<(), Request> {
+        let at = all.insert(Waiter { request, next: NIL }).map_err(|waiter| waiter.request)?;
+        match all.get_mut(self.last) {
+            Some(last) => last.next = at,
+            None => self.first = at,
+        }
+        self.last = at;
+        Ok(())
+    }
+
+    /// Takes who is next.
+    pub fn pop(&mut self, all: &mut Slab<Waiter>) -> Option<Request> {
+        let Waiter { request, next } = all.remove(self.first)?;
+        *self = if next == NIL { Self::default() } else { Self { first: next, last: self.last } };
+        Some(request)
+    }
+}
