@@ -176,8 +176,8 @@ impl Look {
         if more_bytes == 0 || need_bytes <= free_bytes {
             return Ok(());
         }
-        let need = Bytes(need_bytes);
-        Err(format!("its file system has {}MiB left, and {need} are asked for there", free_bytes >> 20))
+        let (free, need) = (Bytes(free_bytes).rounded(), Bytes(need_bytes).rounded());
+        Err(format!("its file system has {free} left, and {need} are asked for there"))
     }
 
     /// Arrays that are away may come later.
