@@ -704,6 +704,6 @@ fn a_backend_is_neither_a_special_file_nor_one_of_the_gateway_s_own() {
         let path = path.to_str().expect("UTF-8");
         let new = json!({ "name": "new", "type": "file", "path": path });
         let refused = gateway.try_call("backend_create", new).expect_err(what);
-        assert!(refused.contains(&format!("backend `new`: {path} {what}")), "{refused}");
+        assert!(refused.contains(&format!("backend `new`: path {path} {what}")), "{refused}");
     }
 }

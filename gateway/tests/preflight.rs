@@ -98,7 +98,7 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
         ),
         (size, "path = \"DIR/none\"", "backend `file0`: path DIR/none: there is no such file; with a `size`"),
         (size, "path = \"DIR/empty\"", "backend `file0`: path DIR/empty is empty: give it a size"),
-        (size, "path = \"DIR\"", "backend `file0`: path DIR: Is a directory"),
+        (size, "path = \"DIR\"", "backend `file0`: path DIR is a directory; it has to be"),
         (size, twice, "backend `file1`: path DIR/alias is another backend already"),
         ("DIR/new/file0.img", "DIR/held", "backend `file0`: path DIR/held is in use by another process"),
         ("DIR/new/file0.img", "DIR/other", "backend `file0`: path DIR/other has 512 and not the size"),

@@ -256,7 +256,7 @@ fn check_path(backend: &Backend, own_files: &[(PathBuf, &'static str)]) -> Resul
     let Some(path) = &backend.path else { return Ok(()) };
     // What isn't there may be made, and what can't be looked at is told when it is opened.
     let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
-    let is = |is: &str| format!("backend `{}`: {} is {is}", backend.name, path.display());
+    let is = |is: &str| format!("backend `{}`: path {} is {is}", backend.name, path.display());
     let identity = |meta: &Metadata| (meta.dev(), meta.ino());
     let is_same = |own: &Path| std::fs::metadata(own).is_ok_and(|own| identity(&own) == identity(&meta));
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
@@ -445,7 +445,7 @@ mod tests {
         ];
         for (path, what, fault) in cases {
             let refusal = check_path(&file(&path, Some(1 << 20)), &own).expect_err(what);
-            let told = format!("backend `f`: {} {what}", path.display());
+            let told = format!("backend `f`: path {} {what}", path.display());
             assert_eq!((refusal.message, refusal.fault), (told, fault));
             let memory = Backend { kind: BackendType::Memory, ..file(&path, Some(1 << 20)) };
             check_path(&memory, &own).expect_err("nor is it memory");
