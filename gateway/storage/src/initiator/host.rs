@@ -91,6 +91,7 @@ impl Host {
     ///
     /// # Errors
     /// Gives the command back if the queue whose turn it is holds `capacity` commands.
+    #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, now: Instant, command: Command) -> Result<(), Command> {
         let count = self.lanes.len();

@@ -183,7 +183,7 @@ impl Lane {
     ///
     /// # Errors
     /// Gives the command back if the lane holds `capacity` commands.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, now: Instant, mut command: Command) -> Result<(), Command> {
         if self.room() == 0 {

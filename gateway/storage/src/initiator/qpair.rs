@@ -274,7 +274,7 @@ impl Qpair {
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::result_large_err)] // the command must come back, and boxing it would allocate
     pub fn submit(&mut self, now: Instant, command: Command) -> Result<(), Command> {
         self.submit_by(command, now + self.command_timeout)
@@ -284,7 +284,7 @@ impl Qpair {
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn submit_by(&mut self, command: Command, deadline: Instant) -> Result<(), Command> {
         if !self.has_room() {
@@ -302,7 +302,7 @@ impl Qpair {
         self.submit_by(command, NEVER)
     }
 
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::result_large_err)]
     fn enqueue(&mut self, mut command: Command, deadline: Instant) -> Result<(), Command> {
         let Some(at) = self.free.pop() else { return Err(command) };

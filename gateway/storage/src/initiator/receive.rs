@@ -24,7 +24,7 @@ pub(super) const LARGE_READ_BYTES: u32 = 32 << 10;
 /// its own costs more than the copy.
 const DIRECT_MIN_BYTES: u32 = 8 << 10;
 /// How much to take at a time, without and with large reads outstanding.
-const STREAM_BYTES: u32 = 128 << 10;
+const STREAM_BYTES: u32 = 256 << 10;
 const SIP_BYTES: u32 = 4 << 10;
 /// Header, digest and padding, at most PDO's 255 bytes; also a terminate request of 152.
 const HEAD_BYTES: usize = 256;
