@@ -620,6 +620,35 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
 }
 
 #[test]
+fn a_file_system_is_not_taken_for_a_pool_unasked() {
+    let gateway = Daemon::start(DOCUMENT);
+    let path = gateway.path("ext4.img");
+    let mut image = vec![0; 64 << 20];
+    image[1080..1082].copy_from_slice(&[0x53, 0xEF]);
+    std::fs::write(&path, &image).expect("written");
+    gateway.ok(&["backend", "create", "kept", "--type", "file", "--path", &path.display().to_string()]);
+    let before = gateway.ok(&["config", "get"]);
+    let refused = gateway.refused(&["pool", "create", "p", "kept"]);
+    assert!(refused.contains("backend kept holds an ext2, ext3 or ext4 file system"), "{refused}");
+    assert!(refused.contains("--delete-data"), "{refused}");
+    let document = gateway.path("with.toml");
+    std::fs::write(&document, format!("{before}\n[[pool]]\nname = \"p\"\nbackends = [\"kept\"]\n"))
+        .expect("written");
+    let document = document.display().to_string();
+    let refused = gateway.refused(&["config", "apply", &document]);
+    assert!(refused.contains("backend kept holds an ext2, ext3 or ext4 file system"), "{refused}");
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    assert!(std::fs::read(&path).expect("read") == image, "a refusal writes nothing");
+
+    gateway.ok(&["config", "apply", "--delete-data", &document]);
+    gateway.ok(&["pool", "delete", "p"]);
+    gateway.ok(&["pool", "create", "p", "kept"]);
+    gateway.ok(&["pool", "delete", "p"]);
+    std::fs::write(&path, &image).expect("written");
+    gateway.ok(&["pool", "create", "--delete-data", "p", "kept"]);
+}
+
+#[test]
 fn a_pool_s_member_is_not_presented_whole() {
     let mut gateway = Daemon::start(DOCUMENT);
     let path = |name: &str| gateway.path(name);

@@ -51,7 +51,12 @@ pub enum Change {
         name: String,
     },
     /// Legal if nothing has its name and its backends are there and unused.
-    PoolCreate(Pool),
+    PoolCreate {
+        /// What it is to be.
+        pool: Pool,
+        /// Though a file system or the like is recognised on a backend, and will be lost.
+        delete_data: bool,
+    },
     /// Legal if no LUN is in it.
     PoolDelete {
         /// Which.
@@ -205,10 +210,10 @@ impl Change {
             Self::SubsystemDelete { force, .. }
             | Self::HostAllow { force, .. }
             | Self::AllowAnyHost { force, .. } => Some(Permit { force: *force, delete_data: false }),
+            Self::PoolCreate { delete_data, .. } => Some(Permit { force: false, delete_data: *delete_data }),
             Self::Apply { permit, .. } => Some(*permit),
             Self::BackendCreate(_)
             | Self::BackendDelete { .. }
-            | Self::PoolCreate(_)
             | Self::PoolDelete { .. }
             | Self::LunCreate(_)
             | Self::LunDelete { .. }
@@ -235,7 +240,7 @@ impl Change {
         match self {
             Self::BackendCreate(_) => "backend_create",
             Self::BackendDelete { .. } => "backend_delete",
-            Self::PoolCreate(_) => "pool_create",
+            Self::PoolCreate { .. } => "pool_create",
             Self::PoolDelete { .. } => "pool_delete",
             Self::LunCreate(_) => "lun_create",
             Self::LunDelete { .. } => "lun_delete",

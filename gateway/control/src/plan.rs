@@ -43,7 +43,7 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             unused_backend(state, name)?;
             state.backends.remove(name).ok_or_else(|| absent("backend", name))?;
         }
-        Change::PoolCreate(pool) => {
+        Change::PoolCreate { pool, .. } => {
             pool.check()?;
             free(&state.pools, "pool", &pool.name)?;
             for backend in &pool.backends {

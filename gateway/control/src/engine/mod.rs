@@ -276,7 +276,8 @@ impl Engine {
             self.pools.check_changeable(pool)?;
         }
         let mut made = Made::default();
-        let mut ready = self.bring_up(&mut next, &mut made, seeding).await;
+        let overwrite = permit.is_some_and(|permit| permit.delete_data);
+        let mut ready = self.bring_up(&mut next, &mut made, seeding, overwrite).await;
         if ready.is_ok() {
             // That may have taken long, and hosts may have come meanwhile.
             ready = self.check_losses(&next, permit).await;
@@ -315,8 +316,15 @@ impl Engine {
         self.numbers.portals.iter().map(|(listen, id)| (id, *listen)).collect()
     }
 
-    /// Brings up what `next` has and the state in force lacks.
-    async fn bring_up(&mut self, next: &mut State, made: &mut Made, seeding: bool) -> Result<(), Refusal> {
+    /// Brings up what `next` has and the state in force lacks. New pools take what is recognised on their backends only with
+    /// `overwrite`.
+    async fn bring_up(
+        &mut self,
+        next: &mut State,
+        made: &mut Made,
+        seeding: bool,
+        overwrite: bool,
+    ) -> Result<(), Refusal> {
         for (name, backend) in &next.backends {
             if self.state.backends.contains_key(name) {
                 continue;
@@ -332,7 +340,7 @@ impl Engine {
         self.note_namespaces(next);
         for (name, pool) in &next.pools {
             if !self.state.pools.contains_key(name) {
-                let is_new = self.pools.create(&self.cores, pool, &self.live).await?;
+                let is_new = self.pools.create(&self.cores, pool, &self.live, overwrite).await?;
                 made.pools.push((name.clone(), is_new));
             }
         }

@@ -159,7 +159,9 @@ fn lun_refusal(e: LunError) -> Refusal {
 
 fn create_refusal(e: CreatePoolError) -> Refusal {
     let fault = match &e {
-        CreatePoolError::InUse { .. } | CreatePoolError::Damaged { .. } => Fault::InUse,
+        CreatePoolError::InUse { .. }
+        | CreatePoolError::Damaged { .. }
+        | CreatePoolError::Contents { .. } => Fault::InUse,
         CreatePoolError::TooSmall { .. } => Fault::NoSpace,
         CreatePoolError::Io(error) if error.fault == IoFault::NoSpace => Fault::NoSpace,
         CreatePoolError::Io(_) => Fault::Device,
@@ -175,6 +177,10 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
             let (len, need) = (Bytes(*len_bytes).rounded(), Bytes(*need_bytes).rounded());
             format!("backend {backend} has {len}; at least {need} are needed")
         }
+        CreatePoolError::Contents { .. } => format!(
+            "{e}, which a pool would overwrite: --delete-data with `trefoil pool create` or `config apply` allows it, and so does \
+             wipefs(8)"
+        ),
         other => other.to_string(),
     };
     Refusal::new(fault, text)
@@ -211,15 +217,16 @@ pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool
 
 impl Pools {
     /// Makes a pool; or opens the one that lies there, if it has this name and exactly these backends.
-    /// Says whether it was made.
+    /// Says whether it was made. What is recognised on the backends is lost only with `overwrite`.
     ///
     /// # Errors
-    /// A backend is another pool's, too small, or fails.
+    /// A backend is another pool's, holds something else, is too small, or fails.
     pub async fn create(
         &mut self,
         cores: &Cores,
         spec: &trefoil_config::Pool,
         lives: &Lives,
+        overwrite: bool,
     ) -> Result<bool, Refusal> {
         let io = Through::new(cores, lives);
         let backends = spec.backends.iter().map(|name| info(cores, lives, name));
@@ -259,6 +266,7 @@ impl Pools {
             unit_bytes: DEFAULT_UNIT_BYTES,
             owner: Owner::default(),
             members: members.collect(),
+            overwrite,
         };
         let pool = create_pool(&io, new).await.map_err(create_refusal)?;
         self.open.insert(spec.name.clone(), pool);

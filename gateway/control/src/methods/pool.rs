@@ -5,6 +5,7 @@ use super::{Methods, Reply};
 use crate::Change;
 use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use trefoil_config::Pool;
 
@@ -12,10 +13,19 @@ use trefoil_config::Pool;
 pub const REDUNDANCY: &str =
     "none: the loss of one of its backends loses every LUN that has an extent there; use redundant backends";
 
-pub(super) async fn create(methods: &Methods, pool: Pool) -> Reply {
-    let name = pool.name.clone();
-    let view = methods.change(Change::PoolCreate(pool)).await?;
-    Ok(render(&view, &name))
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Create {
+    name: String,
+    backends: Vec<String>,
+    #[serde(default)]
+    delete_data: bool,
+}
+
+pub(super) async fn create(methods: &Methods, p: Create) -> Reply {
+    let pool = Pool { name: p.name.clone(), backends: p.backends };
+    let view = methods.change(Change::PoolCreate { pool, delete_data: p.delete_data }).await?;
+    Ok(render(&view, &p.name))
 }
 
 pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {

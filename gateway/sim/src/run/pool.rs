@@ -301,6 +301,7 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
         unit_bytes: MIN_UNIT_BYTES,
         owner: PoolOwner { id: [1; 16], epoch: 1 },
         members: backends.into_iter().map(member).collect(),
+        overwrite: false,
     };
     Ended::Opened(create_pool(&io, new).await.map_err(|error| error.to_string()))
 }

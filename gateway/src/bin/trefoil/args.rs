@@ -183,6 +183,9 @@ pub enum Pool {
         /// Its backends.
         #[arg(required = true)]
         backends: Vec<String>,
+        /// Though a file system, partition table or the like is recognised on one of them.
+        #[arg(long)]
+        delete_data: bool,
     },
     /// Destroy an empty pool.
     Delete {
@@ -490,7 +493,10 @@ impl Backend {
 impl Pool {
     fn call(&self) -> (&'static str, Value) {
         match self {
-            Self::Create { name, backends } => ("pool_create", json!({ "name": name, "backends": backends })),
+            Self::Create { name, backends, delete_data } => (
+                "pool_create",
+                json!({ "name": name, "backends": backends, "delete_data": flag(*delete_data) }),
+            ),
             Self::Delete { name } => ("pool_delete", json!({ "name": name })),
             Self::List => ("pool_list", json!({})),
             Self::Show { name } => ("pool_show", json!({ "name": name })),

@@ -1,5 +1,6 @@
 //! Making and destroying a pool.
 
+use super::contents;
 use super::format::{
     BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
 };
@@ -25,6 +26,8 @@ pub struct NewPool {
     pub owner: Owner,
     /// Its backends, which lose their contents.
     pub members: Vec<NewMember>,
+    /// Though something is recognised there, such as a file system.
+    pub overwrite: bool,
 }
 
 /// A backend that becomes a member.
@@ -74,6 +77,14 @@ pub enum CreatePoolError {
         /// The pool.
         uuid: Uuid,
     },
+    /// It holds what somebody may want to keep.
+    #[error("backend {backend} holds {what}")]
+    Contents {
+        /// The backend.
+        backend: String,
+        /// What was recognised.
+        what: &'static str,
+    },
     /// It may be a pool's; better not touch it.
     #[error("backend {backend} has a damaged label: {damage}; zero its first 8 KiB if it is to be used")]
     Damaged {
@@ -90,7 +101,7 @@ pub enum CreatePoolError {
     Table(#[from] TableError),
 }
 
-/// Makes a pool. Whatever was on the backends is lost. If it is cut short, the backends can be used
+/// Makes a pool. Whatever was on the backends is lost, but what is recognised only with `overwrite`. If it is cut short, the backends can be used
 /// for another try.
 ///
 /// # Errors
@@ -99,7 +110,14 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     let members = check(&new)?;
     let mut generation = 1;
     for member in &new.members {
-        generation = generation.max(check_unused(io, &member.backend).await? + 1);
+        let before = check_unused(io, &member.backend).await?;
+        if before == 0
+            && !new.overwrite
+            && let Some(what) = contents::read(io, &member.backend).await?
+        {
+            return Err(CreatePoolError::Contents { backend: member.backend.name.clone(), what });
+        }
+        generation = generation.max(before + 1);
     }
     let table = Table {
         generation: 1,
@@ -130,6 +148,9 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     // All labels, then all tables, then the labels that put the pool in force: invariant 7.
     for (member, label) in new.members.iter().zip(&labels) {
         write_label(io, &member.backend, label).await?;
+    }
+    for member in &new.members {
+        contents::erase(io, &member.backend).await?;
     }
     for (member, _) in new.members.iter().zip(&labels).filter(|(_, label)| label.holder) {
         make_room(io, &member.backend).await?;

@@ -40,6 +40,7 @@
 //!    member says `Ready`, and never without: what carries neither may be anybody's.
 
 mod alloc;
+mod contents;
 mod create;
 mod format;
 mod import;

@@ -35,6 +35,7 @@ fn new_pool(backends: &[BackendInfo]) -> NewPool {
         unit_bytes: UNIT,
         owner: Owner { id: [7; 16], epoch: 3 },
         members: backends.iter().map(member).collect(),
+        overwrite: false,
     }
 }
 

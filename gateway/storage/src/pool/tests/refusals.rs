@@ -1,6 +1,6 @@
 //! Bad disks, wrong disks and wrong wishes.
 
-use super::format::{LABEL_AT, TABLE_AT};
+use super::format::{LABEL_AT, META_BYTES, TABLE_AT};
 use super::*;
 
 const POOL: Uuid = Uuid([0xEE; 16]);
@@ -367,4 +367,22 @@ fn a_disk_that_is_anothers_by_now_is_not_written_to() {
             Err(LunError::Frozen { .. })
         ));
     }
+}
+
+#[test]
+fn what_somebody_may_want_to_keep_is_overwritten_only_if_asked() {
+    let backends = [backend(0, 8), backend(1, 8)];
+    let io = Disks::new(&backends, 1);
+    let btrfs = (BackendId(1), 65_600, b"_BHRfS_M");
+    io.poke(btrfs.0, btrfs.1, btrfs.2);
+    let before = [0, 1].map(|id| io.peek(BackendId(id), 0, META_BYTES as usize));
+    let error = block_on(create_pool(&io, new_pool(&backends))).expect_err("a file system");
+    assert_eq!(error.to_string(), "backend b1 holds a Btrfs file system");
+    assert_eq!([0, 1].map(|id| io.peek(BackendId(id), 0, META_BYTES as usize)), before);
+
+    let new = NewPool { overwrite: true, ..new_pool(&backends) };
+    let mut pool = block_on(create_pool(&io, new)).expect("asked for");
+    assert_ne!(io.peek(btrfs.0, btrfs.1, btrfs.2.len()), btrfs.2, "nobody takes it for Btrfs any more");
+    block_on(destroy_pool(&io, &mut pool, false)).expect("empty");
+    block_on(create_pool(&io, new_pool(&backends))).expect("it was ours, and nothing is left of the rest");
 }
