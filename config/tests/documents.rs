@@ -1,7 +1,7 @@
 //! The examples are sound, and mistakes are told with line and field.
 #![forbid(unsafe_code)]
 
-use trefoil_config::{Bytes, Config, ConfigError};
+use trefoil_config::{Bytes, Config, ConfigError, Gateway};
 
 #[test]
 fn every_example_is_sound() {
@@ -16,6 +16,33 @@ fn every_example_is_sound() {
         seen += 1;
     }
     assert!(seen >= 3);
+}
+
+#[test]
+fn the_reference_has_every_setting_and_the_gateway_s_defaults() {
+    let text = include_str!("../examples/reference.toml");
+    for table in ["gateway", "backend", "pool", "lun", "host", "subsystem"] {
+        let head = if table == "gateway" { "[gateway]".into() } else { format!("[[{table}]]") };
+        let error = refused(&format!("{head}\nnosuch = 1\n")).to_string();
+        let fields: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert!(fields.len() >= 2, "{error}");
+        let tables = text.split("\n[").filter(|part| part.starts_with(&head[1..]));
+        let lines: Vec<&str> = tables.flat_map(str::lines).collect();
+        for field in fields {
+            let set = format!("{field} = ");
+            assert!(lines.iter().any(|line| line.starts_with(&set)), "the reference lacks {table}.{field}");
+        }
+    }
+    let gateway = Config::parse("reference.toml", text).expect("sound").gateway;
+    let optional = Gateway {
+        resume_latency_us: None,
+        memory_limit: None,
+        rpc_listen: None,
+        metrics_listen: None,
+        tcp_congestion_control: None,
+        ..gateway
+    };
+    assert_eq!(optional, Gateway::default());
 }
 
 fn refused(text: &str) -> ConfigError {

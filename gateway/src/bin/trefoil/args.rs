@@ -406,12 +406,12 @@ pub enum Config {
     },
     /// Make the system as a document says, or change nothing.
     Apply(Document),
-    /// Write the system, with every identity, to a file.
+    /// Write the system, with every identity, to a file. It holds no data of LUNs.
     Backup {
         /// Where to; standard output without it.
         file: Option<String>,
     },
-    /// Make the system as a backup says.
+    /// Make the system as a backup says. A LUN that was deleted since comes back empty.
     Restore(Document),
 }
 
@@ -426,7 +426,8 @@ pub struct Document {
     /// Take away LUNs, namespaces, listeners and access that connected hosts use and that are not in the document.
     #[arg(long)]
     pub force: bool,
-    /// Destroy data: of pools' LUNs and memory backends that are not in the document, and of LUNs whose backend it gives a pool.
+    /// Destroy data: of pools' LUNs and memory backends that are not in the document, of LUNs whose backend it gives a pool, and
+    /// what is recognised on backends of new pools.
     #[arg(long)]
     pub delete_data: bool,
 }
