@@ -9,8 +9,8 @@
 //! # The life of an association
 //! Backoff → connect → bring-up → `Open` to the queues → ready. When anything is lost, `Close` goes to
 //! the queues first. If the admin queue still works, the controller is then reset (CC.EN to 0 until
-//! CSTS.RDY is 0): no command of before can land after that (NVMe base 2.0c §3.7.2), so the association is
-//! fenced at once. If the admin queue is what was lost, the controller may not even know, and the
+//! CSTS.RDY is 0): no command of it can land after that (NVMe base 2.0c §3.7.2), so the association is
+//! fenced at once, or with the one before it if that isn't yet. If the admin queue is what was lost, the controller may not even know, and the
 //! association is fenced after [`keep_alive_bound`]. A new Connect proves nothing about the old
 //! association: in the dynamic model it makes another controller. (A cross-controller reset, TP8028,
 //! would fence sooner; arrays that have it are not common yet.)
@@ -599,7 +599,7 @@ impl Controller {
     /// A reset or a shutdown is over; `proven` if the controller said so.
     fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
         match proven {
-            true => self.out.push_back(InitiatorMsg::Fenced { epoch: self.epoch }),
+            true => self.fences.add(self.epoch, io.now()),
             false => self.unfenced(io.now(), true),
         }
         self.close_admin(io);

@@ -40,8 +40,9 @@ impl Fences {
         Self { due: VecDeque::with_capacity(FENCES) }
     }
 
-    /// `epoch` is fenced at `at`. Epochs and times only grow.
+    /// `epoch` is fenced at `at`, but not before those that were lost before it: what is known of one says nothing of them.
     pub fn add(&mut self, epoch: u32, at: Instant) {
+        let at = self.due.back().map_or(at, |(_, before)| at.max(*before));
         if self.due.len() == FENCES {
             self.due.pop_back();
         }
@@ -130,5 +131,8 @@ mod tests {
             Some(16),
             "the 39th stands for those that joined it"
         );
+        fences.add(40, Instant::from_ns(1));
+        assert_eq!(fences.expire(Instant::from_ns(389)), None);
+        assert_eq!(fences.expire(Instant::from_ns(390)), Some(40));
     }
 }

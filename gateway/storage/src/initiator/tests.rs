@@ -390,6 +390,27 @@ fn losing_one_queue_resets_the_controller_and_fences_at_once() {
     rig.end();
 }
 
+/// The one before was another controller, which may be at its write still.
+#[test]
+fn a_reset_proves_nothing_of_the_association_before() {
+    let mut rig = Rig::up(66, Manners { mute: true, ..Manners::default() });
+    rig.write(1, 0, 4096, 1);
+    rig.run();
+    rig.cut();
+    rig.array.manners.mute = false;
+    rig.pass(2 * SECOND);
+    let io_sock = (0..rig.conns.len())
+        .rfind(|&at| !rig.io.socks[at].gone && rig.conns[at].qid == Some(1))
+        .expect("the queue of the second association");
+    rig.io.socks[io_sock].recv = None;
+    rig.host.on_recv_end(&mut rig.io, SockId(io_sock as u32), None, RecvEnd::Failed(SockError(104)));
+    rig.pass(7 * SECOND);
+    assert_eq!((rig.array.resets, rig.array.writes_seen), (1, 1), "2 x KATO is 10 s");
+    rig.pass(2 * SECOND);
+    assert_eq!(rig.tags(), [1]);
+    rig.end();
+}
+
 #[test]
 fn a_late_command_is_aborted_then_the_controller_is_reset() {
     let mut rig = Rig::up(48, Manners { mute: true, ..Manners::default() });
