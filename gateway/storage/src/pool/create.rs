@@ -5,9 +5,10 @@ use super::format::{
     BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
 };
 use super::label::{Label, LabelState, Owner};
-use super::slots::{read_labels, write_label, write_slot, write_table};
+use super::slots::{is_member, read_labels, write_label, write_slot, write_table};
 use super::table::{MemberEntry, Table, TableError};
 use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid, io_error};
+use crate::request::Fault;
 use crate::topology::MAX_BACKENDS;
 
 /// Members that keep the layout table, where there are so many.
@@ -275,8 +276,17 @@ pub async fn destroy_pool<I: PoolIo>(io: &I, pool: &mut Pool, force: bool) -> Re
     if let Some(why) = pool.frozen.clone() {
         return Err(DestroyPoolError::Frozen { pool: pool.name.clone(), why });
     }
-    pool.frozen = Some(Frozen::Unsettled);
     let backends: Vec<BackendInfo> = pool.backends.iter().flatten().cloned().collect();
+    for (backend, entry) in backends.iter().zip(&pool.table.members) {
+        if !is_member(io, backend, pool.table.pool_uuid, entry.uuid).await? {
+            pool.frozen = Some(Frozen::Foreign);
+            return Err(io_error(backend, "erasing the label of a disk that is another's now")(
+                Fault::Aborted,
+            )
+            .into());
+        }
+    }
+    pool.frozen = Some(Frozen::Unsettled);
     for (backend, label) in backends.iter().zip(pool.labels.iter_mut().flatten()) {
         label.state = LabelState::Creating;
         label.generation += 1;

@@ -6,8 +6,7 @@
 
 use super::alloc::allocate;
 use super::format::{BLOCK_BYTES, NAME_BYTES, TABLE_AT, data_start, is_name};
-use super::label::{Label, LabelState};
-use super::slots::{read_labels, write_table};
+use super::slots::{is_member, write_table};
 use super::table::{PoolLun, Run, Table, TableError};
 use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, ZERO_PIECE_BYTES, io_error};
 use crate::request::Fault;
@@ -458,36 +457,39 @@ impl Pool {
 
     /// Writes `table`, which fits, as the next generation to every slot. Between the first write and
     /// the last (or for good, if the future is dropped or fails) the pool is frozen: invariant 2. Also if the layout is not
-    /// the one that we wrote last, or its disk has become another's: a pool stays open for long.
+    /// the one that we wrote last, or a disk that is to be written to has become another's: a pool stays open for long.
     pub(super) async fn write<I: PoolIo>(&mut self, io: &I, mut table: Table) -> Result<(), IoError> {
         table.generation = self.table.generation + 1;
         debug_assert_eq!(table.check(), Ok(()));
         let bytes = table.emit().unwrap_or_default();
-        let holders = table.members.iter().zip(&self.backends).filter(|(entry, _)| entry.holder);
-        let holders: Vec<_> =
-            holders.filter_map(|(entry, backend)| Some((entry.uuid, backend.as_ref()?))).collect();
-        for (member, backend) in &holders {
-            let labels = read_labels(io, backend).await?;
-            let is_its = |label: &&Label| {
-                let is_ready = label.state == LabelState::Ready;
-                is_ready && (label.pool_uuid, label.member_uuid) == (table.pool_uuid, *member)
+        let mut holders = Vec::new();
+        for (at, backend) in (0..).zip(&self.backends) {
+            let (Some(entry), Some(backend)) = (table.members.get(at as usize), backend) else { continue };
+            let is_zeroed =
+                |lun: &PoolLun| lun.pending_blocks != 0 && lun.runs.iter().any(|run| run.member == at);
+            if !entry.holder && !table.luns.iter().any(is_zeroed) {
+                continue;
+            }
+            let mut alien = match is_member(io, backend, table.pool_uuid, entry.uuid).await? {
+                true => None,
+                false => Some("changing a disk that is another's now"),
             };
-            let label = labels.best(|label| label.generation).filter(is_its);
-            let head = io.read(backend.id, TABLE_AT[0], BLOCK_BYTES).await;
-            let head = head.map_err(io_error(backend, "reading the layout"))?;
-            let found = Table::generation_of(&head, table.pool_uuid);
-            let doing = match label {
-                None => "updating the layout of a disk that is another's now",
-                Some(_) if found.is_some_and(|found| found != self.table.generation) => {
-                    "updating the layout, which another gateway has changed,"
+            if entry.holder {
+                let head = io.read(backend.id, TABLE_AT[0], BLOCK_BYTES).await;
+                let head = head.map_err(io_error(backend, "reading the layout"))?;
+                let found = Table::generation_of(&head, table.pool_uuid);
+                if found.is_some_and(|found| found != self.table.generation) {
+                    alien.get_or_insert("updating the layout, which another gateway has changed,");
                 }
-                Some(_) => continue,
-            };
-            self.frozen = Some(Frozen::Foreign);
-            return Err(io_error(backend, doing)(Fault::Aborted));
+                holders.push(backend);
+            }
+            if let Some(doing) = alien {
+                self.frozen = Some(Frozen::Foreign);
+                return Err(io_error(backend, doing)(Fault::Aborted));
+            }
         }
         self.frozen = Some(Frozen::Unsettled);
-        for (_, backend) in holders {
+        for backend in holders {
             write_table(io, backend, &bytes).await?;
         }
         self.table = table;

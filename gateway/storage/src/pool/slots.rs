@@ -1,7 +1,7 @@
 //! Reading and writing the two slots of a label or table.
 
 use super::format::{BLOCK_BYTES, Damage, LABEL_AT, TABLE_AT};
-use super::label::Label;
+use super::label::{Label, LabelState};
 use super::table::Table;
 use super::{BackendInfo, IO_PIECE_BYTES, IoError, PoolIo, Uuid, io_error};
 
@@ -29,6 +29,19 @@ pub(super) async fn read_labels<I: PoolIo>(io: &I, backend: &BackendInfo) -> Res
     let bytes = bytes.map_err(io_error(backend, "reading the label"))?;
     let slot = |at: u64| Label::parse(bytes.get(at as usize..).unwrap_or_default());
     Ok(Slots { slots: LABEL_AT.map(slot) })
+}
+
+/// Whether the backend is still that member of the pool: what is open for long may have become another's.
+pub(super) async fn is_member<I: PoolIo>(
+    io: &I,
+    backend: &BackendInfo,
+    pool: Uuid,
+    member: Uuid,
+) -> Result<bool, IoError> {
+    let labels = read_labels(io, backend).await?;
+    Ok(labels.best(|label| label.generation).is_some_and(|label| {
+        label.state == LabelState::Ready && (label.pool_uuid, label.member_uuid) == (pool, member)
+    }))
 }
 
 /// Whether something else stands in the place of a label: neither one of ours, however damaged, nor erased.

@@ -357,10 +357,7 @@ fn a_disk_that_is_anothers_by_now_is_not_written_to() {
         }
         let steps = io.steps();
         let error = block_on(store_exports(&io, &mut pool, b"{}".to_vec())).expect_err("not ours");
-        assert!(
-            error.to_string().contains("b0: updating the layout of a disk that is another's now"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("b0: changing a disk that is another's now"), "{error}");
         assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
         assert!(matches!(
             block_on(create_lun(&io, &mut pool, new_lun("b", 20, 4096))),
@@ -385,4 +382,30 @@ fn what_somebody_may_want_to_keep_is_overwritten_only_if_asked() {
     assert_ne!(io.peek(btrfs.0, btrfs.1, btrfs.2.len()), btrfs.2, "nobody takes it for Btrfs any more");
     block_on(destroy_pool(&io, &mut pool, false)).expect("empty");
     block_on(create_pool(&io, new_pool(&backends))).expect("it was ours, and nothing is left of the rest");
+}
+
+/// The same with the ways in which other disks are written to than those that keep the layout.
+#[test]
+fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
+    let backends = [backend(0, 4), backend(1, 4), backend(2, 8)];
+    for id in [0, 2] {
+        let (io, mut pool) = pool_on(&backends);
+        let taken = BackendId(id as u32);
+        LABEL_AT.iter().for_each(|at| io.poke(taken, *at, &[0; 4096]));
+        let new = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[id..=id]) };
+        let other = block_on(create_pool(&io, new)).expect("another pool");
+        let steps = io.steps();
+        let error = match id {
+            // It has the most room.
+            2 => block_on(create_lun(&io, &mut pool, new_lun("a", 128, 4096)))
+                .expect_err("not ours")
+                .to_string(),
+            _ => block_on(destroy_pool(&io, &mut pool, true)).expect_err("not ours").to_string(),
+        };
+        assert!(error.contains("a disk that is another's now"), "{error}");
+        assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
+        let found =
+            block_on(open_pool(&io, Uuid([0xDD; 16]), vec![backends[id].clone()])).expect("it is whole");
+        assert_eq!(found.table(), other.table());
+    }
 }
