@@ -148,8 +148,8 @@ struct LeftOut {
 /// valid, and brings it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back. A
 /// backend whose label is erased or damaged is known by its copy of the layout, and gets its label again; without one,
 /// or with something else in the label's place, it could be anybody's, so it counts as missing; so does one that is shorter
-/// than the layout has it. With members missing, or if bringing in order fails, the pool is served but
-/// frozen.
+/// than the layout has it, and one whose copy of the layout can't be read. With members missing, or if bringing in order
+/// fails, the pool is served but frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -173,21 +173,26 @@ pub async fn open_pool<I: PoolIo>(
     if members.iter().all(|member| member.label.state == LabelState::Creating) {
         return Err(OpenPoolError::Unfinished { pool: uuid, name });
     }
-    let (mut holders, mut short) = (Vec::new(), Vec::new());
+    let (mut holders, mut unread) = (Vec::new(), Vec::new());
     let labelled = members.iter().filter(|member| member.label.holder).map(|member| &member.backend);
     for backend in labelled.chain(strays.iter().map(|stray| &stray.backend)) {
-        if backend.len_bytes < META_BYTES {
-            short.push(format!("{} (it has {} bytes)", backend.name, backend.len_bytes));
-            continue;
-        }
-        let tables = read_tables(io, backend, uuid).await;
-        let tables = tables.map_err(|error| OpenPoolError::Io { pool: uuid, error })?;
-        holders.push(Holder { backend: backend.clone(), tables });
+        let why = match backend.len_bytes < META_BYTES {
+            true => format!("it has {} bytes", backend.len_bytes),
+            false => match read_tables(io, backend, uuid).await {
+                Ok(tables) => {
+                    holders.push(Holder { backend: backend.clone(), tables });
+                    continue;
+                }
+                Err(IoError { fault, .. }) => format!("its layout can't be read: {fault:?}"),
+            },
+        };
+        unread.push((backend.clone(), why));
     }
     let best = holders.iter().filter_map(|holder| holder.tables.best(|table| table.generation));
     let Some(table) = best.max_by_key(|table| table.generation).cloned() else {
         let tell = |holder: &Holder| format!("{} ({})", holder.backend.name, holder.tables.damage());
-        let holders = holders.iter().map(tell).chain(short).collect();
+        let unread = unread.iter().map(|(backend, why)| format!("{} ({why})", backend.name));
+        let holders = holders.iter().map(tell).chain(unread).collect();
         return Err(OpenPoolError::NoTable { pool: uuid, name, holders });
     };
     strays.retain(|stray| {
@@ -198,7 +203,7 @@ pub async fn open_pool<I: PoolIo>(
     });
     let mut left_out = Vec::new();
     members.retain(|member| {
-        let misfit = misfit(member, &table);
+        let misfit = misfit(member, &table, &unread);
         let fits = misfit.is_none();
         left_out.extend(misfit);
         fits
@@ -307,7 +312,7 @@ impl Stray {
 }
 
 /// Why a member that carries its label can't be taken: parts of it are not there, or it isn't the disk that it was.
-fn misfit(member: &Member, table: &Table) -> Option<LeftOut> {
+fn misfit(member: &Member, table: &Table, unread: &[(BackendInfo, String)]) -> Option<LeftOut> {
     let Member { backend, label, .. } = member;
     let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;
     let need_bytes = data_start(table.unit_bytes) + u64::from(entry.units) * table.unit_bytes;
@@ -316,7 +321,7 @@ fn misfit(member: &Member, table: &Table) -> Option<LeftOut> {
     } else if backend.block_bytes != entry.block_bytes {
         format!("its blocks have {} bytes, and the layout says {}", backend.block_bytes, entry.block_bytes)
     } else {
-        return None;
+        unread.iter().find(|(other, _)| other == backend)?.1.clone()
     };
     Some(LeftOut { name: entry.name.clone(), note: why.clone(), why })
 }

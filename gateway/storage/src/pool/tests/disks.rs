@@ -20,6 +20,8 @@ struct State {
     steps: u64,
     crash_at: Option<u64>,
     fail_at: Option<u64>,
+    /// Reads of this byte fail.
+    bad: Option<(BackendId, u64)>,
     off: bool,
     garbage: Page,
 }
@@ -39,8 +41,8 @@ impl Disks {
     pub fn new(backends: &[BackendInfo], seed: u64) -> Self {
         let disks = backends.iter().map(|b| Disk { len: b.len_bytes, ..Disk::default() }).collect();
         let garbage = Rc::new([0xA5; PAGE]);
-        let (rng, crash_at, fail_at) = (Rng::new(seed), None, None);
-        Self(RefCell::new(State { disks, rng, steps: 0, crash_at, fail_at, off: false, garbage }))
+        let (rng, crash_at, fail_at, bad) = (Rng::new(seed), None, None, None);
+        Self(RefCell::new(State { disks, rng, steps: 0, crash_at, fail_at, bad, off: false, garbage }))
     }
 
     pub fn steps(&self) -> u64 {
@@ -57,6 +59,11 @@ impl Disks {
     pub fn fail_after(&self, step: u64) {
         let mut state = self.0.borrow_mut();
         state.fail_at = Some(state.steps + step);
+    }
+
+    /// Lets reads of that byte fail.
+    pub fn fail_reads(&self, bad: Option<(BackendId, u64)>) {
+        self.0.borrow_mut().bad = bad;
     }
 
     /// Puts power back. Returns whether it was off.
@@ -186,8 +193,12 @@ impl State {
 impl PoolIo for Disks {
     async fn read(&self, backend: BackendId, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
         let state = self.0.borrow();
-        match offset + len as u64 <= state.disks[backend.0 as usize].len {
+        let end = offset + len as u64;
+        match end <= state.disks[backend.0 as usize].len {
             _ if state.off => Err(Fault::PathLost),
+            _ if state.bad.is_some_and(|(id, at)| id == backend && (offset..end).contains(&at)) => {
+                Err(Fault::MediaRead)
+            }
             true => Ok(state.peek(backend, offset, len)),
             false => Err(Fault::MediaRead),
         }

@@ -409,3 +409,31 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
         assert_eq!(found.table(), other.table());
     }
 }
+
+/// Bad sectors where one copy of the layout lies.
+#[test]
+fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
+    let (io, mut pool, backends) = two();
+    block_on(create_lun(&io, &mut pool, new_lun("b", 96, 4096))).expect("fills one backend");
+    block_on(create_lun(&io, &mut pool, new_lun("c", 128, 4096))).expect("fills the other");
+    for at in TABLE_AT {
+        io.fail_reads(Some((BackendId(0), at)));
+        let steps = io.steps();
+        let half = reopen(&io, &backends).expect("opens");
+        let why = "b0 (its layout can't be read: MediaRead)".into();
+        assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
+        let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
+        assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
+        assert_eq!(half.extents(lun(b'c')).expect("its backend is whole").len(), 1);
+        assert_eq!(io.steps(), steps, "nothing was written");
+    }
+    io.fail_reads(None);
+    assert_eq!(reopen(&io, &backends).expect("opens").table(), pool.table());
+    let (io, _) = pool_on(&backends[..1]);
+    io.fail_reads(Some((BackendId(0), TABLE_AT[1])));
+    let error = reopen(&io, &backends[..1]).expect_err("no layout");
+    assert!(
+        error.to_string().ends_with("no valid layout on b0 (its layout can't be read: MediaRead)"),
+        "{error}"
+    );
+}
