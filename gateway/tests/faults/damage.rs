@@ -4,6 +4,7 @@ use super::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use trefoil_storage::pool::{Label, LabelState};
 
 const DOCUMENT: &str = r#"
 [gateway]
@@ -242,6 +243,34 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     gateway.restart();
     assert_eq!(pool(&gateway, "two"), ("up".into(), String::new()));
     assert_eq!(gateway.lun("b")["state"], "up");
+}
+
+/// As a kill leaves its labels, between the first and the last: the pool exists, and neither its making nor its destroying is
+/// in the way of that.
+#[test]
+fn a_pool_that_was_not_wholly_made_or_destroyed_is_whole_again() {
+    let mut gateway = start();
+    // The last one is not ready yet, or the first one not any more. The database knows nothing of it, or is an old one.
+    let cases = [("right", -1, true), ("left", 1, true), ("right", -1, false), ("left", 1, false)];
+    for (backend, generations, forgotten) in cases {
+        let what = format!("{backend} is {generations} further, forgotten: {forgotten}");
+        gateway.kill();
+        let file = File::options().read(true).write(true).open(image(&gateway, backend)).expect("opened");
+        for at in LABEL_AT {
+            let mut slot = [0; SLOT_BYTES];
+            file.read_exact_at(&mut slot, at).expect("read");
+            let mut label = Label::parse(&slot).expect("a label");
+            label.state = LabelState::Creating;
+            label.generation = label.generation.checked_add_signed(generations).expect("a generation");
+            file.write_all_at(&label.emit(), at).expect("written");
+        }
+        if forgotten {
+            std::fs::remove_dir_all(gateway.path("state")).expect("the database");
+        }
+        gateway.restart();
+        assert_eq!(pool(&gateway, "two"), ("up".into(), String::new()), "{what}");
+        served(&gateway, &["a", "b", "c", "d"], &what);
+    }
 }
 
 #[test]

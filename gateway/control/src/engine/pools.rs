@@ -232,14 +232,19 @@ impl Pools {
         let backends = spec.backends.iter().map(|name| info(cores, lives, name));
         let backends = backends.collect::<Result<Vec<_>, _>>()?;
         let found = scan(&io, &backends).await;
+        // A pool exists from its first label that says so; opening it brings the others in order.
+        let exists = found.iter().any(|found| matches!(found, Found::Member(_)));
         let labels: Vec<_> = found
             .iter()
             .filter_map(|found| match found {
-                Found::Member(label) if label.pool_name == spec.name => Some(label.pool_uuid),
+                Found::Member(label) | Found::Unfinished(label) if label.pool_name == spec.name => {
+                    Some(label.pool_uuid)
+                }
                 _ => None,
             })
             .collect();
         if let [first, ..] = *labels
+            && exists
             && labels.len() == backends.len()
             && labels.iter().all(|uuid| *uuid == first)
         {
@@ -315,7 +320,9 @@ impl Pools {
         let mut members = Vec::new();
         for (backend, found) in backends.into_iter().zip(found) {
             match &found {
-                Found::Member(label) if label.pool_uuid == uuid => members.push(backend),
+                Found::Member(label) | Found::Unfinished(label) if label.pool_uuid == uuid => {
+                    members.push(backend);
+                }
                 // It may have lost its label.
                 Found::Free | Found::Damaged(_) => members.push(backend),
                 Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
