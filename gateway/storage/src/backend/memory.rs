@@ -24,6 +24,8 @@ pub struct Memory {
     ram: Disk,
     /// Long zeroings, oldest first, each with the bytes that it has done.
     zeroing: VecDeque<(Request, u64)>,
+    /// The first of them waits for loans to end, so that no new ones are made.
+    held_up: bool,
 }
 
 struct Disk(Ram);
@@ -38,7 +40,7 @@ impl Memory {
     /// Serves `ram`, with room for `zeroings` long Write Zeroes at a time (about 200 bytes each).
     /// Those beyond are carried out at once.
     pub fn new(ram: Ram, zeroings: usize) -> Self {
-        Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings) }
+        Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings), held_up: false }
     }
 
     /// The memory, with its contents. The channel must be idle.
@@ -47,10 +49,10 @@ impl Memory {
         self.ram.0
     }
 
-    /// Lends `len` bytes at `at`; `None` if they don't exist.
+    /// Lends `len` bytes at `at`; `None` if they don't exist, or somebody waits for loans to end.
     #[inline]
     pub fn lend(&self, at: u64, len: u32) -> Option<Loan> {
-        self.ram.0.lend(at, len).ok()
+        if self.held_up { None } else { self.ram.0.lend(at, len).ok() }
     }
 
     /// Writes `data` at `at`, unless that is lent or outside. Whether it did.
@@ -63,7 +65,7 @@ impl Memory {
         let (ram, offset, len) = (&mut self.ram.0, request.offset, request.len);
         match request.op {
             // A part of a larger read must fill its part of the buffer.
-            Op::Read if request.may_lend && request.buf_at == 0 && request.rest.len == 0 => {
+            Op::Read if request.may_lend && !self.held_up && request.buf_at == 0 && request.rest.len == 0 => {
                 request.loan = Some(ram.lend(offset, len as u32).map_err(fault)?);
                 Ok(())
             }
@@ -108,6 +110,7 @@ impl<I: StorageIo> Channel<I> for Memory {
     }
 
     fn cancel(&mut self, cx: &mut Cx<'_, I>, stream: Stream) {
+        self.held_up = false;
         for _ in 0..self.zeroing.len() {
             match self.zeroing.pop_front() {
                 Some((request, _)) if request.is_of(stream) => cx.complete(request, Err(Fault::Aborted)),
@@ -123,8 +126,10 @@ impl<I: StorageIo> Channel<I> for Memory {
     fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let Some((request, zeroed)) = self.zeroing.front_mut() else { return false };
         let step = ZERO_STEP_BYTES.min(request.len - *zeroed);
-        let result = match request.offset.checked_add(*zeroed) {
-            Some(at) if self.ram.0.is_lent(at, step) => return false,
+        let at = request.offset.checked_add(*zeroed);
+        self.held_up = at.is_some_and(|at| self.ram.0.is_lent(at, step));
+        let result = match at {
+            Some(_) if self.held_up => return false,
             Some(at) => self.ram.0.zero(at, step).map_err(fault),
             None => Err(Fault::OutOfRange),
         };

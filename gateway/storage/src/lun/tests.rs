@@ -435,6 +435,40 @@ fn a_write_waits_for_what_is_lent() {
     assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
 }
 
+/// Reads come again and again, each before the loan of the one before ends.
+#[test]
+fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
+    let mut core = Core::new(0, 213);
+    core.attach_memory(0);
+    core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    let mut loan = core.luns.lend(LunId(0), 0, 512);
+    let zeroing = core.request(Op::WriteZeroes { deallocate: false }, 0, 2 << 20, None);
+    core.submit(zeroing);
+    for turn in 0..4 {
+        if turn == 1 {
+            let read = core.request(Op::Read, 0, 512, None).may_lend(true);
+            core.submit(read);
+            let mut done = core.done.pop_front().expect("done at once");
+            assert!(done.take_loan().is_none(), "it is copied");
+            core.done.push_back(done);
+            assert_eq!(core.results().len(), 1);
+        }
+        core.with(|luns, cx| luns.on_turn(cx));
+        let next = core.luns.lend(LunId(0), 0, 512);
+        drop(std::mem::replace(&mut loan, next));
+    }
+    assert_eq!(core.results(), [(1, Ok(()))]);
+    assert!(core.luns.lend(LunId(0), 0, 512).is_some(), "loans are made again");
+    // So they are once the zeroing is cancelled.
+    let zeroing = core.mine(Op::WriteZeroes { deallocate: false }, 0, 2 << 20);
+    core.submit(zeroing);
+    core.with(|luns, cx| luns.on_turn(cx));
+    assert!(core.luns.lend(LunId(0), 0, 512).is_none());
+    core.cancel();
+    assert_eq!(core.results(), [(3, Err(Fault::Aborted))]);
+    assert!(core.luns.lend(LunId(0), 0, 512).is_some());
+}
+
 /// What a cancel of this names is made by [`Core::mine`].
 fn stream(core: u16) -> Stream {
     Stream { core: CoreId(core), number: 7 }
