@@ -196,7 +196,7 @@ impl Conn {
         }
     }
 
-    fn put(&mut self, header: &[u8], data: Option<(&[u8], bool)>) {
+    pub fn put(&mut self, header: &[u8], data: Option<(&[u8], bool)>) {
         self.output.extend(header);
         if self.framing.header_digest {
             self.output.extend(digest(header).to_le_bytes());

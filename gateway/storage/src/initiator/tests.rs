@@ -7,6 +7,7 @@ use crate::request::Fault;
 use std::time::Duration;
 use trefoil_poll::{Arena, RecvEnd, RecvInto, SockError, SockId};
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl};
+use trefoil_wire::tcp::{C2hData, R2t};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -20,6 +21,8 @@ struct Rig {
     chunk: usize,
     /// Sends are not finished while set.
     stall_sends: bool,
+    /// The array throws away what it gets.
+    ignores: bool,
     /// New connections are refused.
     away: bool,
     finished: Vec<Finished>,
@@ -55,6 +58,7 @@ impl Rig {
             conns: Vec::new(),
             chunk: usize::MAX,
             stall_sends: false,
+            ignores: false,
             away: false,
             finished: Vec::new(),
             events: Vec::new(),
@@ -137,7 +141,9 @@ impl Rig {
             && !self.stall_sends
         {
             let bytes: Vec<u8> = list.pieces().flatten().copied().collect();
-            self.array.feed(conn, &bytes);
+            if !self.ignores {
+                self.array.feed(conn, &bytes);
+            }
             let list = io.socks[at].sending.take().expect("it was there");
             host.on_sent(io, id, list, Ok(()));
             return true;
@@ -660,5 +666,82 @@ fn garbage_from_a_hostile_array_is_survived() {
         rig.pass(25 * SECOND);
         assert_eq!(rig.take().len(), 3, "seed {seed}");
         rig.end();
+    }
+}
+
+/// Its PDUs are sound, and come in any order, for any command, as often as it likes.
+#[test]
+fn a_hostile_array_that_knows_the_protocol_is_survived() {
+    for seed in 0..800u64 {
+        let manners = Manners {
+            mute: true,
+            capsule_bytes: if seed % 5 == 0 { 0 } else { 4096 },
+            digests: (seed % 2 == 0, seed % 3 == 0),
+            ..Manners::default()
+        };
+        let mut rig = Rig::up(67, manners);
+        rig.io.bits = seed;
+        rig.ignores = true;
+        for (tag, len) in [(1, 65536), (2, 4096), (3, 131_072)] {
+            rig.write(tag, 0, len, 1);
+            rig.read(tag + 3, 0, len);
+        }
+        let mut bytes = [0; INLINE_BYTES];
+        DsmRange { attributes: 0, nlb: 1, slba: 5 }.emit(&mut bytes);
+        let dsm = DsmCommand { ranges: 1, deallocate: true, ..Default::default() };
+        let dsm = IoCommand::Dsm(dsm).sqe(0, 1, Sgl::NONE);
+        rig.host.submit(rig.io.now, Command::inline(7, dsm, bytes)).expect("room");
+        rig.run();
+        for _ in 0..40 {
+            rig.attack();
+        }
+        rig.stall_sends = false;
+        (rig.ignores, rig.chunk, rig.array.manners.mute) = (false, usize::MAX, false);
+        rig.cut();
+        rig.array.manners.capsule_bytes = 4096;
+        rig.pass(30 * SECOND);
+        let tags: Vec<_> = rig.take().into_iter().map(|(tag, ..)| tag).collect();
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7], "seed {seed}");
+        rig.read(8, 0, 512);
+        rig.pass(SECOND);
+        assert_eq!(rig.tags(), [8], "seed {seed}");
+        rig.end();
+    }
+}
+
+impl Rig {
+    fn attack(&mut self) {
+        let mut draw = |below: u64| (trefoil_poll::Io::random(&mut self.io) >> 20) % below;
+        self.chunk = [1, 7, 24, 4096, usize::MAX, usize::MAX][draw(6) as usize];
+        self.stall_sends = draw(3) == 0;
+        // Identifiers are a slot with a generation above it; depth 8 and 31.
+        let (cid, ttag) = ((draw(8) | draw(3) << 3 | draw(3) << 5) as u16, draw(3) as u16);
+        let offset_bytes = [0, 0, 0, 4, 4096, 8192, 12288, u32::MAX & !3][draw(8) as usize];
+        let len_bytes = [4, 16, 512, 4096, 8192, 65536, 131_072, 126_976][draw(8) as usize];
+        let (success, last) = (draw(2) == 0, draw(2) == 0);
+        let status =
+            [Status::SUCCESS, Status::ABORT_REQUESTED, Status::INVALID_FIELD.dnr()][draw(3) as usize];
+        let (at, kind) = (draw(self.conns.len() as u64) as usize, draw(8));
+        let (wrong, waits) = (draw(16) == 0, draw(10) == 0);
+        let (header_digest, data_digest) = self.array.manners.digests;
+        let conn = &mut self.conns[at];
+        match kind {
+            0..3 => {
+                let mut bytes = [0; R2t::LEN];
+                R2t { cid, ttag, offset_bytes, len_bytes }.emit(header_digest, &mut bytes);
+                conn.put(&bytes, None);
+            }
+            3..6 => {
+                let mut bytes = [0; C2hData::LEN];
+                let pdu = C2hData { cid, offset_bytes, len_bytes, last, success };
+                pdu.emit(header_digest, data_digest, 4, &mut bytes);
+                conn.put(&bytes, Some((&vec![7; len_bytes as usize], wrong)));
+            }
+            _ => conn.respond(trefoil_wire::nvme::Cqe::new(cid, 0, status)),
+        }
+        self.run();
+        if waits {
+            self.pass(SECOND);
+        }
     }
 }
