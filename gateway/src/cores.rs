@@ -71,15 +71,17 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         let (memory, huge) = (region.base(), region.is_huge());
         tracing::info!(core, cpu, numa_node = cpu::numa_node(cpu), ?memory, huge, "a core starts");
         let arena = Arena::new(ArenaId(core), region);
+        let limits = limits(gateway, max_sockets);
         let uring = UringConfig {
             max_sockets,
             max_files: MAX_BACKENDS as u32,
+            // Every request may be at a file, one operation at a time.
+            max_file_ops: (limits.target.slots + limits.foreign_requests) as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             socket_options: socket_options(gateway),
             ..UringConfig::default()
         };
         let config = CoreConfig { cpu: Some(cpu), idle, uring };
-        let limits = limits(gateway, max_sockets);
         let passing = Passing { core, tell: tell.clone() };
         let handle = spawn(config, ports, move |io: &mut UringIo<CoreMsg>| {
             PASSING.set(Some(passing));

@@ -5,14 +5,18 @@ mod support;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use support::daemon::{Daemon, own_addr};
+use support::raw::{Pdu, Raw, Who};
 use support::{PATIENCE, Patience};
 use trefoil_control::admin::Admin;
 use trefoil_storage::initiator::Identity;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::identify::cns;
+use trefoil_wire::nvme::{IoCommand, Sgl};
 
 const DOCUMENT: &str = r#"
 [gateway]
@@ -43,6 +47,34 @@ nqn = "nqn.2026-01.org.example:s"
 allow_any_host = true
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
+
+/// 40 queues of 255 flushes, which a disk with much to write takes its time for: the driver has room for all that there can be.
+#[test]
+fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
+    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
+    let document = DOCUMENT.replace("max_qpairs = 16", "max_qpairs = 64");
+    let gateway = Daemon::start(&document.replace("allow_any_host = true", listen));
+    let host = Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s");
+    let (_admin, cntlid) = Raw::admin(gateway.addr, &host);
+    let queue = |qid| Raw::queue(gateway.addr, &host.clone().queue(cntlid, qid, 255), (false, false));
+    let mut queues: Vec<Raw> = (1..=40).map(queue).collect();
+    // Where no LUN lies.
+    let file = File::options().write(true).open(gateway.path("file0.img")).expect("the pool's file");
+    file.write_all_at(&vec![7; 32 << 20], 32 << 20).expect("written");
+    for queue in &mut queues {
+        let flush = |cid| queue.capsule_bytes(IoCommand::Flush.sqe(cid, 1, Sgl::NONE), &[]);
+        let all: Vec<u8> = (0..255).flat_map(flush).collect();
+        queue.send(&all);
+    }
+    for queue in &mut queues {
+        for _ in 0..255 {
+            match queue.pdu() {
+                Pdu::Response(cqe) => assert!(cqe.status.is_ok(), "{cqe:?}"),
+                other => panic!("{other:?}: {}", gateway.log()),
+            }
+        }
+    }
+}
 
 #[test]
 fn what_was_acknowledged_survives_a_kill() {
