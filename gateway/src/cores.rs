@@ -54,9 +54,11 @@ thread_local! {
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
     let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + OTHER_SOCKETS;
+    let limits = limits(gateway, max_sockets);
     // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
-    // cancelled; the host comes back, and it is asked and answered whether it may go on.
-    let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize;
+    // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
+    // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used.
+    let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.slots;
     let mesh =
         mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;
     let idle = match gateway.idle {
@@ -71,7 +73,6 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         let (memory, huge) = (region.base(), region.is_huge());
         tracing::info!(core, cpu, numa_node = cpu::numa_node(cpu), ?memory, huge, "a core starts");
         let arena = Arena::new(ArenaId(core), region);
-        let limits = limits(gateway, max_sockets);
         let uring = UringConfig {
             max_sockets,
             max_files: MAX_BACKENDS as u32,

@@ -61,12 +61,44 @@ fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     // Where no LUN lies.
     let file = File::options().write(true).open(gateway.path("file0.img")).expect("the pool's file");
     file.write_all_at(&vec![7; 32 << 20], 32 << 20).expect("written");
-    for queue in &mut queues {
+    ask_for_all(&mut queues);
+    expect_all(&gateway, &mut queues);
+}
+
+/// All that they ask for is there when the gateway wakes from a pause, and half of it belongs to another core.
+#[test]
+fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
+    let document = DOCUMENT
+        .replace("allow_any_host = true", "allow_any_host = true\nlisteners = [\"ADDR\"]")
+        .replace("cores = 1", "cores = 2")
+        .replace("max_qpairs = 16", "max_qpairs = 128")
+        .replace("type = \"file\"\npath = \"DIR/file0.img\"", "type = \"memory\"");
+    let gateway = Daemon::start(&document);
+    let (mut admins, mut queues) = (Vec::new(), Vec::new());
+    for host in 0..2 {
+        let who = Who::admin(&format!("nqn.2026-01.org.example:h{host}"), "nqn.2026-01.org.example:s");
+        let (admin, cntlid) = Raw::admin(gateway.addr, &who);
+        admins.push(admin);
+        let queue = |qid| Raw::queue(gateway.addr, &who.clone().queue(cntlid, qid, 255), (false, false));
+        queues.extend((1..=60).map(queue));
+    }
+    gateway.signal(Signal::SIGSTOP);
+    ask_for_all(&mut queues);
+    gateway.signal(Signal::SIGCONT);
+    expect_all(&gateway, &mut queues);
+}
+
+/// 255 flushes from each queue.
+fn ask_for_all(queues: &mut [Raw]) {
+    for queue in queues {
         let flush = |cid| queue.capsule_bytes(IoCommand::Flush.sqe(cid, 1, Sgl::NONE), &[]);
         let all: Vec<u8> = (0..255).flat_map(flush).collect();
         queue.send(&all);
     }
-    for queue in &mut queues {
+}
+
+fn expect_all(gateway: &Daemon, queues: &mut [Raw]) {
+    for queue in queues {
         for _ in 0..255 {
             match queue.pdu() {
                 Pdu::Response(cqe) => assert!(cqe.status.is_ok(), "{cqe:?}"),
