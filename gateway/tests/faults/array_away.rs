@@ -7,6 +7,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::time::Duration;
 use support::Patience;
 use support::fleet::{ENDLESS, Fleet, Spec};
+use support::raw::{Pdu, Who};
 use trefoil_control::state::RowChange;
 use trefoil_control::store::Store;
 use trefoil_wire::nvme::StatusType;
@@ -207,6 +208,56 @@ fn silent_past_the_loss_timeout() {
     rig.nobody_noticed("it is back after the loss timeout");
     rig.wait_state("up");
     rig.fleet.finish();
+}
+
+/// Far more commands than the array's one queue takes, from both cores, of which one has no queue to it.
+#[test]
+fn a_crowd_at_an_array_that_goes_silent_is_served_to_the_last() {
+    let array = Daemon::start(ARRAY);
+    let document = GATEWAY
+        .replace("ARRAY", &array.addr.to_string())
+        .replace("LOSS", "60\nqueues = 1\ndepth = 32")
+        .replace("cores = 1", "cores = 2")
+        .replace("max_qpairs = 32", "max_qpairs = 64");
+    let rig = Rig { gateway: Daemon::start(&document), array, fleet: Fleet::start(&[], 1) };
+    let who = Who::admin(&support::host_nqn(1), SUBSYSTEM);
+    let (_admin, cntlid) = Raw::admin(rig.gateway.addr, &who);
+    let queue = |qid| Raw::queue(rig.gateway.addr, &who.clone().queue(cntlid, qid, 255), (false, false));
+    let mut queues: Vec<Raw> = (1..=60).map(queue).collect();
+    for is_away in [false, true] {
+        if is_away {
+            rig.stop();
+        }
+        for queue in &mut queues {
+            let command = |cid: u16| match cid % 3 {
+                0 => IoCommand::Flush.sqe(cid, 1, Sgl::NONE),
+                _ => IoCommand::Read(BlockRange::new(cid.into(), 1)).sqe(
+                    cid,
+                    1,
+                    Sgl::Transport { len_bytes: 512 },
+                ),
+            };
+            let all: Vec<u8> = (0..255).flat_map(|cid| queue.capsule_bytes(command(cid), &[])).collect();
+            queue.send(&all);
+        }
+        if is_away {
+            rig.wait_state("lost");
+            rig.go_on();
+        }
+        for queue in &mut queues {
+            let mut left = 255;
+            while left > 0 {
+                match queue.pdu() {
+                    Pdu::Response(cqe) => {
+                        assert!(cqe.status.is_ok(), "{cqe:?}");
+                        left -= 1;
+                    }
+                    Pdu::Data(..) => {}
+                    other => panic!("{other:?}: {}", rig.gateway.log()),
+                }
+            }
+        }
+    }
 }
 
 /// A pool whose layout is on two disks of the gateway's own. Its LUN fits on the array alone.

@@ -716,7 +716,7 @@ impl Rig {
         self.stall_sends = draw(3) == 0;
         // Identifiers are a slot with a generation above it; depth 8 and 31.
         let (cid, ttag) = ((draw(8) | draw(3) << 3 | draw(3) << 5) as u16, draw(3) as u16);
-        let offset_bytes = [0, 0, 0, 4, 4096, 8192, 12288, u32::MAX & !3][draw(8) as usize];
+        let offset_bytes = [0, 0, 0, 4, 4096, 8192, 12288, !3][draw(8) as usize];
         let len_bytes = [4, 16, 512, 4096, 8192, 65536, 131_072, 126_976][draw(8) as usize];
         let (success, last) = (draw(2) == 0, draw(2) == 0);
         let status =
