@@ -37,10 +37,10 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Memory {
-    /// Serves `ram`, with room for `zeroings` long Write Zeroes at a time (about 200 bytes each).
-    /// Those beyond are carried out at once.
+    /// Serves `ram`, with room for `zeroings` long Write Zeroes at a time (about 200 bytes each), one at least.
+    /// Those beyond wait for their end.
     pub fn new(ram: Ram, zeroings: usize) -> Self {
-        Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings), held_up: false }
+        Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings.max(1)), held_up: false }
     }
 
     /// The memory, with its contents. The channel must be idle.
@@ -91,10 +91,10 @@ impl<I: StorageIo> Channel<I> for Memory {
         match request.op {
             Op::Write => self.ram.0.is_lent(request.offset, request.len),
             // One that goes step by step looks at each.
-            Op::WriteZeroes { .. } => {
-                let at_once = request.len <= ZERO_STEP_BYTES || self.zeroing.len() == self.zeroing.capacity();
-                at_once && self.ram.0.is_lent(request.offset, request.len)
+            Op::WriteZeroes { .. } if request.len > ZERO_STEP_BYTES => {
+                self.zeroing.len() == self.zeroing.capacity()
             }
+            Op::WriteZeroes { .. } => self.ram.0.is_lent(request.offset, request.len),
             Op::Read | Op::Flush | Op::Deallocate => false,
         }
     }

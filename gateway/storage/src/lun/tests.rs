@@ -469,6 +469,24 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     assert!(core.luns.lend(LunId(0), 0, 512).is_some());
 }
 
+/// However many come: a turn does one step of one of them.
+#[test]
+fn a_crowd_of_long_zeroings_does_not_hold_the_core_up() {
+    let mut core = Core::new(0, 214);
+    core.attach_memory(0);
+    core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
+    for _ in 0..8 {
+        let zeroing = core.request(Op::WriteZeroes { deallocate: false }, 0, 2 << 20, None);
+        core.submit(zeroing);
+    }
+    let mut done = Vec::new();
+    for turn in 1..=16 {
+        assert!(core.with(|luns, cx| luns.on_turn(cx)), "turn {turn}");
+        done.extend(core.results().into_iter().map(|(slot, result)| (slot, result, turn)));
+    }
+    assert_eq!(done, (1..=8).map(|slot| (slot, Ok(()), slot * 2)).collect::<Vec<_>>());
+}
+
 /// What a cancel of this names is made by [`Core::mine`].
 fn stream(core: u16) -> Stream {
     Stream { core: CoreId(core), number: 7 }
