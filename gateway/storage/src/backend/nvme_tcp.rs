@@ -34,7 +34,7 @@ use crate::request::{Fault, Op, Request, Stream};
 use crate::topology::BackendId;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trefoil_poll::{Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
 use trefoil_wire::nvme::{BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType};
 
 /// Most bytes that one Write Zeroes covers, so that none takes long enough to time out.
@@ -177,7 +177,10 @@ impl NvmeTcpChannel {
         }
         self.closing = true;
         match &mut self.controller {
-            Some(controller) => controller.stop(cx.io),
+            Some(controller) => {
+                controller.stop(cx.io);
+                release_if_stopped(controller, cx.arena);
+            }
             None => self.lane.on_msg(cx.io, InitiatorMsg::Close { epoch: u32::MAX }),
         }
         self.deliver(cx);
@@ -306,9 +309,7 @@ impl NvmeTcpChannel {
         let mut worked = self.reap(cx);
         if let Some(controller) = &mut self.controller {
             controller.on_turn(cx.io, cx.arena);
-            if controller.is_stopped() {
-                controller.release(cx.arena);
-            }
+            release_if_stopped(controller, cx.arena);
         }
         worked |= self.report(cx);
         worked |= self.deliver(cx);
@@ -585,6 +586,13 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
 
     fn is_idle(&self) -> bool {
         self.is_quiet()
+    }
+}
+
+/// A channel may be dropped as soon as it is stopped.
+fn release_if_stopped(controller: &mut Controller, arena: &mut Arena) {
+    if controller.is_stopped() {
+        controller.release(arena);
     }
 }
 

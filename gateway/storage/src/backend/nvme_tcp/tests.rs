@@ -313,6 +313,20 @@ fn a_stop_leaves_nobody_waiting() {
     gateway.end();
 }
 
+/// Whoever is told that it is stopped drops it in the same turn.
+#[test]
+fn one_that_is_stopped_between_two_tries_holds_nothing() {
+    let mut gateway = Gateway::new(117, 1, Manners { deaf: true, ..Manners::default() });
+    gateway.run();
+    while gateway.cores[0].io.socks.iter().any(|sock| !sock.gone) {
+        gateway.pass(Duration::from_millis(100));
+    }
+    gateway.with(0, |channel, cx| channel.stop(cx));
+    let core = &gateway.cores[0];
+    assert!(core.channel.is_stopped());
+    assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
+}
+
 /// It never answered: not even the number of its queues is known.
 #[test]
 fn what_an_array_that_is_given_up_is_asked_for_is_held_a_while() {
