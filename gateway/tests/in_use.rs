@@ -146,6 +146,62 @@ fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
 }
 
 #[test]
+fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
+    let (array, gateway) = (start(), start());
+    let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
+    gateway.call("backend_create", far);
+    gateway.call("pool_create", json!({ "name": "far", "backends": ["far"] }));
+    gateway.ok(&["lun", "create", "b", "--pool", "far", "--size", "8MiB"]);
+    gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "3"]);
+    let before = gateway.ok(&["config", "get"]);
+    // The pool keeps who sees its LUN, and can't be told as long as the array doesn't answer.
+    let shown = "[[subsystem.namespaces]]\nnsid = 3\nlun = \"b\"\n";
+    assert!(before.contains(shown), "{before}");
+    write(&gateway, "new.toml", &before.replace(shown, ""));
+    array.signal(Signal::SIGSTOP);
+    let apply = gateway.begin(&["config", "apply", &gateway.path("new.toml").display().to_string()]);
+    // That it is under way can't be seen; if it were not, it would be refused at its start.
+    for _ in 0..20 {
+        gateway.ok(&["lun", "list"]);
+    }
+    let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
+    host.check(1, 7);
+    array.signal(Signal::SIGCONT);
+    let output = apply.wait_with_output().expect("its end");
+    let refused = String::from_utf8_lossy(&output.stderr);
+    assert!(refused.contains("loses namespace 3 (LUN `b`)") && refused.contains("--force"), "{refused}");
+    host.check(3, 8);
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+}
+
+/// With all leave that there is: what a LUN has on its pool isn't deleted under the name of another, and no layout is
+/// written over what hosts still use, in a change that may fail yet.
+#[test]
+fn a_document_gives_no_lun_s_disk_to_another() {
+    let gateway = start();
+    let before = gateway.ok(&["config", "get"]);
+    let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
+    host.check(1, 7);
+    let refused = |text: &str| {
+        write(&gateway, "new.toml", text);
+        let file = gateway.path("new.toml").display().to_string();
+        gateway.refused(&["config", "apply", "--force", "--delete-data", &file])
+    };
+    let renamed = before.replace("name = \"a\"", "name = \"b\"").replace("lun = \"a\"", "lun = \"b\"");
+    let why = refused(&renamed);
+    assert!(why.contains("LUN `b` has the identity of LUN `a`"), "{why}");
+    let at = before.find("[[lun]]\nname = \"w\"").expect("the LUN");
+    let len = before[at..].find("\n\n").expect("its end");
+    let gone = format!("{}{}", &before[..at], &before[at + len..]);
+    let gone = gone.replace("[[subsystem.namespaces]]\nnsid = 2\nlun = \"w\"\n", "");
+    let why = refused(&format!("{gone}\n[[pool]]\nname = \"q\"\nbackends = [\"mem\"]\n"));
+    assert!(why.contains("pool `q`: backend `mem` is presented whole by LUN `w`"), "{why}");
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    host.check(1, 8);
+    host.check(2, 9);
+}
+
+#[test]
 fn a_lun_that_nobody_uses_needs_no_force() {
     let gateway = start();
     let less = gateway.path("less.toml").display().to_string();

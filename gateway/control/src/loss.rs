@@ -85,20 +85,10 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
         }
     }
     for lun in now.luns.values().filter(|lun| !next.luns.contains_key(&lun.name)) {
-        let name = &lun.name;
-        let mut lost = |what| losses.push(Loss { kind: Kind::Data, object: format!("lun/{name}"), what });
         if let Some(pool) = &lun.pool {
-            lost(format!("LUN `{name}` loses its data in pool `{pool}`"));
-        }
-        let made_of = |backend: &String| {
-            let mut made = next.pools.values().filter(|pool| !now.pools.contains_key(&pool.name));
-            made.find(|pool| pool.backends.contains(backend))
-        };
-        if let Some((backend, pool)) =
-            lun.backend.as_ref().and_then(|backend| Some((backend, made_of(backend)?)))
-        {
-            let pool = &pool.name;
-            lost(format!("LUN `{name}` loses its data: pool `{pool}` is made of its backend `{backend}`"));
+            let (name, kind) = (&lun.name, Kind::Data);
+            let what = format!("LUN `{name}` loses its data in pool `{pool}`");
+            losses.push(Loss { kind, object: format!("lun/{name}"), what });
         }
     }
     for Backend { name, .. } in now.backends.values().filter(|backend| forgets(now, next, backend)) {
@@ -304,11 +294,6 @@ mod tests {
             c.backends.remove(2);
         };
         assert_eq!(data(file_gone), []);
-        let made = |c: &mut Config| {
-            c.luns.remove(2);
-            c.pools.push(trefoil_config::Pool { name: "q".into(), backends: vec!["g".into()] });
-        };
-        assert_eq!(data(made), one("LUN `v` loses its data: pool `q` is made of its backend `g`"));
     }
 
     #[test]

@@ -403,8 +403,28 @@ fn document(state: &mut State, gateway: &Gateway, config: &trefoil_config::Confi
             return refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
         }
     }
+    for pool in next.pools.values().filter(|pool| !state.pools.contains_key(&pool.name)) {
+        // Its layout would be written before the rest is known to succeed, and while hosts still write to what is there.
+        for backend in &pool.backends {
+            unused_backend(state, backend).map_err(|e| {
+                let what = format!("pool `{}`: {}; let it go in a step of its own", pool.name, e.message);
+                Refusal::new(e.fault, what)
+            })?;
+        }
+    }
     for (name, lun) in &state.luns {
-        let Some(new) = next.luns.get(name) else { continue };
+        let Some(new) = next.luns.get(name) else {
+            // What is deleted of it would be the other's.
+            let twin = next.luns.values().find(|new| lun.pool.is_some() && new.uuid == lun.uuid);
+            if let Some(twin) = twin {
+                let what = format!(
+                    "LUN `{}` has the identity of LUN `{name}`: a pool's LUN can't be renamed or moved",
+                    twin.name
+                );
+                return refuse(Fault::Invalid, what);
+            }
+            continue;
+        };
         if new.size < lun.size {
             return refuse(Fault::Invalid, format!("LUN `{name}` can't shrink"));
         }

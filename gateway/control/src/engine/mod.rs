@@ -279,11 +279,11 @@ impl Engine {
         let overwrite = permit.is_some_and(|permit| permit.delete_data);
         let mut ready = self.bring_up(&mut next, &mut made, seeding, overwrite).await;
         if ready.is_ok() {
-            // That may have taken long, and hosts may have come meanwhile.
-            ready = self.check_losses(&next, permit).await;
+            ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
         }
         if ready.is_ok() {
-            ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
+            // That may have taken long, and hosts may have come meanwhile.
+            ready = self.check_losses(&next, permit).await;
         }
         let changes = self.state.changes_to(&next);
         let ready = match ready {

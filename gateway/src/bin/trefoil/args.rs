@@ -216,8 +216,7 @@ pub enum Lun {
         /// Logical block size: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID; the backend's own if not given, where it has one. With it, a pool's label on the backend is taken for its
-        /// hosts' data.
+        /// Its UUID; made up if not given.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
@@ -420,14 +419,14 @@ pub enum Config {
 pub struct Document {
     /// TOML; `-` is standard input.
     pub file: String,
-    /// Only say what would change, what would be lost, and who uses it.
+    /// Only say what would change, what would be lost and who uses it, and what here is in the way.
     #[arg(long)]
     pub dry_run: bool,
     /// Take away LUNs, namespaces, listeners and access that connected hosts use and that are not in the document.
     #[arg(long)]
     pub force: bool,
-    /// Destroy data: of pools' LUNs and memory backends that are not in the document, of LUNs whose backend it gives a pool, and
-    /// what is recognised on backends of new pools.
+    /// Destroy data: of pools' LUNs and memory backends that are not in the document, and what is recognised on backends of new
+    /// pools.
     #[arg(long)]
     pub delete_data: bool,
 }
