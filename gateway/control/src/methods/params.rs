@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use std::net::SocketAddr;
 use trefoil_config::explain;
 
+/// More fields than any method has. Who is to blame isn't sought among more: each is tried with a copy of all.
+const MAX_FIELDS: usize = 64;
+
 /// Reads parameters. A wrong value is reported with its field.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ fn no_address(value: &Value) -> String {
 
 /// The field without which the error would be another one: serde_json doesn't tell.
 fn culprit<T: DeserializeOwned>(params: &Value, message: &str) -> Option<String> {
-    let fields = params.as_object()?;
+    let fields = params.as_object().filter(|fields| fields.len() <= MAX_FIELDS)?;
     let without = |key: &String| {
         let mut rest = fields.clone();
         rest.remove(key);
@@ -105,6 +108,20 @@ mod tests {
         let error = parse::<trefoil_config::Subsystem>(params).expect_err("a mistake").message;
         let want = "listeners: `127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
         assert!(error.starts_with(want), "{error}");
+    }
+
+    /// It took a copy of all for each.
+    #[test]
+    fn many_fields_are_refused_at_once() {
+        let mut fields: Map<String, Value> = (0..200_000).map(|n| (format!("a{n}"), Value::Null)).collect();
+        fields.insert("nqn".into(), 5.into());
+        #[derive(Debug, Deserialize)]
+        struct Lenient {
+            #[allow(dead_code)]
+            nqn: String,
+        }
+        let error = parse::<Lenient>(fields.into()).expect_err("a mistake").message;
+        assert!(error.contains("invalid type: integer `5`"), "{error}");
     }
 
     #[test]
