@@ -3,8 +3,11 @@
 use super::call::{answer, failure};
 use super::stream::{Splitter, StreamError};
 use super::{Dispatch, INVALID_REQUEST, PARSE_ERROR, RpcError};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -72,14 +75,23 @@ impl RpcSocket {
     /// # Errors
     /// [`ListenError`]: something that can't be removed is there.
     pub fn is_left_behind(path: &Path) -> Result<bool, ListenError> {
+        let os = |error| ListenError::Os { path: path.into(), error };
         match std::fs::symlink_metadata(path) {
-            Ok(meta) if !meta.file_type().is_socket() => Err(ListenError::NotSocket(path.into())),
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                Err(ListenError::InUse(path.into()))
-            }
-            Ok(_) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(ListenError::Os { path: path.into(), error }),
+            Ok(meta) if !meta.file_type().is_socket() => return Err(ListenError::NotSocket(path.into())),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(os(e)),
+        }
+        // A listener that takes nobody at the moment would be waited for.
+        let (family, kind) = (AddressFamily::Unix, SockType::Stream);
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let connected = socket(family, kind, flags, None)
+            .and_then(|stream| connect(stream.as_raw_fd(), &UnixAddr::new(path)?));
+        match connected {
+            Err(Errno::ECONNREFUSED) => Ok(true),
+            Ok(()) | Err(Errno::EAGAIN) => Err(ListenError::InUse(path.into())),
+            // Of another kind, or another user's: somebody may use it.
+            Err(e) => Err(os(e.into())),
         }
     }
 
