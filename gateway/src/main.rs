@@ -55,7 +55,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut report = preflight::look(&config);
     if args.preflight {
         if given {
-            report.add_obstacles(&config);
+            report.add_obstacles(&config, &args.config);
         }
         println!("{report}");
         if !report.suffices() {

@@ -3,6 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use trefoil_config::{Bytes, Config, Cores};
 use trefoil_control::obstacles;
 use trefoil_sys::cpu::{self, ResumeLatency};
@@ -32,9 +33,9 @@ impl Report {
         !self.findings.iter().any(|f| matches!(f, Finding::Lacking(_)))
     }
 
-    /// Looks at what `config` names too: what a start looks for itself, and with consequences.
-    pub fn add_obstacles(&mut self, config: &Config) {
-        let found = obstacles::of_start(config);
+    /// Looks at what `config`, the content of `document`, names too: what a start looks for itself, and with consequences.
+    pub fn add_obstacles(&mut self, config: &Config, document: &Path) {
+        let found = obstacles::of_start(config, document);
         if found.is_empty() {
             self.findings.push(Finding::Good("folders, files, devices and addresses of the document".into()));
         }

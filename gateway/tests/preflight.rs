@@ -3,8 +3,8 @@
 
 mod support;
 
-use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::daemon::{Daemon, own_addr};
@@ -41,7 +41,17 @@ listeners = ["ADDR"]
 "#;
 
 fn trefoild(args: &[&Path]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_trefoild")).args(args).output().expect("trefoild runs")
+    // None of them waits for what may never come.
+    Command::new("timeout")
+        .args(["120", env!("CARGO_BIN_EXE_trefoild")])
+        .args(args)
+        .output()
+        .expect("it runs")
+}
+
+/// The fields of an array's backend.
+fn array(address: SocketAddr) -> String {
+    format!("type = \"nvme-tcp\"\naddress = \"{address}\"\nsubnqn = \"nqn.2026-01.org.example:s\"")
 }
 
 /// What the preflight says, and whether it is content.
@@ -82,6 +92,16 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
     let held = std::fs::File::create(path("held")).expect("a file");
     held.set_len(4 << 20).expect("a size");
     held.lock().expect("a lock");
+    std::os::unix::fs::symlink(path("gone"), path("dangling")).expect("a link");
+    std::fs::create_dir(path("fifo")).expect("a folder");
+    nix::unistd::mkfifo(&path("fifo/state.redb"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let _datagrams = UnixDatagram::bind(path("datagrams.sock")).expect("a socket");
+    // Its line is full.
+    let busy = UnixListener::bind(path("busy.sock")).expect("a socket");
+    nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).expect("a length")).expect("a length");
+    let _waits = UnixStream::connect(path("busy.sock")).expect("a connection");
+    let free = own_addr();
+    let away = format!("[[backend]]\nname = \"far\"\n{}\n\n[[lun]]", array(free));
     let size = "path = \"DIR/new/file0.img\"\nsize = \"64MiB\"";
     let twice = "path = \"DIR/other\"\nsize = \"512\"\n\n[[backend]]\nname = \"file1\"\ntype = \"file\"\npath = \"DIR/alias\"";
     std::fs::write(path("other"), [0; 512]).expect("written");
@@ -104,7 +124,29 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
         ("DIR/new/file0.img", "DIR/other", "backend `file0`: path DIR/other has 512 and not the size"),
         ("DIR/ram0", "DIR/held", "backend `ram0`: path DIR/held: it is in use by another process"),
         ("DIR/ram0", "DIR/away/r", "backend `ram0`: path DIR/away/r: its folder DIR/away is missing"),
+        (
+            "DIR/ram0",
+            "DIR/new/file0.img",
+            "backend `ram0`: path DIR/new/file0.img is another backend already",
+        ),
+        (
+            "DIR/new/file0.img",
+            "DIR/dangling",
+            "backend `file0`: path DIR/dangling: it is a link to what is not there",
+        ),
+        (size, "path = \"DIR/trefoil.toml\"", "path DIR/trefoil.toml is the gateway's own document"),
+        ("DIR/new/file0.img", "DIR/new/state/state.redb", "state.redb is the gateway's own database"),
+        ("DIR/new/state", "DIR/dangling", "gateway.state_dir: DIR/dangling: No such file"),
+        ("DIR/new/state", "DIR/fifo", "gateway.state_dir: DIR/fifo/state.redb: "),
+        ("DIR/rpc.sock", "DIR/datagrams.sock", "gateway.rpc_socket: DIR/datagrams.sock: Protocol wrong type"),
+        ("DIR/rpc.sock", "DIR/busy.sock", "gateway.rpc_socket: DIR/busy.sock: another process is listening"),
         ("\"2MiB\"", "\"1024TiB\"", "memory: "),
+        ("[[lun]]", &away, "backend `far`: address: AWAY: the array doesn't answer"),
+        (
+            "[\"ADDR\"]",
+            "[\"127.0.0.1:PORT\", \"0.0.0.0:PORT\"]",
+            "listeners: 0.0.0.0:PORT: the gateway listens on 127.0.0.1:PORT",
+        ),
         (
             "ADDR",
             &taken.to_string(),
@@ -114,13 +156,15 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
     ];
     for (was, is, want) in cases {
         let text = DOCUMENT.replace(was, is).replace("ADDR", &own_addr().to_string());
+        let text = text.replace("PORT", &free.port().to_string());
         let fill = |text: &str| text.replace("DIR", &dir.path().display().to_string());
         let document = path("trefoil.toml");
         std::fs::write(&document, fill(&text)).expect("written");
         let before = tree(dir.path());
         let (said, content) = preflight(&document);
         assert_eq!(tree(dir.path()), before, "{want}");
-        let want = fill(want).replace("TAKEN", &taken.to_string());
+        let want = fill(want).replace("TAKEN", &taken.to_string()).replace("AWAY", &free.to_string());
+        let want = want.replace("PORT", &free.port().to_string());
         assert!(line(&said, &want).starts_with("LACKING  "), "{said}");
         assert!(!content, "{said}");
         let start = trefoild(&[&document]);
@@ -139,11 +183,6 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
 #[test]
 fn it_is_content_where_the_start_is() {
     let dir = tempfile::tempdir().expect("a folder");
-    // Nobody listens there.
-    let address = own_addr();
-    let array =
-        format!("type = \"nvme-tcp\"\naddress = \"{address}\"\nsubnqn = \"nqn.2026-01.org.example:t\"");
-    let away = format!("[[backend]]\nname = \"far\"\n{array}\n\n[[lun]]");
     let metrics = TcpListener::bind(own_addr()).expect("an address");
     let at = metrics.local_addr().expect("bound").to_string();
     let fill = |text: &str, dir: &Path| {
@@ -156,16 +195,14 @@ fn it_is_content_where_the_start_is() {
     assert!(content && !said.contains("LACKING"), "{said}");
     line(&said, "ok       folders, files, devices and addresses");
     assert_eq!(tree(dir.path()).len(), before.len() + 1);
-    // An array may come later, a scraper's port is no host's, and a file is a hole at first.
-    let big = DOCUMENT.replace("64MiB", "4TiB").replacen("[[lun]]", &away, 1);
+    // A scraper's port is no host's, and a file is a hole at first.
+    let big = DOCUMENT.replace("64MiB", "4TiB");
     let big = big.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{at}\""));
     let (said, content) = preflight(&fill(&big, dir.path()));
     assert!(content, "{said}");
-    for noted in [
-        "backend `far`: address: ",
-        "/new/file0.img: its file system has ",
-        &format!("gateway.metrics_listen: {at}: another process"),
-    ] {
+    for noted in
+        ["/new/file0.img: its file system has ", &format!("gateway.metrics_listen: {at}: another process")]
+    {
         assert!(line(&said, noted).starts_with("warning  "), "{said}");
     }
 }
@@ -180,17 +217,99 @@ fn what_is_stored_counts_and_only_warns() {
         format!("LACKING  gateway.state_dir: another trefoild uses the state folder {}", state.display());
     assert!(!content && said.contains(&want), "{said}");
     assert!(said.contains("rpc.sock: another process is listening"), "{said}");
+    let open = "allow_any_host = true\nlisteners = [\"ADDR\"]\nnamespaces = [{ nsid = 1, lun = \"a\" }]";
+    let mut far = Daemon::start(&DOCUMENT.replace("listeners = [\"ADDR\"]", open));
+    let (address, subnqn) = (far.addr.to_string(), "nqn.2026-01.org.example:s");
+    let create =
+        ["backend", "create", "far", "--type", "nvme-tcp", "--address", &address, "--subnqn", subnqn];
+    gateway.ok(&create);
     // Killed, so that the store must be mended, which a copy of it is.
     gateway.kill();
+    far.kill();
     std::fs::rename(gateway.path("new/file0.img"), gateway.path("away")).expect("moved");
     let _listener = TcpListener::bind(gateway.addr).expect("its address");
     let before = tree(gateway.dir.path());
     let (said, content) = preflight(&document);
     assert!(content, "{said}");
     assert_eq!(tree(gateway.dir.path()), before);
-    for noted in ["/new/file0.img: the file is missing", "listeners: "] {
+    for noted in ["/new/file0.img: the file is missing", "listeners: ", "backend `far`: address: "] {
         assert!(line(&said, noted).starts_with("warning  "), "{said}");
     }
     gateway.restart();
     assert!(!gateway.path("new/file0.img").exists());
+}
+
+#[test]
+fn a_dry_run_tells_of_what_is_in_the_way() {
+    let gateway = Daemon::start(DOCUMENT);
+    let path = |name: &str| gateway.path(name).display().to_string();
+    let taken = TcpListener::bind(own_addr()).expect("an address");
+    let (taken, away) = (taken.local_addr().map(|at| (at, taken)).expect("bound"), own_addr());
+    let own = std::fs::read_to_string(path("trefoil.toml")).expect("the document");
+    let try_with = |more: &str| {
+        let text = format!("# trefoil backup, schema 1\n{own}\n{more}");
+        std::fs::write(path("more.toml"), text).expect("written");
+        let tried = |verb: &str| gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
+        let (applied, restored) = (tried("apply"), tried("restore"));
+        assert_eq!(applied, restored);
+        applied
+    };
+    let backend = |fields: &str| format!("[[backend]]\nname = \"new\"\n{fields}\n");
+    let file = |path: &str| backend(&format!("type = \"file\"\npath = \"{path}\"\nsize = \"1MiB\""));
+    let subsystem = |listen: &str| {
+        format!("[[subsystem]]\nnqn = \"nqn.2026-01.org.example:t\"\nlisteners = [\"{listen}\"]\n")
+    };
+    let (any, port) = (format!("0.0.0.0:{}", gateway.addr.port()), gateway.addr.port());
+    let cases = [
+        (file("/dev/null"), "path /dev/null is a character device".to_owned()),
+        (file(&path("none/f")), format!("its folder {} is missing", path("none"))),
+        (file(&path("new/file0.img")), format!("path {} is another backend already", path("new/file0.img"))),
+        (file(&path("new/state/state.redb")), "is the gateway's own database".into()),
+        (file(&path("trefoil.toml")), "is the gateway's own document".into()),
+        (backend(&array(away)), format!("backend `new`: address: {away}: the array doesn't answer")),
+        (subsystem(&taken.0.to_string()), format!("listeners: {}: another process listens there", taken.0)),
+        (subsystem(&any), format!("listeners: 0.0.0.0:{port}: the gateway listens on {}", gateway.addr)),
+    ];
+    let before = gateway.ok(&["config", "get"]);
+    for (more, want) in cases {
+        let said = try_with(&more);
+        assert!(said.contains(&want) && said.ends_with("\nwould fail\n"), "{want}: {said}");
+        // It tells the truth.
+        gateway.refused(&["config", "apply", &path("more.toml")]);
+    }
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    // What the gateway has itself is in nobody's way.
+    assert_eq!(try_with(""), "nothing to do\n");
+    let free = format!("{}{}", file(&path("free")), subsystem(&gateway.addr.to_string()));
+    let said = try_with(&free);
+    let serial = said.lines().rev().nth(1).unwrap_or_default();
+    assert!(said.ends_with("\nwould be applied\n") && serial.starts_with("    serial: "), "{said}");
+    assert!(!gateway.path("free").exists(), "{said}");
+    gateway.ok(&["config", "apply", &path("more.toml")]);
+}
+
+#[test]
+fn a_change_that_fails_leaves_no_file() {
+    let gateway = Daemon::start(DOCUMENT);
+    let path = |name: &str| gateway.path(name).display().to_string();
+    let taken = TcpListener::bind(own_addr()).expect("an address");
+    let at = taken.local_addr().expect("bound");
+    let own = std::fs::read_to_string(path("trefoil.toml")).expect("the document");
+    let more = format!(
+        "{own}\n[[backend]]\nname = \"f\"\ntype = \"file\"\npath = \"{}\"\nsize = \"8MiB\"\n\n\
+         [[backend]]\nname = \"m\"\ntype = \"memory\"\npath = \"{}\"\nsize = \"8MiB\"\n\n\
+         [[pool]]\nname = \"p\"\nbackends = [\"f\"]\n\n\
+         [[subsystem]]\nnqn = \"nqn.2026-01.org.example:t\"\nlisteners = [\"{at}\"]\n",
+        path("f"),
+        path("m")
+    );
+    std::fs::write(path("more.toml"), &more).expect("written");
+    let apply = ["config", "apply", &path("more.toml")];
+    assert!(gateway.refused(&apply).contains("in use"));
+    assert!(!gateway.path("f").exists() && !gateway.path("m").exists());
+    // So that it may be another one the next time.
+    drop(taken);
+    std::fs::write(path("more.toml"), more.replace("8MiB", "16MiB")).expect("written");
+    gateway.ok(&apply);
+    assert!(gateway.path("f").exists() && gateway.path("m").exists());
 }

@@ -4,7 +4,7 @@
 //! What it is not: a promise. Nothing is made, written or kept; for a moment files are locked and addresses bound, as they
 //! will be. What is free now may be taken by then, and of arrays it only tells whether they accept a connection.
 
-use crate::engine::backends::{self, Locked, folder};
+use crate::engine::backends::{self, Locked, OwnFile, folder, whole};
 use crate::jsonrpc::server::RpcSocket;
 use crate::state::{Row, RowChange, State};
 use crate::store::Store;
@@ -42,10 +42,12 @@ impl fmt::Display for Obstacle {
 }
 
 /// What keeps a gateway from starting with `config`. Where there is a store, what is in it counts and not the document's
-/// objects, and a start goes on without those that it can't have. Blocks.
-pub fn of_start(config: &Config) -> Vec<Obstacle> {
+/// objects, and a start goes on without those that it can't have. `document` is the file that `config` was in. Blocks.
+pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
-    let mut look = Look { made: vec![state_dir.clone(), folder(rpc_socket).into()], ..Look::default() };
+    let own_files = backends::own_files(document, &Store::path_in(state_dir));
+    let made = vec![state_dir.clone(), folder(rpc_socket).into()];
+    let mut look = Look { own_files: &own_files, made, ..Look::default() };
     let rpc = may_write(folder(rpc_socket));
     let rpc = rpc.and_then(|()| RpcSocket::is_left_behind(rpc_socket).map_err(|e| e.to_string()));
     look.check(rpc.map(drop), "gateway.rpc_socket", true);
@@ -64,33 +66,43 @@ pub fn of_start(config: &Config) -> Vec<Obstacle> {
     }
     for (field, listen) in [("metrics_listen", metrics_listen), ("rpc_listen", rpc_listen)] {
         let Some(listen) = *listen else { continue };
-        look.check(may_listen(listen), &format!("gateway.{field}: {listen}"), false);
+        look.listener(listen, &format!("gateway.{field}: {listen}"), false);
     }
     look.found
 }
 
 /// What keeps what `changes` add to the objects `before`, which are up, from coming up too. Blocks.
-pub fn of_changes(changes: &[RowChange], before: &BTreeMap<String, Row>) -> Vec<Obstacle> {
-    let mut look = Look::default();
+pub fn of_changes(
+    changes: &[RowChange],
+    before: &BTreeMap<String, Row>,
+    own_files: &[OwnFile],
+) -> Vec<Obstacle> {
+    let mut look = Look { own_files, ..Look::default() };
     look.objects(changes, before);
     look.found
 }
 
 /// What was found, and what it goes by.
 #[derive(Default)]
-struct Look {
+struct Look<'a> {
     found: Vec<Obstacle>,
+    /// Of the gateway's.
+    own_files: &'a [OwnFile],
     /// Folders that a start makes before anything else.
     made: Vec<PathBuf>,
     /// The objects were served before: no file is made for them, and the gateway starts without them.
     is_stored: bool,
     /// Files and devices of the backends so far.
     held: Vec<Locked>,
+    /// Where they are, links followed; also what isn't there yet.
+    paths: BTreeSet<PathBuf>,
+    /// Listeners so far.
+    open: BTreeSet<SocketAddr>,
     /// What the backends so far need of each file system, by its device: at once, and with what files may grow to.
     need_bytes: BTreeMap<u64, (u64, u64)>,
 }
 
-impl Look {
+impl Look<'_> {
     fn check(&mut self, outcome: Result<(), String>, what: &str, is_fatal: bool) {
         if let Err(why) = outcome {
             self.found.push(Obstacle { message: format!("{what}: {why}"), is_fatal });
@@ -103,7 +115,12 @@ impl Look {
             Row::Subsystem(subsystem) => subsystem.listeners.clone(),
             _ => Vec::new(),
         };
-        let mut open: BTreeSet<SocketAddr> = before.values().flat_map(listeners).collect();
+        let path = |row: &Row| match row {
+            Row::Backend(backend) => backend.path.as_deref().map(whole),
+            _ => None,
+        };
+        self.open.extend(before.values().flat_map(listeners));
+        self.paths.extend(before.values().filter_map(path));
         let mut arrays = Vec::new();
         for change in changes {
             match change {
@@ -112,9 +129,11 @@ impl Look {
                     arrays.extend(backend.address.map(|address| (&backend.name, address)));
                 }
                 RowChange::Put(Row::Subsystem(subsystem)) => {
-                    for listen in subsystem.listeners.iter().filter(|&&listen| open.insert(listen)) {
+                    for &listen in &subsystem.listeners {
                         let what = format!("subsystem `{}`: listeners: {listen}", subsystem.nqn);
-                        self.check(may_listen(*listen), &what, !self.is_stored);
+                        if !self.open.contains(&listen) {
+                            self.listener(listen, &what, !self.is_stored);
+                        }
                     }
                 }
                 _ => {}
@@ -123,15 +142,32 @@ impl Look {
         self.arrays(&arrays);
     }
 
+    fn listener(&mut self, listen: SocketAddr, what: &str, is_fatal: bool) {
+        let free = match self.open.iter().find(|other| overlap(**other, listen)) {
+            Some(other) => Err(format!("the gateway listens on {other} already")),
+            None => may_listen(listen),
+        };
+        self.check(free, what, is_fatal);
+        self.open.insert(listen);
+    }
+
     fn backend(&mut self, backend: &Backend) {
         let Some(path) = &backend.path else { return };
         let what = format!("backend `{}`: path {}", backend.name, path.display());
         let size_bytes = backend.size.unwrap_or_default().0;
         let is_memory = backend.kind == BackendType::Memory;
         let is_fatal = !self.is_stored;
+        if !self.paths.insert(whole(path)) {
+            return self
+                .found
+                .push(Obstacle { message: format!("{what} is another backend already"), is_fatal });
+        }
+        if let Err(refusal) = backends::check_path(backend, self.own_files) {
+            return self.found.push(Obstacle { message: refusal.message, is_fatal });
+        }
         match path.metadata() {
             Ok(meta) if is_memory => {
-                self.check(may_map(path, &meta), &what, is_fatal);
+                self.check(may_map(path), &what, is_fatal);
                 let need_bytes = size_bytes.next_multiple_of(MEMORY_FILE_BYTES);
                 let room = self.room(path, need_bytes.saturating_sub(meta.blocks() * 512), true);
                 self.check(room, &what, is_fatal);
@@ -142,6 +178,9 @@ impl Look {
                 Err(refusal) => self.found.push(Obstacle { message: refusal.message, is_fatal }),
             },
             Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(Err(e.to_string()), &what, is_fatal),
+            Err(_) if path.is_symlink() && !is_memory => {
+                self.check(Err("it is a link to what is not there".into()), &what, is_fatal);
+            }
             Err(_) if backend.size.is_none() => {
                 let why = "there is no such file; with a `size` it is made";
                 self.check(Err(why.into()), &what, is_fatal);
@@ -180,7 +219,7 @@ impl Look {
         Err(format!("its file system has {free} left, and {need} are asked for there"))
     }
 
-    /// Arrays that are away may come later.
+    /// Arrays that were there before may come later.
     fn arrays(&mut self, arrays: &[(&String, SocketAddr)]) {
         let answers: Vec<_> = std::thread::scope(|scope| {
             let ask = |&(_, at): &(&String, SocketAddr)| {
@@ -192,7 +231,7 @@ impl Look {
         });
         for ((name, at), answer) in arrays.iter().zip(answers) {
             let answer = answer.unwrap_or(Ok(())).map_err(|e| format!("the array doesn't answer: {e}"));
-            self.check(answer, &format!("backend `{name}`: address: {at}"), false);
+            self.check(answer, &format!("backend `{name}`: address: {at}"), !self.is_stored);
         }
     }
 }
@@ -205,11 +244,14 @@ fn may_listen(at: SocketAddr) -> Result<(), String> {
     })
 }
 
+/// Whether one of two different listeners includes the other. (IPv6 may include IPv4 too, as the system says.)
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
+}
+
 /// Whether a file that is there can be a memory backend's.
-fn may_map(path: &Path, meta: &Metadata) -> Result<(), String> {
-    if !meta.is_file() {
-        return Err("it is not a file".into());
-    }
+fn may_map(path: &Path) -> Result<(), String> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| e.to_string())?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err("it is in use by another process".into()),
@@ -227,11 +269,12 @@ fn may_write(dir: &Path) -> Result<(), String> {
     eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| fail(e.into()))
 }
 
-/// What there is of a path: itself or the folder, the closest to it, that exists.
+/// What there is of a path: itself or the folder, the closest to it, that exists. A link to what is not there is there.
 fn nearest(path: &Path) -> (&Path, io::Result<Metadata>) {
     let is_gone = |e: &io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let here = Path::new(".");
     let all = path.ancestors().map(|at| if at.as_os_str().is_empty() { here } else { at });
     let mut found = all.map(|at| (at, at.metadata()));
-    found.find(|(_, found)| !found.as_ref().is_err_and(is_gone)).unwrap_or((here, here.metadata()))
+    let there = found.find(|(at, found)| at.is_symlink() || !found.as_ref().is_err_and(is_gone));
+    there.unwrap_or((here, here.metadata()))
 }

@@ -100,7 +100,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<(Self, Found), StoreError> {
-        let path: Arc<Path> = dir.join(FILE).into();
+        let path: Arc<Path> = Self::path_in(dir).into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
         std::fs::create_dir_all(dir).map_err(io)?;
         make_whole(dir, &path)?;
@@ -117,9 +117,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn peek(dir: &Path) -> Result<Option<Found>, StoreError> {
-        let path: Arc<Path> = dir.join(FILE).into();
+        let path: Arc<Path> = Self::path_in(dir).into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
-        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+        // A FIFO at its place would be waited for.
+        let flags = nix::libc::O_NONBLOCK;
+        let mut file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(io)?,
         };
@@ -137,6 +139,11 @@ impl Store {
         };
         let (_, found) = Self::closed(&path).checked(dir, copy)?;
         Ok(Some(found))
+    }
+
+    /// Where the database of the state folder `dir` is.
+    pub fn path_in(dir: &Path) -> PathBuf {
+        dir.join(FILE)
     }
 
     fn closed(path: &Arc<Path>) -> Self {
@@ -308,7 +315,10 @@ fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
 
 /// Makes the file if it is missing, for its owner only; so is one that was made otherwise.
 fn make_private(path: &Path) -> std::io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // A FIFO at its place would be waited for.
+    let (flags, mode) = (nix::libc::O_NONBLOCK, 0o600);
+    let options = &mut OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(mode).custom_flags(flags).open(path)?;
     match file.metadata()?.permissions().mode() & 0o077 {
         0 => Ok(()),
         _ => file.set_permissions(Permissions::from_mode(0o600)),

@@ -2,7 +2,7 @@
 
 use super::cores::{Cores, device};
 use crate::error::{Fault, Refusal};
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -37,6 +37,8 @@ pub struct Live {
     pub owner: Option<CoreId>,
     /// A file's lock and identity; held as long as the backend is up.
     lock: Option<Locked>,
+    /// The file that was made for it.
+    made: Option<PathBuf>,
 }
 
 /// A file or block device that no other backend and no other process can have.
@@ -54,6 +56,9 @@ struct Opened {
     source: Source,
 }
 
+/// What was opened, and the file that was made for it.
+type New = (Opened, Option<PathBuf>);
+
 enum Source {
     Null,
     Memory(Region),
@@ -65,7 +70,16 @@ impl Live {
     /// An array that has not answered yet.
     #[cfg(test)]
     pub fn unanswered(id: BackendId) -> Self {
-        Self { id, len_bytes: 0, block_bytes: 512, owner: None, lock: None }
+        Self { id, len_bytes: 0, block_bytes: 512, owner: None, lock: None, made: None }
+    }
+
+    /// Removes the file that was made for it, when the change that made it has failed.
+    pub fn unmake(&self) {
+        if let Some(path) = &self.made
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::error!(%error, path = %path.display(), "a file that a failed change made is left");
+        }
     }
 
     /// The core to ask for I/O of control's own.
@@ -87,8 +101,8 @@ pub struct Setting<'a> {
     pub patient: bool,
     /// For arrays: the namespace that answered before; no other is taken.
     pub known: Option<NamespaceIdentity>,
-    /// The gateway's own files, which no host may have, and what each is.
-    pub own_files: &'a [(PathBuf, &'static str)],
+    /// The gateway's own files.
+    pub own_files: &'a [OwnFile],
 }
 
 /// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
@@ -104,19 +118,19 @@ pub async fn bring_up<'a>(
     let Setting { cores, requests, gateway, patient, known, own_files } = setting;
     let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
     let (spec, own_files) = (backend.clone(), own_files.to_vec());
-    let opened = match backend.kind {
-        BackendType::NvmeTcp => array(backend, gateway, requests)?,
+    let (opened, made) = match backend.kind {
+        BackendType::NvmeTcp => (array(backend, gateway, requests)?, None),
         BackendType::Memory | BackendType::Null | BackendType::File => {
             let opened = tokio::task::spawn_blocking(move || {
                 check_path(&spec, &own_files)?;
-                open(&spec, &taken, !patient)
+                make_and_open(&spec, &taken, !patient)
             })
             .await;
             opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
         }
     };
     let Opened { len_bytes, block_bytes, source } = opened;
-    let mut live = Live { id, len_bytes, block_bytes, owner: None, lock: None };
+    let mut live = Live { id, len_bytes, block_bytes, owner: None, lock: None, made };
     let mut kinds: Vec<AttachKind<OwnedFd>> = Vec::new();
     match source {
         Source::Null => kinds.extend(cores.all().map(|_| AttachKind::Null)),
@@ -150,6 +164,7 @@ pub async fn bring_up<'a>(
             for earlier in cores.all().take_while(|c| *c != core) {
                 cores.detach(earlier, id).await?;
             }
+            live.unmake();
             return Err(refusal);
         }
     }
@@ -251,17 +266,29 @@ fn owner_of(name: &str, cores: u16) -> CoreId {
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
+/// A file of the gateway's own, which no host may have, and what it is.
+pub type OwnFile = (PathBuf, &'static str);
+
+/// All of them.
+pub fn own_files(document: &Path, database: &Path) -> Vec<OwnFile> {
+    vec![(document.into(), "the gateway's own document"), (database.into(), "the gateway's own database")]
+}
+
 /// Refuses a path at which there is what can't be a backend. It isn't opened for that: to open some devices is to use them.
-fn check_path(backend: &Backend, own_files: &[(PathBuf, &'static str)]) -> Result<(), Refusal> {
+///
+/// # Errors
+/// What is there.
+pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusal> {
     let Some(path) = &backend.path else { return Ok(()) };
-    // What isn't there may be made, and what can't be looked at is told when it is opened.
-    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
     let is = |is: &str| format!("backend `{}`: path {} is {is}", backend.name, path.display());
-    let identity = |meta: &Metadata| (meta.dev(), meta.ino());
-    let is_same = |own: &Path| std::fs::metadata(own).is_ok_and(|own| identity(&own) == identity(&meta));
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let here = identity(path);
+    let is_same = |own: &Path| whole(own) == whole(path) || (here.is_some() && identity(own) == here);
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
         return Err(Refusal::new(Fault::InUse, is(what)));
     }
+    // What isn't there may be made, and what can't be looked at is told when it is opened.
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
     let kind = meta.file_type();
     let what = match () {
         () if kind.is_dir() => "a directory",
@@ -278,7 +305,23 @@ fn check_path(backend: &Backend, own_files: &[(PathBuf, &'static str)]) -> Resul
     Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
 }
 
-fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
+/// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.
+fn make_and_open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<New, Refusal> {
+    let mut made = None;
+    if let (true, Some(path), Some(size)) = (make, &backend.path, backend.size) {
+        // A memory backend's space is reserved when it is opened.
+        let len_bytes = if backend.kind == BackendType::File { size.0 } else { 0 };
+        let is_made = create_file(path, len_bytes).map_err(|e| at_path(backend, path, &e))?;
+        made = is_made.then(|| path.clone());
+    }
+    let opened = open(backend, taken);
+    if let (Err(_), Some(path)) = (&opened, &made) {
+        std::fs::remove_file(path).map_err(|e| at_path(backend, path, &e))?;
+    }
+    Ok((opened?, made))
+}
+
+fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
     let block_bytes = backend.block_bytes.unwrap_or(512);
     let size = backend.size.unwrap_or_default();
     match (backend.kind, &backend.path) {
@@ -294,7 +337,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, R
             })?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
-        (BackendType::File, Some(path)) => open_file(backend, path, taken, make),
+        (BackendType::File, Some(path)) => open_file(backend, path, taken),
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
@@ -303,22 +346,18 @@ fn open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<Opened, R
 /// A file or block device that is there, opened as a backend for as long as what is given lives.
 ///
 /// # Errors
-/// What [`bring_up`] would refuse it with, beside `others`.
+/// What [`bring_up`] would refuse it with, beside `others`; but see [`check_path`].
 pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
-    check_path(backend, &[])?;
-    match open_file(backend, path, &taken, false)?.source {
+    match open_file(backend, path, &taken)?.source {
         Source::File { lock, .. } => Ok(lock),
         _ => Err(Refusal::new(Fault::Internal, "a file is opened as something else")),
     }
 }
 
-fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)], make: bool) -> Result<Opened, Refusal> {
+fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: path {}", backend.name, path.display());
     let fail = |e: io::Error| at_path(backend, path, &e);
-    if let Some(size) = backend.size.filter(|_| make) {
-        create_file(path, size.0).map_err(fail)?;
-    }
     // O_EXCL holds a block device against mounts and other users of its, or is refused while it has them; a file knows no
     // such thing.
     let mut options = OpenOptions::new();
@@ -378,6 +417,10 @@ fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
         io::ErrorKind::ResourceBusy => {
             Refusal::new(Fault::InUse, format!("{what} is mounted, or something else has it: {e}"))
         }
+        // A lock that another has.
+        io::ErrorKind::WouldBlock => {
+            Refusal::new(Fault::InUse, format!("{what} is in use by another backend or process"))
+        }
         _ => device(what, e),
     }
 }
@@ -387,8 +430,14 @@ pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes the file with its size if it isn't there. What is there stays as it is.
-fn create_file(path: &Path, len_bytes: u64) -> io::Result<()> {
+/// A path without links, as far as it is there.
+pub fn whole(path: &Path) -> PathBuf {
+    let dir = || folder(path).canonicalize().unwrap_or_else(|_| folder(path).into());
+    path.canonicalize().unwrap_or_else(|_| dir().join(path.file_name().unwrap_or_default()))
+}
+
+/// Makes the file with its size if it isn't there; says whether it did. What is there stays as it is.
+fn create_file(path: &Path, len_bytes: u64) -> io::Result<bool> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => {
             let sized = file.set_len(len_bytes).and_then(|()| file.sync_all());
@@ -397,9 +446,10 @@ fn create_file(path: &Path, len_bytes: u64) -> io::Result<()> {
                 std::fs::remove_file(path)?;
                 return Err(e);
             }
-            File::open(folder(path))?.sync_all()
+            File::open(folder(path))?.sync_all()?;
+            Ok(true)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(e),
     }
 }
@@ -460,22 +510,23 @@ mod tests {
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
-        let missing = open(&file(&path, None), &[], true).err().expect("a refusal");
+        let missing = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(missing.fault, Fault::Device);
-        let gone = open(&file(&path, Some(1 << 20)), &[], false).err().expect("a refusal");
+        let gone = make_and_open(&file(&path, Some(1 << 20)), &[], false).err().expect("a refusal");
         assert!(gone.fault == Fault::Device && !path.exists());
-        let opened = open(&file(&path, Some(1 << 20)), &[], true).expect("opened");
+        let (opened, made) = make_and_open(&file(&path, Some(1 << 20)), &[], true).expect("opened");
+        assert_eq!(made, Some(path.clone()));
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
-        let twice = open(&file(&path, None), &[lock.identity], true).err().expect("a refusal");
+        let twice = make_and_open(&file(&path, None), &[lock.identity], true).err().expect("a refusal");
         assert_eq!(twice.fault, Fault::InUse);
-        let locked = open(&file(&path, None), &[], true).err().expect("a refusal");
+        let locked = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
         assert_eq!(
-            open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
+            make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
             Fault::Invalid
         );
-        assert!(open(&file(&path, None), &[], true).is_ok());
+        assert!(make_and_open(&file(&path, None), &[], true).is_ok_and(|(_, made)| made.is_none()));
     }
 }

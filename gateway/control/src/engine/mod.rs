@@ -23,7 +23,7 @@ use crate::loss::{self, Permit};
 use crate::plan::plan;
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
-use backends::{Live, Setting};
+use backends::{Live, OwnFile, Setting};
 use cores::Cores;
 use handle::{Handle, Outcome, Queue};
 use pools::Pools;
@@ -73,8 +73,7 @@ pub struct Engine {
     placement: Rc<Placement>,
     gateway: Arc<Gateway>,
     cpus: Vec<usize>,
-    /// Files of its own, and what each is.
-    own_files: Vec<(PathBuf, &'static str)>,
+    own_files: Arc<[OwnFile]>,
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
@@ -134,10 +133,7 @@ impl Engine {
             cores,
             gateway,
             cpus,
-            own_files: vec![
-                (document.clone(), "the gateway's own document"),
-                (store.path().to_path_buf(), "the gateway's own database"),
-            ],
+            own_files: backends::own_files(&document, store.path()).into(),
             store,
             state: Arc::default(),
             live: BTreeMap::new(),
@@ -446,10 +442,14 @@ impl Engine {
             }
         }
         for name in &made.backends {
-            if let Some(live) = self.live.remove(name)
-                && let Err(error) = backends::take_down(&self.cores, &live).await
-            {
-                tracing::error!(%error, backend = name, "a backend that a failed change brought up stays up");
+            let Some(live) = self.live.remove(name) else { continue };
+            match backends::take_down(&self.cores, &live).await {
+                Ok(()) => live.unmake(),
+                Err(error) => tracing::error!(
+                    %error,
+                    backend = name,
+                    "a backend that a failed change brought up stays up"
+                ),
             }
         }
         self.retain_numbers();
@@ -713,6 +713,7 @@ impl Engine {
         View {
             state: self.state.clone(),
             gateway: self.gateway.clone(),
+            own_files: self.own_files.clone(),
             phase: *self.phase.borrow(),
             epoch: self.epoch,
             backends: self

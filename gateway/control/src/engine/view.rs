@@ -1,6 +1,6 @@
 //! What there is: the desired state with what the engine knows about its parts.
 
-use super::backends::Live;
+use super::backends::{Live, OwnFile};
 use super::cores::Cores;
 use super::topology::Placed;
 use crate::action::Phase;
@@ -19,6 +19,8 @@ pub struct View {
     pub state: Arc<State>,
     /// The gateway's own settings.
     pub gateway: Arc<Gateway>,
+    /// Files that no backend may be.
+    pub own_files: Arc<[OwnFile]>,
     /// Where it is in its life.
     pub phase: Phase,
     /// Snapshots published to the cores so far.
@@ -47,6 +49,7 @@ impl View {
         Self {
             state: Arc::default(),
             gateway: gateway.clone(),
+            own_files: Arc::default(),
             phase: Phase::Starting,
             epoch: 0,
             backends: BTreeMap::new(),

@@ -7,12 +7,13 @@ use crate::engine::handle::Outcome;
 use crate::engine::view::View;
 use crate::jsonrpc::{INTERNAL_ERROR, RpcError};
 use crate::loss::{Kind, Permit};
-use crate::state::RowChange;
+use crate::obstacles::{Obstacle, of_changes};
+use crate::state::{Row, RowChange};
 use crate::store::SCHEMA;
 use crate::{Action, Change};
 use serde::Deserialize;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use trefoil_config::Config;
 
 #[derive(Deserialize)]
@@ -56,13 +57,13 @@ pub(super) async fn backup(methods: &Methods, _: None) -> Reply {
 }
 
 pub(super) async fn diff(methods: &Methods, p: Document) -> Reply {
-    preview(methods, parse(&p.name, &p.toml)?, Permit::default()).await
+    preview(methods, parse(&p.name, &p.toml)?, Permit::default(), false).await
 }
 
 pub(super) async fn apply(methods: &Methods, p: Apply) -> Reply {
     let config = parse(&p.name, &p.toml)?;
     let permit = Permit { force: p.force, delete_data: p.delete_data };
-    let mut told = preview(methods, config.clone(), permit).await?;
+    let mut told = preview(methods, config.clone(), permit, p.dry_run).await?;
     let is_applied = !p.dry_run && told["changes"].as_array().is_none_or(|changes| !changes.is_empty());
     if is_applied {
         methods.change(Change::Apply { config: Box::new(config), permit }).await?;
@@ -99,12 +100,14 @@ fn toml(view: &View) -> Result<String, RpcError> {
         .map_err(|e| RpcError::new(INTERNAL_ERROR, format!("the state has no TOML form: {e}")))
 }
 
-/// What the document would change and what would be lost by it, and which flags it would need besides `permit`.
-async fn preview(methods: &Methods, config: Config, permit: Permit) -> Reply {
+/// What the document would change and what would be lost by it, and which flags it would need besides `permit`. With `look`,
+/// also what here keeps what it adds from coming up.
+async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) -> Reply {
     let view = methods.view().await?;
     let mut notes = Vec::new();
     if config.gateway != *view.gateway {
-        notes.push("[gateway] differs: it is read at the next start, from the file that trefoild is given");
+        let what = "[gateway] differs: it is read at the next start, from the file that trefoild is given";
+        notes.push(what.to_owned());
     }
     let made_up: BTreeSet<String> =
         config.luns.iter().filter(|lun| lun.uuid.is_none()).map(|lun| format!("lun/{}", lun.name)).collect();
@@ -114,6 +117,8 @@ async fn preview(methods: &Methods, config: Config, permit: Permit) -> Reply {
         other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
     };
     let rows = view.state.rows();
+    let obstacles = if look { obstacles(&view, changes.clone(), rows.clone()).await? } else { Vec::new() };
+    notes.extend(obstacles.iter().map(Obstacle::to_string));
     let told = |change: &RowChange| {
         let mut told = describe(change, &rows);
         if losses.iter().any(|loss| loss.kind == Kind::Data && told["object"] == *loss.object) {
@@ -137,6 +142,18 @@ async fn preview(methods: &Methods, config: Config, permit: Permit) -> Reply {
         "changes": changes.iter().map(told).collect::<Vec<_>>(),
         "losses": lost.collect::<Vec<_>>(),
         "needs": kinds.into_iter().map(Kind::flag).collect::<Vec<_>>(),
+        "fails": obstacles.iter().any(|obstacle| obstacle.is_fatal),
         "notes": notes,
     }))
+}
+
+/// Looks at files and addresses, and waits for arrays, on a thread that may block.
+async fn obstacles(
+    view: &View,
+    changes: Vec<RowChange>,
+    before: BTreeMap<String, Row>,
+) -> Result<Vec<Obstacle>, RpcError> {
+    let own_files = view.own_files.clone();
+    let looked = tokio::task::spawn_blocking(move || of_changes(&changes, &before, &own_files)).await;
+    looked.map_err(|e| RpcError::new(INTERNAL_ERROR, e.to_string()))
 }

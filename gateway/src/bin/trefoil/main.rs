@@ -80,8 +80,9 @@ fn bring(client: &mut Client, method: &str, document: &Document, as_json: bool) 
     let needs = texts(&result["needs"]).join(" and ");
     let summary = match (is_empty(&result["changes"]), dry_run) {
         (true, _) => "nothing to do".to_owned(),
-        (false, true) if needs.is_empty() => "would be applied".into(),
-        (false, true) => format!("would be refused without {needs}"),
+        (false, true) if !needs.is_empty() => format!("would be refused without {needs}"),
+        (false, true) if result["fails"] == true => "would fail".into(),
+        (false, true) => "would be applied".into(),
         (false, false) => "applied".into(),
     };
     changes(&result, &summary, as_json);
