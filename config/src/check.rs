@@ -177,6 +177,14 @@ impl Pool {
         if self.backends.is_empty() {
             return wrong("backends", "a pool needs at least one backend");
         }
+        // Before they are compared with each other.
+        if self.backends.len() > MAX_BACKENDS {
+            let len = self.backends.len();
+            return wrong(
+                "backends",
+                format!("{len} are more than the {MAX_BACKENDS} that a gateway can have"),
+            );
+        }
         let twice = self.backends.iter().enumerate().find(|(n, name)| self.backends[..*n].contains(name));
         match twice {
             Some((_, name)) => wrong("backends", format!("backend `{name}` is named twice")),

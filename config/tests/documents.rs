@@ -108,6 +108,13 @@ fn names_are_unique_and_references_exist() {
 }
 
 #[test]
+fn a_pool_has_no_more_backends_than_a_gateway() {
+    let names: String = (0..257).map(|n| format!("\"b{n}\", ")).collect();
+    let text = format!("[[pool]]\nname = \"p\"\nbackends = [{names}]\n");
+    told(&text, 3, "pool[0].backends", "257 are more than the 256 that a gateway can have");
+}
+
+#[test]
 fn nqns_are_checked() {
     told("[[subsystem]]\nnqn = \"disk\"\n", 2, "subsystem[0].nqn", "not an NQN");
     let host = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = [\n  \"nqn.x\",\n  \"web\",\n]\n";

@@ -683,6 +683,19 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
     refused(&["two"]);
 }
 
+/// What is written to its backend is never there: it can't be finished, nor destroyed.
+#[test]
+fn a_pool_that_a_failed_change_leaves_is_in_no_later_one_s_way() {
+    let gateway = Daemon::start(DOCUMENT);
+    gateway.call("backend_create", json!({ "name": "void", "type": "null", "size": "64MiB" }));
+    let before = gateway.ok(&["config", "get"]);
+    let pool = json!({ "name": "p", "backends": ["void"] });
+    gateway.try_call("pool_create", pool).expect_err("a refusal");
+    assert_eq!(gateway.ok(&["config", "get"]), before);
+    gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
+    gateway.ok(&["backend", "delete", "void"]);
+}
+
 #[test]
 fn a_file_system_is_not_taken_for_a_pool_unasked() {
     let gateway = Daemon::start(DOCUMENT);

@@ -351,17 +351,19 @@ impl Pools {
         Ok(())
     }
 
-    /// Closes a pool that a change opened and that failed after it.
+    /// Forgets a pool, and leaves what is on its backends.
     pub fn close(&mut self, name: &str) {
         self.open.remove(name);
     }
 
-    /// Destroys a pool without LUNs. One that is down is only forgotten.
+    /// Destroys a pool without LUNs. One that is down is only forgotten, and so is one that can't be destroyed: the state has
+    /// it no more, and no later change may have to do with it.
     ///
     /// # Errors
     /// It holds LUNs, or a backend fails.
     pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
         let Ok(mut pool) = self.take_usable(cores, lives, name).await else {
+            self.close(name);
             tracing::warn!(pool = name, "the pool is down; its labels stay on its backends");
             return Ok(());
         };
@@ -372,7 +374,6 @@ impl Pools {
                 DestroyPoolError::HasLuns { .. } => Fault::InUse,
                 DestroyPoolError::Frozen { .. } | DestroyPoolError::Io(_) => Fault::Device,
             };
-            self.open.insert(name.into(), pool);
             Refusal::new(fault, e.to_string())
         })
     }
