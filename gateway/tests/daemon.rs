@@ -6,6 +6,7 @@ mod support;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::File;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -794,6 +795,33 @@ backend = "file1"
     assert_eq!(gateway.json("backend_list", "{}"), json!([]));
     let again = disks[1].display().to_string();
     gateway.ok(&["backend", "create", "file1", "--type", "file", "--path", &again]);
+}
+
+#[test]
+fn a_listener_that_is_down_is_in_no_change_s_way() {
+    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", "listeners = [\"ADDR\"]"));
+    gateway.kill();
+    let taken = TcpListener::bind(gateway.addr).expect("its address");
+    gateway.restart();
+    assert!(gateway.log().contains("a listener is down"), "{}", gateway.log());
+    gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
+    // The next change opens it.
+    drop(taken);
+    gateway.ok(&["host", "delete", "web"]);
+    TcpStream::connect(gateway.addr).expect("it is there");
+}
+
+/// SPDK has one name for both.
+#[test]
+fn a_bdev_that_is_another_s_backend_is_not_deleted() {
+    let gateway = Daemon::start(DOCUMENT);
+    let ram = |name: &str| json!({ "name": name, "type": "memory", "size": "1MiB" });
+    gateway.call("backend_create", ram("m"));
+    gateway.call("backend_create", ram("other"));
+    gateway.call("lun_import", json!({ "name": "m", "backend": "other" }));
+    let refused = gateway.try_call("bdev_malloc_delete", json!({ "name": "m" })).expect_err("a refusal");
+    assert!(refused.contains("LUN `m` presents backend `other`"), "{refused}");
+    assert_eq!(gateway.call("backend_list", json!({ "name": "other" })).as_array().map(Vec::len), Some(1));
 }
 
 #[test]

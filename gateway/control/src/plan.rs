@@ -176,6 +176,9 @@ fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> {
             format!("`{name}` was carved from a pool: `trefoil lun delete` deletes it"),
         );
     };
+    if backend != name {
+        return refuse(Fault::Invalid, format!("LUN `{name}` presents backend `{backend}`: release it"));
+    }
     lun_remove(state, name, true)?;
     state.backends.remove(&backend);
     Ok(())

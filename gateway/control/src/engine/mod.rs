@@ -388,9 +388,17 @@ impl Engine {
         for listen in listeners {
             if !self.portals.contains_key(&listen) {
                 let id = self.numbers.portals.give(&listen, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
-                let portal = Portal::open(listen, PortalId(id as u16), self.placement.clone())?;
-                self.portals.insert(listen, portal);
-                made.portals.push(listen);
+                match Portal::open(listen, PortalId(id as u16), self.placement.clone()) {
+                    Ok(portal) => {
+                        self.portals.insert(listen, portal);
+                        made.portals.push(listen);
+                    }
+                    // As at the start: what has nothing to do with it goes on.
+                    Err(error) if self.state.subsystems.values().any(|s| s.listeners.contains(&listen)) => {
+                        tracing::error!(%error, "a listener is down");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())

@@ -110,10 +110,10 @@ mod tests {
         assert!(error.starts_with(want), "{error}");
     }
 
-    /// It took a copy of all for each.
+    /// Each would be tried with a copy of all.
     #[test]
-    fn many_fields_are_refused_at_once() {
-        let mut fields: Map<String, Value> = (0..200_000).map(|n| (format!("a{n}"), Value::Null)).collect();
+    fn among_many_fields_none_is_blamed() {
+        let mut fields: Map<String, Value> = (0..1000).map(|n| (format!("a{n}"), Value::Null)).collect();
         fields.insert("nqn".into(), 5.into());
         #[derive(Debug, Deserialize)]
         struct Lenient {
@@ -121,7 +121,7 @@ mod tests {
             nqn: String,
         }
         let error = parse::<Lenient>(fields.into()).expect_err("a mistake").message;
-        assert!(error.contains("invalid type: integer `5`"), "{error}");
+        assert!(error.starts_with("invalid type: integer `5`"), "{error}");
     }
 
     #[test]
