@@ -106,7 +106,12 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
     let twice = "path = \"DIR/other\"\nsize = \"512\"\n\n[[backend]]\nname = \"file1\"\ntype = \"file\"\npath = \"DIR/alias\"";
     std::fs::write(path("other"), [0; 512]).expect("written");
     std::os::unix::fs::symlink(path("other"), path("alias")).expect("a link");
+    let mut swap = vec![0; 64 << 20];
+    swap[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    std::fs::write(path("swap"), swap).expect("written");
+    let on_swap = "[[pool]]\nname = \"p\"\nbackends = [\"s\"]\n\n[[backend]]\nname = \"s\"\ntype = \"file\"\npath = \"DIR/swap\"\n\n[[lun]]";
     let cases = [
+        ("[[lun]]", on_swap, "pool `p`: backend `s` holds swap space"),
         ("DIR/new/state", "DIR/file/state", "gateway.state_dir: DIR/file is not a folder"),
         ("DIR/rpc.sock", "DIR/live.sock", "gateway.rpc_socket: DIR/live.sock: another process is listening"),
         ("DIR/rpc.sock", "DIR/file", "gateway.rpc_socket: DIR/file: there is a file that is not a socket"),
@@ -260,7 +265,13 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
         format!("[[subsystem]]\nnqn = \"nqn.2026-01.org.example:t\"\nlisteners = [\"{listen}\"]\n")
     };
     let (any, port) = (format!("0.0.0.0:{}", gateway.addr.port()), gateway.addr.port());
+    let mut ext4 = vec![0; 64 << 20];
+    ext4[1080..1082].copy_from_slice(&[0x53, 0xEF]);
+    std::fs::write(path("ext4"), ext4).expect("written");
+    let kept = backend(&format!("type = \"file\"\npath = \"{}\"", path("ext4")));
+    let over = format!("{kept}[[pool]]\nname = \"p\"\nbackends = [\"new\"]\n");
     let cases = [
+        (over.clone(), "pool `p`: backend `new` holds an ext2, ext3 or ext4 file system".to_owned()),
         (file("/dev/null"), "path /dev/null is a character device".to_owned()),
         (file(&path("none/f")), format!("its folder {} is missing", path("none"))),
         (file(&path("new/file0.img")), format!("path {} is another backend already", path("new/file0.img"))),
@@ -278,8 +289,11 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
         gateway.refused(&["config", "apply", &path("more.toml")]);
     }
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // What the gateway has itself is in nobody's way.
+    // What the gateway has itself is in nobody's way, nor what may be lost.
     assert_eq!(try_with(""), "nothing to do\n");
+    try_with(&over);
+    let told = gateway.ok(&["config", "apply", "--dry-run", "--delete-data", &path("more.toml")]);
+    assert!(told.ends_with("\nwould be applied\n"), "{told}");
     let free = format!("{}{}", file(&path("free")), subsystem(&gateway.addr.to_string()));
     let said = try_with(&free);
     let serial = said.lines().rev().nth(1).unwrap_or_default();

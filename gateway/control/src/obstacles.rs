@@ -12,13 +12,14 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, eaccess};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::{Metadata, OpenOptions, TryLockError};
-use std::io;
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trefoil_config::{Backend, BackendType, Bytes, Config, Gateway};
+use trefoil_storage::pool::{LOOKED_AT_BYTES, recognise};
 use trefoil_sys::socket;
 
 /// For how long an array may take to accept a connection.
@@ -71,13 +72,15 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     look.found
 }
 
-/// What keeps what `changes` add to the objects `before`, which are up, from coming up too. Blocks.
+/// What keeps what `changes` add to the objects `before`, which are up, from coming up too; with `delete_data`, new pools may
+/// be made over anything. Blocks.
 pub fn of_changes(
     changes: &[RowChange],
     before: &BTreeMap<String, Row>,
     own_files: &[OwnFile],
+    delete_data: bool,
 ) -> Vec<Obstacle> {
-    let mut look = Look { own_files, ..Look::default() };
+    let mut look = Look { own_files, delete_data, ..Look::default() };
     look.objects(changes, before);
     look.found
 }
@@ -92,6 +95,8 @@ struct Look<'a> {
     made: Vec<PathBuf>,
     /// The objects were served before: no file is made for them, and the gateway starts without them.
     is_stored: bool,
+    /// What is on the backends of new pools may be lost.
+    delete_data: bool,
     /// Files and devices of the backends so far.
     held: Vec<Locked>,
     /// Where they are, links followed; also what isn't there yet.
@@ -139,7 +144,43 @@ impl Look<'_> {
                 _ => {}
             }
         }
+        if !self.is_stored && !self.delete_data {
+            self.pools(changes, before);
+        }
         self.arrays(&arrays);
+    }
+
+    /// Looks for what new pools would be made over, in files and devices.
+    fn pools(&mut self, changes: &[RowChange], before: &BTreeMap<String, Row>) {
+        let added = || {
+            changes
+                .iter()
+                .filter_map(|change| if let RowChange::Put(row) = change { Some(row) } else { None })
+        };
+        let files: BTreeMap<&str, &Path> = before
+            .values()
+            .chain(added())
+            .filter_map(|row| match row {
+                Row::Backend(backend) if backend.kind == BackendType::File => {
+                    Some((backend.name.as_str(), backend.path.as_deref()?))
+                }
+                _ => None,
+            })
+            .collect();
+        for row in added().filter(|row| !before.contains_key(&row.key())) {
+            let Row::Pool(pool) = row else { continue };
+            for name in &pool.backends {
+                // What can't be read was told of already.
+                let Some(what) = files.get(name.as_str()).and_then(|path| contents(path).ok()?) else {
+                    continue;
+                };
+                let message = format!(
+                    "pool `{}`: backend `{name}` holds {what}, which it would overwrite (--delete-data, or wipefs(8))",
+                    pool.name
+                );
+                self.found.push(Obstacle { message, is_fatal: true });
+            }
+        }
     }
 
     fn listener(&mut self, listen: SocketAddr, what: &str, is_fatal: bool) {
@@ -234,6 +275,16 @@ impl Look<'_> {
             self.check(answer, &format!("backend `{name}`: address: {at}"), !self.is_stored);
         }
     }
+}
+
+/// What is recognised at the start of a file or device.
+fn contents(path: &Path) -> io::Result<Option<&'static str>> {
+    let mut start = Vec::with_capacity(LOOKED_AT_BYTES);
+    let kind = path.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        File::open(path)?.take(LOOKED_AT_BYTES as u64).read_to_end(&mut start)?;
+    }
+    Ok(recognise(&start))
 }
 
 fn may_listen(at: SocketAddr) -> Result<(), String> {

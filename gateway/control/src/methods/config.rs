@@ -117,7 +117,8 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
         other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
     };
     let rows = view.state.rows();
-    let obstacles = if look { obstacles(&view, changes.clone(), rows.clone()).await? } else { Vec::new() };
+    let obstacles =
+        if look { obstacles(&view, changes.clone(), rows.clone(), permit).await? } else { Vec::new() };
     notes.extend(obstacles.iter().map(Obstacle::to_string));
     let told = |change: &RowChange| {
         let mut told = describe(change, &rows);
@@ -152,8 +153,10 @@ async fn obstacles(
     view: &View,
     changes: Vec<RowChange>,
     before: BTreeMap<String, Row>,
+    permit: Permit,
 ) -> Result<Vec<Obstacle>, RpcError> {
     let own_files = view.own_files.clone();
-    let looked = tokio::task::spawn_blocking(move || of_changes(&changes, &before, &own_files)).await;
+    let look = move || of_changes(&changes, &before, &own_files, permit.delete_data);
+    let looked = tokio::task::spawn_blocking(look).await;
     looked.map_err(|e| RpcError::new(INTERNAL_ERROR, e.to_string()))
 }

@@ -5,8 +5,8 @@
 use super::format::{LABEL_AT, LABELS_BYTES, TABLE_AT};
 use super::{BackendInfo, IoError, PoolIo, io_error};
 
-/// Enough to see every mark.
-const LOOKED_AT_BYTES: usize = 68 << 10;
+/// From its start on: enough of a device to see every mark.
+pub const LOOKED_AT_BYTES: usize = 68 << 10;
 
 /// A mark: what it means, where it stands, and its bytes; the places are the formats' own, as blkid(8) looks for them. What
 /// may stand within another comes after it.
@@ -31,8 +31,8 @@ const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a partition table or boot sector", 510, &[0x55, 0xAA]),
 ];
 
-/// What `start`, the first bytes of a device, belongs to, if a mark says so.
-fn recognise(start: &[u8]) -> Option<&'static str> {
+/// What `start`, the first [`LOOKED_AT_BYTES`] of a device, belongs to, if a mark says so.
+pub fn recognise(start: &[u8]) -> Option<&'static str> {
     let stands = |at: usize, mark: &[u8]| start.get(at..).is_some_and(|from| from.starts_with(mark));
     MARKS.iter().find(|(_, at, mark)| stands(*at, mark)).map(|(what, ..)| *what)
 }

@@ -50,6 +50,7 @@ mod open;
 mod slots;
 mod table;
 
+pub use contents::{LOOKED_AT_BYTES, recognise};
 pub use create::{CreatePoolError, DestroyPoolError, NewMember, NewPool, create_pool, destroy_pool};
 pub use format::Damage;
 pub use import::{ImportError, Imported, import_namespace};
