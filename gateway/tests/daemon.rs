@@ -6,7 +6,8 @@ mod support;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -15,7 +16,7 @@ use support::raw::{Pdu, Raw, Who};
 use support::{PATIENCE, Patience};
 use trefoil_control::admin::Admin;
 use trefoil_storage::initiator::Identity;
-use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::fabrics::{ConnectResponse, Nqn};
 use trefoil_wire::nvme::identify::cns;
 use trefoil_wire::nvme::{IoCommand, Sgl};
 
@@ -839,5 +840,52 @@ fn a_backend_is_neither_a_special_file_nor_one_of_the_gateway_s_own() {
         let new = json!({ "name": "new", "type": "file", "path": path });
         let refused = gateway.try_call("backend_create", new).expect_err(what);
         assert!(refused.contains(&format!("backend `new`: path {path} {what}")), "{refused}");
+    }
+}
+
+/// What a gateway's Prometheus port tells.
+fn metrics(at: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(at).expect("the metrics port");
+    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
+    let (other, port) = (own_addr(), own_addr());
+    let list = format!(
+        "hosts = [\"nqn.2026-01.org.example:h\"]\nlisteners = [\"ADDR\"]\nnamespaces = []\n\n\
+         [[subsystem]]\nnqn = \"nqn.2026-01.org.example:other\"\nallow_any_host = true\nlisteners = [\"{other}\"]"
+    );
+    let document = DOCUMENT.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{port}\""));
+    let gateway = Daemon::start(&document.replace("allow_any_host = true", &list));
+    let stranger = "nqn.2026-01.org.example:stranger";
+    let cases = [
+        ("nqn.2026-01.org.example:s", "it is not on the subsystem's list: `trefoil host add NQN HOST`"),
+        ("nqn.2026-01.org.example:none", "there is no such subsystem"),
+        ("nqn.2026-01.org.example:other", "the subsystem is not offered on this listener"),
+    ];
+    for (nqn, why) in cases {
+        let refuse = || {
+            let mut raw = Raw::initialized(gateway.addr, false, false);
+            let answer = raw.try_connect(&Who::admin(stranger, nqn));
+            assert!(!matches!(answer, ConnectResponse::Connected { .. }), "{nqn}: {answer:?}");
+            raw.local_addr()
+        };
+        let peer = refuse();
+        refuse();
+        let named = format!("host=\"{stranger}\" subsystem=\"{nqn}\" peer={peer} listener={}", gateway.addr);
+        wait_for("a line of the refusal", || gateway.log().contains(&named));
+        let log = gateway.log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(nqn)).collect();
+        assert!(lines.len() == 1 && lines[0].contains("WARN") && lines[0].contains(why), "{lines:?}");
+    }
+    let counts = metrics(port);
+    for reason in ["host", "subsystem", "listener"] {
+        let line = format!("trefoil_connects_refused_total{{reason=\"{reason}\"}} 2\n");
+        assert!(counts.contains(&line), "{counts}");
     }
 }

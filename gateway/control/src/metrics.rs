@@ -14,7 +14,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use trefoil_poll::CoreId;
-use trefoil_storage::msg::Survey;
+use trefoil_storage::msg::{Forbidden, Survey};
 use trefoil_storage::stats::{BUCKETS, Latency, OpStats};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,6 +43,11 @@ struct Core {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Named {
     name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
 }
 
 /// What all who connect may have.
@@ -291,6 +296,18 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
         let commands = survey.qpairs.iter().map(|row| i64::from(row.outstanding)).sum();
         outstanding.get_or_create(&label).set(commands);
     }
+    let refused = Family::<Reason, Counter>::default();
+    for (at, why) in Forbidden::ALL.iter().enumerate() {
+        let reason = match why {
+            Forbidden::Host => "host",
+            Forbidden::Subsystem => "subsystem",
+            Forbidden::Listener => "listener",
+        };
+        let count = survey.iter().filter_map(|(_, survey)| survey.refused.get(at)).sum();
+        refused.get_or_create(&Reason { reason }).inc_by(count);
+    }
+    let help = "Connects refused because the host isn't on the subsystem's list, there is no such subsystem, or not there";
+    all.register("connects_refused", help, refused);
     all.register("connections", "Queue pairs of hosts on a core", connections);
     all.register("commands_outstanding", "Commands of hosts under way on a core", outstanding);
     for (core, sample) in view.cores.iter().enumerate() {

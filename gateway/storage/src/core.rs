@@ -359,6 +359,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 }
                 self.target.close_hosts(cx!(self, io), all);
             }
+            Msg::Refused(place) => self.target.give_back(place),
             // What only control is told.
             Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {
                 debug_assert!(false, "a core got a message for control from {from:?}");

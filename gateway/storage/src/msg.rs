@@ -82,6 +82,9 @@ pub enum Msg<S, F> {
     UnderWay(LunId, usize),
     /// Core → control: something that an operator or a table wants to know.
     Event(Event),
+    /// Core → control: a Connect was refused. Control → core: it has been told of, and here is its place for another. A
+    /// core has some few places, so that hosts that are refused often make it neither allocate nor send much.
+    Refused(Box<Refused>),
     /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,
     /// as part of an orderly stop.
     CloseHosts {
@@ -217,6 +220,39 @@ pub struct Survey {
     pub qpairs: Vec<QpairRow>,
     /// Queue pairs in all, also those for which there was no room.
     pub total: usize,
+    /// Connects that were refused since the core started, by [`Forbidden`]'s order.
+    pub refused: [u64; Forbidden::ALL.len()],
+}
+
+/// A Connect that was refused because of who asked for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The host.
+    pub host_nqn: HostName,
+    /// The subsystem that it asked for.
+    pub subsystem_nqn: HostName,
+    /// The host's address.
+    pub peer: SocketAddr,
+    /// Our address as the host used it.
+    pub local: SocketAddr,
+    /// Why it may not.
+    pub why: Forbidden,
+}
+
+/// Why a host may not connect to a subsystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forbidden {
+    /// It is not on the subsystem's list.
+    Host,
+    /// There is no such subsystem.
+    Subsystem,
+    /// The subsystem isn't offered where the host came in.
+    Listener,
+}
+
+impl Forbidden {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Host, Self::Subsystem, Self::Listener];
 }
 
 /// One queue pair of one host.

@@ -348,7 +348,9 @@ impl Gateway {
 
     /// Who is connected.
     pub fn survey(&mut self) -> Vec<(CoreId, QpairRow)> {
-        self.tell_all(|_| Msg::Survey(Box::new(Survey { qpairs: Vec::with_capacity(512), total: 0 })));
+        self.tell_all(|_| {
+            Msg::Survey(Box::new(Survey { qpairs: Vec::with_capacity(512), ..Survey::default() }))
+        });
         let mut rows = Vec::new();
         self.each_core_with("Survey", |core, msg| match msg {
             Msg::Survey(survey) => {
@@ -488,6 +490,10 @@ impl Gateway {
         match self.mail.recv_timeout(patience.left().min(Duration::from_millis(50))) {
             Ok((core, Msg::Event(event))) => {
                 self.events.push((core, event));
+                None
+            }
+            Ok((core, place @ Msg::Refused(_))) => {
+                send(&self.to_cores, usize::from(core.0), place);
                 None
             }
             Ok(other) => Some(other),

@@ -98,6 +98,11 @@ impl Raw {
         Self { stream, framing: Framing::initial(Receiver::Host), next_cid: 0 }
     }
 
+    /// The host's own address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.stream.local_addr().expect("an address")
+    }
+
     /// A connection after ICReq and ICResp.
     pub fn initialized(addr: SocketAddr, header_digest: bool, data_digest: bool) -> Self {
         let mut raw = Self::open(addr);

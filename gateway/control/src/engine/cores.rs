@@ -3,11 +3,12 @@
 //! One task takes the mail in ([`Cores::listen`]); everything else sends and awaits. Cores answer
 //! every question once, so a wait ends as long as the core turns.
 
+use super::refused::RefusedHosts;
 use crate::error::{Fault, Refusal};
 use crate::loss::Links;
 use nix::errno::Errno;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -16,11 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
 use trefoil_storage::initiator::NamespaceIdentity;
-use trefoil_storage::msg::{Event, Survey};
+use trefoil_storage::msg::{Event, Refused, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
 use trefoil_storage::stats::{LunRow, LunSurvey};
 use trefoil_storage::topology::{BackendId, LunId, Topology};
@@ -33,6 +35,8 @@ pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two questions after what is under way.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
+/// How long control keeps a core's place for a refusal, which bounds how often it is told of one.
+const RETURN_AFTER: Duration = Duration::from_millis(100);
 /// LUNs that a core tells of at a time: some microseconds of its time.
 const LUN_ROWS: usize = 32;
 /// Requests of control's own under way at a time.
@@ -100,6 +104,9 @@ pub struct Cores {
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
     surveying: tokio::sync::Mutex<()>,
+    refused: RefCell<RefusedHosts>,
+    /// What goes back to a core, and when; soonest first.
+    returns: RefCell<VecDeque<(Instant, CoreId, Box<Refused>)>>,
     on_event: RefCell<Option<EventSink>>,
     dropped_events: Cell<u64>,
 }
@@ -133,6 +140,8 @@ impl Cores {
             names: RefCell::default(),
             reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
+            refused: RefCell::default(),
+            returns: RefCell::default(),
             on_event: RefCell::new(None),
             dropped_events: Cell::new(0),
         }))
@@ -169,13 +178,17 @@ impl Cores {
                     None => break,
                 }
             }
+            let next = self.give_back();
             if !mail.get_mut().0.announce() {
                 tokio::task::yield_now().await;
                 continue;
             }
-            match mail.readable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                Err(error) => return tracing::error!(%error, "the mailbox's descriptor failed"),
+            tokio::select! {
+                ready = mail.readable() => match ready {
+                    Ok(mut guard) => guard.clear_ready(),
+                    Err(error) => return tracing::error!(%error, "the mailbox's descriptor failed"),
+                },
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
         }
     }
@@ -235,8 +248,27 @@ impl Cores {
                     None => self.dropped_events.set(self.dropped_events.get() + 1),
                 }
             }
+            Msg::Refused(refused) => {
+                self.refused.borrow_mut().tell(&refused);
+                self.returns.borrow_mut().push_back((Instant::now() + RETURN_AFTER, core, refused));
+            }
             other => tracing::error!(core = core.0, "a core sent control {other:?}"),
         }
+    }
+
+    /// Gives cores back in which they tell of refusals, late enough that hosts that are refused all the time don't keep this
+    /// thread busy. Gives when the next one is due.
+    fn give_back(&self) -> Option<Instant> {
+        let mut returns = self.returns.borrow_mut();
+        let now = Instant::now();
+        while let Some((_, core, place)) = returns.pop_front_if(|(due, ..)| *due <= now) {
+            let Some(sender) = self.to_cores.get(usize::from(core.0)) else { continue };
+            // A core without room now has it later.
+            if let Err(Msg::Refused(place)) = sender.borrow_mut().send(Msg::Refused(place)) {
+                returns.push_back((now + RETURN_AFTER, core, place));
+            }
+        }
+        returns.front().map(|(due, ..)| *due)
     }
 
     /// Notes what an event says of a backend. The log gets what is new: a cause that stays is not told at every try.
@@ -398,7 +430,7 @@ impl Cores {
     /// The core doesn't answer.
     pub async fn survey(&self, core: CoreId, rows: usize) -> Result<Box<Survey>, Refusal> {
         let (tell, wait) = oneshot::channel();
-        let survey = Box::new(Survey { qpairs: Vec::with_capacity(rows), total: 0 });
+        let survey = Box::new(Survey { qpairs: Vec::with_capacity(rows), ..Survey::default() });
         let _one = self.surveying.lock().await;
         self.waits.borrow_mut().surveys.insert(core, tell);
         self.send(core, Msg::Survey(survey)).await?;

@@ -13,6 +13,7 @@ pub mod handle;
 mod pools;
 mod portals;
 mod queries;
+mod refused;
 pub mod topology;
 pub mod view;
 

@@ -180,6 +180,7 @@ impl Run {
                         Event::QpairUp { .. } | Event::QpairDown { .. } => {}
                     }
                 }
+                Msg::Refused(place) => self.world.post(self.gateway, from, Msg::Refused(place)),
                 other => {
                     let what = format!("control got {other:?} from {from:?}");
                     self.workload.borrow_mut().model.violate(what);

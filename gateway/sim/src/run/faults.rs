@@ -164,7 +164,7 @@ impl Run {
             return self.world.after(Duration::from_millis(5), UNBAN);
         }
         for core in 0..CORES {
-            let mut survey = Survey { qpairs: Vec::with_capacity(SOCKETS), total: 0 };
+            let mut survey = Survey { qpairs: Vec::with_capacity(SOCKETS), ..Survey::default() };
             if let Some(Node::Gateway(gateway)) = self.world.machine(self.gateway, core) {
                 gateway.target().survey(&mut survey);
             }

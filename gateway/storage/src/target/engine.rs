@@ -10,6 +10,7 @@ use super::ctrlr::{Ctrlrs, hash};
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
+use super::refusals::Refusals;
 use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
 use super::strangers::Strangers;
@@ -110,6 +111,8 @@ pub struct Engine {
     pub shares: Shares,
     /// Queues that may Connect and have not.
     pub strangers: Strangers,
+    /// Connects that were refused.
+    pub refusals: Refusals,
     /// Queues that are gone and whose requests are still under way.
     departures: Departures,
     /// The streams of such queues, until they are cancelled.
@@ -121,7 +124,7 @@ pub struct Engine {
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot and one a queue, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
-    /// one a queue, shares and strangers as theirs say.
+    /// one a queue, shares, strangers and refusals as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -143,6 +146,7 @@ impl Engine {
             luns: LunCounters::new(MAX_LUNS),
             shares: Shares::new(limits.max_conns, limits.reserved_bytes),
             strangers: Strangers::new(limits.max_conns),
+            refusals: Refusals::new(),
             departures: Departures::new(limits.slots.min(65_535)),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,

@@ -12,6 +12,7 @@ mod engine;
 mod io;
 mod limits;
 mod queue;
+mod refusals;
 mod shares;
 mod slot;
 mod strangers;
@@ -24,7 +25,7 @@ mod tests;
 pub use limits::TargetLimits;
 
 use crate::cx::Cx;
-use crate::msg::{CtrlrMsg, HostName, QpairRow, StorageIo, Survey};
+use crate::msg::{CtrlrMsg, HostName, QpairRow, Refused, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
 use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, PortalId, Topology};
@@ -180,8 +181,14 @@ impl Target {
         self.engine.timers.next()
     }
 
+    /// Control has told of a refused Connect.
+    pub fn give_back(&mut self, place: Box<Refused>) {
+        self.engine.refusals.give_back(place);
+    }
+
     /// What is connected here.
     pub fn survey(&self, into: &mut Survey) {
+        into.refused = self.engine.refusals.counts();
         let live = self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live);
         for (at, queue) in live.filter(|(at, _)| !self.engine.is_own(*at as u32)) {
             into.total += 1;

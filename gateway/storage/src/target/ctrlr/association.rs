@@ -19,13 +19,14 @@
 use super::table::Member;
 use super::{Ctrlrs, Kind, hash};
 use crate::cx::Cx;
-use crate::msg::{CtrlrMsg, Msg, StorageIo};
+use crate::msg::{CtrlrMsg, Forbidden, Msg, StorageIo};
 use crate::target::departure::Leaving;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::target::queue::{Names, QueueState};
 use crate::target::slot::{NIL, Phase};
 use crate::target::timers::Timer;
+use crate::topology::PortalId;
 use std::time::Duration;
 use trefoil_poll::{CoreId, SockId};
 use trefoil_wire::fabrics::{
@@ -94,20 +95,37 @@ impl Engine {
     }
 
     /// Who may connect to what, here. Gives the subsystem's place in the topology (0 for discovery).
-    fn admit(&self, queue: u32, data: &ConnectData) -> Result<u32, ConnectResponse> {
+    fn admit<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        queue: u32,
+        data: &ConnectData,
+    ) -> Result<u32, ConnectResponse> {
+        let at = self.places[queue as usize];
+        self.allowed(at.portal, data).map_err(|why| {
+            self.refusals.add(cx, data, at, why);
+            match why {
+                Forbidden::Host => ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()),
+                // Which subsystems there are elsewhere is nothing that a host is told.
+                Forbidden::Subsystem | Forbidden::Listener => {
+                    ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN)
+                }
+            }
+        })
+    }
+
+    fn allowed(&self, portal: PortalId, data: &ConnectData) -> Result<u32, Forbidden> {
         if data.subnqn.is_discovery() {
             return Ok(0);
         }
-        let portal = self.places[queue as usize].portal;
-        let found = self.topology.subsystems.iter().position(|s| s.nqn == data.subnqn.as_str());
-        let Some((index, subsystem)) = found
-            .and_then(|index| Some((index, self.topology.subsystems.get(index)?)))
-            .filter(|(_, subsystem)| subsystem.portals.contains(&portal))
-        else {
-            return Err(ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN));
-        };
+        let mut subsystems = self.topology.subsystems.iter().enumerate();
+        let found = subsystems.find(|(_, s)| s.nqn == data.subnqn.as_str());
+        let (index, subsystem) = found.ok_or(Forbidden::Subsystem)?;
+        if !subsystem.portals.contains(&portal) {
+            return Err(Forbidden::Listener);
+        }
         if !subsystem.hosts.contains(data.hostnqn.as_str()) {
-            return Err(ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()));
+            return Err(Forbidden::Host);
         }
         Ok(index as u32)
     }
@@ -120,7 +138,7 @@ impl Engine {
         data: &ConnectData,
     ) -> Result<Step, ConnectResponse> {
         let queue = self.slots[at].queue;
-        let subsystem = self.admit(queue, data)?;
+        let subsystem = self.admit(cx, queue, data)?;
         if data.cntlid != DYNAMIC_CNTLID {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
         }
@@ -189,7 +207,7 @@ impl Engine {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::QID));
         }
         let queue = self.slots[at].queue;
-        let subsystem = self.admit(queue, data)?;
+        let subsystem = self.admit(cx, queue, data)?;
         if data.cntlid == 0 || data.cntlid > super::table::MAX_CNTLID {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
         }

@@ -2,7 +2,8 @@
 
 use super::host::{ADMIN, Host, Outcome, Wish, connect_command};
 use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN};
-use crate::topology::Allow;
+use crate::msg::{Forbidden, Msg, Survey};
+use crate::topology::{Allow, PortalId};
 use std::time::Duration;
 use trefoil_wire::fabrics::{FabricsCommand, PropertySize};
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
@@ -44,6 +45,53 @@ fn connect_is_checked() {
     assert!(!outcome.status.is_ok());
     assert_eq!(host.fabrics_connect(&mut rig, ADMIN).status, Status::SUCCESS);
     assert!(host.fabrics_connect(&mut rig, ADMIN).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    rig.finish();
+}
+
+#[test]
+fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
+    let mut rig = Rig::new(1);
+    rig.topology.subsystems[0].hosts = Allow::Only(vec![HOST.into()]);
+    rig.publish();
+    let refuse = |rig: &mut Rig, wish| {
+        let (host, outcome) = Host::connect(rig, 0, wish);
+        assert!(!outcome.status.is_ok());
+        rig.hang_up(host.at);
+        let told = rig.cores[0].io.control.pop();
+        told.map(|told| match told {
+            Msg::Refused(refused) => refused,
+            other => panic!("{other:?}"),
+        })
+    };
+    let stranger = Wish { hostnqn: OTHER_HOST, ..ADMIN };
+    let none = "nqn.2024-01.test:none";
+    let mut places = Vec::new();
+    for (wish, why) in [
+        (stranger, Forbidden::Host),
+        (Wish { subnqn: none, ..ADMIN }, Forbidden::Subsystem),
+        (Wish { subnqn: none, hostnqn: OTHER_HOST, ..ADMIN }, Forbidden::Subsystem),
+    ] {
+        let refused = refuse(&mut rig, wish).expect("it is told");
+        assert_eq!((refused.host_nqn.as_str(), refused.subsystem_nqn.as_str()), (wish.hostnqn, wish.subnqn));
+        assert_eq!((refused.why, refused.peer.to_string().as_str()), (why, "198.51.100.7:999"));
+        places.push(refused);
+    }
+    rig.topology.subsystems[0].portals = vec![PortalId(1)];
+    rig.publish();
+    let refused = refuse(&mut rig, ADMIN).expect("it is told");
+    assert_eq!((refused.why, refused.local.to_string().as_str()), (Forbidden::Listener, "192.0.2.1:4420"));
+    while let Some(refused) = refuse(&mut rig, ADMIN) {
+        places.push(refused);
+        assert!(places.len() < 100, "without an end");
+    }
+    let place = places.pop().expect("one");
+    rig.with_core(0, |target, _| target.give_back(place));
+    assert!(refuse(&mut rig, ADMIN).is_some() && refuse(&mut rig, ADMIN).is_none(), "one place is back");
+    let mut survey = Survey::default();
+    rig.cores[0].target.survey(&mut survey);
+    let [host, subsystem, listener] = survey.refused;
+    // Of the latter: the first, those that were told after it, two without a place, and the one for the place that came back.
+    assert_eq!((host, subsystem, listener), (1, 2, 1 + (places.len() as u64 - 2) + 3));
     rig.finish();
 }
 
@@ -317,10 +365,10 @@ fn a_survey_lists_what_is_connected() {
     let admin = Host::admin(&mut rig, 0, ADMIN);
     let mut io = Host::io(&mut rig, 0, &admin, Wish { digests: (true, false), ..ADMIN });
     io.io_command(&mut rig, 1, IoCommand::Read(BlockRange::new(0, 8)), &[], 4096);
-    let mut survey = crate::msg::Survey { qpairs: Vec::with_capacity(1), total: 0 };
+    let mut survey = Survey { qpairs: Vec::with_capacity(1), ..Survey::default() };
     rig.cores[0].target.survey(&mut survey);
     assert_eq!((survey.qpairs.len(), survey.total), (1, 2));
-    let mut survey = crate::msg::Survey { qpairs: Vec::with_capacity(9), total: 0 };
+    let mut survey = Survey { qpairs: Vec::with_capacity(9), ..Survey::default() };
     rig.cores[0].target.survey(&mut survey);
     let row = survey.qpairs.iter().find(|row| row.qid == 1).expect("the I/O queue");
     assert_eq!((row.depth, row.outstanding, row.commands, row.payload_bytes), (128, 0, 2, 1024 + 4096));

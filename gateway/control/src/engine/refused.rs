@@ -1,0 +1,102 @@
+//! What the log says of hosts that were refused: enough to see who can't connect and why, and never so much that a host
+//! that tries all the time, or under many names, fills it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use trefoil_storage::msg::{Forbidden, Refused};
+
+/// For how long no other line tells of the same host at the same subsystem.
+const QUIET: Duration = Duration::from_secs(60);
+/// Lines in [`BURST`], whoever they tell of.
+const LINES: usize = 5;
+const BURST: Duration = Duration::from_secs(1);
+
+/// Who was told of lately.
+#[derive(Debug, Default)]
+pub struct RefusedHosts {
+    /// Oldest first, none older than [`QUIET`], so at most [`LINES`] for each second of that.
+    told: VecDeque<(Instant, String, String)>,
+    /// Refusals since the last line that got none.
+    untold: u64,
+}
+
+impl RefusedHosts {
+    /// Logs one, unless it or much else was told just now.
+    pub fn tell(&mut self, refused: &Refused) {
+        let Some(untold) = self.admit(refused, Instant::now()) else { return };
+        tracing::warn!(
+            host = refused.host_nqn.as_str(),
+            subsystem = refused.subsystem_nqn.as_str(),
+            peer = %refused.peer,
+            listener = %refused.local,
+            why = reason(refused.why),
+            untold,
+            "a host's Connect was refused"
+        );
+    }
+
+    /// Whether there is to be a line, and then how many refusals have had none since the one before.
+    fn admit(&mut self, refused: &Refused, now: Instant) -> Option<u64> {
+        let (host, subsystem) = (refused.host_nqn.as_str(), refused.subsystem_nqn.as_str());
+        let age = |at: Instant| now.saturating_duration_since(at);
+        while self.told.pop_front_if(|(at, ..)| age(*at) >= QUIET).is_some() {}
+        let is_known = self.told.iter().any(|(_, h, s)| h == host && s == subsystem);
+        let latest = self.told.iter().rev().take_while(|(at, ..)| age(*at) < BURST).count();
+        if is_known || latest >= LINES {
+            self.untold += 1;
+            return None;
+        }
+        self.told.push_back((now, host.into(), subsystem.into()));
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+fn reason(why: Forbidden) -> &'static str {
+    match why {
+        Forbidden::Host => "it is not on the subsystem's list: `trefoil host add NQN HOST`",
+        Forbidden::Subsystem => "there is no such subsystem: `trefoil subsystem list`",
+        Forbidden::Listener => {
+            "the subsystem is not offered on this listener: `trefoil subsystem add-listener NQN ADDRESS`"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_storage::msg::HostName;
+
+    fn refused(host: &str) -> Refused {
+        let at = "192.0.2.1:4420".parse().expect("an address");
+        let (host_nqn, subsystem_nqn) = (HostName::new(host), HostName::new("nqn.2026-01.org.example:s"));
+        Refused { host_nqn, subsystem_nqn, peer: at, local: at, why: Forbidden::Host }
+    }
+
+    #[test]
+    fn a_host_is_told_of_once_a_minute() {
+        let mut hosts = RefusedHosts::default();
+        let start = Instant::now();
+        let mut at = |ms: u64, host: &str| hosts.admit(&refused(host), start + Duration::from_millis(ms));
+        assert_eq!(at(0, "a"), Some(0));
+        assert_eq!(at(1, "a"), None);
+        assert_eq!(at(59_999, "a"), None);
+        assert_eq!(at(59_999, "b"), Some(2));
+        assert_eq!(at(60_000, "a"), Some(0));
+        assert_eq!(at(60_001, "b"), None);
+    }
+
+    #[test]
+    fn hosts_under_many_names_fill_neither_log_nor_memory() {
+        let mut hosts = RefusedHosts::default();
+        let start = Instant::now();
+        // 100 a second for five minutes.
+        let told = |at: &u64| {
+            let now = start + Duration::from_millis(at * 10);
+            let told = hosts.admit(&refused(&format!("host-{at}")), now).is_some();
+            assert!(hosts.told.len() <= 60 * LINES, "{}", hosts.told.len());
+            told
+        };
+        let lines = (0..30_000u64).filter(told).count();
+        assert_eq!(lines, 300 * LINES);
+    }
+}
