@@ -321,6 +321,8 @@ pub enum Event {
         usable: bool,
         /// Why, for the log.
         why: &'static str,
+        /// It said itself that trying again is useless, as long as nobody changes anything. It is tried all the same.
+        is_final: bool,
     },
     /// What a backend is, as it says itself; told each time that it is reached.
     BackendInfo {

@@ -145,6 +145,35 @@ impl Rig {
 }
 
 #[test]
+fn a_new_array_is_refused_with_what_it_said() {
+    let list = "hosts = [\"nqn.2026-01.org.example:gateway\"]";
+    let array = Daemon::start(&ARRAY.replace("allow_any_host = true", list));
+    let gateway = Daemon::start(&ARRAY.replace("name = \"array\"", "name = \"gateway\""));
+    let (at, closed) = (array.addr.to_string(), support::daemon::own_addr().to_string());
+    let subsystem = "nqn.2026-01.org.example:array";
+    let cases = [
+        (&at, "nqn.2026-01.org.example:none", "gateway", 1, "can't be used: the array has no such subsystem"),
+        (&at, subsystem, "other", 1, "can't be used: the array does not let this gateway's host NQN connect"),
+        (&at, subsystem, "gateway", 9, "can't be used: the namespace is not active"),
+        (&closed, subsystem, "gateway", 1, "was not reached within 10 s: connection refused"),
+    ];
+    for (address, subnqn, host, nsid, why) in cases {
+        let new = json!({
+            "name": "far", "type": "nvme-tcp", "address": address, "subnqn": subnqn, "nsid": nsid,
+            "hostnqn": format!("nqn.2026-01.org.example:{host}"),
+        });
+        let refused = gateway.try_call("backend_create", new).expect_err(why);
+        let told = format!("backend `far`: the array at {address} {why}");
+        assert!(refused.starts_with(&told), "{refused} is not {told}");
+    }
+    let new = json!({
+        "name": "far", "type": "nvme-tcp", "address": at, "subnqn": subsystem, "nsid": 1,
+        "hostnqn": "nqn.2026-01.org.example:gateway",
+    });
+    assert_eq!(gateway.call("backend_create", new)["state"], "up");
+}
+
+#[test]
 fn silent_for_long_and_back() {
     let mut rig = Rig::start(60);
     rig.nobody_noticed("before");

@@ -170,18 +170,29 @@ pub async fn bring_up<'a>(
     }
     if backend.kind == BackendType::NvmeTcp {
         let within = if patient { Duration::ZERO } else { ARRAY_TIMEOUT };
-        match cores.geometry(id, within).await {
+        match cores.geometry(id, within, !patient).await {
             Some((block_bytes, len_bytes)) => (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes),
             None if patient => cores.set_lost(id, "the array has not answered yet"),
             None => {
+                let what = unreached(cores, backend, id);
                 take_down(cores, &live).await?;
-                let seconds = ARRAY_TIMEOUT.as_secs();
-                let what = format!("backend `{}`: the array did not answer within {seconds} s", backend.name);
                 return Err(Refusal::new(Fault::Device, what));
             }
         }
     }
     Ok(live)
+}
+
+/// What a new array is refused with.
+fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
+    let at = backend.address.map(|address| format!(" at {address}")).unwrap_or_default();
+    let what = format!("backend `{}`: the array{at}", backend.name);
+    let seconds = ARRAY_TIMEOUT.as_secs();
+    match cores.usable(id) {
+        Err(why) if cores.is_refused(id) => format!("{what} can't be used: {why}"),
+        Err(why) => format!("{what} was not reached within {seconds} s: {why}"),
+        Ok(()) => format!("{what} did not answer within {seconds} s"),
+    }
 }
 
 /// Waits for the arrays that were brought up with patience and have not answered yet: for all of them together as long as for
@@ -190,7 +201,7 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
     let by = Instant::now() + ARRAY_TIMEOUT;
     for live in lives.filter(|live| live.len_bytes == 0) {
         let left = by.saturating_duration_since(Instant::now());
-        if let Some((block_bytes, len_bytes)) = cores.geometry(live.id, left).await {
+        if let Some((block_bytes, len_bytes)) = cores.geometry(live.id, left, false).await {
             (live.block_bytes, live.len_bytes) = (block_bytes, len_bytes);
         }
     }

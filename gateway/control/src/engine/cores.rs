@@ -74,6 +74,14 @@ struct Told {
     namespace: NamespaceIdentity,
 }
 
+/// Why I/O to a backend can't go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Lost {
+    why: &'static str,
+    /// The backend said that trying again is useless.
+    is_final: bool,
+}
+
 #[derive(Default)]
 struct Waits {
     topology: HashMap<(CoreId, u64), Wait<()>>,
@@ -96,11 +104,11 @@ pub struct Cores {
     waits: RefCell<Waits>,
     /// What backends said of themselves.
     told: RefCell<HashMap<BackendId, Told>>,
-    /// Backends to which I/O can't go on, and why.
-    lost: RefCell<HashMap<BackendId, &'static str>>,
+    /// Backends to which I/O can't go on.
+    lost: RefCell<HashMap<BackendId, Lost>>,
     /// For the log.
     names: RefCell<HashMap<BackendId, String>>,
-    /// Told with each event that changes `told`.
+    /// Told with each event that changes `told` or adds to `lost`.
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
     surveying: tokio::sync::Mutex<()>,
@@ -291,10 +299,12 @@ impl Cores {
                 self.reached.notify_waiters();
             }
             Event::BackendState { backend, usable: true, .. } => is_back(backend),
-            Event::BackendState { backend, usable: false, why } => {
-                if self.lost.borrow_mut().insert(*backend, why) != Some(*why) {
+            Event::BackendState { backend, usable: false, why, is_final } => {
+                let lost = Lost { why, is_final: *is_final };
+                if self.lost.borrow_mut().insert(*backend, lost) != Some(lost) {
                     tracing::warn!(backend = name(backend), why, "backend lost");
                 }
+                self.reached.notify_waiters();
             }
             Event::BackendResized { backend, len_bytes } => {
                 tracing::info!(backend = name(backend), len_bytes, "backend resized");
@@ -360,18 +370,25 @@ impl Cores {
         self.answer(core, wait).await?.map_err(refused)
     }
 
-    /// The block size and size in bytes that a backend tells once it is reached; `None` after `within`.
-    pub async fn geometry(&self, id: BackendId, within: Duration) -> Option<(u32, u64)> {
+    /// The block size and size in bytes that a backend tells once it is reached; `None` after `within`, and with `is_new`
+    /// once it says that trying again is useless.
+    pub async fn geometry(&self, id: BackendId, within: Duration, is_new: bool) -> Option<(u32, u64)> {
         let told = async {
             loop {
                 let reached = self.reached.notified();
-                if let Some(told) = self.told_geometry(id) {
+                let told = self.told_geometry(id);
+                if told.is_some() || (is_new && self.is_refused(id)) {
                     return told;
                 }
                 reached.await;
             }
         };
-        tokio::time::timeout(within, told).await.ok()
+        tokio::time::timeout(within, told).await.ok().flatten()
+    }
+
+    /// Whether a backend says that trying again is useless.
+    pub fn is_refused(&self, id: BackendId) -> bool {
+        self.lost.borrow().get(&id).is_some_and(|lost| lost.is_final)
     }
 
     /// The same if it was told already.
@@ -405,12 +422,12 @@ impl Cores {
 
     /// Whether I/O to a backend can go on, and why not.
     pub fn usable(&self, id: BackendId) -> Result<(), &'static str> {
-        self.lost.borrow().get(&id).map_or(Ok(()), |why| Err(why))
+        self.lost.borrow().get(&id).map_or(Ok(()), |lost| Err(lost.why))
     }
 
     /// I/O to a backend can't go on until it says otherwise.
     pub fn set_lost(&self, id: BackendId, why: &'static str) {
-        self.lost.borrow_mut().insert(id, why);
+        self.lost.borrow_mut().insert(id, Lost { why, is_final: false });
     }
 
     /// Takes a backend's channel from a core, once what is on its way is done.

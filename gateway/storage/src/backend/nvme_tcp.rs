@@ -403,7 +403,7 @@ impl NvmeTcpChannel {
         let mut any = false;
         while let Some(event) = self.controller.as_mut().and_then(Controller::next_event) {
             any = true;
-            let state = |usable, why| Event::BackendState { backend, usable, why };
+            let state = |usable, why, is_final| Event::BackendState { backend, usable, why, is_final };
             let told = match event {
                 ControllerEvent::Up(facts) => {
                     self.usable = true;
@@ -414,17 +414,17 @@ impl NvmeTcpChannel {
                         namespace: facts.identity(),
                     };
                     cx.io.post_control(Msg::Event(info));
-                    Some(state(true, "connected"))
+                    Some(state(true, "connected", false))
                 }
                 ControllerEvent::Down(why) => {
                     self.usable = false;
-                    Some(state(false, why.kind()))
+                    Some(state(false, why.kind(), why.is_final()))
                 }
                 ControllerEvent::Resized(facts) if facts.len_bytes() != self.len_bytes => {
                     self.len_bytes = facts.len_bytes();
                     Some(Event::BackendResized { backend, len_bytes: self.len_bytes })
                 }
-                ControllerEvent::GaveUp => Some(state(false, "the loss timeout passed")),
+                ControllerEvent::GaveUp => Some(state(false, "the loss timeout passed", false)),
                 ControllerEvent::Resized(_)
                 | ControllerEvent::Ana(_)
                 | ControllerEvent::DiscoveryLog

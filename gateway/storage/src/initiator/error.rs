@@ -1,7 +1,7 @@
 //! What goes wrong with a queue pair or a controller, sorted by who is at fault.
 
 use trefoil_poll::SockError;
-use trefoil_wire::fabrics::ConnectResponse;
+use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
 use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
 
@@ -11,6 +11,8 @@ const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
+
+const NOT_ALLOWED: &str = "the array does not let this gateway's host NQN connect (Connect Invalid Host)";
 
 /// Why a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -145,12 +147,30 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
+    /// Whether the array itself says that another attempt is useless until somebody changes something.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Queue { qid: 0, why: QueueError::Refused(ConnectResponse::Failed(status)) }
+            | Self::Command { status, .. } => status.is_dnr(),
+            Self::Queue { qid: 0, why: QueueError::Refused(_) | QueueError::AuthenticationRequired(_) }
+            | Self::Unusable(_) => true,
+            _ => false,
+        }
+    }
+
     /// Its kind, for an operator's log; `Display` has the details.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",
             Self::Queue { why: QueueError::Terminated(_), .. } => "the array terminated the connection",
-            Self::Queue { why: QueueError::Refused(_), .. } => "the array refused Connect",
+            Self::Queue { why: QueueError::Refused(response), .. } => match response {
+                ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN) => {
+                    "the array has no such subsystem"
+                }
+                ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN) => NOT_ALLOWED,
+                ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => NOT_ALLOWED,
+                _ => "the array refused Connect",
+            },
             Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
                 "the array requires authentication"
             }
@@ -166,6 +186,9 @@ impl ControllerError {
             Self::Queue { why: QueueError::HandshakeTimeout, .. } => "the array does not answer",
             Self::Queue { why: QueueError::TableFull, .. } => "no socket is left",
             Self::Queue { why: QueueError::Closed, .. } => "the connection was closed",
+            Self::Command { status, .. } if status.is(Status::INVALID_NAMESPACE) => {
+                "the array has no such namespace"
+            }
             Self::Command { step, .. } => step,
             Self::Fatal => "the array's controller reports a fatal error",
             Self::NotReady => "the array's controller did not become ready",

@@ -267,7 +267,7 @@ fn control_learns_what_the_backend_is() {
         len_bytes: 4096 * 512,
         namespace: NamespaceIdentity { nguid: [9; 16], uuid: [0; 16], eui64: [0; 8], block_bytes: 512 },
     };
-    let up = Event::BackendState { backend: BACKEND, usable: true, why: "connected" };
+    let up = Event::BackendState { backend: BACKEND, usable: true, why: "connected", is_final: false };
     assert_eq!(gateway.events, [info, up]);
     gateway.end();
 }
