@@ -6,12 +6,11 @@ mod support;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use support::daemon::{Daemon, own_addr};
+use support::daemon::{Daemon, metrics, own_addr};
 use support::raw::{Pdu, Raw, Who};
 use support::{PATIENCE, Patience};
 use trefoil_control::admin::Admin;
@@ -841,16 +840,6 @@ fn a_backend_is_neither_a_special_file_nor_one_of_the_gateway_s_own() {
         let refused = gateway.try_call("backend_create", new).expect_err(what);
         assert!(refused.contains(&format!("backend `new`: path {path} {what}")), "{refused}");
     }
-}
-
-/// What a gateway's Prometheus port tells.
-fn metrics(at: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(at).expect("the metrics port");
-    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
 }
 
 #[test]

@@ -197,11 +197,12 @@ fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
     let size = Family::<Named, Gauge>::default();
     for name in view.state.luns.keys() {
         let place = view.luns.get(name);
-        up.get_or_create(&Named { name: name.clone() }).set(place.is_some().into());
+        let is_up = place.is_some_and(|place| view.lost_under(place).is_none());
+        up.get_or_create(&Named { name: name.clone() }).set(is_up.into());
         let len_bytes = place.map_or(0, |p| p.len_bytes);
         size.get_or_create(&Named { name: name.clone() }).set(len_bytes.cast_signed());
     }
-    all.register("lun_up", "Whether a LUN is served", up);
+    all.register("lun_up", "Whether a LUN is served and I/O to all backends under it can go on", up);
     all.register_with_unit("lun_size", "Size of a LUN", Unit::Bytes, size);
     let (capacity, free) = (Family::<Named, Gauge>::default(), Family::<Named, Gauge>::default());
     for (name, pool) in &view.pools {

@@ -174,6 +174,48 @@ fn a_new_array_is_refused_with_what_it_said() {
 }
 
 #[test]
+fn what_lies_on_a_lost_array_is_lost_too() {
+    let mut array = Daemon::start(ARRAY);
+    let disk = array.path("second.img").display().to_string();
+    array.call("backend_create", json!({ "name": "second", "type": "file", "path": disk, "size": "64MiB" }));
+    array.call("lun_import", json!({ "name": "second", "backend": "second" }));
+    let subsystem = "nqn.2026-01.org.example:array";
+    array.call("subsystem_add_namespace", json!({ "nqn": subsystem, "lun": "second", "nsid": 2 }));
+    let (at, port) = (array.addr.to_string(), support::daemon::own_addr());
+    let document = GATEWAY.replace("ARRAY", &at).replace("LOSS", "60");
+    let metered = document.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{port}\""));
+    let gateway = Daemon::start(&metered);
+    let member =
+        json!({ "name": "member", "type": "nvme-tcp", "address": at, "subnqn": subsystem, "nsid": 2 });
+    gateway.call("backend_create", member);
+    gateway.call("pool_create", json!({ "name": "tank", "backends": ["member"] }));
+    gateway.call("lun_create", json!({ "name": "pooled", "pool": "tank", "size": "8MiB" }));
+    let states = || ["far", "near", "pooled"].map(|name| gateway.lun(name)["state"].clone());
+    let wait_states = |wanted: [&str; 3]| {
+        let patience = Patience::new(format!("the LUNs to be {wanted:?}"));
+        while states() != wanted {
+            patience.pause();
+        }
+        let counts = support::daemon::metrics(port);
+        for (name, state) in ["far", "near", "pooled"].into_iter().zip(wanted) {
+            let line = format!("trefoil_lun_up{{name=\"{name}\"}} {}\n", u8::from(state == "up"));
+            assert!(counts.contains(&line), "no {line} in {counts}");
+        }
+    };
+    wait_states(["up"; 3]);
+    array.kill();
+    wait_states(["lost", "up", "lost"]);
+    for (lun, backend) in [("far", "array"), ("pooled", "member")] {
+        let why = gateway.lun(lun)["why"].as_str().unwrap_or_default().to_owned();
+        assert!(why.starts_with(&format!("backend `{backend}` is lost: ")), "{lun}: {why}");
+        assert!(gateway.ok(&["lun", "list"]).contains(&format!("backend `{backend}` is lost: ")));
+    }
+    assert_eq!(gateway.lun("near")["why"], Value::Null);
+    array.restart();
+    wait_states(["up"; 3]);
+}
+
+#[test]
 fn silent_for_long_and_back() {
     let mut rig = Rig::start(60);
     rig.nobody_noticed("before");

@@ -5,8 +5,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -170,6 +170,16 @@ impl Drop for Daemon {
 /// The answer to [`Daemon::ask`]; `None` if the gateway ended without one.
 pub fn answer(stream: UnixStream) -> Option<Value> {
     serde_json::Deserializer::from_reader(stream).into_iter().next()?.ok()
+}
+
+/// What a gateway's Prometheus port tells.
+pub fn metrics(at: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(at).expect("the metrics port");
+    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 fn spawn(dir: &Path, through: &[String]) -> (Child, String) {

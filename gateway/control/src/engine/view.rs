@@ -62,6 +62,14 @@ impl View {
             cpus: cpus.to_vec(),
         }
     }
+
+    /// The first backend under a LUN's place to which I/O can't go on, and why not.
+    pub fn lost_under(&self, place: &Placed) -> Option<(&str, &'static str)> {
+        let mut lost =
+            self.backends.iter().filter_map(|(name, live)| Some((name, live.id, live.usable.err()?)));
+        let is_under = |id| place.extents.iter().any(|extent| extent.backend == id);
+        lost.find(|(_, id, _)| is_under(*id)).map(|(name, _, why)| (name.as_str(), why))
+    }
 }
 
 /// A backend that is up.

@@ -104,7 +104,9 @@ pub fn render(view: &View, name: &str) -> Value {
     });
     match view.luns.get(name) {
         Some(place) => {
-            value["state"] = "up".into();
+            let lost = view.lost_under(place);
+            value["state"] = if lost.is_some() { "lost" } else { "up" }.into();
+            value["why"] = lost.map(|(backend, why)| format!("backend `{backend}` is lost: {why}")).into();
             value["len_bytes"] = place.len_bytes.into();
             value["block_bytes"] = place.block_bytes.into();
             value["extents"] = place.extents.len().into();

@@ -40,6 +40,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("backend", "BACKEND"),
             ("uuid", "UUID"),
             ("exports", "SHOWN AS"),
+            ("why", "WHY"),
         ],
         "lun_stats" => &[
             ("name", "NAME"),
