@@ -287,8 +287,19 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
         return Err(Refusal::new(Fault::InUse, is(what)));
     }
-    // What isn't there may be made, and what can't be looked at is told when it is opened.
-    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    // What can't be looked at is told when it is opened.
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && is_devices_place(path) => {
+            let at = path.display();
+            let text = format!(
+                "backend `{}`: path: there is no device {at}, and no file is made there",
+                backend.name
+            );
+            return Err(Refusal::new(Fault::Device, text));
+        }
+        Err(_) => return Ok(()),
+    };
     let kind = meta.file_type();
     let what = match () {
         () if kind.is_dir() => "a directory",
@@ -303,6 +314,19 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
         _ => "a file or a block device",
     };
     Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
+}
+
+/// Whether what would be made at `path` would lie where devices do: a file there fills the machine's memory under a device's
+/// name.
+fn is_devices_place(path: &Path) -> bool {
+    let mut at = path.to_path_buf();
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        let Ok(to) = std::fs::read_link(&at) else { break };
+        at = folder(&at).join(to);
+    }
+    let dir = folder(&at).canonicalize();
+    dir.is_ok_and(|dir| dir.starts_with("/dev") && !dir.starts_with("/dev/shm"))
 }
 
 /// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.
@@ -503,6 +527,27 @@ mod tests {
         std::fs::write(at("disk"), [0; 4096]).expect("a file");
         for name in ["disk", "missing"] {
             check_path(&file(&at(name), Some(4096)), &own).expect("a disk");
+        }
+    }
+
+    #[test]
+    fn no_file_is_made_among_devices() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("/dev", at("devices")).expect("a link");
+        std::os::unix::fs::symlink("devices/nosuch-trefoil", at("disk")).expect("a link");
+        let paths = ["/dev/nosuch-trefoil".into(), at("devices/nosuch-trefoil"), at("disk")];
+        for path in paths {
+            for kind in [BackendType::File, BackendType::Memory] {
+                let backend = Backend { kind, ..file(&path, Some(1 << 20)) };
+                let refusal = check_path(&backend, &[]).expect_err("no device");
+                let told = format!("backend `f`: path: there is no device {}", path.display());
+                assert!(refusal.message.starts_with(&told), "{}", refusal.message);
+                assert_eq!(refusal.fault, Fault::Device);
+            }
+        }
+        for path in ["/dev/shm/nosuch-trefoil".into(), at("missing")] {
+            check_path(&file(&path, Some(1 << 20)), &[]).expect("a file can be made there");
         }
     }
 
