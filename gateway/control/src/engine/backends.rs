@@ -413,8 +413,8 @@ fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Ope
     if usable == 0 {
         return Err(Refusal::new(Fault::Invalid, format!("{} is empty: give it a size", what())));
     }
-    if backend.size.is_some_and(|size| size.0 > len_bytes) {
-        let text = format!("{} has {} and not the size that is configured", what(), Bytes(len_bytes));
+    if let Some(size) = backend.size.filter(|size| size.0 > len_bytes) {
+        let text = format!("{} has {} and not the size that is configured, {size}", what(), Bytes(len_bytes));
         return Err(Refusal::new(Fault::Invalid, text));
     }
     let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
@@ -568,10 +568,9 @@ mod tests {
         let locked = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
-        assert_eq!(
-            make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
-            Fault::Invalid
-        );
+        let small = make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal");
+        let told = "disk has 1MiB and not the size that is configured, 2MiB";
+        assert!(small.fault == Fault::Invalid && small.message.ends_with(told), "{}", small.message);
         assert!(make_and_open(&file(&path, None), &[], true).is_ok_and(|(_, made)| made.is_none()));
     }
 }
