@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use trefoil_config::{Bytes, Config, Cores};
+use trefoil_control::memory::MemoryNeed;
 use trefoil_control::obstacles;
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::socket::CongestionControl;
@@ -128,27 +129,11 @@ fn cpus(cores: &Cores) -> (Finding, Vec<usize>) {
 }
 
 fn memory(config: &Config) -> Finding {
-    let sum = config.memory();
-    let Some(available) = meminfo("MemAvailable:").zip(meminfo("HugePages_Free:")) else {
-        return Finding::Warning("memory: /proc/meminfo can't be read".into());
-    };
-    let (available, huge) = (available.0 * 1024, available.1 * (2 << 20));
-    if sum.total_bytes() > available + huge {
-        let text =
-            format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge).rounded());
-        return Finding::Lacking(text);
+    match MemoryNeed::look(config) {
+        None => Finding::Warning("memory: /proc/meminfo can't be read".into()),
+        Some(memory) if memory.lacks() => Finding::Lacking(format!("memory: {memory}")),
+        Some(memory) => Finding::Good(format!("memory: {memory}")),
     }
-    Finding::Good(format!(
-        "memory: {sum} of {} available, {} of it on hugepages",
-        Bytes(available + huge).rounded(),
-        Bytes(huge).rounded()
-    ))
-}
-
-fn meminfo(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn files(need: u64) -> Finding {

@@ -327,3 +327,16 @@ fn a_change_that_fails_leaves_no_file() {
     gateway.ok(&apply);
     assert!(gateway.path("f").exists() && gateway.path("m").exists());
 }
+
+#[test]
+fn what_is_added_later_has_to_be_there_too() {
+    let gateway = Daemon::start(DOCUMENT);
+    let said = gateway.refused(&["backend", "create", "big", "--type", "memory", "--size", "1024TiB"]);
+    let told = "backend `big`: memory: cores 40MiB + backend big 1024TiB + backend ram0 2MiB = 1024.0TiB is asked for";
+    assert!(said.contains(told) && said.contains(" is available"), "{said}");
+    let path = format!("/dev/trefoil-{}", std::process::id());
+    let said =
+        gateway.refused(&["backend", "create", "f", "--type", "file", "--path", &path, "--size", "1MiB"]);
+    let is_made = std::fs::remove_file(&path).is_ok();
+    assert!(!is_made && said.contains(&format!("backend `f`: path: there is no device {path}")), "{said}");
+}

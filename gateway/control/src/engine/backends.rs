@@ -2,6 +2,8 @@
 
 use super::cores::{Cores, device};
 use crate::error::{Fault, Refusal};
+use crate::memory::MemoryNeed;
+use crate::state::State;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -9,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
-use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
+use trefoil_config::{Backend, BackendType, Bytes, Gateway, MAX_KEEP_ALIVE_S, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
@@ -272,6 +274,21 @@ pub type OwnFile = (PathBuf, &'static str);
 /// All of them.
 pub fn own_files(document: &Path, database: &Path) -> Vec<OwnFile> {
     vec![(document.into(), "the gateway's own document"), (database.into(), "the gateway's own database")]
+}
+
+/// Refuses memory backends that are in `next` alone if the machine has no memory for all that `next` reserves.
+///
+/// # Errors
+/// What is wanted, and what is there.
+pub fn check_memory(before: &State, next: &State, gateway: &Gateway) -> Result<(), Refusal> {
+    let is_new = |b: &&Backend| b.kind == BackendType::Memory && !before.backends.contains_key(&b.name);
+    let Some(new) = next.backends.values().find(is_new) else { return Ok(()) };
+    match MemoryNeed::look(&next.to_config(gateway)) {
+        Some(memory) if memory.lacks() => {
+            Err(Refusal::new(Fault::NoSpace, format!("backend `{}`: memory: {memory}", new.name)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a path at which there is what can't be a backend. It isn't opened for that: to open some devices is to use them.
