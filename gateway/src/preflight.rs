@@ -2,6 +2,7 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use trefoil_config::{Bytes, Config, Cores};
@@ -157,11 +158,19 @@ fn congestion_control(named: Option<&str>) -> Finding {
     let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let (name, known) = (named.unwrap_or(system.trim()), "gateway.tcp_congestion_control");
     let tried = named.map_or(Ok(()), |name| {
-        let algorithm = CongestionControl::new(name).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let algorithm = CongestionControl::new(name).ok_or(ErrorKind::InvalidInput)?;
         algorithm.set(&TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
     });
     match tried {
-        Err(e) => Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {e}")),
+        Err(e) => {
+            let given = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+            let others = given.map(|given| given.trim().replace(' ', ", ")).unwrap_or_default();
+            let why = match e.kind() {
+                ErrorKind::NotFound => format!("this kernel has no such algorithm; it has {others}"),
+                _ => format!("{e}; this kernel has {others}"),
+            };
+            Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {why}"))
+        }
         Ok(()) if name.starts_with("bbr") => Finding::Warning(format!(
             "TCP congestion control: {name} paces what is sent, which costs a LAN throughput; {known} = \"cubic\" doesn't"
         )),

@@ -153,6 +153,11 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
             "listeners: 0.0.0.0:PORT: the gateway listens on 127.0.0.1:PORT",
         ),
         (
+            "cores = 1",
+            "cores = 1\ntcp_congestion_control = \"foo\"",
+            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; it has ",
+        ),
+        (
             "ADDR",
             &taken.to_string(),
             "subsystem `nqn.2026-01.org.example:s`: listeners: TAKEN: another process",
