@@ -88,9 +88,25 @@ fn check_block(field: &'static str, block_bytes: Option<u32>) -> Result<u64, Fie
 
 fn check_size(size: Bytes, block_bytes: u64) -> Result<(), FieldError> {
     if size.0 == 0 || !size.0.is_multiple_of(block_bytes) {
-        return wrong("size", format!("{size} is not a positive multiple of the block size {block_bytes}"));
+        let text = format!("{size} is not a positive multiple of the block size {block_bytes}");
+        return wrong("size", text + &binary_hint(size));
     }
     Ok(())
+}
+
+/// For a size that was written with a decimal unit: the binary one.
+fn binary_hint(Bytes(bytes): Bytes) -> String {
+    let units = [
+        ("TB", "TiB", 1_000_000_000_000),
+        ("GB", "GiB", 1_000_000_000),
+        ("MB", "MiB", 1_000_000),
+        ("kB", "KiB", 1000),
+    ];
+    let decimal = units.iter().find(|(_, _, scale)| bytes > 0 && bytes.is_multiple_of(*scale));
+    decimal.map_or_else(String::new, |(is, binary, scale)| {
+        let count = bytes / scale;
+        format!(": {count}{is} are {bytes} bytes; perhaps {count}{binary} is meant")
+    })
 }
 
 fn check_ascii(field: &'static str, text: &str, max: usize) -> Result<(), FieldError> {

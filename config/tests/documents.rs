@@ -148,3 +148,10 @@ fn absent_sizes_are_not_invented() {
     assert_eq!(config.backends[0].size, Some(Bytes(1 << 20)));
     assert_eq!(config.backends[0].block_bytes, None);
 }
+
+#[test]
+fn a_decimal_size_that_fits_no_block_is_told_of_binary_units() {
+    let size = BASE.replace("1MiB", "10MB");
+    let part = "multiple of the block size 512: 10MB are 10000000 bytes; perhaps 10MiB is meant";
+    told(&size, 4, "backend[0].size", part);
+}
