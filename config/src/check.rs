@@ -415,6 +415,15 @@ impl Config {
         report.unique("lun", "name", self.luns.iter().map(|l| l.name.as_str()));
         report.unique("subsystem", "nqn", self.subsystems.iter().map(|s| s.nqn.as_str()));
         report.unique("host", "name", self.hosts.iter().map(|h| h.name.as_str()));
+        for (n, host) in self.hosts.iter().enumerate() {
+            if let Some(earlier) = self.hosts[..n].iter().find(|earlier| earlier.nqn == host.nqn) {
+                let (name, nqn) = (&earlier.name, &host.nqn);
+                report.add(
+                    &["host".into(), n.into(), "nqn".into()],
+                    format!("host `{name}` has NQN `{nqn}` already"),
+                );
+            }
+        }
         for (list, len, max) in
             [("backend", self.backends.len(), MAX_BACKENDS), ("lun", self.luns.len(), MAX_LUNS)]
         {

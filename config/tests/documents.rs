@@ -155,3 +155,10 @@ fn a_decimal_size_that_fits_no_block_is_told_of_binary_units() {
     let part = "multiple of the block size 512: 10MB are 10000000 bytes; perhaps 10MiB is meant";
     told(&size, 4, "backend[0].size", part);
 }
+
+#[test]
+fn an_nqn_has_one_name() {
+    let host = |name: &str| format!("[[host]]\nname = \"{name}\"\nnqn = \"nqn.2026-01.org.example:h\"\n");
+    let text = host("a") + &host("b");
+    told(&text, 6, "host[1].nqn", "host `a` has NQN `nqn.2026-01.org.example:h` already");
+}
