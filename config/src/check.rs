@@ -409,6 +409,15 @@ impl Config {
         report.0
     }
 
+    /// What a sound document may have by an oversight.
+    pub fn oversights(&self) -> Vec<String> {
+        let unreachable = self.subsystems.iter().filter(|s| s.hosts.is_empty() && !s.allow_any_host);
+        let told = |s: &Subsystem| {
+            format!("subsystem `{}`: no host may connect: it has neither hosts nor allow_any_host", s.nqn)
+        };
+        unreachable.map(told).collect()
+    }
+
     fn check_names(&self, report: &mut Report) {
         report.unique("backend", "name", self.backends.iter().map(|b| b.name.as_str()));
         report.unique("pool", "name", self.pools.iter().map(|p| p.name.as_str()));

@@ -162,3 +162,16 @@ fn an_nqn_has_one_name() {
     let text = host("a") + &host("b");
     told(&text, 6, "host[1].nqn", "host `a` has NQN `nqn.2026-01.org.example:h` already");
 }
+
+#[test]
+fn a_subsystem_that_no_host_may_use_is_an_oversight() {
+    let told = |more: &str| {
+        let text = format!("[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n{more}\n");
+        Config::parse("test.toml", &text).unwrap_or_else(|e| panic!("{e}")).oversights()
+    };
+    let oversights = told("");
+    let want = "subsystem `nqn.2026-01.org.example:s`: no host may connect";
+    assert!(oversights.len() == 1 && oversights[0].starts_with(want), "{oversights:?}");
+    assert!(told("allow_any_host = true").is_empty());
+    assert!(told("hosts = [\"nqn.2026-01.org.example:h\"]").is_empty());
+}

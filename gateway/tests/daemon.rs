@@ -344,6 +344,21 @@ fn a_bad_document_names_line_and_field() {
 }
 
 #[test]
+fn a_document_s_oversights_are_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("closed.toml");
+    std::fs::write(&path, "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n").expect("written");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_trefoild")).arg("--check").arg(&path).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains(": sound; "), "{said}");
+    assert!(
+        said.contains("closed.toml: warning: subsystem `nqn.2026-01.org.example:s`: no host may"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_address_without_its_port_is_named() {
     let gateway = Daemon::start(DOCUMENT);
     let create = ["subsystem", "create", "nqn.2026-01.org.example:t", "--listen", "127.0.0.1"];
