@@ -6,6 +6,7 @@ mod support;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
@@ -356,6 +357,20 @@ fn a_document_s_oversights_are_told() {
         said.contains("closed.toml: warning: subsystem `nqn.2026-01.org.example:s`: no host may"),
         "{said}"
     );
+}
+
+#[test]
+fn a_live_table_waits_for_a_gateway_that_comes_back() {
+    let mut gateway = Daemon::start(DOCUMENT);
+    let mut table = gateway.begin(&["--json", "top", "--interval-ms", "100", "--count", "20"]);
+    let mut lines = BufReader::new(table.stdout.take().expect("its output")).lines();
+    lines.next().expect("a first line").expect("text");
+    gateway.kill_and_restart();
+    let rest = lines.fold(0, |count, line| line.map(|_| count + 1).expect("text"));
+    let output = table.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && rest == 19, "{rest} more lines; {said}");
+    assert!(said.contains("waiting for it to come back"), "{said}");
 }
 
 #[test]
