@@ -374,6 +374,25 @@ fn a_live_table_waits_for_a_gateway_that_comes_back() {
 }
 
 #[test]
+fn what_a_newcomer_writes_is_understood_or_explained() {
+    let gateway = Daemon::start(DOCUMENT);
+    let nqn = "nqn.2026-01.org.example:s";
+    let said = gateway.refused(&["subsystem", "remove-namespace", nqn, "b"]);
+    assert!(said.contains("doesn't show a LUN `b`"), "{said}");
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "a"]);
+    assert_eq!(gateway.json("subsystem_list", "{}")[0]["namespaces"], json!([]));
+    let said =
+        gateway.try_call("subsystem_remove_namespace", json!({ "nqn": nqn })).expect_err("no namespace");
+    assert!(said.contains("name the namespace by its `nsid` or by its `lun`"), "{said}");
+    let host = "nqn.2026-01.org.example:h";
+    gateway.ok(&["host", "create", "first", host]);
+    let said = gateway.refused(&["host", "create", "second", host]);
+    assert!(said.contains(&format!("host `first` has NQN `{host}` already")), "{said}");
+    let said = gateway.refused(&["call", "backend_explode"]);
+    assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
+}
+
+#[test]
 fn an_address_without_its_port_is_named() {
     let gateway = Daemon::start(DOCUMENT);
     let create = ["subsystem", "create", "nqn.2026-01.org.example:t", "--listen", "127.0.0.1"];
