@@ -5,19 +5,21 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes. Text: a whole number with an optional unit, binary (`KiB`, `MiB`, `GiB`, `TiB`)
-/// or decimal (`kB`, `MB`, `GB`, `TB`); without a unit it is bytes.
+/// A number of bytes. Text: a whole number with an optional unit, binary (`KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T`)
+/// or decimal (`kB`, `MB`, `GB`, `TB`), in any case; without a unit it is bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
 /// Why a text isn't a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BytesError {
-    /// No number at its start.
+    /// No whole number at its start.
     #[error("`{0}` is not a size: write a whole number and a unit, such as 10GiB")]
     Number(String),
     /// An unknown unit.
-    #[error("`{0}` is not a unit of size: use B, KiB, MiB, GiB, TiB, kB, MB, GB or TB")]
+    #[error(
+        "`{0}` is not a unit of size: use KiB, MiB, GiB or TiB (or K, M, G, T for them), kB, MB, GB or TB, or B"
+    )]
     Unit(String),
     /// More than 2^63 - 1 bytes.
     #[error("`{0}` is more than this gateway can count")]
@@ -33,10 +35,10 @@ const UNITS: [(&str, u64); 13] = [
     ("GB", 1_000_000_000),
     ("MB", 1_000_000),
     ("kB", 1_000),
-    ("KB", 1_000),
     ("T", 1 << 40),
     ("G", 1 << 30),
     ("M", 1 << 20),
+    ("K", 1 << 10),
     ("B", 1),
 ];
 
@@ -63,7 +65,7 @@ impl FromStr for Bytes {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        if number.is_empty() {
+        if number.is_empty() || unit.starts_with(['.', ',']) {
             return Err(BytesError::Number(text.into()));
         }
         let unit = unit.trim();
@@ -71,7 +73,7 @@ impl FromStr for Bytes {
             "" => 1,
             _ => UNITS
                 .iter()
-                .find(|(name, _)| *name == unit)
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
                 .map(|(_, scale)| *scale)
                 .ok_or_else(|| BytesError::Unit(unit.into()))?,
         };
@@ -135,6 +137,23 @@ mod tests {
         assert_eq!("10GiB".parse(), Ok(Bytes(10 << 30)));
         assert_eq!("10 GB".parse(), Ok(Bytes(10_000_000_000)));
         assert_eq!("4096".parse(), Ok(Bytes(4096)));
+        for (text, bytes) in
+            [("10gib", 10 << 30), ("10G", 10 << 30), ("2K", 2048), ("2KB", 2000), ("3mb", 3_000_000)]
+        {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["1.5MiB", "1,5", ".5GiB"] {
+            let error = text.parse::<Bytes>().expect_err(text).to_string();
+            assert_eq!(
+                error,
+                format!("`{text}` is not a size: write a whole number and a unit, such as 10GiB")
+            );
+        }
+        let error = BytesError::Unit("foo".into()).to_string();
+        for (unit, _) in UNITS {
+            let is_word = |word: &str| word.trim_matches([',', '(', ')']) == unit;
+            assert!(error.split(' ').any(is_word), "{unit} is a unit, and not told: {error}");
+        }
         assert_eq!("3 foo".parse::<Bytes>(), Err(BytesError::Unit("foo".into())));
         assert_eq!("GiB".parse::<Bytes>(), Err(BytesError::Number("GiB".into())));
         assert!(matches!("99999999TiB".parse::<Bytes>(), Err(BytesError::Large(_))));

@@ -88,9 +88,25 @@ fn check_block(field: &'static str, block_bytes: Option<u32>) -> Result<u64, Fie
 
 fn check_size(size: Bytes, block_bytes: u64) -> Result<(), FieldError> {
     if size.0 == 0 || !size.0.is_multiple_of(block_bytes) {
-        return wrong("size", format!("{size} is not a positive multiple of the block size {block_bytes}"));
+        let text = format!("{size} is not a positive multiple of the block size {block_bytes}");
+        return wrong("size", text + &binary_hint(size));
     }
     Ok(())
+}
+
+/// For a size that was written with a decimal unit: the binary one.
+fn binary_hint(Bytes(bytes): Bytes) -> String {
+    let units = [
+        ("TB", "TiB", 1_000_000_000_000),
+        ("GB", "GiB", 1_000_000_000),
+        ("MB", "MiB", 1_000_000),
+        ("kB", "KiB", 1000),
+    ];
+    let decimal = units.iter().find(|(_, _, scale)| bytes > 0 && bytes.is_multiple_of(*scale));
+    decimal.map_or_else(String::new, |(is, binary, scale)| {
+        let count = bytes / scale;
+        format!(": {count}{is} are {bytes} bytes; perhaps {count}{binary} is meant")
+    })
 }
 
 fn check_ascii(field: &'static str, text: &str, max: usize) -> Result<(), FieldError> {
@@ -393,12 +409,30 @@ impl Config {
         report.0
     }
 
+    /// What a sound document may have by an oversight.
+    pub fn oversights(&self) -> Vec<String> {
+        let unreachable = self.subsystems.iter().filter(|s| s.hosts.is_empty() && !s.allow_any_host);
+        let told = |s: &Subsystem| {
+            format!("subsystem `{}`: no host may connect: it has neither hosts nor allow_any_host", s.nqn)
+        };
+        unreachable.map(told).collect()
+    }
+
     fn check_names(&self, report: &mut Report) {
         report.unique("backend", "name", self.backends.iter().map(|b| b.name.as_str()));
         report.unique("pool", "name", self.pools.iter().map(|p| p.name.as_str()));
         report.unique("lun", "name", self.luns.iter().map(|l| l.name.as_str()));
         report.unique("subsystem", "nqn", self.subsystems.iter().map(|s| s.nqn.as_str()));
         report.unique("host", "name", self.hosts.iter().map(|h| h.name.as_str()));
+        for (n, host) in self.hosts.iter().enumerate() {
+            if let Some(earlier) = self.hosts[..n].iter().find(|earlier| earlier.nqn == host.nqn) {
+                let (name, nqn) = (&earlier.name, &host.nqn);
+                report.add(
+                    &["host".into(), n.into(), "nqn".into()],
+                    format!("host `{name}` has NQN `{nqn}` already"),
+                );
+            }
+        }
         for (list, len, max) in
             [("backend", self.backends.len(), MAX_BACKENDS), ("lun", self.luns.len(), MAX_LUNS)]
         {

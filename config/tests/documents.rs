@@ -148,3 +148,30 @@ fn absent_sizes_are_not_invented() {
     assert_eq!(config.backends[0].size, Some(Bytes(1 << 20)));
     assert_eq!(config.backends[0].block_bytes, None);
 }
+
+#[test]
+fn a_decimal_size_that_fits_no_block_is_told_of_binary_units() {
+    let size = BASE.replace("1MiB", "10MB");
+    let part = "multiple of the block size 512: 10MB are 10000000 bytes; perhaps 10MiB is meant";
+    told(&size, 4, "backend[0].size", part);
+}
+
+#[test]
+fn an_nqn_has_one_name() {
+    let host = |name: &str| format!("[[host]]\nname = \"{name}\"\nnqn = \"nqn.2026-01.org.example:h\"\n");
+    let text = host("a") + &host("b");
+    told(&text, 6, "host[1].nqn", "host `a` has NQN `nqn.2026-01.org.example:h` already");
+}
+
+#[test]
+fn a_subsystem_that_no_host_may_use_is_an_oversight() {
+    let told = |more: &str| {
+        let text = format!("[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n{more}\n");
+        Config::parse("test.toml", &text).unwrap_or_else(|e| panic!("{e}")).oversights()
+    };
+    let oversights = told("");
+    let want = "subsystem `nqn.2026-01.org.example:s`: no host may connect";
+    assert!(oversights.len() == 1 && oversights[0].starts_with(want), "{oversights:?}");
+    assert!(told("allow_any_host = true").is_empty());
+    assert!(told("hosts = [\"nqn.2026-01.org.example:h\"]").is_empty());
+}

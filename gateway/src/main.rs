@@ -49,6 +49,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let given = args.config.exists() || !args.preflight || args.config != Path::new(DEFAULT_CONFIG);
     let config = if given { read(args)? } else { Config::default() };
     if args.check {
+        for oversight in config.oversights() {
+            println!("{}: warning: {oversight}", args.config.display());
+        }
         println!("{}: sound; memory: {}", args.config.display(), config.memory());
         return Ok(());
     }

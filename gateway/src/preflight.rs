@@ -2,9 +2,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use trefoil_config::{Bytes, Config, Cores};
+use trefoil_control::memory::MemoryNeed;
 use trefoil_control::obstacles;
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::socket::CongestionControl;
@@ -128,27 +130,11 @@ fn cpus(cores: &Cores) -> (Finding, Vec<usize>) {
 }
 
 fn memory(config: &Config) -> Finding {
-    let sum = config.memory();
-    let Some(available) = meminfo("MemAvailable:").zip(meminfo("HugePages_Free:")) else {
-        return Finding::Warning("memory: /proc/meminfo can't be read".into());
-    };
-    let (available, huge) = (available.0 * 1024, available.1 * (2 << 20));
-    if sum.total_bytes() > available + huge {
-        let text =
-            format!("memory: {sum} is asked for, and {} is available", Bytes(available + huge).rounded());
-        return Finding::Lacking(text);
+    match MemoryNeed::look(config) {
+        None => Finding::Warning("memory: /proc/meminfo can't be read".into()),
+        Some(memory) if memory.lacks() => Finding::Lacking(format!("memory: {memory}")),
+        Some(memory) => Finding::Good(format!("memory: {memory}")),
     }
-    Finding::Good(format!(
-        "memory: {sum} of {} available, {} of it on hugepages",
-        Bytes(available + huge).rounded(),
-        Bytes(huge).rounded()
-    ))
-}
-
-fn meminfo(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn files(need: u64) -> Finding {
@@ -172,11 +158,19 @@ fn congestion_control(named: Option<&str>) -> Finding {
     let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let (name, known) = (named.unwrap_or(system.trim()), "gateway.tcp_congestion_control");
     let tried = named.map_or(Ok(()), |name| {
-        let algorithm = CongestionControl::new(name).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let algorithm = CongestionControl::new(name).ok_or(ErrorKind::InvalidInput)?;
         algorithm.set(&TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
     });
     match tried {
-        Err(e) => Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {e}")),
+        Err(e) => {
+            let given = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+            let others = given.map(|given| given.trim().replace(' ', ", ")).unwrap_or_default();
+            let why = match e.kind() {
+                ErrorKind::NotFound => format!("this kernel has no such algorithm; it has {others}"),
+                _ => format!("{e}; this kernel has {others}"),
+            };
+            Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {why}"))
+        }
         Ok(()) if name.starts_with("bbr") => Finding::Warning(format!(
             "TCP congestion control: {name} paces what is sent, which costs a LAN throughput; {known} = \"cubic\" doesn't"
         )),

@@ -6,6 +6,7 @@ mod support;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
@@ -341,6 +342,54 @@ fn a_bad_document_names_line_and_field() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("bad.toml:3:1: gateway.spin: unknown field `spin`"), "{error}");
+}
+
+#[test]
+fn a_document_s_oversights_are_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("closed.toml");
+    std::fs::write(&path, "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n").expect("written");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_trefoild")).arg("--check").arg(&path).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains(": sound; "), "{said}");
+    assert!(
+        said.contains("closed.toml: warning: subsystem `nqn.2026-01.org.example:s`: no host may"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_live_table_waits_for_a_gateway_that_comes_back() {
+    let mut gateway = Daemon::start(DOCUMENT);
+    let mut table = gateway.begin(&["--json", "top", "--interval-ms", "100", "--count", "20"]);
+    let mut lines = BufReader::new(table.stdout.take().expect("its output")).lines();
+    lines.next().expect("a first line").expect("text");
+    gateway.kill_and_restart();
+    let rest = lines.fold(0, |count, line| line.map(|_| count + 1).expect("text"));
+    let output = table.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && rest == 19, "{rest} more lines; {said}");
+    assert!(said.contains("waiting for it to come back"), "{said}");
+}
+
+#[test]
+fn what_a_newcomer_writes_is_understood_or_explained() {
+    let gateway = Daemon::start(DOCUMENT);
+    let nqn = "nqn.2026-01.org.example:s";
+    let said = gateway.refused(&["subsystem", "remove-namespace", nqn, "b"]);
+    assert!(said.contains("doesn't show a LUN `b`"), "{said}");
+    gateway.ok(&["subsystem", "remove-namespace", nqn, "a"]);
+    assert_eq!(gateway.json("subsystem_list", "{}")[0]["namespaces"], json!([]));
+    let said =
+        gateway.try_call("subsystem_remove_namespace", json!({ "nqn": nqn })).expect_err("no namespace");
+    assert!(said.contains("name the namespace by its `nsid` or by its `lun`"), "{said}");
+    let host = "nqn.2026-01.org.example:h";
+    gateway.ok(&["host", "create", "first", host]);
+    let said = gateway.refused(&["host", "create", "second", host]);
+    assert!(said.contains(&format!("host `first` has NQN `{host}` already")), "{said}");
+    let said = gateway.refused(&["call", "backend_explode"]);
+    assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
 }
 
 #[test]

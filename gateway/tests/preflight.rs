@@ -153,6 +153,11 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
             "listeners: 0.0.0.0:PORT: the gateway listens on 127.0.0.1:PORT",
         ),
         (
+            "cores = 1",
+            "cores = 1\ntcp_congestion_control = \"foo\"",
+            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; it has ",
+        ),
+        (
             "ADDR",
             &taken.to_string(),
             "subsystem `nqn.2026-01.org.example:s`: listeners: TAKEN: another process",
@@ -326,4 +331,17 @@ fn a_change_that_fails_leaves_no_file() {
     std::fs::write(path("more.toml"), more.replace("8MiB", "16MiB")).expect("written");
     gateway.ok(&apply);
     assert!(gateway.path("f").exists() && gateway.path("m").exists());
+}
+
+#[test]
+fn what_is_added_later_has_to_be_there_too() {
+    let gateway = Daemon::start(DOCUMENT);
+    let said = gateway.refused(&["backend", "create", "big", "--type", "memory", "--size", "1024TiB"]);
+    let told = "backend `big`: memory: cores 40MiB + backend big 1024TiB + backend ram0 2MiB = 1024.0TiB is asked for";
+    assert!(said.contains(told) && said.contains(" is available"), "{said}");
+    let path = format!("/dev/trefoil-{}", std::process::id());
+    let said =
+        gateway.refused(&["backend", "create", "f", "--type", "file", "--path", &path, "--size", "1MiB"]);
+    let is_made = std::fs::remove_file(&path).is_ok();
+    assert!(!is_made && said.contains(&format!("backend `f`: path: there is no device {path}")), "{said}");
 }

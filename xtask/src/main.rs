@@ -56,6 +56,8 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["fuzz", "--seconds", n] => {
             fuzz::fuzz(repo, n.parse().with_context(|| format!("--seconds {n}"))?)?;
         }
+        ["lab"] => bail!("./dev lab needs a NAME, one of: {}", lab::names().join(", ")),
+        ["bench"] => bail!("./dev bench needs a NAME, one of: {}", BENCHES.join(", ")),
         ["lab", name] => lab::enter(repo, name)?,
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
@@ -82,6 +84,15 @@ fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chore_without_its_name_lists_the_names() {
+        for (word, name) in [("lab", lab::names()[0]), ("bench", BENCHES[0])] {
+            let error = chore(&Repo::here(), &[word.into()]).expect_err("no name").to_string();
+            assert!(error.starts_with(&format!("./dev {word} needs a NAME, one of: ")), "{error}");
+            assert!(error.contains(name) && !error.contains('\n'), "{error}");
+        }
+    }
 
     #[test]
     fn help_names_every_lab_stage() {

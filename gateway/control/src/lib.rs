@@ -16,6 +16,7 @@ pub mod error;
 pub mod exports;
 pub mod jsonrpc;
 pub mod loss;
+pub mod memory;
 pub mod methods;
 pub mod metrics;
 pub mod notify;

@@ -25,6 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -171,13 +172,17 @@ async fn gather(handle: &Handle) -> Result<String, Refusal> {
         Outcome::Survey(survey) => survey,
         _ => Vec::new(),
     };
-    let luns = handle.lun_stats().await?;
-    let mut all = registry(&view, &survey);
+    Ok(exposition(&view, &survey, handle.lun_stats().await?))
+}
+
+/// What a scraper reads.
+fn exposition(view: &View, survey: &[(CoreId, Box<Survey>)], luns: BTreeMap<String, LunTotals>) -> String {
+    let mut all = registry(view, survey);
     all.register_collector(Box::new(Luns(luns)));
     let mut text = String::new();
     // Writing to a string doesn't fail.
     let _ = encode(&mut text, &all);
-    Ok(text)
+    text
 }
 
 fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
@@ -311,21 +316,29 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
     all.register("connects_refused", help, refused);
     all.register("connections", "Queue pairs of hosts on a core", connections);
     all.register("commands_outstanding", "Commands of hosts under way on a core", outstanding);
-    for (core, sample) in view.cores.iter().enumerate() {
-        let one = all.sub_registry_with_label(("core".into(), core.to_string().into()));
-        one.register("core_turns", "Turns of a core's loop", ConstCounter::new(sample.turns));
-        one.register("core_busy_turns", "Turns with work", ConstCounter::new(sample.busy_turns));
-        one.register("core_sleeps", "Times that a core slept", ConstCounter::new(sample.sleeps));
-        let busy_s = sample.busy_ns as f64 / 1e9;
-        let help = "Time spent in turns with work";
-        one.register_with_unit("core_busy", help, Unit::Seconds, ConstCounter::new(busy_s));
+    let [turns, busy_turns, sleeps] = [(); 3].map(|()| Family::<Core, Counter>::default());
+    let busy = Family::<Core, Counter<f64, AtomicU64>>::default();
+    for (core, sample) in (0..).zip(&view.cores) {
+        let label = Core { core };
+        turns.get_or_create(&label).inc_by(sample.turns);
+        busy_turns.get_or_create(&label).inc_by(sample.busy_turns);
+        sleeps.get_or_create(&label).inc_by(sample.sleeps);
+        busy.get_or_create(&label).inc_by(sample.busy_ns as f64 / 1e9);
     }
+    all.register("core_turns", "Turns of a core's loop", turns);
+    all.register("core_busy_turns", "Turns with work", busy_turns);
+    all.register("core_sleeps", "Times that a core slept", sleeps);
+    all.register_with_unit("core_busy", "Time spent in turns with work", Unit::Seconds, busy);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::view::PoolView;
+    use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use trefoil_config::{Backend, BackendType, Lun};
+    use trefoil_poll::CoreSample;
     use trefoil_storage::stats::{Kind, LunCounters, LunSurvey};
     use trefoil_storage::topology::LunId;
 
@@ -351,6 +364,54 @@ mod tests {
             r#"trefoil_lun_latency_seconds_bucket{le="+Inf",name="a"} 2"#,
             r#"trefoil_lun_latency_seconds_count{name="a"} 2"#,
         ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    /// OpenMetrics 1.0: a family's description comes once, and its samples follow it before the next family.
+    #[test]
+    fn a_family_is_described_once_and_has_all_its_samples() {
+        let mut view = View::of(&Arc::default(), &[0, 1]);
+        let state = Arc::make_mut(&mut view.state);
+        let mut totals = BTreeMap::new();
+        for name in ["a", "b"] {
+            state.backends.insert(name.into(), Backend::new(name, BackendType::Null));
+            let lun: Lun = serde_json::from_value(json!({ "name": name, "backend": name })).expect("a LUN");
+            state.luns.insert(name.into(), lun);
+            view.pools.insert(name.into(), PoolView::default());
+            totals.insert(name.into(), LunTotals::default());
+        }
+        view.cores = vec![CoreSample { turns: 7, ..CoreSample::default() }; 2];
+        let survey = [0, 1].map(|core| (CoreId(core), Box::default()));
+        let text = exposition(&view, &survey, totals);
+        let (mut families, mut samples, mut now) = (Vec::new(), BTreeMap::<_, u32>::new(), "");
+        for line in text.lines().take_while(|line| *line != "# EOF") {
+            let Some((kind, rest)) = line.strip_prefix("# ").and_then(|line| line.split_once(' ')) else {
+                let name = line.split('{').next().unwrap_or_default();
+                let suffix =
+                    name.strip_prefix(now).unwrap_or_else(|| panic!("{line} comes after {now}:\n{text}"));
+                assert!(["", "_total", "_bucket", "_sum", "_count"].contains(&suffix), "{line} after {now}");
+                *samples.entry(now).or_default() += 1;
+                continue;
+            };
+            now = rest.split(' ').next().unwrap_or_default();
+            if kind == "HELP" {
+                assert!(!families.contains(&now), "{now} comes twice:\n{text}");
+                families.push(now);
+            }
+            assert_eq!(
+                families.last(),
+                Some(&now),
+                "{line}: what describes a family stands together:\n{text}"
+            );
+        }
+        for family in families {
+            assert!(
+                samples.get(family).is_some_and(|&samples| samples >= 2),
+                "{family} lacks samples:\n{text}"
+            );
+        }
+        for line in ["trefoil_core_turns_total{core=\"0\"} 7", "trefoil_core_turns_total{core=\"1\"} 7"] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
     }

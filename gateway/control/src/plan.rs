@@ -131,6 +131,12 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
         Change::HostCreate(host) => {
             host.check()?;
             free(&state.hosts, "host", &host.name)?;
+            if let Some(other) = state.hosts.values().find(|other| other.nqn == host.nqn) {
+                return refuse(
+                    Fault::Exists,
+                    format!("host `{}` has NQN `{}` already", other.name, host.nqn),
+                );
+            }
             state.hosts.insert(host.name.clone(), host.clone());
         }
         Change::HostDelete { name } => {

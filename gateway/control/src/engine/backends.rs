@@ -2,6 +2,8 @@
 
 use super::cores::{Cores, device};
 use crate::error::{Fault, Refusal};
+use crate::memory::MemoryNeed;
+use crate::state::State;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -9,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
-use trefoil_config::{Backend, BackendType, Bytes, MAX_KEEP_ALIVE_S, default_serial};
+use trefoil_config::{Backend, BackendType, Bytes, Gateway, MAX_KEEP_ALIVE_S, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
@@ -285,6 +287,21 @@ pub fn own_files(document: &Path, database: &Path) -> Vec<OwnFile> {
     vec![(document.into(), "the gateway's own document"), (database.into(), "the gateway's own database")]
 }
 
+/// Refuses memory backends that are in `next` alone if the machine has no memory for all that `next` reserves.
+///
+/// # Errors
+/// What is wanted, and what is there.
+pub fn check_memory(before: &State, next: &State, gateway: &Gateway) -> Result<(), Refusal> {
+    let is_new = |b: &&Backend| b.kind == BackendType::Memory && !before.backends.contains_key(&b.name);
+    let Some(new) = next.backends.values().find(is_new) else { return Ok(()) };
+    match MemoryNeed::look(&next.to_config(gateway)) {
+        Some(memory) if memory.lacks() => {
+            Err(Refusal::new(Fault::NoSpace, format!("backend `{}`: memory: {memory}", new.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a path at which there is what can't be a backend. It isn't opened for that: to open some devices is to use them.
 ///
 /// # Errors
@@ -298,8 +315,19 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
         return Err(Refusal::new(Fault::InUse, is(what)));
     }
-    // What isn't there may be made, and what can't be looked at is told when it is opened.
-    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    // What can't be looked at is told when it is opened.
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && is_devices_place(path) => {
+            let at = path.display();
+            let text = format!(
+                "backend `{}`: path: there is no device {at}, and no file is made there",
+                backend.name
+            );
+            return Err(Refusal::new(Fault::Device, text));
+        }
+        Err(_) => return Ok(()),
+    };
     let kind = meta.file_type();
     let what = match () {
         () if kind.is_dir() => "a directory",
@@ -314,6 +342,19 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
         _ => "a file or a block device",
     };
     Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
+}
+
+/// Whether what would be made at `path` would lie where devices do: a file there fills the machine's memory under a device's
+/// name.
+fn is_devices_place(path: &Path) -> bool {
+    let mut at = path.to_path_buf();
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        let Ok(to) = std::fs::read_link(&at) else { break };
+        at = folder(&at).join(to);
+    }
+    let dir = folder(&at).canonicalize();
+    dir.is_ok_and(|dir| dir.starts_with("/dev") && !dir.starts_with("/dev/shm"))
 }
 
 /// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.
@@ -400,8 +441,8 @@ fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Ope
     if usable == 0 {
         return Err(Refusal::new(Fault::Invalid, format!("{} is empty: give it a size", what())));
     }
-    if backend.size.is_some_and(|size| size.0 > len_bytes) {
-        let text = format!("{} has {} and not the size that is configured", what(), Bytes(len_bytes));
+    if let Some(size) = backend.size.filter(|size| size.0 > len_bytes) {
+        let text = format!("{} has {} and not the size that is configured, {size}", what(), Bytes(len_bytes));
         return Err(Refusal::new(Fault::Invalid, text));
     }
     let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
@@ -518,6 +559,27 @@ mod tests {
     }
 
     #[test]
+    fn no_file_is_made_among_devices() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("/dev", at("devices")).expect("a link");
+        std::os::unix::fs::symlink("devices/nosuch-trefoil", at("disk")).expect("a link");
+        let paths = ["/dev/nosuch-trefoil".into(), at("devices/nosuch-trefoil"), at("disk")];
+        for path in paths {
+            for kind in [BackendType::File, BackendType::Memory] {
+                let backend = Backend { kind, ..file(&path, Some(1 << 20)) };
+                let refusal = check_path(&backend, &[]).expect_err("no device");
+                let told = format!("backend `f`: path: there is no device {}", path.display());
+                assert!(refusal.message.starts_with(&told), "{}", refusal.message);
+                assert_eq!(refusal.fault, Fault::Device);
+            }
+        }
+        for path in ["/dev/shm/nosuch-trefoil".into(), at("missing")] {
+            check_path(&file(&path, Some(1 << 20)), &[]).expect("a file can be made there");
+        }
+    }
+
+    #[test]
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
@@ -534,10 +596,9 @@ mod tests {
         let locked = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
-        assert_eq!(
-            make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal").fault,
-            Fault::Invalid
-        );
+        let small = make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal");
+        let told = "disk has 1MiB and not the size that is configured, 2MiB";
+        assert!(small.fault == Fault::Invalid && small.message.ends_with(told), "{}", small.message);
         assert!(make_and_open(&file(&path, None), &[], true).is_ok_and(|(_, made)| made.is_none()));
     }
 }

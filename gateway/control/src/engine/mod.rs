@@ -322,6 +322,7 @@ impl Engine {
         seeding: bool,
         overwrite: bool,
     ) -> Result<(), Refusal> {
+        backends::check_memory(&self.state, next, &self.gateway)?;
         for (name, backend) in &next.backends {
             if self.state.backends.contains_key(name) {
                 continue;

@@ -45,7 +45,7 @@ pub struct View {
 
 impl View {
     /// Of a gateway of which nothing is up yet.
-    pub(super) fn of(gateway: &Arc<Gateway>, cpus: &[usize]) -> Self {
+    pub(crate) fn of(gateway: &Arc<Gateway>, cpus: &[usize]) -> Self {
         Self {
             state: Arc::default(),
             gateway: gateway.clone(),

@@ -72,7 +72,10 @@ macro_rules! methods {
         async fn route(methods: &Methods, name: &str, params: Value) -> Reply {
             match name {
                 $($name => $function(methods, parse(params)?).await,)*
-                _ => Err(RpcError::new(METHOD_NOT_FOUND, format!("there is no method `{name}`"))),
+                _ => {
+                    let text = format!("there is no method `{name}`; rpc_get_methods lists those that there are");
+                    Err(RpcError::new(METHOD_NOT_FOUND, text))
+                }
             }
         }
     };

@@ -31,7 +31,10 @@ pub(super) struct AddNamespace {
 #[serde(deny_unknown_fields)]
 pub(super) struct RemoveNamespace {
     nqn: String,
-    nsid: u32,
+    #[serde(default)]
+    nsid: Option<u32>,
+    #[serde(default)]
+    lun: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +93,22 @@ pub(super) async fn add_namespace(methods: &Methods, p: AddNamespace) -> Reply {
 }
 
 pub(super) async fn remove_namespace(methods: &Methods, p: RemoveNamespace) -> Reply {
-    methods.change(Change::NamespaceRemove { nqn: p.nqn, nsid: p.nsid }).await?;
+    let RemoveNamespace { nqn, nsid, lun } = p;
+    let nsid = match (nsid, lun) {
+        (Some(nsid), None) => nsid,
+        (None, Some(lun)) => {
+            let view = methods.view().await?;
+            let shown = view.state.exports(&lun).find(|(subsystem, _)| subsystem.nqn == nqn);
+            let absent =
+                || Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` doesn't show a LUN `{lun}`"));
+            shown.map(|(_, nsid)| nsid).ok_or_else(absent)?
+        }
+        _ => {
+            let text = "name the namespace by its `nsid` or by its `lun`";
+            return Err(Refusal::new(Fault::Invalid, text).into());
+        }
+    };
+    methods.change(Change::NamespaceRemove { nqn, nsid }).await?;
     Ok(true.into())
 }
 

@@ -2,14 +2,15 @@
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Controls a Trefoil gateway.
 #[derive(Parser)]
 #[command(name = "trefoil", version)]
 pub struct Args {
-    /// The gateway's control socket.
-    #[arg(long, short, global = true, env = "TREFOIL_SOCKET", default_value = "/run/trefoil/rpc.sock")]
+    /// The gateway's control socket; TREFOIL_SOCKET, if that is set, is the default.
+    #[arg(long, short, global = true, default_value_os_t = default_socket(std::env::var_os("TREFOIL_SOCKET")))]
     pub socket: PathBuf,
     /// Print results as JSON.
     #[arg(long, global = true)]
@@ -65,6 +66,11 @@ pub enum Command {
         #[arg(default_value = "{}", value_parser = parse_json)]
         params: Value,
     },
+}
+
+/// Where the control socket is if nothing else is said. A variable that is empty isn't set.
+fn default_socket(set: Option<OsString>) -> PathBuf {
+    set.filter(|path| !path.is_empty()).map_or_else(|| "/run/trefoil/rpc.sock".into(), PathBuf::from)
 }
 
 fn parse_json(text: &str) -> Result<Value, String> {
@@ -323,8 +329,8 @@ pub enum Subsystem {
     RemoveNamespace {
         /// Which.
         nqn: String,
-        /// The namespace.
-        nsid: u32,
+        /// The namespace: its NSID or its LUN.
+        namespace: String,
     },
     /// Offer it on an address.
     AddListener {
@@ -546,8 +552,10 @@ impl Subsystem {
                 let params = json!({ "nqn": nqn, "lun": lun, "nsid": nsid, "hosts": hosts });
                 ("subsystem_add_namespace", params)
             }
-            Self::RemoveNamespace { nqn, nsid } => {
-                ("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": nsid }))
+            Self::RemoveNamespace { nqn, namespace } => {
+                let nsid = namespace.parse::<u32>().ok();
+                let lun = nsid.is_none().then_some(namespace);
+                ("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": nsid, "lun": lun }))
             }
             Self::AddListener { nqn, listen } => {
                 ("subsystem_add_listener", json!({ "nqn": nqn, "listen": listen }))
@@ -601,6 +609,23 @@ mod tests {
             assert_eq!(args.command.call(), want);
         }
         assert!(parse(&["backend", "discover"]).err().is_some_and(|e| e.contains("--address <ADDRESS>")));
+    }
+
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let socket = |set: Option<&str>| default_socket(set.map(OsString::from));
+        let usual = PathBuf::from("/run/trefoil/rpc.sock");
+        assert_eq!([None, Some(""), Some("/x")].map(socket), [usual.clone(), usual, "/x".into()]);
+    }
+
+    #[test]
+    fn a_namespace_goes_by_its_nsid_or_by_its_lun() {
+        for (word, key, value) in [("3", "nsid", json!(3)), ("disk", "lun", json!("disk"))] {
+            let args =
+                parse(&["subsystem", "remove-namespace", "nqn.x", word]).unwrap_or_else(|e| panic!("{e}"));
+            let want = json!({ "nqn": "nqn.x", key: value });
+            assert_eq!(args.command.call(), ("subsystem_remove_namespace", want));
+        }
     }
 
     #[test]

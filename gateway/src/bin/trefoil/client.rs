@@ -34,6 +34,19 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// Whether it may be the gateway's end or its start: a later call may succeed.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            }
+            Self::Broken(_) => true,
+            Self::Refused { .. } | Self::File { .. } => false,
+        }
+    }
+}
+
 impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -44,7 +44,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), CallError> {
     let mut client = Client::connect(&args.socket)?;
     match &args.command {
-        Command::Top { interval_ms, count } => top::run(&mut client, *interval_ms, *count, args.json),
+        Command::Top { interval_ms, count } => {
+            top::run(&mut client, &args.socket, *interval_ms, *count, args.json)
+        }
         Command::Config(command) => config(&mut client, command, args.json),
         other => {
             let (method, params) = other.call();

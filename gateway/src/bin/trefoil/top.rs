@@ -6,15 +6,18 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Duration;
 
 /// LUNs and hosts shown at a time.
 const ROWS: usize = 30;
 const MIB: f64 = (1 << 20) as f64;
 
-/// Prints the differences between two `stats_get`, again and again; `count` times, or until the end.
+/// Prints the differences between two `stats_get`, again and again; `count` times, or until the end. A gateway that goes is
+/// waited for, at `socket`.
 pub fn run(
     client: &mut Client,
+    socket: &Path,
     interval_ms: u64,
     count: Option<u64>,
     as_json: bool,
@@ -23,7 +26,14 @@ pub fn run(
     let mut shown = 0;
     while count.is_none_or(|count| shown < count) {
         std::thread::sleep(Duration::from_millis(interval_ms));
-        let now = client.call("stats_get", json!({}))?;
+        let now = match client.call("stats_get", json!({})) {
+            Err(error @ CallError::Broken(_)) => {
+                eprintln!("trefoil: {error}; waiting for it to come back");
+                before = come_back(client, socket, interval_ms)?;
+                continue;
+            }
+            now => now?,
+        };
         let rates = rates(&before, &now);
         if as_json {
             put(&format!("{rates}\n"));
@@ -35,6 +45,20 @@ pub fn run(
         shown += 1;
     }
     Ok(())
+}
+
+/// The first `stats_get` of the gateway's next life.
+fn come_back(client: &mut Client, socket: &Path, interval_ms: u64) -> Result<Value, CallError> {
+    loop {
+        let first = Client::connect(socket).and_then(|next| {
+            *client = next;
+            client.call("stats_get", json!({}))
+        });
+        match first {
+            Err(error) if error.is_absence() => std::thread::sleep(Duration::from_millis(interval_ms)),
+            first => return first,
+        }
+    }
 }
 
 fn number(value: &Value, key: &str) -> f64 {
