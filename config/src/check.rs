@@ -424,9 +424,10 @@ impl Config {
         report.unique("lun", "name", self.luns.iter().map(|l| l.name.as_str()));
         report.unique("subsystem", "nqn", self.subsystems.iter().map(|s| s.nqn.as_str()));
         report.unique("host", "name", self.hosts.iter().map(|h| h.name.as_str()));
+        let mut names = HashMap::new();
         for (n, host) in self.hosts.iter().enumerate() {
-            if let Some(earlier) = self.hosts[..n].iter().find(|earlier| earlier.nqn == host.nqn) {
-                let (name, nqn) = (&earlier.name, &host.nqn);
+            if let Some(name) = names.insert(&host.nqn, &host.name) {
+                let nqn = &host.nqn;
                 report.add(
                     &["host".into(), n.into(), "nqn".into()],
                     format!("host `{name}` has NQN `{nqn}` already"),

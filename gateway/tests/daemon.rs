@@ -362,14 +362,14 @@ fn a_document_s_oversights_are_told() {
 #[test]
 fn a_live_table_waits_for_a_gateway_that_comes_back() {
     let mut gateway = Daemon::start(DOCUMENT);
-    let mut table = gateway.begin(&["--json", "top", "--interval-ms", "100", "--count", "20"]);
+    let mut table = gateway.begin(&["--json", "top", "--interval-ms", "100", "--count", "80"]);
     let mut lines = BufReader::new(table.stdout.take().expect("its output")).lines();
     lines.next().expect("a first line").expect("text");
     gateway.kill_and_restart();
     let rest = lines.fold(0, |count, line| line.map(|_| count + 1).expect("text"));
     let output = table.wait_with_output().expect("its end");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && rest == 19, "{rest} more lines; {said}");
+    assert!(output.status.success() && rest == 79, "{rest} more lines; {said}");
     assert!(said.contains("waiting for it to come back"), "{said}");
 }
 

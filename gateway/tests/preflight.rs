@@ -282,6 +282,7 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
         (file(&path("new/file0.img")), format!("path {} is another backend already", path("new/file0.img"))),
         (file(&path("new/state/state.redb")), "is the gateway's own database".into()),
         (file(&path("trefoil.toml")), "is the gateway's own document".into()),
+        (backend("type = \"memory\"\nsize = \"1024TiB\""), "backend `new`: memory: ".into()),
         (backend(&array(away)), format!("backend `new`: address: {away}: the array doesn't answer")),
         (subsystem(&taken.0.to_string()), format!("listeners: {}: another process listens there", taken.0)),
         (subsystem(&any), format!("listeners: 0.0.0.0:{port}: the gateway listens on {}", gateway.addr)),

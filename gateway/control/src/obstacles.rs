@@ -175,7 +175,7 @@ impl Look<'_> {
                     continue;
                 };
                 let message = format!(
-                    "pool `{}`: backend `{name}` holds {what}, which it would overwrite (--delete-data, or wipefs(8))",
+                    "pool `{}`: backend `{name}` holds {what}, which it would overwrite: wipefs(8) takes it away, or --delete-data where the pool is made while the gateway runs",
                     pool.name
                 );
                 self.found.push(Obstacle { message, is_fatal: true });

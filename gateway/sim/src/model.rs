@@ -79,6 +79,9 @@ struct Block {
     stable: Vec<Version>,
     /// What came after, by time; not certain if the operation failed.
     since: Vec<(u64, Version, bool)>,
+    /// What a read could see before power cuts that the readers there are now have lived through: the answer may have been on
+    /// its way.
+    before: Vec<Version>,
     /// Readers, or -1 for a writer.
     busy: i32,
 }
@@ -110,7 +113,7 @@ pub struct Model {
 
 impl Block {
     fn zero() -> Self {
-        Self { now: vec![0], stable: vec![0], since: Vec::new(), busy: 0 }
+        Self { now: vec![0], stable: vec![0], since: Vec::new(), before: Vec::new(), busy: 0 }
     }
 
     fn write(&mut self, at: u64, version: Version, certain: bool) {
@@ -137,6 +140,7 @@ impl Block {
     }
 
     fn power_cut(&mut self) {
+        self.before.extend(&self.now);
         for (_, version, _) in self.since.drain(..) {
             if !self.stable.contains(&version) {
                 self.stable.push(version);
@@ -145,12 +149,12 @@ impl Block {
         self.now = self.stable.clone();
     }
 
-    /// Whether a read may see `version`; if so it `stays`, unless power went after it was read.
-    fn see(&mut self, at: u64, version: Version, stays: bool) -> bool {
+    /// Whether a read may see `version`; if so it stays, unless power went since the read began (`cut`).
+    fn see(&mut self, at: u64, version: Version, cut: bool) -> bool {
         if !self.now.contains(&version) {
-            return false;
+            return cut && self.before.contains(&version);
         }
-        if stays && self.now.len() > 1 {
+        if !cut && self.now.len() > 1 {
             self.now = vec![version];
             self.since.push((at, version, true));
         }
@@ -259,7 +263,12 @@ impl Model {
         if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
             return None;
         }
-        range.iter_mut().for_each(|b| b.busy += if reads { 1 } else { -1 });
+        for block in range {
+            if block.busy == 0 {
+                block.before.clear();
+            }
+            block.busy += if reads { 1 } else { -1 };
+        }
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
         let (id, excused) = (self.clock, self.excused);
@@ -393,7 +402,7 @@ impl Model {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
             };
             let block = &mut self.luns[job.lun].blocks[lba as usize];
-            if !block.see(at, version, !job.cut) {
+            if !block.see(at, version, job.cut) {
                 let may = block.now.clone();
                 return self.violate(format!(
                     "LUN {} block {lba} holds version {version}, may hold {may:?} (operation {})",
@@ -481,6 +490,19 @@ mod tests {
         write(&mut m, true, true);
         m.crash(true);
         assert!(!read(&mut m, &old), "a durable write was lost");
+    }
+
+    #[test]
+    fn an_answer_from_before_a_power_cut_may_come_after_one_from_behind_it() {
+        let mut m = Model::new(&[8]);
+        let old = write(&mut m, true, true);
+        let new = write(&mut m, false, true);
+        let slow = m.begin(0, Kind::Read, 3, 1).expect("free");
+        m.power_cut(|_| true);
+        assert!(read(&mut m, &old));
+        m.finish(slow.id, Ok(()), &new);
+        assert_eq!(m.violation(), None);
+        assert!(!read(&mut m, &new), "what was lost came back");
     }
 
     #[test]

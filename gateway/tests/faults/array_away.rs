@@ -4,6 +4,7 @@
 use super::*;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use std::fs::File;
 use std::time::Duration;
 use support::Patience;
 use support::fleet::{ENDLESS, Fleet, Spec};
@@ -193,13 +194,14 @@ fn what_lies_on_a_lost_array_is_lost_too() {
     let states = || ["far", "near", "pooled"].map(|name| gateway.lun(name)["state"].clone());
     let wait_states = |wanted: [&str; 3]| {
         let patience = Patience::new(format!("the LUNs to be {wanted:?}"));
-        while states() != wanted {
+        let is_counted = || {
+            let counts = support::daemon::metrics(port);
+            ["far", "near", "pooled"].into_iter().zip(wanted).all(|(name, state)| {
+                counts.contains(&format!("trefoil_lun_up{{name=\"{name}\"}} {}\n", u8::from(state == "up")))
+            })
+        };
+        while states() != wanted || !is_counted() {
             patience.pause();
-        }
-        let counts = support::daemon::metrics(port);
-        for (name, state) in ["far", "near", "pooled"].into_iter().zip(wanted) {
-            let line = format!("trefoil_lun_up{{name=\"{name}\"}} {}\n", u8::from(state == "up"));
-            assert!(counts.contains(&line), "no {line} in {counts}");
         }
     };
     wait_states(["up"; 3]);
@@ -213,6 +215,32 @@ fn what_lies_on_a_lost_array_is_lost_too() {
     assert_eq!(gateway.lun("near")["why"], Value::Null);
     array.restart();
     wait_states(["up"; 3]);
+}
+
+/// The array answers all the time, and it gives an error where the layout is.
+#[test]
+fn a_member_that_can_be_read_again_is_a_member_again() {
+    let array = Daemon::start(ARRAY);
+    let mut gateway = Daemon::start(&GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "60"));
+    let plain = gateway.path("plain.img").display().to_string();
+    gateway.call("lun_release", json!({ "name": "far", "force": true }));
+    gateway
+        .call("backend_create", json!({ "name": "plain", "type": "file", "path": plain, "size": "16MiB" }));
+    gateway.call("pool_create", json!({ "name": "tank", "backends": ["plain", "array"] }));
+    gateway.kill();
+    let disk = array.path("disk.img");
+    let whole = std::fs::read(&disk).expect("read");
+    File::options().write(true).open(&disk).and_then(|file| file.set_len(64 << 10)).expect("cut off");
+    gateway.restart();
+    let pool = || gateway.call("pool_show", json!({ "name": "tank" }));
+    let why = pool()["why"].as_str().unwrap_or_default().to_owned();
+    assert!(pool()["state"] == "frozen" && why.contains("array (its layout can't be read"), "{why}");
+    std::fs::write(&disk, whole).expect("written");
+    let patience = Patience::new("the pool to be whole");
+    while pool()["state"] != "up" {
+        patience.pause();
+    }
+    gateway.call("lun_create", json!({ "name": "pooled", "pool": "tank", "size": "4MiB" }));
 }
 
 #[test]

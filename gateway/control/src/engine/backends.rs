@@ -353,8 +353,10 @@ fn is_devices_place(path: &Path) -> bool {
         let Ok(to) = std::fs::read_link(&at) else { break };
         at = folder(&at).join(to);
     }
+    // Other file systems are mounted below: /dev/shm, /dev/hugepages.
+    let device = |dir: &Path| dir.metadata().map(|meta| meta.dev());
     let dir = folder(&at).canonicalize();
-    dir.is_ok_and(|dir| dir.starts_with("/dev") && !dir.starts_with("/dev/shm"))
+    dir.is_ok_and(|dir| dir.starts_with("/dev") && device(&dir).ok() == device(Path::new("/dev")).ok())
 }
 
 /// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.

@@ -185,7 +185,9 @@ impl Engine {
         let changed = self.changed.clone();
         let mut retry_at = Instant::now() + self.retry_after;
         loop {
-            let retries = !self.down.is_empty() && *self.phase.borrow() == Phase::Running;
+            let awaits = !self.down.is_empty()
+                || self.state.pools.iter().any(|(name, pool)| self.is_complete_now(name, pool));
+            let retries = awaits && *self.phase.borrow() == Phase::Running;
             tokio::select! {
                 asked = asks.recv() => {
                     let Some((action, tell)) = asked else { return };
@@ -658,20 +660,25 @@ impl Engine {
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
     }
 
+    /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
+    fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
+        let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
+        self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
+    }
+
     /// Opens pools whose backends were found at last, and places LUNs anew.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
             let key = format!("pool/{name}");
-            let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
-            let all_up = pool.backends.iter().all(is_up);
-            let is_complete_now = all_up && self.pools.is_missing_members(name);
-            if !is_complete_now && !self.down.contains_key(&key) {
+            if !self.is_complete_now(name, pool) && !self.down.contains_key(&key) {
                 continue;
             }
             match self.pools.open(&self.cores, pool, &self.live).await {
                 Ok(()) => {
-                    tracing::info!(pool = name, "a pool that was down is up");
+                    if !self.pools.is_missing_members(name) {
+                        tracing::info!(pool = name, "a pool that was down is up");
+                    }
                     self.down.remove(&key);
                 }
                 Err(error) => drop(self.down.insert(key, error.message)),

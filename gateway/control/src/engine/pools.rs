@@ -343,9 +343,16 @@ impl Pools {
     ) -> Result<(), Refusal> {
         let pool = open_pool(io, uuid, members).await;
         let pool = pool.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
-        pool.notes().iter().for_each(|note| tracing::warn!(pool = name, note, "opened a pool"));
-        if let Some(why) = pool.frozen() {
-            tracing::error!(pool = name, %why, "the pool takes no changes");
+        let before = self.open.remove(name);
+        let is_new = |pool: &Pool| {
+            (pool.notes(), pool.frozen())
+                != before.as_ref().map_or((&[][..], None), |p| (p.notes(), p.frozen()))
+        };
+        if is_new(&pool) {
+            pool.notes().iter().for_each(|note| tracing::warn!(pool = name, note, "opened a pool"));
+            if let Some(why) = pool.frozen() {
+                tracing::error!(pool = name, %why, "the pool takes no changes");
+            }
         }
         self.open.insert(name.into(), pool);
         Ok(())

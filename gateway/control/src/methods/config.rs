@@ -3,12 +3,13 @@
 use super::params::None;
 use super::{Methods, Reply};
 use crate::diff::describe;
+use crate::engine::backends::check_memory;
 use crate::engine::handle::Outcome;
 use crate::engine::view::View;
 use crate::jsonrpc::{INTERNAL_ERROR, RpcError};
 use crate::loss::{Kind, Permit};
 use crate::obstacles::{Obstacle, of_changes};
-use crate::state::{Row, RowChange};
+use crate::state::{Row, RowChange, State};
 use crate::store::SCHEMA;
 use crate::{Action, Change};
 use serde::Deserialize;
@@ -143,7 +144,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
         "changes": changes.iter().map(told).collect::<Vec<_>>(),
         "losses": lost.collect::<Vec<_>>(),
         "needs": kinds.into_iter().map(Kind::flag).collect::<Vec<_>>(),
-        "fails": obstacles.iter().any(|obstacle| obstacle.is_fatal),
+        "fails": look.then(|| obstacles.iter().any(|obstacle| obstacle.is_fatal)),
         "notes": notes,
     }))
 }
@@ -156,7 +157,18 @@ async fn obstacles(
     permit: Permit,
 ) -> Result<Vec<Obstacle>, RpcError> {
     let own_files = view.own_files.clone();
+    let mut next = before.clone();
+    for change in &changes {
+        match change {
+            RowChange::Put(row) => drop(next.insert(row.key(), row.clone())),
+            RowChange::Remove(key) => drop(next.remove(key)),
+        }
+    }
+    let next = State::from_rows(next.into_values().collect());
+    let memory = check_memory(&view.state, &next, &view.gateway);
     let look = move || of_changes(&changes, &before, &own_files, permit.delete_data);
     let looked = tokio::task::spawn_blocking(look).await;
-    looked.map_err(|e| RpcError::new(INTERNAL_ERROR, e.to_string()))
+    let mut found = looked.map_err(|e| RpcError::new(INTERNAL_ERROR, e.to_string()))?;
+    found.extend(memory.err().map(|refusal| Obstacle { message: refusal.message, is_fatal: true }));
+    Ok(found)
 }

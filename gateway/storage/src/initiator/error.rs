@@ -12,8 +12,6 @@ const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
-const NOT_ALLOWED: &str = "the array does not let this gateway's host NQN connect (Connect Invalid Host)";
-
 /// Why a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
@@ -167,8 +165,12 @@ impl ControllerError {
                 ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN) => {
                     "the array has no such subsystem"
                 }
-                ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN) => NOT_ALLOWED,
-                ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => NOT_ALLOWED,
+                ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN) => {
+                    "the array does not take this gateway's host NQN (Connect Invalid Parameters)"
+                }
+                ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => {
+                    "the array does not let this gateway's host NQN connect (Connect Invalid Host)"
+                }
                 _ => "the array refused Connect",
             },
             Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {

@@ -1,6 +1,7 @@
 //! What a backend holds that isn't ours: a file system, a partition table, another volume manager's label.
 //!
-//! What it is not: a proof that there is nothing. A database that writes the bare device has no mark that all would know.
+//! What it is not: a proof that there is nothing. A database that writes the bare device has no mark that all would know, and
+//! marks at a device's end aren't looked for.
 
 use super::format::{LABEL_AT, LABELS_BYTES, TABLE_AT};
 use super::{BackendInfo, IoError, PoolIo, io_error};
@@ -43,7 +44,8 @@ pub(super) async fn read<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<Opt
     Ok(recognise(&start.map_err(io_error(backend, "looking for other contents"))?))
 }
 
-/// Erases the marks that a label doesn't stand on, so that nobody takes a member for what it was before.
+/// Erases the marks that a label doesn't stand on, so that what looks for them doesn't take a member for what it was before. What
+/// stands at a device's end, such as the copy of a GPT, stays.
 pub(super) async fn erase<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
     const _: () = assert!(LABEL_AT[0] == 0 && LOOKED_AT_BYTES as u64 <= TABLE_AT[0]);
     let zeroed = io.write_zeroes(backend.id, LABELS_BYTES, TABLE_AT[0] - LABELS_BYTES).await;

@@ -10,7 +10,7 @@
 //! ```text
 //! byte            0  label, slot 0 (4,096 bytes; see `label`)
 //!             4,096  label, slot 1
-//!             8,192  reserved, up to 128 KiB
+//!             8,192  reserved, up to 128 KiB; zeroed when the pool is made (see `contents`)
 //!           131,072  layout table, slot 0 (2,031,616 bytes; see `table`)
 //!         2,162,688  layout table, slot 1
 //!         4,194,304  data, from here or from the next multiple of the unit

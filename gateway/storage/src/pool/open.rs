@@ -212,7 +212,7 @@ pub async fn open_pool<I: PoolIo>(
         return Err(OpenPoolError::Mismatch { pool: uuid, backend: name.clone(), what: why.clone() });
     }
     holders.retain(|holder| members.iter().any(|member| member.backend == holder.backend));
-    left_out.extend(strays.into_iter().map(Stray::left_out));
+    left_out.extend(strays.into_iter().map(|stray| stray.left_out(&unread)));
     let mut pool = assemble(name, table, &members)?;
     let tell = |out: &LeftOut| format!("backend {}: left out, since {}", out.name, out.note);
     pool.notes.extend(left_out.iter().map(tell));
@@ -297,11 +297,13 @@ fn relabelled(
 }
 
 impl Stray {
-    fn left_out(self) -> LeftOut {
+    fn left_out(self, unread: &[(BackendInfo, String)]) -> LeftOut {
         let damage = self.labels.damage();
-        let what = match self.is_overwritten {
-            true => "something else is in the place of its label",
-            false => "it has neither label nor layout",
+        let unread = unread.iter().find(|(other, _)| *other == self.backend);
+        let what = match (self.is_overwritten, unread) {
+            (true, _) => "something else is in the place of its label",
+            (false, Some((_, why))) => why,
+            (false, None) => "it has neither label nor layout",
         };
         LeftOut {
             name: self.backend.name,

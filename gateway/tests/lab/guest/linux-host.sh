@@ -177,7 +177,9 @@ write_long() {
 }
 still_writing() { kill -0 $fio 2>/dev/null || die "fio ended $1: $(cat /tmp/long.out)"; }
 read_back() {
-  wait $fio || { cat /tmp/long.out; die "fio failed $1"; }
+  wait $fio
+  status=$?
+  [ $status = 0 ] || { cat /tmp/long.out; die "fio failed $1, with status $status"; }
   echo 3 > /proc/sys/vm/drop_caches
   checked /mnt/lun/c --rw=randwrite --bs=4k --size=32m --iodepth=16 --verify_only
   want umount /mnt/lun
