@@ -117,10 +117,12 @@ inspect() {
 warnings() { dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p'; }
 # Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring, and what a slow emulator
 # does. A keep-alive that a disconnect cancels before it was sent has no deadline yet, and Linux 6.12 tells its age since jiffy 0,
-# which is five minutes after boot. Reading ahead (flags with 80000h) isn't tried again when a connection is lost.
+# which is five minutes after boot. Reading ahead (flags with 80000h) isn't tried again when a connection is lost, nor when the
+# target has given up its array.
+given_up=
 kernel_is_content() {
   warnings | tail -n +$((known + 1)) |
-    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces|resetting controller)|block nvme[0-9n]+: no usable path|callbacks suppressed|nvme[0-9nc]+: I/O Cmd\(0x2\) @ LBA .* \(sct 0x3 / sc 0x71\)|I/O error, dev nvme.* op 0x0:\(READ\) flags 0x2083700 |hrtimer: interrupt took|long keepalive RTT \(4294[6-9][0-9]{5} ms\)' \
+    grep -v -E 'nvme nvme[0-9]+: (failed to (send request|connect socket)|queue [0-9]+: timeout|I/O .* timeout|starting error recovery|Failed reconnect attempt|Reconnecting in|Property|failed nvme_keep_alive|rescanning namespaces|resetting controller)|block nvme[0-9n]+: no usable path|callbacks suppressed|nvme[0-9nc]+: I/O Cmd\(0x2\) @ LBA .* \(sct 0x3 / sc 0x(71'"$given_up"')\)|I/O error, dev nvme.* op 0x0:\(READ\) flags 0x2083700 |hrtimer: interrupt took|long keepalive RTT \(4294[6-9][0-9]{5} ms\)' \
       > /tmp/warned
   [ ! -s /tmp/warned ] || { cat /tmp/warned; die "the kernel warns"; }
 }
@@ -210,6 +212,8 @@ outage() {
 # Longer than that: commands fail with Internal Path Error (3h/00h) and may be retried. A command by hand tells so; what is
 # on the way to a disk with multipath, Linux sends again until it succeeds.
 long_outage() {
+  kernel_is_content
+  given_up='|0'
   write_long
   step cut > /dev/null || exit 1
   within 60 path_lost
