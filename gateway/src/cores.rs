@@ -57,7 +57,8 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     let limits = limits(gateway, max_sockets);
     // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
     // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
-    // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used.
+    // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used. (A
+    // third core's may come that way too, if an array grants fewer queues than before; then it may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.slots;
     let mesh =
         mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;

@@ -854,10 +854,28 @@ fn a_listener_that_is_down_is_in_no_change_s_way() {
     gateway.restart();
     assert!(gateway.log().contains("a listener is down"), "{}", gateway.log());
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
-    // The next change opens it.
+    let down = || gateway.json("gateway_info", "{}")["down"].clone();
+    let key = format!("listener/{}", gateway.addr);
+    assert!(down()[&key].as_str().is_some_and(|why| why.contains("in use")), "{}", down());
     drop(taken);
-    gateway.ok(&["host", "delete", "web"]);
+    wait_for("it to be tried again", || down() == json!({}));
     TcpStream::connect(gateway.addr).expect("it is there");
+}
+
+/// It would be told that there is no such subsystem, which a Linux host takes for good.
+#[test]
+fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
+    let at = own_addr();
+    let host = std::thread::spawn(move || {
+        let patience = Patience::new("the listener");
+        while TcpStream::connect(at).is_err() && !patience.left().is_zero() {
+            std::thread::yield_now();
+        }
+        Raw::admin(at, &Who::admin("nqn.2026-01.org.example:early", "nqn.2026-01.org.example:s"));
+    });
+    let listens = format!("allow_any_host = true\nlisteners = [\"{at}\"]");
+    let _gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", &listens));
+    host.join().expect("it is let in");
 }
 
 /// SPDK has one name for both.

@@ -275,7 +275,15 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     std::fs::write(path("ext4"), ext4).expect("written");
     let kept = backend(&format!("type = \"file\"\npath = \"{}\"", path("ext4")));
     let over = format!("{kept}[[pool]]\nname = \"p\"\nbackends = [\"new\"]\n");
+    let disk = path("disk");
+    gateway.ok(&["backend", "create", "disk", "--type", "file", "--path", &disk, "--size", "16MiB"]);
+    gateway.ok(&["pool", "create", "tank", "disk"]);
+    std::fs::copy(disk, path("copy")).expect("copied");
+    gateway.ok(&["pool", "delete", "tank"]);
+    gateway.ok(&["backend", "delete", "disk"]);
+    let from_tank = over.replace(&path("ext4"), &path("copy"));
     let cases = [
+        (from_tank, "pool `p`: backend `new` belongs to pool `tank`, from which it would be taken; ".into()),
         (over.clone(), "pool `p`: backend `new` holds an ext2, ext3 or ext4 file system".to_owned()),
         (file("/dev/null"), "path /dev/null is a character device".to_owned()),
         (file(&path("none/f")), format!("its folder {} is missing", path("none"))),

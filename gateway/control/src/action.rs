@@ -57,10 +57,14 @@ pub enum Change {
         /// Though a file system or the like is recognised on a backend, and will be lost.
         delete_data: bool,
     },
-    /// Legal if no LUN is in it.
+    /// Legal if no LUN is in it, or with `delete_data`; one that is down keeps its labels on its backends.
     PoolDelete {
         /// Which.
         name: String,
+        /// With its LUNs. Legal if no subsystem shows one, or with `force`.
+        delete_data: bool,
+        /// Take its LUNs out of their subsystems.
+        force: bool,
     },
     /// Legal if nothing has its name; from a pool, or a whole backend (an import).
     LunCreate(Lun),
@@ -305,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_table_of_phases() {
-        let change = Change::PoolDelete { name: "p".into() };
+        let change = Change::PoolDelete { name: "p".into(), delete_data: false, force: false };
         let table = [
             (Action::Change(change.clone()), [false, true, false]),
             (Action::Preview(change), [false, true, false]),

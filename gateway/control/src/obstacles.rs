@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trefoil_config::{Backend, BackendType, Bytes, Config, Gateway};
-use trefoil_storage::pool::{LOOKED_AT_BYTES, recognise};
+use trefoil_storage::pool::{LOOKED_AT_BYTES, Label, LabelState, recognise};
 use trefoil_sys::socket;
 
 /// For how long an array may take to accept a connection.
@@ -171,11 +171,19 @@ impl Look<'_> {
             let Row::Pool(pool) = row else { continue };
             for name in &pool.backends {
                 // What can't be read was told of already.
-                let Some(what) = files.get(name.as_str()).and_then(|path| contents(path).ok()?) else {
-                    continue;
+                let Some(Ok(start)) = files.get(name.as_str()).map(|path| start(path)) else { continue };
+                let what = match (recognise(&start), Label::newest(&start)) {
+                    // One of that name may be this pool, which is opened then.
+                    (_, Some(label)) if label.state == LabelState::Ready && label.pool_name != pool.name => {
+                        format!("belongs to pool `{}`, from which it would be taken", label.pool_name)
+                    }
+                    (Some(what), None) => {
+                        format!("holds {what}, which it would overwrite: wipefs(8) takes it away")
+                    }
+                    _ => continue,
                 };
                 let message = format!(
-                    "pool `{}`: backend `{name}` holds {what}, which it would overwrite: wipefs(8) takes it away, or --delete-data where the pool is made while the gateway runs",
+                    "pool `{}`: backend `{name}` {what}; --delete-data allows it where the pool is made while the gateway runs",
                     pool.name
                 );
                 self.found.push(Obstacle { message, is_fatal: true });
@@ -277,14 +285,14 @@ impl Look<'_> {
     }
 }
 
-/// What is recognised at the start of a file or device.
-fn contents(path: &Path) -> io::Result<Option<&'static str>> {
+/// The start of a file or device; of anything else nothing.
+fn start(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(LOOKED_AT_BYTES);
     let kind = path.metadata()?.file_type();
     if kind.is_file() || kind.is_block_device() {
         File::open(path)?.take(LOOKED_AT_BYTES as u64).read_to_end(&mut start)?;
     }
-    Ok(recognise(&start))
+    Ok(start)
 }
 
 fn may_listen(at: SocketAddr) -> Result<(), String> {

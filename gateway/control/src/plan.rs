@@ -54,10 +54,14 @@ fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Re
             }
             state.pools.insert(pool.name.clone(), pool.clone());
         }
-        Change::PoolDelete { name } => {
-            if let Some(lun) = state.luns.values().find(|l| l.pool.as_ref() == Some(name)) {
-                return refuse(Fault::InUse, format!("pool `{name}` holds LUN `{}`", lun.name));
+        Change::PoolDelete { name, delete_data, force } => {
+            let luns = state.luns.values().filter(|lun| lun.pool.as_ref() == Some(name));
+            let luns: Vec<String> = luns.map(|lun| lun.name.clone()).collect();
+            if let Some(lun) = luns.first().filter(|_| !delete_data) {
+                let what = format!("pool `{name}` holds LUN `{lun}`: delete its LUNs, or use --delete-data");
+                return refuse(Fault::InUse, what);
             }
+            luns.iter().try_for_each(|lun| lun_remove(state, lun, *force))?;
             state.pools.remove(name).ok_or_else(|| absent("pool", name))?;
         }
         Change::LunCreate(lun) => lun_create(state, lun)?,

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use trefoil_config::{Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
 use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
@@ -249,6 +250,11 @@ impl State {
             state.transport.get_or_insert_default();
         }
         state
+    }
+
+    /// Where its subsystems listen.
+    pub fn listeners(&self) -> BTreeSet<SocketAddr> {
+        self.subsystems.values().flat_map(|subsystem| &subsystem.listeners).copied().collect()
     }
 
     /// Gives LUNs that are whole backends the identities that they lack: what `own` says of the backend (UUID and NGUID),

@@ -89,18 +89,16 @@ impl<I: StorageIo> StorageCore<I> {
     /// A core with all the memory that it will ever need; it presents nothing until the first topology.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
         let home = arena.id().0;
-        let requests = limits.target.slots + limits.foreign_requests;
+        let own = limits.target.slots + limits.foreign_requests;
+        // Another core may pass on all that it has.
+        let all = limits.target.slots * usize::from(io.cores()) + limits.foreign_requests;
         Self {
             conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home),
-            // Another core may pass on all that it has.
-            luns: Luns::new(
-                io.core(),
-                limits.target.slots * usize::from(io.cores()) + limits.foreign_requests,
-            ),
-            requests: VecDeque::with_capacity(requests),
-            done: VecDeque::with_capacity(requests),
+            luns: Luns::new(io.core(), all),
+            requests: VecDeque::with_capacity(own),
+            done: VecDeque::with_capacity(all),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
             warm: None,
             newcomers: VecDeque::with_capacity(limits.max_sockets as usize),

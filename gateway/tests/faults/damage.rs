@@ -245,6 +245,34 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     assert_eq!(gateway.lun("b")["state"], "up");
 }
 
+#[test]
+fn a_pool_that_lost_a_disk_for_good_can_be_given_up() {
+    let mut gateway = start();
+    gateway.kill();
+    let left = image(&gateway, "left");
+    let kept = std::fs::read(&left).expect("read");
+    std::fs::write(&left, vec![0; kept.len()]).expect("another disk");
+    gateway.restart();
+    assert_eq!(pool(&gateway, "two").0, "frozen");
+    let give_up = |more: &[&str]| gateway.refused(&[&["pool", "delete", "two"], more].concat());
+    assert!(give_up(&[]).contains("pool `two` holds LUN `b`: delete its LUNs, or use --delete-data"));
+    assert!(give_up(&["--delete-data"]).contains("LUN `b` is namespace 2"));
+    gateway.call("pool_delete", json!({ "name": "two", "delete_data": true, "force": true }));
+    served(&gateway, &["a", "d"], "the other pools");
+    gateway.kill();
+    gateway.restart();
+    served(&gateway, &["a", "d"], "after a restart");
+    assert_eq!(gateway.lun("b"), Value::Null);
+    let again = |delete_data: bool| {
+        let params = json!({ "name": "new", "backends": ["left", "right"], "delete_data": delete_data });
+        gateway.try_call("pool_create", params)
+    };
+    let refused = again(false).expect_err("what is left of the old one");
+    assert!(refused.contains("backend right belongs to pool two"), "{refused}");
+    again(true).expect("asked for");
+    gateway.call("lun_create", json!({ "name": "e", "pool": "new", "size": "20MiB" }));
+}
+
 /// As a kill leaves its labels, between the first and the last: the pool exists, and neither its making nor its destroying is
 /// in the way of that.
 #[test]

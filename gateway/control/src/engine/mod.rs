@@ -13,6 +13,7 @@ pub mod handle;
 mod pools;
 mod portals;
 mod queries;
+mod recovery;
 mod refused;
 pub mod topology;
 pub mod view;
@@ -78,7 +79,7 @@ pub struct Engine {
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
-    /// `backend/NAME` and `pool/NAME` that could not be brought up, and why.
+    /// `backend/NAME`, `pool/NAME` and `listener/ADDRESS` that could not be brought up, and why.
     down: BTreeMap<String, String>,
     /// How long to wait before what is down is tried again.
     retry_after: Duration,
@@ -112,7 +113,7 @@ impl Engine {
     ///
     /// # Errors
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
-    /// a backend, pool or listener that fails then is left out, with a log line; backends and pools are tried again.
+    /// a backend, pool or listener that fails then is left out, with a log line, and tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, document, store, found, cpus } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
@@ -388,24 +389,40 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        let listeners: Vec<SocketAddr> = next.subsystems.values().flat_map(|s| s.listeners.clone()).collect();
-        for listen in listeners {
-            if !self.portals.contains_key(&listen) {
-                let id = self.numbers.portals.give(&listen, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
-                match Portal::open(listen, PortalId(id as u16), self.placement.clone()) {
-                    Ok(portal) => {
-                        self.portals.insert(listen, portal);
-                        made.portals.push(listen);
-                    }
-                    // As at the start: what has nothing to do with it goes on.
-                    Err(error) if self.state.subsystems.values().any(|s| s.listeners.contains(&listen)) => {
-                        tracing::error!(%error, "a listener is down");
-                    }
-                    Err(error) => return Err(error),
-                }
+        for listen in next.listeners() {
+            let is_stored = self.state.listeners().contains(&listen);
+            match self.listen(listen) {
+                Ok(true) if !is_stored => made.portals.push(listen),
+                Ok(_) => {}
+                // As at the start: what has nothing to do with it goes on.
+                Err(error) if is_stored => self.listener_is_down(listen, error),
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Listens there, if it doesn't yet; says whether it began to. Hosts are let in when the next topology is out.
+    fn listen(&mut self, at: SocketAddr) -> Result<bool, Refusal> {
+        if self.portals.contains_key(&at) {
+            return Ok(false);
+        }
+        let id = self.numbers.portals.give(&at, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
+        let opened = Portal::open(at, PortalId(id as u16), &self.placement);
+        let opened = opened.map(|portal| drop(self.portals.insert(at, portal)));
+        // What is down has no number, so that no discovery log names it.
+        self.numbers.portals.retain(|at| self.portals.contains_key(at));
+        opened?;
+        self.down.remove(&format!("listener/{at}"));
+        Ok(true)
+    }
+
+    /// Notes it, so that it is tried again.
+    fn listener_is_down(&mut self, at: SocketAddr, error: Refusal) {
+        let before = self.down.insert(format!("listener/{at}"), error.message.clone());
+        if before.is_none_or(|before| before != error.message) {
+            tracing::error!(%error, "a listener is down");
+        }
     }
 
     fn setting(&self, patient: bool, known: Option<&ArrayNamespace>) -> Setting<'_> {
@@ -470,8 +487,11 @@ impl Engine {
     /// Takes down what `old` had and the state in force lacks. No core presents it any more.
     async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
-        let wanted = |listen: &SocketAddr| state.subsystems.values().any(|s| s.listeners.contains(listen));
-        self.portals.retain(|listen, _| wanted(listen));
+        let listeners = state.listeners();
+        self.portals.retain(|listen, _| listeners.contains(listen));
+        for listen in old.listeners().difference(&listeners) {
+            self.down.remove(&format!("listener/{listen}"));
+        }
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
             // A late write must not land in whatever lies there next.
@@ -479,8 +499,13 @@ impl Engine {
                 Some(id) => self.cores.drained(LunId(id)).await,
                 None => Ok(()),
             };
+            // One that is lost with its backends is forgotten as a whole.
+            let in_lost =
+                |pool: &String| !state.pools.contains_key(pool) && self.pools.check_changeable(pool).is_err();
             let gone = match drained {
-                Ok(()) if lun.pool.is_some() => self.pools.delete_lun(&self.cores, &self.live, lun).await,
+                Ok(()) if lun.pool.as_ref().is_some_and(|pool| !in_lost(pool)) => {
+                    self.pools.delete_lun(&self.cores, &self.live, lun).await
+                }
                 other => other,
             };
             if let Err(error) = gone {
@@ -512,68 +537,6 @@ impl Engine {
         self.numbers.portals.retain(|listen| portals.contains_key(listen));
     }
 
-    /// Brings up what is stored; what fails is left out.
-    async fn resume(&mut self, state: State) -> Result<(), Refusal> {
-        let mut state = state;
-        for (name, backend) in &state.backends {
-            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
-            let others = self.live.values();
-            match backends::bring_up(
-                self.setting(true, state.namespaces.get(name)),
-                backend,
-                BackendId(id),
-                others,
-            )
-            .await
-            {
-                Ok(live) => drop(self.live.insert(name.clone(), live)),
-                Err(error) => {
-                    tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
-                    self.down.insert(format!("backend/{name}"), error.message);
-                }
-            }
-        }
-        backends::await_arrays(&self.cores, self.live.values_mut()).await;
-        for (name, live) in &self.live {
-            if let Err(why) = self.cores.usable(live.id) {
-                tracing::error!(
-                    backend = name,
-                    why,
-                    "a backend can't be used; what lies on it is not served"
-                );
-            }
-        }
-        for (name, pool) in &state.pools {
-            if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
-                tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
-                self.down.insert(format!("pool/{name}"), error.message);
-            }
-        }
-        let stored = state.clone();
-        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted, false);
-        self.note_namespaces(&mut state);
-        for listen in state.subsystems.values().flat_map(|s| &s.listeners) {
-            if self.portals.contains_key(listen) {
-                continue;
-            }
-            let Some(id) = self.numbers.portals.give(listen, MAX_PORTALS) else { continue };
-            match Portal::open(*listen, PortalId(id as u16), self.placement.clone()) {
-                Ok(portal) => drop(self.portals.insert(*listen, portal)),
-                Err(error) => tracing::error!(%error, "a listener is down"),
-            }
-        }
-        let changes = stored.changes_to(&state);
-        if !changes.is_empty() {
-            let stored = self.store.commit(changes).await;
-            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
-        }
-        self.state = Arc::new(state);
-        self.keep_exports().await;
-        self.place_all();
-        self.publish().await
-    }
-
     /// Lets the pools keep who sees their LUNs now, as far as they can.
     async fn keep_exports(&mut self) {
         if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
@@ -584,7 +547,9 @@ impl Engine {
     async fn publish(&mut self) -> Result<(), Refusal> {
         self.epoch += 1;
         let topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers);
-        self.cores.publish(Arc::new(topology)).await
+        self.cores.publish(Arc::new(topology)).await?;
+        self.portals.values_mut().for_each(|portal| portal.accept(&self.placement));
+        Ok(())
     }
 
     async fn close_hosts(&self, all: bool) -> Result<(), Refusal> {
@@ -592,138 +557,6 @@ impl Engine {
             self.cores.send(core, Msg::CloseHosts { all }).await?;
         }
         Ok(())
-    }
-
-    /// Follows what cores reported since the last time: sizes found and changed, and arrays that came back.
-    async fn heed_events(&mut self) -> Result<(), Refusal> {
-        let events = std::mem::take(&mut *self.events.borrow_mut());
-        let mut resized = false;
-        let mut is_back = false;
-        for event in events {
-            let (id, block_bytes, len_bytes) = match event {
-                Event::BackendInfo { backend, len_bytes, namespace } => {
-                    (backend, Some(namespace.block_bytes), Some(len_bytes))
-                }
-                Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
-                Event::BackendState { usable, .. } => {
-                    is_back |= usable;
-                    continue;
-                }
-                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
-            };
-            let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
-            let before = (live.block_bytes, live.len_bytes);
-            live.block_bytes = block_bytes.unwrap_or(live.block_bytes);
-            live.len_bytes = len_bytes.unwrap_or(live.len_bytes);
-            resized |= before != (live.block_bytes, live.len_bytes);
-        }
-        let is_awaited = |pool: &String| {
-            self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
-        };
-        let completes = is_back && self.state.pools.keys().any(is_awaited);
-        if resized || completes { self.place_again().await } else { Ok(()) }
-    }
-
-    /// Tries again what is down. The pause before the next time doubles, until something comes up.
-    async fn retry(&mut self) {
-        let state = self.state.clone();
-        let mut came_up = false;
-        for (name, backend) in &state.backends {
-            let key = format!("backend/{name}");
-            if !self.down.contains_key(&key) {
-                continue;
-            }
-            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
-            let others = self.live.values();
-            match backends::bring_up(
-                self.setting(true, state.namespaces.get(name)),
-                backend,
-                BackendId(id),
-                others,
-            )
-            .await
-            {
-                Ok(live) => {
-                    tracing::info!(backend = name, "a backend that was down is up");
-                    self.live.insert(name.clone(), live);
-                    self.down.remove(&key);
-                    came_up = true;
-                }
-                Err(error) => drop(self.down.insert(key, error.message)),
-            }
-        }
-        let before = self.down.len();
-        if let Err(error) = self.place_again().await {
-            tracing::error!(%error, "what came up can't be served");
-        }
-        came_up |= self.down.len() < before;
-        self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
-    }
-
-    /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
-    fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
-        let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
-        self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
-    }
-
-    /// Opens pools whose backends were found at last, and places LUNs anew.
-    async fn place_again(&mut self) -> Result<(), Refusal> {
-        let mut state = State::clone(&self.state);
-        for (name, pool) in &self.state.pools {
-            let key = format!("pool/{name}");
-            if !self.is_complete_now(name, pool) && !self.down.contains_key(&key) {
-                continue;
-            }
-            match self.pools.open(&self.cores, pool, &self.live).await {
-                Ok(()) => {
-                    if !self.pools.is_missing_members(name) {
-                        tracing::info!(pool = name, "a pool that was down is up");
-                    }
-                    self.down.remove(&key);
-                }
-                Err(error) => drop(self.down.insert(key, error.message)),
-            }
-        }
-        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted, false);
-        self.note_namespaces(&mut state);
-        let changes = self.state.changes_to(&state);
-        if !changes.is_empty() {
-            let stored = self.store.commit(changes).await;
-            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
-            self.state = Arc::new(state);
-        }
-        self.keep_exports().await;
-        if self.place_all() { self.publish().await } else { Ok(()) }
-    }
-
-    /// Places every LUN that can be; says whether anything is different now.
-    fn place_all(&mut self) -> bool {
-        let mut changed = false;
-        for (name, lun) in &self.state.luns {
-            let place = match (&lun.pool, &lun.backend) {
-                (Some(_), _) => self.pools.place(lun),
-                (None, Some(backend)) => match self.live.get(backend) {
-                    Some(live) => topology::place_whole(lun, live),
-                    None => Err(format!("backend `{backend}` is down")),
-                },
-                (None, None) => Err("it lies nowhere".into()),
-            };
-            match place {
-                Ok(place) if self.placed.get(name) == Some(&place) => {}
-                // A LUN never shrinks under its hosts: what is gone fails when it is used.
-                Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
-                    tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
-                }
-                Ok(place) => {
-                    changed = true;
-                    self.numbers.luns.give(name, MAX_LUNS);
-                    self.placed.insert(name.clone(), place);
-                }
-                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
-            }
-        }
-        changed
     }
 
     fn view(&self) -> View {

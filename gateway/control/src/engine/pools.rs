@@ -177,6 +177,13 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
             let (len, need) = (Bytes(*len_bytes).rounded(), Bytes(*need_bytes).rounded());
             format!("backend {backend} has {len}; at least {need} are needed")
         }
+        CreatePoolError::InUse { .. } => format!(
+            "{e}: if no gateway uses that pool any more, --delete-data with `trefoil pool create` or `config apply` takes the \
+             backend from it"
+        ),
+        CreatePoolError::Damaged { .. } => {
+            format!("{e}; --delete-data with `trefoil pool create` or `config apply` allows to overwrite it")
+        }
         CreatePoolError::Contents { .. } => format!(
             "{e}, which a pool would overwrite: --delete-data with `trefoil pool create` or `config apply` allows it, and so does \
              wipefs(8)"
@@ -363,16 +370,23 @@ impl Pools {
         self.open.remove(name);
     }
 
-    /// Destroys a pool without LUNs. One that is down is only forgotten, and so is one that can't be destroyed: the state has
+    /// Destroys a pool without LUNs. One that is down or lacks members is only forgotten, and so is one that can't be destroyed: the state has
     /// it no more, and no later change may have to do with it.
     ///
     /// # Errors
     /// It holds LUNs, or a backend fails.
     pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
-        let Ok(mut pool) = self.take_usable(cores, lives, name).await else {
-            self.close(name);
-            tracing::warn!(pool = name, "the pool is down; its labels stay on its backends");
-            return Ok(());
+        let usable = match self.check_changeable(name) {
+            Ok(()) => self.take_usable(cores, lives, name).await,
+            Err(why) => Err(why),
+        };
+        let mut pool = match usable {
+            Ok(pool) => pool,
+            Err(why) => {
+                self.close(name);
+                tracing::warn!(%why, pool = name, "a pool is given up; its labels stay on its backends");
+                return Ok(());
+            }
         };
         let io = Through::new(cores, lives);
         let destroyed = destroy_pool(&io, &mut pool, false).await;

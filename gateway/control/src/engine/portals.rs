@@ -52,25 +52,36 @@ impl Placement {
 /// A listener; dropping it closes it. Connections that came through it stay.
 #[derive(Debug)]
 pub struct Portal {
-    task: JoinHandle<()>,
+    id: PortalId,
+    /// Until it accepts; meanwhile hosts wait in the kernel's queue.
+    bound: Option<TcpListener>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Portal {
-    /// Listens on `listen` and begins to place what comes.
+    /// Listens on `listen`, and accepts nobody yet.
     ///
     /// # Errors
     /// What the kernel says about the address.
-    pub fn open(listen: SocketAddr, id: PortalId, placement: Rc<Placement>) -> Result<Self, Refusal> {
+    pub fn open(listen: SocketAddr, id: PortalId, placement: &Placement) -> Result<Self, Refusal> {
         let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
         let listener = socket::listen(listen, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
-        Ok(Self { task: tokio::task::spawn_local(accept(listener, id, placement)) })
+        Ok(Self { id, bound: Some(listener), task: None })
+    }
+
+    /// Begins to place who connects, if it hasn't. The cores must know by now what is offered here: a Linux host that
+    /// is told that its subsystem isn't there (with DNR) does not come back by itself.
+    pub fn accept(&mut self, placement: &Rc<Placement>) {
+        if let Some(listener) = self.bound.take() {
+            self.task = Some(tokio::task::spawn_local(accept(listener, self.id, placement.clone())));
+        }
     }
 }
 
 impl Drop for Portal {
     fn drop(&mut self) {
-        self.task.abort();
+        self.task.iter().for_each(JoinHandle::abort);
     }
 }
 

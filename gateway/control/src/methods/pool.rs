@@ -28,8 +28,19 @@ pub(super) async fn create(methods: &Methods, p: Create) -> Reply {
     Ok(render(&view, &p.name))
 }
 
-pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {
-    methods.change(Change::PoolDelete { name: p.name }).await?;
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    name: String,
+    #[serde(default)]
+    delete_data: bool,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
+    let Delete { name, delete_data, force } = p;
+    methods.change(Change::PoolDelete { name, delete_data, force }).await?;
     Ok(true.into())
 }
 

@@ -193,10 +193,16 @@ pub enum Pool {
         #[arg(long)]
         delete_data: bool,
     },
-    /// Destroy an empty pool.
+    /// Destroy a pool. One whose backends are lost is forgotten; what they hold of it stays there.
     Delete {
         /// Which.
         name: String,
+        /// Also if it holds LUNs, with their data.
+        #[arg(long)]
+        delete_data: bool,
+        /// Even if subsystems show them.
+        #[arg(long)]
+        force: bool,
     },
     /// All.
     List,
@@ -503,7 +509,10 @@ impl Pool {
                 "pool_create",
                 json!({ "name": name, "backends": backends, "delete_data": flag(*delete_data) }),
             ),
-            Self::Delete { name } => ("pool_delete", json!({ "name": name })),
+            Self::Delete { name, delete_data, force } => (
+                "pool_delete",
+                json!({ "name": name, "delete_data": flag(*delete_data), "force": flag(*force) }),
+            ),
             Self::List => ("pool_list", json!({})),
             Self::Show { name } => ("pool_show", json!({ "name": name })),
         }

@@ -116,6 +116,8 @@ pub struct Controller {
     queues_up: u16,
     aborts: u16,
     backoff: Backoff,
+    /// When the association's first queue came up.
+    risen_at: Option<Instant>,
     fences: Fences,
     lost_since: Option<Instant>,
     gave_up: bool,
@@ -155,6 +157,7 @@ impl Controller {
             queues_up: 0,
             aborts: 0,
             backoff,
+            risen_at: None,
             fences: Fences::new(),
             lost_since: None,
             gave_up: false,
@@ -281,7 +284,7 @@ impl Controller {
             InitiatorMsg::Opened { epoch, .. } if epoch == self.epoch && self.opened => {
                 self.queues_up += 1;
                 if self.queues_up == 1 {
-                    self.risen();
+                    self.risen(io.now());
                 }
             }
             InitiatorMsg::Lost { epoch, qid, why } if epoch == self.epoch && self.opened => {
@@ -296,8 +299,8 @@ impl Controller {
         }
     }
 
-    fn risen(&mut self) {
-        self.backoff.reset();
+    fn risen(&mut self, now: Instant) {
+        self.risen_at = Some(now);
         self.lost_since = None;
         self.gave_up = false;
         self.told_blocks = self.facts.blocks;
@@ -318,6 +321,10 @@ impl Controller {
         }
         let now = io.now();
         self.events.push_back(ControllerEvent::Down(why));
+        // One that comes and goes is not asked more and more often.
+        if self.risen_at.take().is_some_and(|at| now.since(at) >= self.config.reconnect.1) {
+            self.backoff.reset();
+        }
         let had_queues = self.close_queues();
         self.lost_since.get_or_insert(now);
         self.keep_alive_at = None;
@@ -672,7 +679,7 @@ impl Controller {
         self.wait_for_event();
         match self.config.purpose {
             Purpose::Discovery => {
-                self.risen();
+                self.risen(io.now());
                 self.refresh_discovery();
             }
             Purpose::Nvm { .. } => {

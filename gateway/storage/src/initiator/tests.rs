@@ -745,3 +745,20 @@ impl Rig {
         }
     }
 }
+
+#[test]
+fn an_array_that_comes_and_goes_is_asked_less_and_less_often() {
+    let ups = |rig: &Rig| rig.events.iter().filter(|event| matches!(event, ControllerEvent::Up(_))).count();
+    let mut rig = Rig::up(68, Manners::default());
+    for _ in 0..400 {
+        rig.cut();
+        rig.pass(SECOND / 20);
+    }
+    assert!((20..=45).contains(&ups(&rig)), "{} in 20 s, with pauses up to a second", ups(&rig));
+    rig.pass(2 * SECOND);
+    rig.cut();
+    rig.events.clear();
+    rig.pass(SECOND / 5);
+    assert_eq!(ups(&rig), 1, "it had stood for long, so the first pause is the shortest again");
+    rig.end();
+}

@@ -27,7 +27,7 @@ pub struct NewPool {
     pub owner: Owner,
     /// Its backends, which lose their contents.
     pub members: Vec<NewMember>,
-    /// Though something is recognised there, such as a file system.
+    /// Though something is recognised there, such as a file system or another pool's label.
     pub overwrite: bool,
 }
 
@@ -77,6 +77,8 @@ pub enum CreatePoolError {
         pool: String,
         /// The pool.
         uuid: Uuid,
+        /// Its label's.
+        generation: u64,
     },
     /// It holds what somebody may want to keep.
     #[error("backend {backend} holds {what}")]
@@ -87,7 +89,7 @@ pub enum CreatePoolError {
         what: &'static str,
     },
     /// It may be a pool's; better not touch it.
-    #[error("backend {backend} has a damaged label: {damage}; zero its first 8 KiB if it is to be used")]
+    #[error("backend {backend} has a damaged label: {damage}")]
     Damaged {
         /// The backend.
         backend: String,
@@ -111,7 +113,11 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     let members = check(&new)?;
     let mut generation = 1;
     for member in &new.members {
-        let before = check_unused(io, &member.backend).await?;
+        let before = match check_unused(io, &member.backend).await {
+            Err(CreatePoolError::InUse { generation, .. }) if new.overwrite => generation,
+            Err(CreatePoolError::Damaged { .. }) if new.overwrite => 0,
+            unused => unused?,
+        };
         if before == 0
             && !new.overwrite
             && let Some(what) = contents::read(io, &member.backend).await?
@@ -231,6 +237,7 @@ pub(super) async fn check_unused<I: PoolIo>(io: &I, backend: &BackendInfo) -> Re
             backend: backend.name.clone(),
             pool: label.pool_name.clone(),
             uuid: label.pool_uuid,
+            generation: label.generation,
         }),
         (Some(label), _) => Ok(label.generation),
         // A first label that was cut short leaves slot 0 torn and slot 1 as it was.

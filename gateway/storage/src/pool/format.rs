@@ -43,7 +43,8 @@ pub enum Damage {
     Invalid(&'static str),
 }
 
-/// Every change is a new generation, and none follows the largest: nobody has written so many.
+/// Every change is a new generation, and those from this one on have none: nobody has written so many.
+pub(super) const GENERATIONS: u64 = u64::MAX / 2;
 pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next");
 
 /// First byte of data on a member of a pool with this unit.

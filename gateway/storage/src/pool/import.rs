@@ -82,7 +82,7 @@ pub async fn import_namespace<I: PoolIo>(
     }
     match check_unused(io, &backend).await {
         Ok(_) => Ok(Imported { uuid, nguid, name, backend }),
-        Err(CreatePoolError::InUse { backend, pool, uuid }) => {
+        Err(CreatePoolError::InUse { backend, pool, uuid, .. }) => {
             Err(ImportError::Pooled { backend, pool, uuid })
         }
         Err(CreatePoolError::Damaged { backend, damage }) => Err(ImportError::Damaged { backend, damage }),

@@ -1,7 +1,8 @@
 //! A member's label: who it is and to which pool it belongs. Its bytes are those of `RawLabel`.
 
 use super::format::{
-    BLOCK_BYTES, Damage, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name, parse_name, seal,
+    BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name,
+    parse_name, seal,
 };
 use super::{MAX_UNIT_BYTES, MIN_UNIT_BYTES, Uuid};
 
@@ -90,6 +91,12 @@ impl Label {
         slot.starts_with(&MAGIC)
     }
 
+    /// The newest sound one among the first bytes of a backend. Never panics.
+    pub fn newest(start: &[u8]) -> Option<Self> {
+        let slots = LABEL_AT.iter().filter_map(|&at| Self::parse(start.get(at as usize..)?).ok());
+        slots.max_by_key(|label| label.generation)
+    }
+
     /// Reads a slot. Never panics.
     ///
     /// # Errors
@@ -106,7 +113,7 @@ impl Label {
         if raw.version != VERSION {
             return Err(Damage::Version(raw.version));
         }
-        if raw.generation == u64::MAX {
+        if raw.generation >= GENERATIONS {
             return Err(NO_NEXT);
         }
         let unit_bytes = 1u64.checked_shl(raw.unit_shift).unwrap_or(0);

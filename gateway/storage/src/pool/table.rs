@@ -8,7 +8,8 @@
 
 use super::Uuid;
 use super::format::{
-    BLOCK_BYTES, Damage, NAME_BYTES, NO_NEXT, TABLE_BYTES, VERSION, checksum, emit_name, parse_name, seal,
+    BLOCK_BYTES, Damage, GENERATIONS, NAME_BYTES, NO_NEXT, TABLE_BYTES, VERSION, checksum, emit_name,
+    parse_name, seal,
 };
 use crate::topology::{MAX_BACKENDS, MAX_LUNS};
 
@@ -259,7 +260,7 @@ impl Table {
         if raw.version != VERSION {
             return Err(Damage::Version(raw.version));
         }
-        if raw.generation == u64::MAX {
+        if raw.generation >= GENERATIONS {
             return Err(NO_NEXT);
         }
         let mut rest = bytes.get(RawHeader::LEN..).unwrap_or_default();

@@ -70,6 +70,15 @@ fn both_bad_is_an_error_that_says_where() {
     assert!(matches!(found[..], [Found::Member(_), Found::Damaged(Damage::Checksum)]));
     let error = block_on(create_pool(&io, new_pool(&backends[1..]))).expect_err("it may be precious");
     assert!(matches!(error, CreatePoolError::Damaged { .. }));
+    overwrite(&io, &backends[1..]);
+}
+
+/// Makes another pool there, whatever there is, and opens it.
+fn overwrite(io: &Disks, backends: &[BackendInfo]) {
+    let uuid = Uuid([0xEE; 16]);
+    let new = NewPool { uuid, name: "third".into(), overwrite: true, ..new_pool(backends) };
+    block_on(create_pool(io, new)).expect("asked for");
+    assert_eq!(block_on(open_pool(io, uuid, backends.to_vec())).expect("it opens").frozen(), None);
 }
 
 #[test]
@@ -188,8 +197,10 @@ fn other_pools_and_copies_are_refused() {
     assert!(matches!(error, OpenPoolError::Duplicate { .. }), "{error}");
     let error = block_on(create_pool(&io, new_pool(&backends[1..2]))).expect_err("in use");
     assert!(matches!(error, CreatePoolError::InUse { ref pool, .. } if pool == "other"));
+    assert_eq!(reopen(&io, &backends[..1]).expect("unharmed").frozen(), None);
     let import = block_on(import_namespace(&io, backends[1].clone(), "x".into(), POOL, [0; 16]));
     assert!(matches!(import, Err(ImportError::Pooled { .. })));
+    overwrite(&io, &backends[1..2]);
     let mut small = backends[0].clone();
     small.len_bytes -= UNIT;
     assert!(matches!(reopen(&io, &[small]), Err(OpenPoolError::Mismatch { .. })));

@@ -1,0 +1,214 @@
+//! What was there comes back: a start from the store, and all that was down then or is lost meanwhile.
+//!
+//! What it is: the part of the engine that works without anybody's asking. What can't be had is left out with a log line,
+//! and tried again.
+
+use super::backends;
+use super::topology;
+use super::{BackendId, Engine, Event, Fault, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State};
+use std::sync::Arc;
+
+impl Engine {
+    /// Brings up what is stored; what fails is left out.
+    pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
+        let mut state = state;
+        for (name, backend) in &state.backends {
+            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
+            let others = self.live.values();
+            match backends::bring_up(
+                self.setting(true, state.namespaces.get(name)),
+                backend,
+                BackendId(id),
+                others,
+            )
+            .await
+            {
+                Ok(live) => drop(self.live.insert(name.clone(), live)),
+                Err(error) => {
+                    tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
+                    self.down.insert(format!("backend/{name}"), error.message);
+                }
+            }
+        }
+        backends::await_arrays(&self.cores, self.live.values_mut()).await;
+        for (name, live) in &self.live {
+            if let Err(why) = self.cores.usable(live.id) {
+                tracing::error!(
+                    backend = name,
+                    why,
+                    "a backend can't be used; what lies on it is not served"
+                );
+            }
+        }
+        for (name, pool) in &state.pools {
+            if let Err(error) = self.pools.open(&self.cores, pool, &self.live).await {
+                tracing::error!(%error, pool = name, "a pool is down; its LUNs are not served");
+                self.down.insert(format!("pool/{name}"), error.message);
+            }
+        }
+        let stored = state.clone();
+        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
+        self.pools.adopt_into(&mut state, &deleted, false);
+        self.note_namespaces(&mut state);
+        for listen in state.listeners() {
+            if let Err(error) = self.listen(listen) {
+                self.listener_is_down(listen, error);
+            }
+        }
+        let changes = stored.changes_to(&state);
+        if !changes.is_empty() {
+            let stored = self.store.commit(changes).await;
+            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+        }
+        self.state = Arc::new(state);
+        self.keep_exports().await;
+        self.place_all();
+        self.publish().await
+    }
+
+    /// Follows what cores reported since the last time: sizes found and changed, and arrays that came back.
+    pub(super) async fn heed_events(&mut self) -> Result<(), Refusal> {
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        let mut resized = false;
+        let mut is_back = false;
+        for event in events {
+            let (id, block_bytes, len_bytes) = match event {
+                Event::BackendInfo { backend, len_bytes, namespace } => {
+                    (backend, Some(namespace.block_bytes), Some(len_bytes))
+                }
+                Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),
+                Event::BackendState { usable, .. } => {
+                    is_back |= usable;
+                    continue;
+                }
+                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+            };
+            let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
+            let before = (live.block_bytes, live.len_bytes);
+            live.block_bytes = block_bytes.unwrap_or(live.block_bytes);
+            live.len_bytes = len_bytes.unwrap_or(live.len_bytes);
+            resized |= before != (live.block_bytes, live.len_bytes);
+        }
+        let is_awaited = |pool: &String| {
+            self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
+        };
+        let completes = is_back && self.state.pools.keys().any(is_awaited);
+        if resized || completes { self.place_again(false).await } else { Ok(()) }
+    }
+
+    /// Tries again what is down. The pause before the next time doubles, until something comes up.
+    pub(super) async fn retry(&mut self) {
+        let state = self.state.clone();
+        let mut came_up = false;
+        for (name, backend) in &state.backends {
+            let key = format!("backend/{name}");
+            if !self.down.contains_key(&key) {
+                continue;
+            }
+            let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
+            let others = self.live.values();
+            match backends::bring_up(
+                self.setting(true, state.namespaces.get(name)),
+                backend,
+                BackendId(id),
+                others,
+            )
+            .await
+            {
+                Ok(live) => {
+                    tracing::info!(backend = name, "a backend that was down is up");
+                    self.live.insert(name.clone(), live);
+                    self.down.remove(&key);
+                    came_up = true;
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
+            }
+        }
+        let mut listens = false;
+        for at in state.listeners() {
+            match self.listen(at) {
+                Ok(began) => {
+                    listens |= began;
+                    if began {
+                        tracing::info!(listener = %at, "a listener that was down is up");
+                    }
+                }
+                Err(error) => self.listener_is_down(at, error),
+            }
+        }
+        came_up |= listens;
+        let before = self.down.len();
+        if let Err(error) = self.place_again(listens).await {
+            tracing::error!(%error, "what came up can't be served");
+        }
+        came_up |= self.down.len() < before;
+        self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
+    }
+
+    /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
+    pub(super) fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
+        let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
+        self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
+    }
+
+    /// Opens pools whose backends were found at last, and places LUNs anew. Tells the cores if that, or the caller,
+    /// `changed` something.
+    async fn place_again(&mut self, changed: bool) -> Result<(), Refusal> {
+        let mut state = State::clone(&self.state);
+        for (name, pool) in &self.state.pools {
+            let key = format!("pool/{name}");
+            if !self.is_complete_now(name, pool) && !self.down.contains_key(&key) {
+                continue;
+            }
+            match self.pools.open(&self.cores, pool, &self.live).await {
+                Ok(()) => {
+                    if !self.pools.is_missing_members(name) {
+                        tracing::info!(pool = name, "a pool that was down is up");
+                    }
+                    self.down.remove(&key);
+                }
+                Err(error) => drop(self.down.insert(key, error.message)),
+            }
+        }
+        let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
+        self.pools.adopt_into(&mut state, &deleted, false);
+        self.note_namespaces(&mut state);
+        let changes = self.state.changes_to(&state);
+        if !changes.is_empty() {
+            let stored = self.store.commit(changes).await;
+            stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+            self.state = Arc::new(state);
+        }
+        self.keep_exports().await;
+        if self.place_all() | changed { self.publish().await } else { Ok(()) }
+    }
+
+    /// Places every LUN that can be; says whether anything is different now.
+    fn place_all(&mut self) -> bool {
+        let mut changed = false;
+        for (name, lun) in &self.state.luns {
+            let place = match (&lun.pool, &lun.backend) {
+                (Some(_), _) => self.pools.place(lun),
+                (None, Some(backend)) => match self.live.get(backend) {
+                    Some(live) => topology::place_whole(lun, live),
+                    None => Err(format!("backend `{backend}` is down")),
+                },
+                (None, None) => Err("it lies nowhere".into()),
+            };
+            match place {
+                Ok(place) if self.placed.get(name) == Some(&place) => {}
+                // A LUN never shrinks under its hosts: what is gone fails when it is used.
+                Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
+                    tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
+                }
+                Ok(place) => {
+                    changed = true;
+                    self.numbers.luns.give(name, MAX_LUNS);
+                    self.placed.insert(name.clone(), place);
+                }
+                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
+            }
+        }
+        changed
+    }
+}
