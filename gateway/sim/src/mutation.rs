@@ -50,7 +50,7 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         name: "stale-retry",
-        within_seeds: 10,
+        within_seeds: 20,
         apply: |run| run.each_disk(|disk| disk.defect.replay_write = 5),
     },
     Mutation {
