@@ -53,13 +53,16 @@ pub struct ArrayNamespace {
     uuid: [u8; 16],
     eui64: [u8; 8],
     block_bytes: u32,
+    /// As it was last, so that hosts see what they had though it is away when the gateway starts; 0 if it isn't known.
+    #[serde(default)]
+    pub len_bytes: u64,
 }
 
 impl ArrayNamespace {
     /// The namespace that answered as `backend`.
     pub fn new(backend: &str, found: NamespaceIdentity) -> Self {
         let NamespaceIdentity { nguid, uuid, eui64, block_bytes } = found;
-        Self { backend: backend.into(), nguid, uuid, eui64, block_bytes }
+        Self { backend: backend.into(), nguid, uuid, eui64, block_bytes, len_bytes: 0 }
     }
 
     /// For the initiator to compare.

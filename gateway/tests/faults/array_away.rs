@@ -478,6 +478,26 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     }
 }
 
+#[test]
+fn hosts_find_the_lun_of_an_array_that_is_away_at_the_start_and_wait_for_it() {
+    let array = Daemon::start(ARRAY);
+    let document = GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "60");
+    let mut gateway = Daemon::start(&document);
+    fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
+    array.signal(Signal::SIGSTOP);
+    gateway.kill_and_restart();
+    let now = gateway.lun("far");
+    assert_eq!((&now["state"], &now["len_bytes"]), (&json!("lost"), &json!(32 * MIB)), "{now}");
+    let mut pair = host(&gateway, 1);
+    let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: 4096 };
+    pair.io.capsule(IoCommand::Write(BlockRange::new(0, 8)).sqe(1, 1, sgl), &[0x5a; 4096]);
+    fill(&mut host(&gateway, 2).io, 2, 0..MIB, 0x44).expect("another LUN");
+    array.signal(Signal::SIGCONT);
+    assert_eq!(pair.io.finish(1, &[]).0.status, Status::SUCCESS, "it waited");
+    assert_eq!(pair.io.read(1, 0, 4096), (Status::SUCCESS, vec![0x5a; 4096]));
+    assert_eq!(pair.io.read(1, 8, 4096), (Status::SUCCESS, vec![0x3c; 4096]));
+}
+
 /// Waits until a host has the array's LUN, as it was.
 fn wait_served(pair: &mut Pair) {
     let patience = Patience::new("the array's LUN to be served");

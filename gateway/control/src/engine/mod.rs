@@ -432,14 +432,14 @@ impl Engine {
     }
 
     /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one
-    /// for them.
+    /// for them, and their sizes.
     fn note_namespaces(&self, state: &mut State) {
         for (name, live) in &self.live {
             if let Some(found) = self.cores.namespace(live.id)
                 && state.backends.contains_key(name)
-                && !state.namespaces.contains_key(name)
             {
-                state.namespaces.insert(name.clone(), ArrayNamespace::new(name, found));
+                let noted = state.namespaces.entry(name.clone());
+                noted.or_insert_with(|| ArrayNamespace::new(name, found)).len_bytes = live.len_bytes;
             }
         }
     }

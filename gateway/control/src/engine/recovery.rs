@@ -31,6 +31,12 @@ impl Engine {
             }
         }
         backends::await_arrays(&self.cores, self.live.values_mut()).await;
+        for (name, known) in &state.namespaces {
+            // Hosts that come back find what they had, and wait for it: to a Linux host, what is not there is gone.
+            if let Some(live) = self.live.get_mut(name).filter(|live| live.len_bytes == 0) {
+                (live.block_bytes, live.len_bytes) = (known.identity().block_bytes, known.len_bytes);
+            }
+        }
         for (name, live) in &self.live {
             if let Err(why) = self.cores.usable(live.id) {
                 tracing::error!(
