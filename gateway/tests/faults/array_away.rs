@@ -498,6 +498,33 @@ fn hosts_find_the_lun_of_an_array_that_is_away_at_the_start_and_wait_for_it() {
     assert_eq!(pair.io.read(1, 8, 4096), (Status::SUCCESS, vec![0x3c; 4096]));
 }
 
+/// Of its LUNs only what the store knows can be shown: their size and identity.
+#[test]
+fn hosts_find_the_luns_of_a_pool_that_is_down_at_the_start_and_wait_for_them() {
+    let array = Daemon::start(ARRAY);
+    let mut gateway = Daemon::start(&GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "60"));
+    gateway.call("lun_release", json!({ "name": "far", "force": true }));
+    gateway.call("pool_create", json!({ "name": "tank", "backends": ["array"] }));
+    gateway.call("lun_create", json!({ "name": "pooled", "pool": "tank", "size": "4MiB" }));
+    show(&gateway, "pooled", 1);
+    fill(&mut host(&gateway, 1).io, 1, 0..4 * MIB, 0x3c).expect("written");
+    array.signal(Signal::SIGSTOP);
+    gateway.kill_and_restart();
+    let lun = gateway.lun("pooled");
+    assert_eq!((&lun["state"], &lun["why"]), (&json!("down"), &json!("pool `tank` is down")));
+    let mut pair = host(&gateway, 1);
+    let read = |pair: &mut Pair| pair.io.read(1, 0, 4096);
+    assert_eq!(read(&mut pair), (Status::ANA_INACCESSIBLE, vec![]));
+    assert_eq!(pair.io.write(1, 0, &[0x99; 4096]), Status::ANA_INACCESSIBLE);
+    fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
+    array.signal(Signal::SIGCONT);
+    let patience = Patience::new("the pool to be there");
+    while read(&mut pair).0.is(Status::ANA_INACCESSIBLE) {
+        patience.pause();
+    }
+    expect_filled(&mut pair.io, 1, 0..4 * MIB, 0x3c, "what was written before");
+}
+
 /// Waits until a host has the array's LUN, as it was.
 fn wait_served(pair: &mut Pair) {
     let patience = Patience::new("the array's LUN to be served");

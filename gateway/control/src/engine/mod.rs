@@ -79,7 +79,7 @@ pub struct Engine {
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
-    /// `backend/NAME`, `pool/NAME` and `listener/ADDRESS` that could not be brought up, and why.
+    /// `backend/NAME`, `pool/NAME`, `lun/NAME` and `listener/ADDRESS` that could not be brought up, and why.
     down: BTreeMap<String, String>,
     /// How long to wait before what is down is tried again.
     retry_after: Duration,
@@ -494,6 +494,7 @@ impl Engine {
         }
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
+            self.down.remove(&format!("lun/{}", lun.name));
             // A late write must not land in whatever lies there next.
             let drained = match self.numbers.luns.get(&lun.name) {
                 Some(id) => self.cores.drained(LunId(id)).await,

@@ -211,8 +211,15 @@ impl Engine {
                     changed = true;
                     self.numbers.luns.give(name, MAX_LUNS);
                     self.placed.insert(name.clone(), place);
+                    self.down.remove(&format!("lun/{name}"));
                 }
-                Err(error) => tracing::error!(error, lun = name, "a LUN is not served"),
+                Err(error) => {
+                    self.numbers.luns.give(name, MAX_LUNS);
+                    let before = self.down.insert(format!("lun/{name}"), error.clone());
+                    if before.as_ref() != Some(&error) {
+                        tracing::error!(error, lun = name, "a LUN is not served");
+                    }
+                }
             }
         }
         changed

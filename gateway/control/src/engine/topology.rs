@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use trefoil_config::{BackendType, Lun, Subsystem};
 use trefoil_storage::topology::{self as shown, Allow, Extent, LunId, PortalId, Topology};
+use trefoil_wire::nvme::log::AnaState;
 
 /// Indices that cores know objects by. A number is given again only after a later snapshot without
 /// its object was in force everywhere.
@@ -101,19 +102,20 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     Ok(Placed { block_bytes, len_bytes, extents })
 }
 
-/// Builds the snapshot. LUNs that have no place (a pool or backend that is down since the start) are
-/// left out, and their namespaces with them.
+/// Builds the snapshot. LUNs that have no place, since their pool is down or lacks a member, are shown in the ANA state
+/// Inaccessible, so that hosts which know them wait. Where the size isn't known either (a whole backend that is down), they are left
+/// out, and their namespaces with them.
 pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbers: &Numbers) -> Topology {
     let has_arrays = state.backends.values().any(|backend| backend.kind == BackendType::NvmeTcp);
     let quiesce_ms = if has_arrays { shown::ARRAY_QUIESCE_MS } else { shown::LOCAL_QUIESCE_MS };
     let mut topology = Topology { epoch, quiesce_ms, ..Topology::default() };
     for (name, lun) in &state.luns {
-        let (Some(id), Some(place)) = (numbers.luns.get(name), placed.get(name)) else { continue };
+        let Some(id) = numbers.luns.get(name) else { continue };
         let at = id as usize;
         if topology.luns.len() <= at {
             topology.luns.resize(at + 1, None);
         }
-        topology.luns[at] = Some(shown_lun(lun, place));
+        topology.luns[at] = shown_lun(lun, placed.get(name));
     }
     for (listen, id) in &numbers.portals.by_key {
         let at = *id as usize;
@@ -126,26 +128,32 @@ pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbe
     topology
 }
 
-fn shown_lun(lun: &Lun, place: &Placed) -> shown::Lun {
+fn shown_lun(lun: &Lun, place: Option<&Placed>) -> Option<shown::Lun> {
     let uuid = lun.uuid.unwrap_or_default();
-    shown::Lun {
+    let (block_bytes, len_bytes) = match place {
+        Some(place) => (place.block_bytes, place.len_bytes),
+        None => (lun.block_bytes?, lun.size?.0),
+    };
+    Some(shown::Lun {
         name: lun.name.clone(),
-        block_bytes: place.block_bytes,
-        blocks: place.len_bytes / u64::from(place.block_bytes),
+        block_bytes,
+        blocks: len_bytes / u64::from(block_bytes),
         uuid: *uuid.as_bytes(),
         nguid: lun.nguid_bytes().unwrap_or(*uuid.as_bytes()),
-        extents: place.extents.clone(),
+        extents: place.map_or(Vec::new(), |place| place.extents.clone()),
         read_only: lun.read_only,
-    }
+    })
 }
 
 fn shown_subsystem(subsystem: &Subsystem, topology: &Topology, numbers: &Numbers) -> shown::Subsystem {
-    let there = |id: u32| topology.luns.get(id as usize).is_some_and(Option::is_some);
     let namespaces = subsystem.namespaces.iter().filter_map(|ns| {
-        let lun = numbers.luns.get(&ns.lun).filter(|&id| there(id))?;
+        let id = numbers.luns.get(&ns.lun)?;
+        let lun = topology.luns.get(id as usize)?.as_ref()?;
         let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::Only);
-        // One ANA group, optimized: a gateway alone.
-        Some(shown::Namespace { nsid: ns.nsid, lun: LunId(lun), hosts, ana_group: 1, ana_state: 1 })
+        let state = if lun.extents.is_empty() { AnaState::Inaccessible } else { AnaState::Optimized };
+        // Each has a group of its own, so that the state of one can change without another's.
+        let (ana_group, ana_state) = (ns.nsid, state.bits());
+        Some(shown::Namespace { nsid: ns.nsid, lun: LunId(id), hosts, ana_group, ana_state })
     });
     let portals = subsystem.listeners.iter().filter_map(|l| numbers.portals.get(l));
     shown::Subsystem {

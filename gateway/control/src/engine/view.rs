@@ -27,7 +27,7 @@ pub struct View {
     pub epoch: u64,
     /// Backends that are up.
     pub backends: BTreeMap<String, BackendView>,
-    /// `backend/NAME` and `pool/NAME` that are down, and why. They are tried again by and by.
+    /// `backend/NAME`, `pool/NAME`, `lun/NAME` and `listener/ADDRESS` that are down, and why. They are tried again by and by.
     pub down: BTreeMap<String, String>,
     /// Pools that are up.
     pub pools: BTreeMap<String, PoolView>,

@@ -111,7 +111,10 @@ pub fn render(view: &View, name: &str) -> Value {
             value["block_bytes"] = place.block_bytes.into();
             value["extents"] = place.extents.len().into();
         }
-        None => value["state"] = "down".into(),
+        None => {
+            value["state"] = "down".into();
+            value["why"] = view.down.get(&format!("lun/{name}")).cloned().into();
+        }
     }
     if let Value::Object(fields) = &mut value {
         fields.retain(|_, v| !v.is_null());

@@ -348,7 +348,7 @@ fn render(view: &View, s: &Subsystem) -> Value {
             "name": ns.lun,
             "nguid": lun.and_then(|l| l.nguid.as_ref()).map(|nguid| nguid.to_ascii_uppercase()),
             "uuid": lun.and_then(|l| l.uuid),
-            "anagrpid": 1,
+            "anagrpid": ns.nsid,
         })
     });
     let listeners = s.listeners.iter().map(|l| {
@@ -374,8 +374,10 @@ fn render(view: &View, s: &Subsystem) -> Value {
 pub(crate) async fn nvmf_subsystem_add_ns(methods: &Methods, p: AddNs) -> Reply {
     check_target(p.tgt_name.as_deref())?;
     let ns = p.namespace;
-    if ns.anagrpid.is_some_and(|group| group != 1) {
-        return Err(RpcError::params("anagrpid: this gateway has one ANA group, 1"));
+    if ns.anagrpid.is_some() && ns.anagrpid != ns.nsid {
+        return Err(RpcError::params(
+            "anagrpid: the ANA group of a namespace is its nsid, which must be given too",
+        ));
     }
     let change = Change::NamespaceAdd {
         nqn: p.nqn.clone(),

@@ -40,9 +40,14 @@ async fn rows(methods: &Methods, p: &OneSubsystem) -> Result<Vec<(CoreId, QpairR
 pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsystem) -> Reply {
     check(methods, &p).await?;
     let view = methods.view().await?;
-    let listeners = view.state.subsystems.get(&p.nqn).map(|s| s.listeners.clone()).unwrap_or_default();
-    let states = json!([{ "ana_group": 1, "ana_state": "optimized" }]);
-    let rows = listeners.into_iter().map(|l| json!({ "address": TransportId::of(l), "ana_states": states }));
+    let Some(subsystem) = view.state.subsystems.get(&p.nqn) else { return Ok(json!([])) };
+    let states = subsystem.namespaces.iter().map(|ns| {
+        let state = if view.luns.contains_key(&ns.lun) { "optimized" } else { "inaccessible" };
+        json!({ "ana_group": ns.nsid, "ana_state": state })
+    });
+    let states: Value = states.collect();
+    let rows =
+        subsystem.listeners.iter().map(|l| json!({ "address": TransportId::of(*l), "ana_states": states }));
     Ok(rows.collect())
 }
 
