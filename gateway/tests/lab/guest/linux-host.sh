@@ -209,6 +209,23 @@ outage() {
   read_back "over the array's loss"
 }
 
+# The target starts while its array is away: it shows what it knows to be there as inaccessible, and the host waits.
+dark_start() {
+  write_long
+  step cut > /dev/null || exit 1
+  step kill > /dev/null || exit 1
+  within 60 state_is connecting
+  step start > /dev/null || exit 1
+  within 60 state_is live
+  within 20 ana_is inaccessible
+  still_writing "before the array was back"
+  step restore > /dev/null || exit 1
+  within 60 ana_is optimized
+  state_is live || die "the host noticed the array's loss"
+  read_back "over a start without the array"
+}
+ana_is() { [ "$(cat "$controller"/nvme*c*n*/ana_state)" = "$1" ]; }
+
 # Longer than that: commands fail with Internal Path Error (3h/00h) and may be retried. A command by hand tells so; what is
 # on the way to a disk with multipath, Linux sends again until it succeeds.
 long_outage() {
@@ -279,7 +296,10 @@ for digests in "" "--hdr-digest --data-digest"; do
     discovery_was_kept
     crash
     discovery_ends
-    [ "$LAB_OUTAGE" = no ] || outage
+    if [ "$LAB_OUTAGE" != no ]; then
+      outage
+      dark_start
+    fi
   else
     crash
     [ "$LAB_OUTAGE" = no ] || long_outage
