@@ -72,7 +72,8 @@ pub struct Lun {
     pub uuid: [u8; 16],
     /// Identity: the namespace's NGUID (descriptor type 2).
     pub nguid: [u8; 16],
-    /// Where its bytes are: contiguous from LUN offset 0, in order, covering the whole size.
+    /// Where its bytes are: contiguous from LUN offset 0, in order, covering the whole size. None if that isn't known at the
+    /// moment: then its namespaces have to be inaccessible.
     pub extents: Vec<Extent>,
     /// Refuses writes.
     pub read_only: bool,
