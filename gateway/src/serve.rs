@@ -136,10 +136,8 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
 /// The line that scripts wait for, in the log's form.
 async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow::Result<()> {
     let view = handle.view().await.map_err(|e| anyhow::anyhow!(e))?;
-    let mut portals: Vec<String> =
-        view.state.subsystems.values().flat_map(|s| &s.listeners).map(ToString::to_string).collect();
+    let mut portals: Vec<String> = view.listeners.values().map(ToString::to_string).collect();
     portals.sort_unstable();
-    portals.dedup();
     let (rpc, portals) = (gateway.rpc_socket.display(), portals.join(","));
     let line = match gateway.log {
         Log::Text => format!("trefoild ready: rpc={rpc} portals={portals}"),

@@ -853,6 +853,7 @@ fn a_listener_that_is_down_is_in_no_change_s_way() {
     let taken = TcpListener::bind(gateway.addr).expect("its address");
     gateway.restart();
     assert!(gateway.log().contains("a listener is down"), "{}", gateway.log());
+    assert!(!gateway.said.contains(&gateway.addr.to_string()), "{}", gateway.said);
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
     let down = || gateway.json("gateway_info", "{}")["down"].clone();
     let key = format!("listener/{}", gateway.addr);
