@@ -70,27 +70,37 @@ pub struct Stream {
 }
 
 /// How a request failed. Frontends translate it into their protocol's status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The range ends past the end of the LUN or backend.
+    #[error("past the end")]
     OutOfRange,
     /// The medium failed to read.
+    #[error("a read error")]
     MediaRead,
     /// The medium failed to write or to make durable.
+    #[error("a write error")]
     MediaWrite,
     /// The backend has no space for it (a full file system under a file).
+    #[error("no space left")]
     NoSpace,
     /// The LUN or backend can't be written.
+    #[error("read-only")]
     ReadOnly,
     /// No path to the backend is usable; a retry, perhaps elsewhere, may succeed.
+    #[error("no path to it")]
     PathLost,
     /// The LUN or backend went away.
+    #[error("it went away")]
     Gone,
     /// The backend doesn't do this.
+    #[error("not supported")]
     Unsupported,
     /// Aborted on its owner's wish.
+    #[error("aborted")]
     Aborted,
     /// A bug of ours, contained.
+    #[error("an internal error")]
     Internal,
 }
 

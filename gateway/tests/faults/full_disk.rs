@@ -188,7 +188,7 @@ fn under_a_pool() {
     let before = gateway.call("pool_show", json!({ "name": "small" }));
     disk.fill(2 * MIB);
     let refused = gateway.try_call("lun_create", create.clone()).expect_err("a full disk");
-    assert!(refused.contains("thin-pool") && refused.contains("NoSpace"), "{refused}");
+    assert!(refused.contains("thin-pool") && refused.contains("no space left"), "{refused}");
     assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
     goes_on(&mut fleet, "a full disk under another pool");
     disk.free();
@@ -199,7 +199,7 @@ fn under_a_pool() {
     disk.fill(2 * MIB);
     let before = gateway.call("pool_show", json!({ "name": "small" }));
     let refused = gateway.try_call("lun_grow", grow.clone()).expect_err("a full disk");
-    assert!(refused.contains("thin-pool") && refused.contains("NoSpace"), "{refused}");
+    assert!(refused.contains("thin-pool") && refused.contains("no space left"), "{refused}");
     assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
     // The layout's table has its space since the pool was made: who sees the LUN now takes several of its blocks.
     let wide = "nqn.2026-01.org.example:wide";

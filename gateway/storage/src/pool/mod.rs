@@ -144,7 +144,7 @@ pub struct BackendInfo {
 
 /// I/O on a backend failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("backend {backend}: {doing} failed: {fault:?}")]
+#[error("backend {backend}: {doing} failed: {fault}")]
 pub struct IoError {
     /// The backend's name.
     pub backend: String,

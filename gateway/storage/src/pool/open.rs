@@ -183,7 +183,7 @@ pub async fn open_pool<I: PoolIo>(
                     holders.push(Holder { backend: backend.clone(), tables });
                     continue;
                 }
-                Err(IoError { fault, .. }) => format!("its layout can't be read: {fault:?}"),
+                Err(IoError { fault, .. }) => format!("its layout can't be read: {fault}"),
             },
         };
         unread.push((backend.clone(), why));

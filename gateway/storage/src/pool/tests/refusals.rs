@@ -431,7 +431,7 @@ fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
         io.fail_reads(Some((BackendId(0), at)));
         let steps = io.steps();
         let half = reopen(&io, &backends).expect("opens");
-        let why = "b0 (its layout can't be read: MediaRead)".into();
+        let why = "b0 (its layout can't be read: a read error)".into();
         assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
         let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
         assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
@@ -444,7 +444,7 @@ fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
     io.fail_reads(Some((BackendId(0), TABLE_AT[1])));
     let error = reopen(&io, &backends[..1]).expect_err("no layout");
     assert!(
-        error.to_string().ends_with("no valid layout on b0 (its layout can't be read: MediaRead)"),
+        error.to_string().ends_with("no valid layout on b0 (its layout can't be read: a read error)"),
         "{error}"
     );
 }
