@@ -84,7 +84,7 @@ pub struct NewBackend {
     /// memory, null, file or nvme-tcp.
     #[arg(long = "type", short)]
     kind: String,
-    /// Its size, such as 10GiB.
+    /// Its size, such as 10GiB; a file that is missing is made if this is given.
     #[arg(long)]
     size: Option<String>,
     /// Logical block size: 512 or 4096.
@@ -402,7 +402,7 @@ pub enum Host {
         /// Which.
         name: String,
     },
-    /// All, with what they may use.
+    /// All, with the lists of subsystems and namespaces that they are on.
     List,
 }
 

@@ -58,7 +58,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
             ("listeners", "LISTENERS"),
             ("namespaces", "NAMESPACES"),
         ],
-        "host_list" => &[("nqn", "NQN"), ("name", "NAME"), ("lists", "MAY USE")],
+        "host_list" => &[("nqn", "NQN"), ("name", "NAME"), ("lists", "LISTED BY")],
         "qpairs" => &[
             ("core", "CORE"),
             ("cntlid", "CNTLID"),
