@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use support::daemon::{Daemon, metrics, own_addr};
+use support::daemon::{Daemon, answer, metrics, own_addr};
 use support::raw::{Pdu, Raw, Who};
 use support::{PATIENCE, Patience};
 use trefoil_control::admin::Admin;
@@ -860,6 +860,22 @@ fn a_listener_that_is_down_is_in_no_change_s_way() {
     assert!(down()[&key].as_str().is_some_and(|why| why.contains("in use")), "{}", down());
     drop(taken);
     wait_for("it to be tried again", || down() == json!({}));
+    TcpStream::connect(gateway.addr).expect("it is there");
+}
+
+#[test]
+fn a_listener_that_is_gone_leaves_its_address_at_once() {
+    let gateway = Daemon::start(DOCUMENT);
+    let nqn = "nqn.2026-01.org.example:s";
+    let listener = json!({ "nqn": nqn, "listen": gateway.addr });
+    gateway.call("subsystem_add_listener", listener.clone());
+    // The second waits while the first is done.
+    let gone = gateway.ask("subsystem_remove_listener", &listener);
+    let back = gateway.ask("subsystem_add_listener", &listener);
+    for told in [gone, back] {
+        let told = answer(told).expect("an answer");
+        assert_eq!(told["result"], true, "{told}");
+    }
     TcpStream::connect(gateway.addr).expect("it is there");
 }
 

@@ -3,8 +3,10 @@
 use super::cores::{Cores, device};
 use crate::error::Refusal;
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -49,12 +51,13 @@ impl Placement {
     }
 }
 
-/// A listener; dropping it closes it. Connections that came through it stay.
+/// A listener; dropping it closes it, so that its address can be had at once. Connections that came through it stay.
 #[derive(Debug)]
 pub struct Portal {
     id: PortalId,
-    /// Until it accepts; meanwhile hosts wait in the kernel's queue.
-    bound: Option<TcpListener>,
+    /// Shared with the task, which ends later than this is dropped.
+    listener: Rc<RefCell<Option<TcpListener>>>,
+    /// None until it accepts; meanwhile hosts wait in the kernel's queue.
     task: Option<JoinHandle<()>>,
 }
 
@@ -67,27 +70,32 @@ impl Portal {
         let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
         let listener = socket::listen(listen, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
-        Ok(Self { id, bound: Some(listener), task: None })
+        Ok(Self { id, listener: Rc::new(RefCell::new(Some(listener))), task: None })
     }
 
     /// Begins to place who connects, if it hasn't. The cores must know by now what is offered here: a Linux host that
     /// is told that its subsystem isn't there (with DNR) does not come back by itself.
     pub fn accept(&mut self, placement: &Rc<Placement>) {
-        if let Some(listener) = self.bound.take() {
-            self.task = Some(tokio::task::spawn_local(accept(listener, self.id, placement.clone())));
-        }
+        self.task.get_or_insert_with(|| {
+            tokio::task::spawn_local(accept(self.listener.clone(), self.id, placement.clone()))
+        });
     }
 }
 
 impl Drop for Portal {
     fn drop(&mut self) {
         self.task.iter().for_each(JoinHandle::abort);
+        self.listener.take();
     }
 }
 
-async fn accept(listener: TcpListener, portal: PortalId, placement: Rc<Placement>) {
+async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let accepted = poll_fn(|cx| match &*listener.borrow() {
+            Some(listener) => listener.poll_accept(cx),
+            None => Poll::Pending,
+        });
+        let (stream, peer) = match accepted.await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely; those who wait stay in the backlog meanwhile.
