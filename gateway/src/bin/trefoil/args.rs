@@ -345,7 +345,7 @@ pub enum Subsystem {
         /// Address and port.
         listen: String,
     },
-    /// Offer it there no more; connections stay.
+    /// Offer it there no more; the connections that came by it end.
     RemoveListener {
         /// Which.
         nqn: String,
