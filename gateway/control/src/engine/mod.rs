@@ -299,6 +299,10 @@ impl Engine {
             return Err(refusal);
         }
         let old = std::mem::replace(&mut self.state, Arc::new(next));
+        // Nobody comes by a listener that is gone once the cores know that it is.
+        let listeners = self.state.listeners();
+        self.portals.retain(|listen, _| listeners.contains(listen));
+        self.numbers.portals.retain(|listen| self.portals.contains_key(listen));
         self.publish().await?;
         self.close_hosts(false).await?;
         self.take_down(&old).await;
@@ -487,9 +491,7 @@ impl Engine {
     /// Takes down what `old` had and the state in force lacks. No core presents it any more.
     async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
-        let listeners = state.listeners();
-        self.portals.retain(|listen, _| listeners.contains(listen));
-        for listen in old.listeners().difference(&listeners) {
+        for listen in old.listeners().difference(&state.listeners()) {
             self.down.remove(&format!("listener/{listen}"));
         }
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {

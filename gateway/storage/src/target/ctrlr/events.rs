@@ -100,6 +100,7 @@ impl Engine {
         let old = std::mem::replace(&mut self.topology, new);
         // Zero is what a view that was never looked up has.
         self.epoch = self.epoch.wrapping_add(1).max(1);
+        self.leave_portals(&old);
         self.rebind_queues();
         let new = self.topology.clone();
         for at in 0..old.luns.len() {
@@ -122,6 +123,18 @@ impl Engine {
             }
         }
         old
+    }
+
+    /// Closes what came by a portal that is gone: another one may have its number next, and offer what this one didn't.
+    fn leave_portals(&mut self, old: &Topology) {
+        for queue in 0..self.queues.len() as u32 {
+            let at = usize::from(self.places[queue as usize].portal.0);
+            let is_as_before =
+                old.portals.get(at).is_none_or(|was| self.topology.portals.get(at) == Some(was));
+            if self.queues[queue as usize].state != QueueState::Free && !is_as_before {
+                self.close_later(queue, "its listener is gone");
+            }
+        }
     }
 
     /// Finds each queue's subsystem in the new topology, and closes the queues that may not stay.

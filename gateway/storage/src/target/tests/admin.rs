@@ -341,6 +341,25 @@ fn a_subsystem_is_shown_on_its_portals_alone() {
 }
 
 #[test]
+fn who_came_by_a_portal_that_is_gone_has_no_part_in_the_next_one_of_its_number() {
+    let mut rig = Rig::new(1);
+    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let discovery = Host::admin(&mut rig, 0, DISCOVERY);
+    // It has not said yet what it wants.
+    let silent = Host::dial(&mut rig, 0, (false, false), 4);
+    for is_there in [true, false] {
+        if !is_there {
+            rig.topology.portals[0] = None;
+        }
+        rig.publish();
+        for host in [&admin, &discovery, &silent] {
+            assert_eq!(rig.sock(host.at).open, is_there);
+        }
+    }
+    rig.finish();
+}
+
+#[test]
 fn what_a_host_may_not_see_it_may_not_touch() {
     let mut rig = Rig::new(1);
     let admin = Host::admin(&mut rig, 0, Wish { hostnqn: OTHER_HOST, ..ADMIN });
