@@ -877,6 +877,9 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
         assert_eq!(told["result"], true, "{told}");
     }
     TcpStream::connect(gateway.addr).expect("it is there");
+    let all = json!({ "nqn": nqn, "listen": format!("0.0.0.0:{}", gateway.addr.port()) });
+    let refused = gateway.try_call("subsystem_add_listener", all).expect_err("in use");
+    assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
 }
 
 /// It would be told that there is no such subsystem, which a Linux host takes for good.

@@ -304,7 +304,7 @@ fn may_listen(at: SocketAddr) -> Result<(), String> {
 }
 
 /// Whether one of two different listeners includes the other. (IPv6 may include IPv4 too, as the system says.)
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+pub(crate) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
 }

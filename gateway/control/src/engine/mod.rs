@@ -22,6 +22,7 @@ use crate::action::{Action, Phase};
 use crate::diff;
 use crate::error::{Fault, Refusal};
 use crate::loss::{self, Permit};
+use crate::obstacles::overlap;
 use crate::plan::plan;
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
@@ -416,7 +417,12 @@ impl Engine {
         let opened = opened.map(|portal| drop(self.portals.insert(at, portal)));
         // What is down has no number, so that no discovery log names it.
         self.numbers.portals.retain(|at| self.portals.contains_key(at));
-        opened?;
+        opened.map_err(|mut refusal| {
+            if let Some(own) = self.portals.keys().find(|own| overlap(**own, at)) {
+                refusal.message += &format!(": the gateway listens on {own} itself");
+            }
+            refusal
+        })?;
         self.down.remove(&format!("listener/{at}"));
         Ok(true)
     }
