@@ -862,6 +862,24 @@ fn a_listener_that_is_down_is_in_no_change_s_way() {
     TcpStream::connect(gateway.addr).expect("it is there");
 }
 
+/// Nothing else is told to the cores then, which is what hosts are let in by.
+#[test]
+fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
+    let listens = "allow_any_host = true\nlisteners = [\"ADDR\"]";
+    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listens));
+    gateway.kill();
+    let taken = TcpListener::bind(gateway.addr).expect("its address");
+    let other = TcpListener::bind(own_addr()).expect("another address");
+    gateway.restart();
+    drop(taken);
+    let listen = other.local_addr().expect("its address");
+    let params = json!({ "nqn": "nqn.2026-01.org.example:s", "listen": listen });
+    let why = gateway.try_call("subsystem_add_listener", params).expect_err("another process listens there");
+    assert!(why.contains("in use"), "{why}");
+    wait_for("it to be there", || gateway.json("gateway_info", "{}")["down"] == json!({}));
+    Raw::admin(gateway.addr, &Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s"));
+}
+
 /// It would be told that there is no such subsystem, which a Linux host takes for good.
 #[test]
 fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {

@@ -389,15 +389,10 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        for listen in next.listeners() {
-            let is_stored = self.state.listeners().contains(&listen);
-            match self.listen(listen) {
-                Ok(true) if !is_stored => made.portals.push(listen),
-                Ok(_) => {}
-                // As at the start: what has nothing to do with it goes on.
-                Err(error) if is_stored => self.listener_is_down(listen, error),
-                Err(error) => return Err(error),
-            }
+        // What is down is tried again by itself (`retry`).
+        for &listen in next.listeners().difference(&self.state.listeners()) {
+            self.listen(listen)?;
+            made.portals.push(listen);
         }
         Ok(())
     }

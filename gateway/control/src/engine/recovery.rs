@@ -99,7 +99,7 @@ impl Engine {
             self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
         };
         let completes = is_back && self.state.pools.keys().any(is_awaited);
-        if resized || completes { self.place_again(false).await } else { Ok(()) }
+        if resized || completes { self.place_again().await } else { Ok(()) }
     }
 
     /// Tries again what is down. The pause before the next time doubles, until something comes up.
@@ -130,25 +130,32 @@ impl Engine {
                 Err(error) => drop(self.down.insert(key, error.message)),
             }
         }
-        let mut listens = false;
-        for at in state.listeners() {
-            match self.listen(at) {
-                Ok(began) => {
-                    listens |= began;
-                    if began {
-                        tracing::info!(listener = %at, "a listener that was down is up");
-                    }
-                }
-                Err(error) => self.listener_is_down(at, error),
-            }
-        }
-        came_up |= listens;
         let before = self.down.len();
-        if let Err(error) = self.place_again(listens).await {
+        if let Err(error) = self.place_again().await {
             tracing::error!(%error, "what came up can't be served");
         }
         came_up |= self.down.len() < before;
+        came_up |= self.listen_again().await;
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
+    }
+
+    /// Opens the listeners that are down; says whether one is open now.
+    async fn listen_again(&mut self) -> bool {
+        let mut listens = false;
+        for at in self.state.clone().listeners() {
+            match self.listen(at) {
+                Ok(true) => {
+                    tracing::info!(listener = %at, "a listener that was down is up");
+                    listens = true;
+                }
+                Ok(false) => {}
+                Err(error) => self.listener_is_down(at, error),
+            }
+        }
+        if listens && let Err(error) = self.publish().await {
+            tracing::error!(%error, "what came up can't be served");
+        }
+        listens
     }
 
     /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
@@ -157,9 +164,8 @@ impl Engine {
         self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
     }
 
-    /// Opens pools whose backends were found at last, and places LUNs anew. Tells the cores if that, or the caller,
-    /// `changed` something.
-    async fn place_again(&mut self, changed: bool) -> Result<(), Refusal> {
+    /// Opens pools whose backends were found at last, and places LUNs anew.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
             let key = format!("pool/{name}");
@@ -186,7 +192,7 @@ impl Engine {
             self.state = Arc::new(state);
         }
         self.keep_exports().await;
-        if self.place_all() | changed { self.publish().await } else { Ok(()) }
+        if self.place_all() { self.publish().await } else { Ok(()) }
     }
 
     /// Places every LUN that can be; says whether anything is different now.
