@@ -273,6 +273,27 @@ fn a_pool_that_lost_a_disk_for_good_can_be_given_up() {
     gateway.call("lun_create", json!({ "name": "e", "pool": "new", "size": "20MiB" }));
 }
 
+/// The name alone doesn't make it the pool that lies there: that had another disk, which is gone for good.
+#[test]
+fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
+    let mut gateway = start();
+    gateway.kill();
+    std::fs::write(image(&gateway, "left"), vec![0; 16 * MIB as usize]).expect("another disk");
+    gateway.restart();
+    gateway.call("pool_delete", json!({ "name": "two", "delete_data": true, "force": true }));
+    let again = |delete_data: bool| {
+        let params = json!({ "name": "two", "backends": ["right"], "delete_data": delete_data });
+        gateway.try_call("pool_create", params)
+    };
+    let refused = again(false).expect_err("what is left of the old one");
+    assert!(refused.contains("backend right belongs to pool two"), "{refused}");
+    assert_eq!(gateway.lun("b"), Value::Null, "what was given up stays away");
+    again(true).expect("asked for");
+    assert_eq!(pool(&gateway, "two"), ("up".into(), String::new()));
+    assert_eq!(gateway.lun("b"), Value::Null, "what was given up stays away");
+    gateway.call("lun_create", json!({ "name": "e", "pool": "two", "size": "8MiB" }));
+}
+
 /// As a kill leaves its labels, between the first and the last: the pool exists, and neither its making nor its destroying is
 /// in the way of that.
 #[test]

@@ -255,12 +255,16 @@ impl Pools {
             && labels.len() == backends.len()
             && labels.iter().all(|uuid| *uuid == first)
         {
-            self.open_as(&io, &spec.name, first, backends).await?;
-            tracing::warn!(
-                pool = spec.name,
-                "the pool lies on its backends already: it was opened, with its LUNs"
-            );
-            return Ok(false);
+            self.open_as(&io, &spec.name, first, backends.clone()).await?;
+            if self.open.get(&spec.name).is_some_and(|pool| pool.backends().len() == backends.len()) {
+                tracing::warn!(
+                    pool = spec.name,
+                    "the pool lies on its backends already: it was opened, with its LUNs"
+                );
+                return Ok(false);
+            }
+            // It has others too, so it is another one.
+            self.close(&spec.name);
         }
         for backend in &backends {
             let own = cores.identity(backend.id);
