@@ -496,8 +496,9 @@ impl Engine {
                 None => Ok(()),
             };
             // One that is lost with its backends is forgotten as a whole.
-            let in_lost =
-                |pool: &String| !state.pools.contains_key(pool) && self.pools.check_changeable(pool).is_err();
+            let in_lost = |pool: &String| {
+                !state.pools.contains_key(pool) && self.pools.check_reachable(&self.cores, pool).is_err()
+            };
             let gone = match drained {
                 Ok(()) if lun.pool.as_ref().is_some_and(|pool| !in_lost(pool)) => {
                     self.pools.delete_lun(&self.cores, &self.live, lun).await

@@ -380,7 +380,7 @@ impl Pools {
     /// # Errors
     /// It holds LUNs, or a backend fails.
     pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
-        let usable = match self.check_changeable(name) {
+        let usable = match self.check_reachable(cores, name) {
             Ok(()) => self.take_usable(cores, lives, name).await,
             Err(why) => Err(why),
         };
@@ -496,22 +496,40 @@ impl Pools {
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
-            if self.is_missing_members(&name) {
+            // One that is given up may be out of reach: that is what it is given up for.
+            let is_leaving = !state.pools.contains_key(&name);
+            let is_lost = is_leaving && self.check_reachable(cores, &name).is_err();
+            if is_lost || self.is_missing_members(&name) {
                 tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
                 continue;
             }
-            let mut pool = self.take_usable(cores, lives, &name).await?;
-            let stored = store_exports(&Through::new(cores, lives), &mut pool, wanted.bytes()).await;
-            self.open.insert(name, pool);
-            stored.map_err(|e| {
-                let fault = match &e {
-                    ExportsError::Table { .. } => Fault::NoSpace,
-                    ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
-                };
-                Refusal::new(fault, e.to_string())
-            })?;
+            match self.store_exports(cores, lives, &name, wanted.bytes()).await {
+                Err(why) if is_leaving => {
+                    tracing::warn!(%why, pool = name, "a pool that goes can't keep that its LUNs do");
+                }
+                stored => stored?,
+            }
         }
         Ok(())
+    }
+
+    async fn store_exports(
+        &mut self,
+        cores: &Cores,
+        lives: &Lives,
+        name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let stored = store_exports(&Through::new(cores, lives), &mut pool, bytes).await;
+        self.open.insert(name.into(), pool);
+        stored.map_err(|e| {
+            let fault = match &e {
+                ExportsError::Table { .. } => Fault::NoSpace,
+                ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
+            };
+            Refusal::new(fault, e.to_string())
+        })
     }
 
     /// Makes a LUN in its pool, or finds it there.
@@ -626,6 +644,21 @@ impl Pools {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// The same, and whether all its backends can be used now: an array that is lost isn't waited for.
+    ///
+    /// # Errors
+    /// It can't be changed, or a backend can't be used.
+    pub fn check_reachable(&self, cores: &Cores, name: &str) -> Result<(), Refusal> {
+        self.check_changeable(name)?;
+        let backends = self.open.get(name).into_iter().flat_map(Pool::backends).flatten();
+        for backend in backends {
+            cores.usable(backend.id).map_err(|why| {
+                Refusal::new(Fault::Device, format!("backend `{}` is lost: {why}", backend.name))
+            })?;
+        }
+        Ok(())
     }
 
     fn pool_of(&self, lun: &Lun) -> Result<&Pool, String> {
