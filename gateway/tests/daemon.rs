@@ -896,6 +896,21 @@ fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
     host.join().expect("it is let in");
 }
 
+/// As a loop device of its file would be, or an array's namespace without identifiers by a second address. Here it is a copy,
+/// which nobody can tell from that.
+#[test]
+fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
+    let gateway = Daemon::start(DOCUMENT);
+    std::fs::copy(gateway.path("file0.img"), gateway.path("copy.img")).expect("copied");
+    let path = gateway.path("copy.img").display().to_string();
+    gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &path]);
+    let refused = gateway.refused(&["pool", "create", "other", "copy", "--delete-data"]);
+    assert!(refused.contains("has the label of backend `file0` of pool `tank`, which is open"), "{refused}");
+    let image = File::options().write(true).open(&path).expect("opened");
+    image.write_all_at(&[0; 8192], 0).expect("zeroed");
+    gateway.ok(&["pool", "create", "other", "copy"]);
+}
+
 /// SPDK has one name for both.
 #[test]
 fn a_bdev_that_is_another_s_backend_is_not_deleted() {

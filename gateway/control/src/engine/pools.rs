@@ -17,8 +17,9 @@ use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
-    ImportError, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool,
-    delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports, undo_growth,
+    ImportError, Label, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun,
+    create_pool, delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports,
+    undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -274,6 +275,18 @@ impl Pools {
                 return Err(Refusal::new(Fault::InUse, what));
             }
         }
+        for (backend, found) in backends.iter().zip(&found) {
+            if let Found::Member(label) = found
+                && let Some((pool, member)) = self.member_of(label)
+            {
+                let what = format!(
+                    "backend `{}` has the label of backend `{member}` of pool `{pool}`, which is open: it is that disk by another \
+                     way, or a copy of it; a copy can be used once its first 8 KiB are zeroed",
+                    backend.name
+                );
+                return Err(Refusal::new(Fault::InUse, what));
+            }
+        }
         let members =
             backends.into_iter().map(|backend| NewMember { uuid: pool_uuid(Uuid::new_v4()), backend });
         let new = NewPool {
@@ -287,6 +300,14 @@ impl Pools {
         let pool = create_pool(&io, new).await.map_err(create_refusal)?;
         self.open.insert(spec.name.clone(), pool);
         Ok(true)
+    }
+
+    /// The open pool, and its backend, that have this label.
+    fn member_of(&self, label: &Label) -> Option<(&str, &str)> {
+        let pool = self.open.values().find(|pool| pool.uuid() == label.pool_uuid)?;
+        let mut members = pool.table().members.iter().zip(pool.backends());
+        let (_, backend) = members.find(|(entry, _)| entry.uuid == label.member_uuid)?;
+        Some((pool.name(), &backend.as_ref()?.name))
     }
 
     /// Opens a pool that is stored.
