@@ -726,7 +726,8 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
     let same_name = |lun: &&Lun| by_name && lun.pool.as_deref() == Some(pool);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
-        true => format!("{}-{uuid}", found.name),
+        // As long as a name may be.
+        true => format!("{:.26}-{uuid}", found.name),
         false => found.name.clone(),
     });
     if known.is_none() {
