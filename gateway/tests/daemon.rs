@@ -882,6 +882,24 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
 }
 
+/// Nothing else is told to the cores then, which is what hosts are let in by.
+#[test]
+fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
+    let listens = "allow_any_host = true\nlisteners = [\"ADDR\"]";
+    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listens));
+    gateway.kill();
+    let taken = TcpListener::bind(gateway.addr).expect("its address");
+    let other = TcpListener::bind(own_addr()).expect("another address");
+    gateway.restart();
+    drop(taken);
+    let listen = other.local_addr().expect("its address");
+    let params = json!({ "nqn": "nqn.2026-01.org.example:s", "listen": listen });
+    let why = gateway.try_call("subsystem_add_listener", params).expect_err("another process listens there");
+    assert!(why.contains("in use"), "{why}");
+    wait_for("it to be there", || gateway.json("gateway_info", "{}")["down"] == json!({}));
+    Raw::admin(gateway.addr, &Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s"));
+}
+
 /// It would be told that there is no such subsystem, which a Linux host takes for good.
 #[test]
 fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
@@ -896,6 +914,21 @@ fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
     let listens = format!("allow_any_host = true\nlisteners = [\"{at}\"]");
     let _gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", &listens));
     host.join().expect("it is let in");
+}
+
+/// As a loop device of its file would be, or an array's namespace without identifiers by a second address. Here it is a copy,
+/// which nobody can tell from that.
+#[test]
+fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
+    let gateway = Daemon::start(DOCUMENT);
+    std::fs::copy(gateway.path("file0.img"), gateway.path("copy.img")).expect("copied");
+    let path = gateway.path("copy.img").display().to_string();
+    gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &path]);
+    let refused = gateway.refused(&["pool", "create", "other", "copy", "--delete-data"]);
+    assert!(refused.contains("has the label of backend `file0` of pool `tank`, which is open"), "{refused}");
+    let image = File::options().write(true).open(&path).expect("opened");
+    image.write_all_at(&[0; 8192], 0).expect("zeroed");
+    gateway.ok(&["pool", "create", "other", "copy"]);
 }
 
 /// SPDK has one name for both.

@@ -282,8 +282,13 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     gateway.ok(&["pool", "delete", "tank"]);
     gateway.ok(&["backend", "delete", "disk"]);
     let from_tank = over.replace(&path("ext4"), &path("copy"));
+    let damaged = std::fs::read(path("copy")).expect("read").into_iter().enumerate();
+    let damaged: Vec<u8> = damaged.map(|(at, byte)| byte ^ u8::from(at % 4096 == 100)).collect();
+    std::fs::write(path("damaged"), damaged).expect("written");
+    let over_damaged = over.replace(&path("ext4"), &path("damaged"));
     let cases = [
         (from_tank, "pool `p`: backend `new` belongs to pool `tank`, from which it would be taken; ".into()),
+        (over_damaged, "pool `p`: backend `new` has a damaged label; ".into()),
         (over.clone(), "pool `p`: backend `new` holds an ext2, ext3 or ext4 file system".to_owned()),
         (file("/dev/null"), "path /dev/null is a character device".to_owned()),
         (file(&path("none/f")), format!("its folder {} is missing", path("none"))),
@@ -308,6 +313,7 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     try_with(&over);
     let told = gateway.ok(&["config", "apply", "--dry-run", "--delete-data", &path("more.toml")]);
     assert!(told.ends_with("\nwould be applied\n"), "{told}");
+    assert!(told.contains("backend `new` holds an ext2, ext3 or ext4 file system"), "what is lost: {told}");
     let free = format!("{}{}", file(&path("free")), subsystem(&gateway.addr.to_string()));
     let said = try_with(&free);
     let serial = said.lines().rev().nth(1).unwrap_or_default();

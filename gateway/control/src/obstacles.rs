@@ -73,7 +73,7 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
 }
 
 /// What keeps what `changes` add to the objects `before`, which are up, from coming up too; with `delete_data`, new pools may
-/// be made over anything. Blocks.
+/// be made over anything, and it is only told what. Blocks.
 pub fn of_changes(
     changes: &[RowChange],
     before: &BTreeMap<String, Row>,
@@ -144,7 +144,7 @@ impl Look<'_> {
                 _ => {}
             }
         }
-        if !self.is_stored && !self.delete_data {
+        if !self.is_stored {
             self.pools(changes, before);
         }
         self.arrays(&arrays);
@@ -180,13 +180,15 @@ impl Look<'_> {
                     (Some(what), None) => {
                         format!("holds {what}, which it would overwrite: wipefs(8) takes it away")
                     }
+                    (None, None) if Label::is_damaged(&start) => "has a damaged label".into(),
                     _ => continue,
                 };
-                let message = format!(
-                    "pool `{}`: backend `{name}` {what}; --delete-data allows it where the pool is made while the gateway runs",
-                    pool.name
-                );
-                self.found.push(Obstacle { message, is_fatal: true });
+                let leave = match self.delete_data {
+                    true => "--delete-data allows it",
+                    false => "--delete-data allows it where the pool is made while the gateway runs",
+                };
+                let message = format!("pool `{}`: backend `{name}` {what}; {leave}", pool.name);
+                self.found.push(Obstacle { message, is_fatal: !self.delete_data });
             }
         }
     }

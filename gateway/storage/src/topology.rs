@@ -137,7 +137,7 @@ pub struct Namespace {
     pub lun: LunId,
     /// Who sees it, among those who may connect.
     pub hosts: Allow,
-    /// ANA group, from 1.
+    /// ANA group, from 1: no lower than that of a lower NSID.
     pub ana_group: u32,
     /// The group's state for this gateway (NVMe base 2.0 §8.1): Optimized 1h, Non-Optimized 2h,
     /// Inaccessible 3h, Persistent Loss 4h, Change Fh.

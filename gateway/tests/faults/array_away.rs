@@ -217,6 +217,32 @@ fn what_lies_on_a_lost_array_is_lost_too() {
     wait_states(["up"; 3]);
 }
 
+/// The pool is open, as its array was there when the gateway started: it goes, or gives errors from now on.
+#[test]
+fn a_pool_whose_array_fails_for_good_can_be_given_up() {
+    for dies in [true, false] {
+        let mut array = Daemon::start(ARRAY);
+        let gateway = Daemon::start(&GATEWAY.replace("ARRAY", &array.addr.to_string()).replace("LOSS", "60"));
+        gateway.call("lun_release", json!({ "name": "far", "force": true }));
+        gateway.call("pool_create", json!({ "name": "tank", "backends": ["array"] }));
+        gateway.call("lun_create", json!({ "name": "pooled", "pool": "tank", "size": "4MiB" }));
+        show(&gateway, "pooled", 3);
+        if dies {
+            array.kill();
+            let patience = Patience::new("the backend to be lost");
+            while gateway.call("backend_list", json!({ "name": "array" }))[0]["state"] != "lost" {
+                patience.pause();
+            }
+        } else {
+            let disk = File::options().write(true).open(array.path("disk.img")).expect("opened");
+            disk.set_len(64 << 10).expect("cut off");
+        }
+        gateway.call("pool_delete", json!({ "name": "tank", "delete_data": true, "force": true }));
+        assert_eq!(gateway.lun("pooled"), Value::Null);
+        gateway.call("backend_delete", json!({ "name": "array" }));
+    }
+}
+
 /// The array answers all the time, and it gives an error where the layout is.
 #[test]
 fn a_member_that_can_be_read_again_is_a_member_again() {

@@ -4,6 +4,7 @@ use super::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use support::Patience;
 use trefoil_storage::pool::{Label, LabelState};
 
 const DOCUMENT: &str = r#"
@@ -271,6 +272,56 @@ fn a_pool_that_lost_a_disk_for_good_can_be_given_up() {
     assert!(refused.contains("backend right belongs to pool two"), "{refused}");
     again(true).expect("asked for");
     gateway.call("lun_create", json!({ "name": "e", "pool": "new", "size": "20MiB" }));
+}
+
+/// The name alone doesn't make it the pool that lies there: that had another disk, which is gone for good.
+#[test]
+fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
+    let mut gateway = start();
+    gateway.kill();
+    std::fs::write(image(&gateway, "left"), vec![0; 16 * MIB as usize]).expect("another disk");
+    gateway.restart();
+    gateway.call("pool_delete", json!({ "name": "two", "delete_data": true, "force": true }));
+    let again = |delete_data: bool| {
+        let params = json!({ "name": "two", "backends": ["right"], "delete_data": delete_data });
+        gateway.try_call("pool_create", params)
+    };
+    let refused = again(false).expect_err("what is left of the old one");
+    assert!(refused.contains("backend right belongs to pool two"), "{refused}");
+    assert_eq!(gateway.lun("b"), Value::Null, "what was given up stays away");
+    again(true).expect("asked for");
+    assert_eq!(pool(&gateway, "two"), ("up".into(), String::new()));
+    assert_eq!(gateway.lun("b"), Value::Null, "what was given up stays away");
+    gateway.call("lun_create", json!({ "name": "e", "pool": "two", "size": "8MiB" }));
+}
+
+/// Its LUN's name is another's by now, and is as long as a name may be.
+#[test]
+fn a_pool_that_was_given_up_comes_back_beside_what_took_its_names() {
+    let mut gateway = start();
+    let name = "n".repeat(63);
+    gateway.call("lun_delete", json!({ "name": "c", "force": true }));
+    gateway.call("lun_create", json!({ "name": name, "pool": "two", "size": "4MiB" }));
+    gateway.kill();
+    let left = image(&gateway, "left");
+    std::fs::rename(&left, gateway.path("away")).expect("moved");
+    gateway.restart();
+    gateway.call("pool_delete", json!({ "name": "two", "delete_data": true, "force": true }));
+    gateway.call("lun_create", json!({ "name": name, "pool": "other", "size": "4MiB" }));
+    let another = gateway.lun(&name)["uuid"].clone();
+    std::fs::rename(gateway.path("away"), &left).expect("moved back");
+    let patience = Patience::new("the disk to be there");
+    while gateway.try_call("pool_create", json!({ "name": "two", "backends": ["left", "right"] })).is_err() {
+        patience.pause();
+    }
+    assert_eq!(gateway.lun(&name)["uuid"], another);
+    let luns = gateway.call("lun_list", json!({}));
+    let back = luns.as_array().expect("LUNs").iter().find(|lun| lun["name"] != "b" && lun["pool"] == "two");
+    let back = back.expect("the given-up LUN")["name"].as_str().expect("a name").to_owned();
+    assert!(back.len() == 63 && back.starts_with("nnn"), "{back}");
+    gateway.call("host_create", json!({ "name": "web", "nqn": "nqn.2026-01.org.example:web" }));
+    show(&gateway, "b", 2);
+    served(&gateway, &["a", "b", "d"], "it is back");
 }
 
 /// As a kill leaves its labels, between the first and the last: the pool exists, and neither its making nor its destroying is

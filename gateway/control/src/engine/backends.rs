@@ -25,6 +25,10 @@ use trefoil_wire::fabrics::Nqn;
 const ZEROINGS: usize = 64;
 /// For how long a new array may take to answer.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// For how long a file may still be locked by the last requests of a gateway that was killed.
+pub const DEAD_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same by those of a backend that was deleted: the kernel lets go of a ring's files by and by.
+pub const OLD_LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A backend that is up.
 #[derive(Debug)]
@@ -46,6 +50,7 @@ pub struct Live {
 /// A file or block device that no other backend and no other process can have.
 #[derive(Debug)]
 pub struct Locked {
+    /// Opened with `O_EXCL`.
     _file: File,
     /// Device and inode, or the block device's own number.
     identity: (u64, u64),
@@ -103,6 +108,8 @@ pub struct Setting<'a> {
     pub patient: bool,
     /// For arrays: the namespace that answered before; no other is taken.
     pub known: Option<NamespaceIdentity>,
+    /// Until when a file is waited for that is locked.
+    pub lock_until: Instant,
     /// The gateway's own files.
     pub own_files: &'a [OwnFile],
 }
@@ -117,7 +124,7 @@ pub async fn bring_up<'a>(
     id: BackendId,
     others: impl Iterator<Item = &'a Live>,
 ) -> Result<Live, Refusal> {
-    let Setting { cores, requests, gateway, patient, known, own_files } = setting;
+    let Setting { cores, requests, gateway, patient, known, lock_until, own_files } = setting;
     let taken: Vec<(u64, u64)> = others.filter_map(|live| live.lock.as_ref().map(|l| l.identity)).collect();
     let (spec, own_files) = (backend.clone(), own_files.to_vec());
     let (opened, made) = match backend.kind {
@@ -125,7 +132,7 @@ pub async fn bring_up<'a>(
         BackendType::Memory | BackendType::Null | BackendType::File => {
             let opened = tokio::task::spawn_blocking(move || {
                 check_path(&spec, &own_files)?;
-                make_and_open(&spec, &taken, !patient)
+                make_and_open(&spec, &taken, !patient, lock_until)
             })
             .await;
             opened.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))??
@@ -360,7 +367,12 @@ fn is_devices_place(path: &Path) -> bool {
 }
 
 /// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.
-fn make_and_open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<New, Refusal> {
+fn make_and_open(
+    backend: &Backend,
+    taken: &[(u64, u64)],
+    make: bool,
+    lock_until: Instant,
+) -> Result<New, Refusal> {
     let mut made = None;
     if let (true, Some(path), Some(size)) = (make, &backend.path, backend.size) {
         // A memory backend's space is reserved when it is opened.
@@ -368,14 +380,14 @@ fn make_and_open(backend: &Backend, taken: &[(u64, u64)], make: bool) -> Result<
         let is_made = create_file(path, len_bytes).map_err(|e| at_path(backend, path, &e))?;
         made = is_made.then(|| path.clone());
     }
-    let opened = open(backend, taken);
+    let opened = open(backend, taken, lock_until);
     if let (Err(_), Some(path)) = (&opened, &made) {
         std::fs::remove_file(path).map_err(|e| at_path(backend, path, &e))?;
     }
     Ok((opened?, made))
 }
 
-fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<Opened, Refusal> {
     let block_bytes = backend.block_bytes.unwrap_or(512);
     let size = backend.size.unwrap_or_default();
     match (backend.kind, &backend.path) {
@@ -391,7 +403,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
             })?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
-        (BackendType::File, Some(path)) => open_file(backend, path, taken),
+        (BackendType::File, Some(path)) => open_file(backend, path, taken, lock_until),
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
@@ -403,13 +415,19 @@ fn open(backend: &Backend, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
 /// What [`bring_up`] would refuse it with, beside `others`; but see [`check_path`].
 pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
-    match open_file(backend, path, &taken)?.source {
+    match open_file(backend, path, &taken, Instant::now())?.source {
         Source::File { lock, .. } => Ok(lock),
         _ => Err(Refusal::new(Fault::Internal, "a file is opened as something else")),
     }
 }
 
-fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Opened, Refusal> {
+/// One that is locked is waited for.
+fn open_file(
+    backend: &Backend,
+    path: &Path,
+    taken: &[(u64, u64)],
+    lock_until: Instant,
+) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: path {}", backend.name, path.display());
     let fail = |e: io::Error| at_path(backend, path, &e);
     // O_EXCL holds a block device against mounts and other users of its, or is refused while it has them; a file knows no
@@ -425,12 +443,29 @@ fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Ope
     if taken.contains(&identity) {
         return Err(Refusal::new(Fault::InUse, format!("{} is another backend already", what())));
     }
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Refusal::new(Fault::InUse, format!("{} is in use by another process", what())));
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
+    let io = match direct {
+        Ok(io) => io,
+        // tmpfs before Linux 6.6, for one.
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
+            tracing::info!(backend = backend.name, path = %path.display(), "no O_DIRECT here; going through the page cache");
+            OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
         }
-        Err(TryLockError::Error(e)) => return Err(fail(e)),
+        Err(e) => return Err(fail(e)),
+    };
+    // On the description that I/O goes by: the kernel holds it until the last request is done, also of a gateway that was
+    // killed. A write of its that a slow device carries out late must not come after one of ours.
+    loop {
+        match io.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < lock_until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Refusal::new(Fault::InUse, format!("{} is in use by another process", what())));
+            }
+            Err(TryLockError::Error(e)) => return Err(fail(e)),
+        }
     }
     let len_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
     let own = if is_device { device_block_bytes(meta.rdev()).map_err(fail)? } else { 512 };
@@ -447,16 +482,6 @@ fn open_file(backend: &Backend, path: &Path, taken: &[(u64, u64)]) -> Result<Ope
         let text = format!("{} has {} and not the size that is configured, {size}", what(), Bytes(len_bytes));
         return Err(Refusal::new(Fault::Invalid, text));
     }
-    let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
-    let io = match direct {
-        Ok(io) => io,
-        // tmpfs before Linux 6.6, for one.
-        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
-            tracing::info!(backend = backend.name, path = %path.display(), "no O_DIRECT here; going through the page cache");
-            OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
-        }
-        Err(e) => return Err(fail(e)),
-    };
     let lock = Locked { _file: file, identity };
     Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
 }
@@ -585,22 +610,30 @@ mod tests {
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
-        let missing = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
+        let missing = make_and_open(&file(&path, None), &[], true, Instant::now()).err().expect("a refusal");
         assert_eq!(missing.fault, Fault::Device);
-        let gone = make_and_open(&file(&path, Some(1 << 20)), &[], false).err().expect("a refusal");
+        let gone =
+            make_and_open(&file(&path, Some(1 << 20)), &[], false, Instant::now()).err().expect("a refusal");
         assert!(gone.fault == Fault::Device && !path.exists());
-        let (opened, made) = make_and_open(&file(&path, Some(1 << 20)), &[], true).expect("opened");
+        let (opened, made) =
+            make_and_open(&file(&path, Some(1 << 20)), &[], true, Instant::now()).expect("opened");
         assert_eq!(made, Some(path.clone()));
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
-        let twice = make_and_open(&file(&path, None), &[lock.identity], true).err().expect("a refusal");
+        let twice = make_and_open(&file(&path, None), &[lock.identity], true, Instant::now())
+            .err()
+            .expect("a refusal");
         assert_eq!(twice.fault, Fault::InUse);
-        let locked = make_and_open(&file(&path, None), &[], true).err().expect("a refusal");
+        let locked = make_and_open(&file(&path, None), &[], true, Instant::now()).err().expect("a refusal");
         assert_eq!(locked.fault, Fault::InUse);
         drop(opened);
-        let small = make_and_open(&file(&path, Some(2 << 20)), &[], true).err().expect("a refusal");
+        let small =
+            make_and_open(&file(&path, Some(2 << 20)), &[], true, Instant::now()).err().expect("a refusal");
         let told = "disk has 1MiB and not the size that is configured, 2MiB";
         assert!(small.fault == Fault::Invalid && small.message.ends_with(told), "{}", small.message);
-        assert!(make_and_open(&file(&path, None), &[], true).is_ok_and(|(_, made)| made.is_none()));
+        assert!(
+            make_and_open(&file(&path, None), &[], true, Instant::now())
+                .is_ok_and(|(_, made)| made.is_none())
+        );
     }
 }

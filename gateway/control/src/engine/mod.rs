@@ -26,7 +26,7 @@ use crate::obstacles::overlap;
 use crate::plan::plan;
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
-use backends::{Live, OwnFile, Setting};
+use backends::{Live, OLD_LOCK_TIMEOUT, OwnFile, Setting};
 use cores::Cores;
 use handle::{Handle, Outcome, Queue};
 use pools::Pools;
@@ -337,7 +337,13 @@ impl Engine {
             }
             let id = self.numbers.backends.give(name, MAX_BACKENDS).ok_or_else(|| full("backends"))?;
             let others = self.live.values();
-            let live = backends::bring_up(self.setting(false, None), backend, BackendId(id), others).await?;
+            let live = backends::bring_up(
+                self.setting(false, None, OLD_LOCK_TIMEOUT),
+                backend,
+                BackendId(id),
+                others,
+            )
+            .await?;
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
@@ -394,15 +400,10 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        for listen in next.listeners() {
-            let is_stored = self.state.listeners().contains(&listen);
-            match self.listen(listen) {
-                Ok(true) if !is_stored => made.portals.push(listen),
-                Ok(_) => {}
-                // As at the start: what has nothing to do with it goes on.
-                Err(error) if is_stored => self.listener_is_down(listen, error),
-                Err(error) => return Err(error),
-            }
+        // What is down is tried again by itself (`retry`).
+        for &listen in next.listeners().difference(&self.state.listeners()) {
+            self.listen(listen)?;
+            made.portals.push(listen);
         }
         Ok(())
     }
@@ -435,10 +436,12 @@ impl Engine {
         }
     }
 
-    fn setting(&self, patient: bool, known: Option<&ArrayNamespace>) -> Setting<'_> {
+    fn setting(&self, patient: bool, known: Option<&ArrayNamespace>, lock_timeout: Duration) -> Setting<'_> {
         let (cores, requests) = (&*self.cores, self.channel_requests);
         let known = known.map(ArrayNamespace::identity);
-        Setting { cores, requests, gateway: &self.gateway.name, patient, known, own_files: &self.own_files }
+        let lock_until = Instant::now() + lock_timeout;
+        let gateway = &self.gateway.name;
+        Setting { cores, requests, gateway, patient, known, lock_until, own_files: &self.own_files }
     }
 
     /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one
@@ -509,8 +512,9 @@ impl Engine {
                 None => Ok(()),
             };
             // One that is lost with its backends is forgotten as a whole.
-            let in_lost =
-                |pool: &String| !state.pools.contains_key(pool) && self.pools.check_changeable(pool).is_err();
+            let in_lost = |pool: &String| {
+                !state.pools.contains_key(pool) && self.pools.check_reachable(&self.cores, pool).is_err()
+            };
             let gone = match drained {
                 Ok(()) if lun.pool.as_ref().is_some_and(|pool| !in_lost(pool)) => {
                     self.pools.delete_lun(&self.cores, &self.live, lun).await

@@ -17,8 +17,9 @@ use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
-    ImportError, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun, create_pool,
-    delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports, undo_growth,
+    ImportError, Label, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun,
+    create_pool, delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports,
+    undo_growth,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_storage::{Fault as IoFault, Op};
@@ -255,18 +256,34 @@ impl Pools {
             && labels.len() == backends.len()
             && labels.iter().all(|uuid| *uuid == first)
         {
-            self.open_as(&io, &spec.name, first, backends).await?;
-            tracing::warn!(
-                pool = spec.name,
-                "the pool lies on its backends already: it was opened, with its LUNs"
-            );
-            return Ok(false);
+            self.open_as(&io, &spec.name, first, backends.clone()).await?;
+            if self.open.get(&spec.name).is_some_and(|pool| pool.backends().len() == backends.len()) {
+                tracing::warn!(
+                    pool = spec.name,
+                    "the pool lies on its backends already: it was opened, with its LUNs"
+                );
+                return Ok(false);
+            }
+            // It has others too, so it is another one.
+            self.close(&spec.name);
         }
         for backend in &backends {
             let own = cores.identity(backend.id);
             let is_it = |live: &Live| own.is_some() && cores.identity(live.id) == own;
             if let Some((other, _)) = lives.iter().find(|(_, live)| live.id != backend.id && is_it(live)) {
                 let what = format!("backends `{}` and `{other}` are one namespace", backend.name);
+                return Err(Refusal::new(Fault::InUse, what));
+            }
+        }
+        for (backend, found) in backends.iter().zip(&found) {
+            if let Found::Member(label) = found
+                && let Some((pool, member)) = self.member_of(label)
+            {
+                let what = format!(
+                    "backend `{}` has the label of backend `{member}` of pool `{pool}`, which is open: it is that disk by another \
+                     way, or a copy of it; a copy can be used once its first 8 KiB are zeroed",
+                    backend.name
+                );
                 return Err(Refusal::new(Fault::InUse, what));
             }
         }
@@ -283,6 +300,14 @@ impl Pools {
         let pool = create_pool(&io, new).await.map_err(create_refusal)?;
         self.open.insert(spec.name.clone(), pool);
         Ok(true)
+    }
+
+    /// The open pool, and its backend, that have this label.
+    fn member_of(&self, label: &Label) -> Option<(&str, &str)> {
+        let pool = self.open.values().find(|pool| pool.uuid() == label.pool_uuid)?;
+        let mut members = pool.table().members.iter().zip(pool.backends());
+        let (_, backend) = members.find(|(entry, _)| entry.uuid == label.member_uuid)?;
+        Some((pool.name(), &backend.as_ref()?.name))
     }
 
     /// Opens a pool that is stored.
@@ -376,7 +401,7 @@ impl Pools {
     /// # Errors
     /// It holds LUNs, or a backend fails.
     pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
-        let usable = match self.check_changeable(name) {
+        let usable = match self.check_reachable(cores, name) {
             Ok(()) => self.take_usable(cores, lives, name).await,
             Err(why) => Err(why),
         };
@@ -492,22 +517,40 @@ impl Pools {
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
-            if self.is_missing_members(&name) {
+            // One that is given up may be out of reach: that is what it is given up for.
+            let is_leaving = !state.pools.contains_key(&name);
+            let is_lost = is_leaving && self.check_reachable(cores, &name).is_err();
+            if is_lost || self.is_missing_members(&name) {
                 tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
                 continue;
             }
-            let mut pool = self.take_usable(cores, lives, &name).await?;
-            let stored = store_exports(&Through::new(cores, lives), &mut pool, wanted.bytes()).await;
-            self.open.insert(name, pool);
-            stored.map_err(|e| {
-                let fault = match &e {
-                    ExportsError::Table { .. } => Fault::NoSpace,
-                    ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
-                };
-                Refusal::new(fault, e.to_string())
-            })?;
+            match self.store_exports(cores, lives, &name, wanted.bytes()).await {
+                Err(why) if is_leaving => {
+                    tracing::warn!(%why, pool = name, "a pool that goes can't keep that its LUNs do");
+                }
+                stored => stored?,
+            }
         }
         Ok(())
+    }
+
+    async fn store_exports(
+        &mut self,
+        cores: &Cores,
+        lives: &Lives,
+        name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let mut pool = self.take_usable(cores, lives, name).await?;
+        let stored = store_exports(&Through::new(cores, lives), &mut pool, bytes).await;
+        self.open.insert(name.into(), pool);
+        stored.map_err(|e| {
+            let fault = match &e {
+                ExportsError::Table { .. } => Fault::NoSpace,
+                ExportsError::Frozen { .. } | ExportsError::Io { .. } => Fault::Device,
+            };
+            Refusal::new(fault, e.to_string())
+        })
     }
 
     /// Makes a LUN in its pool, or finds it there.
@@ -624,6 +667,21 @@ impl Pools {
         }
     }
 
+    /// The same, and whether all its backends can be used now: an array that is lost isn't waited for.
+    ///
+    /// # Errors
+    /// It can't be changed, or a backend can't be used.
+    pub fn check_reachable(&self, cores: &Cores, name: &str) -> Result<(), Refusal> {
+        self.check_changeable(name)?;
+        let backends = self.open.get(name).into_iter().flat_map(Pool::backends).flatten();
+        for backend in backends {
+            cores.usable(backend.id).map_err(|why| {
+                Refusal::new(Fault::Device, format!("backend `{}` is lost: {why}", backend.name))
+            })?;
+        }
+        Ok(())
+    }
+
     fn pool_of(&self, lun: &Lun) -> Result<&Pool, String> {
         let name = lun.pool.as_deref().unwrap_or_default();
         self.open.get(name).ok_or_else(|| format!("pool `{name}` is down"))
@@ -668,7 +726,8 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
     let same_name = |lun: &&Lun| by_name && lun.pool.as_deref() == Some(pool);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
-        true => format!("{}-{uuid}", found.name),
+        // As long as a name may be.
+        true => format!("{:.26}-{uuid}", found.name),
         false => found.name.clone(),
     });
     if known.is_none() {

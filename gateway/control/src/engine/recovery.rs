@@ -5,18 +5,25 @@
 
 use super::backends;
 use super::topology;
-use super::{BackendId, Engine, Event, Fault, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State};
+use super::{
+    BackendId, Duration, Engine, Event, Fault, Instant, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State,
+};
 use std::sync::Arc;
 
 impl Engine {
     /// Brings up what is stored; what fails is left out.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
+        let locked_until = Instant::now() + backends::DEAD_LOCK_TIMEOUT;
         for (name, backend) in &state.backends {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
             match backends::bring_up(
-                self.setting(true, state.namespaces.get(name)),
+                self.setting(
+                    true,
+                    state.namespaces.get(name),
+                    locked_until.saturating_duration_since(Instant::now()),
+                ),
                 backend,
                 BackendId(id),
                 others,
@@ -99,7 +106,7 @@ impl Engine {
             self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
         };
         let completes = is_back && self.state.pools.keys().any(is_awaited);
-        if resized || completes { self.place_again(false).await } else { Ok(()) }
+        if resized || completes { self.place_again().await } else { Ok(()) }
     }
 
     /// Tries again what is down. The pause before the next time doubles, until something comes up.
@@ -114,7 +121,7 @@ impl Engine {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
             match backends::bring_up(
-                self.setting(true, state.namespaces.get(name)),
+                self.setting(true, state.namespaces.get(name), Duration::ZERO),
                 backend,
                 BackendId(id),
                 others,
@@ -130,25 +137,32 @@ impl Engine {
                 Err(error) => drop(self.down.insert(key, error.message)),
             }
         }
-        let mut listens = false;
-        for at in state.listeners() {
-            match self.listen(at) {
-                Ok(began) => {
-                    listens |= began;
-                    if began {
-                        tracing::info!(listener = %at, "a listener that was down is up");
-                    }
-                }
-                Err(error) => self.listener_is_down(at, error),
-            }
-        }
-        came_up |= listens;
         let before = self.down.len();
-        if let Err(error) = self.place_again(listens).await {
+        if let Err(error) = self.place_again().await {
             tracing::error!(%error, "what came up can't be served");
         }
         came_up |= self.down.len() < before;
+        came_up |= self.listen_again().await;
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
+    }
+
+    /// Opens the listeners that are down; says whether one is open now.
+    async fn listen_again(&mut self) -> bool {
+        let mut listens = false;
+        for at in self.state.clone().listeners() {
+            match self.listen(at) {
+                Ok(true) => {
+                    tracing::info!(listener = %at, "a listener that was down is up");
+                    listens = true;
+                }
+                Ok(false) => {}
+                Err(error) => self.listener_is_down(at, error),
+            }
+        }
+        if listens && let Err(error) = self.publish().await {
+            tracing::error!(%error, "what came up can't be served");
+        }
+        listens
     }
 
     /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
@@ -157,9 +171,8 @@ impl Engine {
         self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
     }
 
-    /// Opens pools whose backends were found at last, and places LUNs anew. Tells the cores if that, or the caller,
-    /// `changed` something.
-    async fn place_again(&mut self, changed: bool) -> Result<(), Refusal> {
+    /// Opens pools whose backends were found at last, and places LUNs anew.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
             let key = format!("pool/{name}");
@@ -186,7 +199,7 @@ impl Engine {
             self.state = Arc::new(state);
         }
         self.keep_exports().await;
-        if self.place_all() | changed { self.publish().await } else { Ok(()) }
+        if self.place_all() { self.publish().await } else { Ok(()) }
     }
 
     /// Places every LUN that can be; says whether anything is different now.
@@ -202,7 +215,9 @@ impl Engine {
                 (None, None) => Err("it lies nowhere".into()),
             };
             match place {
-                Ok(place) if self.placed.get(name) == Some(&place) => {}
+                Ok(place) if self.placed.get(name) == Some(&place) => {
+                    self.down.remove(&format!("lun/{name}"));
+                }
                 // A LUN never shrinks under its hosts: what is gone fails when it is used.
                 Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
                     tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");

@@ -189,7 +189,7 @@ pub enum Pool {
         /// Its backends.
         #[arg(required = true)]
         backends: Vec<String>,
-        /// Though a file system, partition table or the like is recognised on one of them.
+        /// Though a file system, a partition table or another pool's label is recognised on one of them.
         #[arg(long)]
         delete_data: bool,
     },
@@ -438,7 +438,7 @@ pub struct Document {
     #[arg(long)]
     pub force: bool,
     /// Destroy data: of pools' LUNs and memory backends that are not in the document, and what is recognised on backends of new
-    /// pools.
+    /// pools, such as another pool's label.
     #[arg(long)]
     pub delete_data: bool,
 }

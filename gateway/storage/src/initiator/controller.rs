@@ -138,7 +138,9 @@ impl Controller {
         assert!(!config.addrs.is_empty(), "a controller without an address");
         assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
         let qpair = Qpair::new(config.identity.clone(), 0, ADMIN_DEPTH, config.digests, config.admin_timeout);
-        let backoff = Backoff::new(config.reconnect.0, config.reconnect.1);
+        // However often it went, one that is there again is found before I/O fails.
+        let (min, max) = config.reconnect;
+        let backoff = Backoff::new(min, max.min(config.loss_timeout / 4).max(min));
         Self {
             qpair,
             state: State::Idle,

@@ -49,7 +49,11 @@ fn config(manners: &Manners) -> ControllerConfig {
 
 impl Rig {
     fn new(id: u16, manners: Manners) -> Self {
-        let host = Host::new(config(&manners), 64, 4 * SECOND);
+        Self::of(id, config(&manners), manners)
+    }
+
+    fn of(id: u16, config: ControllerConfig, manners: Manners) -> Self {
+        let host = Host::new(config, 64, 4 * SECOND);
         let mut rig = Self {
             io: TestIo { cores: 1, ..TestIo::default() },
             arena: arena(id, 8),
@@ -760,5 +764,19 @@ fn an_array_that_comes_and_goes_is_asked_less_and_less_often() {
     rig.events.clear();
     rig.pass(SECOND / 5);
     assert_eq!(ups(&rig), 1, "it had stood for long, so the first pause is the shortest again");
+    rig.end();
+}
+
+#[test]
+fn an_array_that_comes_and_goes_is_asked_again_before_it_is_given_up() {
+    let manners = Manners::default();
+    let impatient = ControllerConfig { loss_timeout: SECOND / 2, ..config(&manners) };
+    let mut rig = Rig::of(69, impatient, manners);
+    for _ in 0..100 {
+        rig.pass(SECOND / 20);
+        rig.cut();
+    }
+    assert!(!rig.events.contains(&ControllerEvent::GaveUp), "it was there all the time: {:?}", rig.events);
+    rig.pass(SECOND);
     rig.end();
 }

@@ -2,7 +2,7 @@
 
 use super::contents;
 use super::format::{
-    BLOCK_BYTES, Damage, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
+    BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
 };
 use super::label::{Label, LabelState, Owner};
 use super::slots::{is_member, read_labels, write_label, write_slot, write_table};
@@ -124,7 +124,11 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
         {
             return Err(CreatePoolError::Contents { backend: member.backend.name.clone(), what });
         }
-        generation = generation.max(before + 1);
+        // Nobody has come so far: whoever wrote that label left no next one. The new ones may begin anew, as both slots are
+        // overwritten before the pool counts on either.
+        if before < GENERATIONS / 2 {
+            generation = generation.max(before + 1);
+        }
     }
     let table = Table {
         generation: 1,

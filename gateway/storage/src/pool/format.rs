@@ -81,7 +81,12 @@ pub(super) fn parse_name(bytes: &[u8; NAME_BYTES]) -> Result<String, Damage> {
     if pad.iter().any(|&byte| byte != 0) {
         return Err(Damage::Invalid("a name goes on after its end"));
     }
-    String::from_utf8(name.to_vec()).map_err(|_| Damage::Invalid("a name is not UTF-8"))
+    let name = String::from_utf8(name.to_vec()).map_err(|_| Damage::Invalid("a name is not UTF-8"))?;
+    // It will be told to an operator's terminal.
+    match name.chars().any(char::is_control) {
+        true => Err(Damage::Invalid("a name has control characters")),
+        false => Ok(name),
+    }
 }
 
 /// Whether `name` can be stored and told apart.

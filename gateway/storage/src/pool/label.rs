@@ -97,6 +97,13 @@ impl Label {
         slots.max_by_key(|label| label.generation)
     }
 
+    /// Whether there was one among the first bytes of a backend, and none is sound. A first one that was cut short never was: it
+    /// stands in the first slot alone.
+    pub fn is_damaged(start: &[u8]) -> bool {
+        let second = start.get(LABEL_AT[1] as usize..).unwrap_or_default();
+        Self::newest(start).is_none() && Self::is_begun(second)
+    }
+
     /// Reads a slot. Never panics.
     ///
     /// # Errors

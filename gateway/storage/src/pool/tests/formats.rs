@@ -52,6 +52,16 @@ fn a_generation_that_has_no_next_is_refused() {
 }
 
 #[test]
+fn a_name_that_a_terminal_would_obey_is_refused() {
+    let obeyed = Damage::Invalid("a name has control characters");
+    let (mut label, mut table) = (label(), table());
+    label.pool_name = "tank\x1b[2J".into();
+    table.luns[0].name = "a\nb".into();
+    assert_eq!(Label::parse(&label.emit()), Err(obeyed));
+    assert_eq!(Table::parse(&table.emit().expect("fits")), Err(obeyed));
+}
+
+#[test]
 fn a_tables_bytes_are_as_documented() {
     let table = table();
     let bytes = table.emit().expect("fits");

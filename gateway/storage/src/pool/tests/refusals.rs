@@ -1,6 +1,6 @@
 //! Bad disks, wrong disks and wrong wishes.
 
-use super::format::{LABEL_AT, META_BYTES, TABLE_AT};
+use super::format::{GENERATIONS, LABEL_AT, META_BYTES, TABLE_AT};
 use super::*;
 
 const POOL: Uuid = Uuid([0xEE; 16]);
@@ -71,6 +71,21 @@ fn both_bad_is_an_error_that_says_where() {
     let error = block_on(create_pool(&io, new_pool(&backends[1..]))).expect_err("it may be precious");
     assert!(matches!(error, CreatePoolError::Damaged { .. }));
     overwrite(&io, &backends[1..]);
+}
+
+/// A host that had the whole backend can write any label.
+#[test]
+fn a_label_with_the_last_generation_is_no_trap() {
+    for state in [LabelState::Creating, LabelState::Ready] {
+        let (io, pool, backends) = two();
+        for at in LABEL_AT {
+            let mut label = Label::parse(&io.peek(BackendId(1), at, 4096)).expect("a label");
+            (label.generation, label.state) = (GENERATIONS - 1, state);
+            io.poke(BackendId(1), at, &label.emit());
+        }
+        drop(pool);
+        overwrite(&io, &backends[1..]);
+    }
 }
 
 /// Makes another pool there, whatever there is, and opens it.

@@ -158,8 +158,7 @@ impl Engine {
         window.put(&page);
     }
 
-    /// ANA groups of the namespaces that the host sees, in ascending order. Groups are few, so they are found by walking
-    /// the namespaces once a group.
+    /// ANA groups of the namespaces that the host sees, in ascending order, as the namespaces are by their groups.
     fn put_ana(
         &self,
         queue: u32,
@@ -169,21 +168,18 @@ impl Engine {
     ) -> Result<(), Status> {
         let subsystem = self.subsystem(queue).ok_or(Status::INTERNAL_PATH_ERROR)?;
         let host = self.names[queue as usize].hostnqn.as_str();
-        let visible = || subsystem.namespaces.iter().filter(|n| n.hosts.contains(host));
-        let next_group = |after: u32| -> Option<&Namespace> {
-            visible().filter(|n| n.ana_group > after).min_by_key(|n| n.ana_group)
-        };
-        let groups = std::iter::successors(next_group(0), |n| next_group(n.ana_group));
-        let count = groups.clone().count();
+        let sees = |n: &&Namespace| n.hosts.contains(host);
+        let all = subsystem.namespaces.chunk_by(|a, b| a.ana_group == b.ana_group);
+        let groups = all.filter_map(|group| Some((group.iter().find(sees)?, group)));
         let mut header = [0; AnaHeader::LEN];
-        AnaHeader { change_count: ctrlr.ana_changes, groups: count as u16 }.emit(&mut header);
+        AnaHeader { change_count: ctrlr.ana_changes, groups: groups.clone().count() as u16 }
+            .emit(&mut header);
         window.put(&header);
-        for group in groups {
-            let members = || visible().filter(|n| n.ana_group == group.ana_group).map(|n| n.nsid);
+        for (Namespace { ana_group, ana_state, .. }, group) in groups {
+            let members = || group.iter().filter(sees).map(|n| n.nsid);
             let nsids = if groups_only { 0 } else { members().count() as u32 };
             let mut fields = [0; GroupFields::LEN];
-            GroupFields { group_id: group.ana_group, nsids, change_count: 0, state: group.ana_state }
-                .emit(&mut fields);
+            GroupFields { group_id: *ana_group, nsids, change_count: 0, state: *ana_state }.emit(&mut fields);
             window.put(&fields);
             if !groups_only {
                 members().for_each(|nsid| window.put(&nsid.to_le_bytes()));

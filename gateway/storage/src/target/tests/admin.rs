@@ -290,6 +290,36 @@ fn ana_changes_are_told_and_counted() {
     rig.finish();
 }
 
+/// As the gateway has them: a group for each namespace. What a host doesn't see is in none.
+#[test]
+fn a_group_for_each_of_many_namespaces() {
+    let mut rig = Rig::new(1);
+    let hosts = |nsid| if nsid % 2 == 0 { vec![OTHER_HOST.into()] } else { vec![HOST.into()] };
+    let namespace = |nsid: u32| Namespace {
+        nsid,
+        lun: LunId(0),
+        hosts: Allow::Only(hosts(nsid)),
+        ana_group: nsid,
+        ana_state: 1 + (nsid % 3) as u8,
+    };
+    let subsystem = &mut rig.topology.subsystems[0];
+    (subsystem.namespaces, subsystem.max_namespaces) = ((1..=4096).map(namespace).collect(), 4096);
+    rig.publish();
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let whole = log(&mut rig, &mut admin, lid::ANA, 0, 16 + 2048 * 36).data;
+    let ana = AnaLog::parse(&whole).expect("a log");
+    assert_eq!(ana.groups, 2048);
+    for (group, nsid) in ana.iter().zip((1..).step_by(2)) {
+        let group = group.expect("whole");
+        assert_eq!((group.group_id, group.state.bits()), (nsid, 1 + (nsid % 3) as u8));
+        assert_eq!(group.nsids().collect::<Vec<_>>(), [nsid]);
+    }
+    for (at, piece) in (0..).step_by(4096).zip(whole.chunks(4096)) {
+        assert_eq!(log(&mut rig, &mut admin, lid::ANA, at, piece.len() as u32).data, piece, "at {at}");
+    }
+    rig.finish();
+}
+
 fn discovered(rig: &mut Rig, host: &mut Host) -> (u64, Vec<(String, String, String)>) {
     let outcome = log(rig, host, lid::DISCOVERY, 0, 8192);
     let log = DiscoveryLog::parse(&outcome.data).expect("a log");
