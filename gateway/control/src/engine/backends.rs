@@ -610,30 +610,30 @@ mod tests {
     fn a_file_is_made_once_and_has_one_user() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
-        let missing = make_and_open(&file(&path, None), &[], true, Instant::now()).err().expect("a refusal");
-        assert_eq!(missing.fault, Fault::Device);
-        let gone =
-            make_and_open(&file(&path, Some(1 << 20)), &[], false, Instant::now()).err().expect("a refusal");
-        assert!(gone.fault == Fault::Device && !path.exists());
-        let (opened, made) =
-            make_and_open(&file(&path, Some(1 << 20)), &[], true, Instant::now()).expect("opened");
+        let open = |size: Option<u64>, taken: &[(u64, u64)], make| {
+            make_and_open(&file(&path, size), taken, make, Instant::now())
+        };
+        let refused = |size, taken: &[_], make| open(size, taken, make).err().expect("a refusal");
+        assert_eq!(refused(None, &[], true).fault, Fault::Device);
+        assert!(refused(Some(1 << 20), &[], false).fault == Fault::Device && !path.exists());
+        let (opened, made) = open(Some(1 << 20), &[], true).expect("opened");
         assert_eq!(made, Some(path.clone()));
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
-        let Source::File { lock, .. } = &opened.source else { panic!("not a file") };
-        let twice = make_and_open(&file(&path, None), &[lock.identity], true, Instant::now())
-            .err()
-            .expect("a refusal");
-        assert_eq!(twice.fault, Fault::InUse);
-        let locked = make_and_open(&file(&path, None), &[], true, Instant::now()).err().expect("a refusal");
-        assert_eq!(locked.fault, Fault::InUse);
-        drop(opened);
-        let small =
-            make_and_open(&file(&path, Some(2 << 20)), &[], true, Instant::now()).err().expect("a refusal");
+        let Source::File { lock, io } = opened.source else { panic!("not a file") };
+        assert_eq!(refused(None, &[lock.identity], true).fault, Fault::InUse);
+        // As a killed gateway leaves it, whose last requests the kernel still has.
+        drop(lock);
+        assert_eq!(refused(None, &[], true).fault, Fault::InUse);
+        let waited = std::thread::scope(|scope| {
+            let waits = || make_and_open(&file(&path, None), &[], false, Instant::now() + DEAD_LOCK_TIMEOUT);
+            let waiting = scope.spawn(waits);
+            drop(io);
+            waiting.join().expect("no panic")
+        });
+        drop(waited.expect("opened"));
+        let small = refused(Some(2 << 20), &[], true);
         let told = "disk has 1MiB and not the size that is configured, 2MiB";
         assert!(small.fault == Fault::Invalid && small.message.ends_with(told), "{}", small.message);
-        assert!(
-            make_and_open(&file(&path, None), &[], true, Instant::now())
-                .is_ok_and(|(_, made)| made.is_none())
-        );
+        assert!(open(None, &[], true).is_ok_and(|(_, made)| made.is_none()));
     }
 }

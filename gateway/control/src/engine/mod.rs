@@ -338,7 +338,7 @@ impl Engine {
             let id = self.numbers.backends.give(name, MAX_BACKENDS).ok_or_else(|| full("backends"))?;
             let others = self.live.values();
             let live = backends::bring_up(
-                self.setting(false, None, OLD_LOCK_TIMEOUT),
+                self.setting(false, None, Instant::now() + OLD_LOCK_TIMEOUT),
                 backend,
                 BackendId(id),
                 others,
@@ -436,10 +436,9 @@ impl Engine {
         }
     }
 
-    fn setting(&self, patient: bool, known: Option<&ArrayNamespace>, lock_timeout: Duration) -> Setting<'_> {
+    fn setting(&self, patient: bool, known: Option<&ArrayNamespace>, lock_until: Instant) -> Setting<'_> {
         let (cores, requests) = (&*self.cores, self.channel_requests);
         let known = known.map(ArrayNamespace::identity);
-        let lock_until = Instant::now() + lock_timeout;
         let gateway = &self.gateway.name;
         Setting { cores, requests, gateway, patient, known, lock_until, own_files: &self.own_files }
     }

@@ -5,25 +5,19 @@
 
 use super::backends;
 use super::topology;
-use super::{
-    BackendId, Duration, Engine, Event, Fault, Instant, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State,
-};
+use super::{BackendId, Engine, Event, Fault, Instant, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State};
 use std::sync::Arc;
 
 impl Engine {
     /// Brings up what is stored; what fails is left out.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
-        let locked_until = Instant::now() + backends::DEAD_LOCK_TIMEOUT;
+        let lock_until = Instant::now() + backends::DEAD_LOCK_TIMEOUT;
         for (name, backend) in &state.backends {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
             match backends::bring_up(
-                self.setting(
-                    true,
-                    state.namespaces.get(name),
-                    locked_until.saturating_duration_since(Instant::now()),
-                ),
+                self.setting(true, state.namespaces.get(name), lock_until),
                 backend,
                 BackendId(id),
                 others,
@@ -121,7 +115,7 @@ impl Engine {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
             match backends::bring_up(
-                self.setting(true, state.namespaces.get(name), Duration::ZERO),
+                self.setting(true, state.namespaces.get(name), Instant::now()),
                 backend,
                 BackendId(id),
                 others,
