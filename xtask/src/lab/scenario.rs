@@ -24,7 +24,7 @@ pub const MIB: u64 = 1 << 20;
 
 const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
 
-/// A scenario takes 40 to 90 s on two idle cores; stages of `./dev test` have budgets of their own.
+/// A scenario takes 10 to 250 s on two idle cores; stages of `./dev test` have budgets of their own.
 const BUDGET: Duration = Duration::from_secs(720);
 
 /// The size of the namespace that is imported.

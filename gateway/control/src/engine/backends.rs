@@ -41,13 +41,14 @@ pub struct Live {
     pub block_bytes: u32,
     /// The core that has its channel, where only one has.
     pub owner: Option<CoreId>,
-    /// A file's lock and identity; held as long as the backend is up.
+    /// A file's identity, and a device's hold; as long as the backend is up. The lock is where the I/O is, on the cores.
     lock: Option<Locked>,
     /// The file that was made for it.
     made: Option<PathBuf>,
 }
 
-/// A file or block device that no other backend and no other process can have.
+/// A file or block device that is a backend: no other backend can be the same, and while this is held nobody can mount a device.
+/// Other gateways are kept off by a lock on the description that I/O goes by, which isn't here.
 #[derive(Debug)]
 pub struct Locked {
     /// Opened with `O_EXCL`.
@@ -409,7 +410,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
     }
 }
 
-/// A file or block device that is there, opened as a backend for as long as what is given lives.
+/// A file or block device that is there, if it can be opened as a backend now; no later one of `others` can be the same.
 ///
 /// # Errors
 /// What [`bring_up`] would refuse it with, beside `others`; but see [`check_path`].

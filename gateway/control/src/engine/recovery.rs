@@ -208,6 +208,7 @@ impl Engine {
                 },
                 (None, None) => Err("it lies nowhere".into()),
             };
+            self.numbers.luns.give(name, MAX_LUNS);
             match place {
                 Ok(place) if self.placed.get(name) == Some(&place) => {
                     self.down.remove(&format!("lun/{name}"));
@@ -218,12 +219,10 @@ impl Engine {
                 }
                 Ok(place) => {
                     changed = true;
-                    self.numbers.luns.give(name, MAX_LUNS);
                     self.placed.insert(name.clone(), place);
                     self.down.remove(&format!("lun/{name}"));
                 }
                 Err(error) => {
-                    self.numbers.luns.give(name, MAX_LUNS);
                     let before = self.down.insert(format!("lun/{name}"), error.clone());
                     if before.as_ref() != Some(&error) {
                         tracing::error!(error, lun = name, "a LUN is not served");

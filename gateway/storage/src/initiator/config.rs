@@ -34,7 +34,7 @@ pub struct ControllerConfig {
     pub io_queues: u16,
     /// Commands that an I/O queue may have outstanding; CAP.MQES may lower it.
     pub depth: u16,
-    /// First and largest pause between two attempts to connect.
+    /// First and largest pause between two attempts to connect; none but the first is longer than a quarter of `loss_timeout`.
     pub reconnect: (Duration, Duration),
     /// Time for the connection of a queue.
     pub connect_timeout: Duration,
