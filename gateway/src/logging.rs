@@ -20,6 +20,8 @@ pub fn start(form: Log) {
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // A line that can't be written would be told of on the same standard error, by a macro that panics.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry();
     match form {

@@ -1,11 +1,14 @@
 //! `trefoild`, the gateway: parse, preflight, place on cores, run.
 
 #![forbid(unsafe_code)]
+// They panic where the output is full or closed.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cores;
 mod logging;
 mod preflight;
 mod serve;
+mod terminal;
 
 use anyhow::{anyhow, bail};
 use clap::Parser;
@@ -34,11 +37,14 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match terminal::arguments("trefoild") {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trefoild: {error:#}");
+            terminal::complain(format_args!("trefoild: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -49,18 +55,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let given = args.config.exists() || !args.preflight || args.config != Path::new(DEFAULT_CONFIG);
     let config = if given { read(args)? } else { Config::default() };
     if args.check {
+        let document = args.config.display();
         for oversight in config.oversights() {
-            println!("{}: warning: {oversight}", args.config.display());
+            terminal::print(&format!("{document}: warning: {oversight}\n"))?;
         }
-        println!("{}: sound; memory: {}", args.config.display(), config.memory());
-        return Ok(());
+        return Ok(terminal::print(&format!("{document}: sound; memory: {}\n", config.memory()))?);
     }
     let mut report = preflight::look(&config);
     if args.preflight {
         if given {
             report.add_obstacles(&config, &args.config);
         }
-        println!("{report}");
+        terminal::print(&format!("{report}\n"))?;
         if !report.suffices() {
             bail!("this machine can't run the gateway");
         }

@@ -2,14 +2,14 @@
 
 use crate::cores::{self, Running};
 use crate::preflight::Report;
+use crate::terminal;
 use anyhow::Context;
 use serde_json::json;
-use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
@@ -22,7 +22,7 @@ use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, See
 /// For how long hosts' commands may go on when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM, SIGINT or a `shutdown` call. `document` is the file that `config` was in.
+/// Runs until SIGTERM, SIGINT, SIGHUP or a `shutdown` call. `document` is the file that `config` was in.
 ///
 /// # Errors
 /// What keeps the gateway from starting.
@@ -115,6 +115,7 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     let serving = spawn_local(socket.serve(methods));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = hangups()?;
     say_ready(&handle, &gateway).await?;
     notifier.tell("READY=1");
     if let Some(every) = notifier.watchdog() {
@@ -123,6 +124,7 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),
+        () = hangup_of(&mut hangup) => tracing::info!("SIGHUP"),
         () = handle.stopping() => {}
     }
     notifier.tell("STOPPING=1");
@@ -131,6 +133,25 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     // Its end removes the socket.
     let _ = serving.await;
     Ok(end)
+}
+
+/// The stream of SIGHUPs; `None` under nohup(1), which has the process ignore the signal so that it outlives its terminal.
+fn hangups() -> std::io::Result<Option<Signal>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let kind = SignalKind::hangup();
+    match ignored & (1 << (kind.as_raw_value() - 1)) {
+        0 => signal(kind).map(Some),
+        _ => Ok(None),
+    }
+}
+
+async fn hangup_of(hangups: &mut Option<Signal>) {
+    match hangups {
+        Some(hangups) => drop(hangups.recv().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// The line that scripts wait for, in the log's form.
@@ -149,9 +170,7 @@ async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow
                 .to_string()
         }
     };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
+    Ok(terminal::print(&format!("{line}\n"))?)
 }
 
 /// Tells the watchdog that we live, as long as every core answers.

@@ -7,6 +7,8 @@
 //! What it is not: on the data path. Cores go on without it.
 
 #![forbid(unsafe_code)]
+// They panic where the output is full or closed.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod action;
 pub mod admin;

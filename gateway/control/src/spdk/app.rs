@@ -52,7 +52,7 @@ pub(crate) async fn spdk_kill_instance(methods: &Methods, p: Kill) -> Reply {
     let name = p.sig_name.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     match name {
-        "INT" | "TERM" | "2" | "15" => drop(methods.handle().act(Action::Shutdown).await?),
+        "HUP" | "INT" | "TERM" | "1" | "2" | "15" => drop(methods.handle().act(Action::Shutdown).await?),
         "KILL" | "9" => kill(nix::unistd::getpid(), Signal::SIGKILL)
             .map_err(|e| RpcError::new(crate::jsonrpc::INTERNAL_ERROR, e.to_string()))?,
         _ => {

@@ -32,6 +32,8 @@ pub enum CallError {
         /// Why.
         source: io::Error,
     },
+    /// The answer can't be written to standard output. The command itself was carried out.
+    Output(io::Error),
 }
 
 impl CallError {
@@ -42,7 +44,7 @@ impl CallError {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
             }
             Self::Broken(_) => true,
-            Self::Refused { .. } | Self::File { .. } => false,
+            Self::Refused { .. } | Self::File { .. } | Self::Output(_) => false,
         }
     }
 }
@@ -62,6 +64,7 @@ impl std::fmt::Display for CallError {
             Self::Refused { message, .. } => f.write_str(message),
             Self::Broken(why) => write!(f, "the gateway's answer broke off: {why}"),
             Self::File { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Output(error) => error.fmt(f),
         }
     }
 }

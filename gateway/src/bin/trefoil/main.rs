@@ -1,24 +1,30 @@
 //! `trefoil`: the gateway's command line, over its JSON-RPC socket.
 //!
 //! Every native method is a command; `--json` prints its result as it came. Exit codes: 0 done,
-//! 1 refused or failed, 2 wrong usage, 3 the gateway can't be reached.
+//! 1 refused or failed (also if the output can't be written), 2 wrong usage, 3 the gateway can't be reached.
 
 #![forbid(unsafe_code)]
+// They panic where the output is full or closed.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod client;
 mod table;
+#[path = "../../terminal.rs"]
+mod terminal;
 mod top;
 
 use args::{Args, Command, Config, Document};
-use clap::Parser;
 use client::{CallError, Client};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = match terminal::arguments("trefoil") {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -27,15 +33,16 @@ fn main() -> ExitCode {
                 CallError::Refused { code, .. }
                     if args.json || matches!(args.command, Command::Call { .. }) =>
                 {
-                    eprintln!("trefoil: {error} (code {code})");
+                    terminal::complain(format_args!("trefoil: {error} (code {code})"));
                 }
-                _ => eprintln!("trefoil: {error}"),
+                _ => terminal::complain(format_args!("trefoil: {error}")),
             }
             match error {
                 CallError::Unreachable { .. } => ExitCode::from(3),
-                CallError::Refused { .. } | CallError::Broken(_) | CallError::File { .. } => {
-                    ExitCode::from(1)
-                }
+                CallError::Refused { .. }
+                | CallError::Broken(_)
+                | CallError::File { .. }
+                | CallError::Output(_) => ExitCode::from(1),
             }
         }
     }
@@ -51,8 +58,7 @@ fn run(args: &Args) -> Result<(), CallError> {
         other => {
             let (method, params) = other.call();
             let result = client.call(method, params)?;
-            print(&result, args.json, method);
-            Ok(())
+            print(&result, args.json, method)
         }
     }
 }
@@ -64,8 +70,7 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
         Config::Diff { file } => {
             let result = client.call("config_diff", json!({ "toml": read(file)?, "name": name(file) }))?;
             let summary = if is_empty(&result["changes"]) { "no difference" } else { "" };
-            changes(&result, summary, as_json);
-            Ok(())
+            changes(&result, summary, as_json)
         }
         Config::Apply(document) => bring(client, "config_apply", document, as_json),
         Config::Restore(document) => bring(client, "config_restore", document, as_json),
@@ -87,8 +92,7 @@ fn bring(client: &mut Client, method: &str, document: &Document, as_json: bool) 
         (false, true) => "would be applied".into(),
         (false, false) => "applied".into(),
     };
-    changes(&result, &summary, as_json);
-    Ok(())
+    changes(&result, &summary, as_json)
 }
 
 fn document(client: &mut Client, method: &str, file: Option<&str>, as_json: bool) -> Result<(), CallError> {
@@ -100,11 +104,9 @@ fn document(client: &mut Client, method: &str, file: Option<&str>, as_json: bool
     match file {
         None => put(&text),
         Some(path) => {
-            let failed = |source| CallError::File { path: path.into(), source };
-            std::fs::write(path, text).map_err(failed)?;
+            std::fs::write(path, text).map_err(|source| CallError::File { path: path.into(), source })
         }
     }
-    Ok(())
 }
 
 fn is_empty(list: &Value) -> bool {
@@ -116,17 +118,18 @@ fn texts(list: &Value) -> Vec<&str> {
 }
 
 /// Prints differences and what is lost by them, then what came of it.
-fn changes(result: &Value, summary: &str, as_json: bool) {
+fn changes(result: &Value, summary: &str, as_json: bool) -> Result<(), CallError> {
     if as_json {
         return put(&format!("{result:#}\n"));
     }
     let list = |key: &str| result[key].as_array().cloned().unwrap_or_default();
-    list("changes").iter().for_each(|change| put(&table::change(change)));
-    list("losses").iter().for_each(|loss| put(&table::loss(loss)));
-    texts(&result["notes"]).iter().for_each(|note| put(&format!("{note}\n")));
+    let mut text: String = list("changes").iter().map(table::change).collect();
+    text.extend(list("losses").iter().map(table::loss));
+    text.extend(texts(&result["notes"]).iter().map(|note| format!("{note}\n")));
     if !summary.is_empty() {
-        put(&format!("{summary}\n"));
+        text = text + summary + "\n";
     }
+    put(&text)
 }
 
 /// What a file is called in messages.
@@ -145,11 +148,11 @@ fn read(path: &str) -> Result<String, CallError> {
     Ok(text)
 }
 
-fn print(result: &Value, as_json: bool, method: &str) {
+fn print(result: &Value, as_json: bool, method: &str) -> Result<(), CallError> {
     if as_json {
         return put(&format!("{result:#}\n"));
     }
-    put(&table::render(result, table::columns(method)));
+    let mut text = table::render(result, table::columns(method));
     // A pool's LUNs and a gateway's queue pairs have tables of their own.
     for (key, columns) in [
         ("luns", table::columns(if method == "stats_get" { "lun_stats" } else { "lun_list" })),
@@ -157,12 +160,13 @@ fn print(result: &Value, as_json: bool, method: &str) {
         ("cores", table::columns("core_list")),
     ] {
         if let Some(rows) = result.get(key).filter(|rows| rows.is_array() && !columns.is_empty()) {
-            put(&format!("\n{}", table::render(rows, columns)));
+            text = text + "\n" + &table::render(rows, columns);
         }
     }
+    put(&text)
 }
 
-/// Prints; a reader that is gone (`| head`) is no error.
-fn put(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+/// Prints what the command was asked for.
+fn put(text: &str) -> Result<(), CallError> {
+    terminal::print(text).map_err(CallError::Output)
 }

@@ -1,7 +1,7 @@
 //! `trefoil top`: a live table of cores, LUNs and hosts.
 
 use crate::client::{CallError, Client};
-use crate::put;
+use crate::{put, terminal};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -28,7 +28,7 @@ pub fn run(
         std::thread::sleep(Duration::from_millis(interval_ms));
         let now = match client.call("stats_get", json!({})) {
             Err(error @ CallError::Broken(_)) => {
-                eprintln!("trefoil: {error}; waiting for it to come back");
+                terminal::complain(format_args!("trefoil: {error}; waiting for it to come back"));
                 before = come_back(client, socket, interval_ms)?;
                 continue;
             }
@@ -36,10 +36,10 @@ pub fn run(
         };
         let rates = rates(&before, &now);
         if as_json {
-            put(&format!("{rates}\n"));
+            put(&format!("{rates}\n"))?;
         } else {
             let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            put(&format!("{clear}{}", render(&rates)));
+            put(&format!("{clear}{}", render(&rates)))?;
         }
         before = now;
         shown += 1;
