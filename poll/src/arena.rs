@@ -250,6 +250,55 @@ mod tests {
         two.into_iter().for_each(|b| a.free(b));
     }
 
+    /// A block is one thread's at a time, and its bytes come with it: a race detector (Miri) judges their order.
+    #[test]
+    fn a_block_filled_on_another_core_comes_home_by_mailbox() {
+        use crate::mailbox::channel;
+        let mut a = arena(203, 2);
+        let (mut out, mut there) = channel::<Buf>(2);
+        let (mut back, mut home) = channel::<Buf>(2);
+        let rounds = if cfg!(miri) { 30 } else { 3000 };
+        let other = std::thread::spawn(move || {
+            for round in 0..rounds {
+                let mut buf = loop {
+                    match there.pop() {
+                        Some(buf) => break buf,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                let last = buf.len() - 1;
+                (buf[0], buf[last]) = (round as u8, !round as u8);
+                assert!(back.push(buf).is_ok(), "no more are under way than there is room for");
+            }
+        });
+        for round in 0..rounds {
+            // Of each size in turn, so that blocks split and merge while they travel.
+            let kept = a.alloc(MIN_BLOCK_BYTES << (round as usize % 9)).expect("room");
+            assert!(out.push(a.alloc(MIN_BLOCK_BYTES << ((round as usize + 4) % 9)).expect("room")).is_ok());
+            let buf = loop {
+                match home.pop() {
+                    Some(buf) => break buf,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!((buf[0], buf[buf.len() - 1]), (round as u8, !round as u8));
+            a.free(kept);
+            a.free(buf);
+        }
+        other.join().expect("the other core ended");
+        assert_eq!(a.free_bytes(), a.capacity_bytes());
+    }
+
+    #[test]
+    fn memory_outlives_its_arena_while_a_block_is_out() {
+        let mut a = arena(204, 2);
+        let mut buf = a.alloc(1).expect("room");
+        drop(a);
+        buf.fill(7);
+        assert!(buf.iter().all(|&byte| byte == 7));
+        std::mem::forget(buf);
+    }
+
     #[test]
     fn too_large_is_refused() {
         assert!(arena(201, 4).alloc(MAX_BLOCK_BYTES + 1).is_none());

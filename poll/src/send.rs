@@ -234,6 +234,46 @@ mod tests {
         }
     }
 
+    /// What the kernel does with a send that is under way: it follows the pieces while a driver has the list.
+    #[test]
+    fn what_was_gathered_stays_valid_while_the_list_moves() {
+        use crate::arena::{Arena, ArenaId};
+        use crate::ram::Ram;
+        /// Pointers for another thread, as the kernel has them.
+        struct Pieces(Vec<iovec>);
+        // SAFETY: only read below, while the list is kept unchanged.
+        unsafe impl Send for Pieces {}
+        let region = || trefoil_sys::region::Region::anonymous(2 << 20).expect("memory");
+        let (mut arena, mut ram) = (Arena::new(ArenaId(212), region()), Ram::new(region()));
+        ram.write(0, b"lent").expect("inside");
+        let mut list = SendList::new();
+        list.push_head(4).copy_from_slice(b"head");
+        let mut buf = arena.alloc(1).expect("room");
+        buf[..5].copy_from_slice(b"block");
+        list.push_buf(buf, 0, 5);
+        list.push_loan(ram.lend(0, 4).expect("inside"), arena.alloc(4).expect("room"));
+        let pieces = Pieces(list.gather(1, usize::MAX).to_vec());
+        let mut held = vec![list];
+        let kernel = std::thread::spawn(move || {
+            let pieces = pieces;
+            let mut sent = Vec::new();
+            for piece in &pieces.0 {
+                // SAFETY: the list that was gathered is kept unchanged until this thread has ended.
+                sent.extend_from_slice(unsafe {
+                    std::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len)
+                });
+            }
+            sent
+        });
+        assert_eq!(kernel.join().expect("it was sent"), b"eadblocklent");
+        let mut list = held.pop().expect("the list");
+        list.end_loans(13);
+        while let Some(buf) = list.take_buf() {
+            arena.free(buf);
+        }
+        ram.write(0, b"free").expect("no longer lent");
+    }
+
     #[test]
     fn a_loan_that_ends_early_leaves_its_bytes() {
         use crate::arena::{Arena, ArenaId};

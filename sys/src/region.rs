@@ -68,7 +68,10 @@ impl Region {
         // SAFETY: `skip < HUGE_BYTES`, and the mapping is that much longer than `len`.
         let base: NonNull<u8> = unsafe { map.cast::<u8>().add(skip) };
         // SAFETY: the range is ours. Failure only means that there are no transparent hugepages.
-        unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        #[cfg(not(miri))]
+        unsafe {
+            libc::madvise(base.as_ptr().cast(), len, libc::MADV_HUGEPAGE)
+        };
         Ok(Self { base, len, map, map_len, huge: false, _file: None })
     }
 
@@ -142,6 +145,12 @@ impl Region {
 }
 
 fn map(len: usize, flags: libc::c_int) -> io::Result<NonNull<libc::c_void>> {
+    // Miri models plain anonymous mappings alone: there are no hugepages, and nothing need be reserved.
+    #[cfg(miri)]
+    let flags = match flags & libc::MAP_HUGETLB {
+        0 => 0,
+        _ => return Err(io::ErrorKind::Unsupported.into()),
+    };
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
     let map = unsafe {

