@@ -24,6 +24,8 @@ impl PortalId {
 
 /// LUNs that one gateway can have (a core's LUN table: 4,096 × about 32 bytes).
 pub const MAX_LUNS: usize = 4096;
+/// The largest NSID: control refuses a subsystem with more namespaces.
+pub const MAX_NSID: u32 = 4096;
 /// Backends that one gateway can have.
 pub const MAX_BACKENDS: usize = 256;
 
@@ -45,6 +47,8 @@ pub struct Topology {
     pub quiesce_ms: u16,
     /// By [`LunId`]; gaps are `None`.
     pub luns: Vec<Option<Lun>>,
+    /// Serial number of the discovery subsystem, ASCII, at most 20 bytes.
+    pub discovery_serial: String,
     /// NVM subsystems, in no order. The discovery subsystem is implied and not listed.
     pub subsystems: Vec<Subsystem>,
     /// By [`PortalId`]; gaps are `None`.

@@ -42,7 +42,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use topology::{Numbers, Placed};
-use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS};
+use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, default_serial};
 use trefoil_storage::Msg;
 use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
@@ -558,7 +558,8 @@ impl Engine {
 
     async fn publish(&mut self) -> Result<(), Refusal> {
         self.epoch += 1;
-        let topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers);
+        let mut topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers);
+        topology.discovery_serial = default_serial(&self.gateway.name);
         self.cores.publish(Arc::new(topology)).await?;
         self.portals.values_mut().for_each(|portal| portal.accept(&self.placement));
         Ok(())

@@ -436,12 +436,12 @@ impl Engine {
         held
     }
 
-    /// Another command under way on the queue has the identifier of slot `at`.
+    /// Another command under way on the queue with the identifier of slot `at`.
     #[cold]
-    pub fn conflicts(&self, at: u32) -> bool {
+    pub fn rival(&self, at: u32) -> Option<u32> {
         let slot = &self.slots[at];
-        let ring = &self.queues[slot.queue as usize].ring;
-        self.slots.iter(ring).any(|(other, s)| other != at && s.sqe.cid == slot.sqe.cid)
+        let mut ring = self.slots.iter(&self.queues[slot.queue as usize].ring);
+        ring.find(|(other, s)| *other != at && s.sqe.cid == slot.sqe.cid).map(|(other, _)| other)
     }
 
     /// Whether the queue is the core's own connection to itself.

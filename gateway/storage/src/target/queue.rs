@@ -145,10 +145,16 @@ impl Queue {
         *count > 1
     }
 
-    /// Counts a command out.
+    /// Counts a command out that is never answered.
+    #[inline]
+    pub fn forget(&mut self, cid: u16) {
+        self.cids[usize::from(cid as u8)] -= 1;
+    }
+
+    /// Counts a command out that is answered.
     #[inline]
     pub fn leave(&mut self, cid: u16, since: Instant, now: Instant, payload_bytes: u32) {
-        self.cids[usize::from(cid as u8)] -= 1;
+        self.forget(cid);
         self.commands += 1;
         self.payload_bytes += u64::from(payload_bytes);
         self.latency_ns += now.as_ns().saturating_sub(since.as_ns());

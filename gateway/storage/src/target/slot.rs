@@ -65,7 +65,8 @@ pub struct Slot {
     pub send_len: u32,
     /// Bytes of the LUN that its last request named.
     pub part_bytes: u64,
-    /// Where a command of several parts stands: the next range, the next namespace.
+    /// Where a command of several parts stands: the next range, the next namespace. Of an Asynchronous Event Request, the
+    /// event that its response tells, as one of `event_bit`; 0 for none.
     pub cursor: u32,
     /// When it came.
     pub since: Instant,

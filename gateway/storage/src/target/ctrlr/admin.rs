@@ -48,7 +48,7 @@ impl Engine {
                 Err(status) => self.fail(at, status),
             },
             AdminCommand::GetFeatures(get) => self.begin_get_features(at, index, get),
-            AdminCommand::SetFeatures(set) => self.begin_set_features(at, index, set),
+            AdminCommand::SetFeatures(set) => self.begin_set_features(at, index, set, cx.io.now()),
             AdminCommand::AsyncEventRequest => self.hold_event_request(at, index),
             AdminCommand::Abort(abort) if !discovery => self.begin_abort(cx, at, index, abort),
             _ => self.fail(at, Status::INVALID_OPCODE.dnr()),

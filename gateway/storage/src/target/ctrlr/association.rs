@@ -28,7 +28,7 @@ use crate::target::slot::{NIL, Phase};
 use crate::target::timers::Timer;
 use crate::topology::PortalId;
 use std::time::Duration;
-use trefoil_poll::{CoreId, SockId};
+use trefoil_poll::{CoreId, Instant, SockId};
 use trefoil_wire::fabrics::{
     Connect, ConnectData, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand,
 };
@@ -154,11 +154,9 @@ impl Engine {
         ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
         ctrlr.admin = queue;
         ctrlr.host = hash(data.hostnqn.as_str());
-        ctrlr.alive_at = now;
-        ctrlr.kato_ms = round_kato(connect.kato_ms);
         ctrlr.granted = self.io_queues;
         let cntlid = ctrlr.cntlid;
-        self.arm_keep_alive(index);
+        self.set_keep_alive(index, connect.kato_ms, now);
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Live;
         q.cntlid = cntlid;
@@ -386,6 +384,17 @@ impl Engine {
         }
     }
 
+    /// Sets a controller's Keep Alive Timeout, in whole units of KAS, and starts its timer from `now`, as a Set Features
+    /// command does that completes (NVMe base 2.0c §5.27.1.12). Returns the timeout in milliseconds.
+    pub(super) fn set_keep_alive(&mut self, index: u32, kato_ms: u32, now: Instant) -> u32 {
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return 0 };
+        ctrlr.alive_at = now;
+        ctrlr.kato_ms = kato_ms.checked_next_multiple_of(u32::from(KAS_100MS) * 100).unwrap_or(u32::MAX);
+        let kato_ms = ctrlr.kato_ms;
+        self.arm_keep_alive(index);
+        kato_ms
+    }
+
     /// Arms a controller's timer anew, if it needs one.
     pub(super) fn arm_keep_alive(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
@@ -437,9 +446,4 @@ impl Engine {
         q.discovery
             || self.subsystem(queue).is_some_and(|s| s.hosts.contains(host) && s.portals.contains(&portal))
     }
-}
-
-/// KATO in whole units of KAS.
-pub(super) fn round_kato(kato_ms: u32) -> u32 {
-    kato_ms.checked_next_multiple_of(u32::from(KAS_100MS) * 100).unwrap_or(u32::MAX)
 }

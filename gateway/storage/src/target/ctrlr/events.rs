@@ -1,15 +1,15 @@
 //! Asynchronous events, and what a new topology means to hosts (NVMe base 2.0c §5.2, §8.1).
 
 use super::Kind;
-use super::table::{CHANGED, event_bit};
+use super::table::event_bit;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_AERS;
 use crate::target::queue::QueueState;
-use crate::target::slot::{NIL, Phase};
+use crate::target::slot::{NIL, Phase, Slot};
 use crate::topology::{LunId, Namespace, Subsystem, Topology};
 use std::sync::Arc;
 use trefoil_wire::nvme::feature::AsyncEventConfig;
-use trefoil_wire::nvme::{AsyncEvent, Status};
+use trefoil_wire::nvme::{AsyncEvent, Status, admin_opcode};
 
 impl Engine {
     /// An Asynchronous Event Request waits for an event.
@@ -37,6 +37,30 @@ impl Engine {
             ctrlr.aers[MAX_AERS - 1] = NIL;
             ctrlr.aer_count -= 1;
         }
+    }
+
+    /// Whether slot `at` holds an Asynchronous Event Request to a controller.
+    pub(in crate::target) fn is_event_request(&self, at: u32) -> bool {
+        let slot = &self.slots[at];
+        let queue = &self.queues[slot.queue as usize];
+        queue.state == QueueState::Live
+            && queue.qid == 0
+            && slot.sqe.opcode == admin_opcode::ASYNC_EVENT_REQUEST
+    }
+
+    /// Ends a request of which nothing was sent yet, without an answer. An event that it was to tell waits for the next
+    /// request.
+    pub(in crate::target) fn forget_event_request(&mut self, at: u32) {
+        self.drop_event_request(at);
+        let Slot { queue, cursor: event, .. } = self.slots[at];
+        let q = &mut self.queues[queue as usize];
+        if let Some(ctrlr) = self.ctrlrs.find(q.cntlid).and_then(|index| self.ctrlrs.get_mut(index)) {
+            ctrlr.pending |= event as u8;
+            ctrlr.masked &= !(event as u8);
+        }
+        q.forget(self.slots[at].sqe.cid);
+        self.slots.unlink(&mut q.ring, at);
+        self.slots.release(at);
     }
 
     /// A reset ends all requests of the queue of slot `at`.
@@ -90,6 +114,7 @@ impl Engine {
             ctrlr.pending &= !bit;
             ctrlr.masked |= bit;
             self.slots[at].result = u64::from(event.dw0());
+            self.slots[at].cursor = u32::from(bit);
             self.done_later(at);
         }
     }
@@ -198,14 +223,7 @@ impl Engine {
             let sees = |n: Option<&Namespace>| n.is_some_and(|n| n.hosts.contains(names.hostnqn.as_str()));
             let (saw, sees) = (sees(before), sees(after));
             if saw != sees || (sees && attributes) {
-                let count = usize::from(ctrlr.changed_count);
-                let listed = ctrlr.changed.iter().take(count).any(|&n| n == nsid);
-                if !listed && count <= CHANGED {
-                    if let Some(place) = ctrlr.changed.get_mut(count) {
-                        *place = nsid;
-                    }
-                    ctrlr.changed_count += 1;
-                }
+                ctrlr.changed.insert(nsid);
                 self.raise(index, event_bit::NAMESPACE);
             }
             if sees && ana {

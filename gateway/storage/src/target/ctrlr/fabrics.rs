@@ -92,7 +92,7 @@ impl Engine {
             ctrlr.fatal = false;
             ctrlr.event_config = 0;
             (ctrlr.pending, ctrlr.masked) = (0, 0);
-            ctrlr.changed_count = 0;
+            ctrlr.changed = super::table::NsidSet::EMPTY;
             ctrlr.features = [0; super::features::SIMPLE];
         }
         if !before.en && cc.en {

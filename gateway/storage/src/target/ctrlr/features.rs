@@ -2,6 +2,7 @@
 
 use super::{Ctrlr, Kind};
 use crate::target::engine::{Engine, Step};
+use trefoil_poll::Instant;
 use trefoil_wire::nvme::feature::{HostBehavior, HostIdentifierFeature, NumberOfQueues, Select, fid};
 use trefoil_wire::nvme::{GetFeatures, SetFeatures, Status};
 
@@ -54,7 +55,7 @@ impl Engine {
         Ok(data.len() as u32)
     }
 
-    pub(super) fn begin_set_features(&mut self, at: u32, index: u32, set: SetFeatures) -> Step {
+    pub(super) fn begin_set_features(&mut self, at: u32, index: u32, set: SetFeatures, now: Instant) -> Step {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
         if set.save {
             return self.fail(at, Status::FEATURE_NOT_SAVEABLE.dnr());
@@ -65,10 +66,12 @@ impl Engine {
                 self.fire_events(index);
                 Step::Done
             }
+            // A host that has lost its controller could never be noticed again.
+            (Kind::Io, fid::KEEP_ALIVE_TIMER) if set.cdw11 == 0 && ctrlr.kato_ms != 0 => {
+                self.fail(at, Status::KEEP_ALIVE_INVALID.dnr())
+            }
             (_, fid::KEEP_ALIVE_TIMER) => {
-                ctrlr.kato_ms = super::association::round_kato(set.cdw11);
-                let kato_ms = ctrlr.kato_ms;
-                self.arm_keep_alive(index);
+                let kato_ms = self.set_keep_alive(index, set.cdw11, now);
                 self.succeed(at, u64::from(kato_ms))
             }
             (Kind::Discovery, _) => self.fail(at, Status::INVALID_FIELD.dnr()),

@@ -41,7 +41,9 @@ impl Engine {
         let ctrlr = self.ctrlrs.get(index).ok_or(Status::INTERNAL_ERROR)?;
         let page: &mut Page = data.first_chunk_mut().ok_or(Status::DATA_SGL_LENGTH_INVALID.dnr())?;
         match (ctrlr.kind, command.cns) {
-            (Kind::Discovery, cns::CONTROLLER) => discovery_controller(ctrlr, page),
+            (Kind::Discovery, cns::CONTROLLER) => {
+                discovery_controller(ctrlr, &self.topology.discovery_serial, page);
+            }
             (Kind::Discovery, _) => return Err(Status::INVALID_FIELD.dnr()),
             (Kind::Io, _) => self.identify_io(at, ctrlr, command, page)?,
         }
@@ -216,8 +218,9 @@ fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, quiesce_ms: u16, page: &m
     .emit(page);
 }
 
-fn discovery_controller(ctrlr: &Ctrlr, page: &mut Page) {
+fn discovery_controller(ctrlr: &Ctrlr, serial: &str, page: &mut Page) {
     IdentifyController {
+        sn: text(serial),
         mn: text(DISCOVERY_MODEL),
         oaes: AsyncEventsSupported { discovery_change: true, ..Default::default() },
         cntrltype: 2,

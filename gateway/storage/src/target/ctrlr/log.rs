@@ -1,7 +1,7 @@
 //! Log pages (NVMe base 2.0c §5.16). The discovery log is in `discovery`.
 
 use super::identify::{REVISION, max_ana_groups};
-use super::table::{CHANGED, event_bit};
+use super::table::{NsidSet, event_bit};
 use super::{Ctrlr, Kind};
 use crate::target::engine::Engine;
 use crate::topology::Namespace;
@@ -11,7 +11,7 @@ use trefoil_wire::nvme::log::{
     AnaHeader, ChangedNamespaces, CommandEffects, CommandsAndEffects, ErrorEntry, FirmwareSlots, GroupFields,
     SmartLog, lid,
 };
-use trefoil_wire::nvme::{GetLogPage, NSID_ALL, Status, admin_opcode, io_opcode};
+use trefoil_wire::nvme::{GetLogPage, Status, admin_opcode, io_opcode};
 
 /// LSP bit of the ANA log: Return Groups Only.
 const RGO: u8 = 1;
@@ -124,7 +124,7 @@ impl Engine {
         match lid {
             lid::CHANGED_NAMESPACES => {
                 if let Some(ctrlr) = self.ctrlrs.get_mut(index) {
-                    ctrlr.changed_count = 0;
+                    ctrlr.changed = NsidSet::EMPTY;
                 }
                 self.unmask(index, event_bit::NAMESPACE);
             }
@@ -216,15 +216,7 @@ fn put_errors(ctrlr: &Ctrlr, window: &mut Window<'_>) {
 
 fn put_changed(ctrlr: &Ctrlr, window: &mut Window<'_>) {
     let mut page = [0; ChangedNamespaces::LEN];
-    let count = usize::from(ctrlr.changed_count);
-    if count > CHANGED {
-        ChangedNamespaces::emit([NSID_ALL], &mut page);
-    } else {
-        let mut sorted = ctrlr.changed;
-        let listed = sorted.get_mut(..count).unwrap_or_default();
-        listed.sort_unstable();
-        ChangedNamespaces::emit(listed.iter().copied(), &mut page);
-    }
+    ChangedNamespaces::emit(ctrlr.changed.iter(), &mut page);
     window.put(&page);
 }
 

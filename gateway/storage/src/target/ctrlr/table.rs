@@ -2,6 +2,7 @@
 
 use crate::target::limits::{MAX_AERS, MAX_IO_QUEUES};
 use crate::target::slot::NIL;
+use crate::topology::MAX_NSID;
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{CoreId, Instant};
 use trefoil_wire::nvme::log::ErrorEntry;
@@ -9,8 +10,6 @@ use trefoil_wire::nvme::property::{Cc, Csts};
 
 /// Error log entries that a controller keeps (ELPE + 1).
 pub const ERRORS: usize = 16;
-/// Changed namespaces that a controller lists before it says that there are too many.
-pub const CHANGED: usize = 128;
 /// Largest controller identifier (NVMe base 2.0c §6.3: FFF0h and above are reserved).
 pub const MAX_CNTLID: u16 = 0xFFEF;
 
@@ -42,6 +41,28 @@ pub mod event_bit {
     pub const ANA: u8 = 1 << 1;
     /// Discovery log changed.
     pub const DISCOVERY: u8 = 1 << 2;
+}
+
+/// A set of NSIDs from 1 to [`MAX_NSID`], a bit each: 512 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct NsidSet([u64; MAX_NSID as usize / 64]);
+
+impl NsidSet {
+    /// The set without members.
+    pub const EMPTY: Self = Self([0; MAX_NSID as usize / 64]);
+
+    /// Adds `nsid`; one beyond [`MAX_NSID`] is left out.
+    pub fn insert(&mut self, nsid: u32) {
+        let bit = nsid.wrapping_sub(1);
+        if let Some(word) = self.0.get_mut(bit as usize / 64) {
+            *word |= 1 << (bit % 64);
+        }
+    }
+
+    /// Its members in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (1..=MAX_NSID).filter(|nsid| self.0[(nsid - 1) as usize / 64] >> ((nsid - 1) % 64) & 1 == 1)
+    }
 }
 
 /// A controller.
@@ -87,10 +108,8 @@ pub struct Ctrlr {
     pub pending: u8,
     /// Events that were told and whose log was not read yet.
     pub masked: u8,
-    /// Namespaces for the changed namespace list, in no order.
-    pub changed: [u32; CHANGED],
-    /// How many of them there are; more than [`CHANGED`] if too many.
-    pub changed_count: u16,
+    /// Namespaces for the changed namespace list.
+    pub changed: NsidSet,
     /// Times that an ANA state which the host sees changed.
     pub ana_changes: u64,
     /// Values of simple features by [`super::features`]' index.
@@ -128,8 +147,7 @@ impl Ctrlr {
             event_config: 0,
             pending: 0,
             masked: 0,
-            changed: [0; CHANGED],
-            changed_count: 0,
+            changed: NsidSet::EMPTY,
             ana_changes: 0,
             features: [0; super::features::SIMPLE],
             host_behavior: [0; 3],

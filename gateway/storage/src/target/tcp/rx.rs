@@ -324,7 +324,7 @@ impl Tcp {
             return self.later(engine, cx, c, layout, header);
         };
         let may_conflict = engine.queues[c as usize].enter(sqe.cid);
-        let step = if may_conflict && engine.conflicts(at) {
+        let step = if may_conflict && self.conflicts(engine, c, at) {
             engine.fail(at, Status::COMMAND_ID_CONFLICT.dnr())
         } else {
             engine.begin(cx, at)
@@ -359,6 +359,21 @@ impl Tcp {
         conn.in_body = body.pad_left > 0 || body.data_left > 0;
         conn.body = body;
         whole.map_or(Taken::Yes, Taken::Whole)
+    }
+
+    /// Says whether another command under way has the identifier of the new command in slot `at`. An Asynchronous Event
+    /// Request gives way to the new command and is never answered: SPDK's hosts forget their requests when they detach,
+    /// and use the identifiers again for the shutdown.
+    #[cold]
+    fn conflicts(&mut self, engine: &mut Engine, c: u32, at: u32) -> bool {
+        while let Some(rival) = engine.rival(at) {
+            if !engine.is_event_request(rival) {
+                return true;
+            }
+            self.conns[c as usize].ready.remove(&mut engine.slots, rival);
+            engine.forget_event_request(rival);
+        }
+        false
     }
 
     /// How a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).

@@ -1,18 +1,18 @@
 //! Identify, logs, features, events, discovery.
 
-use super::host::{ADMIN, Host, Outcome, Wish};
+use super::host::{ADMIN, Host, Outcome, Seen, Wish};
 use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN, limits};
 use crate::target::TargetLimits;
 use crate::topology::{Allow, LunId, Namespace};
-use trefoil_wire::fabrics::PropertySize;
 use trefoil_wire::fabrics::discovery::DiscoveryLog;
+use trefoil_wire::fabrics::{FabricsCommand, PropertyGet, PropertySize};
 use trefoil_wire::nvme::feature::{AsyncEventConfig, fid};
 use trefoil_wire::nvme::identify::{
     ControllerList, IdentifyController, IdentifyNamespace, IoCommandSetList, NamespaceDescriptor,
     NamespaceDescriptors, NamespaceList, cns,
 };
 use trefoil_wire::nvme::log::{AnaLog, ChangedNamespaces, CommandsAndEffects, ErrorEntry, lid};
-use trefoil_wire::nvme::property::{Cap, offset};
+use trefoil_wire::nvme::property::{Cap, Cc, offset};
 use trefoil_wire::nvme::{
     AdminCommand, AsyncEvent, BlockRange, GetFeatures, GetLogPage, IoCommand, NSID_ALL, SetFeatures, Sgl,
     Status,
@@ -253,12 +253,104 @@ fn namespace_changes_are_told_once_until_the_log_is_read() {
     rig.finish();
 }
 
+/// NVMe base 2.0c §5.16.1.5: up to 1,024 are listed, and FFFFFFFFh stands for more.
+#[test]
+fn the_changed_namespace_list_goes_to_1024_entries() {
+    let mut rig = Rig::new(1);
+    let namespace =
+        |nsid| Namespace { nsid, lun: LunId(0), hosts: Allow::Any, ana_group: nsid, ana_state: 1 };
+    let subsystem = &mut rig.topology.subsystems[0];
+    (subsystem.namespaces, subsystem.max_namespaces) = ((1..=4096).map(namespace).collect(), 4096);
+    rig.publish();
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    for (removed, expected) in [(1, vec![4096]), (1024, (3072..=4095).collect()), (1025, vec![NSID_ALL])] {
+        let namespaces = &mut rig.topology.subsystems[0].namespaces;
+        namespaces.truncate(namespaces.len() - removed);
+        rig.publish();
+        assert_eq!(changed(&mut rig, &mut admin), expected, "{removed}");
+        assert_eq!(changed(&mut rig, &mut admin), []);
+    }
+    rig.finish();
+}
+
 #[test]
 fn event_requests_are_limited() {
     let mut rig = Rig::new(1);
     let mut admin = Host::admin(&mut rig, 0, ADMIN);
     (0..5).for_each(|i| await_event(&mut rig, &mut admin, 800 + i));
     assert_eq!(admin.responses(&mut rig), [(804, Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr(), 0)]);
+    rig.finish();
+}
+
+/// As SPDK's hosts do when they detach: they forget their requests, and begin the shutdown with the same identifiers.
+#[test]
+fn a_command_takes_the_place_of_the_event_request_that_has_its_identifier() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    enable_events(&mut rig, &mut admin);
+    (0..4).for_each(|i| await_event(&mut rig, &mut admin, 800 + i));
+    admin.cid = 799;
+    let cc = admin.property(&mut rig, PropertySize::Four, offset::CC);
+    assert_eq!((cc.status, cc.result & 1), (Status::SUCCESS, 1));
+    // A request takes the place of another one, too, and there are never more than four.
+    await_event(&mut rig, &mut admin, 801);
+    assert_eq!(admin.responses(&mut rig), []);
+    await_event(&mut rig, &mut admin, 804);
+    assert_eq!(admin.responses(&mut rig), []);
+    await_event(&mut rig, &mut admin, 805);
+    assert_eq!(admin.responses(&mut rig), [(805, Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr(), 0)]);
+    // 802 is the oldest that is left; 800 is never answered.
+    rig.topology.luns[1].as_mut().expect("a LUN").blocks += 8;
+    rig.publish();
+    let event = u64::from(AsyncEvent::NAMESPACE_CHANGED.dw0());
+    assert_eq!(admin.responses(&mut rig), [(802, Status::SUCCESS, event)]);
+    admin.cid = 802;
+    let shutdown = Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() };
+    assert_eq!(admin.set_cc(&mut rig, shutdown).status, Status::SUCCESS);
+    assert_eq!(admin.property(&mut rig, PropertySize::Four, offset::CSTS).result >> 2 & 3, 2, "shut down");
+    assert_eq!(admin.responses(&mut rig), []);
+    rig.finish();
+}
+
+#[test]
+fn an_event_outlives_the_request_that_was_to_tell_it() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    enable_events(&mut rig, &mut admin);
+    await_event(&mut rig, &mut admin, 801);
+    let get = PropertyGet { size: PropertySize::Four, offset: offset::VS };
+    let get = |cid| FabricsCommand::PropertyGet(get).sqe(cid, Sgl::NONE);
+    // Behind a response that the host doesn't take, the event's waits to be sent.
+    rig.sock(admin.at).deaf = true;
+    admin.submit(&mut rig, get(700), &[]);
+    rig.pump();
+    rig.topology.luns[1].as_mut().expect("a LUN").blocks += 8;
+    rig.publish();
+    admin.submit(&mut rig, get(801), &[]);
+    rig.pump();
+    rig.sock(admin.at).deaf = false;
+    rig.pump();
+    let version = |cid| (cid, Status::SUCCESS, 0x1_0400);
+    assert_eq!(admin.responses(&mut rig), [version(700), version(801)]);
+    await_event(&mut rig, &mut admin, 802);
+    let event = u64::from(AsyncEvent::NAMESPACE_CHANGED.dw0());
+    assert_eq!(admin.responses(&mut rig), [(802, Status::SUCCESS, event)]);
+    rig.finish();
+}
+
+#[test]
+fn an_admin_command_id_in_use_is_a_conflict() {
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    let behavior = AdminCommand::SetFeatures(SetFeatures { fid: fid::HOST_BEHAVIOR, ..Default::default() });
+    admin.submit(&mut rig, behavior.sqe(801, 0, Sgl::Transport { len_bytes: 512 }), &[]);
+    rig.pump();
+    let Seen::R2t(r2t) = admin.seen(&mut rig)[0].clone() else { panic!("it is asked for its data") };
+    // An event request gives way to others, and none to it.
+    await_event(&mut rig, &mut admin, 801);
+    assert_eq!(admin.responses(&mut rig), [(801, Status::COMMAND_ID_CONFLICT.dnr(), 0)]);
+    admin.answer(&mut rig, r2t, &[0; 512]);
+    assert_eq!(admin.responses(&mut rig), [(801, Status::SUCCESS, 0)]);
     rig.finish();
 }
 
@@ -342,7 +434,7 @@ fn discovery_shows_each_host_its_own() {
     assert_eq!(discovered(&mut rig, &mut stranger).1, []);
     assert!(host.identify(&mut rig, cns::NAMESPACE, 1).status.is(Status::INVALID_FIELD));
     let ctrlr = IdentifyController::parse(page(&host.identify(&mut rig, cns::CONTROLLER, 0)));
-    assert_eq!((ctrlr.cntrltype, ctrlr.oaes.discovery_change), (2, true));
+    assert_eq!((ctrlr.cntrltype, ctrlr.oaes.discovery_change, ctrlr.sn.text()), (2, true, "DISCOVERY"));
 
     enable_events(&mut rig, &mut host);
     await_event(&mut rig, &mut host, 801);

@@ -6,8 +6,9 @@ use crate::msg::{Forbidden, Msg, Survey};
 use crate::topology::{Allow, PortalId};
 use std::time::Duration;
 use trefoil_wire::fabrics::{FabricsCommand, PropertySize};
+use trefoil_wire::nvme::feature::fid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{AdminCommand, BlockRange, IoCommand, Sgl, Status};
+use trefoil_wire::nvme::{AdminCommand, BlockRange, GetFeatures, IoCommand, SetFeatures, Sgl, Status};
 
 const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
@@ -305,6 +306,39 @@ fn what_can_not_be_selected_is_fatal() {
     admin.set_cc(&mut rig, Cc { en: true, mps: 1, iosqes: 6, iocqes: 4, ..Cc::default() });
     let csts = csts(&mut rig, &mut admin);
     assert!(csts.cfs && !csts.rdy);
+    rig.finish();
+}
+
+/// NVMe base 2.0c §5.27.1.12, figure 94 (1Ah).
+#[test]
+fn set_features_of_kato_restarts_the_timer_and_cant_stop_it() {
+    let set = |rig: &mut Rig, host: &mut Host, kato_ms: u32| {
+        let set = SetFeatures { fid: fid::KEEP_ALIVE_TIMER, cdw11: kato_ms, ..SetFeatures::default() };
+        let outcome = host.plain(rig, AdminCommand::SetFeatures(set));
+        (outcome.status, outcome.result)
+    };
+    let ms = Duration::from_millis;
+    let mut rig = Rig::new(1);
+    let mut admin = Host::admin(&mut rig, 0, Wish { kato_ms: 5000, ..ADMIN });
+    rig.pass(ms(4000));
+    // Without a restart the new timeout would be over.
+    assert_eq!(set(&mut rig, &mut admin, 2500), (Status::SUCCESS, 3000));
+    rig.pass(ms(2900));
+    assert!(rig.sock(admin.at).open);
+    assert_eq!(set(&mut rig, &mut admin, 0), (Status::KEEP_ALIVE_INVALID.dnr(), 0));
+    let get = GetFeatures { fid: fid::KEEP_ALIVE_TIMER, ..GetFeatures::default() };
+    assert_eq!(admin.plain(&mut rig, AdminCommand::GetFeatures(get)).result, 3000, "as before");
+    rig.pass(ms(200));
+    assert!(!rig.sock(admin.at).open, "what failed has restarted nothing");
+    // Who had none may go without, and set one later.
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    assert_eq!(set(&mut rig, &mut admin, 0), (Status::SUCCESS, 0));
+    rig.pass(ms(60_000));
+    assert_eq!(set(&mut rig, &mut admin, 1000), (Status::SUCCESS, 1000));
+    rig.pass(ms(900));
+    assert!(rig.sock(admin.at).open);
+    rig.pass(ms(200));
+    assert!(!rig.sock(admin.at).open);
     rig.finish();
 }
 

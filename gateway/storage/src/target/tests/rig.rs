@@ -162,6 +162,7 @@ pub fn topology() -> Topology {
     Topology {
         epoch: 1,
         quiesce_ms: 30_000,
+        discovery_serial: "DISCOVERY".into(),
         luns: vec![lun("a", 8192), lun("bb", 8192), lun("ccc", 8192)],
         subsystems: vec![Subsystem {
             nqn: SUBNQN.into(),
@@ -246,6 +247,7 @@ impl Rig {
         let snapshot = |t: &Topology| Topology {
             epoch: t.epoch,
             quiesce_ms: t.quiesce_ms,
+            discovery_serial: t.discovery_serial.clone(),
             luns: t.luns.clone(),
             subsystems: t.subsystems.clone(),
             portals: t.portals.clone(),
