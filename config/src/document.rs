@@ -205,7 +205,7 @@ pub struct Backend {
     /// `nvme-tcp`: I/O queue pairs to ask for; one a core if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// `nvme-tcp`: commands a queue pair, 2 to 1024.
+    /// `nvme-tcp`: entries of a queue pair, 2 to 1024; one command less can be under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<u16>,
     /// `nvme-tcp`: PDU header digests.

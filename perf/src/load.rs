@@ -14,7 +14,7 @@ use trefoil_poll::core::{CoreConfig, CoreHandle, Idle, spawn};
 use trefoil_poll::mesh::{ControlReceiver, ControlSender, MeshBounds, mesh};
 use trefoil_poll::uring_io::UringConfig;
 use trefoil_poll::{Arena, ArenaId};
-use trefoil_storage::initiator::{ControllerConfig, Facts, FenceRule, Identity, Purpose};
+use trefoil_storage::initiator::{ControllerConfig, Facts, FenceRule, Identity, Purpose, QueueEntries};
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::Nqn;
 
@@ -326,7 +326,7 @@ fn controller_config(spec: &HostSpec) -> Result<ControllerConfig> {
         digests: (spec.digests, spec.digests),
         kato_ms: 10_000,
         io_queues: spec.io_queues,
-        depth: spec.max_depth.max(2),
+        entries: QueueEntries::new(spec.max_depth.max(2) + 1),
         reconnect: (Duration::from_millis(50), Duration::from_secs(1)),
         connect_timeout: Duration::from_secs(10),
         admin_timeout: Duration::from_secs(10),

@@ -11,6 +11,20 @@ pub const BUFS: usize = 128;
 /// Pieces that one list can hold: at worst a header, then a payload, each time.
 pub const SEGMENTS: usize = 2 * BUFS + 64;
 
+/// Zeros that one piece can hold.
+pub const ZEROS_BYTES: usize = 128 << 10;
+
+/// What every piece of zeros is sent from, so that it takes no block.
+static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
+
+/// `len` zeros, at most [`ZEROS_BYTES`].
+///
+/// # Panics
+/// If there are not so many.
+pub fn zeros(len: usize) -> &'static [u8] {
+    &ZEROS[..len]
+}
+
 /// One piece of a list.
 #[derive(Clone, Copy, Debug)]
 enum Segment {
@@ -21,6 +35,9 @@ enum Segment {
     Buf {
         index: u32,
         at: u32,
+        len: u32,
+    },
+    Zeros {
         len: u32,
     },
     /// All of the loan; the block behind it is to take its bytes if it must end.
@@ -111,6 +128,16 @@ impl SendList {
         self.len_bytes += len;
     }
 
+    /// Appends `len` zeros, at most [`ZEROS_BYTES`].
+    ///
+    /// # Panics
+    /// If they don't fit.
+    pub fn push_zeros(&mut self, len: usize) {
+        assert!(self.fits(0, false) && len <= ZEROS_BYTES, "{len} zeros overflow a send list");
+        self.segments.push(Segment::Zeros { len: len as u32 });
+        self.len_bytes += len;
+    }
+
     /// Appends the bytes of `loan`. `behind` is a block with room for them, which stays in the list like
     /// any other: the bytes move there if the loan is to end before they are sent.
     ///
@@ -134,7 +161,9 @@ impl SendList {
         let mut end = 0;
         for segment in &mut self.segments {
             match *segment {
-                Segment::Head { len, .. } | Segment::Buf { len, .. } => end += len as usize,
+                Segment::Head { len, .. } | Segment::Buf { len, .. } | Segment::Zeros { len } => {
+                    end += len as usize;
+                }
                 Segment::Loan { index, buf: behind } => {
                     let loan = &self.loans[index as usize];
                     end += loan.len();
@@ -166,6 +195,7 @@ impl SendList {
             Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
             Segment::Buf { index, at, len } => &self.bufs[index as usize][at as usize..(at + len) as usize],
             Segment::Loan { index, .. } => &self.loans[index as usize],
+            Segment::Zeros { len } => zeros(len as usize),
         })
     }
 }
@@ -204,6 +234,21 @@ mod tests {
         assert_eq!(list.len_bytes(), 3);
         assert!(list.take_buf().is_none());
         assert!(list.is_empty());
+    }
+
+    #[test]
+    fn zeros_take_no_block() {
+        let mut list = SendList::new();
+        list.push_head(1).copy_from_slice(b"a");
+        list.push_zeros(ZEROS_BYTES);
+        list.push_zeros(3);
+        list.push_head(1).copy_from_slice(b"b");
+        list.end_loans(0);
+        let sent: Vec<u8> = list.pieces().flatten().copied().collect();
+        assert_eq!((list.len_bytes(), sent.len()), (ZEROS_BYTES + 5, ZEROS_BYTES + 5));
+        assert_eq!((sent[0], sent.last()), (b'a', Some(&b'b')));
+        assert!(sent[1..sent.len() - 1].iter().all(|byte| *byte == 0));
+        assert!(list.take_buf().is_none() && list.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use trefoil_poll::uring_io::{UringConfig, UringIo};
 use trefoil_poll::{
     Arena, ArenaId, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
 };
-use trefoil_storage::initiator::{Command, Identity, Open, Qpair, QpairEvent};
+use trefoil_storage::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
@@ -20,7 +20,6 @@ use trefoil_wire::nvme::log::lid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{AdminCommand, Cqe, GetLogPage, IdentifyCommand, Sgl, Sqe};
 
-const DEPTH: u16 = 32;
 const WITHIN: Duration = Duration::from_secs(10);
 const ARENA_BYTES: usize = 2 << 20;
 /// Bytes of a log page that are read at a time.
@@ -97,14 +96,14 @@ impl Admin {
         let open = Open {
             to,
             cntlid: DYNAMIC_CNTLID,
-            depth: DEPTH,
+            entries: QueueEntries::ADMIN,
             kato_ms: 0,
             max_capsule_data_bytes: 8192,
             within: WITHIN,
         };
         let config = CoreConfig { uring, ..CoreConfig::default() };
         let core = spawn(config, ports, move |io| {
-            let mut qpair = Qpair::new(identity, 0, DEPTH, (false, false), WITHIN);
+            let mut qpair = Qpair::new(identity, 0, QueueEntries::ADMIN, (false, false), WITHIN);
             if let Err(why) = qpair.open(io, open) {
                 io.post_control(Msg::Down(why.to_string()));
             }
@@ -349,6 +348,44 @@ impl Handler<Driver> for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use trefoil_wire::fabrics::Nqn;
+    use trefoil_wire::tcp::{CapsuleCmd, IcReq, IcResp};
+
+    #[test]
+    fn the_admin_queue_of_backend_discover_has_32_entries() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = listener.local_addr().expect("bound");
+        let array = std::thread::spawn(move || {
+            let (mut host, _) = listener.accept().expect("a connection");
+            host.read_exact(&mut [0; IcReq::LEN]).expect("ICReq");
+            let mut icresp = [0; IcResp::LEN];
+            let max_h2c_data_bytes = 4096;
+            let answer = IcResp {
+                controller_alignment_bytes: 4,
+                header_digest: false,
+                data_digest: false,
+                max_h2c_data_bytes,
+            };
+            answer.emit(&mut icresp);
+            host.write_all(&icresp).expect("sent");
+            let mut capsule = [0; CapsuleCmd::LEN];
+            host.read_exact(&mut capsule).expect("Connect");
+            FabricsCommand::parse(&CapsuleCmd::parse(&capsule).sqe)
+        });
+        let nqn = |text: &str| Nqn::new(text).expect("an NQN");
+        let identity = Identity {
+            host_nqn: nqn("nqn.2024-01.test:host"),
+            host_id: [7; 16],
+            subsystem_nqn: nqn("nqn.2024-01.test:array"),
+        };
+        let ended = Admin::connect(to, identity).err();
+        assert!(matches!(ended, Some(AdminError::Ended(_))), "the array hangs up: {ended:?}");
+        match array.join().expect("no panic") {
+            FabricsCommand::Connect(connect) => assert_eq!((connect.qid, connect.sqsize), (0, 31)),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_list_of_namespaces_without_end_is_refused() {

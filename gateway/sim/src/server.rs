@@ -11,7 +11,7 @@ use trefoil_poll::{
 use trefoil_storage::Fault;
 use trefoil_storage::initiator::{
     Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
-    Purpose, QueueError,
+    Purpose, QueueEntries, QueueError,
 };
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status, StatusType};
@@ -93,7 +93,7 @@ impl ServerCore {
                 digests: (config.digests, config.digests),
                 kato_ms: KATO.as_millis() as u32,
                 io_queues: 2,
-                depth: 16,
+                entries: QueueEntries::new(17),
                 reconnect: (
                     Duration::from_millis(5),
                     Duration::from_millis(if forbidden { 5000 } else { 200 }),

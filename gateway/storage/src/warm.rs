@@ -7,7 +7,7 @@
 //!
 //! What it is not: a check. If its connection ends, requests are slower after idle, and nothing else happens.
 
-use crate::initiator::{Command, Identity, Open, Qpair, QpairEvent};
+use crate::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, Nqn, PropertySet, PropertySize};
@@ -15,7 +15,7 @@ use trefoil_wire::nvme::identify::{IDENTIFY_LEN, cns};
 use trefoil_wire::nvme::property::{Cc, offset};
 use trefoil_wire::nvme::{AdminCommand, IdentifyCommand, Sgl, Sqe};
 
-const DEPTH: u16 = 2;
+const ENTRIES: QueueEntries = QueueEntries::new(3);
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// See the module. It has all its memory from the start: 16 KiB, and 4 KiB of the core's arena while it asks.
@@ -37,7 +37,7 @@ impl WarmHost {
     /// the same host had under way is over.
     pub fn new(host_nqn: Nqn, host_id: [u8; 16], every: Duration) -> Self {
         let identity = Identity { host_nqn, host_id, subsystem_nqn: Nqn::DISCOVERY };
-        Self { qpair: Qpair::new(identity, 0, DEPTH, (false, false), WITHIN), every, due: None }
+        Self { qpair: Qpair::new(identity, 0, ENTRIES, (false, false), WITHIN), every, due: None }
     }
 
     /// `sock` is its side of the connection.
@@ -45,7 +45,7 @@ impl WarmHost {
         let open = Open {
             to,
             cntlid: DYNAMIC_CNTLID,
-            depth: DEPTH,
+            entries: ENTRIES,
             kato_ms: 0,
             max_capsule_data_bytes: 8192,
             within: WITHIN,

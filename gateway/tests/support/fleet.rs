@@ -14,7 +14,7 @@ use trefoil_poll::{
 };
 use trefoil_storage::initiator::{
     Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, INLINE_BYTES,
-    Identity, Purpose,
+    Identity, Purpose, QueueEntries,
 };
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::Nqn;
@@ -89,7 +89,7 @@ pub fn controller_config(
         digests: (digests, digests),
         kato_ms: 10_000,
         io_queues,
-        depth: 32,
+        entries: QueueEntries::new(33),
         reconnect: (Duration::from_millis(10), Duration::from_millis(200)),
         connect_timeout: Duration::from_secs(10),
         admin_timeout: Duration::from_secs(10),

@@ -16,7 +16,9 @@ use trefoil_poll::CoreId;
 use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File as FileChannel, Memory};
-use trefoil_storage::initiator::{ControllerConfig, FenceRule, Identity, NamespaceIdentity, Purpose};
+use trefoil_storage::initiator::{
+    ControllerConfig, FenceRule, Identity, NamespaceIdentity, Purpose, QueueEntries,
+};
 use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::Nqn;
@@ -229,7 +231,7 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
         digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),
         kato_ms,
         io_queues: backend.queues.unwrap_or(u16::MAX),
-        depth: backend.depth.unwrap_or(128),
+        entries: QueueEntries::new(backend.depth.unwrap_or(128)),
         reconnect: (Duration::from_millis(100), Duration::from_secs(5)),
         connect_timeout: Duration::from_secs(5),
         admin_timeout: Duration::from_secs(30),

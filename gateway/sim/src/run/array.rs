@@ -17,7 +17,7 @@ use trefoil_storage::Msg;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::{CoreLimits, StorageCore};
-use trefoil_storage::initiator::{ControllerConfig, Identity, Purpose};
+use trefoil_storage::initiator::{ControllerConfig, Identity, Purpose, QueueEntries};
 use trefoil_storage::target::TargetLimits;
 use trefoil_storage::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
@@ -215,7 +215,7 @@ impl Run {
                 digests: (array.digests, array.digests),
                 kato_ms: KATO_MS,
                 io_queues: CORES,
-                depth: 16,
+                entries: QueueEntries::new(17),
                 reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
                 connect_timeout: Duration::from_secs(1),
                 admin_timeout: Duration::from_secs(1),

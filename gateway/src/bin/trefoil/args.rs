@@ -108,7 +108,7 @@ pub struct NewBackend {
     /// I/O queue pairs to ask the array for.
     #[arg(long)]
     queues: Option<u16>,
-    /// Commands a queue pair.
+    /// Entries of a queue pair.
     #[arg(long)]
     depth: Option<u16>,
     /// PDU header digests.

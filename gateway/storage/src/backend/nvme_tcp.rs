@@ -35,10 +35,14 @@ use crate::topology::BackendId;
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
-use trefoil_wire::nvme::{BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType};
+use trefoil_wire::nvme::{
+    BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType, io_opcode,
+};
 
 /// Most bytes that one Write Zeroes covers, so that none takes long enough to time out.
 const MAX_ZEROES_BYTES: u64 = 32 << 20;
+/// Most bytes of zeros that one write carries, to an array without Write Zeroes.
+const MAX_ZEROS_BYTES: u64 = trefoil_poll::send::ZEROS_BYTES as u64;
 /// Most bytes that one Dataset Management range covers.
 const MAX_DEALLOCATE_BYTES: u64 = 1 << 30;
 
@@ -85,6 +89,8 @@ pub struct NvmeTcpChannel {
     len_bytes: u64,
     works: Box<[Option<Work>]>,
     free: Vec<u32>,
+    /// The array refused a Write Zeroes in this association, whatever it says that it can.
+    refuses_zeroes: bool,
     /// Requests of other cores that went on to a third, not reported yet.
     passed_on: usize,
     /// Requests of other cores went on to a third at some time, so cancels must follow them there.
@@ -105,14 +111,14 @@ impl NvmeTcpChannel {
     /// The channel of `core`, not connected: it starts with the first turn.
     ///
     /// # Panics
-    /// As [`Controller::new`] and [`crate::initiator::Qpair::new`] do, on limits out of range.
+    /// As [`Controller::new`] does, on limits out of range.
     pub fn new(backend: BackendId, core: CoreId, cores: u16, config: &NvmeTcpConfig) -> Self {
         let mut controller = config.controller.clone();
         controller.io_queues = controller.io_queues.clamp(1, cores);
         let lane = LaneConfig {
             identity: controller.identity.clone(),
             qid: core.0 + 1,
-            depth: controller.depth,
+            entries: controller.entries,
             capacity: config.requests,
             digests: controller.digests,
             command_timeout: config.command_timeout,
@@ -139,6 +145,7 @@ impl NvmeTcpChannel {
             len_bytes: 0,
             works: (0..config.requests).map(|_| None).collect(),
             free: (0..config.requests as u32).rev().collect(),
+            refuses_zeroes: false,
             passed_on: 0,
             relays: false,
             parked: VecDeque::with_capacity(config.requests),
@@ -362,6 +369,7 @@ impl NvmeTcpChannel {
             InitiatorMsg::Open(association) => {
                 self.queues = association.queues;
                 self.gave_up = false;
+                self.refuses_zeroes = false;
                 for _ in 0..self.parked.len() {
                     let Some(request) = self.parked.pop_front() else { break };
                     self.submit(cx, request);
@@ -463,12 +471,17 @@ impl NvmeTcpChannel {
         cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
     }
 
+    /// What commands must keep to now.
+    fn limits(&self) -> Limits {
+        let limits = self.lane.limits();
+        Limits { write_zeroes: limits.write_zeroes && !self.refuses_zeroes, ..limits }
+    }
+
     /// Starts a request here, on this core's lane.
     fn start<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, request: Request) {
-        let limits = self.lane.limits();
+        let limits = self.limits();
         let settled = match request.op {
             _ if !is_aligned(&request, limits) => Some(Err(Fault::Internal)),
-            Op::WriteZeroes { .. } if !limits.write_zeroes => Some(Err(Fault::Unsupported)),
             // A hint that the array can't take.
             Op::Deallocate if !limits.deallocate => Some(Ok(())),
             // Without a volatile cache, what completed is durable (NVMe base 2.0c §5.27.1.4).
@@ -490,7 +503,7 @@ impl NvmeTcpChannel {
 
     /// Submits the next command of a request.
     fn next_part<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, mut work: Work) {
-        let command = make_part(&mut work, at.into(), self.nsid, self.lane.limits());
+        let command = make_part(&mut work, at.into(), self.nsid, self.limits());
         if let Err(mut command) = self.lane.submit(cx.io.now(), command) {
             // The lane has a place for each work slot, so this is a bug; the request still ends.
             work.request.buf = command.take_buf();
@@ -519,6 +532,13 @@ impl NvmeTcpChannel {
             };
             let at = command.tag as u32;
             work.request.buf = command.take_buf();
+            let was_refused = result.as_ref().is_ok_and(|cqe| is_refusal(cqe.status));
+            if was_refused && command.sqe.opcode == io_opcode::WRITE_ZEROES && !work.cancelled {
+                // Also one that covers more than the array takes at once (WZSL, NVM command set 1.0c §4.1.5.3).
+                self.refuses_zeroes = true;
+                self.next_part(cx, at, work);
+                continue;
+            }
             work.done += work.part;
             match verdict(work.request.op, result) {
                 Ok(()) if work.done < work.request.len && !work.cancelled => self.next_part(cx, at, work),
@@ -616,11 +636,10 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     let left = request.len - work.done;
     // NLB is 16 bits, 0's based (NVM command set 1.0c §3.2).
     let max_blocks = (1 << 16) * block_bytes;
+    let transfer = (u64::from(limits.max_transfer_bytes) / block_bytes * block_bytes).min(max_blocks);
     work.part = match request.op {
-        Op::Read | Op::Write => {
-            let transfer = u64::from(limits.max_transfer_bytes) / block_bytes * block_bytes;
-            left.min(transfer).min(max_blocks)
-        }
+        Op::Read | Op::Write => left.min(transfer),
+        Op::WriteZeroes { .. } if !limits.write_zeroes => left.min(transfer).min(MAX_ZEROS_BYTES),
         Op::WriteZeroes { .. } => left.min(MAX_ZEROES_BYTES).min(max_blocks),
         Op::Deallocate => left.min(MAX_DEALLOCATE_BYTES),
         Op::Flush => 0,
@@ -638,6 +657,9 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
         (op, buf) => {
             request.buf = buf;
             match op {
+                Op::WriteZeroes { .. } if !limits.write_zeroes => {
+                    Command::zeros(tag, sqe(IoCommand::Write(range)), len)
+                }
                 Op::WriteZeroes { deallocate } => {
                     Command::bare(tag, sqe(IoCommand::WriteZeroes { range, deac: deallocate }))
                 }
@@ -653,10 +675,16 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     }
 }
 
+/// Whether a controller says that it doesn't do such a command.
+fn is_refusal(status: Status) -> bool {
+    status.is(Status::INVALID_OPCODE) || status.is(Status::INVALID_FIELD)
+}
+
 /// What a completion means to the layers above.
 fn verdict(op: Op, result: Result<Cqe, Fault>) -> Result<(), Fault> {
     let status = result?.status;
-    if status.is_ok() {
+    // Deallocate is a hint, which an array need not take.
+    if status.is_ok() || (op == Op::Deallocate && is_refusal(status)) {
         return Ok(());
     }
     let medium = if op == Op::Read { Fault::MediaRead } else { Fault::MediaWrite };

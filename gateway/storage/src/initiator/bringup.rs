@@ -173,8 +173,8 @@ pub struct Facts {
     pub deallocate: bool,
     /// A volatile write cache is present (VWC bit 0): completed writes need a Flush to be durable.
     pub volatile_write_cache: bool,
-    /// Commands that a queue may have outstanding (CAP.MQES).
-    pub(super) max_entries: u16,
+    /// CAP.MQES.
+    pub(super) mqes: u16,
     /// CAP.TO.
     pub(super) ready_within: Duration,
     min_page_shift: u32,
@@ -233,8 +233,7 @@ impl Facts {
 
     pub(super) fn take_capabilities(&mut self, cap: u64) {
         let cap = Cap::from_bits(cap);
-        // MQES is 0's based and a full ring holds one less than its entries, so MQES itself.
-        self.max_entries = cap.mqes.max(1);
+        self.mqes = cap.mqes;
         self.ready_within = Duration::from_millis(500) * u32::from(cap.to_500ms.max(2));
         self.min_page_shift = 12 + u32::from(cap.mpsmin);
     }

@@ -2,6 +2,7 @@
 //! it goes in, comes back whole when the queue is lost, and goes in again.
 
 use super::error::QueueError;
+use trefoil_poll::send::ZEROS_BYTES;
 use trefoil_poll::{Buf, Instant};
 use trefoil_wire::nvme::{Cqe, Sgl, Sqe, Transfer};
 
@@ -74,6 +75,15 @@ impl Command {
         Self { transfer: Transfer::HostToController, len, inline, ..Self::bare(tag, sqe) }
     }
 
+    /// A command that sends `len` zeros, which take no block: at most [`ZEROS_BYTES`] and more than [`INLINE_BYTES`].
+    ///
+    /// # Panics
+    /// If there are fewer or more.
+    pub fn zeros(tag: u64, sqe: Sqe, len: u32) -> Self {
+        assert!((INLINE_BYTES + 1..=ZEROS_BYTES).contains(&(len as usize)), "a command with {len} zeros");
+        Self { transfer: Transfer::HostToController, len, ..Self::bare(tag, sqe) }
+    }
+
     #[inline(always)]
     fn with_block(tag: u64, sqe: Sqe, transfer: Transfer, buf: Buf, at: u32, len: u32) -> Self {
         assert!(len > 0 && at as usize + len as usize <= buf.len(), "{len} bytes from {at} of {buf:?}");
@@ -89,6 +99,11 @@ impl Command {
     pub fn data(&self) -> &[u8] {
         let (at, end) = (self.at as usize, self.at as usize + self.len as usize);
         self.buf.as_deref().and_then(|buf| buf.get(at..end)).unwrap_or_default()
+    }
+
+    /// Whether what it sends is zeros; see [`zeros`](Self::zeros).
+    pub(super) fn sends_zeros(&self) -> bool {
+        self.buf.is_none() && self.len as usize > INLINE_BYTES
     }
 
     /// Whether a second copy of it, landing late, could overwrite something newer.

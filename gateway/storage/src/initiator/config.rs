@@ -1,7 +1,7 @@
 //! How a controller is reached and treated: what control, or a workload, fills in.
 
 use super::fence::FenceRule;
-use super::qpair::Identity;
+use super::qpair::{Identity, QueueEntries};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct ControllerConfig {
     pub kato_ms: u32,
     /// I/O queues to ask for; the array may grant fewer.
     pub io_queues: u16,
-    /// Commands that an I/O queue may have outstanding; CAP.MQES may lower it.
-    pub depth: u16,
+    /// Size of an I/O queue; CAP.MQES may lower it.
+    pub entries: QueueEntries,
     /// First and largest pause between two attempts to connect; none but the first is longer than a quarter of `loss_timeout`.
     pub reconnect: (Duration, Duration),
     /// Time for the connection of a queue.

@@ -15,7 +15,7 @@
 //! association: in the dynamic model it makes another controller. (A cross-controller reset, TP8028,
 //! would fence sooner; arrays that have it are not common yet.)
 //!
-//! Memory: an admin queue of [`ADMIN_DEPTH`], one 4 KiB block of the arena for data, held from start to
+//! Memory: an admin queue of [`QueueEntries::ADMIN`] (one step, a keep alive, an event request and aborts are under way at most), one 4 KiB block of the arena for data, held from start to
 //! stop so that no admin command waits behind I/O.
 
 use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
@@ -25,7 +25,7 @@ use super::discovery::LogReader;
 use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
-use super::qpair::{Open, Qpair};
+use super::qpair::{Open, Qpair, QueueEntries};
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
@@ -33,9 +33,6 @@ use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, Propert
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
-/// Commands on the admin queue: one step, a keep alive, an event request and aborts. 31 and the
-/// empty entry make 32, which every controller must take (NVMe base 2.0c §3.3.1.1).
-pub const ADMIN_DEPTH: u16 = 31;
 /// Aborts at a time (ACL is at least 1; more wait their turn by the command's second deadline).
 const ABORTS: u16 = 1;
 const SCRATCH_BYTES: usize = 4096;
@@ -137,7 +134,8 @@ impl Controller {
     pub fn new(config: ControllerConfig) -> Self {
         assert!(!config.addrs.is_empty(), "a controller without an address");
         assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
-        let qpair = Qpair::new(config.identity.clone(), 0, ADMIN_DEPTH, config.digests, config.admin_timeout);
+        let qpair =
+            Qpair::new(config.identity.clone(), 0, QueueEntries::ADMIN, config.digests, config.admin_timeout);
         // However often it went, one that is there again is found before I/O fails.
         let (min, max) = config.reconnect;
         let backoff = Backoff::new(min, max.min(config.loss_timeout / 4).max(min));
@@ -433,7 +431,7 @@ impl Controller {
         let open = Open {
             to,
             cntlid: DYNAMIC_CNTLID,
-            depth: ADMIN_DEPTH,
+            entries: QueueEntries::ADMIN,
             kato_ms: self.config.kato_ms,
             max_capsule_data_bytes: 8192,
             within: self.config.connect_timeout,
@@ -700,7 +698,7 @@ impl Controller {
             cntlid: self.cntlid,
             to: self.qpair.peer(),
             queues: self.facts.queues,
-            depth: self.config.depth.min(self.facts.max_entries),
+            entries: self.config.entries.within(self.facts.mqes),
             max_capsule_data_bytes: self.facts.max_capsule_data_bytes,
             limits: Limits {
                 block_bytes: self.facts.block_bytes,

@@ -31,7 +31,7 @@ impl Host {
         let lane = |qid| LaneConfig {
             identity: config.identity.clone(),
             qid,
-            depth: config.depth,
+            entries: config.entries,
             capacity,
             digests: config.digests,
             command_timeout,

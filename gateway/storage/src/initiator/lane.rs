@@ -34,7 +34,7 @@
 use super::command::{Command, Done, QpairEvent};
 use super::error::QueueError;
 use super::message::{Association, InitiatorMsg, Limits};
-use super::qpair::{Identity, Open, Qpair};
+use super::qpair::{Identity, Open, Qpair, QueueEntries};
 use crate::request::Fault;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -54,8 +54,8 @@ pub struct LaneConfig {
     pub identity: Identity,
     /// The queue, from 1.
     pub qid: u16,
-    /// Commands that the queue may have outstanding.
-    pub depth: u16,
+    /// Size of the queue.
+    pub entries: QueueEntries,
     /// Commands that the lane can hold in all.
     pub capacity: usize,
     /// Ask for header and data digest.
@@ -111,13 +111,13 @@ impl Lane {
         let qpair = Qpair::new(
             config.identity.clone(),
             config.qid,
-            config.depth,
+            config.entries,
             config.digests,
             config.command_timeout,
         );
         let capacity = config.capacity;
         // Opened, Lost, and one Expired for each command.
-        let out = VecDeque::with_capacity(2 + usize::from(config.depth));
+        let out = VecDeque::with_capacity(2 + usize::from(config.entries.commands()));
         Self {
             qpair,
             config,
@@ -305,7 +305,7 @@ impl Lane {
         let open = Open {
             to: wanted.to,
             cntlid: wanted.cntlid,
-            depth: wanted.depth,
+            entries: wanted.entries,
             kato_ms: 0,
             max_capsule_data_bytes: wanted.max_capsule_data_bytes,
             within: self.config.connect_timeout,

@@ -4,6 +4,7 @@
 //! about an older epoch than the receiver knows is stale and does nothing.
 
 use super::error::QueueError;
+use super::qpair::QueueEntries;
 use std::net::SocketAddr;
 use trefoil_poll::CoreId;
 
@@ -70,8 +71,8 @@ pub struct Association {
     pub to: SocketAddr,
     /// I/O queues: 1 to this.
     pub queues: u16,
-    /// Commands that a queue may have outstanding.
-    pub depth: u16,
+    /// Size of a queue.
+    pub entries: QueueEntries,
     /// In-capsule data that the controller takes on I/O queues, in bytes.
     pub max_capsule_data_bytes: u32,
     /// What the controller and the namespace can do.

@@ -37,7 +37,7 @@ pub use fence::FenceRule;
 pub use host::Host;
 pub use lane::{Finished, Lane, LaneConfig};
 pub use message::{Association, InitiatorMsg, Limits};
-pub use qpair::{Identity, MAX_DEPTH, Open, Qpair};
+pub use qpair::{Identity, MAX_DEPTH, Open, Qpair, QueueEntries};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -33,6 +33,40 @@ const CANCEL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a peer may take to read our terminate request before the connection is cut anyway.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 
+/// The size of a queue in entries. SQSIZE and CAP.MQES are 0's based (NVMe-oF 1.1a §3.3, NVMe base 2.0c §3.1.3.1), and a full
+/// queue holds one command less than its entries (NVMe base 2.0c §3.3.1.1): this type alone converts between the three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueEntries(u16);
+
+impl QueueEntries {
+    /// What every controller takes for its admin queue (NVMe base 2.0c §3.3.1.1).
+    pub const ADMIN: Self = Self::new(32);
+
+    /// A queue of `entries` entries; at least 2, and at most 1 more than [`MAX_DEPTH`].
+    pub const fn new(entries: u16) -> Self {
+        match entries {
+            0..2 => Self(2),
+            2..=MAX_DEPTH => Self(entries),
+            _ => Self(MAX_DEPTH + 1),
+        }
+    }
+
+    /// The same, with no more entries than a controller with this CAP.MQES takes.
+    pub fn within(self, mqes: u16) -> Self {
+        Self::new(self.0.min(mqes.saturating_add(1)))
+    }
+
+    /// SQSIZE of Connect.
+    pub const fn sqsize(self) -> u16 {
+        self.0 - 1
+    }
+
+    /// Commands that can be outstanding.
+    pub const fn commands(self) -> u16 {
+        self.0 - 1
+    }
+}
+
 /// Who connects to what: the names in Connect's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -51,8 +85,8 @@ pub struct Open {
     pub to: std::net::SocketAddr,
     /// [`trefoil_wire::fabrics::DYNAMIC_CNTLID`] on the admin queue, else the controller's.
     pub cntlid: u16,
-    /// Commands that may be outstanding; at most the table's.
-    pub depth: u16,
+    /// Size of the submission queue; at most the table's.
+    pub entries: QueueEntries,
     /// Keep Alive Timeout in milliseconds; admin queue only.
     pub kato_ms: u32,
     /// In-capsule data that the controller takes, in bytes (IOCCSZ · 16 − 64; 8192 on the admin queue).
@@ -154,18 +188,15 @@ pub struct Qpair {
 }
 
 impl Qpair {
-    /// A queue pair with `depth` slots, not connected. Queue 0 is the admin queue.
-    ///
-    /// # Panics
-    /// If `depth` is 0 or above [`MAX_DEPTH`].
+    /// A queue pair with a slot for each command of a queue of `entries`, not connected. Queue 0 is the admin queue.
     pub fn new(
         identity: Identity,
         qid: u16,
-        depth: u16,
+        entries: QueueEntries,
         digests: (bool, bool),
         command_timeout: Duration,
     ) -> Self {
-        assert!((1..=MAX_DEPTH).contains(&depth), "a queue pair of depth {depth}");
+        let depth = entries.commands();
         let slots = (0..depth).map(|_| Slot::empty()).collect();
         let any = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
         Self {
@@ -175,7 +206,7 @@ impl Qpair {
             open: Open {
                 to: any,
                 cntlid: 0,
-                depth,
+                entries,
                 kato_ms: 0,
                 max_capsule_data_bytes: 0,
                 within: Duration::ZERO,
@@ -232,7 +263,7 @@ impl Qpair {
         self.sock = Some(sock);
         self.stage = Stage::Connecting;
         self.framing = Framing::initial(Receiver::Host);
-        self.open = Open { depth: open.depth.clamp(1, self.slots.len() as u16), ..open };
+        self.open = Open { entries: open.entries.within(self.slots.len() as u16), ..open };
         self.receive.reset();
         self.terminate = None;
         self.why = None;
@@ -267,7 +298,7 @@ impl Qpair {
     /// Whether another command may be submitted now.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.stage == Stage::Live && self.outstanding() < self.open.depth
+        self.stage == Stage::Live && self.outstanding() < self.open.entries.commands()
     }
 
     /// Takes a command; it goes out with the next [`flush`](Self::flush).

@@ -126,6 +126,11 @@ pub struct Manners {
     pub queues: u16,
     pub mdts: u8,
     pub blocks: u64,
+    pub mqes: u16,
+    /// What Identify Controller says of Write Zeroes, and how the command ends.
+    pub write_zeroes: (bool, Status),
+    /// The same of Dataset Management.
+    pub dsm: (bool, Status),
     pub nguid: u8,
     pub eui64: u8,
     /// How Identify Namespace Descriptors ends.
@@ -153,6 +158,9 @@ impl Default for Manners {
             queues: 8,
             mdts: 5,
             blocks: 4096,
+            mqes: 127,
+            write_zeroes: (true, Status::SUCCESS),
+            dsm: (true, Status::SUCCESS),
             nguid: 9,
             eui64: 0,
             descriptors: Status::SUCCESS,
@@ -172,6 +180,7 @@ pub struct Conn {
     pub output: VecDeque<u8>,
     initialized: bool,
     pub qid: Option<u16>,
+    pub sqsize: u16,
     cc: Cc,
     /// Command, and bytes of it that came, of the write under way by R2T.
     writes: Vec<(Sqe, Vec<u8>)>,
@@ -189,6 +198,7 @@ impl Conn {
             output: VecDeque::new(),
             initialized: false,
             qid: None,
+            sqsize: 0,
             cc: Cc::default(),
             writes: Vec::new(),
             aer: None,
@@ -346,13 +356,13 @@ impl Array {
         let mut cqe = Cqe::new(sqe.cid, 0, Status::SUCCESS);
         match FabricsCommand::parse(&sqe) {
             FabricsCommand::Connect(Connect { qid: 1.., .. }) if self.manners.admin_only => return,
-            FabricsCommand::Connect(Connect { qid, .. }) => {
-                conn.qid = Some(qid);
+            FabricsCommand::Connect(Connect { qid, sqsize, .. }) => {
+                (conn.qid, conn.sqsize) = (Some(qid), sqsize);
                 cqe = ConnectResponse::Connected { cntlid: 5, authreq: 0 }.cqe(sqe.cid, 0);
             }
             _ if self.manners.deaf => return,
             FabricsCommand::PropertyGet(get) if get.offset == offset::CAP => {
-                cqe.result = Cap { mqes: 127, to_500ms: 2, css: 1, ..Cap::default() }.bits();
+                cqe.result = Cap { mqes: self.manners.mqes, to_500ms: 2, css: 1, ..Cap::default() }.bits();
             }
             FabricsCommand::PropertyGet(get) if get.offset == offset::CSTS => {
                 let shst = if conn.cc.shn != 0 { 2 } else { 0 };
@@ -381,8 +391,8 @@ impl Array {
                 controller.mdts = self.manners.mdts;
                 controller.ioccsz = (64 + self.manners.capsule_bytes) / 16;
                 controller.kas_100ms = 10;
-                controller.oncs.write_zeroes = true;
-                controller.oncs.dsm = true;
+                controller.oncs.write_zeroes = self.manners.write_zeroes.0;
+                controller.oncs.dsm = self.manners.dsm.0;
                 controller.vwc = 1;
                 controller.oaes.namespace_attribute = true;
                 controller.emit(&mut page);
@@ -452,6 +462,10 @@ impl Array {
                 status = Status::LBA_OUT_OF_RANGE.dnr();
             }
             IoCommand::Write(range) => self.disk[span(range.slba, range.nlb.into())].copy_from_slice(&data),
+            IoCommand::WriteZeroes { .. } if !self.manners.write_zeroes.1.is_ok() => {
+                status = self.manners.write_zeroes.1;
+            }
+            IoCommand::Dsm(_) if !self.manners.dsm.1.is_ok() => status = self.manners.dsm.1,
             IoCommand::WriteZeroes { range, .. } => self.disk[span(range.slba, range.nlb.into())].fill(0),
             IoCommand::Dsm(dsm) => {
                 for range in trefoil_wire::nvme::DsmRange::iter(&data, dsm.ranges).expect("whole ranges") {

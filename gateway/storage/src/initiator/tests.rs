@@ -37,7 +37,7 @@ fn config(manners: &Manners) -> ControllerConfig {
         digests: manners.digests,
         kato_ms: 5000,
         io_queues: 2,
-        depth: 8,
+        entries: QueueEntries::new(9),
         reconnect: (Duration::from_millis(100), SECOND),
         connect_timeout: 3 * SECOND,
         admin_timeout: 5 * SECOND,
@@ -311,6 +311,19 @@ fn zeroes_deallocate_and_a_capsule_without_room_for_data() {
         assert_eq!(rig.array.disk[..1025], [&[0; 1024][..], &[1]].concat());
         rig.end();
     }
+}
+
+#[test]
+fn sqsize_is_zeros_based_and_never_above_mqes() {
+    // A queue of 9 entries, and what an array with fewer takes.
+    for (at, (mqes, sqsize)) in [(127, 8), (8, 8), (7, 7), (1, 1)].into_iter().enumerate() {
+        let rig = Rig::up(150 + at as u16, Manners { mqes, ..Manners::default() });
+        let sent: Vec<_> = rig.conns.iter().map(|conn| (conn.qid, conn.sqsize)).collect();
+        assert_eq!(sent, [(Some(0), 31), (Some(1), sqsize), (Some(2), sqsize)], "MQES {mqes}");
+        rig.end();
+    }
+    assert_eq!((QueueEntries::ADMIN.sqsize(), QueueEntries::new(32).commands()), (31, 31));
+    assert_eq!(QueueEntries::new(0).sqsize(), 1, "SQSIZE 0 is invalid");
 }
 
 #[test]

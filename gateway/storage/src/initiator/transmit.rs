@@ -102,8 +102,7 @@ impl Qpair {
         let connect = Connect {
             recfmt: 0,
             qid: self.qid,
-            // 0's based: one entry more than commands, since a full ring holds one less.
-            sqsize: self.open.depth,
+            sqsize: self.open.entries.sqsize(),
             // SUCCESS in C2HData is legal only without SQ flow control (NVMe-oF TCP 1.0c §3.6.2.9).
             attributes: ConnectAttributes { no_sq_flow_control: true, ..Default::default() },
             kato_ms: self.open.kato_ms,
@@ -271,6 +270,12 @@ fn push_payload(list: &mut SendList, form: Form, slot: &mut Slot, offset: u32, l
             push_digest(list, form, crc);
             slot.lent = true;
             true
+        }
+        None if command.sends_zeros() => {
+            list.push_zeros(len);
+            let crc = if form.data_digest { digest(trefoil_poll::send::zeros(len)) } else { 0 };
+            push_digest(list, form, crc);
+            false
         }
         None => {
             let bytes = command.inline.get(offset..offset + len).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
-use crate::initiator::{FenceRule, NamespaceIdentity};
+use crate::initiator::{FenceRule, NamespaceIdentity, QueueEntries};
 use crate::request::{Completed, Origin, Owner};
 use crate::topology::LunId;
 use trefoil_poll::{Arena, RecvInto};
@@ -30,15 +30,19 @@ struct Gateway {
 
 impl Gateway {
     fn new(first_arena: u16, cores: u16, manners: Manners) -> Self {
+        Self::with_digests(first_arena, cores, manners, (false, false))
+    }
+
+    fn with_digests(first_arena: u16, cores: u16, manners: Manners, digests: (bool, bool)) -> Self {
         let config = NvmeTcpConfig {
             controller: ControllerConfig {
                 addrs: vec![address()],
                 identity: identity(),
                 purpose: Purpose::Nvm { nsid: 1 },
-                digests: (false, false),
+                digests,
                 kato_ms: 2000,
                 io_queues: 8,
-                depth: 16,
+                entries: QueueEntries::new(17),
                 reconnect: (Duration::from_millis(100), SECOND),
                 connect_timeout: SECOND,
                 admin_timeout: SECOND,
@@ -370,6 +374,57 @@ fn zeroes_deallocate_and_faults() {
     assert_eq!(done, [(1, Ok(())), (2, Ok(())), (3, Err(Fault::OutOfRange)), (4, Err(Fault::Internal))]);
     assert_eq!(gateway.array.disk[..2048], [&[1; 512][..], &[0; 1024], &[1; 512]].concat());
     assert_eq!(gateway.array.disk[8192..8704], [0xdd; 512]);
+    gateway.end();
+}
+
+#[test]
+fn an_array_without_write_zeroes_is_zeroed_by_writing() {
+    let invalid = Status::INVALID_OPCODE.dnr();
+    let cases = [
+        ((false, invalid), (false, invalid), 140),
+        ((true, invalid), (true, invalid), 142),
+        // It takes fewer blocks at once than we ask for.
+        ((true, Status::INVALID_FIELD.dnr()), (true, Status::INVALID_FIELD.dnr()), 144),
+    ];
+    for ((write_zeroes, dsm, first_arena), digests) in
+        cases.into_iter().flat_map(|case| [(case, (false, false)), (case, (true, true))])
+    {
+        let first_arena = first_arena + u16::from(digests.0);
+        let manners = Manners { write_zeroes, dsm, digests, blocks: 8192, ..Manners::default() };
+        let mut gateway = Gateway::with_digests(first_arena, 1, manners, digests);
+        gateway.array.disk.fill(1);
+        // All payload memory is taken: the zeros need none.
+        gateway.run();
+        let mut taken = Vec::new();
+        while let Some(buf) = gateway.cores[0].arena.alloc(4096) {
+            taken.push(buf);
+        }
+        let len = 3 * MAX_ZEROS_BYTES + 4096;
+        gateway.ask(0, 1, Op::WriteZeroes { deallocate: true }, 512, len, None);
+        gateway.ask(0, 2, Op::Deallocate, 0, 512, None);
+        gateway.run();
+        assert_eq!(gateway.results(), [(1, Ok(())), (2, Ok(()))], "{write_zeroes:?}");
+        let end = 512 + len as usize;
+        assert!(gateway.array.disk[512..end].iter().all(|byte| *byte == 0), "{write_zeroes:?}");
+        assert_eq!(gateway.array.disk[..512], [1; 512]);
+        assert_eq!(gateway.array.disk[end..end + 512], [1; 512]);
+        taken.into_iter().for_each(|buf| gateway.cores[0].arena.free(buf));
+        gateway.end();
+    }
+}
+
+#[test]
+fn a_cancelled_zeroing_by_writing_sends_no_further_write() {
+    let manners = Manners { write_zeroes: (false, Status::INVALID_OPCODE), mute: true, ..Manners::default() };
+    let mut gateway = Gateway::new(146, 1, manners);
+    gateway.ask(0, 1, Op::WriteZeroes { deallocate: false }, 0, 2 * MAX_ZEROS_BYTES, None);
+    gateway.run();
+    assert_eq!(gateway.array.writes_seen, 1);
+    gateway.cancel(0, 0);
+    assert_eq!(gateway.results(), [], "the array has a write of it");
+    gateway.pass(30 * SECOND);
+    assert_eq!(gateway.results(), [(1, ABORTED)]);
+    assert_eq!(gateway.array.writes_seen, 1);
     gateway.end();
 }
 
