@@ -3,9 +3,9 @@
 //! Optional fields that are absent are not written back, so a document that was read, stored and
 //! given back is the one that was written.
 
+use crate::address::Address;
 use crate::bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -68,10 +68,10 @@ pub struct Gateway {
     pub rpc_socket: PathBuf,
     /// A TCP address for JSON-RPC without authentication: only if it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rpc_listen: Option<SocketAddr>,
+    pub rpc_listen: Option<Address>,
     /// A loopback address for Prometheus metrics over HTTP: only if it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<Address>,
     /// The kernel's congestion control algorithm for all storage connections, such as `cubic` or `dctcp`; without it
     /// the system's own. One that paces, as BBR does, costs a LAN a third of its throughput.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,7 +192,7 @@ pub struct Backend {
     pub path: Option<PathBuf>,
     /// `nvme-tcp`: the array's address and port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<SocketAddr>,
+    pub address: Option<Address>,
     /// `nvme-tcp`: the array's subsystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnqn: Option<String>,
@@ -317,7 +317,7 @@ pub struct Subsystem {
     pub hosts: Vec<String>,
     /// Addresses and ports on which it is offered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub listeners: Vec<SocketAddr>,
+    pub listeners: Vec<Address>,
     /// The largest NSID that it may ever have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_namespaces: Option<u32>,

@@ -2,19 +2,6 @@
 
 use std::fmt;
 
-/// What the standard library says of every text that is not a socket's address.
-const ADDRESS_SYNTAX: &str = "invalid socket address syntax";
-
-/// `message`, or if it is about an address that can't be read, what is wrong with `text` instead.
-pub fn explain(message: &str, text: &str) -> String {
-    match message.contains(ADDRESS_SYNTAX) {
-        true => {
-            format!("`{text}` is not an address with its port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")
-        }
-        false => message.into(),
-    }
-}
-
 /// One step into a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {

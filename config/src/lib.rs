@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod bytes;
 mod check;
 mod document;
@@ -16,6 +17,7 @@ mod error;
 mod nqn;
 mod parse;
 
+pub use address::{Address, AddressError, Scope};
 pub use bytes::{Bytes, BytesError};
 pub use check::{
     MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked,
@@ -25,5 +27,5 @@ pub use document::{
     Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,
     Subsystem,
 };
-pub use error::{ConfigError, Key, Mistake, Problem, explain};
+pub use error::{ConfigError, Key, Mistake, Problem};
 pub use nqn::{MAX_NQN_BYTES, NqnError, check_nqn, default_serial};

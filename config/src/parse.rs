@@ -1,7 +1,7 @@
 //! From TOML text to a checked document.
 
 use crate::document::Config;
-use crate::error::{ConfigError, Key, Mistake, Problem, explain};
+use crate::error::{ConfigError, Key, Mistake, Problem};
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -20,8 +20,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|e| {
             let span = e.span().unwrap_or(0..0);
             let field = Problem { path: path_at(&tree, &span), message: String::new() }.field();
-            let value = text.get(span.clone()).unwrap_or_default().trim_matches(['"', '\'']);
-            fail(vec![mistake(text, field, span, explain(e.message(), value))])
+            fail(vec![mistake(text, field, span, e.message().into())])
         })?;
         let mut mistakes: Vec<Mistake> = config
             .check()

@@ -295,7 +295,7 @@ pub fn system(
         (1..).zip(&luns).map(|(nsid, lun)| config::Namespace { nsid, lun: lun.name.clone(), hosts: None });
     let subsystem = config::Subsystem {
         allow_any_host: true,
-        listeners: vec![at],
+        listeners: vec![at.into()],
         namespaces: namespaces.collect(),
         ..config::Subsystem::new(nqn)
     };

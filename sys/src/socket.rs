@@ -88,12 +88,13 @@ impl SockAddr {
     }
 }
 
-/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options`.
+/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options`. On the IPv6 wildcard it
+/// accepts IPv4 too, whatever the system's `bindv6only` says, unless `v6_only`.
 ///
 /// # Errors
 /// What socket(2), bind(2) and listen(2) say.
-pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<TcpListener> {
-    let fd = bound(addr, options)?;
+pub fn listen(addr: SocketAddr, v6_only: bool, backlog: i32, options: Options) -> io::Result<TcpListener> {
+    let fd = bound(addr, v6_only, options)?;
     let backlog = Backlog::new(backlog)?;
     nix::sys::socket::listen(&fd, backlog)?;
     Ok(TcpListener::from(fd))
@@ -103,16 +104,27 @@ pub fn listen(addr: SocketAddr, backlog: i32, options: Options) -> io::Result<Tc
 ///
 /// # Errors
 /// What socket(2) and bind(2) say.
-pub fn may_listen(addr: SocketAddr) -> io::Result<()> {
-    bound(addr, Options::default()).map(drop)
+pub fn may_listen(addr: SocketAddr, v6_only: bool) -> io::Result<()> {
+    bound(addr, v6_only, Options::default()).map(drop)
 }
 
-fn bound(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
+fn bound(addr: SocketAddr, v6_only: bool, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    if addr.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &v6_only)?;
+    }
     set(&fd, options)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
     Ok(fd)
+}
+
+/// The number of the network interface called `name`.
+///
+/// # Errors
+/// `ENODEV` if there is none.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
 /// A non-blocking, unconnected socket for reaching `addr`, with TCP_NODELAY.
@@ -256,7 +268,7 @@ mod tests {
             // Every kernel has this one, and everybody may use it.
             congestion_control: CongestionControl::new("reno"),
         };
-        let listener = listen(([127, 0, 0, 1], 0).into(), 8, options).expect("listens");
+        let listener = listen(([127, 0, 0, 1], 0).into(), false, 8, options).expect("listens");
         assert_eq!(listener.accept().expect_err("nobody yet").kind(), io::ErrorKind::WouldBlock);
         let addr = listener.local_addr().expect("bound");
         let _client = TcpStream::connect(addr).expect("connects");
@@ -268,12 +280,37 @@ mod tests {
         };
         prepare_accepted(&accepted).expect("options");
         assert!(accepted.nodelay().expect("an option"));
-        assert!(listen(addr, 8, options).is_err(), "the port is taken");
-        assert_eq!(may_listen(addr).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+        assert!(listen(addr, false, 8, options).is_err(), "the port is taken");
+        assert_eq!(may_listen(addr, false).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
         drop((listener, accepted));
-        may_listen(addr).expect("nobody listens there any more");
-        listen(addr, 8, options).expect("and it is free");
+        may_listen(addr, false).expect("nobody listens there any more");
+        listen(addr, false, 8, options).expect("and it is free");
         let v6: SockAddr = "[::1]:80".parse::<SocketAddr>().expect("an address").into();
         assert_eq!(v6.len_bytes(), 28);
+    }
+
+    #[test]
+    fn both_wildcards_listen_at_once() {
+        let options = Options::default();
+        let v4 = listen("0.0.0.0:0".parse().expect("an address"), false, 8, options).expect("listens");
+        let port = v4.local_addr().expect("bound").port();
+        let any: SocketAddr = format!("[::]:{port}").parse().expect("an address");
+        assert_eq!(may_listen(any, false).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+        let v6 = listen(any, true, 8, options).expect("IPv6 alone");
+        drop(v4);
+        let to_v4 = SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(
+            TcpStream::connect(to_v4).expect_err("IPv6 alone").kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        drop(v6);
+        let _both = listen(any, false, 8, options).expect("both families");
+        TcpStream::connect(to_v4).expect("both families");
+    }
+
+    #[test]
+    fn interfaces_have_numbers() {
+        assert!(interface_index("lo").is_ok_and(|index| index > 0));
+        assert_eq!(interface_index("nosuch0").expect_err("none").raw_os_error(), Some(libc::ENODEV));
     }
 }

@@ -5,8 +5,7 @@
 use crate::error::{Fault, Refusal};
 use crate::loss::Permit;
 use crate::state::Transport;
-use std::net::SocketAddr;
-use trefoil_config::{Backend, Bytes, Config, Host, Lun, Pool, Subsystem};
+use trefoil_config::{Address, Backend, Bytes, Config, Host, Lun, Pool, Subsystem};
 use uuid::Uuid;
 
 /// Where a gateway is in its life.
@@ -125,14 +124,14 @@ pub enum Change {
         /// The subsystem.
         nqn: String,
         /// Where.
-        listen: SocketAddr,
+        listen: Address,
     },
     /// Legal if the subsystem is offered there.
     ListenerRemove {
         /// The subsystem.
         nqn: String,
         /// Where.
-        listen: SocketAddr,
+        listen: Address,
     },
     /// Legal if the host isn't on the list yet. A namespace that all could see gets its first list by it, so that the others
     /// see it no more: if one of them is connected, only with `force`.

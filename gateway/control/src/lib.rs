@@ -11,6 +11,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod action;
+pub mod address;
 pub mod admin;
 pub mod diff;
 pub mod engine;

@@ -8,14 +8,13 @@
 use crate::error::{Fault, Refusal};
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use trefoil_config::{Backend, BackendType, Namespace, Subsystem};
+use trefoil_config::{Address, Backend, BackendType, Namespace, Subsystem};
 
 /// Losses that a refusal names.
 const NAMED: usize = 20;
 
 /// Who is connected: a host's NQN and a subsystem's, and the listeners by which it came, as far as they still are.
-pub type Links = BTreeMap<(String, String), BTreeSet<SocketAddr>>;
+pub type Links = BTreeMap<(String, String), BTreeSet<Address>>;
 
 /// What whoever asks for a change allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,7 +135,7 @@ fn taken(
     next: &State,
     old: &Subsystem,
     host: &str,
-    listeners: &BTreeSet<SocketAddr>,
+    listeners: &BTreeSet<Address>,
 ) -> Vec<String> {
     let nqn = &old.nqn;
     let seen = old.namespaces.iter().filter(|ns| sees(ns, host));

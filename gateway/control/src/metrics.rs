@@ -3,6 +3,7 @@
 //! Every scrape asks the engine and the cores anew; nothing is counted here. Whoever connects, by design or by mistake, can
 //! cost no more than [`LIMITS`] says: a connection is one request, short and soon over.
 
+use crate::address::resolve;
 use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
 use crate::{Action, LunTotals, Refusal};
@@ -32,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use trefoil_config::Address;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::{Forbidden, Survey};
 use trefoil_storage::stats::{BUCKETS, Latency, OpStats};
@@ -68,8 +70,8 @@ const LIMITS: Limits = Limits { connections: 8, request_bytes: 16 << 10, lifetim
 ///
 /// # Errors
 /// The address can't be had.
-pub async fn serve(at: SocketAddr, handle: Handle) -> io::Result<()> {
-    serve_on(Listener::new(TcpListener::bind(at).await?, LIMITS), handle).await
+pub async fn serve(at: Address, handle: Handle) -> io::Result<()> {
+    serve_on(Listener::new(TcpListener::bind(resolve(at)?).await?, LIMITS), handle).await
 }
 
 async fn serve_on(listener: Listener, handle: Handle) -> io::Result<()> {

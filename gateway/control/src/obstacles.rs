@@ -4,6 +4,7 @@
 //! What it is not: a promise. Nothing is made, written or kept; for a moment files are locked and addresses bound, as they
 //! will be. What is free now may be taken by then, and of arrays it only tells whether they accept a connection.
 
+use crate::address::{is_v6_only, overlap, resolve};
 use crate::engine::backends::{self, Locked, OwnFile, folder, whole};
 use crate::jsonrpc::server::RpcSocket;
 use crate::state::{Row, RowChange, State};
@@ -14,11 +15,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use trefoil_config::{Backend, BackendType, Bytes, Config, Gateway};
+use trefoil_config::{Address, Backend, BackendType, Bytes, Config, Gateway};
 use trefoil_storage::pool::{LOOKED_AT_BYTES, Label, LabelState, recognise};
 use trefoil_sys::socket;
 
@@ -102,7 +103,7 @@ struct Look<'a> {
     /// Where they are, links followed; also what isn't there yet.
     paths: BTreeSet<PathBuf>,
     /// Listeners so far.
-    open: BTreeSet<SocketAddr>,
+    open: BTreeSet<Address>,
     /// What the backends so far need of each file system, by its device: at once, and with what files may grow to.
     need_bytes: BTreeMap<u64, (u64, u64)>,
 }
@@ -193,10 +194,12 @@ impl Look<'_> {
         }
     }
 
-    fn listener(&mut self, listen: SocketAddr, what: &str, is_fatal: bool) {
+    fn listener(&mut self, listen: Address, what: &str, is_fatal: bool) {
         let free = match self.open.iter().find(|other| overlap(**other, listen)) {
             Some(other) => Err(format!("the gateway listens on {other} already")),
-            None => may_listen(listen),
+            // It was had before the IPv4 wildcard, and leaves IPv4 to that.
+            None if self.open.iter().any(|other| is_v6_only(*other, &BTreeSet::from([listen]))) => Ok(()),
+            None => may_listen(listen, is_v6_only(listen, &self.open)),
         };
         self.check(free, what, is_fatal);
         self.open.insert(listen);
@@ -271,10 +274,10 @@ impl Look<'_> {
     }
 
     /// Arrays that were there before may come later.
-    fn arrays(&mut self, arrays: &[(&String, SocketAddr)]) {
+    fn arrays(&mut self, arrays: &[(&String, Address)]) {
         let answers: Vec<_> = std::thread::scope(|scope| {
-            let ask = |&(_, at): &(&String, SocketAddr)| {
-                let ask = move || TcpStream::connect_timeout(&at, ARRAY_TIMEOUT).map(drop);
+            let ask = |&(_, at): &(&String, Address)| {
+                let ask = move || TcpStream::connect_timeout(&resolve(at)?, ARRAY_TIMEOUT).map(drop);
                 std::thread::Builder::new().spawn_scoped(scope, ask)
             };
             let asked: Vec<_> = arrays.iter().map(ask).collect();
@@ -297,18 +300,12 @@ fn start(path: &Path) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-fn may_listen(at: SocketAddr) -> Result<(), String> {
-    socket::may_listen(at).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: {e}", at.ip()),
+fn may_listen(at: Address, v6_only: bool) -> Result<(), String> {
+    resolve(at).and_then(|to| socket::may_listen(to, v6_only)).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: {e}", at.ip_text()),
         io::ErrorKind::AddrInUse => format!("another process listens there: {e}"),
         _ => e.to_string(),
     })
-}
-
-/// Whether one of two different listeners includes the other. (IPv6 may include IPv4 too, as the system says.)
-pub(crate) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
 }
 
 /// Whether a file that is there can be a memory backend's.

@@ -8,8 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use trefoil_config::{Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
+use trefoil_config::{Address, Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
 use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
 
@@ -256,7 +255,7 @@ impl State {
     }
 
     /// Where its subsystems listen.
-    pub fn listeners(&self) -> BTreeSet<SocketAddr> {
+    pub fn listeners(&self) -> BTreeSet<Address> {
         self.subsystems.values().flat_map(|subsystem| &subsystem.listeners).copied().collect()
     }
 

@@ -23,7 +23,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     array.start()?;
 
     let remote = Backend {
-        address: Some(array_at),
+        address: Some(array_at.into()),
         subnqn: Some(ARRAY_NQN.into()),
         hostnqn: Some("nqn.2026-01.org.example:perf-relay".into()),
         nsid: Some(1),

@@ -1,6 +1,7 @@
 //! Bringing a backend up: opening what it is, and giving each core its channel.
 
 use super::cores::{Cores, device};
+use crate::address::resolve;
 use crate::error::{Fault, Refusal};
 use crate::memory::MemoryNeed;
 use crate::state::State;
@@ -223,9 +224,11 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
     let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
     let address = backend.address.ok_or_else(missing)?;
+    let to = resolve(address)
+        .map_err(|e| device(format!("backend `{}`: address: {address}", backend.name), &e))?;
     let kato_ms = backend.keep_alive_s.unwrap_or(MAX_KEEP_ALIVE_S).clamp(1, MAX_KEEP_ALIVE_S) * 1000;
     let controller = ControllerConfig {
-        addrs: vec![address],
+        addrs: vec![to],
         identity: identity(backend, gateway)?,
         purpose: Purpose::Nvm { nsid: backend.nsid.unwrap_or(1) },
         digests: (backend.header_digest.unwrap_or(false), backend.data_digest.unwrap_or(false)),

@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use trefoil_config::Address;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
@@ -458,7 +458,7 @@ impl Cores {
     ///
     /// # Errors
     /// A core doesn't answer.
-    pub async fn links(&self, listeners: &BTreeMap<u32, SocketAddr>) -> Result<Links, Refusal> {
+    pub async fn links(&self, listeners: &BTreeMap<u32, Address>) -> Result<Links, Refusal> {
         let mut links = Links::new();
         for core in self.all() {
             let mut rows = 64;

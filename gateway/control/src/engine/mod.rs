@@ -19,10 +19,10 @@ pub mod topology;
 pub mod view;
 
 use crate::action::{Action, Phase};
+use crate::address::{is_v6_only, overlap};
 use crate::diff;
 use crate::error::{Fault, Refusal};
 use crate::loss::{self, Permit};
-use crate::obstacles::overlap;
 use crate::plan::plan;
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
@@ -33,8 +33,7 @@ use pools::Pools;
 use portals::{Placement, Portal};
 use queries::Queries;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,7 +41,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use topology::{Numbers, Placed};
-use trefoil_config::{Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, default_serial};
+use trefoil_config::{Address, Config, Gateway, MAX_BACKENDS, MAX_LUNS, MAX_PORTALS, default_serial};
 use trefoil_storage::Msg;
 use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
@@ -87,7 +86,7 @@ pub struct Engine {
     pools: Pools,
     placed: BTreeMap<String, Placed>,
     numbers: Numbers,
-    portals: BTreeMap<SocketAddr, Portal>,
+    portals: BTreeMap<Address, Portal>,
     epoch: u64,
     phase: watch::Sender<Phase>,
     /// What queries are answered from.
@@ -303,6 +302,7 @@ impl Engine {
         // Nobody comes by a listener that is gone once the cores know that it is.
         let listeners = self.state.listeners();
         self.portals.retain(|listen, _| listeners.contains(listen));
+        self.settle_wildcards(&listeners);
         self.numbers.portals.retain(|listen| self.portals.contains_key(listen));
         self.publish().await?;
         self.close_hosts(false).await?;
@@ -317,7 +317,7 @@ impl Engine {
         loss::check(&loss::losses(&self.state, next, &links), permit)
     }
 
-    fn listeners(&self) -> BTreeMap<u32, SocketAddr> {
+    fn listeners(&self) -> BTreeMap<u32, Address> {
         self.numbers.portals.iter().map(|(listen, id)| (id, *listen)).collect()
     }
 
@@ -401,20 +401,47 @@ impl Engine {
             self.placed.insert(name, place);
         }
         // What is down is tried again by itself (`retry`).
-        for &listen in next.listeners().difference(&self.state.listeners()) {
-            self.listen(listen)?;
+        let (now, wanted) = (self.state.listeners(), next.listeners());
+        // Those that go are open until the change is stored.
+        let all = &now | &wanted;
+        self.settle_wildcards(&all);
+        for &listen in wanted.difference(&now) {
+            self.listen(listen, &all)?;
             made.portals.push(listen);
         }
         Ok(())
     }
 
-    /// Listens there, if it doesn't yet; says whether it began to. Hosts are let in when the next topology is out.
-    fn listen(&mut self, at: SocketAddr) -> Result<bool, Refusal> {
+    /// Opens IPv6 wildcards again that are to leave IPv4 to its own wildcard from now on, or that are to serve it again: a
+    /// bound socket can't change that. Those that fail are down.
+    fn settle_wildcards(&mut self, wanted: &BTreeSet<Address>) {
+        let turns = |at: &Address, portal: &Portal| {
+            wanted.contains(at) && portal.v6_only() != is_v6_only(*at, wanted)
+        };
+        let turning: Vec<Address> =
+            self.portals.iter().filter(|(at, portal)| turns(at, portal)).map(|(at, _)| *at).collect();
+        for at in turning {
+            // The number stays: the listener is the same one to hosts.
+            let Some(id) = self.numbers.portals.get(&at) else { continue };
+            self.portals.remove(&at);
+            match Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement) {
+                Ok(mut portal) => {
+                    portal.accept(&self.placement);
+                    self.portals.insert(at, portal);
+                }
+                Err(error) => self.listener_is_down(at, error),
+            }
+        }
+    }
+
+    /// Listens there as one of the listeners `wanted`, if it doesn't yet; says whether it began to. Hosts are let in when the
+    /// next topology is out.
+    fn listen(&mut self, at: Address, wanted: &BTreeSet<Address>) -> Result<bool, Refusal> {
         if self.portals.contains_key(&at) {
             return Ok(false);
         }
         let id = self.numbers.portals.give(&at, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
-        let opened = Portal::open(at, PortalId(id as u16), &self.placement);
+        let opened = Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement);
         let opened = opened.map(|portal| drop(self.portals.insert(at, portal)));
         // What is down has no number, so that no discovery log names it.
         self.numbers.portals.retain(|at| self.portals.contains_key(at));
@@ -429,7 +456,7 @@ impl Engine {
     }
 
     /// Notes it, so that it is tried again.
-    fn listener_is_down(&mut self, at: SocketAddr, error: Refusal) {
+    fn listener_is_down(&mut self, at: Address, error: Refusal) {
         let before = self.down.insert(format!("listener/{at}"), error.message.clone());
         if before.is_none_or(|before| before != error.message) {
             tracing::error!(%error, "a listener is down");
@@ -459,6 +486,7 @@ impl Engine {
     /// Takes down what a failed change brought up, as far as it goes.
     async fn undo(&mut self, made: Made) {
         made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
+        self.settle_wildcards(&self.state.listeners());
         for name in &made.placed {
             self.placed.remove(name);
         }
@@ -605,7 +633,7 @@ struct Made {
     /// As they were, and where.
     grown: Vec<(trefoil_config::Lun, Placed)>,
     placed: Vec<String>,
-    portals: Vec<SocketAddr>,
+    portals: Vec<Address>,
 }
 
 fn full(what: &str) -> Refusal {

@@ -1,15 +1,17 @@
 //! Listeners: accepting hosts' connections and giving each to the core with the fewest.
 
 use super::cores::{Cores, device};
+use crate::address::resolve;
 use crate::error::Refusal;
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use trefoil_config::Address;
 use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
 use trefoil_storage::topology::PortalId;
@@ -55,6 +57,7 @@ impl Placement {
 #[derive(Debug)]
 pub struct Portal {
     id: PortalId,
+    v6_only: bool,
     /// Shared with the task, which ends later than this is dropped.
     listener: Rc<RefCell<Option<TcpListener>>>,
     /// None until it accepts; meanwhile hosts wait in the kernel's queue.
@@ -62,15 +65,26 @@ pub struct Portal {
 }
 
 impl Portal {
-    /// Listens on `listen`, and accepts nobody yet.
+    /// Listens on `listen`, and accepts nobody yet. An IPv6 wildcard accepts IPv4 too unless `v6_only`.
     ///
     /// # Errors
     /// What the kernel says about the address.
-    pub fn open(listen: SocketAddr, id: PortalId, placement: &Placement) -> Result<Self, Refusal> {
+    pub fn open(
+        listen: Address,
+        v6_only: bool,
+        id: PortalId,
+        placement: &Placement,
+    ) -> Result<Self, Refusal> {
         let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
-        let listener = socket::listen(listen, BACKLOG, placement.options).map_err(|e| fail(&e))?;
+        let at = resolve(listen).map_err(|e| fail(&e))?;
+        let listener = socket::listen(at, v6_only, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
-        Ok(Self { id, listener: Rc::new(RefCell::new(Some(listener))), task: None })
+        Ok(Self { id, v6_only, listener: Rc::new(RefCell::new(Some(listener))), task: None })
+    }
+
+    /// Whether it was opened for IPv6 alone.
+    pub fn v6_only(&self) -> bool {
+        self.v6_only
     }
 
     /// Begins to place who connects, if it hasn't. The cores must know by now what is offered here: a Linux host that
@@ -89,6 +103,16 @@ impl Drop for Portal {
     }
 }
 
+/// An address of a connection in the one form that the gateway logs, counts and compares: a dual-stack socket tells of an IPv4
+/// host by a mapped address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // With its scope.
+        IpAddr::V6(_) => address,
+    }
+}
+
 async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
     loop {
         let accepted = poll_fn(|cx| match &*listener.borrow() {
@@ -104,7 +128,8 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
                 continue;
             }
         };
-        let taken = stream.local_addr().and_then(|local| {
+        let peer = canonical(peer);
+        let taken = stream.local_addr().map(canonical).and_then(|local| {
             let stream = stream.into_std()?;
             socket::prepare_accepted(&stream)?;
             Ok((local, stream))

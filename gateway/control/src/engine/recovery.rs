@@ -57,8 +57,9 @@ impl Engine {
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
         self.pools.adopt_into(&mut state, &deleted, false);
         self.note_namespaces(&mut state);
-        for listen in state.listeners() {
-            if let Err(error) = self.listen(listen) {
+        let listeners = state.listeners();
+        for &listen in &listeners {
+            if let Err(error) = self.listen(listen, &listeners) {
                 self.listener_is_down(listen, error);
             }
         }
@@ -143,8 +144,9 @@ impl Engine {
     /// Opens the listeners that are down; says whether one is open now.
     async fn listen_again(&mut self) -> bool {
         let mut listens = false;
-        for at in self.state.clone().listeners() {
-            match self.listen(at) {
+        let listeners = self.state.listeners();
+        for &at in &listeners {
+            match self.listen(at, &listeners) {
                 Ok(true) => {
                     tracing::info!(listener = %at, "a listener that was down is up");
                     listens = true;

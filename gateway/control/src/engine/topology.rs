@@ -3,8 +3,7 @@
 use super::backends::Live;
 use crate::state::State;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use trefoil_config::{BackendType, Lun, Subsystem};
+use trefoil_config::{Address, BackendType, Lun, Subsystem};
 use trefoil_storage::topology::{self as shown, Allow, Extent, LunId, PortalId, Topology};
 use trefoil_wire::nvme::log::AnaState;
 
@@ -71,7 +70,7 @@ pub struct Numbers {
     /// Backends by name.
     pub backends: Ids<String>,
     /// Portals by address.
-    pub portals: Ids<SocketAddr>,
+    pub portals: Ids<Address>,
 }
 
 /// A LUN's geometry and place, from its pool or its backend.
@@ -122,7 +121,8 @@ pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbe
         if topology.portals.len() <= at {
             topology.portals.resize(at + 1, None);
         }
-        topology.portals[at] = Some(shown::Portal { listen: *listen });
+        // Which interface of ours it is says nothing to a host.
+        topology.portals[at] = Some(shown::Portal { listen: listen.at(0) });
     }
     topology.subsystems = state.subsystems.values().map(|s| shown_subsystem(s, &topology, numbers)).collect();
     topology

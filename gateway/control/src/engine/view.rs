@@ -6,9 +6,8 @@ use super::topology::Placed;
 use crate::action::Phase;
 use crate::state::State;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use trefoil_config::Gateway;
+use trefoil_config::{Address, Gateway};
 use trefoil_poll::{CoreId, CoreSample};
 use trefoil_storage::topology::{BackendId, LunId};
 
@@ -36,7 +35,7 @@ pub struct View {
     /// Their index on every core.
     pub lun_ids: BTreeMap<String, LunId>,
     /// Listeners by the number that cores know them by.
-    pub listeners: BTreeMap<u32, SocketAddr>,
+    pub listeners: BTreeMap<u32, Address>,
     /// Each core's counters.
     pub cores: Vec<CoreSample>,
     /// Each core's CPU.

@@ -3,10 +3,10 @@
 use super::call::{answer, failure};
 use super::stream::{Splitter, StreamError};
 use super::{Dispatch, INVALID_REQUEST, PARSE_ERROR, RpcError};
+use crate::address::resolve;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use trefoil_config::Address;
 
 /// Clients at a time; each may buffer one request of the largest size.
 const MAX_CLIENTS: usize = 32;
@@ -41,7 +42,7 @@ pub enum ListenError {
     },
     /// The TCP address can't be had.
     #[error("{0}: {1}")]
-    Tcp(SocketAddr, io::Error),
+    Tcp(Address, io::Error),
 }
 
 /// The control socket; its path is removed when it is dropped.
@@ -130,8 +131,9 @@ impl Drop for RpcSocket {
 ///
 /// # Errors
 /// [`ListenError::Tcp`] if the address can't be had.
-pub async fn serve_tcp<D: Dispatch + 'static>(at: SocketAddr, dispatch: Rc<D>) -> Result<(), ListenError> {
-    let listener = TcpListener::bind(at).await.map_err(|e| ListenError::Tcp(at, e))?;
+pub async fn serve_tcp<D: Dispatch + 'static>(at: Address, dispatch: Rc<D>) -> Result<(), ListenError> {
+    let failed = |e| ListenError::Tcp(at, e);
+    let listener = TcpListener::bind(resolve(at).map_err(failed)?).await.map_err(failed)?;
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(permit) = clients.clone().acquire_owned().await else { return Ok(()) };

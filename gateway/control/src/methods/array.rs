@@ -2,19 +2,21 @@
 
 use super::{Methods, Reply};
 use crate::Change;
+use crate::address::resolve;
 use crate::admin::{Admin, AdminError};
 use crate::engine::backends::identity;
+use crate::engine::cores::device;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use trefoil_config::{Backend, BackendType, Gateway};
+use trefoil_config::{Address, Backend, BackendType, Gateway};
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{LogEntry, subtype, trtype};
 
@@ -26,7 +28,7 @@ const ASKED_AT_A_TIME: usize = 16;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Discover {
-    address: SocketAddr,
+    address: Address,
     #[serde(default)]
     hostnqn: Option<String>,
 }
@@ -36,7 +38,7 @@ pub(super) struct Discover {
 pub(super) struct Attach {
     /// What names of backends begin with.
     name: String,
-    address: SocketAddr,
+    address: Address,
     subnqn: String,
     /// The address is a discovery service's, which knows where the subsystem is.
     #[serde(default)]
@@ -61,13 +63,13 @@ pub(super) struct Attach {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Offer {
     subnqn: String,
-    address: SocketAddr,
+    address: Address,
     is_nvm: bool,
 }
 
 impl Offer {
-    /// `None` for another transport, and for an address that we can't use.
-    fn of(entry: &LogEntry) -> Option<Self> {
+    /// What an entry of the discovery log at `asked` offers. `None` for another transport, and for an address that we can't use.
+    fn of(entry: &LogEntry, asked: Address) -> Option<Self> {
         if entry.trtype != trtype::TCP {
             return None;
         }
@@ -75,7 +77,8 @@ impl Offer {
         let port = entry.trsvcid.text().parse().ok()?;
         Some(Self {
             subnqn: entry.subnqn.as_str().to_owned(),
-            address: SocketAddr::new(ip, port),
+            // A link-local one is on the link by which the log came: a target doesn't know our interfaces.
+            address: asked.beside(ip, port),
             is_nvm: entry.subtype == subtype::NVM,
         })
     }
@@ -168,7 +171,7 @@ pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
     Ok(names.iter().map(|name| super::backend::render(&view, name)).collect())
 }
 
-fn array(name: &str, address: SocketAddr, subnqn: &str) -> Backend {
+fn array(name: &str, address: Address, subnqn: &str) -> Backend {
     let (address, subnqn) = (Some(address), Some(subnqn.to_owned()));
     Backend { address, subnqn, ..Backend::new(name, BackendType::NvmeTcp) }
 }
@@ -188,12 +191,12 @@ pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result
 
 async fn offers(
     gateway: &Gateway,
-    address: SocketAddr,
+    address: Address,
     hostnqn: Option<String>,
 ) -> Result<Vec<Offer>, RpcError> {
     let there = Backend { hostnqn, ..array("", address, Nqn::DISCOVERY.as_str()) };
     let log = ask(gateway, there, Admin::discovery_log).await?;
-    Ok(log.iter().filter_map(Offer::of).collect())
+    Ok(log.iter().filter_map(|entry| Offer::of(entry, address)).collect())
 }
 
 async fn namespaces(gateway: &Gateway, there: Backend) -> Result<Vec<u32>, RpcError> {
@@ -208,8 +211,9 @@ async fn ask<T: Send + 'static>(
 ) -> Result<T, RpcError> {
     let identity = identity(&there, &gateway.name)?;
     let address = there.address.ok_or_else(|| RpcError::params("address: missing"))?;
+    let to = resolve(address).map_err(|e| device(address, &e))?;
     let asked = tokio::task::spawn_blocking(move || {
-        let mut admin = Admin::connect(address, identity)?;
+        let mut admin = Admin::connect(to, identity)?;
         let answer = what(&mut admin)?;
         admin.close()?;
         Ok(answer)
@@ -223,10 +227,12 @@ async fn ask<T: Send + 'static>(
 mod tests {
     use super::*;
     use std::future::{pending, ready};
+    use std::net::SocketAddr;
     use tokio::sync::Barrier;
 
     fn offer(port: u16) -> Offer {
-        let (subnqn, address) = ("nqn.2026-01.org.example:s".into(), ([127, 0, 0, 1], port).into());
+        let (subnqn, address) =
+            ("nqn.2026-01.org.example:s".into(), SocketAddr::from(([127, 0, 0, 1], port)).into());
         Offer { subnqn, address, is_nvm: true }
     }
 

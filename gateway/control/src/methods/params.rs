@@ -4,8 +4,6 @@ use crate::jsonrpc::RpcError;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use std::net::SocketAddr;
-use trefoil_config::explain;
 
 /// More fields than any method has. Who is to blame isn't sought among more: each is tried with a copy of all.
 const MAX_FIELDS: usize = 64;
@@ -20,19 +18,11 @@ pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
         let message = error.to_string();
         match culprit::<T>(&params, &message) {
             Some(field) if !message.contains(&format!("`{field}`")) => {
-                let explained = explain(&message, &no_address(&params[&field]));
-                RpcError::params(format!("{field}: {explained}"))
+                RpcError::params(format!("{field}: {message}"))
             }
             _ => RpcError::params(message),
         }
     })
-}
-
-/// The text in `value`, or the first in its list, that is no address.
-fn no_address(value: &Value) -> String {
-    let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice).iter();
-    let wrong = texts.filter_map(Value::as_str).find(|text| text.parse::<SocketAddr>().is_err());
-    wrong.unwrap_or_default().to_owned()
 }
 
 /// The field without which the error would be another one: serde_json doesn't tell.

@@ -6,8 +6,7 @@ use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
-use trefoil_config::Subsystem;
+use trefoil_config::{Address, Subsystem};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +40,7 @@ pub(super) struct RemoveNamespace {
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
     nqn: String,
-    listen: SocketAddr,
+    listen: Address,
 }
 
 #[derive(Deserialize)]

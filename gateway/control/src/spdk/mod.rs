@@ -18,7 +18,7 @@ use crate::jsonrpc::RpcError;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
+use trefoil_config::Address;
 
 /// The only target that there is, by any of SPDK's default names.
 fn check_target(name: Option<&str>) -> Result<(), RpcError> {
@@ -42,24 +42,20 @@ pub struct TransportId {
 }
 
 impl TransportId {
-    /// The socket address.
-    pub fn address(&self) -> Result<SocketAddr, RpcError> {
+    /// The address, with its scope.
+    pub fn address(&self) -> Result<Address, RpcError> {
         check_tcp(&self.trtype)?;
-        let ip: IpAddr = self
-            .traddr
-            .parse()
-            .map_err(|_| RpcError::params(format!("traddr: `{}` is not an IP address", self.traddr)))?;
         let port = self.trsvcid.as_deref().unwrap_or("4420");
         let port = port.parse().map_err(|_| RpcError::params(format!("trsvcid: `{port}` is not a port")))?;
-        Ok(SocketAddr::new(ip, port))
+        Address::new(&self.traddr, port).map_err(|e| RpcError::params(format!("traddr: {e}")))
     }
 
-    /// The parts of a socket address.
-    pub fn of(address: SocketAddr) -> Value {
+    /// The parts of an address.
+    pub fn of(address: Address) -> Value {
         json!({
             "trtype": "TCP",
             "adrfam": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-            "traddr": address.ip().to_string(),
+            "traddr": address.ip_text(),
             "trsvcid": address.port().to_string(),
         })
     }

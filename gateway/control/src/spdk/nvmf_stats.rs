@@ -81,7 +81,7 @@ pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem
             "hostnqn": row.host_nqn.as_str(),
             "thread": format!("core-{}", core.0),
             "listen_address": listen,
-            "peer_address": TransportId::of(row.peer),
+            "peer_address": TransportId::of(row.peer.into()),
             "queue_depth": row.depth,
         })
     });

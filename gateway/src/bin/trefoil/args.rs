@@ -342,14 +342,14 @@ pub enum Subsystem {
     AddListener {
         /// Which.
         nqn: String,
-        /// Address and port.
+        /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,
     },
     /// Offer it there no more; the connections that came by it end.
     RemoveListener {
         /// Which.
         nqn: String,
-        /// Address and port.
+        /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,
     },
     /// Whether every host may connect.
