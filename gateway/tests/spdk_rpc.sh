@@ -121,6 +121,8 @@ refused nvmf_delete_subsystem nqn.2026-01.org.example:none
 refused bdev_null_delete Malloc0
 refused bdev_get_iostat --names None
 refused bdev_get_iostat --reset-mode all
+# Whatever the client can say is known, or refused by its name.
+"$(dirname "$client")/python3" gateway/tests/spdk_client.py $work/rpc.sock || fail "the client sends what the gateway doesn't know"
 # And what was made can be unmade.
 rpc bdev_malloc_create -b Extra 16 512 > /dev/null
 rpc nvmf_subsystem_add_ns $open Extra > /dev/null

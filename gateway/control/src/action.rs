@@ -204,6 +204,8 @@ pub enum Change {
         /// What may be lost by it.
         permit: Permit,
     },
+    /// All of these, one after another, as one change. Legal if each is after the ones before it.
+    Load(Vec<Change>),
 }
 
 impl Change {
@@ -215,6 +217,7 @@ impl Change {
             | Self::AllowAnyHost { force, .. } => Some(Permit { force: *force, delete_data: false }),
             Self::PoolCreate { delete_data, .. } => Some(Permit { force: false, delete_data: *delete_data }),
             Self::Apply { permit, .. } => Some(*permit),
+            Self::Load(_) => Some(Permit::default()),
             Self::BackendCreate(_)
             | Self::BackendDelete { .. }
             | Self::PoolDelete { .. }
@@ -266,6 +269,7 @@ impl Change {
             Self::Detach { .. } => "detach",
             Self::BdevDelete { .. } => "bdev_delete",
             Self::Apply { .. } => "apply",
+            Self::Load(_) => "load",
         }
     }
 }

@@ -18,9 +18,13 @@ use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::{Dispatch, METHOD_NOT_FOUND, RpcError};
+use crate::plan::apply;
+use crate::state::State;
 use crate::{Action, Change, spdk};
 use params::parse;
 use serde_json::Value;
+use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Instant;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::Survey;
@@ -29,14 +33,30 @@ use trefoil_storage::msg::Survey;
 pub struct Methods {
     handle: Handle,
     started: Instant,
+    /// If changes are only planned: what there will be, and the changes.
+    planned: Option<RefCell<(View, Vec<Change>)>>,
 }
 
-type Reply = Result<Value, RpcError>;
+pub(crate) type Reply = Result<Value, RpcError>;
 
 impl Methods {
     /// Methods of the gateway behind `handle`.
     pub fn new(handle: Handle) -> Self {
-        Self { handle, started: Instant::now() }
+        Self { handle, started: Instant::now(), planned: None }
+    }
+
+    /// The same methods, whose changes are only planned: each sees what the earlier ones will have made.
+    ///
+    /// # Errors
+    /// The gateway has stopped.
+    pub(crate) async fn planning(&self) -> Result<Self, RpcError> {
+        let planned = Some(RefCell::new((self.view().await?, Vec::new())));
+        Ok(Self { handle: self.handle.clone(), started: self.started, planned })
+    }
+
+    /// The changes that were planned.
+    pub(crate) fn into_planned(self) -> Vec<Change> {
+        self.planned.map(|planned| planned.into_inner().1).unwrap_or_default()
     }
 
     pub(crate) fn handle(&self) -> &Handle {
@@ -49,11 +69,20 @@ impl Methods {
     }
 
     pub(crate) async fn view(&self) -> Result<View, RpcError> {
-        Ok(self.handle.view().await?)
+        match &self.planned {
+            Some(planned) => Ok(planned.borrow().0.clone()),
+            None => Ok(self.handle.view().await?),
+        }
     }
 
     pub(crate) async fn change(&self, change: Change) -> Result<View, RpcError> {
-        Ok(self.handle.change(change).await?)
+        let Some(planned) = &self.planned else { return Ok(self.handle.change(change).await?) };
+        let (view, changes) = &mut *planned.borrow_mut();
+        let mut next = State::clone(&view.state);
+        apply(&mut next, &view.gateway, &change)?;
+        view.state = Arc::new(next);
+        changes.push(change);
+        Ok(view.clone())
     }
 
     pub(crate) async fn survey(&self) -> Result<Vec<(CoreId, Box<Survey>)>, RpcError> {
@@ -64,29 +93,19 @@ impl Methods {
     }
 }
 
-/// The answer to a change: `result`, and the notes on it if there are any. `true` has no place for them, and gives way.
-pub(crate) fn noted(result: Value, view: &View) -> Value {
-    let mut result = result;
-    if view.notes.is_empty() {
-        return result;
-    }
-    match &mut result {
-        Value::Object(fields) => {
-            fields.insert("notes".into(), view.notes.clone().into());
-            result
-        }
-        _ => serde_json::json!({ "notes": view.notes }),
-    }
-}
-
 macro_rules! methods {
-    ($($name:literal => $function:path,)*) => {
-        /// Every method's name.
-        pub const NAMES: &[&str] = &[$($name),*];
+    (ours: $($name:literal => $function:path,)* spdks: $($their_name:literal => $their_function:path,)*) => {
+        /// The name of every method that does something.
+        pub const NAMES: &[&str] = &[$($name,)* $($their_name,)*];
 
         async fn route(methods: &Methods, name: &str, params: Value) -> Reply {
             match name {
                 $($name => $function(methods, parse(params)?).await,)*
+                $($their_name => $their_function(methods, spdk::parse(params)?).await,)*
+                _ if spdk::TUNING.contains(&name) => {
+                    tracing::info!(method = name, "a method that tunes SPDK's own insides is ignored");
+                    Ok(true.into())
+                }
                 _ => {
                     let text = format!("there is no method `{name}`; rpc_get_methods lists those that there are");
                     Err(RpcError::new(METHOD_NOT_FOUND, text))
@@ -97,6 +116,7 @@ macro_rules! methods {
 }
 
 methods! {
+    ours:
     "backend_attach" => array::attach,
     "backend_create" => backend::create,
     "backend_delete" => backend::delete,
@@ -131,9 +151,11 @@ methods! {
     "config_backup" => config::backup,
     "config_diff" => config::diff,
     "config_get" => config::get,
+    "config_load_spdk" => spdk::load::config_load_spdk,
     "config_restore" => config::restore,
     "gateway_info" => gateway::info,
     "shutdown" => gateway::shutdown,
+    spdks:
     "rpc_get_methods" => spdk::app::rpc_get_methods,
     "spdk_get_version" => spdk::app::spdk_get_version,
     "spdk_kill_instance" => spdk::app::spdk_kill_instance,
@@ -157,6 +179,7 @@ methods! {
     "bdev_nvme_attach_controller" => spdk::bdev_nvme::bdev_nvme_attach_controller,
     "bdev_nvme_detach_controller" => spdk::bdev_nvme::bdev_nvme_detach_controller,
     "bdev_nvme_get_controllers" => spdk::bdev_nvme::bdev_nvme_get_controllers,
+    "nvmf_set_config" => spdk::nvmf::nvmf_set_config,
     "nvmf_create_transport" => spdk::nvmf::nvmf_create_transport,
     "nvmf_get_transports" => spdk::nvmf::nvmf_get_transports,
     "nvmf_create_subsystem" => spdk::nvmf::nvmf_create_subsystem,
@@ -193,15 +216,12 @@ mod tests {
     use crate::jsonrpc::INVALID_PARAMS;
     use serde_json::json;
 
-    /// Methods of SPDK's that take any parameter.
-    const LENIENT: [&str; 1] = ["nvmf_subsystem_add_listener"];
-
     #[test]
     fn every_method_refuses_an_unknown_parameter_by_name() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         // Nobody answers: parameters are judged before the engine is asked.
         let methods = Methods::new(Handle::dangling());
-        for name in NAMES.iter().filter(|name| !LENIENT.contains(name)) {
+        for name in NAMES {
             let call = methods.call((*name).into(), json!({ "no_such_thing": 1 }));
             let error = runtime.block_on(call).expect_err(name);
             assert_eq!(error.code, INVALID_PARAMS, "{name}: {error}");
@@ -213,9 +233,9 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names = NAMES.to_vec();
+        let mut names = [NAMES, spdk::TUNING].concat();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), NAMES.len());
+        assert_eq!(names.len(), NAMES.len() + spdk::TUNING.len());
     }
 }

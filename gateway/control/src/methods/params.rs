@@ -1,12 +1,12 @@
 //! Parameters: parsing them, and small types that several methods share.
 
 use crate::jsonrpc::RpcError;
-use serde::de::{DeserializeOwned, Error};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// More fields than any method has. Who is to blame isn't sought among more: each is tried with a copy of all.
-const MAX_FIELDS: usize = 64;
+pub(crate) const MAX_FIELDS: usize = 64;
 
 /// Reads parameters. A wrong value is reported with its field.
 ///
@@ -58,21 +58,6 @@ pub struct MaybeName {
     pub name: Option<String>,
 }
 
-/// An option that we don't have: its "off" value is taken, any other is refused.
-#[derive(Debug, Default)]
-pub struct Off;
-
-impl<'de> Deserialize<'de> for Off {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        match Value::deserialize(from)? {
-            Value::Null | Value::Bool(false) => Ok(Self),
-            Value::Number(n) if matches!(n.as_i64(), Some(0 | -1)) => Ok(Self),
-            Value::String(text) if text.is_empty() => Ok(Self),
-            other => Err(D::Error::custom(format!("{other} is not supported by this gateway"))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,9 +68,6 @@ mod tests {
     struct Some2 {
         #[allow(dead_code)]
         size: u32,
-        #[serde(default)]
-        #[allow(dead_code)]
-        dif: Off,
     }
 
     fn message(params: Value) -> String {
@@ -117,12 +99,8 @@ mod tests {
     #[test]
     fn the_field_is_named() {
         assert!(message(json!({"size": "x"})).starts_with("size: invalid type"));
-        assert!(message(json!({"size": 1, "dif": 2})).starts_with("dif: 2 is not supported"));
         assert!(message(json!({"size": 1, "shape": 2})).contains("unknown field `shape`"));
         assert!(message(json!({})).contains("missing field `size`"));
         assert!(message(Value::Null).contains("missing field `size`"));
-        for off in [json!(false), json!(0), json!(-1), Value::Null, json!("")] {
-            assert!(parse::<Some2>(json!({"size": 1, "dif": off})).is_ok());
-        }
     }
 }

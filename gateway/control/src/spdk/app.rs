@@ -30,7 +30,7 @@ pub(crate) struct Kill {
 pub(crate) async fn rpc_get_methods(_: &Methods, _: GetMethods) -> Reply {
     // A gateway is past its initialisation when it answers: a client that saw framework_start_init
     // among the current methods would call it again and again.
-    let names = NAMES.iter().filter(|name| **name != "framework_start_init");
+    let names = NAMES.iter().chain(super::TUNING).filter(|name| **name != "framework_start_init");
     Ok(names.map(|name| Value::from(*name)).collect())
 }
 

@@ -5,7 +5,7 @@ use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
-use crate::methods::params::{Name, None, Off};
+use crate::methods::params::{Name, None};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -24,20 +24,11 @@ pub(crate) struct Ram {
     name: Option<String>,
     #[serde(default)]
     uuid: Option<Uuid>,
+    /// Whoever writes less than a physical block is slower, and no less right.
     #[serde(default, rename = "physical_block_size")]
-    _physical_block_size: Off,
+    _physical_block_size: IgnoredAny,
     #[serde(default, rename = "optimal_io_boundary")]
     _optimal_io_boundary: IgnoredAny,
-    #[serde(default, rename = "md_size")]
-    _md_size: Off,
-    #[serde(default, rename = "md_interleave")]
-    _md_interleave: Off,
-    #[serde(default, rename = "dif_type")]
-    _dif_type: Off,
-    #[serde(default, rename = "dif_is_head_of_md")]
-    _dif_is_head_of_md: Off,
-    #[serde(default, rename = "dif_pi_format")]
-    _dif_pi_format: Off,
     #[serde(default, rename = "numa_id")]
     _numa_id: IgnoredAny,
     #[serde(default, rename = "preferred_write_alignment")]
@@ -61,8 +52,6 @@ pub(crate) struct FileBdev {
     block_size: Option<u32>,
     #[serde(default)]
     uuid: Option<Uuid>,
-    #[serde(default, rename = "readonly")]
-    _readonly: Off,
     #[serde(default, rename = "fallocate")]
     _fallocate: IgnoredAny,
     #[serde(default, rename = "nowait")]

@@ -6,7 +6,7 @@ use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
 use crate::methods::array::backends_of;
-use crate::methods::params::{MaybeName, Off};
+use crate::methods::params::MaybeName;
 use crate::state::State;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -35,37 +35,22 @@ pub(crate) struct Attach {
     #[serde(default)]
     ddgst: Option<bool>,
     #[serde(default)]
-    num_io_queues: Option<u16>,
+    num_io_queues: Option<u32>,
     #[serde(default)]
     ctrlr_loss_timeout_sec: Option<i64>,
     #[serde(default, rename = "reconnect_delay_sec")]
     _reconnect_delay_sec: IgnoredAny,
-    #[serde(default, rename = "fast_io_fail_timeout_sec")]
-    _fast_io_fail_timeout_sec: Off,
     #[serde(default, rename = "fabrics_connect_timeout_us")]
     _fabrics_connect_timeout_us: IgnoredAny,
     #[serde(default, rename = "priority")]
     _priority: IgnoredAny,
-    #[serde(default, rename = "prchk_reftag")]
-    _prchk_reftag: Off,
-    #[serde(default, rename = "prchk_guard")]
-    _prchk_guard: Off,
-    #[serde(default, rename = "hostaddr")]
-    _hostaddr: Off,
-    #[serde(default, rename = "hostsvcid")]
-    _hostsvcid: Off,
-    #[serde(default)]
-    multipath: Option<String>,
-    #[serde(default, rename = "psk")]
-    _psk: Off,
+    /// With one path there is nothing to choose.
+    #[serde(default, rename = "multipath")]
+    _multipath: IgnoredAny,
+    #[serde(default, rename = "multipath_opts")]
+    _multipath_opts: IgnoredAny,
     #[serde(default, rename = "max_bdevs")]
     _max_bdevs: IgnoredAny,
-    #[serde(default, rename = "dhchap_key")]
-    _dhchap_key: Off,
-    #[serde(default, rename = "dhchap_ctrlr_key")]
-    _dhchap_ctrlr_key: Off,
-    #[serde(default, rename = "allow_unrecognized_csi")]
-    _allow_unrecognized_csi: Off,
 }
 
 #[derive(Deserialize)]
@@ -82,33 +67,27 @@ pub(crate) struct Detach {
     _trsvcid: IgnoredAny,
     #[serde(default, rename = "subnqn")]
     _subnqn: IgnoredAny,
-    #[serde(default, rename = "hostaddr")]
-    _hostaddr: Off,
-    #[serde(default, rename = "hostsvcid")]
-    _hostsvcid: Off,
 }
 
 /// Each namespace that the subsystem shows us becomes a bdev `NAMEnNSID`. Each has a connection of its own to the array.
 pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: Attach) -> Reply {
-    if p.multipath.as_deref().is_some_and(|mode| mode != "disable") {
-        return Err(RpcError::params("multipath: this gateway has one path to a backend"));
-    }
     let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
     let Some(subnqn) = p.subnqn else { return Err(RpcError::params("subnqn: a TCP controller needs it")) };
     let template = Backend {
         address: Some(id.address()?),
         subnqn: Some(subnqn),
         hostnqn: p.hostnqn,
-        queues: p.num_io_queues,
+        queues: p.num_io_queues.and_then(|queues| u16::try_from(queues).ok()),
         header_digest: p.hdgst.filter(|on| *on),
         data_digest: p.ddgst.filter(|on| *on),
-        loss_timeout_s: p.ctrlr_loss_timeout_sec.and_then(|s| u32::try_from(s).ok()),
+        // 0 is SPDK's word for "don't reconnect" and its default, -1 for "for ever": this gateway always does.
+        loss_timeout_s: p.ctrlr_loss_timeout_sec.and_then(|s| u32::try_from(s).ok()).filter(|&s| s != 0),
         ..Backend::new(p.name, BackendType::NvmeTcp)
     };
     if !members(&methods.view().await?.state, &template.name).is_empty() {
         return Err(Refusal::new(
             Fault::Exists,
-            format!("there is a controller `{}` already", template.name),
+            format!("there is a controller `{}` already; this gateway has one path to each", template.name),
         )
         .into());
     }

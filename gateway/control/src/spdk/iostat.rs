@@ -4,7 +4,6 @@ use crate::LunTotals;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
-use crate::methods::params::Off;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trefoil_storage::stats::OpStats;
@@ -19,8 +18,6 @@ pub(crate) struct GetIostat {
     name: Option<String>,
     #[serde(default)]
     names: Option<Vec<String>>,
-    #[serde(default, rename = "per_channel")]
-    _per_channel: Off,
     #[serde(default)]
     reset_mode: Option<String>,
 }

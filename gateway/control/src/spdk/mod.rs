@@ -2,7 +2,7 @@
 //!
 //! What it is: a translation. A *bdev* is a backend that a LUN of the same name presents whole, or a
 //! LUN from a pool; a *transport* is only TCP. An option of SPDK's that we don't have is taken at its
-//! "off" value and refused otherwise, by name; tuning that has no meaning here is taken and ignored.
+//! "off" value and refused otherwise, by name ([`parse`]); tuning that has no meaning here is taken and ignored ([`TUNING`]).
 //!
 //! Source: SPDK's `doc/jsonrpc.md` and what its client (PyPI `spdk` 26.9) sends.
 
@@ -11,14 +11,85 @@ pub mod bdev;
 pub mod bdev_nvme;
 pub mod config;
 pub mod iostat;
+pub mod load;
 pub mod nvmf;
 pub mod nvmf_stats;
 
 use crate::jsonrpc::RpcError;
+use crate::methods::params::{self, MAX_FIELDS};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use trefoil_config::Address;
+
+/// Methods that tune SPDK's own insides and say nothing of what hosts are shown. They are taken with any parameters.
+pub(crate) const TUNING: &[&str] = &[
+    "accel_assign_opc",
+    "accel_set_driver",
+    "accel_set_options",
+    "bdev_examine",
+    "bdev_iscsi_set_options",
+    "bdev_nvme_set_hotplug",
+    "bdev_nvme_set_multipath_policy",
+    "bdev_nvme_set_options",
+    "bdev_raid_set_options",
+    "bdev_set_options",
+    "dsa_scan_accel_module",
+    "framework_set_scheduler",
+    "fsdev_set_opts",
+    "iaa_scan_accel_module",
+    "ioat_scan_accel_module",
+    "iobuf_set_options",
+    "iscsi_set_options",
+    "nvmf_set_crdt",
+    "nvmf_set_max_subsystems",
+    "sock_impl_set_options",
+    "sock_set_default_impl",
+];
+
+/// Reads the parameters of a method of SPDK's. One that we don't know is taken if it is off, so that a client may say what it
+/// doesn't want.
+///
+/// # Errors
+/// -32602, naming the field.
+pub(crate) fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+    let mut params = params;
+    for _ in 0..MAX_FIELDS {
+        let Some(field) = unknown::<T>(&params) else { break };
+        match take(&mut params, &field) {
+            Some(value) if is_off(&value) => {}
+            Some(value) => {
+                return Err(RpcError::params(format!("{field}: {value} is not supported by this gateway")));
+            }
+            None => break,
+        }
+    }
+    params::parse(params)
+}
+
+/// The first field that `T`, or an object in it, doesn't have.
+fn unknown<T: DeserializeOwned>(params: &Value) -> Option<String> {
+    let message = T::deserialize(params).err()?.to_string();
+    Some(message.strip_prefix("unknown field `")?.split_once('`')?.0.to_owned())
+}
+
+/// Takes a field out of an object, or out of one in it.
+fn take(value: &mut Value, field: &str) -> Option<Value> {
+    let fields = value.as_object_mut()?;
+    fields.remove(field).or_else(|| fields.values_mut().find_map(|inner| take(inner, field)))
+}
+
+/// Whether an option with this value asks for nothing; -1 is SPDK's word for "not set".
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => matches!(number.as_i64(), Some(0 | -1)),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.iter().all(is_off),
+        Value::Object(fields) => fields.values().all(is_off),
+    }
+}
 
 /// The only target that there is, by any of SPDK's default names.
 fn check_target(name: Option<&str>) -> Result<(), RpcError> {
@@ -66,4 +137,46 @@ fn check_tcp(trtype: &str) -> Result<(), RpcError> {
         return Ok(());
     }
     Err(RpcError::params(format!("trtype: `{trtype}` is not supported by this gateway, only TCP")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[serde(rename = "size")]
+        _size: u32,
+        #[serde(default, rename = "inner")]
+        _inner: Option<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[serde(rename = "name")]
+        _name: String,
+    }
+
+    #[test]
+    fn what_is_off_is_taken_and_what_is_on_is_refused_by_name() {
+        let off =
+            [json!(false), json!(0), json!(-1), Value::Null, json!(""), json!([]), json!({ "a": false })];
+        for value in off {
+            let params =
+                json!({ "size": 1, "dif": value, "inner": { "name": "x", "eui64": value }, "psk": value });
+            assert!(parse::<Outer>(params.clone()).is_ok(), "{params}");
+        }
+        for value in [json!(true), json!(1), json!("x"), json!([1]), json!({ "a": true })] {
+            let refused = |params| parse::<Outer>(params).expect_err("it is on").message;
+            let want = format!("dif: {value} is not supported by this gateway");
+            assert_eq!(refused(json!({ "size": 1, "dif": value, "a": false })), want);
+            assert_eq!(refused(json!({ "size": 1, "inner": { "name": "x", "dif": value } })), want);
+        }
+        assert!(parse::<Outer>(json!({ "a": 0 })).is_err_and(|e| e.message.contains("missing field `size`")));
+        let many: serde_json::Map<String, Value> =
+            (0..1000).map(|n| (format!("a{n}"), Value::Null)).collect();
+        assert!(parse::<Outer>(many.into()).is_err(), "there is an end to it");
+    }
 }

@@ -6,7 +6,6 @@ use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
-use crate::methods::params::Off;
 use crate::state::Transport;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -37,10 +36,6 @@ pub(crate) struct CreateTransport {
     max_aq_depth: Option<u32>,
     #[serde(default)]
     c2h_success: Option<bool>,
-    #[serde(default, rename = "zcopy")]
-    _zcopy: Off,
-    #[serde(default, rename = "dif_insert_or_strip")]
-    _dif_insert_or_strip: Off,
     #[serde(default, rename = "no_srq")]
     _no_srq: IgnoredAny,
     #[serde(default, rename = "io_unit_size")]
@@ -91,6 +86,22 @@ pub(crate) struct CreateTransport {
     _masked_fuses: IgnoredAny,
 }
 
+/// Settings of the whole target. What is on among those that aren't here is refused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SetConfig {
+    #[serde(default, rename = "dhchap_digests")]
+    _dhchap_digests: IgnoredAny,
+    #[serde(default, rename = "dhchap_dhgroups")]
+    _dhchap_dhgroups: IgnoredAny,
+    #[serde(default, rename = "poll_groups_mask")]
+    _poll_groups_mask: IgnoredAny,
+    #[serde(default)]
+    discovery_filter: Option<String>,
+    #[serde(default)]
+    dup_host_policy: Option<String>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GetTransports {
@@ -129,12 +140,6 @@ pub(crate) struct CreateSubsystem {
     _max_discard_size_kib: IgnoredAny,
     #[serde(default, rename = "max_write_zeroes_size_kib")]
     _max_write_zeroes_size_kib: IgnoredAny,
-    #[serde(default, rename = "passthrough")]
-    _passthrough: Off,
-    #[serde(default, rename = "enable_nssr")]
-    _enable_nssr: Off,
-    #[serde(default, rename = "admin_label")]
-    _admin_label: Off,
 }
 
 /// A subsystem, or all.
@@ -173,14 +178,10 @@ struct NewNs {
     nsid: Option<u32>,
     #[serde(default)]
     nguid: Option<String>,
-    #[serde(default, rename = "eui64")]
-    _eui64: Off,
     #[serde(default)]
     uuid: Option<Uuid>,
     #[serde(default)]
     anagrpid: Option<u32>,
-    #[serde(default, rename = "ptpl_file")]
-    _ptpl_file: Off,
     #[serde(default)]
     no_auto_visible: bool,
     #[serde(default, rename = "hide_metadata")]
@@ -196,15 +197,13 @@ pub(crate) struct RemoveNs {
     tgt_name: Option<String>,
 }
 
-/// SPDK takes any other parameter here, and so do we.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct AddListener {
     nqn: String,
     listen_address: TransportId,
     #[serde(default)]
     tgt_name: Option<String>,
-    #[serde(default)]
-    secure_channel: Off,
     #[serde(default)]
     ana_state: Option<String>,
 }
@@ -225,12 +224,6 @@ pub(crate) struct HostAccess {
     host: String,
     #[serde(default)]
     tgt_name: Option<String>,
-    #[serde(default, rename = "psk")]
-    _psk: Off,
-    #[serde(default, rename = "dhchap_key")]
-    _dhchap_key: Off,
-    #[serde(default, rename = "dhchap_ctrlr_key")]
-    _dhchap_ctrlr_key: Off,
     /// A removed host's connections end at once.
     #[serde(default, rename = "timeout_ms")]
     _timeout_ms: IgnoredAny,
@@ -253,6 +246,20 @@ pub(crate) struct AllowAnyHost {
     allow_any_host: bool,
     #[serde(default)]
     tgt_name: Option<String>,
+}
+
+/// Only what is so anyway.
+pub(crate) async fn nvmf_set_config(_: &Methods, p: SetConfig) -> Reply {
+    let is = [
+        ("discovery_filter", p.discovery_filter, "match_any"),
+        ("dup_host_policy", p.dup_host_policy, "allow"),
+    ];
+    match is.into_iter().find_map(|(field, value, is)| value.filter(|v| v != is).map(|v| (field, v))) {
+        Some((field, value)) => {
+            Err(RpcError::params(format!("{field}: `{value}` is not supported by this gateway")))
+        }
+        None => Ok(true.into()),
+    }
 }
 
 pub(crate) async fn nvmf_create_transport(methods: &Methods, p: CreateTransport) -> Reply {
@@ -400,7 +407,6 @@ pub(crate) async fn nvmf_subsystem_remove_ns(methods: &Methods, p: RemoveNs) -> 
 
 pub(crate) async fn nvmf_subsystem_add_listener(methods: &Methods, p: AddListener) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    let Off = p.secure_channel;
     if let Some(state) = p.ana_state.as_deref().filter(|state| *state != "optimized") {
         return Err(RpcError::params(format!("ana_state: `{state}` is not supported by this gateway")));
     }

@@ -424,6 +424,13 @@ pub enum Config {
     },
     /// Make the system as a backup says. A LUN that was deleted since comes back empty.
     Restore(Document),
+    /// Build what SPDK's nvmf_tgt saved (`spdk-rpc save_config`), or change nothing and name all that this gateway lacks.
+    /// SPDK's tuning of its own insides is ignored. (`spdk-rpc load_config` loads such a file call by call, up to the first
+    /// that is refused.)
+    LoadSpdk {
+        /// JSON; `-` is standard input.
+        file: String,
+    },
 }
 
 /// A document, and how far it may go.

@@ -57,14 +57,7 @@ fn run(args: &Args) -> Result<(), CallError> {
         Command::Config(command) => config(&mut client, command, args.json),
         other => {
             let (method, params) = other.call();
-            let mut result = client.call(method, params)?;
-            if !args.json
-                && let Some(notes) = result.as_object_mut().and_then(|fields| fields.remove("notes"))
-            {
-                texts(&notes)
-                    .iter()
-                    .for_each(|note| terminal::complain(format_args!("trefoil: note: {note}")));
-            }
+            let result = client.call(method, params)?;
             print(&result, args.json, method)
         }
     }
@@ -81,6 +74,21 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
         }
         Config::Apply(document) => bring(client, "config_apply", document, as_json),
         Config::Restore(document) => bring(client, "config_restore", document, as_json),
+        Config::LoadSpdk { file } => {
+            let saved: Value = serde_json::from_str(&read(file)?)
+                .map_err(|e| CallError::File { path: file.into(), source: e.into() })?;
+            let result = client.call("config_load_spdk", json!({ "config": saved }))?;
+            if as_json {
+                return put(&format!("{result:#}\n"));
+            }
+            let ignored = texts(&result["ignored"]).join(", ");
+            let ignored = if ignored.is_empty() {
+                String::new()
+            } else {
+                format!("; ignored, as tuning of SPDK's own: {ignored}")
+            };
+            put(&format!("loaded {} calls{ignored}\n", result["calls"]))
+        }
     }
 }
 
