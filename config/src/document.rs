@@ -219,7 +219,7 @@ pub struct Backend {
     /// no longer than the hosts'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
-    /// `nvme-tcp`: for how long I/O waits for a lost array before hosts get a path error, in seconds.
+    /// `nvme-tcp`: for how long I/O waits for a lost array before its LUNs are shown in the ANA state Inaccessible, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_timeout_s: Option<u32>,
 }

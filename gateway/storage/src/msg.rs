@@ -4,7 +4,7 @@ use crate::backend::Attach;
 use crate::initiator::{InitiatorMsg, NamespaceIdentity};
 use crate::request::{Completed, Request, Stream};
 use crate::stats::LunSurvey;
-use crate::topology::{BackendId, LunId, PortalId, Topology};
+use crate::topology::{Access, BackendId, LunId, PortalId, Topology};
 use crate::warm::WarmHost;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -332,6 +332,22 @@ pub enum Event {
         len_bytes: u64,
         /// Which namespace answered.
         namespace: NamespaceIdentity,
+    },
+    /// Another namespace answers as a backend than before, and isn't taken.
+    BackendReplaced {
+        /// The backend.
+        backend: BackendId,
+        /// The namespace that it has been.
+        was: NamespaceIdentity,
+        /// The one that answers now.
+        is: NamespaceIdentity,
+    },
+    /// What a backend lets its users do is this now; at first everything.
+    BackendAccess {
+        /// The backend.
+        backend: BackendId,
+        /// What it lets them do.
+        access: Access,
     },
     /// A backend's size changed, in bytes.
     BackendResized {

@@ -90,6 +90,9 @@ pub enum Fault {
     /// No path to the backend is usable; a retry, perhaps elsewhere, may succeed.
     #[error("no path to it")]
     PathLost,
+    /// Its array says that it is inaccessible by the only path that there is (ANA): it has to be waited for.
+    #[error("inaccessible")]
+    Inaccessible,
     /// The LUN or backend went away.
     #[error("it went away")]
     Gone,

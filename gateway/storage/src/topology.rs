@@ -4,6 +4,7 @@
 //! control thread, so the data path neither locks nor frees.
 
 use std::net::SocketAddr;
+use trefoil_wire::nvme::log::AnaState;
 
 /// Index of a LUN in every core's LUN table. Reused only after the LUN is gone from all cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +37,41 @@ pub const LOCAL_QUIESCE_MS: u16 = 1_000;
 /// it, and 5 s for a reset. One that answers none of these is left alone for twice its Keep Alive Timeout, which the
 /// configuration limits to 5 s. That makes 25 s; the rest is for a CQT of the array's own.
 pub const ARRAY_QUIESCE_MS: u16 = 30_000;
+
+/// How long an ANA group of ours may be in the state Change, as hosts are told (ANATT), in seconds. Linux resets a controller
+/// of which one is for twice as long.
+pub const ANA_TRANSITION_S: u8 = 10;
+
+/// What a backend lets its users do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// ANA state of an array's namespace; Optimized where there is no such thing. Never Change: see
+    /// [`crate::initiator::AnaWatch`].
+    pub ana_state: AnaState,
+    /// It can't be written.
+    pub read_only: bool,
+}
+
+impl Access {
+    /// Whatever there is to do.
+    pub const FULL: Self = Self { ana_state: AnaState::Optimized, read_only: false };
+
+    /// What a LUN in these places lets its users do: what its worst place does. One whose places aren't known is inaccessible.
+    pub fn of_lun(extents: &[Extent], of: impl Fn(BackendId) -> Self) -> Self {
+        let severity = |state: AnaState| match state {
+            AnaState::Optimized => 0,
+            AnaState::NonOptimized => 1,
+            AnaState::Inaccessible | AnaState::Change | AnaState::Reserved(_) => 2,
+            AnaState::PersistentLoss => 3,
+        };
+        let places = extents.iter().map(|extent| of(extent.backend));
+        let worst = places.reduce(|a, b| Self {
+            ana_state: if severity(a.ana_state) < severity(b.ana_state) { b.ana_state } else { a.ana_state },
+            read_only: a.read_only || b.read_only,
+        });
+        worst.unwrap_or(Self { ana_state: AnaState::Inaccessible, read_only: false })
+    }
+}
 
 /// Everything a core must know about what is presented. Epochs only grow.
 #[derive(Debug, Default)]
@@ -163,6 +199,33 @@ impl Allow {
         match self {
             Self::Any => true,
             Self::Only(list) => list.iter().any(|nqn| nqn == host_nqn),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lun_over_several_arrays_has_its_worst_places_state() {
+        use AnaState::{Inaccessible, NonOptimized, Optimized, PersistentLoss};
+        let places = |ids: &[u32]| -> Vec<Extent> {
+            let extent = |id| Extent { lun_offset: 0, len: 512, backend: BackendId(id), backend_offset: 0 };
+            ids.iter().copied().map(extent).collect()
+        };
+        let states = [Optimized, NonOptimized, Inaccessible, PersistentLoss];
+        let of = |BackendId(id)| Access { ana_state: states[id as usize % 4], read_only: id >= 4 };
+        let cases = [
+            (&[0, 0][..], Optimized, false),
+            (&[0, 1], NonOptimized, false),
+            (&[2, 1, 0], Inaccessible, false),
+            (&[0, 3, 2], PersistentLoss, false),
+            (&[4, 1], NonOptimized, true),
+            (&[], Inaccessible, false),
+        ];
+        for (ids, ana_state, read_only) in cases {
+            assert_eq!(Access::of_lun(&places(ids), of), Access { ana_state, read_only }, "{ids:?}");
         }
     }
 }

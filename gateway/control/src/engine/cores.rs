@@ -7,6 +7,7 @@ use super::refused::RefusedHosts;
 use crate::error::{Fault, Refusal};
 use crate::loss::Links;
 use nix::errno::Errno;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -21,11 +22,12 @@ use trefoil_config::Address;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
-use trefoil_storage::initiator::NamespaceIdentity;
+use trefoil_storage::initiator::{ANOTHER_NAMESPACE, NamespaceIdentity};
 use trefoil_storage::msg::{Event, Refused, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
 use trefoil_storage::stats::{LunRow, LunSurvey};
-use trefoil_storage::topology::{BackendId, LunId, Topology};
+use trefoil_storage::topology::{Access, BackendId, LunId, Topology};
+use trefoil_wire::nvme::log::AnaState;
 use uuid::Uuid;
 
 /// What travels between the control thread and the cores of the real driver.
@@ -67,6 +69,9 @@ type AttachBox = Box<Attach<OwnedFd>>;
 type AttachAnswer = Result<(), Option<AttachBox>>;
 type Wait<T> = oneshot::Sender<T>;
 
+/// Why something is so, in words.
+pub type Why = Cow<'static, str>;
+
 /// What a backend said of itself. An identity that it hasn't is zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Told {
@@ -75,9 +80,9 @@ struct Told {
 }
 
 /// Why I/O to a backend can't go on.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Lost {
-    why: &'static str,
+    why: Why,
     /// The backend said that trying again is useless.
     is_final: bool,
 }
@@ -106,6 +111,8 @@ pub struct Cores {
     told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on.
     lost: RefCell<HashMap<BackendId, Lost>>,
+    /// What backends let their users do, unless everything.
+    access: RefCell<HashMap<BackendId, Access>>,
     /// For the log.
     names: RefCell<HashMap<BackendId, String>>,
     /// Told with each event that changes `told` or adds to `lost`.
@@ -145,6 +152,7 @@ impl Cores {
             waits: RefCell::default(),
             told: RefCell::default(),
             lost: RefCell::default(),
+            access: RefCell::default(),
             names: RefCell::default(),
             reached: tokio::sync::Notify::new(),
             surveying: tokio::sync::Mutex::new(()),
@@ -288,6 +296,12 @@ impl Cores {
                 tracing::info!(backend = name(id), "backend back");
             }
         };
+        let is_lost = |id: &BackendId, lost: Lost| {
+            if self.lost.borrow_mut().insert(*id, lost.clone()).as_ref() != Some(&lost) {
+                tracing::warn!(backend = name(id), why = &*lost.why, "backend lost");
+            }
+            self.reached.notify_waiters();
+        };
         match event {
             Event::BackendInfo { backend, len_bytes, namespace } => {
                 let told = Told { len_bytes: *len_bytes, namespace: *namespace };
@@ -300,9 +314,22 @@ impl Cores {
             }
             Event::BackendState { backend, usable: true, .. } => is_back(backend),
             Event::BackendState { backend, usable: false, why, is_final } => {
-                let lost = Lost { why, is_final: *is_final };
-                if self.lost.borrow_mut().insert(*backend, lost) != Some(lost) {
-                    tracing::warn!(backend = name(backend), why, "backend lost");
+                is_lost(backend, Lost { why: Why::Borrowed(why), is_final: *is_final });
+            }
+            Event::BackendReplaced { backend, was, is } => {
+                let why = format!("{ANOTHER_NAMESPACE}. It has been {was}, and is {is}");
+                is_lost(backend, Lost { why: why.into(), is_final: true });
+            }
+            Event::BackendAccess { backend, access } => {
+                let before = self.access.borrow_mut().insert(*backend, *access);
+                if before.unwrap_or(Access::FULL) != *access {
+                    let Access { ana_state, read_only } = access;
+                    tracing::warn!(
+                        backend = name(backend),
+                        ?ana_state,
+                        read_only,
+                        "backend's access changed"
+                    );
                 }
                 self.reached.notify_waiters();
             }
@@ -417,17 +444,30 @@ impl Cores {
     pub fn name_backend(&self, id: BackendId, name: &str) {
         self.told.borrow_mut().remove(&id);
         self.lost.borrow_mut().remove(&id);
+        self.access.borrow_mut().remove(&id);
         self.names.borrow_mut().insert(id, name.into());
     }
 
     /// Whether I/O to a backend can go on, and why not.
-    pub fn usable(&self, id: BackendId) -> Result<(), &'static str> {
-        self.lost.borrow().get(&id).map_or(Ok(()), |lost| Err(lost.why))
+    pub fn usable(&self, id: BackendId) -> Result<(), Why> {
+        if let Some(lost) = self.lost.borrow().get(&id) {
+            return Err(lost.why.clone());
+        }
+        match self.access(id).ana_state {
+            state if state.is_usable() => Ok(()),
+            AnaState::PersistentLoss => Err("its array says: ANA Persistent Loss".into()),
+            _ => Err("its array says: ANA Inaccessible".into()),
+        }
+    }
+
+    /// What a backend lets its users do.
+    pub fn access(&self, id: BackendId) -> Access {
+        self.access.borrow().get(&id).copied().unwrap_or(Access::FULL)
     }
 
     /// I/O to a backend can't go on until it says otherwise.
     pub fn set_lost(&self, id: BackendId, why: &'static str) {
-        self.lost.borrow_mut().insert(id, Lost { why, is_final: false });
+        self.lost.borrow_mut().insert(id, Lost { why: Why::Borrowed(why), is_final: false });
     }
 
     /// Takes a backend's channel from a core, once what is on its way is done.

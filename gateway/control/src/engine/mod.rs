@@ -586,7 +586,8 @@ impl Engine {
 
     async fn publish(&mut self) -> Result<(), Refusal> {
         self.epoch += 1;
-        let mut topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers);
+        let access = |id| self.cores.access(id);
+        let mut topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers, access);
         topology.discovery_serial = default_serial(&self.gateway.name);
         self.cores.publish(Arc::new(topology)).await?;
         self.portals.values_mut().for_each(|portal| portal.accept(&self.placement));
@@ -664,8 +665,11 @@ fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
             tracing::info!(host = host.as_str(), cntlid, qid, %peer, why, "queue pair down");
             false
         }
-        Event::BackendState { usable: false, .. } => false,
-        Event::BackendInfo { .. } | Event::BackendState { .. } | Event::BackendResized { .. } => {
+        Event::BackendState { usable: false, .. } | Event::BackendReplaced { .. } => false,
+        Event::BackendInfo { .. }
+        | Event::BackendState { .. }
+        | Event::BackendAccess { .. }
+        | Event::BackendResized { .. } => {
             kept.push(event);
             true
         }

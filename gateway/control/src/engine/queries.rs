@@ -82,6 +82,7 @@ impl Queries {
         view.cores = self.cores.metrics().iter().map(|m| m.sample()).collect();
         for backend in view.backends.values_mut() {
             backend.usable = self.cores.usable(backend.id);
+            backend.access = self.cores.access(backend.id);
         }
         view
     }

@@ -42,7 +42,7 @@ impl Engine {
             if let Err(why) = self.cores.usable(live.id) {
                 tracing::error!(
                     backend = name,
-                    why,
+                    why = &*why,
                     "a backend can't be used; what lies on it is not served"
                 );
             }
@@ -79,6 +79,8 @@ impl Engine {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
         let mut is_back = false;
+        let epoch = self.epoch;
+        let mut access_changed = false;
         for event in events {
             let (id, block_bytes, len_bytes) = match event {
                 Event::BackendInfo { backend, len_bytes, namespace } => {
@@ -89,7 +91,12 @@ impl Engine {
                     is_back |= usable;
                     continue;
                 }
-                Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
+                Event::BackendAccess { backend, access } => {
+                    is_back |= access.ana_state.is_usable();
+                    access_changed |= self.live.values().any(|live| live.id == backend);
+                    continue;
+                }
+                Event::BackendReplaced { .. } | Event::QpairUp { .. } | Event::QpairDown { .. } => continue,
             };
             let Some(live) = self.live.values_mut().find(|live| live.id == id) else { continue };
             let before = (live.block_bytes, live.len_bytes);
@@ -101,7 +108,10 @@ impl Engine {
             self.pools.is_missing_members(pool) || self.down.contains_key(&format!("pool/{pool}"))
         };
         let completes = is_back && self.state.pools.keys().any(is_awaited);
-        if resized || completes { self.place_again().await } else { Ok(()) }
+        if resized || completes {
+            self.place_again().await?;
+        }
+        if access_changed && self.epoch == epoch { self.publish().await } else { Ok(()) }
     }
 
     /// Tries again what is down. The pause before the next time doubles, until something comes up.

@@ -4,8 +4,7 @@ use super::backends::Live;
 use crate::state::State;
 use std::collections::BTreeMap;
 use trefoil_config::{Address, BackendType, Lun, Subsystem};
-use trefoil_storage::topology::{self as shown, Allow, Extent, LunId, PortalId, Topology};
-use trefoil_wire::nvme::log::AnaState;
+use trefoil_storage::topology::{self as shown, Access, Allow, BackendId, Extent, LunId, PortalId, Topology};
 
 /// Indices that cores know objects by. A number is given again only after a later snapshot without
 /// its object was in force everywhere.
@@ -104,7 +103,15 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
 /// Builds the snapshot. LUNs that have no place, since their pool is down or lacks a member, are shown in the ANA state
 /// Inaccessible, so that hosts which know them wait. Where the size isn't known either (a whole backend that is down), they are left
 /// out, and their namespaces with them.
-pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbers: &Numbers) -> Topology {
+///
+/// What a backend lets its users do is what `access` says, and a LUN lets its hosts do what its worst place does.
+pub fn build(
+    epoch: u64,
+    state: &State,
+    placed: &BTreeMap<String, Placed>,
+    numbers: &Numbers,
+    access: impl Fn(BackendId) -> Access,
+) -> Topology {
     let has_arrays = state.backends.values().any(|backend| backend.kind == BackendType::NvmeTcp);
     let quiesce_ms = if has_arrays { shown::ARRAY_QUIESCE_MS } else { shown::LOCAL_QUIESCE_MS };
     let mut topology = Topology { epoch, quiesce_ms, ..Topology::default() };
@@ -114,7 +121,7 @@ pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbe
         if topology.luns.len() <= at {
             topology.luns.resize(at + 1, None);
         }
-        topology.luns[at] = shown_lun(lun, placed.get(name));
+        topology.luns[at] = shown_lun(lun, placed.get(name), &access);
     }
     for (listen, id) in &numbers.portals.by_key {
         let at = *id as usize;
@@ -124,33 +131,40 @@ pub fn build(epoch: u64, state: &State, placed: &BTreeMap<String, Placed>, numbe
         // Which interface of ours it is says nothing to a host.
         topology.portals[at] = Some(shown::Portal { listen: listen.at(0) });
     }
-    topology.subsystems = state.subsystems.values().map(|s| shown_subsystem(s, &topology, numbers)).collect();
+    topology.subsystems =
+        state.subsystems.values().map(|s| shown_subsystem(s, &topology, numbers, &access)).collect();
     topology
 }
 
-fn shown_lun(lun: &Lun, place: Option<&Placed>) -> Option<shown::Lun> {
+fn shown_lun(lun: &Lun, place: Option<&Placed>, access: impl Fn(BackendId) -> Access) -> Option<shown::Lun> {
     let uuid = lun.uuid.unwrap_or_default();
     let (block_bytes, len_bytes) = match place {
         Some(place) => (place.block_bytes, place.len_bytes),
         None => (lun.block_bytes?, lun.size?.0),
     };
+    let extents = place.map_or(Vec::new(), |place| place.extents.clone());
     Some(shown::Lun {
         name: lun.name.clone(),
         block_bytes,
         blocks: len_bytes / u64::from(block_bytes),
         uuid: *uuid.as_bytes(),
         nguid: lun.nguid_bytes().unwrap_or(*uuid.as_bytes()),
-        extents: place.map_or(Vec::new(), |place| place.extents.clone()),
-        read_only: lun.read_only,
+        read_only: lun.read_only || Access::of_lun(&extents, access).read_only,
+        extents,
     })
 }
 
-fn shown_subsystem(subsystem: &Subsystem, topology: &Topology, numbers: &Numbers) -> shown::Subsystem {
+fn shown_subsystem(
+    subsystem: &Subsystem,
+    topology: &Topology,
+    numbers: &Numbers,
+    access: impl Fn(BackendId) -> Access,
+) -> shown::Subsystem {
     let namespaces = subsystem.namespaces.iter().filter_map(|ns| {
         let id = numbers.luns.get(&ns.lun)?;
         let lun = topology.luns.get(id as usize)?.as_ref()?;
         let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::Only);
-        let state = if lun.extents.is_empty() { AnaState::Inaccessible } else { AnaState::Optimized };
+        let state = Access::of_lun(&lun.extents, &access).ana_state;
         // Each has a group of its own, so that the state of one can change without another's.
         let (ana_group, ana_state) = (ns.nsid, state.bits());
         Some(shown::Namespace { nsid: ns.nsid, lun: LunId(id), hosts, ana_group, ana_state })
@@ -173,6 +187,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use trefoil_config::Backend;
+    use trefoil_wire::nvme::log::AnaState;
 
     proptest! {
         #[test]
@@ -195,11 +210,50 @@ mod tests {
 
     #[test]
     fn hosts_are_told_that_there_are_arrays() {
-        let quiesce_ms = |state: &State| build(1, state, &BTreeMap::new(), &Numbers::default()).quiesce_ms;
+        let quiesce_ms = |state: &State| {
+            build(1, state, &BTreeMap::new(), &Numbers::default(), |_| Access::FULL).quiesce_ms
+        };
         let mut state = State::default();
         assert_eq!(quiesce_ms(&state), shown::LOCAL_QUIESCE_MS);
         state.backends.insert("a".into(), Backend::new("a", BackendType::NvmeTcp));
         assert_eq!(quiesce_ms(&state), shown::ARRAY_QUIESCE_MS);
+    }
+
+    #[test]
+    fn a_namespace_shows_what_the_backends_under_its_lun_let_users_do() {
+        let extents = |ids: [u32; 2]| {
+            let extent = |id| Extent { lun_offset: 0, len: 512, backend: BackendId(id), backend_offset: 0 };
+            ids.map(extent).to_vec()
+        };
+        let mut state = State::default();
+        let mut placed = BTreeMap::new();
+        let mut numbers = Numbers::default();
+        let mut namespaces = Vec::new();
+        for (nsid, (name, ids)) in (1..).zip([("far", [0, 1]), ("near", [0, 0])]) {
+            let lun = Lun {
+                name: name.into(),
+                pool: None,
+                backend: None,
+                size: None,
+                block_bytes: None,
+                uuid: None,
+                nguid: None,
+                read_only: false,
+            };
+            state.luns.insert(name.into(), lun);
+            placed.insert(name.into(), Placed { block_bytes: 512, len_bytes: 1024, extents: extents(ids) });
+            numbers.luns.give(&name.into(), 2);
+            namespaces.push(trefoil_config::Namespace { lun: name.into(), nsid, hosts: None });
+        }
+        let subsystem = Subsystem { namespaces, ..Subsystem::new("nqn.2024-01.test:s") };
+        state.subsystems.insert(subsystem.nqn.clone(), subsystem);
+        let protected = Access { ana_state: AnaState::NonOptimized, read_only: true };
+        let of = |id| if id == BackendId(1) { protected } else { Access::FULL };
+        let topology = build(1, &state, &placed, &numbers, of);
+        let shown: Vec<_> = topology.subsystems[0].namespaces.iter().map(|ns| ns.ana_state).collect();
+        assert_eq!(shown, [AnaState::NonOptimized.bits(), AnaState::Optimized.bits()]);
+        let read_only: Vec<_> = topology.luns.iter().flatten().map(|lun| lun.read_only).collect();
+        assert_eq!(read_only, [true, false]);
     }
 
     #[test]

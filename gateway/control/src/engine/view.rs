@@ -1,7 +1,7 @@
 //! What there is: the desired state with what the engine knows about its parts.
 
 use super::backends::{Live, OwnFile};
-use super::cores::Cores;
+use super::cores::{Cores, Why};
 use super::topology::Placed;
 use crate::action::Phase;
 use crate::state::State;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use trefoil_config::{Address, Gateway};
 use trefoil_poll::{CoreId, CoreSample};
-use trefoil_storage::topology::{BackendId, LunId};
+use trefoil_storage::topology::{Access, BackendId, LunId};
 
 /// A snapshot for queries.
 #[derive(Clone, Debug)]
@@ -62,17 +62,24 @@ impl View {
         }
     }
 
+    /// What a LUN lets its users do, as the cores present it; without a place, as one that is down.
+    pub fn access(&self, place: Option<&Placed>) -> Access {
+        let of =
+            |id| self.backends.values().find(|live| live.id == id).map_or(Access::FULL, |live| live.access);
+        Access::of_lun(place.map_or(&[], |place| &place.extents), of)
+    }
+
     /// The first backend under a LUN's place to which I/O can't go on, and why not.
-    pub fn lost_under(&self, place: &Placed) -> Option<(&str, &'static str)> {
+    pub fn lost_under(&self, place: &Placed) -> Option<(&str, Why)> {
         let mut lost =
-            self.backends.iter().filter_map(|(name, live)| Some((name, live.id, live.usable.err()?)));
+            self.backends.iter().filter_map(|(name, live)| Some((name, live.id, live.usable.clone().err()?)));
         let is_under = |id| place.extents.iter().any(|extent| extent.backend == id);
         lost.find(|(_, id, _)| is_under(*id)).map(|(name, _, why)| (name.as_str(), why))
     }
 }
 
 /// A backend that is up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendView {
     /// Its index on every core.
     pub id: BackendId,
@@ -83,7 +90,9 @@ pub struct BackendView {
     /// The only core that has its channel, if there is such a one.
     pub owner: Option<CoreId>,
     /// Whether I/O can go on, and why not.
-    pub usable: Result<(), &'static str>,
+    pub usable: Result<(), Why>,
+    /// What it lets its users do.
+    pub access: Access,
 }
 
 impl BackendView {
@@ -94,6 +103,7 @@ impl BackendView {
             block_bytes: live.block_bytes,
             owner: live.owner,
             usable: cores.usable(live.id),
+            access: cores.access(live.id),
         }
     }
 }

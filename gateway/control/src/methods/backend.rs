@@ -47,7 +47,7 @@ pub(super) fn render(view: &View, name: &str) -> Value {
             "block_bytes": live.block_bytes,
             "core": live.owner.map(|core| core.0),
             "state": match live.usable { Ok(()) => "up", Err(_) => "lost" },
-            "why": live.usable.err(),
+            "why": live.usable.as_ref().err(),
         }),
         (None, why) => json!({ "state": "down", "why": why }),
     };

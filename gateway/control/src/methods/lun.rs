@@ -99,7 +99,7 @@ pub fn render(view: &View, name: &str) -> Value {
         "backend": lun.backend,
         "uuid": lun.uuid,
         "nguid": lun.nguid,
-        "read_only": lun.read_only,
+        "read_only": lun.read_only || view.access(view.luns.get(name)).read_only,
         "exports": exports,
     });
     match view.luns.get(name) {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::QpairRow;
+use trefoil_wire::nvme::log::AnaState;
 
 type Reply = Result<Value, RpcError>;
 
@@ -42,7 +43,13 @@ pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsys
     let view = methods.view().await?;
     let Some(subsystem) = view.state.subsystems.get(&p.nqn) else { return Ok(json!([])) };
     let states = subsystem.namespaces.iter().map(|ns| {
-        let state = if view.luns.contains_key(&ns.lun) { "optimized" } else { "inaccessible" };
+        // The names of SPDK's `spdk_nvme_ana_state`.
+        let state = match view.access(view.luns.get(&ns.lun)).ana_state {
+            AnaState::Optimized => "optimized",
+            AnaState::NonOptimized => "non_optimized",
+            AnaState::PersistentLoss => "persistent_loss",
+            AnaState::Inaccessible | AnaState::Change | AnaState::Reserved(_) => "inaccessible",
+        };
         json!({ "ana_group": ns.nsid, "ana_state": state })
     });
     let states: Value = states.collect();

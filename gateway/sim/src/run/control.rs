@@ -177,7 +177,10 @@ impl Run {
                         | Event::BackendResized { backend, len_bytes } => {
                             self.on_backend_len(backend, len_bytes)
                         }
-                        Event::QpairUp { .. } | Event::QpairDown { .. } => {}
+                        Event::BackendReplaced { .. }
+                        | Event::BackendAccess { .. }
+                        | Event::QpairUp { .. }
+                        | Event::QpairDown { .. } => {}
                     }
                 }
                 Msg::Refused(place) => self.world.post(self.gateway, from, Msg::Refused(place)),

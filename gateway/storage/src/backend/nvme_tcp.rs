@@ -26,8 +26,8 @@ use super::Channel;
 use crate::cx::Cx;
 use crate::initiator::lane::HELD_FOR;
 use crate::initiator::{
-    Command, Controller, ControllerConfig, ControllerEvent, Finished, InitiatorMsg, Lane, LaneConfig, Limits,
-    NamespaceIdentity, Purpose,
+    Command, Controller, ControllerConfig, ControllerError, ControllerEvent, Finished, InitiatorMsg, Lane,
+    LaneConfig, Limits, NamespaceIdentity, Purpose,
 };
 use crate::msg::{Event, Msg, StorageIo};
 use crate::request::{Fault, Op, Request, Stream};
@@ -293,7 +293,10 @@ impl NvmeTcpChannel {
                 }
             }
             (
-                InitiatorMsg::Opened { .. } | InitiatorMsg::Lost { .. } | InitiatorMsg::Expired { .. },
+                InitiatorMsg::Opened { .. }
+                | InitiatorMsg::Lost { .. }
+                | InitiatorMsg::Expired { .. }
+                | InitiatorMsg::AnaError { .. },
                 Some(controller),
             ) => controller.on_msg(cx.io, msg),
             _ => self.on_broadcast(cx, msg),
@@ -424,6 +427,10 @@ impl NvmeTcpChannel {
                     cx.io.post_control(Msg::Event(info));
                     Some(state(true, "connected", false))
                 }
+                ControllerEvent::Down(ControllerError::AnotherNamespace { was, is }) => {
+                    self.usable = false;
+                    Some(Event::BackendReplaced { backend, was, is })
+                }
                 ControllerEvent::Down(why) => {
                     self.usable = false;
                     Some(state(false, why.kind(), why.is_final()))
@@ -432,11 +439,11 @@ impl NvmeTcpChannel {
                     self.len_bytes = facts.len_bytes();
                     Some(Event::BackendResized { backend, len_bytes: self.len_bytes })
                 }
+                ControllerEvent::Access(access) => Some(Event::BackendAccess { backend, access }),
                 ControllerEvent::GaveUp => Some(state(false, "the loss timeout passed", false)),
-                ControllerEvent::Resized(_)
-                | ControllerEvent::Ana(_)
-                | ControllerEvent::DiscoveryLog
-                | ControllerEvent::Stopped => None,
+                ControllerEvent::Resized(_) | ControllerEvent::DiscoveryLog | ControllerEvent::Stopped => {
+                    None
+                }
             };
             if let Some(event) = told {
                 cx.io.post_control(Msg::Event(event));
@@ -696,6 +703,9 @@ fn verdict(op: Op, result: Result<Cqe, Fault>) -> Result<(), Fault> {
         (Status::RESERVATION_CONFLICT, Fault::ReadOnly),
         (Status::INVALID_NAMESPACE, Fault::Gone),
         (Status::INVALID_OPCODE, Fault::Unsupported),
+        (Status::ANA_INACCESSIBLE, Fault::Inaccessible),
+        (Status::ANA_PERSISTENT_LOSS, Fault::Inaccessible),
+        (Status::ANA_TRANSITION, Fault::Inaccessible),
         (Status::ABORT_REQUESTED, Fault::PathLost),
         (Status::ABORTED_SQ_DELETION, Fault::PathLost),
         (Status::TRANSIENT_TRANSPORT_ERROR, Fault::PathLost),

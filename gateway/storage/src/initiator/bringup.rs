@@ -5,13 +5,14 @@
 use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
 use super::fence::keep_alive_bound;
+use super::namespace::NamespaceIdentity;
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_wire::nvme::feature::{AsyncEventConfig, NumberOfQueues, fid};
 use trefoil_wire::nvme::identify::{
     IdentifyController, IdentifyNamespace, NamespaceDescriptor, NamespaceDescriptors, cns,
 };
-use trefoil_wire::nvme::log::{AnaLog, AnaState, lid};
+use trefoil_wire::nvme::log::{AnaGroups, AnaHeader, AnaLog, AnaState, lid};
 use trefoil_wire::nvme::property::Cap;
 use trefoil_wire::nvme::{AdminCommand, GetLogPage, IdentifyCommand, NSID_ALL, SetFeatures, Sgl, Sqe};
 
@@ -34,7 +35,8 @@ pub(super) enum Step {
     Queues,
     Namespace,
     Descriptors,
-    Ana,
+    /// The next piece of the ANA log.
+    Ana(LogPlace),
     /// No command: bring-up is through.
     Ready,
     ChangedNamespaces,
@@ -59,7 +61,7 @@ impl Step {
             Self::Queues => "Set Features Number of Queues",
             Self::Namespace => "Identify Namespace",
             Self::Descriptors => "Identify Namespace Descriptors",
-            Self::Ana => "Get Log Page ANA",
+            Self::Ana(_) => "Get Log Page ANA",
             Self::Ready => "ready",
             Self::ChangedNamespaces => "Get Log Page Changed Namespace List",
             Self::Rearm { .. } => "Get Log Page",
@@ -73,7 +75,11 @@ impl Step {
     pub fn is_essential(self) -> bool {
         !matches!(
             self,
-            Self::EventConfig | Self::Descriptors | Self::Ana | Self::ChangedNamespaces | Self::Rearm { .. }
+            Self::EventConfig
+                | Self::Descriptors
+                | Self::Ana(_)
+                | Self::ChangedNamespaces
+                | Self::Rearm { .. }
         )
     }
 
@@ -100,10 +106,10 @@ impl Step {
             }
             Self::ChangedNamespaces => (page(lid::CHANGED_NAMESPACES, PAGE_BYTES), NSID_ALL, PAGE_BYTES),
             Self::Rearm { log_page } => (page(log_page, 512), NSID_ALL, 512),
-            Self::Ana => {
+            Self::Ana(place) => {
                 // Return Groups Only: 127 groups fit into the block, and we know our group's number.
-                let log =
-                    GetLogPage { lid: lid::ANA, lsp: 1, len_bytes: PAGE_BYTES.into(), ..Default::default() };
+                let (lpo, len_bytes) = (place.offset.into(), PAGE_BYTES.into());
+                let log = GetLogPage { lid: lid::ANA, lsp: 1, lpo, len_bytes, ..Default::default() };
                 (AdminCommand::GetLogPage(log), NSID_ALL, PAGE_BYTES)
             }
             Self::DiscoveryHeader | Self::DiscoveryEntries => {
@@ -121,6 +127,14 @@ impl Step {
     }
 }
 
+/// A place in the ANA log: all zero is its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LogPlace {
+    offset: u32,
+    /// Groups from there on; of the start it isn't known.
+    groups: u16,
+}
+
 /// Steps that wait, each at most once.
 pub(super) struct Steps {
     waiting: VecDeque<Step>,
@@ -134,6 +148,13 @@ impl Steps {
     pub fn push(&mut self, step: Step) {
         if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
             self.waiting.push_back(step);
+        }
+    }
+
+    /// What an earlier step goes on with comes before all others.
+    pub fn push_first(&mut self, step: Step) {
+        if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
+            self.waiting.push_front(step);
         }
     }
 
@@ -161,6 +182,8 @@ pub struct Facts {
     pub eui64: [u8; 8],
     /// The namespace's ANA group; 0 without ANA.
     pub ana_group: u32,
+    /// The namespace is write protected (NSATTR bit 0).
+    pub read_only: bool,
     /// I/O queues granted.
     pub queues: u16,
     /// Most data of one command in bytes: MDTS, at most 1 MiB.
@@ -185,33 +208,6 @@ pub struct Facts {
     /// ANA reporting is supported.
     pub(super) ana: bool,
     events: AsyncEventConfig,
-}
-
-/// What must not change between two associations, as it names the blocks; see [`NamespaceIdentity::is`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NamespaceIdentity {
-    /// NGUID; zero if the namespace has none.
-    pub nguid: [u8; 16],
-    /// UUID; zero if the namespace has none.
-    pub uuid: [u8; 16],
-    /// EUI-64; zero if the namespace has none.
-    pub eui64: [u8; 8],
-    /// Logical block size in bytes.
-    pub block_bytes: u32,
-}
-
-impl NamespaceIdentity {
-    /// Whether both are one namespace: what both tell is the same, and they have an identifier in common unless neither has
-    /// any. One of them may tell more, as an array does with new firmware.
-    pub fn is(&self, other: &Self) -> bool {
-        fn pair<const N: usize>(one: [u8; N], other: [u8; N]) -> Option<bool> {
-            (one != [0; N] && other != [0; N]).then_some(one == other)
-        }
-        let both =
-            [pair(self.nguid, other.nguid), pair(self.uuid, other.uuid), pair(self.eui64, other.eui64)];
-        let is_common = both.iter().any(Option::is_some) || self == other;
-        is_common && both.iter().flatten().all(|same| *same) && self.block_bytes == other.block_bytes
-    }
 }
 
 impl Facts {
@@ -302,6 +298,7 @@ impl Facts {
         // Another namespace may have come in the place of the one that had it.
         self.uuid = [0; 16];
         self.ana_group = id.anagrpid;
+        self.read_only = id.nsattr & 1 != 0;
         Ok(())
     }
 
@@ -317,9 +314,26 @@ impl Facts {
         }
     }
 
-    /// The state of our group, if the log has it.
-    pub(super) fn take_ana(&self, data: &[u8]) -> Option<AnaState> {
-        let log = AnaLog::parse(data).ok()?;
-        log.iter().flatten().find(|group| group.group_id == self.ana_group).map(|group| group.state)
+    /// The state of our group in the piece of the log from `place` on, or where the next piece begins; neither if the log
+    /// doesn't have the group.
+    pub(super) fn find_group(&self, place: LogPlace, data: &[u8]) -> (Option<AnaState>, Option<LogPlace>) {
+        let (groups, mut next) = match place.offset {
+            0 => {
+                let Ok(log) = AnaLog::parse(data) else { return (None, None) };
+                (log.iter(), LogPlace { offset: AnaHeader::LEN as u32, groups: log.groups })
+            }
+            _ => (AnaGroups::from_middle(place.groups, data), place),
+        };
+        for group in groups.flatten() {
+            if group.group_id == self.ana_group {
+                return (Some(group.state), None);
+            }
+            next.offset += group.len_bytes() as u32;
+            next.groups -= 1;
+        }
+        (
+            None,
+            Some(next).filter(|next| next.groups > 0 && next.offset > place.offset + AnaHeader::LEN as u32),
+        )
     }
 }

@@ -18,18 +18,22 @@
 //! Memory: an admin queue of [`QueueEntries::ADMIN`] (one step, a keep alive, an event request and aborts are under way at most), one 4 KiB block of the arena for data, held from start to
 //! stop so that no admin command waits behind I/O.
 
-use super::bringup::{Facts, NamespaceIdentity, Step, Steps};
+use super::ana::AnaWatch;
+use super::bringup::{Facts, LogPlace, Step, Steps};
 use super::command::{Command, Done, QpairEvent};
 use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
 use super::error::{ControllerError, QueueError};
 use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
+use super::namespace::NamespaceIdentity;
 use super::qpair::{Open, Qpair, QueueEntries};
+use crate::topology::Access;
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, PropertyGet, PropertySet, PropertySize};
+use trefoil_wire::nvme::log::AnaState;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
@@ -42,10 +46,6 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon to ask again for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
-/// What an operator is told of a namespace that isn't the one that was there, and how it is taken all the same.
-const ANOTHER_NAMESPACE: &str =
-    "another namespace answers at its address; to take that one, delete the backend and make it again";
-
 /// What the owner of a controller learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControllerEvent {
@@ -55,8 +55,8 @@ pub enum ControllerEvent {
     Down(ControllerError),
     /// The namespace has another size now.
     Resized(Facts),
-    /// The namespace's ANA state is this.
-    Ana(trefoil_wire::nvme::log::AnaState),
+    /// What the namespace lets its users do is this now; at first everything. It is inaccessible also once it is given up.
+    Access(Access),
     /// The discovery log was read whole; see [`Controller::discovery`].
     DiscoveryLog,
     /// The loss timeout passed: waiting I/O fails.
@@ -105,6 +105,9 @@ pub struct Controller {
     namespace: Option<NamespaceIdentity>,
     /// The namespace's size as the owner knows it.
     told_blocks: u64,
+    /// What it lets its users do, as the owner knows it.
+    told_access: Access,
+    ana: AnaWatch,
     steps: Steps,
     current: Option<Step>,
     scratch: Option<Buf>,
@@ -150,6 +153,8 @@ impl Controller {
             facts: Facts::default(),
             namespace: None,
             told_blocks: 0,
+            told_access: Access::FULL,
+            ana: AnaWatch::default(),
             steps: Steps::new(),
             current: None,
             scratch: None,
@@ -164,7 +169,7 @@ impl Controller {
             keep_alive_at: None,
             poll_at: None,
             poll_until: Instant::default(),
-            // Open, Close, Fenced, GiveUp of one association, and those of the next.
+            // Open, Close, Fenced, GiveUp, Inaccessible of one association, and those of the next.
             out: VecDeque::with_capacity(16),
             events: VecDeque::with_capacity(32),
             new_sock: None,
@@ -295,6 +300,9 @@ impl Controller {
             {
                 self.abort(io, qid, cid);
             }
+            InitiatorMsg::AnaError { epoch } if epoch == self.epoch && self.state == State::Ready => {
+                self.steps.push(Step::Ana(LogPlace::default()));
+            }
             _ => {}
         }
     }
@@ -305,6 +313,22 @@ impl Controller {
         self.gave_up = false;
         self.told_blocks = self.facts.blocks;
         self.events.push_back(ControllerEvent::Up(self.facts.clone()));
+        self.tell_access();
+    }
+
+    /// Tells what the namespace lets its users do, if that is news.
+    fn tell_access(&mut self) {
+        let ana_state = if self.gave_up { AnaState::Inaccessible } else { self.ana.state() };
+        let access = Access { ana_state, read_only: self.facts.read_only };
+        // While it is being reached, what it said before stands.
+        if self.told_access == access || (self.state != State::Ready && !self.gave_up) {
+            return;
+        }
+        if self.told_access.ana_state.is_usable() && !ana_state.is_usable() {
+            self.out.push_back(InitiatorMsg::Inaccessible);
+        }
+        self.told_access = access;
+        self.events.push_back(ControllerEvent::Access(access));
     }
 
     fn abort<I: Io>(&mut self, io: &mut I, sqid: u16, cid: u16) {
@@ -400,6 +424,10 @@ impl Controller {
             self.out.push_back(InitiatorMsg::Fenced { epoch });
         }
         self.check_loss(now);
+        if self.ana.on_tick(now) && self.state == State::Ready {
+            self.steps.push(Step::Ana(LogPlace::default()));
+        }
+        self.tell_access();
         self.connect(io, arena);
         self.keep_alive(io);
         self.advance(io);
@@ -412,6 +440,7 @@ impl Controller {
             self.gave_up = true;
             self.out.push_back(InitiatorMsg::GiveUp);
             self.events.push_back(ControllerEvent::GaveUp);
+            self.tell_access();
         }
     }
 
@@ -640,9 +669,15 @@ impl Controller {
                 } else if !status.is(Status::INVALID_FIELD) && !status.is(Status::INVALID_OPCODE) {
                     return self.down(io, ControllerError::Command { step: step.name(), status });
                 }
-                let identity = self.facts.identity();
-                if !self.namespace.get_or_insert(identity).is(&identity) {
-                    return self.down(io, ControllerError::Unusable(ANOTHER_NAMESPACE));
+                let is = self.facts.identity();
+                let was = *self.namespace.get_or_insert(is);
+                if !was.is(&is) {
+                    return self.down(io, ControllerError::AnotherNamespace { was, is });
+                }
+                match self.facts.ana {
+                    // Its group may be another one now.
+                    true => self.steps.push(Step::Ana(LogPlace::default())),
+                    false => self.ana.take(io.now(), AnaState::Optimized),
                 }
                 if self.state == State::Ready {
                     if std::mem::replace(&mut self.told_blocks, self.facts.blocks) != self.facts.blocks {
@@ -650,16 +685,14 @@ impl Controller {
                     }
                     return;
                 }
-                if self.facts.ana {
-                    self.steps.push(Step::Ana);
-                }
                 self.steps.push(Step::Ready);
             }
-            Step::Ana if cqe.status.is_ok() => {
-                if let Some(state) = self.facts.take_ana(data) {
-                    self.events.push_back(ControllerEvent::Ana(state));
-                }
-            }
+            Step::Ana(place) if cqe.status.is_ok() => match self.facts.find_group(place, data) {
+                (Some(state), _) => self.ana.take(io.now(), state),
+                (None, Some(next)) => self.steps.push_first(Step::Ana(next)),
+                // It says nothing of it.
+                (None, None) => self.ana.take(io.now(), AnaState::Optimized),
+            },
             Step::ChangedNamespaces => self.steps.push(Step::Namespace),
             Step::DiscoveryHeader | Step::DiscoveryEntries => match self.log.take(step, data) {
                 Some(next) => self.steps.push(next),
@@ -706,6 +739,7 @@ impl Controller {
                 write_zeroes: self.facts.write_zeroes,
                 deallocate: self.facts.deallocate,
                 volatile_write_cache: self.facts.volatile_write_cache,
+                ana: self.facts.ana,
             },
         }
     }
@@ -725,7 +759,7 @@ impl Controller {
         self.steps.push(match event {
             AsyncEvent::DISCOVERY_CHANGED => Step::DiscoveryHeader,
             AsyncEvent::NAMESPACE_CHANGED => Step::ChangedNamespaces,
-            AsyncEvent::ANA_CHANGE => Step::Ana,
+            AsyncEvent::ANA_CHANGE => Step::Ana(LogPlace::default()),
             other => Step::Rearm { log_page: other.log_page },
         });
         self.wait_for_event();
@@ -738,8 +772,9 @@ impl Controller {
             _ => None,
         };
         let loss = self.lost_since.filter(|_| !self.gave_up).map(|since| since + self.config.loss_timeout);
+        let (fence, ana) = (self.fences.next(), self.ana.next_deadline());
         let timers =
-            [attempt, loss, self.keep_alive_at, self.poll_at, self.fences.next(), self.qpair.next_deadline()];
+            [attempt, loss, self.keep_alive_at, self.poll_at, fence, ana, self.qpair.next_deadline()];
         timers.into_iter().flatten().min()
     }
 }

@@ -1,5 +1,6 @@
 //! What goes wrong with a queue pair or a controller, sorted by who is at fault.
 
+use super::namespace::NamespaceIdentity;
 use trefoil_poll::SockError;
 use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
 use trefoil_wire::nvme::Status;
@@ -11,6 +12,10 @@ const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
+
+/// What an operator is told of a namespace that isn't the one that was there, and how it is taken all the same.
+pub const ANOTHER_NAMESPACE: &str =
+    "another namespace answers at its address; to take that one, delete the backend and make it again";
 
 /// Why a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,6 +144,14 @@ pub enum ControllerError {
     /// What it says of itself can't be used.
     #[error("the controller can't be used: {0}")]
     Unusable(&'static str),
+    /// Another namespace answers than the one that did before.
+    #[error("{ANOTHER_NAMESPACE}: it has been {was}, and is {is}")]
+    AnotherNamespace {
+        /// The one that did.
+        was: NamespaceIdentity,
+        /// The one that does.
+        is: NamespaceIdentity,
+    },
     /// Our owner stopped it.
     #[error("stopped by its owner")]
     Stopped,
@@ -151,7 +164,8 @@ impl ControllerError {
             Self::Queue { qid: 0, why: QueueError::Refused(ConnectResponse::Failed(status)) }
             | Self::Command { status, .. } => status.is_dnr(),
             Self::Queue { qid: 0, why: QueueError::Refused(_) | QueueError::AuthenticationRequired(_) }
-            | Self::Unusable(_) => true,
+            | Self::Unusable(_)
+            | Self::AnotherNamespace { .. } => true,
             _ => false,
         }
     }
@@ -195,6 +209,7 @@ impl ControllerError {
             Self::Fatal => "the array's controller reports a fatal error",
             Self::NotReady => "the array's controller did not become ready",
             Self::Unusable(why) => why,
+            Self::AnotherNamespace { .. } => ANOTHER_NAMESPACE,
             Self::Stopped => "stopped",
         }
     }

@@ -18,7 +18,9 @@
 //! [`Fault::Aborted`]: at once, unless it is a write that was sent; then when it completes, or is fenced.
 //!
 //! A command that *completed* with a status that asks for a retry goes again after a pause, until the
-//! loss timeout has passed since it was first submitted.
+//! loss timeout has passed since it was first submitted. One that ended with the ANA status of a namespace that reports its
+//! state doesn't: our hosts are told of the state and know best what to do. Only a change of state is waited for as long as
+//! [`CHANGE_HELD`].
 //!
 //! # When a command is given up
 //! With [`Fault::PathLost`], once the controller says [`InitiatorMsg::GiveUp`]. A controller that comes back each time says no
@@ -31,6 +33,7 @@
 //! Memory: a lane holds at most `capacity` commands of about 180 bytes; they are in the queue pair or in
 //! one of four queues, each with room for all of them.
 
+use super::ana::CHANGE_HELD;
 use super::command::{Command, Done, QpairEvent};
 use super::error::QueueError;
 use super::message::{Association, InitiatorMsg, Limits};
@@ -91,6 +94,8 @@ pub struct Lane {
     gave_up: bool,
     /// When the queue was lost or could not connect; it has not been up since.
     down_since: Option<Instant>,
+    /// When the controller may be told of an ANA status again.
+    ana_error_at: Instant,
     /// When what waits fails, since all is given up.
     fail_at: Option<Instant>,
     stopping: bool,
@@ -116,8 +121,8 @@ impl Lane {
             config.command_timeout,
         );
         let capacity = config.capacity;
-        // Opened, Lost, and one Expired for each command.
-        let out = VecDeque::with_capacity(2 + usize::from(config.entries.commands()));
+        // Opened, Lost, an AnaError, and one Expired for each command.
+        let out = VecDeque::with_capacity(3 + usize::from(config.entries.commands()));
         Self {
             qpair,
             config,
@@ -126,6 +131,7 @@ impl Lane {
             fenced_epoch: 0,
             gave_up: false,
             down_since: None,
+            ana_error_at: Instant::default(),
             fail_at: None,
             stopping: false,
             limits: Limits::default(),
@@ -283,12 +289,15 @@ impl Lane {
             }
             InitiatorMsg::GiveUp => {
                 self.gave_up = true;
-                self.fail_waiting();
-                while let Some((_, command)) = self.delayed.pop_front() {
-                    self.fail(command, Fault::PathLost);
-                }
+                self.fail_waiting(Fault::PathLost);
+                self.fail_delayed(Fault::PathLost);
+            }
+            InitiatorMsg::Inaccessible => {
+                self.fail_waiting(Fault::Inaccessible);
+                self.fail_delayed(Fault::Inaccessible);
             }
             InitiatorMsg::Hello { .. }
+            | InitiatorMsg::AnaError { .. }
             | InitiatorMsg::Opened { .. }
             | InitiatorMsg::Lost { .. }
             | InitiatorMsg::Expired { .. } => {}
@@ -329,8 +338,14 @@ impl Lane {
         match result {
             Ok(cqe) => {
                 command.lost_since = None;
-                let pause = retry_after(cqe.status);
-                let in_time = now.since(command.since) < self.config.loss_timeout;
+                let mut pause = retry_after(cqe.status);
+                let mut limit = self.config.loss_timeout;
+                if self.limits.ana && is_ana(cqe.status) {
+                    self.ana_error(now);
+                    limit = limit.min(CHANGE_HELD);
+                    pause = pause.filter(|_| cqe.status.is(Status::ANA_TRANSITION));
+                }
+                let in_time = now.since(command.since) < limit;
                 let wanted = !self.gave_up && !command.cancelled;
                 match pause {
                     Some(pause) if in_time && wanted => self.delayed.push_back((now + pause, command)),
@@ -357,9 +372,23 @@ impl Lane {
         }
     }
 
-    fn fail_waiting(&mut self) {
+    fn fail_waiting(&mut self, fault: Fault) {
         while let Some(command) = self.waiting.pop_front() {
-            self.fail(command, Fault::PathLost);
+            self.fail(command, fault);
+        }
+    }
+
+    fn fail_delayed(&mut self, fault: Fault) {
+        while let Some((_, command)) = self.delayed.pop_front() {
+            self.fail(command, fault);
+        }
+    }
+
+    /// Lets the controller look at the ANA state, however many commands end because of it not more often than this.
+    fn ana_error(&mut self, now: Instant) {
+        if now >= self.ana_error_at {
+            self.ana_error_at = now + RETRY_AFTER;
+            self.out.push_back(InitiatorMsg::AnaError { epoch: self.epoch });
         }
     }
 
@@ -464,7 +493,7 @@ impl Lane {
             self.fail_at = None;
         } else if self.stopping || *self.fail_at.get_or_insert(now + HELD_FOR) <= now {
             self.fail_at = None;
-            self.fail_waiting();
+            self.fail_waiting(Fault::PathLost);
         }
     }
 
@@ -485,6 +514,12 @@ impl Lane {
         let give_up = self.fail_at.or(down_since.map(|since| since + self.config.loss_timeout));
         [retry, give_up, self.qpair.next_deadline()].into_iter().flatten().min()
     }
+}
+
+/// Whether a status is of the namespace's ANA state (NVMe base 2.0c §8.1.3).
+fn is_ana(status: Status) -> bool {
+    let all = [Status::ANA_INACCESSIBLE, Status::ANA_PERSISTENT_LOSS, Status::ANA_TRANSITION];
+    all.iter().any(|code| status.is(*code))
 }
 
 /// Whether a status says that the same command may succeed later on this path, and after what pause.

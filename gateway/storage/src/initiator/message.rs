@@ -28,6 +28,13 @@ pub enum InitiatorMsg {
     /// Controller → queues: the loss timeout passed; what waits fails with
     /// [`PathLost`](crate::Fault::PathLost), and so does new I/O until the next `Open`.
     GiveUp,
+    /// Controller → queues: the namespace can't be reached in this association, as its ANA state says. What waits fails.
+    Inaccessible,
+    /// Queue → controller: a command ended with an ANA status; look at the namespace's ANA state.
+    AnaError {
+        /// The association.
+        epoch: u32,
+    },
     /// Queue → controller: a core's channel is attached; tell it what it missed.
     Hello {
         /// The core.
@@ -92,4 +99,6 @@ pub struct Limits {
     pub deallocate: bool,
     /// A volatile write cache is present (VWC bit 0).
     pub volatile_write_cache: bool,
+    /// ANA states are reported (CMIC bit 3).
+    pub ana: bool,
 }

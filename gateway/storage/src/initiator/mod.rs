@@ -14,6 +14,7 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod message;
+mod namespace;
 pub mod qpair;
 
 mod receive;
@@ -22,21 +23,24 @@ mod transmit;
 pub mod fence;
 pub mod lane;
 
+mod ana;
 mod bringup;
 pub mod controller;
 pub mod discovery;
 
 pub mod host;
 
-pub use bringup::{Facts, NamespaceIdentity};
+pub use ana::{AnaWatch, CHANGE_HELD};
+pub use bringup::Facts;
 pub use command::{Command, Done, INLINE_BYTES, Lost, QpairEvent};
 pub use config::{ControllerConfig, Purpose};
 pub use controller::{Controller, ControllerEvent};
-pub use error::{ControllerError, QueueError, Violation};
+pub use error::{ANOTHER_NAMESPACE, ControllerError, QueueError, Violation};
 pub use fence::FenceRule;
 pub use host::Host;
 pub use lane::{Finished, Lane, LaneConfig};
 pub use message::{Association, InitiatorMsg, Limits};
+pub use namespace::NamespaceIdentity;
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair, QueueEntries};
 
 #[cfg(test)]

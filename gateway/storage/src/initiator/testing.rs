@@ -11,6 +11,7 @@ use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::{Connect, ConnectResponse, FabricsCommand, Nqn};
 use trefoil_wire::nvme::feature::{NumberOfQueues, fid};
 use trefoil_wire::nvme::identify::{IdentifyController, IdentifyNamespace, LbaFormat, cns};
+use trefoil_wire::nvme::log::{AnaLogWriter, AnaState, ana_log_len, lid};
 use trefoil_wire::nvme::property::{Cap, Cc, Csts, offset};
 use trefoil_wire::nvme::{AdminCommand, Cqe, IoCommand, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
@@ -131,6 +132,12 @@ pub struct Manners {
     pub write_zeroes: (bool, Status),
     /// The same of Dataset Management.
     pub dsm: (bool, Status),
+    /// The state of the namespace's ANA group, if such are reported, and the last groups of the log of which it is one.
+    pub ana: Option<AnaState>,
+    pub ana_groups: u16,
+    /// I/O commands follow the ANA state.
+    pub heeds_ana: bool,
+    pub read_only: bool,
     pub nguid: u8,
     pub eui64: u8,
     /// How Identify Namespace Descriptors ends.
@@ -161,6 +168,10 @@ impl Default for Manners {
             mqes: 127,
             write_zeroes: (true, Status::SUCCESS),
             dsm: (true, Status::SUCCESS),
+            ana: None,
+            ana_groups: 1,
+            heeds_ana: true,
+            read_only: false,
             nguid: 9,
             eui64: 0,
             descriptors: Status::SUCCESS,
@@ -253,6 +264,7 @@ pub struct Array {
     pub disk: Vec<u8>,
     pub log: Vec<u8>,
     pub writes_seen: usize,
+    pub ana_reads: usize,
     pub resets: usize,
     pub shutdowns: usize,
     pub aborts: Vec<u16>,
@@ -261,7 +273,16 @@ pub struct Array {
 impl Array {
     pub fn new(manners: Manners) -> Self {
         let disk = vec![0; manners.blocks as usize * 512];
-        Self { manners, disk, log: Vec::new(), writes_seen: 0, resets: 0, shutdowns: 0, aborts: Vec::new() }
+        Self {
+            manners,
+            disk,
+            log: Vec::new(),
+            writes_seen: 0,
+            ana_reads: 0,
+            resets: 0,
+            shutdowns: 0,
+            aborts: Vec::new(),
+        }
     }
 
     /// Takes what the host sent and answers.
@@ -395,12 +416,16 @@ impl Array {
                 controller.oncs.dsm = self.manners.dsm.0;
                 controller.vwc = 1;
                 controller.oaes.namespace_attribute = true;
+                controller.cmic.ana_reporting = self.manners.ana.is_some();
+                controller.oaes.ana_change = self.manners.ana.is_some();
                 controller.emit(&mut page);
             }
             AdminCommand::Identify(id) if id.cns == cns::NAMESPACE => {
                 let mut namespace = IdentifyNamespace::parse(&[0; 4096]);
                 namespace.nsze = self.manners.blocks;
                 namespace.lbaf0 = LbaFormat::B512;
+                namespace.nsattr = u8::from(self.manners.read_only);
+                namespace.anagrpid = u32::from(self.manners.ana_groups);
                 namespace.nguid = [self.manners.nguid; 16];
                 namespace.eui64 = [self.manners.eui64; 8];
                 namespace.emit(&mut page);
@@ -412,6 +437,18 @@ impl Array {
             }
             AdminCommand::Identify(_) => {}
             AdminCommand::GetLogPage(log) => {
+                if let (lid::ANA, Some(state)) = (log.lid, self.manners.ana) {
+                    assert_eq!(log.lsp, 1, "groups only");
+                    self.ana_reads += 1;
+                    let groups = self.manners.ana_groups;
+                    self.log = vec![0; ana_log_len(groups.into(), 0)];
+                    let mut writer = AnaLogWriter::new(1, &mut self.log).expect("room");
+                    for group in 1..=groups {
+                        let state = if group == groups { state } else { AnaState::NonOptimized };
+                        writer.group(group.into(), 1, state, []).expect("room");
+                    }
+                    writer.finish();
+                }
                 let at = log.lpo as usize;
                 let bytes: Vec<u8> = (at..at + log.len_bytes as usize)
                     .map(|at| self.log.get(at).copied().unwrap_or(0))
@@ -450,6 +487,15 @@ impl Array {
         }
         let span = |slba: u64, nlb: u64| slba as usize * 512..(slba + nlb) as usize * 512;
         let mut status = Status::SUCCESS;
+        let ana = match self.manners.ana.filter(|_| self.manners.heeds_ana) {
+            Some(AnaState::Inaccessible) => Some(Status::ANA_INACCESSIBLE),
+            Some(AnaState::PersistentLoss) => Some(Status::ANA_PERSISTENT_LOSS),
+            Some(AnaState::Change) => Some(Status::ANA_TRANSITION),
+            _ => None,
+        };
+        if let Some(status) = ana {
+            return conn.respond(Cqe::new(sqe.cid, 0, status));
+        }
         match IoCommand::parse(&sqe) {
             IoCommand::Read(range) if self.manners.poison == Some(range.slba) => {
                 return conn.output.extend([0xEE; 128]);

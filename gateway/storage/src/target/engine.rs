@@ -475,6 +475,7 @@ pub(super) fn status_of(fault: Fault) -> Status {
         Fault::NoSpace => Status::CAPACITY_EXCEEDED.dnr(),
         Fault::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
         Fault::PathLost => Status::INTERNAL_PATH_ERROR,
+        Fault::Inaccessible => Status::ANA_INACCESSIBLE,
         Fault::Gone => Status::INVALID_NAMESPACE.dnr(),
         Fault::Unsupported => Status::INVALID_OPCODE.dnr(),
         Fault::Aborted => Status::ABORT_REQUESTED,

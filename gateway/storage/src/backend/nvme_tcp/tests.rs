@@ -6,6 +6,8 @@ use crate::initiator::{FenceRule, NamespaceIdentity, QueueEntries};
 use crate::request::{Completed, Origin, Owner};
 use crate::topology::LunId;
 use trefoil_poll::{Arena, RecvInto};
+use trefoil_wire::nvme::AsyncEvent;
+use trefoil_wire::nvme::log::AnaState;
 
 const SECOND: Duration = Duration::from_secs(1);
 const BACKEND: BackendId = BackendId(1);
@@ -179,6 +181,25 @@ impl Gateway {
         let origin = Origin { core, home, owner: Owner::Workload, slot, generation: 0 };
         let request = Request::new(op, LunId(0), offset, len, buf, origin).of_stream(STREAM);
         self.with(at, |channel, cx| channel.submit(cx, request));
+    }
+
+    /// The array says that something has changed.
+    fn tell(&mut self, event: AsyncEvent) {
+        let mut conns = self.cores.iter_mut().flat_map(|core| core.conns.iter_mut());
+        let admin = conns.find(|conn| conn.aer.is_some()).expect("an event request");
+        let mut cqe = Cqe::new(admin.aer.take().expect("an event request"), 0, Status::SUCCESS);
+        cqe.result = u64::from(event.dw0());
+        admin.respond(cqe);
+        self.run();
+    }
+
+    /// What control has been told of what the namespace lets its users do, since the last call.
+    fn told(&mut self) -> Vec<(AnaState, bool)> {
+        let told = std::mem::take(&mut self.events).into_iter().filter_map(|event| match event {
+            Event::BackendAccess { access, .. } => Some((access.ana_state, access.read_only)),
+            _ => None,
+        });
+        told.collect()
     }
 
     /// Tells core `at` that the requests of core `of` are cancelled.
@@ -425,6 +446,99 @@ fn a_cancelled_zeroing_by_writing_sends_no_further_write() {
     gateway.pass(30 * SECOND);
     assert_eq!(gateway.results(), [(1, ABORTED)]);
     assert_eq!(gateway.array.writes_seen, 1);
+    gateway.end();
+}
+
+const INACCESSIBLE: Result<(), Fault> = Err(Fault::Inaccessible);
+
+#[test]
+fn an_arrays_ana_state_is_told_at_once_and_nobody_is_kept_waiting() {
+    use AnaState::{Inaccessible, NonOptimized, Optimized, PersistentLoss};
+    let manners = Manners { ana: Some(NonOptimized), ana_groups: 300, queues: 2, ..Manners::default() };
+    let mut gateway = Gateway::new(160, 2, manners);
+    gateway.run();
+    assert_eq!(gateway.told(), [(NonOptimized, false)], "our group is the last of the log's 300");
+    assert_eq!(gateway.array.ana_reads, 3);
+    for state in [Optimized, Inaccessible, PersistentLoss, Inaccessible, Optimized] {
+        gateway.array.manners.ana = Some(state);
+        gateway.tell(AsyncEvent::ANA_CHANGE);
+        assert_eq!(gateway.told(), [(state, false)]);
+    }
+    // A command's status tells the same as the event, and ends the command on both cores.
+    gateway.array.manners.ana = Some(Inaccessible);
+    gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
+    gateway.ask(1, 2, Op::Read, 0, 4096, None);
+    gateway.run();
+    assert_eq!(gateway.results(), [(1, INACCESSIBLE), (2, INACCESSIBLE)]);
+    assert_eq!(gateway.told(), [(Inaccessible, false)]);
+    // Without an event it is noticed a little later that the namespace is back.
+    gateway.array.manners.ana = Some(Optimized);
+    gateway.pass(Duration::from_millis(1100));
+    assert_eq!(gateway.told(), [(Optimized, false)]);
+    // Nothing is asked of a namespace that can be used.
+    let reads = gateway.array.ana_reads;
+    gateway.pass(5 * SECOND);
+    assert_eq!(gateway.array.ana_reads, reads);
+    gateway.ask(0, 3, Op::Write, 0, 4096, Some(6));
+    gateway.run();
+    assert_eq!(gateway.results(), [(3, Ok(()))]);
+    gateway.end();
+}
+
+#[test]
+fn a_change_of_ana_state_is_held_and_then_inaccessible_within_anatt() {
+    use AnaState::{Change, Inaccessible, Optimized};
+    let mut gateway = Gateway::new(162, 1, Manners { ana: Some(Optimized), ..Manners::default() });
+    gateway.run();
+    gateway.array.manners.ana = Some(Change);
+    gateway.tell(AsyncEvent::ANA_CHANGE);
+    gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
+    gateway.pass(7 * SECOND);
+    assert_eq!((gateway.results(), gateway.told()), (vec![], vec![]), "it is held");
+    gateway.array.manners.ana = Some(Optimized);
+    gateway.tell(AsyncEvent::ANA_CHANGE);
+    gateway.pass(Duration::from_millis(200));
+    assert_eq!((gateway.results(), gateway.told()), (vec![(1, Ok(()))], vec![]), "nobody has noticed");
+
+    gateway.array.manners.ana = Some(Change);
+    gateway.tell(AsyncEvent::ANA_CHANGE);
+    gateway.ask(0, 2, Op::Read, 0, 4096, None);
+    gateway.pass(5 * SECOND);
+    gateway.ask(0, 3, Op::Read, 0, 4096, None);
+    gateway.pass(Duration::from_millis(2900));
+    assert_eq!((gateway.results(), gateway.told()), (vec![], vec![]));
+    gateway.pass(Duration::from_millis(200));
+    assert_eq!(gateway.results(), [(2, INACCESSIBLE), (3, INACCESSIBLE)], "also what came later");
+    assert_eq!(gateway.told(), [(Inaccessible, false)]);
+    gateway.array.manners.ana = Some(Optimized);
+    gateway.tell(AsyncEvent::ANA_CHANGE);
+    assert_eq!(gateway.told(), [(Optimized, false)]);
+    gateway.end();
+}
+
+#[test]
+fn a_write_protected_namespace_is_told_and_so_is_its_end() {
+    let mut gateway = Gateway::new(163, 1, Manners { read_only: true, ..Manners::default() });
+    gateway.run();
+    assert_eq!(gateway.told(), [(AnaState::Optimized, true)]);
+    gateway.array.manners.read_only = false;
+    gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
+    assert_eq!(gateway.told(), [(AnaState::Optimized, false)]);
+    gateway.end();
+}
+
+#[test]
+fn an_array_that_is_given_up_is_inaccessible_until_it_is_back() {
+    let mut gateway =
+        Gateway::new(164, 1, Manners { ana: Some(AnaState::NonOptimized), ..Manners::default() });
+    gateway.run();
+    assert_eq!(gateway.told(), [(AnaState::NonOptimized, false)]);
+    gateway.array.manners.deaf = true;
+    gateway.pass(45 * SECOND);
+    assert_eq!(gateway.told(), [(AnaState::Inaccessible, false)]);
+    gateway.array.manners.deaf = false;
+    gateway.pass(10 * SECOND);
+    assert_eq!(gateway.told(), [(AnaState::NonOptimized, false)]);
     gateway.end();
 }
 

@@ -5,7 +5,7 @@ use super::table::ERRORS;
 use super::{Ctrlr, Kind};
 use crate::target::engine::Engine;
 use crate::target::limits::{IN_CAPSULE_BYTES, MAX_ABORTS, MAX_AERS, MAX_QUEUE_ENTRIES, MDTS};
-use crate::topology::{Lun, Namespace, Subsystem};
+use crate::topology::{ANA_TRANSITION_S, Lun, Namespace, Subsystem};
 use trefoil_wire::Ascii;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::identify::{
@@ -26,8 +26,6 @@ const DISCOVERY_MODEL: &str = "Trefoil discovery";
 const PREFERRED_BYTES: u32 = 4096;
 /// Size of a write that goes to a backend in one piece, in bytes: the NOWS hint.
 const OPTIMAL_WRITE_BYTES: u32 = 128 << 10;
-/// How long an ANA change may last, in seconds (ANATT).
-const ANA_TRANSITION_S: u8 = 10;
 
 impl Engine {
     /// Fills `data`, 4096 bytes.

@@ -211,6 +211,7 @@ fn faults_beneath_become_statuses() {
         (Fault::NoSpace, Status::CAPACITY_EXCEEDED),
         (Fault::ReadOnly, Status::NAMESPACE_WRITE_PROTECTED),
         (Fault::PathLost, Status::INTERNAL_PATH_ERROR),
+        (Fault::Inaccessible, Status::ANA_INACCESSIBLE),
         (Fault::Gone, Status::INVALID_NAMESPACE),
         (Fault::Internal, Status::INTERNAL_ERROR),
     ] {

@@ -165,6 +165,11 @@ impl<'a> AnaGroup<'a> {
     pub fn nsids(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
         self.nsids.as_chunks().0.iter().map(|nsid| u32::from_le_bytes(*nsid))
     }
+
+    /// Its bytes in the log.
+    pub fn len_bytes(&self) -> usize {
+        GroupFields::LEN + self.nsids.len()
+    }
 }
 
 impl<'a> AnaLog<'a> {
@@ -192,6 +197,13 @@ impl<'a> AnaLog<'a> {
 pub struct AnaGroups<'a> {
     left: u16,
     rest: &'a [u8],
+}
+
+impl<'a> AnaGroups<'a> {
+    /// The groups of a piece of a log that begins with a group; `left` are still to come by then.
+    pub fn from_middle(left: u16, bytes: &'a [u8]) -> Self {
+        Self { left, rest: bytes }
+    }
 }
 
 impl<'a> Iterator for AnaGroups<'a> {
