@@ -203,6 +203,13 @@ pub trait Io {
     fn post(&mut self, to: CoreId, msg: Self::Msg);
     /// Sends a message to the control thread.
     fn post_control(&mut self, msg: Self::Msg);
+
+    /// Whether the code that asks is to do wrong what `mutation` names: the simulator proves so that it would find such a
+    /// bug. No real driver ever says yes, and since it is known at compile time, nothing of the wrong way is left in a gateway.
+    #[inline(always)]
+    fn is_broken(&self, _mutation: &'static str) -> bool {
+        false
+    }
 }
 
 /// What a core is told. All calls come from its own thread, one at a time.

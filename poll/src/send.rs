@@ -138,6 +138,11 @@ impl SendList {
         self.len_bytes += len;
     }
 
+    /// Loans that it has.
+    pub fn loans(&self) -> usize {
+        self.loans.len()
+    }
+
     /// Appends the bytes of `loan`. `behind` is a block with room for them, which stays in the list like
     /// any other: the bytes move there if the loan is to end before they are sent.
     ///

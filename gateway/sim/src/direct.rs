@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use trefoil_poll::ram::Ram;
 use trefoil_poll::{
-    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
+    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, Loan, RecvEnd, SendList, SockError, SockId,
 };
-use trefoil_storage::topology::LunId;
+use trefoil_storage::topology::{BackendId, LunId};
 use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
 
 use crate::model::{Job, Kind, stamp};
@@ -26,8 +27,23 @@ const DEPTH: usize = 8;
 /// When a core looks for work that the model refused.
 const RETRY: Duration = Duration::from_micros(40);
 
+/// What a read was lent and has not looked at yet, as if it were being sent.
+struct Borrowed {
+    /// Mutation: it was given back at once, and another is taken for the look.
+    loan: Option<Loan>,
+    job: Job,
+    /// What the memory held when it was lent.
+    then: Vec<u8>,
+    until: Instant,
+}
+
+/// Longest time for which the workload keeps a loan.
+const BORROWED: Duration = Duration::from_micros(300);
+
 /// See the module.
 pub struct LunCore {
+    // First, so that memory is free when it goes.
+    borrowed: Vec<Borrowed>,
     luns: Luns<StorageSim>,
     requests: VecDeque<Request>,
     done: VecDeque<Completed>,
@@ -59,6 +75,7 @@ impl LunCore {
             requests: VecDeque::new(),
             done: VecDeque::new(),
             slots: vec![(0, None); DEPTH],
+            borrowed: Vec::with_capacity(DEPTH),
             workload,
             now: io.now(),
             arena,
@@ -68,6 +85,43 @@ impl LunCore {
     /// Bytes of its arena that are handed out.
     pub fn held_bytes(&self) -> usize {
         self.arena.capacity_bytes() - self.arena.free_bytes()
+    }
+
+    /// The memory of a backend, if this core has it.
+    pub fn ram(&self, id: BackendId) -> Option<&Ram> {
+        self.luns.ram(id)
+    }
+
+    /// Requests that wait for their backend.
+    pub fn waiting(&self) -> usize {
+        self.luns.waiting()
+    }
+
+    /// Whether its workload has borrowed memory.
+    pub fn borrows(&self) -> bool {
+        !self.borrowed.is_empty()
+    }
+
+    /// Gives back the loans whose time is over, and finishes their reads. Whether there were any.
+    fn give_back(&mut self) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while at < self.borrowed.len() {
+            if self.borrowed[at].until > self.now {
+                at += 1;
+                continue;
+            }
+            any = true;
+            let Borrowed { loan, job, then, .. } = self.borrowed.swap_remove(at);
+            let (offset, len) = (job.lba * job.block_bytes as u64, job.len_bytes() as u32);
+            let loan = loan.or_else(|| self.luns.lend(LunId(job.lun as u32), offset, len));
+            let mut workload = self.workload.borrow_mut();
+            if let Some(loan) = loan.filter(|loan| **loan != *then) {
+                workload.model.violate(format!("{loan:?} changed while it was lent to {job:?}"));
+            }
+            workload.model.finish(job.id, Ok(()), &then);
+        }
+        any
     }
 
     fn drain(&mut self, io: &mut StorageSim) {
@@ -80,20 +134,26 @@ impl LunCore {
             let origin = done.origin();
             match origin.owner {
                 _ if origin.core != io.core() => io.post(origin.core, Msg::Completed(done)),
-                Owner::Workload => self.settle(done),
+                Owner::Workload => self.settle(io, done),
                 Owner::Control | Owner::Target => io.post_control(Msg::Completed(done)),
             }
         }
     }
 
-    fn settle(&mut self, done: Completed) {
-        let origin = done.origin();
+    fn settle(&mut self, io: &mut StorageSim, mut done: Completed) {
+        let (origin, loan) = (done.origin(), done.take_loan());
         let (buf, result) = done.settle();
         let slot = self.slots.get_mut(origin.slot as usize);
         let job =
             slot.filter(|(generation, _)| *generation == origin.generation).and_then(|(_, job)| job.take());
         let mut workload = self.workload.borrow_mut();
         match job {
+            Some(job) if let Some(loan) = loan => {
+                let until = self.now + Duration::from_nanos(io.random() % BORROWED.as_nanos() as u64);
+                let then = loan.to_vec();
+                let loan = Some(loan).filter(|_| !io.is_broken("overwritten-loan"));
+                self.borrowed.push(Borrowed { loan, job, then, until });
+            }
             Some(job) => {
                 let len = job.len_bytes();
                 let data = buf.as_deref().and_then(|buf| buf.get(..len)).unwrap_or_default();
@@ -153,7 +213,8 @@ impl LunCore {
             generation: *generation,
         };
         let offset = job.lba * job.block_bytes as u64;
-        Request::new(op, LunId(job.lun as u32), offset, len as u64, buf, origin).durable(durable)
+        let request = Request::new(op, LunId(job.lun as u32), offset, len as u64, buf, origin);
+        request.durable(durable).may_lend(op == Op::Read)
     }
 }
 
@@ -213,7 +274,8 @@ impl Handler<StorageSim> for LunCore {
 
     fn on_turn(&mut self, io: &mut StorageSim) -> bool {
         self.now = io.now();
-        let worked = self.luns.on_turn(cx!(self, io));
+        let gave_back = self.give_back();
+        let worked = self.luns.on_turn(cx!(self, io)) || gave_back;
         while self.begin(io) {}
         self.drain(io);
         worked
@@ -221,6 +283,7 @@ impl Handler<StorageSim> for LunCore {
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.slots.iter().any(|(_, job)| job.is_none());
-        (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY)
+        let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + RETRY);
+        self.borrowed.iter().map(|borrowed| borrowed.until).chain(work).min()
     }
 }

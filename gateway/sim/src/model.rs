@@ -5,7 +5,9 @@
 //! unknown adds one; a read that saw one removes the others: what was seen stays. Beside it stands
 //! what a power cut may leave: what was there at the last flush, and everything since.
 //!
-//! A write has its blocks to itself while it is under way: the model refuses an overlapping job.
+//! A write has its blocks to itself while it is under way: the model refuses an overlapping job. On a LUN that is shared
+//! ([`Model::share`]) only other writes are refused. There a read may see what a block held at any moment since the read
+//! began, and the write that is under way; and no read that begins later may see anything older.
 
 use std::collections::BTreeMap;
 use trefoil_storage::Fault;
@@ -37,6 +39,13 @@ pub enum Kind {
     },
     /// Dataset Management, deallocate.
     Deallocate,
+}
+
+impl Kind {
+    /// Whether it changes what the LUN holds.
+    pub fn writes(self) -> bool {
+        !matches!(self, Self::Read | Self::Flush)
+    }
 }
 
 /// One operation on its way.
@@ -82,8 +91,13 @@ struct Block {
     /// What a read could see before power cuts that the readers there are now have lived through: the answer may have been on
     /// its way.
     before: Vec<Version>,
-    /// Readers, or -1 for a writer.
-    busy: i32,
+    /// What a read could see before other versions took its place, by that time; kept while there are readers.
+    past: Vec<(u64, Version)>,
+    readers: u32,
+    /// What the writer under way writes.
+    writer: Option<Version>,
+    /// When a write last ended here.
+    written_at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +107,12 @@ struct Lun {
     open: bool,
     /// Path errors have a cause now.
     path_excused: bool,
+    /// Reads and writes may overlap.
+    shared: bool,
+    /// Write errors have a cause now: it is read-only, or was a moment ago.
+    write_excused: bool,
+    /// Since when it is read-only on every core.
+    read_only_since: Option<u64>,
 }
 
 /// See the module.
@@ -113,17 +133,41 @@ pub struct Model {
 
 impl Block {
     fn zero() -> Self {
-        Self { now: vec![0], stable: vec![0], since: Vec::new(), before: Vec::new(), busy: 0 }
+        Self {
+            now: vec![0],
+            stable: vec![0],
+            since: Vec::new(),
+            before: Vec::new(),
+            past: Vec::new(),
+            readers: 0,
+            writer: None,
+            written_at: 0,
+        }
+    }
+
+    /// Whether an operation may begin on it.
+    fn admits(&self, reads: bool, shared: bool) -> bool {
+        match reads {
+            true => shared || self.writer.is_none(),
+            false => self.writer.is_none() && (shared || self.readers == 0),
+        }
     }
 
     fn write(&mut self, at: u64, version: Version, certain: bool) {
         if certain {
-            self.now.clear();
-        }
-        if !self.now.contains(&version) {
+            self.replace(at, version);
+        } else if !self.now.contains(&version) {
             self.now.push(version);
         }
         self.since.push((at, version, certain));
+    }
+
+    /// It holds `version` and nothing else.
+    fn replace(&mut self, at: u64, version: Version) {
+        let now = std::mem::replace(&mut self.now, vec![version]);
+        if self.readers > 0 {
+            self.past.extend(now.into_iter().filter(|&old| old != version).map(|old| (at, old)));
+        }
     }
 
     /// Everything up to `at` is on stable media.
@@ -149,13 +193,25 @@ impl Block {
         self.now = self.stable.clone();
     }
 
-    /// Whether a read may see `version`; if so it stays, unless power went since the read began (`cut`).
-    fn see(&mut self, at: u64, version: Version, cut: bool) -> bool {
-        if !self.now.contains(&version) {
-            return cut && self.before.contains(&version);
+    /// The memory that holds it is gone, and there are zeros in its place.
+    fn lose(&mut self) {
+        self.before.extend(&self.now);
+        self.since.clear();
+        (self.now, self.stable) = (vec![0], vec![0]);
+    }
+
+    /// Whether a read that began at `began` and ends at `at` may see `version`. If that says what the block holds now, it
+    /// stays, unless power went since the read began (`cut`).
+    fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
+        let writes = self.writer == Some(version);
+        let was = self.past.iter().any(|&(until, old)| old == version && until > began);
+        if !writes && !self.now.contains(&version) {
+            return was || cut && self.before.contains(&version);
         }
-        if !cut && self.now.len() > 1 {
-            self.now = vec![version];
+        // What it saw may be older than a write that ended meanwhile; zeros have no version of their own.
+        let is_latest = self.written_at < began || writes && !was;
+        if !cut && is_latest && self.now != [version] {
+            self.replace(at, version);
             self.since.push((at, version, true));
         }
         true
@@ -164,7 +220,15 @@ impl Block {
 
 impl Lun {
     fn new(blocks: u64, block_bytes: usize) -> Self {
-        Self { blocks: vec![Block::zero(); blocks as usize], block_bytes, open: true, path_excused: false }
+        Self {
+            blocks: vec![Block::zero(); blocks as usize],
+            block_bytes,
+            open: true,
+            path_excused: false,
+            shared: false,
+            write_excused: false,
+            read_only_since: None,
+        }
     }
 }
 
@@ -236,7 +300,7 @@ impl Model {
     /// Whether errors have a cause, for new operations or for one under way.
     pub fn has_excuses(&self) -> bool {
         self.excused
-            || self.luns.iter().any(|lun| lun.path_excused || !lun.open)
+            || self.luns.iter().any(|lun| lun.path_excused || lun.write_excused || !lun.open)
             || self.jobs.values().any(|job| job.excused || job.path_excused)
     }
 
@@ -260,18 +324,22 @@ impl Model {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
         let (reads, path_excused, block_bytes) = (kind == Kind::Read, l.path_excused, l.block_bytes);
-        if range.iter().any(|b| b.busy < 0 || (!reads && b.busy > 0)) {
+        if !range.iter().all(|b| b.admits(reads, l.shared)) {
             return None;
-        }
-        for block in range {
-            if block.busy == 0 {
-                block.before.clear();
-            }
-            block.busy += if reads { 1 } else { -1 };
         }
         self.clock += 1;
         let version = if matches!(kind, Kind::Write { .. }) { self.clock } else { 0 };
-        let (id, excused) = (self.clock, self.excused);
+        for block in range {
+            if block.readers == 0 {
+                block.before.clear();
+                block.past.clear();
+            }
+            match reads {
+                true => block.readers += 1,
+                false => block.writer = Some(version),
+            }
+        }
+        let (id, excused) = (self.clock, self.excused || kind.writes() && l.write_excused);
         let job = Job { id, lun, lba, blocks, block_bytes, kind, version, excused, path_excused, cut: false };
         if let Some(log) = &mut self.log {
             log.push(format!("op {}: {kind:?} LUN {lun} blocks {lba}+{blocks} begins", job.id));
@@ -291,7 +359,13 @@ impl Model {
             log.push(format!("op {id}: {result:?}"));
         }
         match result {
-            Ok(()) => self.completed += 1,
+            Ok(()) => {
+                self.completed += 1;
+                if job.kind.writes() && self.luns[job.lun].read_only_since.is_some_and(|since| since < job.id)
+                {
+                    self.violate(format!("{job:?} changed a LUN that is read-only"));
+                }
+            }
             Err(fault) => {
                 self.failed += 1;
                 self.path_failed += u64::from(fault == Fault::PathLost && !job.excused);
@@ -331,7 +405,8 @@ impl Model {
             self.land(&job, false);
         }
         if power {
-            self.power_cut(|_| true);
+            let shared: Vec<_> = self.luns.iter().map(|lun| lun.shared).collect();
+            self.power_cut(|lun| !shared[lun]);
         }
     }
 
@@ -342,6 +417,39 @@ impl Model {
         luns.flat_map(|(_, lun)| &mut lun.blocks).for_each(Block::power_cut);
     }
 
+    /// Reads and writes of the LUN may overlap from now on.
+    pub fn share(&mut self, lun: usize) {
+        self.luns[lun].shared = true;
+    }
+
+    /// Of the memory that blocks `range` of the LUN lie in nothing is left, and the servers will try again what was under way.
+    pub fn lose(&mut self, lun: usize, range: std::ops::Range<u64>) {
+        self.jobs.values_mut().for_each(|job| job.cut |= job.lun == lun);
+        let blocks = self.luns[lun].blocks.iter_mut();
+        blocks.skip(range.start as usize).take((range.end - range.start) as usize).for_each(Block::lose);
+    }
+
+    /// The LUN becomes read-only, or no longer is: writes under way may fail for it.
+    pub fn excuse_writes(&mut self, lun: usize) {
+        let of_lun = |job: &&mut Job| job.lun == lun && job.kind.writes();
+        self.jobs.values_mut().filter(of_lun).for_each(|job| job.excused = true);
+        self.luns[lun].write_excused = true;
+        self.luns[lun].read_only_since = None;
+    }
+
+    /// Every core knows whether the LUN is read-only.
+    pub fn set_read_only(&mut self, lun: usize, read_only: bool) {
+        let clock = self.clock;
+        let lun = &mut self.luns[lun];
+        lun.write_excused = read_only;
+        lun.read_only_since = read_only.then(|| lun.read_only_since.unwrap_or(clock));
+    }
+
+    /// Jobs may begin again on a LUN that was closed and is what it was.
+    pub fn reopen(&mut self, lun: usize) {
+        self.luns[lun].open = true;
+    }
+
     /// No job may begin on the LUN.
     pub fn close(&mut self, lun: usize) {
         self.luns[lun].open = false;
@@ -350,8 +458,8 @@ impl Model {
 
     /// A LUN is new: all zeros, durably.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
-        let Lun { path_excused, block_bytes, .. } = self.luns[lun];
-        self.luns[lun] = Lun { path_excused, ..Lun::new(blocks, block_bytes) };
+        let Lun { path_excused, block_bytes, shared, .. } = self.luns[lun];
+        self.luns[lun] = Lun { path_excused, shared, ..Lun::new(blocks, block_bytes) };
     }
 
     /// A LUN has grown: what is new reads as zeros.
@@ -365,8 +473,11 @@ impl Model {
     }
 
     fn release(&mut self, job: &Job) {
-        let by = if job.kind == Kind::Read { 1 } else { -1 };
-        self.range(job).iter_mut().for_each(|b| b.busy -= by);
+        let reads = job.kind == Kind::Read;
+        self.range(job).iter_mut().for_each(|b| match reads {
+            true => b.readers -= 1,
+            false => b.writer = None,
+        });
     }
 
     fn land(&mut self, job: &Job, ok: bool) {
@@ -380,7 +491,9 @@ impl Model {
             // Reads as zeros or as before.
             Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
             Kind::Write { durable } | Kind::Zero { durable, .. } => {
-                let (version, ok) = (job.version, ok && (durable || !job.cut));
+                // Memory that is lost takes durable writes with it.
+                let survives = durable && !self.luns[job.lun].shared;
+                let (version, ok) = (job.version, ok && (survives || !job.cut));
                 for block in self.range(job) {
                     block.write(at, version, ok);
                     if ok && durable {
@@ -388,6 +501,9 @@ impl Model {
                     }
                 }
             }
+        }
+        if job.kind.writes() {
+            self.range(job).iter_mut().for_each(|b| b.written_at = at);
         }
     }
 
@@ -402,10 +518,10 @@ impl Model {
                 return self.violate(format!("LUN {} block {lba} holds {}", job.lun, describe(bytes)));
             };
             let block = &mut self.luns[job.lun].blocks[lba as usize];
-            if !block.see(at, version, job.cut) {
-                let may = block.now.clone();
+            if !block.see(job.id, at, version, job.cut) {
+                let (may, writer, past) = (block.now.clone(), block.writer, block.past.clone());
                 return self.violate(format!(
-                    "LUN {} block {lba} holds version {version}, may hold {may:?} (operation {})",
+                    "LUN {} block {lba} holds version {version}, may hold {may:?} and {writer:?}, held {past:?} (operation {})",
                     job.lun, job.id
                 ));
             }
@@ -503,6 +619,63 @@ mod tests {
         m.finish(slow.id, Ok(()), &new);
         assert_eq!(m.violation(), None);
         assert!(!read(&mut m, &new), "what was lost came back");
+    }
+
+    /// A write of block 3 that is under way, with its data.
+    fn begin_write(m: &mut Model) -> (u64, Vec<u8>) {
+        let job = m.begin(0, Kind::Write { durable: false }, 3, 1).expect("free");
+        let mut data = vec![0; BLOCK_BYTES];
+        stamp(&job, &mut data);
+        (job.id, data)
+    }
+
+    fn begin_read(m: &mut Model) -> u64 {
+        m.begin(0, Kind::Read, 3, 1).expect("shared").id
+    }
+
+    #[test]
+    fn a_read_beside_a_write_sees_either_and_later_ones_nothing_older() {
+        let mut m = Model::new(&[8]);
+        m.share(0);
+        let old = write(&mut m, false, true);
+        let early = begin_read(&mut m);
+        let (writer, new) = begin_write(&mut m);
+        let late = begin_read(&mut m);
+        m.finish(late, Ok(()), &old);
+        assert!(read(&mut m, &old) && read(&mut m, &new), "{:?}", m.violation());
+        m.finish(early, Ok(()), &old);
+        assert_eq!(m.violation(), None, "what it saw came first");
+        assert!(!read(&mut m, &old), "an older version came back after the write was seen");
+        m.finish(writer, Ok(()), &[]);
+    }
+
+    #[test]
+    fn a_read_that_a_write_overtook_says_nothing_of_now() {
+        let mut m = Model::new(&[8]);
+        m.share(0);
+        let zeros = vec![0; BLOCK_BYTES];
+        let early = begin_read(&mut m);
+        let now = write(&mut m, false, true);
+        let zero = m.begin(0, Kind::Zero { durable: false, deallocate: false }, 3, 1).expect("free");
+        m.finish(early, Ok(()), &zeros);
+        assert!(read(&mut m, &now), "{:?}", m.violation());
+        m.finish(zero.id, Ok(()), &[]);
+        assert!(!read(&mut m, &now), "the zeros are there");
+    }
+
+    #[test]
+    fn lost_memory_takes_what_was_acknowledged_and_a_read_only_lun_takes_nothing() {
+        let mut m = Model::new(&[8]);
+        m.share(0);
+        write(&mut m, true, true);
+        m.lose(0, 0..8);
+        assert!(read(&mut m, &[0; BLOCK_BYTES]), "{:?}", m.violation());
+        m.excuse_writes(0);
+        write(&mut m, false, false);
+        m.set_read_only(0, true);
+        assert_eq!(m.violation(), None);
+        write(&mut m, false, true);
+        assert!(m.violation().is_some());
     }
 
     #[test]

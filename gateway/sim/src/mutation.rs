@@ -11,12 +11,14 @@ pub struct Mutation {
     pub name: &'static str,
     /// Seeds that may pass before it is found.
     pub within_seeds: u64,
+    /// How the world is broken; nothing if it is the code that asks for the name ([`trefoil_poll::Io::is_broken`]).
     apply: fn(&mut Run),
 }
 
 impl Mutation {
     /// Breaks a system that has not started yet.
     pub fn apply(&self, run: &mut Run) {
+        run.world.broken = Some(self.name);
         (self.apply)(run);
     }
 }
@@ -78,4 +80,13 @@ pub const ALL: &[Mutation] = &[
         apply: |run| run.world.mail_defect.reorder = 1000,
     },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
+    // Of memory that reads lend and writes change in place.
+    Mutation { name: "kept-loan", within_seeds: 40, apply: |run| run.world.link_defect.keep_loan = 1000 },
+    Mutation { name: "blank-loan", within_seeds: 20, apply: |run| run.world.link_defect.blank_loan = 1000 },
+    Mutation { name: "lost-memory", within_seeds: 20, apply: |run| run.lose_kept = true },
+    Mutation { name: "overwritten-loan", within_seeds: 20, apply: |_| {} },
+    Mutation { name: "leaked-loan", within_seeds: 200, apply: |_| {} },
+    Mutation { name: "early-write", within_seeds: 60, apply: |_| {} },
+    Mutation { name: "impatient-write", within_seeds: 20, apply: |_| {} },
+    Mutation { name: "cancelled-others", within_seeds: 200, apply: |_| {} },
 ];

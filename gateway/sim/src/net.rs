@@ -76,7 +76,7 @@ pub(crate) struct Conn {
     pub flips: [u32; 2],
 }
 
-/// How bytes travel between two nodes.
+/// How bytes travel between two nodes, and how soon those hear of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     /// Least time that a segment takes.
@@ -87,6 +87,10 @@ pub struct Weather {
     pub buffer_bytes: usize,
     /// Of 100 sends, how many are cut into arbitrary segments.
     pub cut_percent: u64,
+    /// Of 100 sends, how many a socket takes in two parts although it has room.
+    pub short_percent: u64,
+    /// Most that each turn of a core comes later than usual, so that more has come by then.
+    pub late_turns: Duration,
 }
 
 impl Default for Weather {
@@ -96,6 +100,8 @@ impl Default for Weather {
             jitter: Duration::from_micros(60),
             buffer_bytes: 256 << 10,
             cut_percent: 15,
+            short_percent: 5,
+            late_turns: Duration::ZERO,
         }
     }
 }
@@ -128,9 +134,9 @@ impl Pipe {
         !self.bytes.is_empty()
     }
 
-    /// Takes as much of `list` from byte `from` as there is room for; says how much.
-    pub fn fill(&mut self, list: &SendList, from: usize) -> usize {
-        let want = self.room().min(list.len_bytes() - from);
+    /// Takes as much of `list` from byte `from` as there is room for, at most `max` bytes; says how much.
+    pub fn fill(&mut self, list: &SendList, from: usize, max: usize) -> usize {
+        let want = self.room().min(list.len_bytes() - from).min(max);
         let (mut skip, mut left) = (from, want);
         for piece in list.pieces() {
             if skip >= piece.len() {

@@ -1,7 +1,9 @@
 //! What a core of a simulated system can be.
 
+use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
 use trefoil_storage::core::StorageCore;
+use trefoil_storage::topology::BackendId;
 
 use crate::direct::{LunCore, StorageMsg, StorageSim};
 use crate::hostile::HostileCore;
@@ -28,6 +30,21 @@ impl Node {
             Self::Lun(core) => core.held_bytes(),
             Self::Server(_) | Self::Hostile(_) => 0,
         }
+    }
+
+    /// The memory of a backend, if this core has it.
+    pub fn ram(&self, id: BackendId) -> Option<&Ram> {
+        match self {
+            Self::Gateway(core) => core.ram(id),
+            Self::Lun(core) => core.ram(id),
+            Self::Server(_) | Self::Hostile(_) => None,
+        }
+    }
+
+    /// Whether something of a backend's `len` bytes is lent, besides what a workload of this core has borrowed.
+    pub fn lends(&self, id: BackendId, len: u64) -> bool {
+        let borrows = matches!(self, Self::Lun(core) if core.borrows());
+        !borrows && self.ram(id).is_some_and(|ram| ram.is_lent(0, len))
     }
 
     fn handler(&mut self) -> &mut dyn Handler<StorageSim> {
@@ -91,7 +108,14 @@ impl Handler<StorageSim> for Node {
     }
 
     fn on_turn(&mut self, io: &mut StorageSim) -> bool {
-        self.handler().on_turn(io)
+        let worked = self.handler().on_turn(io);
+        let waiting = match self {
+            Self::Gateway(core) => core.waiting(),
+            Self::Lun(core) => core.waiting(),
+            Self::Server(_) | Self::Hostile(_) => 0,
+        };
+        io.waits += u64::from(waiting > 0);
+        worked
     }
 
     fn next_deadline(&self) -> Option<Instant> {

@@ -1,17 +1,18 @@
-//! One seed: a gateway of four cores with its disks and LUNs, a workload, faults, and the verdict.
+//! One seed: a gateway of one to four cores with its disks, memory and LUNs, a workload, faults, and the verdict.
 //!
 //! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code,
 //! publishes topologies and restarts the gateway when it died. [`faults`] says what goes wrong.
 //!
 //! What is checked: every read against the [model](crate::model), which knows what was acknowledged and flushed; that no
 //! operation fails without a cause; the pool's layout after each opening; that the gateway keeps to the protocol and to
-//! who may see what; that no block is held at rest. With an array behind the gateway also what [`array`] says, and with
-//! a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
+//! who may see what; that no block is held at rest; what [`memory`] says of loans. With an array behind the gateway also what
+//! [`array`] says, and with a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
 
 mod array;
 mod control;
 mod faults;
 mod hostile;
+mod memory;
 mod pool;
 
 use std::cell::RefCell;
@@ -35,12 +36,13 @@ use crate::mutation::Mutation;
 use crate::node::Node;
 use crate::simio::SOCKETS;
 use crate::workload::Workload;
-use crate::world::{NodeId, Step, World};
+use crate::world::{Loans, NodeId, Step, World};
 use array::Array;
 pub use faults::FAULTS;
+use memory::{MEMORIES, Memories};
 use pool::Pools;
 
-/// Cores of the gateway.
+/// Most cores that the gateway has.
 pub const CORES: u16 = 4;
 const ARENA_BYTES: usize = 8 << 20;
 const SERVERS: u16 = 2;
@@ -51,11 +53,13 @@ const PORT: u16 = 4420;
 /// so that LUNs are cut; and one that is imported.
 const DISK_BYTES: [u64; 4] = [POOLED_BYTES, POOLED_BYTES, POOLED_BYTES, 1 << 20];
 const POOLED_BYTES: u64 = (4 << 20) + (20 << 16);
-/// Sizes of the LUNs in blocks at first. The third is removed and made anew, the last is imported.
-const LUN_BLOCKS: [u64; 4] = [2900, 1500, 1024, 2048];
+/// Sizes of the LUNs in blocks at first. The third is removed and made anew, the fourth is imported, and the rest is memory.
+const LUN_BLOCKS: [u64; LUNS] = [2900, 1500, 1024, 2048, 600, 400, 320];
+const LUNS: usize = 7;
 const GROWN: usize = 1;
 const REPLACED: usize = 2;
 const IMPORTED: usize = 3;
+const FIRST_MEMORY: usize = 4;
 /// The backend of the pool that an array may have.
 const MEMBER: usize = 1;
 const GROW_BLOCKS: u64 = 200;
@@ -88,6 +92,8 @@ const ARRAY_START: u64 = 6;
 const ARRAY_BACK: u64 = 7;
 const ARRAY_SPLIT: u64 = 8;
 const DEPART: u64 = 9;
+/// And one more for each memory LUN after the first.
+const MEMORY_BACK: u64 = 10;
 
 /// By then every core knows that a path is back.
 const GRACE: Duration = Duration::from_millis(20);
@@ -141,6 +147,10 @@ pub struct Run {
     pub world: World<StorageMsg, Node>,
     frontend: Frontend,
     gateway: NodeId,
+    /// How many cores the gateway has.
+    cores: u16,
+    /// Send lists that each has.
+    send_lists: usize,
     servers: Vec<NodeId>,
     digests: bool,
     disks: Vec<DiskId>,
@@ -148,7 +158,8 @@ pub struct Run {
     lens: [u64; 4],
     array: Option<Array>,
     /// Block size of each LUN in bytes.
-    block_bytes: [usize; 4],
+    block_bytes: [usize; LUNS],
+    memories: Memories,
     hostile: Option<NodeId>,
     /// Counts what may cut an attack off.
     disturbances: u64,
@@ -184,6 +195,8 @@ pub struct Run {
     pub show_all: bool,
     /// Mutation: after a restart two extents have changed places.
     pub swap_extents: bool,
+    /// Mutation: memory that outlives the process is lost with it.
+    pub lose_kept: bool,
     /// As in [`Outcome`].
     conn_bytes: (usize, usize),
     /// The gateway died before.
@@ -214,14 +227,14 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or("without a message"))
 }
 
-fn limits() -> CoreLimits {
+fn limits(send_lists: usize) -> CoreLimits {
     let target = TargetLimits {
         max_conns: SOCKETS,
         max_ctrlrs: 32,
         slots: SLOTS,
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
-        send_lists: 16,
+        send_lists,
         connect_timeout: CONNECT_TIMEOUT,
         progress_timeout: PROGRESS_TIMEOUT,
         terminate_timeout: Duration::from_secs(1),
@@ -241,6 +254,9 @@ impl Run {
         let disks = DISK_BYTES.iter().enumerate();
         let disks = disks.map(|(i, &len)| world.add_disk(gateway, &format!("disk{i}"), len)).collect();
         let mut rng = world.fork_rng();
+        let cores = 1 + rng.below(CORES.into()) as u16;
+        world.weather.buffer_bytes = [16 << 10, 64 << 10, 256 << 10][rng.below(3) as usize];
+        world.weather.late_turns = Duration::from_micros([0, 0, 40, 150][rng.below(4) as usize]);
         let mut workload = Workload::new(world.fork_rng(), setting.operations, &LUN_BLOCKS);
         workload.model.log = setting.told.then(Vec::new);
         let homes: Vec<_> = (0..CORES + SERVERS + 3).map(|_| claim_home()).collect();
@@ -249,19 +265,23 @@ impl Run {
             world,
             frontend: setting.frontend,
             gateway,
+            cores,
+            // A gateway has one for every socket.
+            send_lists: [16, SOCKETS][rng.below(2) as usize],
             servers,
             digests: rng.below(2) == 0,
             disks,
             pools: Pools::new(homes[usize::from(CORES + SERVERS)]),
             lens: DISK_BYTES,
             array: None,
-            block_bytes: [BLOCK_BYTES; 4],
+            block_bytes: [BLOCK_BYTES; LUNS],
+            memories: Memories::new([rng.below(2) == 0, rng.below(2) == 0]),
             hostile: None,
             disturbances: 0,
             dark_until: Instant::default(),
             error_cause: true,
             homes,
-            owners: (0..DISK_BYTES.len()).map(|_| rng.below(u64::from(CORES)) as u16).collect(),
+            owners: (0..DISK_BYTES.len() + MEMORIES).map(|_| rng.below(cores.into()) as u16).collect(),
             workload: Rc::new(RefCell::new(workload)),
             rng,
             faults: BTreeMap::new(),
@@ -272,6 +292,7 @@ impl Run {
             calm: None,
             reuse_extent: false,
             swap_extents: false,
+            lose_kept: false,
             conn_bytes: (0, 0),
             restarted: false,
             banned: None,
@@ -288,6 +309,7 @@ impl Run {
             run.hostile = Some(run.world.add_node("hostile"));
         }
         run.draw_block_sizes();
+        run.make_memories();
         run
     }
 
@@ -356,7 +378,7 @@ impl Run {
                 Step::Ran => {}
                 Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
-                    if let Some(wrong) = self.check_conns() {
+                    if let Some(wrong) = self.check_conns().or_else(|| self.check_loans(false)) {
                         return Some(wrong);
                     }
                     if self.tick() {
@@ -377,6 +399,7 @@ impl Run {
                 Step::Timer(ARRAY_BACK) => self.array_back(),
                 Step::Timer(ARRAY_SPLIT) => self.split_array(),
                 Step::Timer(DEPART) => self.depart(),
+                Step::Timer(token @ MEMORY_BACK..) => self.memory_back((token - MEMORY_BACK) as usize),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),
             }
@@ -389,6 +412,9 @@ impl Run {
     }
 
     fn outcome(mut self, seed: u64, violation: Option<String>) -> Outcome {
+        let Loans { sends, cut, waits } = self.world.loans;
+        self.faults.extend([("loan-sent", sends), ("loan-cut", cut), ("request-waited", waits)]);
+        self.faults.retain(|_, count| *count > 0);
         if let Some(violation) = &violation {
             self.world.story.tell(self.world.now(), format_args!("VIOLATION: {violation}"));
         }
@@ -423,7 +449,7 @@ impl Run {
 
     /// What connections hold: each within its bound at its peak, and together no more than there is.
     fn check_conns(&mut self) -> Option<String> {
-        for core in 0..CORES {
+        for core in 0..self.cores {
             let Some(Node::Gateway(machine)) = self.world.machine(self.gateway, core) else { continue };
             let (target, arena) = (machine.target(), machine.arena());
             let (peak, bound) = (target.peak_conn_bytes(), machine.conn_bound_bytes());
@@ -446,11 +472,12 @@ impl Run {
     fn check_leaks(&mut self) -> Option<String> {
         let until = self.world.now() + REST;
         loop {
-            let held = (0..CORES).find_map(|core| {
+            let held = (0..self.cores).find_map(|core| {
                 let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
                 (held > self.rest_bytes(core))
                     .then(|| format!("core {core} holds {held} bytes of blocks at rest"))
             });
+            let held = held.or_else(|| self.check_loans(true));
             if held.is_none() || self.world.now() > until {
                 return held;
             }

@@ -61,6 +61,10 @@ pub struct SimIo<M> {
     pub(crate) socks: Vec<Manners>,
     pub(crate) files: Vec<Manners>,
     pub(crate) asked: VecDeque<Ask<M>>,
+    /// What the machine's code does wrong on purpose.
+    pub(crate) broken: Option<&'static str>,
+    /// Turns of this core that ended with requests waiting for their backend.
+    pub(crate) waits: u64,
 }
 
 impl<M> SimIo<M> {
@@ -73,6 +77,8 @@ impl<M> SimIo<M> {
             socks: vec![Manners::default(); SOCKETS],
             files: vec![Manners::default(); FILES],
             asked: VecDeque::new(),
+            broken: None,
+            waits: 0,
         }
     }
 
@@ -185,5 +191,9 @@ impl<M: Send> Io for SimIo<M> {
 
     fn post_control(&mut self, msg: M) {
         self.asked.push_back(Ask::PostControl(msg));
+    }
+
+    fn is_broken(&self, mutation: &'static str) -> bool {
+        self.broken == Some(mutation)
     }
 }

@@ -23,6 +23,8 @@ pub struct Workload {
     pub bits_flip: bool,
     /// The gateway serves.
     pub serving: bool,
+    /// A LUN that gets half of the operations.
+    pub hot: Option<usize>,
 }
 
 impl Workload {
@@ -35,6 +37,7 @@ impl Workload {
             verify: None,
             bits_flip: false,
             serving: false,
+            hot: None,
         }
     }
 
@@ -86,7 +89,8 @@ impl Workload {
 
     fn try_next(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {
         let rng = &mut self.rng;
-        let lun = rng.below(self.model.luns() as u64) as usize;
+        let any = rng.below(self.model.luns() as u64) as usize;
+        let lun = self.hot.filter(|_| rng.below(2) == 0).unwrap_or(any);
         if !may(lun) {
             return None;
         }

@@ -86,6 +86,10 @@ pub struct MailDefect {
 pub struct LinkDefect {
     /// Sends that are one NVMe/TCP response capsule without digest and go out twice.
     pub double: u32,
+    /// Sends whose loans last until the socket has taken everything.
+    pub keep_loan: u32,
+    /// Sends whose loans end without their bytes, as far as the socket has not taken them.
+    pub blank_loan: u32,
 }
 
 struct Node<M, H> {
@@ -128,6 +132,21 @@ pub struct World<M: Send, H: Machine<M>> {
     pub mail_defect: MailDefect,
     /// What is broken on purpose.
     pub link_defect: LinkDefect,
+    /// What the code of machines does wrong on purpose, see [`trefoil_poll::Io::is_broken`].
+    pub broken: Option<&'static str>,
+    /// What nodes sent from where it lay.
+    pub loans: Loans,
+}
+
+/// Counts of what happened to memory that was lent to be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loans {
+    /// Sends with loans.
+    pub sends: u64,
+    /// Those of which a socket left something over, to be copied out.
+    pub cut: u64,
+    /// Turns that ended with a request waiting for its backend.
+    pub waits: u64,
 }
 
 impl<M: Send, H: Machine<M>> World<M, H> {
@@ -149,6 +168,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             weather: Weather::default(),
             mail_defect: MailDefect::default(),
             link_defect: LinkDefect::default(),
+            broken: None,
+            loans: Loans::default(),
         }
     }
 
@@ -189,7 +210,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let mut cores = Vec::new();
         for core in 0..count {
             let mut io = SimIo::new(CoreId(core), count, Rng::new(self.rng.bits()));
-            io.now = self.now;
+            (io.now, io.broken) = (self.now, self.broken);
             let machine = make(&mut io);
             cores.push(Core::new(io, machine, count));
         }
@@ -219,6 +240,23 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let addr = self.addr(node, port);
         self.listeners.insert(addr, node);
         addr
+    }
+
+    /// A connection of the node to itself: the end that connected, and the one that accepted, each with its address. No
+    /// fault of the network touches it.
+    pub fn pair(&mut self, node: NodeId) -> [(SimSocket, SocketAddr); 2] {
+        let id = ConnId(self.conns.len() as u32);
+        let held = [Arc::new(()), Arc::new(())];
+        let ends = held.each_ref().map(|held| (node, Holder::Detached(held.clone())));
+        let [ours, theirs] = ends;
+        self.conns.push(Conn::new(ours, theirs, self.weather.buffer_bytes));
+        self.detached.extend([(id, Side::Client), (id, Side::Server)]);
+        let port = |side| SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000 + side as u16));
+        let mut sides = [Side::Client, Side::Server].into_iter();
+        held.map(|held| {
+            let side = sides.next().unwrap_or(Side::Server);
+            (SimSocket { conn: id, side, _held: held }, port(side))
+        })
     }
 
     /// The next connection for the control thread of `node`.

@@ -14,6 +14,7 @@ use crate::warm::WarmHost;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use trefoil_poll::lost::Lost;
+use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
 
 /// Everything that one core runs.
@@ -113,6 +114,16 @@ impl<I: StorageIo> StorageCore<I> {
     /// The hosts' side, for its counts.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The memory of a backend, if it is this core's: for the simulator.
+    pub fn ram(&self, id: BackendId) -> Option<&Ram> {
+        self.luns.ram(id)
+    }
+
+    /// Requests that wait for their backend.
+    pub fn waiting(&self) -> usize {
+        self.luns.waiting()
     }
 
     /// What [`Target::peak_conn_bytes`] must never exceed here.

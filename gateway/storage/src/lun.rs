@@ -22,6 +22,7 @@ use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Top
 use line::{Line, Waiter};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use trefoil_poll::ram::Ram;
 use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
 
 /// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
@@ -171,6 +172,19 @@ impl<I: StorageIo> Luns<I> {
         place.is_some_and(|(memory, at)| memory.write(at, data))
     }
 
+    /// Requests that wait for their backend.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The memory of backend `id`, if it is this core's: for tests and the simulator.
+    pub fn ram(&self, id: BackendId) -> Option<&Ram> {
+        match &self.channels.get(id.0 as usize)?.channel {
+            Some(AnyChannel::Memory(memory)) => Some(memory.ram()),
+            _ => None,
+        }
+    }
+
     /// The memory in which a range of a LUN lies whole, and where.
     #[inline]
     fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
@@ -203,7 +217,7 @@ impl<I: StorageIo> Luns<I> {
             }
             Some(channel) if !place.detaching => {
                 let alone = place.line.is_empty();
-                if Channel::<I>::must_wait(channel, &request, !alone) {
+                if Channel::<I>::must_wait(channel, &request, !alone) && !cx.io.is_broken("impatient-write") {
                     if let Err(request) = place.line.push(&mut self.waiting, request) {
                         debug_assert!(false, "more requests than this core has room for");
                         cx.complete(request, Err(Fault::Internal));
@@ -225,7 +239,7 @@ impl<I: StorageIo> Luns<I> {
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
             let mut line = std::mem::take(&mut place.line);
             while let Some(request) = line.pop(&mut self.waiting) {
-                if request.is_of(stream) {
+                if request.is_of(stream) || cx.io.is_broken("cancelled-others") {
                     cx.complete(request, Err(Fault::Aborted));
                 } else if let Err(request) = place.line.push(&mut self.waiting, request) {
                     debug_assert!(false, "the place that it just left is taken");

@@ -24,7 +24,9 @@ use trefoil_storage::topology::{
 };
 use trefoil_wire::fabrics::Nqn;
 
-use super::{ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, CORES, GRACE, IMPORTED, MEMBER, PORT, Run};
+use super::{
+    ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, IMPORTED, LUNS, MEMBER, PORT, Run,
+};
 use crate::memory::arena;
 use crate::net::{ConnId, Side};
 use crate::node::Node;
@@ -86,8 +88,11 @@ impl Run {
         self.array.as_ref().is_some_and(|array| array.upset)
     }
 
-    /// Whether a LUN has bytes on the array (or, if not `remote`, on a disk of the gateway's own).
+    /// Whether a LUN has bytes on the array (or, if not `remote`, on a disk of the gateway's own). Memory is neither.
     pub(super) fn touches(&self, lun: usize, remote: bool) -> bool {
+        if lun >= FIRST_MEMORY {
+            return false;
+        }
         match self.luns.get(lun).and_then(Option::as_ref) {
             Some((_, extents)) => extents.iter().any(|e| self.is_remote(e.backend.0 as usize) == remote),
             None => true,
@@ -128,7 +133,7 @@ impl Run {
     pub(super) fn start_array(&mut self) {
         let Some(array) = &self.array else { return };
         let (node, home) = (array.node, array.home);
-        let queues = [1, 2, 3, CORES][self.rng.below(4) as usize];
+        let queues = [1, 2, 3, self.cores][self.rng.below(4) as usize];
         self.world.start(node, 1, |io| {
             let arena = arena(home, ARENA_BYTES);
             debug_assert!(io.cores() == 1);
@@ -144,7 +149,7 @@ impl Run {
             self.world.post(node, CoreId(0), Msg::Attach(id, Box::new(attach)));
         }
         self.publish_array();
-        if queues < CORES {
+        if queues < self.cores {
             self.fired("array-few-queues");
         }
     }
@@ -214,7 +219,7 @@ impl Run {
                 purpose: Purpose::Nvm { nsid },
                 digests: (array.digests, array.digests),
                 kato_ms: KATO_MS,
-                io_queues: CORES,
+                io_queues: self.cores,
                 entries: QueueEntries::new(17),
                 reconnect: (Duration::from_millis(5), Duration::from_millis(200)),
                 connect_timeout: Duration::from_secs(1),
@@ -227,7 +232,7 @@ impl Run {
             requests: 128,
         };
         let id = BackendId(backend as u32);
-        Some(AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, CoreId(core), CORES, &config))))
+        Some(AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, CoreId(core), self.cores, &config))))
     }
 
     /// The array's control thread: it only passes connections on.
@@ -449,9 +454,10 @@ impl Run {
             self.fired("array-path-error");
         }
         let mut errors = 0;
-        for core in 0..CORES {
+        for core in 0..self.cores {
             if let Some(Node::Gateway(gateway)) = self.world.machine(self.gateway, core) {
-                errors += (0..4).map(|lun| gateway.target().lun_stats(LunId(lun)).errors).sum::<u64>();
+                errors +=
+                    (0..LUNS as u32).map(|lun| gateway.target().lun_stats(LunId(lun)).errors).sum::<u64>();
             }
         }
         let Some(array) = &mut self.array else { return };
@@ -466,7 +472,7 @@ impl Run {
 
     /// Blocks that a core may hold at rest: one for each controller of an array's that lives on it.
     pub(super) fn rest_bytes(&self, core: u16) -> usize {
-        let here = |&&backend: &&usize| backend % usize::from(CORES) == usize::from(core);
+        let here = |&&backend: &&usize| backend % usize::from(self.cores) == usize::from(core);
         4096 * self.array.as_ref().map_or(0, |array| array.backends.iter().filter(here).count())
     }
 }

@@ -14,11 +14,13 @@ use trefoil_storage::topology::{
 
 use super::pool::lun_id;
 use super::{
-    ARENA_BYTES, CORES, Frontend, GROWN, IMPORTED, LANDED, PORT, REPLACED, Run, SERVERS, SLOTS, limits,
+    ARENA_BYTES, CORES, FIRST_MEMORY, Frontend, GROWN, LANDED, LUNS, MEMORIES, PORT, REPLACED, Run, SERVERS,
+    SLOTS, limits,
 };
 use crate::direct::LunCore;
 use crate::hostile;
 use crate::memory::arena;
+use crate::model::BLOCK_BYTES;
 use crate::node::Node;
 use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
 
@@ -29,19 +31,27 @@ impl Run {
     pub(super) fn start(&mut self) {
         let (homes, workload) = (self.homes.clone(), self.workload.clone());
         let frontend = self.frontend;
-        self.world.start(self.gateway, CORES, |io| {
+        let (cores, limits) = (self.cores, limits(self.send_lists));
+        self.world.start(self.gateway, cores, |io| {
             let arena = arena(homes[usize::from(io.core().0)], ARENA_BYTES);
             match frontend {
                 Frontend::Direct => Node::Lun(Box::new(LunCore::new(io, arena, workload.clone()))),
-                Frontend::NvmeTcp => Node::Gateway(Box::new(StorageCore::new(io, arena, limits()))),
+                Frontend::NvmeTcp => Node::Gateway(Box::new(StorageCore::new(io, arena, limits))),
             }
         });
         if self.frontend == Frontend::NvmeTcp {
             self.world.listen(self.gateway, PORT);
         }
-        self.attach_left = usize::from(CORES) * self.disks.len();
+        self.attach_left = usize::from(cores) * (self.disks.len() + MEMORIES);
+        for (at, id, len_bytes) in Self::memory_backends() {
+            for core in 0..cores {
+                let kind = self.memory_kind(at, core);
+                let attach = Attach { len_bytes, block_bytes: BLOCK_BYTES as u32, kind, id };
+                self.world.post(self.gateway, CoreId(core), Msg::Attach(id, Box::new(attach)));
+            }
+        }
         for (backend, &disk) in self.disks.clone().iter().enumerate() {
-            for core in 0..CORES {
+            for core in 0..cores {
                 let kind = if let Some(kind) = self.remote_kind(backend, core) {
                     kind
                 } else if self.owners[backend] == core {
@@ -61,7 +71,7 @@ impl Run {
             let config = ServerConfig {
                 number: number as u16,
                 addr: self.world.addr(self.gateway, PORT),
-                luns: if number == 0 { vec![0, GROWN, IMPORTED] } else { vec![0, GROWN, REPLACED, IMPORTED] },
+                luns: (0..LUNS).filter(|lun| *lun != REPLACED || number != 0).collect(),
                 forbidden: if number == 0 { vec![REPLACED] } else { Vec::new() },
                 digests: self.digests,
                 fence: self.fence,
@@ -80,7 +90,7 @@ impl Run {
 
     pub(super) fn adopt(&mut self) {
         while let Some(accepted) = self.world.take_accepted(self.gateway) {
-            let core = CoreId(self.rng.below(u64::from(CORES)) as u16);
+            let core = CoreId(self.rng.below(self.cores.into()) as u16);
             let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
             let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
             self.world.post(self.gateway, core, msg);
@@ -122,9 +132,11 @@ impl Run {
 
     pub(super) fn publish(&mut self) {
         self.luns = self.pools.presented();
+        let memory = self.memory_luns();
+        self.luns.extend(memory);
         self.mislead();
         self.epoch += 1;
-        self.publish_left = usize::from(CORES);
+        self.publish_left = usize::from(self.cores);
         let lun = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
             lun.as_ref().map(|(blocks, extents)| Lun {
                 name: format!("lun{i}"),
@@ -133,7 +145,7 @@ impl Run {
                 uuid: lun_id(i),
                 nguid: lun_id(i),
                 extents: extents.clone(),
-                read_only: false,
+                read_only: self.is_read_only(i),
             })
         };
         let luns = self.luns.iter().enumerate().map(lun).collect();
@@ -146,7 +158,7 @@ impl Run {
         };
         let topology =
             Arc::new(Topology { epoch: self.epoch, luns, subsystems, portals, ..Topology::default() });
-        for core in 0..CORES {
+        for core in 0..self.cores {
             self.world.post(self.gateway, CoreId(core), Msg::Topology(topology.clone()));
         }
     }
@@ -218,7 +230,7 @@ impl Run {
     /// Every core has the latest topology.
     fn in_force(&mut self) {
         let mut workload = self.workload.borrow_mut();
-        for (at, lun) in self.luns.iter().enumerate() {
+        for (at, lun) in self.luns.iter().enumerate().take(FIRST_MEMORY) {
             let Some((blocks, _)) = lun else { continue };
             if at == REPLACED && self.pools.removing {
                 continue;
@@ -231,13 +243,14 @@ impl Run {
         }
         workload.serving = true;
         drop(workload);
+        (FIRST_MEMORY..LUNS).for_each(|lun| self.memory_in_force(lun));
         self.pool_step();
         self.kick();
     }
 
     /// Gives each core a turn, for it to look for work.
     pub(super) fn kick(&mut self) {
-        for core in 0..CORES {
+        for core in 0..self.cores {
             self.world.with(self.gateway, core, |_, _| ());
         }
         for node in self.servers.clone() {
@@ -262,6 +275,7 @@ impl Run {
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
         self.check_errors();
+        self.check_memory_errors();
         self.judge_attacks();
         if !self.is_settled() {
             return false;

@@ -5,8 +5,7 @@ use std::time::Duration;
 use trefoil_storage::msg::Survey;
 
 use super::{
-    CORES, DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS,
-    UNBAN,
+    DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS, UNBAN,
 };
 use crate::disk::DiskFault;
 use crate::node::Node;
@@ -14,9 +13,10 @@ use crate::server::{KATO, host_nqn};
 use crate::simio::SOCKETS;
 use crate::world::Crash;
 
-/// Every kind of fault that a set of seeds must have fired.
-pub const FAULTS: [&str; 48] = [
+/// Every kind of fault that a set of seeds must have fired, and what must have come of some.
+pub const FAULTS: [&str; 58] = [
     "link-reset",
+    "crowded-reset",
     "link-stall",
     "half-dead",
     "vanish",
@@ -41,6 +41,15 @@ pub const FAULTS: [&str; 48] = [
     "lun-create",
     "lun-grow",
     "republish",
+    "memory-remove",
+    "memory-read-only",
+    "memory-grow",
+    "memory-kept",
+    "memory-lost",
+    "slow-reader",
+    "loan-sent",
+    "loan-cut",
+    "request-waited",
     "array-reset",
     "array-half-dead",
     "array-silent",
@@ -76,9 +85,17 @@ impl Run {
         if !self.world.is_up(self.gateway) || self.is_lost() {
             return;
         }
-        // A crash is most telling in the middle of a change to the layout.
+        let (done, failed) = self.workload.borrow().model.counts();
+        let now = self.world.now();
+        // While servers wait out a fence, little goes wrong, for work to go on between faults.
+        let few = self.frontend == Frontend::NvmeTcp && done + failed < self.finished_at_fault + 40;
+        if few && now.since(self.last_fault) > PATIENCE {
+            return;
+        }
+        // A crash is most telling in the middle of a change to the layout, which takes longer when turns come late.
         let rare = match self.pools.is_changing() {
-            true => 6,
+            true if self.world.weather.late_turns.is_zero() => 6,
+            true => 30,
             // Until an array is reached takes a while, in which a crash tells nothing.
             false if self.array.is_some() => 100,
             false => 25,
@@ -87,13 +104,8 @@ impl Run {
             let how = if self.rng.below(2) == 0 { Crash::Kill } else { Crash::Power };
             return self.crash(how);
         }
-        let mut few = false;
         if self.frontend == Frontend::NvmeTcp {
-            // While servers wait out a fence, little goes wrong, for work to go on between faults.
-            let (done, failed) = self.workload.borrow().model.counts();
-            let now = self.world.now();
-            few = done + failed < self.finished_at_fault + 40;
-            if few && (now.since(self.last_fault) > PATIENCE || self.rng.below(400) > 0) {
+            if few && self.rng.below(400) > 0 {
                 return;
             }
             if !few {
@@ -113,7 +125,7 @@ impl Run {
         if self.frontend == Frontend::NvmeTcp && !self.is_upset() && self.rng.below(8) == 0 {
             return self.host_fault();
         }
-        match self.rng.below(20) {
+        match self.rng.below(25) {
             // Dying again before anything was done tells little, and every life is dear.
             0 | 1 if few => {}
             0 => self.crash(Crash::Kill),
@@ -124,12 +136,14 @@ impl Run {
             8 | 9 => self.disk_fault("disk-full", |fault| fault.full = true),
             10 | 11 => self.disk_fault("disk-slow", |fault| fault.slow = 20),
             12 | 13 => {
-                let (core, time) = (self.rng.below(u64::from(CORES)) as u16, self.rng.below(2000));
+                let (core, time) = (self.rng.below(self.cores.into()) as u16, self.rng.below(2000));
                 self.world.pause(self.gateway, core, Duration::from_micros(time));
                 self.fired("core-pause");
             }
             14..17 => self.remove(),
             17 | 18 => self.grow(),
+            19..22 => self.memory_fault(),
+            22 | 23 => self.slow_reader(),
             _ => {
                 if self.is_settled() {
                     self.publish();
@@ -137,6 +151,14 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// A server takes nothing that is sent to it for a while, and stays connected.
+    fn slow_reader(&mut self) {
+        let Some(&node) = self.servers.get(self.rng.below(SERVERS.into()) as usize) else { return };
+        let time = Duration::from_micros(1 + self.rng.below(100_000));
+        self.world.pause(node, 0, time);
+        self.fired("slow-reader");
     }
 
     /// A server falls silent for longer than its KATO while its connections stay, or may not connect for a while.
@@ -163,7 +185,7 @@ impl Run {
         if !in_force {
             return self.world.after(Duration::from_millis(5), UNBAN);
         }
-        for core in 0..CORES {
+        for core in 0..self.cores {
             let mut survey = Survey { qpairs: Vec::with_capacity(SOCKETS), ..Survey::default() };
             if let Some(Node::Gateway(gateway)) = self.world.machine(self.gateway, core) {
                 gateway.target().survey(&mut survey);
@@ -217,10 +239,22 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        match self.rng.below(8) {
+        match self.rng.below(9) {
             0 | 1 => {
                 self.world.reset(conn);
                 self.fired("link-reset");
+            }
+            8 => {
+                // In one turn of the core some are lent memory, some wait for it, and some are gone.
+                let core = self.rng.below(self.cores.into()) as u16;
+                self.world.pause(self.gateway, core, Duration::from_micros(200));
+                let server = self.world.peer_of(conn, side);
+                for (conn, _) in self.world.conns_of(server) {
+                    if self.rng.below(3) == 0 {
+                        self.world.reset(conn);
+                    }
+                }
+                self.fired("crowded-reset");
             }
             2 | 3 => {
                 self.world.stall(conn, time);
@@ -257,6 +291,7 @@ impl Run {
         if let Some(kind) = self.pools.crash_kind() {
             self.fired(kind);
         }
+        self.memory_crash(how);
         self.world.crash(self.gateway, how);
         self.disturbances += 1;
         self.pools.crash();

@@ -113,6 +113,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             Event::Fail(conn, side, errno) => self.fail_end(conn, side, errno),
             Event::Connect(at, sock, to) => return self.connect_arrives(at, sock, to),
             Event::ConnectFailed(at, sock, errno) => self.connect_failed(at, sock, errno),
+            Event::SendOn(at, sock) => self.send_on(at, sock),
             Event::Disk(at, slot) => self.disk_done(at, slot),
             Event::Mail(at, from) => {
                 if self.is_life(at.node, at.life) {
@@ -161,9 +162,13 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             90..99 => self.rng.below(30_000),
             _ => self.rng.below(500_000),
         };
+        let late = match self.weather.late_turns.as_nanos() as u64 {
+            0 => 0,
+            most => self.rng.below(most),
+        };
         let now = self.now;
         let c = self.core(node, core);
-        let at = (now + Duration::from_nanos(delay)).max(c.paused_until);
+        let at = (now + Duration::from_nanos(delay + late)).max(c.paused_until);
         c.turn_at = Some(at);
         let place = self.place(node, core);
         self.events.push(at, Event::Turn(place));
@@ -184,6 +189,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
         let worked = running.machine.on_turn(&mut running.io);
         self.carry_out(node, core, &mut running);
+        self.loans.waits += std::mem::take(&mut running.io.waits);
         let deadline = running.machine.next_deadline();
         let now = self.now;
         let c = self.core(node, core);

@@ -28,6 +28,8 @@ pub(crate) enum Event {
     /// A connection attempt of a socket, which counts its uses.
     Connect(Where, SockUse, SocketAddr),
     ConnectFailed(Where, SockUse, i32),
+    /// A socket takes more of what it is given.
+    SendOn(Where, SockUse),
     Disk(Where, u32),
     Mail(Where, u16),
     ToControl(Where),

@@ -9,8 +9,15 @@ use crate::world::socks::ECONNRESET;
 use crate::world::{Crash, Machine, NodeId, World};
 
 impl<M: Send, H: Machine<M>> World<M, H> {
-    /// Live connections that have an end at `node`, and the side that it has.
+    /// Live connections of `node` to others, and the side that it has.
     pub fn conns_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
+        let mut conns = self.ends_of(node);
+        conns.retain(|&(conn, side)| self.peer_of(conn, side) != node);
+        conns
+    }
+
+    /// Live ends at `node`.
+    fn ends_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
         let mut found = Vec::new();
         for (i, conn) in self.conns.iter().enumerate() {
             for side in [Side::Client, Side::Server] {
@@ -116,7 +123,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             }
         }
         self.drop_cores(node);
-        for (conn, side) in self.conns_of(node) {
+        for (conn, side) in self.ends_of(node) {
             let c = &mut self.conns[conn.0 as usize];
             c.end(side).holder = Holder::Gone;
             c.end(side).rx.discard();

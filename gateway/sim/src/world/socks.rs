@@ -10,7 +10,7 @@ use crate::net::{Conn, ConnId, Holder, Side};
 use crate::simio::{Manners, SimSocket};
 use crate::world::drive::{Ready, Running};
 use crate::world::events::{Event, SockUse, Where};
-use crate::world::{Accepted, Machine, NodeId, Step, World};
+use crate::world::{Accepted, LinkDefect, Machine, NodeId, Step, World};
 
 pub(crate) const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
@@ -188,12 +188,49 @@ impl<M: Send, H: Machine<M>> World<M, H> {
 
     pub(super) fn ask_send(&mut self, node: NodeId, core: u16, sock: SockId, list: Box<SendList>) {
         let s = &mut self.core(node, core).socks[sock.0 as usize];
+        let (uses, len) = (s.uses, list.len_bytes());
         (s.send, s.sent_bytes, s.send_result) = (Some(list), 0, None);
-        self.pump_send(node, core, sock.0);
+        let short = self.rng.below(100) < self.weather.short_percent;
+        let max = if short { self.rng.below(len as u64) as usize } else { len };
+        self.push_out(node, core, sock.0, max);
+        self.end_loans(node, core, sock.0);
+        if short {
+            let at = self.now + Duration::from_nanos(1 + self.rng.below(200_000));
+            let place = self.place(node, core);
+            self.events.push(at, Event::SendOn(place, SockUse { sock: sock.0, uses }));
+        }
+    }
+
+    /// What the socket didn't take at once no longer keeps memory lent, as with the real driver.
+    fn end_loans(&mut self, node: NodeId, core: u16, sock: u32) {
+        let LinkDefect { keep_loan, blank_loan, .. } = self.link_defect;
+        let (keeps, blanks) = (self.chance(keep_loan), self.chance(blank_loan));
+        let s = &mut self.core(node, core).socks[sock as usize];
+        let sent = s.sent_bytes;
+        let Some(list) = s.send.as_mut().filter(|list| list.loans() > 0) else { return };
+        let cut = sent < list.len_bytes();
+        if !keeps {
+            list.end_loans(if blanks { list.len_bytes() } else { sent });
+        }
+        self.loans.sends += 1;
+        self.loans.cut += u64::from(cut);
+    }
+
+    pub(super) fn send_on(&mut self, at: Where, which: SockUse) {
+        if self.is_life(at.node, at.life)
+            && self.core(at.node, at.core).socks[which.sock as usize].uses == which.uses
+        {
+            self.pump_send(at.node, at.core, which.sock);
+        }
     }
 
     /// Hands as much of a waiting list to the connection as it takes.
     fn pump_send(&mut self, node: NodeId, core: u16, sock: u32) {
+        self.push_out(node, core, sock, usize::MAX);
+    }
+
+    /// Hands at most `max` bytes of a waiting list to the connection.
+    fn push_out(&mut self, node: NodeId, core: u16, sock: u32, max: usize) {
         let mut s = std::mem::take(&mut self.core(node, core).socks[sock as usize]);
         let was_done = s.send_result.is_some();
         if let (Some(list), Some((conn, side)), None) = (&s.send, s.conn, s.send_result) {
@@ -205,14 +242,14 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                 s.send_result = Some(Ok(()));
                 self.schedule_fail(conn, side, ECONNRESET);
             } else {
-                let mut taken = c.end(side.other()).rx.fill(list, s.sent_bytes);
+                let mut taken = c.end(side.other()).rx.fill(list, s.sent_bytes, max);
                 s.sent_bytes += taken;
                 if s.sent_bytes == list.len_bytes() {
                     s.send_result = Some(Ok(()));
                 }
                 let double = self.link_defect.double;
                 if is_response(list) && taken == list.len_bytes() && self.chance(double) {
-                    taken += self.conns[conn.0 as usize].end(side.other()).rx.fill(list, 0);
+                    taken += self.conns[conn.0 as usize].end(side.other()).rx.fill(list, 0, usize::MAX);
                     self.story.tell(self.now, format_args!("defect: a completion goes out twice"));
                 }
                 self.schedule_segments(conn, side.other(), taken);

@@ -49,6 +49,11 @@ impl Memory {
         self.ram.0
     }
 
+    /// The memory, for a look at it.
+    pub fn ram(&self) -> &Ram {
+        &self.ram.0
+    }
+
     /// Lends `len` bytes at `at`; `None` if they don't exist, or somebody waits for loans to end.
     #[inline]
     pub fn lend(&self, at: u64, len: u32) -> Option<Loan> {

@@ -104,7 +104,8 @@ impl Engine {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
         let view = self.recheck(at, &range, true).ok()?;
         let offset = range.slba << view.block_shift;
-        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
+        let is_whole = data.len() == self.slots[at].len as usize || cx.io.is_broken("early-write");
+        if !is_whole || !cx.luns.as_mut()?.write(view.lun, offset, data) {
             return None;
         }
         self.slots[at].lun = view.lun;

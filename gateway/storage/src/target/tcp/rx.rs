@@ -346,6 +346,9 @@ impl Tcp {
                 self.step(engine, at, step);
             }
             Route::InCapsule => {
+                if cx.io.is_broken("early-write") {
+                    engine.write_now(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
+                }
                 engine.slots[at].buf = block.take();
                 engine.slots[at].phase = Phase::HostData;
                 body.slot = at;
