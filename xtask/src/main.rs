@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod fuzz;
+mod instructions;
 mod lab;
 mod need;
 mod process;
@@ -16,8 +17,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::repo::Repo;
 
-/// What `trefoil-perf bench` measures: a wrong name need not wait for its building.
-const BENCHES: [&str; 5] = ["storage", "relay", "uring", "idle", "scale"];
+/// What `trefoil-perf bench` measures, and the count of instructions: a wrong name need not wait for their building.
+const BENCHES: [&str; 6] = ["storage", "relay", "uring", "idle", "scale", instructions::NAME];
 
 /// What there is, with the labs from their table.
 fn help() -> String {
@@ -62,6 +63,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,
+        ["bench", rest @ ..] if rest.contains(&instructions::NAME) => instructions::bench(repo, rest)?,
         ["bench", rest @ ..] if rest.iter().any(|word| BENCHES.contains(word) || *word == "--help") => {
             program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?
         }

@@ -48,6 +48,8 @@ pub const SPDK_RPC: Need = Need::Wheel(Wheel {
     version: "26.9",
     sha256: "42037d98845c82e9317bc8b3c7521af3eb785e44cb5baf13c40a103d5df04f49",
 });
+/// Counts instructions.
+pub const VALGRIND: Need = Need::Program("valgrind", "valgrind");
 /// Everything for VMs with Linux peers.
 pub const LAB: &[Need] = &[
     Need::Program("qemu-system-x86_64", "qemu-system-x86"),

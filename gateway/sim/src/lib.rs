@@ -18,6 +18,7 @@ pub mod mutation;
 pub mod net;
 pub mod node;
 pub mod run;
+pub mod script;
 pub mod server;
 pub mod simio;
 pub mod story;

@@ -1,0 +1,20 @@
+//! `trefoil-sim-script NAME COMMANDS`: one fixed script, for `./dev bench instructions` to run under a profiler. Prints how
+//! many commands were counted. Without words, it lists the names.
+
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use trefoil_sim::script::{SCRIPTS, run};
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.as_slice() {
+        [] => SCRIPTS.iter().for_each(|script| println!("{}", script.name)),
+        [name, commands] => {
+            let script = SCRIPTS.iter().find(|script| script.name == name).context("no such script")?;
+            println!("{}", run(script, commands.parse()?)?);
+        }
+        _ => bail!("trefoil-sim-script NAME COMMANDS"),
+    }
+    Ok(())
+}
