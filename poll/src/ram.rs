@@ -212,6 +212,29 @@ impl Ram {
         Ok(())
     }
 
+    /// Whether [`give_back`](Self::give_back) does anything: see [`Region::can_give_back`].
+    #[inline]
+    pub fn gives_back(&self) -> bool {
+        self.store().region.can_give_back()
+    }
+
+    /// Gives the whole pages among `len` bytes from `at` on back to the machine. They read as zeros from now on, and get new
+    /// memory when they are written; the bytes beside them stay.
+    ///
+    /// # Errors
+    /// [`RamError`], and nothing was given back.
+    pub fn give_back(&mut self, at: u64, len: u64) -> Result<(), RamError> {
+        let store = self.store();
+        let range = store.range(at, len)?;
+        if store.is_lent(&range) {
+            return Err(RamError::Lent);
+        }
+        // SAFETY: the range lies in the region. No loan overlaps it, none can be made during this borrow, and `&mut self`
+        // excludes every other access.
+        unsafe { store.region.give_back(range) };
+        Ok(())
+    }
+
     /// `len` bytes from `at` on, to be changed in place.
     ///
     /// # Errors
@@ -412,6 +435,30 @@ mod tests {
         assert!(ram.is_lent(2 * stripe - 1, 1));
         drop(ram);
         assert_eq!(&*other, b"cd", "a loan outlives its memory's owner");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no madvise(2)")]
+    fn what_is_given_back_reads_as_zeros_and_is_never_lent() {
+        let mut ram = Ram::new(Region::on_ordinary_pages(4 << 20).expect("memory"));
+        assert!(ram.gives_back());
+        let (page, mut got) = (4096, [0; 3]);
+        ram.range_mut(0, 4 << 20).expect("inside").fill(7);
+        let loan = ram.lend(2 * page, 16).expect("inside");
+        assert_eq!(ram.give_back(0, 4 << 20), Err(RamError::Lent));
+        assert_eq!(&*loan, &[7; 16]);
+        drop(loan);
+        // Whole pages only.
+        ram.give_back(page - 1, 2 * page).expect("not lent");
+        ram.read(page - 2, &mut got).expect("inside");
+        assert_eq!(got, [7, 7, 0]);
+        ram.read(2 * page - 1, &mut got).expect("inside");
+        assert_eq!(got, [0, 7, 7]);
+        ram.give_back(page, 10).expect("less than a page");
+        ram.write(page, b"new").expect("not lent");
+        ram.read(page, &mut got).expect("inside");
+        assert_eq!(&got, b"new");
+        assert!(ram.give_back(0, (4 << 20) + 1).is_err());
     }
 
     #[test]

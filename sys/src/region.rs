@@ -3,12 +3,15 @@
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
 const HUGE_BYTES: usize = 2 << 20;
+/// No page is smaller on any machine that we run on; where pages are larger, the kernel refuses what isn't whole ones.
+const PAGE_BYTES: usize = 4096;
 
 /// A readable and writable mapping, aligned to 2 MiB, unmapped on drop.
 pub struct Region {
@@ -61,7 +64,12 @@ impl Region {
         Self { base: map.cast(), len, map, map_len: len, huge: true, _file: None }
     }
 
-    fn on_ordinary_pages(len: usize) -> io::Result<Self> {
+    /// As [`Region::anonymous`], without reserved hugepages.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn on_ordinary_pages(len_bytes: usize) -> io::Result<Self> {
+        let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         let map_len = len + HUGE_BYTES;
         let map = map(map_len, libc::MAP_NORESERVE)?;
         let skip = map.as_ptr().align_offset(HUGE_BYTES);
@@ -126,6 +134,28 @@ impl Region {
         // SAFETY: the range is ours, and what it holds stays.
         let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Whether its memory can be given back piece by piece: ordinary pages of its own alone. What was a reserved hugepage or a
+    /// file's space could be somebody else's by the time that it is written again, and that would kill the process (SIGBUS).
+    #[inline]
+    pub fn can_give_back(&self) -> bool {
+        !self.huge && self._file.is_none()
+    }
+
+    /// Gives the whole pages in `range`, bytes from its start, back to the system, if it [can](Self::can_give_back). They read
+    /// as zeros from then on.
+    ///
+    /// # Safety
+    /// The range must lie in the region, and nobody may use its bytes meanwhile.
+    pub unsafe fn give_back(&self, range: Range<usize>) {
+        let (from, to) = (range.start.next_multiple_of(PAGE_BYTES), range.end / PAGE_BYTES * PAGE_BYTES);
+        if !self.can_give_back() || from >= to {
+            return;
+        }
+        // SAFETY: whole pages of our own private mapping, whose bytes nobody uses, as the caller says. If it fails, they stay
+        // as they are.
+        unsafe { libc::madvise(self.base.as_ptr().add(from).cast(), to - from, libc::MADV_DONTNEED) };
     }
 
     /// Its start, aligned to 2 MiB.
@@ -195,6 +225,31 @@ mod tests {
         }
         region.populate().expect("pages");
         assert!(region.bind(1024).is_err(), "no such node");
+    }
+
+    #[test]
+    fn what_is_given_back_is_the_systems_again() {
+        let region = Region::on_ordinary_pages(4 << 20).expect("memory");
+        let resident = || {
+            let mut pages = vec![0u8; region.len_bytes() / PAGE_BYTES];
+            // SAFETY: asks about our own mapping; there is a byte for each of its pages.
+            let asked = unsafe {
+                libc::mincore(region.base().as_ptr().cast(), region.len_bytes(), pages.as_mut_ptr())
+            };
+            assert_eq!(asked, 0);
+            pages.iter().filter(|page| **page & 1 == 1).count()
+        };
+        region.populate().expect("pages");
+        assert_eq!(resident(), 1024);
+        // SAFETY: inside the region, and nobody else has it.
+        unsafe { region.give_back(HUGE_BYTES - 1..2 * HUGE_BYTES) };
+        assert_eq!(resident(), 512);
+        // SAFETY: as above.
+        assert_eq!(unsafe { region.base().add(HUGE_BYTES).read() }, 0);
+        let path = std::env::temp_dir().join(format!("region-back-{}", std::process::id()));
+        let file = Region::shared_file(&path, 5000).expect("a file");
+        assert!(!file.can_give_back(), "its space is reserved, and stays so");
+        std::fs::remove_file(&path).expect("removed");
     }
 
     #[test]

@@ -32,8 +32,15 @@ pub struct Luns<I: StorageIo> {
     /// For LUNs of several extents.
     topology: Option<Arc<Topology>>,
     channels: Box<[Place<I>]>,
-    /// Those that have a channel, so that a turn costs nothing for the rest.
+    /// Those that have a channel.
     attached: Vec<BackendId>,
+    /// Those of them that the next turn asks, each once: whatever else is attached costs a turn nothing.
+    awake: Vec<BackendId>,
+    /// No channel's deadline is earlier.
+    next_due: Option<Instant>,
+    /// How often channels were asked.
+    #[cfg(test)]
+    asked: usize,
     /// Sockets that channels opened, until the core takes them: at most two a backend.
     new_socks: VecDeque<(SockId, BackendId)>,
     /// Requests whose channel says [`Channel::must_wait`], counted as the channel's, in their places' lines. At most all.
@@ -71,6 +78,10 @@ struct Place<I: StorageIo> {
     requests: usize,
     line: Line,
     detaching: bool,
+    /// It is in `awake`.
+    is_awake: bool,
+    /// When its channel must be asked.
+    due: Option<Instant>,
     /// The box that it came in, in which its memory goes home.
     attach: Option<Box<Attach<I::File>>>,
 }
@@ -78,14 +89,25 @@ struct Place<I: StorageIo> {
 impl<I: StorageIo> Luns<I> {
     /// Empty tables for `core`, of their final size, with room for `requests` to wait: all that there can be.
     pub fn new(core: CoreId, requests: usize) -> Self {
-        let place =
-            || Place { channel: None, requests: 0, line: Line::default(), detaching: false, attach: None };
+        let place = || Place {
+            channel: None,
+            requests: 0,
+            line: Line::default(),
+            detaching: false,
+            is_awake: false,
+            due: None,
+            attach: None,
+        };
         Self {
             core,
             maps: vec![Map::default(); MAX_LUNS].into(),
             topology: None,
             channels: (0..MAX_BACKENDS).map(|_| place()).collect(),
             attached: Vec::with_capacity(MAX_BACKENDS),
+            awake: Vec::with_capacity(MAX_BACKENDS),
+            next_due: None,
+            #[cfg(test)]
+            asked: 0,
             new_socks: VecDeque::with_capacity(2 * MAX_BACKENDS),
             waiting: Slab::with_capacity(requests),
         }
@@ -113,6 +135,7 @@ impl<I: StorageIo> Luns<I> {
                 place.channel = Some(channel);
                 place.attach = Some(attach);
                 self.attached.push(id);
+                place.wake(id, &mut self.awake);
                 cx.io.post_control(Msg::Attached(id));
             }
             Err(_) => cx.io.post_control(Msg::Detached(id, Some(attach))),
@@ -125,6 +148,7 @@ impl<I: StorageIo> Luns<I> {
         match self.channels.get_mut(id.0 as usize) {
             Some(place) if place.channel.is_some() => {
                 place.detaching = true;
+                place.wake(id, &mut self.awake);
                 if let Some(channel) = &mut place.channel {
                     channel.stop(cx);
                 }
@@ -209,6 +233,7 @@ impl<I: StorageIo> Luns<I> {
         };
         // Counted even if it is refused, as every completion is.
         place.requests += 1;
+        place.wake(id, &mut self.awake);
         (request.rest.at, request.rest.core) = (id, self.core);
         match &mut place.channel {
             // Two cores that sent each other's requests on would do so for ever.
@@ -237,6 +262,9 @@ impl<I: StorageIo> Luns<I> {
     pub fn cancel(&mut self, cx: &mut Cx<'_, I>, only: Option<BackendId>, stream: Stream) {
         for id in self.attached.iter().filter(|id| only.is_none_or(|only| only == **id)) {
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
+            if place.requests > 0 {
+                place.wake(*id, &mut self.awake);
+            }
             let mut line = std::mem::take(&mut place.line);
             while let Some(request) = line.pop(&mut self.waiting) {
                 if request.is_of(stream) || cx.io.is_broken("cancelled-others") {
@@ -300,25 +328,43 @@ impl<I: StorageIo> Luns<I> {
     /// An answer to a file operation.
     pub fn on_file(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         let id = BackendId((done.token >> 32) as u32);
+        self.wake(id);
         match self.channel_mut(id) {
             Some(channel) => channel.on_file(cx, done),
             None => debug_assert!(false, "no backend {} for {done:?}", id.0),
         }
     }
 
-    /// Lets channels go on with what waits for memory or for a turn. Returns whether there was work.
+    /// Lets those channels go on that something has happened to, that wait for what is no event, or whose time has come.
+    /// Returns whether there was work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        self.wake_due(cx.io.now());
         let mut worked = false;
-        // Backwards, because one that is let go is swapped with the last.
-        for at in (0..self.attached.len()).rev() {
-            let Some(&id) = self.attached.get(at) else { continue };
+        // Backwards, because one that goes to sleep is swapped with the last.
+        for at in (0..self.awake.len()).rev() {
+            let Some(&id) = self.awake.get(at) else { continue };
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
-            worked |= place.start_waiting(cx, &mut self.waiting);
-            let Some(channel) = &mut place.channel else { continue };
-            worked |= channel.on_turn(cx);
+            let any = place.start_waiting(cx, &mut self.waiting);
+            let Some(channel) = &mut place.channel else {
+                place.is_awake = false;
+                self.awake.swap_remove(at);
+                continue;
+            };
+            #[cfg(test)]
+            {
+                self.asked += 1;
+            }
+            let any = channel.on_turn(cx) || any;
+            worked |= any;
             if let Some(initiator) = channel.nvme_tcp() {
                 // They are another core's now, and no completion of theirs comes by here.
                 place.requests = place.requests.saturating_sub(initiator.take_passed_on());
+            }
+            place.due = channel.next_deadline();
+            self.next_due = self.next_due.into_iter().chain(place.due).min();
+            if !any && !place.detaching && place.line.is_empty() && !Channel::<I>::waits(channel) {
+                place.is_awake = false;
+                self.awake.swap_remove(at);
             }
             if place.detaching {
                 self.let_go_if_idle(cx, id);
@@ -328,10 +374,30 @@ impl<I: StorageIo> Luns<I> {
         worked
     }
 
+    /// Wakes the channels whose time has come. Where none's has, nothing is looked at.
+    fn wake_due(&mut self, now: Instant) {
+        if self.next_due.is_none_or(|at| at > now) {
+            return;
+        }
+        self.next_due = None;
+        for &id in &self.attached {
+            let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
+            match place.due {
+                Some(at) if at <= now => place.wake(id, &mut self.awake),
+                due => self.next_due = self.next_due.into_iter().chain(due).min(),
+            }
+        }
+    }
+
+    fn wake(&mut self, id: BackendId) {
+        if let Some(place) = self.channels.get_mut(id.0 as usize) {
+            place.wake(id, &mut self.awake);
+        }
+    }
+
     /// When [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let places = self.attached.iter().filter_map(|id| self.channels.get(id.0 as usize));
-        places.filter_map(|place| place.channel.as_ref()?.next_deadline()).min()
+        self.next_due
     }
 
     /// Gives an event to the initiator's channel of backend `id`, if there is one, and passes on what
@@ -342,6 +408,7 @@ impl<I: StorageIo> Luns<I> {
         id: BackendId,
         event: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, I>) -> T,
     ) -> Option<T> {
+        self.wake(id);
         let given = self.channel_mut(id)?.nvme_tcp().map(|channel| event(channel, cx));
         self.collect_socks(id);
         given
@@ -427,13 +494,22 @@ impl<I: StorageIo> Luns<I> {
         if let Some(attach) = &mut place.attach {
             attach.kind = AttachKind::Spent(place.channel.take());
         }
-        place.detaching = false;
+        (place.detaching, place.due) = (false, None);
         self.attached.retain(|other| *other != id);
         cx.io.post_control(Msg::Detached(id, place.attach.take()));
     }
 }
 
 impl<I: StorageIo> Place<I> {
+    /// Lets the next turn ask this place, which is `id`'s.
+    #[inline]
+    fn wake(&mut self, id: BackendId, awake: &mut Vec<BackendId>) {
+        if !self.is_awake {
+            self.is_awake = true;
+            awake.push(id);
+        }
+    }
+
     /// Starts the requests that nothing holds up any more, in their order. Whether there were any.
     fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Waiter>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
@@ -480,5 +556,7 @@ fn next_backend(extents: &[Extent], from: BackendId) -> Option<BackendId> {
     extents.iter().map(|extent| extent.backend).filter(|&backend| backend >= from).min()
 }
 
+#[cfg(test)]
+mod idle_tests;
 #[cfg(test)]
 mod tests;

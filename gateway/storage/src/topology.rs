@@ -31,13 +31,9 @@ pub const MAX_NSID: u32 = 4096;
 pub const MAX_BACKENDS: usize = 256;
 
 /// How long what a lost association has under way may still take effect where all backends are local, in milliseconds.
-/// What has not begun ends at once; this is for what a disk is doing. One that hangs is beyond any bound of ours.
+/// What has not begun ends at once; this is for what a disk is doing. One that hangs is beyond any bound of ours. Where some
+/// are arrays, it is [`crate::initiator::ARRAY_QUIESCE_MS`].
 pub const LOCAL_QUIESCE_MS: u16 = 1_000;
-/// The same where some are arrays. An array that has a write is given 5 s to complete it, 5 s more once it is told to abort
-/// it, and 5 s for a reset. One that answers none of these is left alone for twice its Keep Alive Timeout, which the
-/// configuration limits to 5 s. That makes 25 s; the rest is for a CQT of the array's own.
-pub const ARRAY_QUIESCE_MS: u16 = 30_000;
-
 /// How long an ANA group of ours may be in the state Change, as hosts are told (ANATT), in seconds. Linux resets a controller
 /// of which one is for twice as long.
 pub const ANA_TRANSITION_S: u8 = 10;

@@ -18,7 +18,7 @@ use trefoil_poll::ram::Ram;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File as FileChannel, Memory};
 use trefoil_storage::initiator::{
-    ControllerConfig, FenceRule, Identity, NamespaceIdentity, Purpose, QueueEntries,
+    ControllerConfig, FenceRule, Identity, MAX_KATO_MS, NamespaceIdentity, Purpose, QueueEntries,
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
@@ -26,6 +26,7 @@ use trefoil_wire::fabrics::Nqn;
 
 /// Long zeroings that a memory backend carries on at a time.
 const ZEROINGS: usize = 64;
+const _: () = assert!(MAX_KEEP_ALIVE_S * 1000 == MAX_KATO_MS, "hosts are told a CQT that is made from it");
 /// For how long a new array may take to answer.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// For how long a file may still be locked by the last requests of a gateway that was killed.

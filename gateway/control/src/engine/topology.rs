@@ -4,6 +4,7 @@ use super::backends::Live;
 use crate::state::State;
 use std::collections::BTreeMap;
 use trefoil_config::{Address, BackendType, Lun, Subsystem};
+use trefoil_storage::initiator::ARRAY_QUIESCE_MS;
 use trefoil_storage::topology::{self as shown, Access, Allow, BackendId, Extent, LunId, PortalId, Topology};
 
 /// Indices that cores know objects by. A number is given again only after a later snapshot without
@@ -113,7 +114,7 @@ pub fn build(
     access: impl Fn(BackendId) -> Access,
 ) -> Topology {
     let has_arrays = state.backends.values().any(|backend| backend.kind == BackendType::NvmeTcp);
-    let quiesce_ms = if has_arrays { shown::ARRAY_QUIESCE_MS } else { shown::LOCAL_QUIESCE_MS };
+    let quiesce_ms = if has_arrays { ARRAY_QUIESCE_MS } else { shown::LOCAL_QUIESCE_MS };
     let mut topology = Topology { epoch, quiesce_ms, ..Topology::default() };
     for (name, lun) in &state.luns {
         let Some(id) = numbers.luns.get(name) else { continue };
@@ -216,7 +217,7 @@ mod tests {
         let mut state = State::default();
         assert_eq!(quiesce_ms(&state), shown::LOCAL_QUIESCE_MS);
         state.backends.insert("a".into(), Backend::new("a", BackendType::NvmeTcp));
-        assert_eq!(quiesce_ms(&state), shown::ARRAY_QUIESCE_MS);
+        assert_eq!(quiesce_ms(&state), ARRAY_QUIESCE_MS);
     }
 
     #[test]

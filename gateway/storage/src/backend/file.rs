@@ -219,6 +219,10 @@ impl<I: StorageIo> Channel<I> for File {
         self.slots.is_empty()
     }
 
+    fn waits(&self) -> bool {
+        self.waiting.0 != NIL
+    }
+
     fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let at = self.waiting.0;
         let Some(slot) = self.slots.get_mut(at) else { return false };

@@ -43,6 +43,11 @@ pub trait Channel<I: StorageIo> {
     /// Whether nothing is on its way, so that it can be detached. The LUN layer counts the requests;
     /// this is for what a channel does on its own account.
     fn is_idle(&self) -> bool;
+    /// Whether it waits for what is no event and has no deadline, as memory or the end of a loan: then it is asked every turn.
+    /// Otherwise a turn asks it only after an event or a call, or when its deadline has come.
+    fn waits(&self) -> bool {
+        false
+    }
     /// Goes on with work that waits for memory or for the next turn. Returns whether there was any.
     fn on_turn(&mut self, _cx: &mut Cx<'_, I>) -> bool {
         false
@@ -215,6 +220,14 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::File(file) => Channel::<I>::is_idle(file),
             Self::Remote(remote) => Channel::<I>::is_idle(remote),
             Self::NvmeTcp(channel) => channel.is_stopped(),
+        }
+    }
+
+    fn waits(&self) -> bool {
+        match self {
+            Self::Memory(memory) => Channel::<I>::waits(memory),
+            Self::File(file) => Channel::<I>::waits(file),
+            Self::Null(_) | Self::Remote(_) | Self::NvmeTcp(_) => false,
         }
     }
 

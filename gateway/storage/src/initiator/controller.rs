@@ -43,7 +43,7 @@ const SCRATCH_BYTES: usize = 4096;
 /// How often a property is polled.
 const POLL_EVERY: Duration = Duration::from_millis(10);
 /// How long a reset or a shutdown may take before we give the association up as it is.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon to ask again for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// What the owner of a controller learns.

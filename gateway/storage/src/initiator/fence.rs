@@ -21,13 +21,13 @@ pub enum FenceRule {
 /// 2 × KATO, or 3 × KATO with traffic-based keep alive, plus CQT (NVMe base 2.1 §9.6.2.3, TP4129). It
 /// counts from the loss as we saw it, which is after the last command that the controller can have
 /// heard. `kas_ms` is the granularity to which the controller rounds KATO up (KAS).
-pub fn keep_alive_bound(kato_ms: u32, kas_ms: u32, traffic_based: bool, cqt_ms: u32) -> Duration {
+pub const fn keep_alive_bound(kato_ms: u32, kas_ms: u32, traffic_based: bool, cqt_ms: u32) -> Duration {
     let kato_ms = match kas_ms {
-        0 => u64::from(kato_ms),
-        kas_ms => u64::from(kato_ms).next_multiple_of(u64::from(kas_ms)),
+        0 => kato_ms as u64,
+        kas_ms => (kato_ms as u64).next_multiple_of(kas_ms as u64),
     };
     let periods = if traffic_based { 3 } else { 2 };
-    Duration::from_millis(periods * kato_ms + u64::from(cqt_ms))
+    Duration::from_millis(periods * kato_ms + cqt_ms as u64)
 }
 
 /// Lost associations that are not fenced yet, by time.

@@ -29,6 +29,7 @@ pub mod controller;
 pub mod discovery;
 
 pub mod host;
+mod quiesce;
 
 pub use ana::{AnaWatch, CHANGE_HELD};
 pub use bringup::Facts;
@@ -42,6 +43,7 @@ pub use lane::{Finished, Lane, LaneConfig};
 pub use message::{Association, InitiatorMsg, Limits};
 pub use namespace::NamespaceIdentity;
 pub use qpair::{Identity, MAX_DEPTH, Open, Qpair, QueueEntries};
+pub use quiesce::{ARRAY_QUIESCE_MS, MAX_KATO_MS};
 
 #[cfg(test)]
 pub(crate) mod testing;

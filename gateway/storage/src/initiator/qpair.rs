@@ -29,7 +29,7 @@ pub const MAX_DEPTH: u16 = 4096;
 pub(super) const NEVER: Instant = Instant::from_ns(u64::MAX);
 /// How long a command that nobody waits for any more may take, and again once it is aborted, before the queue is closed:
 /// until it is over, its host is kept from going on.
-const CANCEL_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const CANCEL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a peer may take to read our terminate request before the connection is cut anyway.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 

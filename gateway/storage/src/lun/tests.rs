@@ -736,3 +736,37 @@ fn a_cancel_leaves_the_others_in_line() {
     }
     assert_eq!(order, (1..=places).chain(others).collect::<Vec<_>>());
 }
+
+#[test]
+fn memory_that_is_trimmed_is_given_back_step_by_step_and_never_under_a_reader() {
+    let mut core = Core::new(0, 171);
+    let mut ram = Ram::new(Region::on_ordinary_pages(16 << 20).expect("memory for a test"));
+    ram.range_mut(0, 16 << 20).expect("inside").fill(7);
+    let len_bytes = ram.len_bytes();
+    core.attach(0, len_bytes, AttachKind::Memory(Memory::new(ram, 2)));
+    core.present(vec![lun(len_bytes, &[(0, len_bytes, 0, 0)])]);
+    // A reader has bytes in the third step.
+    let loan = core.luns.lend(LunId(0), 5 << 20, 4096).expect("a loan");
+    let request = core.request(Op::Deallocate, 512, len_bytes - 512, None);
+    core.submit(request);
+    let mut turns = 0;
+    while core.with(|luns, cx| luns.on_turn(cx)) {
+        turns += 1;
+    }
+    assert_eq!((turns, core.done.len()), (2, 0), "a step a turn, up to what is lent");
+    assert!(core.luns.lend(LunId(0), 0, 512).is_none(), "no new loans meanwhile");
+    assert_eq!(&*loan, &[7; 4096]);
+    drop(loan);
+    while core.with(|luns, cx| luns.on_turn(cx)) {
+        turns += 1;
+    }
+    assert_eq!(turns, 8);
+    assert_eq!(core.settle()[0].2, Ok(()));
+    let read = |core: &mut Core, at| {
+        let (bytes, result) = core.run(Op::Read, at, 4 * KIB, None);
+        ((bytes[0], bytes[4095]), result)
+    };
+    assert_eq!(read(&mut core, 0), ((7, 7), Ok(())), "not a whole page");
+    assert_eq!(read(&mut core, 4 * KIB), ((0, 0), Ok(())));
+    assert_eq!(read(&mut core, len_bytes - 4 * KIB), ((0, 0), Ok(())));
+}

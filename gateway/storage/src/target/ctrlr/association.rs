@@ -8,7 +8,7 @@
 //!   values wait for the last member.
 //! - Time: 2 × KATO after the host last heard from the controller, plus CQT. We notice the loss by one KATO of silence at
 //!   the latest; the connections are closed in that turn, nothing new starts, and what backends have is cancelled. How
-//!   long that may take is [`ARRAY_QUIESCE_MS`](crate::topology::ARRAY_QUIESCE_MS).
+//!   long that may take is [`ARRAY_QUIESCE_MS`](crate::initiator::ARRAY_QUIESCE_MS).
 //!
 //! Many hosts wait for neither when a connection breaks: they connect anew at once and send their writes again. So a
 //! controller that has ended is kept until its last member has left, and a new controller of the same host is not ready

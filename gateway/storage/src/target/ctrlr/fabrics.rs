@@ -2,11 +2,11 @@
 
 use super::Kind;
 use crate::cx::Cx;
+use crate::initiator::ARRAY_QUIESCE_MS;
 use crate::msg::StorageIo;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::MAX_QUEUE_ENTRIES;
 use crate::target::queue::QueueState;
-use crate::topology::ARRAY_QUIESCE_MS;
 use std::time::Duration;
 use trefoil_wire::fabrics::{ConnectData, FabricsCommand, PropertyGet, PropertySet, PropertySize};
 use trefoil_wire::nvme::Status;
@@ -113,6 +113,7 @@ impl Engine {
 /// CAP: the NVM command set, pages of 4 KiB. CSTS.RDY changes once what was under way before is over, which
 /// takes longest with arrays.
 fn capabilities() -> Cap {
+    const { assert!(ARRAY_QUIESCE_MS / 500 <= u8::MAX as u16) };
     let to_500ms = (ARRAY_QUIESCE_MS / 500) as u8;
     Cap { mqes: MAX_QUEUE_ENTRIES - 1, cqr: true, to_500ms, css: 1, ..Cap::default() }
 }

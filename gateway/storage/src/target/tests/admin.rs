@@ -43,7 +43,7 @@ fn properties_read_as_fabrics_wants() {
     let mut rig = Rig::new(1);
     let (mut admin, _) = Host::connect(&mut rig, 0, ADMIN);
     let cap = Cap::from_bits(admin.property(&mut rig, PropertySize::Eight, offset::CAP).result);
-    assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms == 60 && cap.mpsmin == 0);
+    assert!(cap.cqr && cap.css == 1 && cap.mqes == 255 && cap.to_500ms == 70 && cap.mpsmin == 0);
     assert_eq!(admin.property(&mut rig, PropertySize::Four, offset::VS).result, 0x1_0400);
     for (size, at) in
         [(PropertySize::Four, offset::CAP), (PropertySize::Eight, offset::CC), (PropertySize::Four, 0x24)]
