@@ -3,8 +3,8 @@
 use crate::bytes::Bytes;
 use crate::document::{Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Lun, Pool, Subsystem};
 use crate::error::{Key, Problem};
-use crate::nqn::check_nqn;
-use std::collections::HashMap;
+use crate::nqn::{check_nqn, default_serial};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 /// LUNs of one gateway.
@@ -227,6 +227,9 @@ impl Lun {
             (Some(_), None, Some(size)) => check_size(size, block_bytes),
             (None, Some(_), None) => Ok(()),
         }?;
+        if self.uuid.is_some_and(|uuid| uuid.is_nil()) {
+            return wrong("uuid", "a UUID of zeros is nobody's: leave it out, and one is made up");
+        }
         match self.nguid.as_deref() {
             Some(text) if parse_nguid(text).is_none() => {
                 wrong("nguid", format!("`{text}` is not 32 hexadecimal digits, not all zero"))
@@ -238,6 +241,12 @@ impl Lun {
     /// The NGUID's bytes, if there is one and it is valid.
     pub fn nguid_bytes(&self) -> Option<[u8; 16]> {
         self.nguid.as_deref().and_then(parse_nguid)
+    }
+
+    /// What hosts tell it by, each if it is known yet: its UUID and its NGUID, which is the UUID's bytes unless it is given.
+    pub fn identities(&self) -> [Option<(&'static str, [u8; 16])>; 2] {
+        let uuid = self.uuid.map(|uuid| *uuid.as_bytes());
+        [uuid.map(|id| ("uuid", id)), self.nguid_bytes().or(uuid).map(|id| ("nguid", id))]
     }
 }
 
@@ -260,6 +269,12 @@ impl Subsystem {
             return wrong("nqn", "the discovery subsystem is implied");
         }
         self.serial.as_deref().map_or(Ok(()), |serial| check_ascii("serial", serial, 20))?;
+        if self.serial.as_deref().is_some_and(|serial| serial.trim().is_empty()) {
+            return wrong(
+                "serial",
+                "a serial number of spaces is none: leave it out, and it follows from the NQN",
+            );
+        }
         self.model.as_deref().map_or(Ok(()), |model| check_ascii("model", model, 40))?;
         if !(1..=4096).contains(&self.max_nsid()) {
             return wrong("max_namespaces", format!("{} is not from 1 to 4096", self.max_nsid()));
@@ -403,6 +418,7 @@ impl Config {
         self.subsystems.iter().enumerate().for_each(|(n, s)| report.object("subsystem", n, s.check()));
         self.hosts.iter().enumerate().for_each(|(n, h)| report.object("host", n, h.check()));
         self.check_names(&mut report);
+        self.check_identities(&mut report);
         self.check_storage(&mut report);
         self.check_exports(&mut report);
         self.check_sums(&mut report);
@@ -415,7 +431,58 @@ impl Config {
         let told = |s: &Subsystem| {
             format!("subsystem `{}`: no host may connect: it has neither hosts nor allow_any_host", s.nqn)
         };
-        unreachable.map(told).collect()
+        unreachable.map(told).chain(self.twins()).collect()
+    }
+
+    /// What hosts take for one thing though it is two: a LUN in several subsystems, and a serial number of several.
+    pub fn twins(&self) -> Vec<String> {
+        let (mut luns, mut serials): (BTreeMap<_, Vec<String>>, BTreeMap<_, Vec<String>>) =
+            Default::default();
+        for s in &self.subsystems {
+            for ns in &s.namespaces {
+                let place = format!("namespace {} of subsystem `{}`", ns.nsid, s.nqn);
+                luns.entry(ns.lun.as_str()).or_default().push(place);
+            }
+            let serial = s.serial.clone().unwrap_or_else(|| default_serial(&s.nqn));
+            // On the wire it ends in spaces anyway.
+            serials.entry(serial.trim_end().to_owned()).or_default().push(format!("`{}`", s.nqn));
+        }
+        let several = |places: &[String]| match places {
+            [] | [_] => None,
+            [few @ .., last] if few.len() < 4 => Some(format!("{} and {last}", few.join(", "))),
+            [first, second, rest @ ..] => Some(format!("{first}, {second} and {} more", rest.len())),
+        };
+        let luns = luns.iter().filter_map(|(lun, places)| {
+            Some(format!(
+                "LUN `{lun}` is {}, each with the same UUID and NGUID: of a host that connects to both, Linux 6.0 and newer refuse \
+                 the second one (\"duplicate IDs\")",
+                several(places)?
+            ))
+        });
+        let serials = serials.iter().filter_map(|(serial, nqns)| {
+            Some(format!(
+                "serial `{serial}` is that of subsystems {}: a host that connects to both names their disks alike, and \
+                 /dev/disk/by-id/nvme-MODEL_SERIAL leads to either; without `serial` each has its own",
+                several(nqns)?
+            ))
+        });
+        luns.chain(serials).collect()
+    }
+
+    /// No two LUNs have one identity.
+    fn check_identities(&self, report: &mut Report) {
+        let mut first = HashMap::new();
+        for (n, lun) in self.luns.iter().enumerate() {
+            for (field, id) in lun.identities().into_iter().flatten() {
+                if let Some(other) = first.get(&(field, id)) {
+                    let message = format!("LUN `{other}` has this {} already", field.to_uppercase());
+                    report.add(&["lun".into(), n.into(), field.into()], message);
+                    // The NGUID follows from the UUID.
+                    break;
+                }
+                first.insert((field, id), &lun.name);
+            }
+        }
     }
 
     fn check_names(&self, report: &mut Report) {

@@ -285,7 +285,7 @@ pub struct Lun {
     /// Logical block size in bytes, 512 or 4096; the largest of its backends' if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// Identity; if absent, that of the whole backend where it has one, else made up when the LUN is created. A whole backend
+    /// Identity, which no other LUN has; if absent, that of the whole backend where it has one, else made up when the LUN is created. A whole backend
     /// that a pool's label is on is only presented with a UUID: it was a LUN before, and the pool is its hosts'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
@@ -312,10 +312,10 @@ pub struct Subsystem {
     /// Lets every host in. Otherwise only `hosts` may connect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_any_host: bool,
-    /// Hosts that may connect: NQNs, or names of `[[host]]` entries.
+    /// Hosts that may connect: NQNs, or names of `[[host]]` entries. A set: a name and its NQN are one host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// Addresses and ports on which it is offered.
+    /// Addresses and ports on which it is offered. A set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Address>,
     /// The largest NSID that it may ever have.

@@ -175,3 +175,59 @@ fn a_subsystem_that_no_host_may_use_is_an_oversight() {
     assert!(told("allow_any_host = true").is_empty());
     assert!(told("hosts = [\"nqn.2026-01.org.example:h\"]").is_empty());
 }
+
+/// Three LUNs, each with one more line.
+fn luns(lines: [&str; 3]) -> String {
+    let lun = |(n, line): (usize, &str)| {
+        let backend = format!("[[backend]]\nname = \"b{n}\"\ntype = \"null\"\nsize = \"1MiB\"\n");
+        format!("{backend}[[lun]]\nname = \"l{n}\"\nbackend = \"b{n}\"\n{line}\n")
+    };
+    lines.into_iter().enumerate().map(lun).collect()
+}
+
+#[test]
+fn identities_are_unique_and_never_nil() {
+    let uuid = "uuid = \"00000000-0000-4000-8000-00000000000a\"";
+    let digits = "nguid = \"0000000000004000800000000000000A\"";
+    let other = "nguid = \"0123456789abcdef0123456789abcdef\"";
+    told(&luns(["uuid = \"00000000-0000-0000-0000-000000000000\"", "", ""]), 8, "lun[0].uuid", "of zeros");
+    let nil = format!("nguid = \"{}\"", "0".repeat(32));
+    told(&luns([&nil, "", ""]), 8, "lun[0].nguid", "not all zero");
+    told(&luns([uuid, "", uuid]), 24, "lun[2].uuid", "LUN `l0` has this UUID already");
+    told(&luns([other, "", other]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
+    // An NGUID that isn't given is the UUID's bytes.
+    told(&luns([uuid, "", digits]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
+    Config::parse("t", &luns([&format!("{uuid}\n{other}"), "", digits])).expect("each has its own");
+    let spaces = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\nserial = \"  \"\n";
+    told(spaces, 3, "subsystem[0].serial", "a serial number of spaces is none");
+}
+
+#[test]
+fn one_lun_or_serial_of_two_subsystems_is_told_with_what_hosts_make_of_it() {
+    let subsystem = |name: &str, serial: &str, namespaces: &str| {
+        format!(
+            "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:{name}\"\nallow_any_host = true\n\
+             serial = \"{serial}\"\nnamespaces = [{namespaces}]\n"
+        )
+    };
+    let twins = |subsystems: &[String]| {
+        let text = luns(["", "", ""]) + &subsystems.concat();
+        Config::parse("t", &text).unwrap_or_else(|e| panic!("{e}")).oversights()
+    };
+    let first = "{ nsid = 1, lun = \"l0\" }, { nsid = 2, lun = \"l1\" }";
+    let second = "{ nsid = 7, lun = \"l0\" }, { nsid = 2, lun = \"l2\" }";
+    let told = twins(&[subsystem("a", "1", first), subsystem("b", "2", second)]);
+    let lun = "LUN `l0` is namespace 1 of subsystem `nqn.2026-01.org.example:a` and namespace 7 of subsystem \
+               `nqn.2026-01.org.example:b`, each with the same UUID and NGUID: ";
+    assert!(told.len() == 1 && told[0].starts_with(lun) && told[0].contains("duplicate IDs"), "{told:?}");
+    // Spaces at its end are not seen by hosts.
+    let told = twins(&[subsystem("a", "1", ""), subsystem("b", "1 ", "")]);
+    let serial =
+        "serial `1` is that of subsystems `nqn.2026-01.org.example:a` and `nqn.2026-01.org.example:b`: ";
+    assert!(told.len() == 1 && told[0].starts_with(serial) && told[0].contains("by-id"), "{told:?}");
+    let own = trefoil_config::default_serial("nqn.2026-01.org.example:b");
+    let without = subsystem("b", "", "").replace("serial = \"\"\n", "");
+    assert_eq!(twins(&[subsystem("a", &own, ""), without]).len(), 1, "that of one without a serial");
+    let many: Vec<String> = (0..9).map(|n| subsystem(&format!("s{n}"), "1", "")).collect();
+    assert!(twins(&many)[0].contains("`nqn.2026-01.org.example:s1` and 7 more"), "{:?}", twins(&many));
+}

@@ -10,7 +10,7 @@
 //! is being deleted is read then, to finish what a crash cut short: the record is written before the database, and the
 //! LUN goes after it.
 
-use crate::state::State;
+use crate::state::{State, fill_subsystem};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_config::{Namespace, Subsystem};
@@ -127,11 +127,12 @@ pub fn adopt(state: &mut State, held: &BTreeMap<Uuid, String>, records: Vec<Reco
                 namespaces.push(other);
             }
         }
-        namespaces.sort_by_key(|ns| ns.nsid);
         if !kept.listeners.is_empty() {
             state.transport.get_or_insert_default();
         }
-        state.subsystems.insert(kept.nqn.clone(), Subsystem { namespaces, ..kept });
+        let mut subsystem = Subsystem { namespaces, ..kept };
+        fill_subsystem(&mut subsystem);
+        state.subsystems.insert(subsystem.nqn.clone(), subsystem);
     }
 }
 

@@ -22,6 +22,7 @@ pub mod loss;
 pub mod memory;
 pub mod methods;
 pub mod metrics;
+pub mod notes;
 pub mod notify;
 pub mod obstacles;
 pub mod plan;

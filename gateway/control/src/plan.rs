@@ -15,9 +15,19 @@ use trefoil_config::{Backend, Gateway, Lun, Namespace, Subsystem, check_nqn};
 pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Refusal> {
     let mut next = now.clone();
     apply(&mut next, gateway, change)?;
-    match next.to_config(gateway).check().into_iter().next() {
+    check_whole(&next, gateway)?;
+    Ok(next)
+}
+
+/// Whether a state as a whole is one that can be served. Every way to a state ends here: a change is asked before anything is
+/// brought up, and again with what the pools and arrays that were brought up have added; so are a first start and a later one.
+///
+/// # Errors
+/// What a document of this state would be refused for.
+pub fn check_whole(state: &State, gateway: &Gateway) -> Result<(), Refusal> {
+    match state.to_config(gateway).check().into_iter().next() {
         Some(problem) => Err(Refusal::new(Fault::Invalid, problem.to_string())),
-        None => Ok(next),
+        None => Ok(()),
     }
 }
 
@@ -127,11 +137,11 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
         }
         Change::ListenerRemove { nqn, listen } => {
             let subsystem = subsystem_mut(state, nqn)?;
-            let at = subsystem.listeners.iter().position(|l| l == listen);
-            let at = at.ok_or_else(|| {
-                Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` is not offered on {listen}"))
-            })?;
-            subsystem.listeners.remove(at);
+            let before = subsystem.listeners.len();
+            subsystem.listeners.retain(|l| l != listen);
+            if subsystem.listeners.len() == before {
+                return refuse(Fault::NotFound, format!("subsystem `{nqn}` is not offered on {listen}"));
+            }
         }
         Change::HostAllow { nqn, nsid, host, .. } => host_allow(state, nqn, *nsid, host)?,
         Change::HostRevoke { nqn, nsid, host } => host_revoke(state, nqn, *nsid, host)?,
@@ -255,12 +265,7 @@ fn is_same(there: &Lun, lun: &Lun) -> bool {
 }
 
 fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
-    let twin = |other: &&Lun| {
-        let same_uuid = lun.uuid.is_some() && other.uuid == lun.uuid;
-        let same_nguid = lun.nguid.is_some() && other.nguid == lun.nguid;
-        other.name != lun.name && (same_uuid || same_nguid)
-    };
-    match state.luns.values().find(twin) {
+    match state.twin(lun) {
         Some(twin) => refuse(Fault::Exists, format!("LUN `{}` has this identity already", twin.name)),
         None => Ok(()),
     }
@@ -393,12 +398,25 @@ fn host_allow(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> Re
 
 fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> Result<(), Refusal> {
     let host = state.host_nqn(host).to_owned();
+    let subsystem = subsystem_mut(state, nqn)?;
+    let allow_any_host = subsystem.allow_any_host;
+    let all_see = subsystem.namespaces.iter().any(|ns| Some(ns.nsid) == nsid && ns.hosts.is_none());
     let list = list_mut(state, nqn, nsid)?;
-    let Some(at) = list.iter().position(|h| *h == host) else {
-        return refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`"));
+    let before = list.len();
+    list.retain(|h| *h != host);
+    if list.len() < before {
+        return Ok(());
+    }
+    let why = match nsid {
+        Some(nsid) if all_see => {
+            format!(": namespace {nsid} has none, and all hosts that may connect see it")
+        }
+        None if allow_any_host => {
+            format!(", and any host may connect: `trefoil subsystem allow-any-host {nqn} false` ends that")
+        }
+        _ => String::new(),
     };
-    list.remove(at);
-    Ok(())
+    refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`{why}"))
 }
 
 /// The state that a document asks for. What is lost on the way is judged apart: [`crate::loss`].
@@ -453,9 +471,165 @@ fn document(state: &mut State, gateway: &Gateway, config: &trefoil_config::Confi
             );
         }
     }
-    for lun in next.luns.values() {
-        unique_identity(&next, lun)?;
-    }
     *state = next;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notes;
+    use trefoil_config::Config;
+
+    const NQN: &str = "nqn.2026-01.org.example:s";
+    const WEB: &str = "nqn.2026-01.org.example:web";
+    const TEXT: &str = r#"
+        [[backend]]
+        name = "a"
+        type = "null"
+        size = "1MiB"
+        [[backend]]
+        name = "b"
+        type = "null"
+        size = "1MiB"
+        [[lun]]
+        name = "l"
+        backend = "a"
+        uuid = "00000000-0000-4000-8000-00000000000a"
+        [[host]]
+        name = "web"
+        nqn = "nqn.2026-01.org.example:web"
+        [[subsystem]]
+        nqn = "nqn.2026-01.org.example:s"
+        hosts = ["web", "nqn.2026-01.org.example:web"]
+        listeners = ["[::1]:4420", "[0:0:0:0:0:0:0:1]:4420"]
+        namespaces = [{ nsid = 1, lun = "l", hosts = ["nqn.2026-01.org.example:web", "web"] }]
+    "#;
+
+    fn state() -> State {
+        State::from_config(&Config::parse("t", TEXT).expect("sound"), &State::default())
+    }
+
+    fn change(now: &State, change: &Change) -> (State, Vec<String>) {
+        let gateway = Gateway::default();
+        let next = plan(now, &gateway, change).unwrap_or_else(|e| panic!("{change:?}: {e}"));
+        let notes = notes::of_change(change, now, &next, &gateway);
+        (next, notes)
+    }
+
+    fn refused(now: &State, change: &Change) -> Refusal {
+        plan(now, &Gateway::default(), change).expect_err("a refusal")
+    }
+
+    fn revoke(nsid: Option<u32>, host: &str) -> Change {
+        Change::HostRevoke { nqn: NQN.into(), nsid, host: host.into() }
+    }
+
+    #[test]
+    fn a_revoked_host_is_gone_by_whichever_of_its_names() {
+        for host in ["web", WEB] {
+            let (next, notes) = change(&state(), &revoke(None, host));
+            assert!(next.subsystems[NQN].hosts.is_empty(), "{host}");
+            assert!(notes.len() == 1 && notes[0].contains("stays on the lists of namespaces"), "{notes:?}");
+            let (next, notes) = change(&next, &revoke(Some(1), host));
+            assert_eq!((next.subsystems[NQN].namespaces[0].hosts.as_deref(), notes), (Some(&[][..]), vec![]));
+            assert_eq!(refused(&next, &revoke(None, host)).fault, Fault::NotFound);
+        }
+        let listen = "[::1]:4420".parse().expect("an address");
+        let remove = Change::ListenerRemove { nqn: NQN.into(), listen };
+        let (next, notes) = change(&state(), &remove);
+        assert!(next.listeners().is_empty() && notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn a_revoked_host_that_is_not_gone_is_told() {
+        let mut open = state();
+        open.subsystems.values_mut().for_each(|s| {
+            s.allow_any_host = true;
+            s.namespaces[0].hosts = None;
+        });
+        let (next, notes) = change(&open, &revoke(None, "web"));
+        let told = format!("host `{WEB}` may still connect to subsystem `{NQN}`, as any host may");
+        assert!(notes.len() == 1 && notes[0].starts_with(&told), "{notes:?}");
+        for (nsid, why) in [(None, "any host may connect"), (Some(1), "all hosts that may connect see it")] {
+            let refusal = refused(&next, &revoke(nsid, "web"));
+            assert!(refusal.fault == Fault::NotFound && refusal.message.contains(why), "{refusal}");
+        }
+        let (_, notes) = change(&state(), &Change::HostDelete { name: "web".into() });
+        let told = format!("only the name `web` is gone; `{WEB}` stays on the lists of `{NQN}`");
+        assert_eq!(notes, [told]);
+        let other = Subsystem {
+            listeners: state().subsystems[NQN].listeners.clone(),
+            ..Subsystem::new("nqn.2026-01.org.example:t")
+        };
+        let (both, _) = change(&state(), &Change::SubsystemCreate(other));
+        let listen = "[::1]:4420".parse().expect("an address");
+        let (_, notes) = change(&both, &Change::ListenerRemove { nqn: NQN.into(), listen });
+        assert!(
+            notes.len() == 1 && notes[0].contains("stays open for subsystem `nqn.2026-01.org.example:t`"),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn every_way_in_refuses_an_identity_that_is_taken_or_nil() {
+        let uuid = |n: u128| Some(uuid::Uuid::from_u128(n));
+        let own = state().luns["l"].uuid;
+        let import = |uuid| Lun { uuid, ..whole("b".into(), None) };
+        let nguid =
+            Lun { nguid: own.map(|uuid| uuid.simple().to_string().to_uppercase()), ..import(uuid(7)) };
+        let document = |uuid| {
+            // As it is before anybody has checked it.
+            let mut config = Config::parse("t", TEXT).expect("sound");
+            config.luns.push(import(uuid));
+            Box::new(config)
+        };
+        let (with_b, _) = change(&state(), &Change::LunCreate(import(uuid(8))));
+        let add = |uuid| Change::NamespaceAdd {
+            nqn: NQN.into(),
+            nsid: None,
+            lun: "b".into(),
+            hosts: None,
+            uuid,
+            nguid: None,
+        };
+        let backend = Backend {
+            size: Some(trefoil_config::Bytes(1 << 20)),
+            ..Backend::new("c", trefoil_config::BackendType::Null)
+        };
+        let bdev = |uuid| Change::BdevCreate { backend: backend.clone(), uuid };
+        for (taken, id) in [(true, own), (false, uuid(0))] {
+            for (now, change) in [
+                (state(), Change::LunCreate(import(id))),
+                (with_b.clone(), add(id)),
+                (state(), bdev(id)),
+                (state(), Change::Apply { config: document(id), permit: Default::default() }),
+            ] {
+                let refusal = refused(&now, &change);
+                let told = if taken { "LUN `l` has this" } else { "of zeros is nobody's" };
+                assert!(refusal.message.contains(told), "{change:?}: {refusal}");
+            }
+        }
+        assert!(refused(&state(), &Change::LunCreate(nguid)).message.contains("LUN `l` has this identity"));
+    }
+
+    #[test]
+    fn what_a_change_makes_look_like_one_is_told_once() {
+        let other = Subsystem {
+            serial: state().subsystems[NQN].serial.clone(),
+            ..Subsystem::new("nqn.2026-01.org.example:t")
+        };
+        let (next, notes) = change(&state(), &Change::SubsystemCreate(other));
+        assert!(notes.len() == 1 && notes[0].starts_with("serial `"), "{notes:?}");
+        let add = Change::NamespaceAdd {
+            nqn: "nqn.2026-01.org.example:t".into(),
+            nsid: None,
+            lun: "l".into(),
+            hosts: None,
+            uuid: None,
+            nguid: None,
+        };
+        let (_, notes) = change(&next, &add);
+        assert!(notes.len() == 1 && notes[0].starts_with("LUN `l` is namespace 1 of subsystem"), "{notes:?}");
+    }
 }

@@ -182,7 +182,11 @@ impl State {
                 Row::Backend(b) => drop(state.backends.insert(b.name.clone(), b)),
                 Row::Pool(p) => drop(state.pools.insert(p.name.clone(), p)),
                 Row::Lun(l) => drop(state.luns.insert(l.name.clone(), l)),
-                Row::Subsystem(s) => drop(state.subsystems.insert(s.nqn.clone(), s)),
+                Row::Subsystem(mut s) => {
+                    // An earlier version may have stored a host or listener twice.
+                    fill_subsystem(&mut s);
+                    state.subsystems.insert(s.nqn.clone(), s);
+                }
                 Row::Host(h) => drop(state.hosts.insert(h.name.clone(), h)),
                 Row::Transport(t) => state.transport = Some(t),
                 Row::Namespace(n) => drop(state.namespaces.insert(n.backend.clone(), n)),
@@ -224,6 +228,9 @@ impl State {
             namespaces: now.namespaces.clone(),
             ..Self::default()
         };
+        for pool in state.pools.values_mut() {
+            keep_order(&mut pool.backends, now.pools.get(&pool.name).map(|known| &known.backends));
+        }
         for lun in &config.luns {
             let mut lun = lun.clone();
             if let Some(known) = now.luns.get(&lun.name) {
@@ -246,6 +253,15 @@ impl State {
                 subsystem.model = subsystem.model.or_else(|| known.model.clone());
             }
             fill_subsystem(&mut subsystem);
+            if let Some(known) = now.subsystems.get(&subsystem.nqn) {
+                keep_order(&mut subsystem.hosts, Some(&known.hosts));
+                keep_order(&mut subsystem.listeners, Some(&known.listeners));
+                for ns in &mut subsystem.namespaces {
+                    let before = known.namespaces.iter().find(|before| before.nsid == ns.nsid);
+                    let before = before.and_then(|before| before.hosts.as_ref());
+                    ns.hosts.iter_mut().for_each(|hosts| keep_order(hosts, before));
+                }
+            }
             state.subsystems.insert(subsystem.nqn.clone(), subsystem);
         }
         if state.subsystems.values().any(|s| !s.listeners.is_empty()) {
@@ -268,10 +284,9 @@ impl State {
             let Some(mut lun) = self.luns.remove(name) else { continue };
             if let Some((uuid, nguid)) = lun.backend.as_deref().and_then(&own) {
                 let nguid = lun.nguid.clone().unwrap_or(nguid);
-                let is_taken = |l: &Lun| l.uuid == Some(uuid) || l.nguid.as_ref() == Some(&nguid);
-                if !self.luns.values().any(is_taken) {
-                    lun.uuid = Some(uuid);
-                    lun.nguid = Some(nguid);
+                let known = Lun { uuid: Some(uuid), nguid: Some(nguid), ..lun.clone() };
+                if self.twin(&known).is_none() {
+                    lun = known;
                 }
             }
             lun.uuid.get_or_insert_with(Uuid::new_v4);
@@ -291,6 +306,13 @@ impl State {
             subsystems: self.subsystems.values().cloned().collect(),
             hosts: self.hosts.values().cloned().collect(),
         }
+    }
+
+    /// Another LUN that has one of this one's identities.
+    pub fn twin(&self, lun: &Lun) -> Option<&Lun> {
+        let own = lun.identities();
+        let is_same = |other: &Lun| other.identities().iter().zip(&own).any(|(a, b)| a.is_some() && a == b);
+        self.luns.values().find(|other| other.name != lun.name && is_same(other))
     }
 
     /// Whether a LUN has this UUID.
@@ -325,12 +347,29 @@ pub fn fill_lun(lun: &mut Lun) {
     }
 }
 
-/// Gives a subsystem what it lacks, and sorts its namespaces.
+/// Gives a subsystem what it lacks, sorts its namespaces, and folds its lists: each is a set of hosts, by NQN, or of addresses.
 pub fn fill_subsystem(subsystem: &mut Subsystem) {
+    fold(&mut subsystem.hosts);
+    fold(&mut subsystem.listeners);
+    subsystem.namespaces.iter_mut().filter_map(|ns| ns.hosts.as_mut()).for_each(fold);
     let serial = default_serial(&subsystem.nqn);
     subsystem.serial.get_or_insert(serial);
     subsystem.model.get_or_insert_with(|| "Trefoil".into());
     subsystem.namespaces.sort_by_key(|ns| ns.nsid);
+}
+
+/// Leaves the first of each element that is there more than once.
+fn fold<T: Ord + Clone>(list: &mut Vec<T>) {
+    let mut seen = BTreeSet::new();
+    list.retain(|element| seen.insert(element.clone()));
+}
+
+/// A list that has the elements of `known` in another order is the same set, and so no change.
+fn keep_order<T: Ord + Clone>(list: &mut Vec<T>, known: Option<&Vec<T>>) {
+    let set = |list: &[T]| list.iter().cloned().collect::<BTreeSet<T>>();
+    if let Some(known) = known.filter(|known| set(list) == set(known)) {
+        list.clone_from(known);
+    }
 }
 
 #[cfg(test)]
@@ -391,6 +430,42 @@ mod tests {
         let again = State::from_config(&Config::parse("t", TEXT).expect("sound"), &now);
         assert!(now.changes_to(&again).is_empty());
         assert_eq!(now.subsystems["nqn.2026-01.org.example:s"].hosts, ["nqn.2026-01.org.example:web"]);
+    }
+
+    #[test]
+    fn lists_are_sets_of_what_they_mean() {
+        let read =
+            |text: &str, now: &State| State::from_config(&Config::parse("t", text).expect("sound"), now);
+        let twice = TEXT
+            .replace(
+                "[\"web\"]",
+                "[\"web\", \"nqn.2026-01.org.example:web\", \"nqn.2026-01.org.example:x\", \"web\"]",
+            )
+            .replace(
+                "[\"127.0.0.1:4420\"]",
+                "[\"[::1]:4420\", \"127.0.0.1:4420\", \"[0:0:0:0:0:0:0:1]:4420\"]",
+            );
+        let state = read(&twice, &State::default());
+        let s = &state.subsystems["nqn.2026-01.org.example:s"];
+        let hosts = ["nqn.2026-01.org.example:web", "nqn.2026-01.org.example:x"];
+        assert_eq!(
+            (&s.hosts[..], s.namespaces[0].hosts.as_deref()),
+            (&hosts.map(String::from)[..], Some(&s.hosts[..]))
+        );
+        let listeners: Vec<String> = s.listeners.iter().map(ToString::to_string).collect();
+        assert_eq!(listeners, ["[::1]:4420", "127.0.0.1:4420"]);
+        // Another order is the same set.
+        let turned = TEXT
+            .replace("[\"web\"]", "[\"nqn.2026-01.org.example:x\", \"web\"]")
+            .replace("[\"127.0.0.1:4420\"]", "[\"127.0.0.1:4420\", \"[::1]:4420\"]");
+        assert_eq!(state.changes_to(&read(&turned, &state)), []);
+        assert_eq!(state.changes_to(&read(TEXT, &state)).len(), 1, "another set is a change");
+        // What an earlier version stored is folded, too.
+        let mut stored = s.clone();
+        stored.hosts.extend(s.hosts.clone());
+        stored.listeners.extend(s.listeners.clone());
+        let again = State::from_rows(vec![Row::Subsystem(stored)]);
+        assert_eq!(&again.subsystems["nqn.2026-01.org.example:s"], s);
     }
 
     #[test]

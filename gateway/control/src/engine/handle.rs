@@ -16,8 +16,8 @@ use trefoil_storage::stats::{Latency, LunStats};
 pub enum Outcome {
     /// The change is stored and in force.
     Changed(Box<View>),
-    /// What a change would store, and what is lost by it, whether it may be or not.
-    Preview(Vec<RowChange>, Vec<Loss>),
+    /// What a change would store, what is lost by it, whether it may be or not, and the notes on it.
+    Preview(Vec<RowChange>, Vec<Loss>, Vec<String>),
     /// What there is.
     View(Box<View>),
     /// What is connected, core by core.

@@ -23,7 +23,8 @@ use crate::address::{is_v6_only, overlap};
 use crate::diff;
 use crate::error::{Fault, Refusal};
 use crate::loss::{self, Permit};
-use crate::plan::plan;
+use crate::notes;
+use crate::plan::{check_whole, plan};
 use crate::state::{ArrayNamespace, State};
 use crate::store::{Found, Store};
 use backends::{Live, OLD_LOCK_TIMEOUT, OwnFile, Setting};
@@ -169,6 +170,9 @@ impl Engine {
                 );
             }
         }
+        for oversight in engine.state.to_config(&engine.gateway).oversights() {
+            tracing::warn!("{oversight}");
+        }
         engine.phase.send_replace(Phase::Running);
         engine.show();
         Ok(engine)
@@ -242,7 +246,9 @@ impl Engine {
                 self.reconcile(next, change.permit(), false).await?;
                 let objects = diff::summary(&before, &self.state);
                 tracing::info!(action = change.name(), objects, epoch = self.epoch, "changed");
-                Ok(Outcome::Changed(Box::new(self.view())))
+                let notes = notes::of_change(&change, &before, &self.state, &self.gateway);
+                notes.iter().for_each(|note| tracing::warn!("{note}"));
+                Ok(Outcome::Changed(Box::new(View { notes, ..self.view() })))
             }
             Action::Shutdown => {
                 self.phase.send_replace(Phase::Stopping);
@@ -356,18 +362,24 @@ impl Engine {
                 made.pools.push((name.clone(), is_new));
             }
         }
-        if made.pools.iter().any(|(_, is_new)| !is_new) {
-            self.pools.adopt_into(next, &[], true);
+        let adopts = made.pools.iter().any(|(_, is_new)| !is_new);
+        if adopts {
+            if let Some(twin) = self.pools.adopt_into(next, &[], true).into_iter().next() {
+                return Err(twin);
+            }
             if seeding {
                 self.pools.adopt_exports(next);
-                if let Some(problem) = next.to_config(&self.gateway).check().into_iter().next() {
-                    let what = format!("the document doesn't go with what the pools keep: {problem}");
-                    return Err(Refusal::new(Fault::Invalid, what));
-                }
             }
         }
         let own = |backend: &str| self.live.get(backend).and_then(|live| self.cores.identity(live.id));
         let unidentified = next.identify_whole(own);
+        check_whole(next, &self.gateway).map_err(|problem| match adopts {
+            true => {
+                let what = format!("the document doesn't go with what the pools keep: {problem}");
+                Refusal::new(problem.fault, what)
+            }
+            false => problem,
+        })?;
         for lun in next.luns.values_mut() {
             let now = self.state.luns.get(&lun.name);
             let name = lun.name.clone();
@@ -620,6 +632,7 @@ impl Engine {
             listeners: self.listeners(),
             cores: self.cores.metrics().iter().map(|m| m.sample()).collect(),
             cpus: self.cpus.clone(),
+            notes: Vec::new(),
         }
     }
 }

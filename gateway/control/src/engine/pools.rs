@@ -439,14 +439,17 @@ impl Pools {
 
     /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes; without those in `except`.
     /// LUNs go by UUID. With `by_name`, one that only a document knows is the pool's by that name; without, that would show a
-    /// host somebody else's disk that has come in the place of its own.
-    pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) {
+    /// host somebody else's disk that has come in the place of its own. Gives why LUNs are left out, whose identity is not
+    /// theirs alone.
+    pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) -> Vec<Refusal> {
+        let mut left_out = Vec::new();
         for (name, pool) in &self.open {
             let is_wanted = |lun: &&PoolLun| lun.is_visible() && !except.contains(&uuid_of(lun));
             for lun in pool.table().luns.iter().filter(is_wanted) {
-                adopt(state, name, lun, by_name);
+                left_out.extend(adopt(state, name, lun, by_name).err());
             }
         }
+        left_out
     }
 
     /// Deletes what the store has no more and a pool still holds, because the gateway died in between. Gives those that
@@ -720,19 +723,21 @@ impl Pools {
 }
 
 /// Puts one LUN of a pool into the state, over what the state had for it.
-fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
+///
+/// # Errors
+/// A LUN elsewhere has its identity, as that of a copied disk does. Nothing has changed.
+fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Result<(), Refusal> {
     let uuid = uuid_of(found);
-    let by_uuid = state.luns.values().find(|lun| lun.uuid == Some(uuid)).map(|lun| lun.name.clone());
-    let same_name = |lun: &&Lun| by_name && lun.pool.as_deref() == Some(pool);
+    let is_here = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
+    let by_uuid = state.luns.values().filter(is_here).find(|lun| lun.uuid == Some(uuid));
+    let by_uuid = by_uuid.map(|lun| lun.name.clone());
+    let same_name = |lun: &&Lun| by_name && is_here(lun);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
         // As long as a name may be.
         true => format!("{:.26}-{uuid}", found.name),
         false => found.name.clone(),
     });
-    if known.is_none() {
-        tracing::warn!(pool, lun = name, "a LUN that the store didn't know was found in its pool");
-    }
     let size = Bytes(found.blocks * u64::from(found.block_bytes));
     // A document at the first start may ask for more: the LUN is then grown.
     let wanted = state.luns.get(&name).and_then(|lun| lun.size).unwrap_or(size);
@@ -746,7 +751,19 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) {
         nguid: Some(Uuid::from_bytes(found.nguid).simple().to_string()),
         read_only: state.luns.get(&name).is_some_and(|lun| lun.read_only),
     };
+    if let Some(twin) = state.twin(&lun) {
+        let what = format!(
+            "pool `{pool}`: LUN `{}` is left out, as LUN `{}` of another place has its identity: is one's disk a copy of the \
+             other's?",
+            found.name, twin.name
+        );
+        return Err(Refusal::new(Fault::Exists, what));
+    }
+    if known.is_none() {
+        tracing::warn!(pool, lun = name, "a LUN that the store didn't know was found in its pool");
+    }
     state.luns.insert(name, lun);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -790,14 +807,37 @@ mod tests {
     #[test]
     fn a_disk_of_the_same_name_is_not_the_one_that_is_shown() {
         let mut state = State::default();
-        adopt(&mut state, "tank", &lun("root", 1), false);
+        let adopt = |state: &mut State, lun: &PoolLun, by_name| {
+            adopt(state, "tank", lun, by_name).unwrap_or_else(|e| panic!("{e}"));
+        };
+        adopt(&mut state, &lun("root", 1), false);
         let before = state.luns["root"].clone();
-        adopt(&mut state, "tank", &lun("root", 2), false);
+        adopt(&mut state, &lun("root", 2), false);
         assert_eq!(state.luns["root"], before);
         let name = format!("root-{}", Uuid::from_bytes([2; 16]));
         assert_eq!(state.luns.get(&name).and_then(|lun| lun.uuid), Some(Uuid::from_bytes([2; 16])));
         // A document has no other way to say which one it means.
-        adopt(&mut state, "tank", &lun("root", 3), true);
+        adopt(&mut state, &lun("root", 3), true);
         assert_eq!(state.luns["root"].uuid, Some(Uuid::from_bytes([3; 16])));
+    }
+
+    #[test]
+    fn a_copied_disk_s_lun_is_left_out() {
+        let mut state = State::default();
+        adopt(&mut state, "tank", &lun("root", 1), false).expect("the first");
+        let before = state.clone();
+        let nguid = PoolLun { nguid: [1; 16], ..lun("other", 2) };
+        for copy in [lun("root", 1), lun("other", 1), nguid] {
+            for by_name in [false, true] {
+                let refusal = adopt(&mut state, "copy", &copy, by_name).expect_err("a twin");
+                let told =
+                    format!("pool `copy`: LUN `{}` is left out, as LUN `root` of another place", copy.name);
+                assert!(refusal.message.starts_with(&told), "{refusal}");
+                assert_eq!(state, before);
+            }
+        }
+        // Its own again.
+        adopt(&mut state, "tank", &lun("root", 1), false).expect("known");
+        assert_eq!(state, before);
     }
 }

@@ -6,6 +6,7 @@ use super::view::View;
 use crate::action::{Action, Phase};
 use crate::error::{Fault, Refusal};
 use crate::loss::losses;
+use crate::notes::of_change;
 use crate::plan::plan;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -49,7 +50,9 @@ impl Queries {
                 let view = self.shown.borrow().clone();
                 let next = plan(&view.state, &view.gateway, &change)?;
                 let links = self.cores.links(&view.listeners).await?;
-                Ok(Outcome::Preview(view.state.changes_to(&next), losses(&view.state, &next, &links)))
+                let lost = losses(&view.state, &next, &links);
+                let notes = of_change(&change, &view.state, &next, &view.gateway);
+                Ok(Outcome::Preview(view.state.changes_to(&next), lost, notes))
             }
             other => Err(Refusal::new(Fault::Internal, format!("{other:?} is no query"))),
         }

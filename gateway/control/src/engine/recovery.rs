@@ -6,6 +6,7 @@
 use super::backends;
 use super::topology;
 use super::{BackendId, Engine, Event, Fault, Instant, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State};
+use crate::plan::check_whole;
 use std::sync::Arc;
 
 impl Engine {
@@ -55,7 +56,9 @@ impl Engine {
         }
         let stored = state.clone();
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted, false);
+        for error in self.pools.adopt_into(&mut state, &deleted, false) {
+            tracing::error!(%error, "a LUN is not served");
+        }
         self.note_namespaces(&mut state);
         let listeners = state.listeners();
         for &listen in &listeners {
@@ -67,6 +70,10 @@ impl Engine {
         if !changes.is_empty() {
             let stored = self.store.commit(changes).await;
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
+        }
+        // What was served is served on.
+        if let Err(problem) = check_whole(&state, &self.gateway) {
+            tracing::error!(%problem, "the stored state would be refused if it were a document");
         }
         self.state = Arc::new(state);
         self.keep_exports().await;
@@ -196,7 +203,9 @@ impl Engine {
             }
         }
         let deleted = self.pools.finish_deletions(&self.cores, &self.live, &state).await;
-        self.pools.adopt_into(&mut state, &deleted, false);
+        for error in self.pools.adopt_into(&mut state, &deleted, false) {
+            tracing::error!(%error, "a LUN is not served");
+        }
         self.note_namespaces(&mut state);
         let changes = self.state.changes_to(&state);
         if !changes.is_empty() {

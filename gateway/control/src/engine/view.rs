@@ -40,6 +40,8 @@ pub struct View {
     pub cores: Vec<CoreSample>,
     /// Each core's CPU.
     pub cpus: Vec<usize>,
+    /// What whoever asked for the change that led here has to know beside that it was done; see [`crate::notes`].
+    pub notes: Vec<String>,
 }
 
 impl View {
@@ -59,6 +61,7 @@ impl View {
             listeners: BTreeMap::new(),
             cores: Vec::new(),
             cpus: cpus.to_vec(),
+            notes: Vec::new(),
         }
     }
 

@@ -113,10 +113,11 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     let made_up: BTreeSet<String> =
         config.luns.iter().filter(|lun| lun.uuid.is_none()).map(|lun| format!("lun/{}", lun.name)).collect();
     let change = Change::Apply { config: Box::new(config), permit };
-    let (changes, losses) = match methods.handle.act(Action::Preview(change)).await? {
-        Outcome::Preview(changes, losses) => (changes, losses),
+    let (changes, losses, told) = match methods.handle.act(Action::Preview(change)).await? {
+        Outcome::Preview(changes, losses, notes) => (changes, losses, notes),
         other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
     };
+    notes.extend(told);
     let rows = view.state.rows();
     let obstacles =
         if look { obstacles(&view, changes.clone(), rows.clone(), permit).await? } else { Vec::new() };

@@ -1,7 +1,7 @@
 //! `host_*`: who may connect to a subsystem and who sees a namespace, and names for hosts.
 
 use super::params::{Name, None};
-use super::{Methods, Reply};
+use super::{Methods, Reply, noted};
 use crate::Change;
 use serde::Deserialize;
 use serde_json::json;
@@ -34,8 +34,8 @@ pub(super) async fn add(methods: &Methods, p: Add) -> Reply {
 }
 
 pub(super) async fn remove(methods: &Methods, p: Access) -> Reply {
-    methods.change(Change::HostRevoke { nqn: p.nqn, nsid: p.nsid, host: p.host }).await?;
-    Ok(true.into())
+    let view = methods.change(Change::HostRevoke { nqn: p.nqn, nsid: p.nsid, host: p.host }).await?;
+    Ok(noted(true.into(), &view))
 }
 
 pub(super) async fn create(methods: &Methods, host: Host) -> Reply {
@@ -44,8 +44,8 @@ pub(super) async fn create(methods: &Methods, host: Host) -> Reply {
 }
 
 pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {
-    methods.change(Change::HostDelete { name: p.name }).await?;
-    Ok(true.into())
+    let view = methods.change(Change::HostDelete { name: p.name }).await?;
+    Ok(noted(true.into(), &view))
 }
 
 /// Every host that has a name or is on a list, with the lists that it is on.

@@ -93,6 +93,21 @@ impl Methods {
     }
 }
 
+/// The answer to a change: `result`, and the notes on it if there are any. `true` has no place for them, and gives way.
+pub(crate) fn noted(result: Value, view: &View) -> Value {
+    let mut result = result;
+    if view.notes.is_empty() {
+        return result;
+    }
+    match &mut result {
+        Value::Object(fields) => {
+            fields.insert("notes".into(), view.notes.clone().into());
+            result
+        }
+        _ => serde_json::json!({ "notes": view.notes }),
+    }
+}
+
 macro_rules! methods {
     (ours: $($name:literal => $function:path,)* spdks: $($their_name:literal => $their_function:path,)*) => {
         /// The name of every method that does something.

@@ -1,6 +1,6 @@
 //! `subsystem_*`.
 
-use super::{Methods, Reply};
+use super::{Methods, Reply, noted};
 use crate::Change;
 use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
@@ -63,7 +63,7 @@ pub(super) struct Delete {
 pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
     let nqn = subsystem.nqn.clone();
     let view = methods.change(Change::SubsystemCreate(subsystem)).await?;
-    Ok(render(&view, &nqn))
+    Ok(noted(render(&view, &nqn), &view))
 }
 
 pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
@@ -88,7 +88,7 @@ pub(super) async fn add_namespace(methods: &Methods, p: AddNamespace) -> Reply {
         Change::NamespaceAdd { nqn: nqn.clone(), nsid, lun: lun.clone(), hosts, uuid: None, nguid: None };
     let view = methods.change(change).await?;
     let nsid = view.state.exports(&lun).find(|(s, _)| s.nqn == nqn).map(|(_, nsid)| nsid);
-    Ok(json!({ "nsid": nsid }))
+    Ok(noted(json!({ "nsid": nsid }), &view))
 }
 
 pub(super) async fn remove_namespace(methods: &Methods, p: RemoveNamespace) -> Reply {
@@ -117,8 +117,8 @@ pub(super) async fn add_listener(methods: &Methods, p: Listener) -> Reply {
 }
 
 pub(super) async fn remove_listener(methods: &Methods, p: Listener) -> Reply {
-    methods.change(Change::ListenerRemove { nqn: p.nqn, listen: p.listen }).await?;
-    Ok(true.into())
+    let view = methods.change(Change::ListenerRemove { nqn: p.nqn, listen: p.listen }).await?;
+    Ok(noted(true.into(), &view))
 }
 
 pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {

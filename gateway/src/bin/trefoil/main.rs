@@ -57,7 +57,14 @@ fn run(args: &Args) -> Result<(), CallError> {
         Command::Config(command) => config(&mut client, command, args.json),
         other => {
             let (method, params) = other.call();
-            let result = client.call(method, params)?;
+            let mut result = client.call(method, params)?;
+            if !args.json
+                && let Some(notes) = result.as_object_mut().and_then(|fields| fields.remove("notes"))
+            {
+                texts(&notes)
+                    .iter()
+                    .for_each(|note| terminal::complain(format_args!("trefoil: note: {note}")));
+            }
             print(&result, args.json, method)
         }
     }

@@ -1,0 +1,69 @@
+//! What an answer tells beside that a change was done: that a revoked host is not gone, and what hosts take for one thing
+//! though it is two. Each note is a line of the log, too.
+//!
+//! What it is not: a refusal. The change was legal, and is in force.
+
+use crate::action::Change;
+use crate::state::State;
+use trefoil_config::{Gateway, Subsystem};
+
+/// The notes on `change`, which led from `now` to `next`.
+pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) -> Vec<String> {
+    let mut notes = match change {
+        Change::HostRevoke { nqn, nsid: None, host } => {
+            let subsystem = next.subsystems.get(nqn);
+            subsystem.map_or(Vec::new(), |subsystem| revoked(subsystem, next.host_nqn(host)))
+        }
+        Change::HostDelete { name } => forgotten(next, name, now.host_nqn(name)).into_iter().collect(),
+        Change::ListenerRemove { nqn, listen } => {
+            let others = next.subsystems.values().filter(|s| s.listeners.contains(listen));
+            let others: Vec<String> = others.map(|s| format!("`{}`", s.nqn)).collect();
+            let told = || {
+                format!(
+                    "{listen} stays open for subsystem {}; `{nqn}` is not offered there any more",
+                    others.join(", ")
+                )
+            };
+            (!others.is_empty()).then(told).into_iter().collect()
+        }
+        _ => Vec::new(),
+    };
+    let known = now.to_config(gateway).twins();
+    notes.extend(next.to_config(gateway).twins().into_iter().filter(|twin| !known.contains(twin)));
+    notes
+}
+
+/// Tells by what a host that was taken from a subsystem's list still has, or will have, to do with it.
+fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
+    let nqn = &subsystem.nqn;
+    let mut notes = Vec::new();
+    if subsystem.allow_any_host {
+        notes.push(format!(
+            "host `{host}` may still connect to subsystem `{nqn}`, as any host may: `trefoil subsystem allow-any-host {nqn} \
+             false` ends that"
+        ));
+    }
+    let lists =
+        subsystem.namespaces.iter().filter(|ns| ns.hosts.iter().flatten().any(|listed| listed == host));
+    let nsids: Vec<String> = lists.map(|ns| ns.nsid.to_string()).collect();
+    if !nsids.is_empty() {
+        notes.push(format!(
+            "host `{host}` stays on the lists of namespaces of subsystem `{nqn}`, and sees them once it may connect again: {}",
+            nsids.join(", ")
+        ));
+    }
+    notes
+}
+
+/// Tells where a host is listed whose name is gone.
+fn forgotten(next: &State, name: &str, host: &str) -> Option<String> {
+    let is_listed = |s: &&Subsystem| {
+        let namespaces = s.namespaces.iter().flat_map(|ns| ns.hosts.iter().flatten());
+        s.hosts.iter().chain(namespaces).any(|listed| listed == host)
+    };
+    let nqns: Vec<String> =
+        next.subsystems.values().filter(is_listed).map(|s| format!("`{}`", s.nqn)).collect();
+    let told =
+        || format!("only the name `{name}` is gone; `{host}` stays on the lists of {}", nqns.join(", "));
+    (!nqns.is_empty()).then(told)
+}
