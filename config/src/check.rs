@@ -3,9 +3,10 @@
 use crate::bytes::Bytes;
 use crate::document::{Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Lun, Pool, Subsystem};
 use crate::error::{Key, Problem};
-use crate::nqn::{check_nqn, default_serial};
-use std::collections::{BTreeMap, HashMap};
+use crate::nqn::{check_host_nqn, check_subsystem_nqn, default_serial};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use trefoil_wire::fabrics::Nqn;
 
 /// LUNs of one gateway.
 pub const MAX_LUNS: usize = 4096;
@@ -58,6 +59,13 @@ impl fmt::Display for Worked {
 
 fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldError> {
     Err(FieldError { field, message: message.into() })
+}
+
+/// An entry of a list of hosts: the name of a [[host]], which could be an NQN, or an NQN.
+fn check_host(report: &mut Report, path: &[Key], host: &str) {
+    if let Err(error) = check_host_nqn(host) {
+        report.add(path, error);
+    }
 }
 
 /// Checks the name of a backend, pool, LUN or host: 1 to 63 printable ASCII characters without
@@ -156,8 +164,8 @@ impl Backend {
             check_size(size, block_bytes)?;
         }
         for (field, nqn) in [("subnqn", &self.subnqn), ("hostnqn", &self.hostnqn)] {
-            if let Some(Err(error)) = nqn.as_deref().map(check_nqn) {
-                return wrong(field, error.to_string());
+            if let Some(Err(error)) = nqn.as_deref().map(check_host_nqn) {
+                return wrong(field, error);
             }
         }
         match self.nsid {
@@ -262,10 +270,10 @@ impl Subsystem {
     /// # Errors
     /// The first field that is wrong.
     pub fn check(&self) -> Result<(), FieldError> {
-        if let Err(error) = check_nqn(&self.nqn) {
-            return wrong("nqn", error.to_string());
+        if let Err(error) = check_subsystem_nqn(&self.nqn) {
+            return wrong("nqn", error);
         }
-        if self.nqn == "nqn.2014-08.org.nvmexpress.discovery" {
+        if self.nqn == Nqn::DISCOVERY.as_str() {
             return wrong("nqn", "the discovery subsystem is implied");
         }
         self.serial.as_deref().map_or(Ok(()), |serial| check_ascii("serial", serial, 20))?;
@@ -316,7 +324,7 @@ impl Host {
                 format!("`{}` looks like an NQN, so lists could not tell it from one", self.name),
             );
         }
-        check_nqn(&self.nqn).or_else(|error| wrong("nqn", error.to_string()))
+        check_host_nqn(&self.nqn).or_else(|error| wrong("nqn", error))
     }
 }
 
@@ -431,7 +439,7 @@ impl Config {
         let told = |s: &Subsystem| {
             format!("subsystem `{}`: no host may connect: it has neither hosts nor allow_any_host", s.nqn)
         };
-        unreachable.map(told).chain(self.twins()).collect()
+        unreachable.map(told).chain(self.twins()).chain(self.odd_hosts()).collect()
     }
 
     /// What hosts take for one thing though it is two: a LUN in several subsystems, and a serial number of several.
@@ -485,14 +493,41 @@ impl Config {
         }
     }
 
+    /// Entries of lists that are no [[host]]'s name and don't begin as NQNs do. Lists may name a host by any NQN, so nothing
+    /// else tells a name with a wrong letter from one.
+    pub fn odd_hosts(&self) -> Vec<String> {
+        let names: HashSet<&str> =
+            self.hosts.iter().flat_map(|host| [&host.name, &host.nqn]).map(String::as_str).collect();
+        let listed = self
+            .subsystems
+            .iter()
+            .flat_map(|s| s.hosts.iter().chain(s.namespaces.iter().flat_map(|ns| ns.hosts.iter().flatten())));
+        let odd: BTreeSet<&str> = listed
+            .map(String::as_str)
+            .filter(|host| !host.starts_with("nqn.") && !names.contains(host))
+            .collect();
+        let told = |host: &str| {
+            let host = host.escape_debug();
+            format!("host `{host}`: no [[host]] has this name, so it is taken for an NQN")
+        };
+        odd.into_iter().map(told).collect()
+    }
+
     fn check_names(&self, report: &mut Report) {
         report.unique("backend", "name", self.backends.iter().map(|b| b.name.as_str()));
         report.unique("pool", "name", self.pools.iter().map(|p| p.name.as_str()));
         report.unique("lun", "name", self.luns.iter().map(|l| l.name.as_str()));
         report.unique("subsystem", "nqn", self.subsystems.iter().map(|s| s.nqn.as_str()));
         report.unique("host", "name", self.hosts.iter().map(|h| h.name.as_str()));
+        let by_name: HashMap<_, _> = self.hosts.iter().map(|host| (&host.name, &host.nqn)).collect();
         let mut names = HashMap::new();
         for (n, host) in self.hosts.iter().enumerate() {
+            if by_name.get(&host.nqn).is_some_and(|nqn| **nqn != host.nqn) {
+                report.add(
+                    &["host".into(), n.into(), "nqn".into()],
+                    format!("another host has the name `{}`, so a list could mean either", host.nqn),
+                );
+            }
             if let Some(name) = names.insert(&host.nqn, &host.name) {
                 let nqn = &host.nqn;
                 report.add(
@@ -546,7 +581,7 @@ impl Config {
         for (n, subsystem) in self.subsystems.iter().enumerate() {
             let at = |rest: &[Key]| [&["subsystem".into(), n.into()], rest].concat();
             for (m, host) in subsystem.hosts.iter().enumerate() {
-                self.check_host(report, &at(&["hosts".into(), m.into()]), host);
+                check_host(report, &at(&["hosts".into(), m.into()]), host);
             }
             for (m, namespace) in subsystem.namespaces.iter().enumerate() {
                 let lun = &namespace.lun;
@@ -559,7 +594,7 @@ impl Config {
                 }
                 for (k, host) in namespace.hosts.iter().flatten().enumerate() {
                     let path = at(&["namespaces".into(), m.into(), "hosts".into(), k.into()]);
-                    self.check_host(report, &path, host);
+                    check_host(report, &path, host);
                 }
             }
         }
@@ -572,16 +607,6 @@ impl Config {
                 &["subsystem".into()],
                 format!("{len} listeners are more than the {MAX_PORTALS} possible"),
             );
-        }
-    }
-
-    fn check_host(&self, report: &mut Report, path: &[Key], host: &str) {
-        if host.starts_with("nqn.") {
-            if let Err(error) = check_nqn(host) {
-                report.add(path, error.to_string());
-            }
-        } else if !self.hosts.iter().any(|h| h.name == host) {
-            report.add(path, format!("`{host}` is neither an NQN nor the name of a [[host]]"));
         }
     }
 

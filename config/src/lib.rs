@@ -28,4 +28,4 @@ pub use document::{
     Subsystem,
 };
 pub use error::{ConfigError, Key, Mistake, Problem};
-pub use nqn::{MAX_NQN_BYTES, NqnError, check_nqn, default_serial};
+pub use nqn::{check_host_nqn, check_subsystem_nqn, default_serial};

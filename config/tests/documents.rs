@@ -117,9 +117,39 @@ fn a_pool_has_no_more_backends_than_a_gateway() {
 #[test]
 fn nqns_are_checked() {
     told("[[subsystem]]\nnqn = \"disk\"\n", 2, "subsystem[0].nqn", "not an NQN");
-    let host = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = [\n  \"nqn.x\",\n  \"web\",\n]\n";
-    told(host, 4, "subsystem[0].hosts[0]", "not an NQN");
-    told(host, 5, "subsystem[0].hosts[1]", "neither an NQN nor");
+    // The month is a number for whoever parses it as one.
+    told("[[subsystem]]\nnqn = \"nqn.2026-+1.org.example:t\"\n", 2, "subsystem[0].nqn", "not an NQN");
+    let host = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = [\n  \"\",\n  \"a\\nb\",\n]\n";
+    told(host, 4, "subsystem[0].hosts[0]", "an empty NQN names nobody");
+    told(host, 5, "subsystem[0].hosts[1]", r"`a\nb` is not an NQN");
+}
+
+#[test]
+fn a_host_that_may_connect_can_be_listed() {
+    let names = [
+        "nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5",
+        "2014-08.org.nvmexpress:uuid:07e4a0a6-41d5-4bff-96b2-8a173dcfb6b5",
+        "nqn.2021-13.x:y",
+        "host with spaces",
+        "hostnqn1",
+    ];
+    let text = format!(
+        "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = {names:?}\n\
+         [[host]]\nname = \"other\"\nnqn = \"hostnqn2\"\n"
+    );
+    let config = Config::parse("test.toml", &text).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(config.subsystems[0].hosts, names);
+    // Two of them could be meant as names of [[host]]s; all that don't begin as NQNs do are told.
+    let told = config.oversights();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[1].starts_with("host `host with spaces`: no [[host]] has this name"), "{told:?}");
+}
+
+#[test]
+fn the_name_of_a_host_is_no_other_hosts_nqn() {
+    let text = "[[host]]\nname = \"a\"\nnqn = \"b\"\n[[host]]\nname = \"b\"\nnqn = \"c\"\n";
+    told(text, 3, "host[0].nqn", "another host has the name `b`");
+    assert!(Config::parse("test.toml", "[[host]]\nname = \"b\"\nnqn = \"b\"\n").is_ok());
 }
 
 #[test]

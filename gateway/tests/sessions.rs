@@ -115,7 +115,7 @@ fn connect_says_which_parameter_is_wrong() {
             with(&|w| w.subsystem = vec![b'n'; 256]),
             invalid(ConnectRejection::SUBNQN),
         ),
-        ("no HOSTNQN", with(&|w| w.host.clear()), invalid(ConnectRejection::HOSTNQN)),
+        ("no HOSTNQN where hosts are listed", Who::admin("", other), failed(Status::CONNECT_INVALID_HOST)),
         ("a HOSTNQN that is none", with(&|w| w.host = vec![0xff; 20]), invalid(ConnectRejection::HOSTNQN)),
         ("no HOSTID", with(&|w| w.hostid = [0; 16]), invalid(ConnectRejection::HOSTID)),
         ("a static CNTLID", with(&|w| w.cntlid = 5), invalid(ConnectRejection::CNTLID)),

@@ -35,7 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use trefoil_config::Address;
 use trefoil_poll::CoreId;
-use trefoil_storage::msg::{Forbidden, Survey};
+use trefoil_storage::msg::{ConnectRefusal, Survey};
 use trefoil_storage::stats::{BUCKETS, Latency, OpStats};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -305,16 +305,27 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
         outstanding.get_or_create(&label).set(commands);
     }
     let refused = Family::<Reason, Counter>::default();
-    for (at, why) in Forbidden::ALL.iter().enumerate() {
+    for (at, why) in ConnectRefusal::ALL.iter().enumerate() {
         let reason = match why {
-            Forbidden::Host => "host",
-            Forbidden::Subsystem => "subsystem",
-            Forbidden::Listener => "listener",
+            ConnectRefusal::Host => "host",
+            ConnectRefusal::Subsystem => "subsystem",
+            ConnectRefusal::Listener => "listener",
+            ConnectRefusal::HostNqn => "hostnqn",
+            ConnectRefusal::HostId => "hostid",
+            ConnectRefusal::SqSize => "sqsize",
+            ConnectRefusal::RecFmt => "recfmt",
+            ConnectRefusal::CntlId => "cntlid",
+            ConnectRefusal::Qid => "qid",
+            ConnectRefusal::OtherHost => "other_host",
+            ConnectRefusal::Full => "full",
+            ConnectRefusal::Sequence => "sequence",
+            ConnectRefusal::Other => "other",
         };
         let count = survey.iter().filter_map(|(_, survey)| survey.refused.get(at)).sum();
         refused.get_or_create(&Reason { reason }).inc_by(count);
     }
-    let help = "Connects refused because the host isn't on the subsystem's list, there is no such subsystem, or not there";
+    let help =
+        "Connects refused, by the reason: who may not connect to what, or what is wrong with the command";
     all.register("connects_refused", help, refused);
     all.register("connections", "Queue pairs of hosts on a core", connections);
     all.register("commands_outstanding", "Commands of hosts under way on a core", outstanding);

@@ -1,5 +1,5 @@
-//! What an answer tells beside that a change was done: that a revoked host is not gone, and what hosts take for one thing
-//! though it is two. Each note is a line of the log, too.
+//! What an answer tells beside that a change was done: that a revoked host is not gone, what hosts take for one thing
+//! though it is two, and which host may be listed by a name with a wrong letter. Each note is a line of the log, too.
 //!
 //! What it is not: a refusal. The change was legal, and is in force.
 
@@ -28,8 +28,12 @@ pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) 
         }
         _ => Vec::new(),
     };
-    let known = now.to_config(gateway).twins();
-    notes.extend(next.to_config(gateway).twins().into_iter().filter(|twin| !known.contains(twin)));
+    let odd = |state: &State| {
+        let config = state.to_config(gateway);
+        [config.twins(), config.odd_hosts()].concat()
+    };
+    let known = odd(now);
+    notes.extend(odd(next).into_iter().filter(|told| !known.contains(told)));
     notes
 }
 

@@ -6,7 +6,7 @@
 use crate::action::Change;
 use crate::error::{Fault, Refusal};
 use crate::state::{State, fill_lun, fill_subsystem};
-use trefoil_config::{Backend, Gateway, Lun, Namespace, Subsystem, check_nqn};
+use trefoil_config::{Backend, Gateway, Lun, Namespace, Subsystem, check_host_nqn};
 
 /// The state after `change`.
 ///
@@ -25,6 +25,7 @@ pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Re
 /// # Errors
 /// What a document of this state would be refused for.
 pub fn check_whole(state: &State, gateway: &Gateway) -> Result<(), Refusal> {
+    hosts_told_apart(state)?;
     match state.to_config(gateway).check().into_iter().next() {
         Some(problem) => Err(Refusal::new(Fault::Invalid, problem.to_string())),
         None => Ok(()),
@@ -370,11 +371,22 @@ fn host_list(state: &State, hosts: &[String]) -> Result<Vec<String>, Refusal> {
 
 fn host_of(state: &State, host: &str) -> Result<String, Refusal> {
     let nqn = state.host_nqn(host);
-    if nqn == host && !host.starts_with("nqn.") {
-        return Err(absent("host", host));
-    }
-    check_nqn(nqn).map_err(|e| Refusal::new(Fault::Invalid, format!("host: {e}")))?;
+    check_host_nqn(nqn).map_err(|e| Refusal::new(Fault::Invalid, format!("host: {e}")))?;
     Ok(nqn.into())
+}
+
+/// Refuses a state in which the NQN of a listed host is the name of another host: the document of that state would mean
+/// the other one.
+fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
+    let of_namespaces = |s: &'a Subsystem| s.namespaces.iter().filter_map(|ns| ns.hosts.as_ref()).flatten();
+    let mut listed = state.subsystems.values().flat_map(|s| s.hosts.iter().chain(of_namespaces(s)));
+    match listed.find(|listed| state.host_nqn(listed) != listed.as_str()) {
+        Some(listed) => refuse(
+            Fault::Exists,
+            format!("host `{listed}`: a list has this as the NQN of another host: use another name"),
+        ),
+        None => Ok(()),
+    }
 }
 
 /// The list that `nsid` means; a namespace without a list of its own gets an empty one.

@@ -9,6 +9,7 @@ use crate::warm::WarmHost;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_poll::{Io, SockId};
+use trefoil_wire::fabrics::Nqn;
 
 /// The drivers that the storage path runs on.
 pub trait StorageIo: Io<Msg = Msg<<Self as Io>::Socket, <Self as Io>::File>> + Sized {}
@@ -109,8 +110,8 @@ pub enum CtrlrMsg {
         generation: u32,
         /// The Connect's subsystem (index into the topology is not stable; the NQN's hash is).
         subnqn_hash: u64,
-        /// Likewise for the host's NQN.
-        hostnqn_hash: u64,
+        /// Likewise for the host, as [`HostName::of`] names it.
+        host_hash: u64,
         /// The Connect's host identifier.
         hostid: [u8; 16],
     },
@@ -141,8 +142,8 @@ pub enum CtrlrMsg {
         cntlid: u16,
         /// Of its admin queue, since an identifier may be reused.
         generation: u32,
-        /// The host's NQN.
-        hostnqn_hash: u64,
+        /// The host, as in `Join`.
+        host_hash: u64,
     },
     /// The answer to `Settle`.
     Settled {
@@ -200,9 +201,53 @@ impl<const N: usize> HostName<N> {
         Self { len: len as u8, bytes }
     }
 
-    /// The NQN.
+    /// The text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+impl HostName {
+    /// Which host a Connect's HOSTNQN and HOSTID are, wherever hosts are told apart: the NQN, or for a host without a name
+    /// `hostid:` and its HOSTID as a UUID is written.
+    pub fn of(hostnqn: &Nqn, hostid: &[u8; 16]) -> Self {
+        let mut name = Self::new(hostnqn.as_str());
+        if hostnqn.is_empty() {
+            "hostid:".chars().for_each(|c| name.push(c));
+            for (at, byte) in hostid.iter().enumerate() {
+                if matches!(at, 4 | 6 | 8 | 10) {
+                    name.push('-');
+                }
+                for digit in [byte >> 4, byte & 0xF] {
+                    name.push(char::from_digit(digit.into(), 16).unwrap_or_default());
+                }
+            }
+        }
+        name
+    }
+
+    /// What can be shown of a field that should hold a name: up to its NUL, with U+FFFD for each control character and for
+    /// what is not UTF-8.
+    pub fn lossy(field: &[u8]) -> Self {
+        let mut name = Self::new("");
+        let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
+        for chunk in text.utf8_chunks() {
+            let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+            chunk.valid().chars().for_each(|c| name.push(shown(c)));
+            if !chunk.invalid().is_empty() {
+                name.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        name
+    }
+
+    /// Appends, as long as there is room.
+    fn push(&mut self, c: char) {
+        let at = usize::from(self.len);
+        if let Some(to) = self.bytes.get_mut(at..at + c.len_utf8()) {
+            c.encode_utf8(to);
+            self.len += c.len_utf8() as u8;
+        }
     }
 }
 
@@ -220,39 +265,73 @@ pub struct Survey {
     pub qpairs: Vec<QpairRow>,
     /// Queue pairs in all, also those for which there was no room.
     pub total: usize,
-    /// Connects that were refused since the core started, by [`Forbidden`]'s order.
-    pub refused: [u64; Forbidden::ALL.len()],
+    /// Connects that were refused since the core started, by [`ConnectRefusal`]'s order.
+    pub refused: [u64; ConnectRefusal::ALL.len()],
 }
 
-/// A Connect that was refused because of who asked for what.
+/// A Connect that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The host.
+    /// The host, as [`HostName::of`] or [`HostName::lossy`] says; empty if its Connect's data never came.
     pub host_nqn: HostName,
-    /// The subsystem that it asked for.
+    /// The subsystem that it asked for, likewise.
     pub subsystem_nqn: HostName,
     /// The host's address.
     pub peer: SocketAddr,
     /// Our address as the host used it.
     pub local: SocketAddr,
-    /// Why it may not.
-    pub why: Forbidden,
+    /// Why.
+    pub why: ConnectRefusal,
 }
 
-/// Why a host may not connect to a subsystem.
+/// Why a Connect was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forbidden {
-    /// It is not on the subsystem's list.
+pub enum ConnectRefusal {
+    /// The host is not on the subsystem's list.
     Host,
     /// There is no such subsystem.
     Subsystem,
     /// The subsystem isn't offered where the host came in.
     Listener,
+    /// HOSTNQN isn't a name that a host may have.
+    HostNqn,
+    /// HOSTID is zero.
+    HostId,
+    /// SQSIZE is 0, or more than a queue may have.
+    SqSize,
+    /// RECFMT isn't 0.
+    RecFmt,
+    /// CNTLID isn't FFFFh on an admin queue, or there is no such controller.
+    CntlId,
+    /// QID is one that the controller has not granted, or has already.
+    Qid,
+    /// The controller is another host's.
+    OtherHost,
+    /// There is no place for a controller, or no controller ID.
+    Full,
+    /// The queue is connected already, or its controller isn't ready.
+    Sequence,
+    /// Something else, such as the length of the data.
+    Other,
 }
 
-impl Forbidden {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Host, Self::Subsystem, Self::Listener];
+impl ConnectRefusal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::Host,
+        Self::Subsystem,
+        Self::Listener,
+        Self::HostNqn,
+        Self::HostId,
+        Self::SqSize,
+        Self::RecFmt,
+        Self::CntlId,
+        Self::Qid,
+        Self::OtherHost,
+        Self::Full,
+        Self::Sequence,
+        Self::Other,
+    ];
 }
 
 /// One queue pair of one host.
@@ -268,7 +347,7 @@ pub struct QpairRow {
     pub depth: u16,
     /// Commands that it has under way.
     pub outstanding: u16,
-    /// The host.
+    /// The host, as [`HostName::of`] names it.
     pub host_nqn: HostName,
     /// The subsystem.
     pub subsystem_nqn: HostName,
@@ -295,7 +374,7 @@ pub enum Event {
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
-        /// The host's NQN.
+        /// The host, as [`HostName::of`] names it.
         host: ShortName,
         /// The host's address.
         peer: SocketAddr,
@@ -306,7 +385,7 @@ pub enum Event {
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
-        /// The host's NQN.
+        /// The host, as [`HostName::of`] names it.
         host: ShortName,
         /// The host's address.
         peer: SocketAddr,
@@ -356,4 +435,26 @@ pub enum Event {
         /// Its size now.
         len_bytes: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_a_name_is_its_hostid() {
+        let hostid = *b"\x01\x23\x45\x67\x89\xab\xcd\xef0123456\xff";
+        let of = |name: &str| HostName::of(&Nqn::new(name).expect("a name"), &hostid);
+        assert_eq!(of("hostnqn1").as_str(), "hostnqn1");
+        assert_eq!(of("").as_str(), "hostid:01234567-89ab-cdef-3031-3233343536ff");
+    }
+
+    #[test]
+    fn what_is_no_name_is_shown_without_control_characters() {
+        let shown = |field: &[u8]| HostName::lossy(field).as_str().to_owned();
+        assert_eq!(shown(b"a\nb\xffc\0d"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(shown("größe".as_bytes()), "größe");
+        assert_eq!(shown(&[b'x'; 256]), "x".repeat(223));
+        assert_eq!(shown(&[0x80; 256]), "\u{fffd}".repeat(74), "three bytes each");
+    }
 }

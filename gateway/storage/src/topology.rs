@@ -194,7 +194,8 @@ impl Allow {
     pub fn contains(&self, host_nqn: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::Only(list) => list.iter().any(|nqn| nqn == host_nqn),
+            // A host without a name is nobody whom a list could mean.
+            Self::Only(list) => !host_nqn.is_empty() && list.iter().any(|nqn| nqn == host_nqn),
         }
     }
 }

@@ -5,10 +5,10 @@ use toml::Table;
 use super::{Finding, TextFile};
 
 /// The folder of each of our crates, its name, and its floor. A crate may use only crates of lower floors; those on the
-/// same floor never see each other. The leaves are on floor 0.
+/// same floor never see each other. The leaf is on floor 0.
 const FLOORS: &[(&str, &str, u8)] = &[
-    ("config", "trefoil-config", 0),
     ("gateway/wire", "trefoil-wire", 0),
+    ("config", "trefoil-config", 1),
     ("sys", "trefoil-sys", 1),
     ("poll", "trefoil-poll", 2),
     ("gateway/storage", "trefoil-storage", 3),

@@ -1,7 +1,7 @@
 //! `./dev tidy`: the house rules, enforced. Each rule is a function from the files to findings, with a test beside it that
 //! shows it fire. The rules:
 //!
-//! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; config and wire are leaves;
+//! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; wire is the leaf, config uses it;
 //! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
 //! - no file over 800 lines without its tests;
 //! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage, unless the line or the one above it says

@@ -22,7 +22,7 @@ use trefoil_storage::initiator::{
 };
 use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
-use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::fabrics::{Nqn, NqnError};
 
 /// Long zeroings that a memory backend carries on at a time.
 const ZEROINGS: usize = 64;
@@ -252,8 +252,8 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
 /// # Errors
 /// The backend's names are no NQNs.
 pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
-    let invalid = |field: &str, e: &dyn std::fmt::Debug| {
-        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e:?}", backend.name))
+    let invalid = |field: &str, e: NqnError| {
+        Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
     };
     let subnqn = backend.subnqn.as_deref().unwrap_or_default();
     let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
@@ -262,9 +262,9 @@ pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
     let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
     Ok(Identity {
-        host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", &e))?,
+        host_nqn: Nqn::new(hostnqn).map_err(|e| invalid("hostnqn", e))?,
         host_id: *host_id.as_bytes(),
-        subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", &e))?,
+        subsystem_nqn: Nqn::new(subnqn).map_err(|e| invalid("subnqn", e))?,
     })
 }
 

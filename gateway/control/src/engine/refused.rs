@@ -3,19 +3,22 @@
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-use trefoil_storage::msg::{Forbidden, Refused};
+use trefoil_storage::msg::{ConnectRefusal, Refused};
 
-/// For how long no other line tells of the same host at the same subsystem.
+/// For how long no other line tells of the same host at the same subsystem for the same reason.
 const QUIET: Duration = Duration::from_secs(60);
 /// Lines in [`BURST`], whoever they tell of.
 const LINES: usize = 5;
 const BURST: Duration = Duration::from_secs(1);
 
+/// Of whom a line tells: the host's name, or its address if it said none; the subsystem; and why.
+type Said = (String, String, ConnectRefusal);
+
 /// Who was told of lately.
 #[derive(Debug, Default)]
 pub struct RefusedHosts {
     /// Oldest first, none older than [`QUIET`], so at most [`LINES`] for each second of that.
-    told: VecDeque<(Instant, String, String)>,
+    told: VecDeque<(Instant, Said)>,
     /// Refusals since the last line that got none.
     untold: u64,
 }
@@ -37,27 +40,41 @@ impl RefusedHosts {
 
     /// Whether there is to be a line, and then how many refusals have had none since the one before.
     fn admit(&mut self, refused: &Refused, now: Instant) -> Option<u64> {
-        let (host, subsystem) = (refused.host_nqn.as_str(), refused.subsystem_nqn.as_str());
+        let host = match refused.host_nqn.as_str() {
+            "" => refused.peer.ip().to_string(),
+            name => name.to_owned(),
+        };
+        let said = (host, refused.subsystem_nqn.as_str().to_owned(), refused.why);
         let age = |at: Instant| now.saturating_duration_since(at);
-        while self.told.pop_front_if(|(at, ..)| age(*at) >= QUIET).is_some() {}
-        let is_known = self.told.iter().any(|(_, h, s)| h == host && s == subsystem);
-        let latest = self.told.iter().rev().take_while(|(at, ..)| age(*at) < BURST).count();
+        while self.told.pop_front_if(|(at, _)| age(*at) >= QUIET).is_some() {}
+        let is_known = self.told.iter().any(|(_, earlier)| *earlier == said);
+        let latest = self.told.iter().rev().take_while(|(at, _)| age(*at) < BURST).count();
         if is_known || latest >= LINES {
             self.untold += 1;
             return None;
         }
-        self.told.push_back((now, host.into(), subsystem.into()));
+        self.told.push_back((now, said));
         Some(std::mem::take(&mut self.untold))
     }
 }
 
-fn reason(why: Forbidden) -> &'static str {
+fn reason(why: ConnectRefusal) -> &'static str {
     match why {
-        Forbidden::Host => "it is not on the subsystem's list: `trefoil host add NQN HOST`",
-        Forbidden::Subsystem => "there is no such subsystem: `trefoil subsystem list`",
-        Forbidden::Listener => {
+        ConnectRefusal::Host => "it is not on the subsystem's list: `trefoil host add NQN HOST`",
+        ConnectRefusal::Subsystem => "there is no such subsystem: `trefoil subsystem list`",
+        ConnectRefusal::Listener => {
             "the subsystem is not offered on this listener: `trefoil subsystem add-listener NQN ADDRESS`"
         }
+        ConnectRefusal::HostNqn => "its HOSTNQN is not up to 223 bytes of UTF-8 without control characters",
+        ConnectRefusal::HostId => "its HOSTID is zero",
+        ConnectRefusal::SqSize => "its SQSIZE is not possible",
+        ConnectRefusal::RecFmt => "its RECFMT is not 0",
+        ConnectRefusal::CntlId => "there is no controller with its CNTLID",
+        ConnectRefusal::Qid => "its QID is in use, or more than the controller granted",
+        ConnectRefusal::OtherHost => "the controller is another host's: HOSTNQN or HOSTID differ",
+        ConnectRefusal::Full => "the gateway or the subsystem has no place for another controller",
+        ConnectRefusal::Sequence => "the queue is connected already, or its controller is not enabled",
+        ConnectRefusal::Other => "the command is malformed, or was aborted",
     }
 }
 
@@ -69,7 +86,7 @@ mod tests {
     fn refused(host: &str) -> Refused {
         let at = "192.0.2.1:4420".parse().expect("an address");
         let (host_nqn, subsystem_nqn) = (HostName::new(host), HostName::new("nqn.2026-01.org.example:s"));
-        Refused { host_nqn, subsystem_nqn, peer: at, local: at, why: Forbidden::Host }
+        Refused { host_nqn, subsystem_nqn, peer: at, local: at, why: ConnectRefusal::Host }
     }
 
     #[test]
@@ -83,6 +100,18 @@ mod tests {
         assert_eq!(at(59_999, "b"), Some(2));
         assert_eq!(at(60_000, "a"), Some(0));
         assert_eq!(at(60_001, "b"), None);
+    }
+
+    #[test]
+    fn who_said_no_name_is_told_of_by_its_address() {
+        let mut hosts = RefusedHosts::default();
+        let nameless =
+            |peer: &str, why| Refused { peer: peer.parse().expect("an address"), why, ..refused("") };
+        let mut told = |peer: &str, why| hosts.admit(&nameless(peer, why), Instant::now()).is_some();
+        assert!(told("192.0.2.1:1", ConnectRefusal::SqSize));
+        assert!(!told("192.0.2.1:2", ConnectRefusal::SqSize));
+        assert!(told("192.0.2.2:1", ConnectRefusal::SqSize));
+        assert!(told("192.0.2.1:3", ConnectRefusal::HostId), "another reason is another line");
     }
 
     #[test]

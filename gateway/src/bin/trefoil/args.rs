@@ -371,7 +371,7 @@ pub enum Host {
     Add {
         /// The subsystem.
         nqn: String,
-        /// The host: an NQN or a name.
+        /// The host: the name of one, or else its NQN.
         host: String,
         /// The namespace.
         #[arg(long)]
@@ -384,7 +384,7 @@ pub enum Host {
     Remove {
         /// The subsystem.
         nqn: String,
-        /// The host: an NQN or a name.
+        /// The host: the name of one, or else its NQN.
         host: String,
         /// The namespace.
         #[arg(long)]

@@ -70,6 +70,7 @@ impl LogReader {
                 self.at += 1;
                 // An entry without a valid name is of no use to anyone.
                 if let Ok(entry) = LogEntry::parse(bytes)
+                    && !entry.subnqn.is_empty()
                     && self.entries.len() < self.entries.capacity()
                 {
                     self.entries.push(entry);

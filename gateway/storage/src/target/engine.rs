@@ -6,11 +6,11 @@
 //!
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
-use super::ctrlr::{Ctrlrs, hash};
+use super::ctrlr::Ctrlrs;
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
-use super::refusals::Refusals;
+use super::refusals::{self, Refusals};
 use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
 use super::strangers::Strangers;
@@ -47,6 +47,8 @@ pub enum Effect {
     Done(SlotRef),
     /// Abort flagged this slot, which waits for memory, for its grant or for data: end it as soon as it can be.
     Abort(SlotRef),
+    /// Tell control of the next refused Connect; see [`Engine::refusals`].
+    Refused,
     /// Close this queue's connection.
     Close {
         /// The queue.
@@ -123,7 +125,7 @@ pub struct Engine {
 
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
-    /// one a slot and one a queue, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
+    /// one a slot, one a queue and one a refusal, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
     /// one a queue, shares, strangers and refusals as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -141,7 +143,7 @@ impl Engine {
             topology: Arc::default(),
             epoch: 1,
             discovery_generation: 0,
-            effects: VecDeque::with_capacity(limits.slots + limits.max_conns),
+            effects: VecDeque::with_capacity(limits.slots + limits.max_conns + refusals::PLACES),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
             shares: Shares::new(limits.max_conns, limits.reserved_bytes),
@@ -455,7 +457,7 @@ impl Engine {
     /// A queue has completed its Connect.
     pub(super) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
         self.strangers.remove(queue);
-        self.shares.join(queue, hash(self.names[queue as usize].hostnqn.as_str()));
+        self.shares.join(queue, self.names[queue as usize].host_hash());
         if self.is_own(queue) {
             return;
         }
@@ -463,7 +465,7 @@ impl Engine {
         cx.io.post_control(Msg::Event(Event::QpairUp {
             cntlid: q.cntlid,
             qid: q.qid,
-            host: ShortName::new(self.names[queue as usize].hostnqn.as_str()),
+            host: ShortName::new(self.names[queue as usize].host().as_str()),
             peer: self.places[queue as usize].peer,
         }));
     }

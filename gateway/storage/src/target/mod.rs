@@ -204,7 +204,7 @@ impl Target {
                 qid: queue.qid,
                 depth: queue.depth,
                 outstanding: queue.ring.len() as u16,
-                host_nqn: HostName::new(names.hostnqn.as_str()),
+                host_nqn: names.host(),
                 subsystem_nqn: HostName::new(names.subnqn.as_str()),
                 peer: place.peer,
                 portal: place.portal,

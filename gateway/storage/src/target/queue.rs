@@ -1,7 +1,9 @@
 //! A queue pair as the command layer sees it, whatever the transport.
 
+use super::ctrlr::hash;
 use super::limits::MAX_QUEUE_ENTRIES;
 use super::slot::Ring;
+use crate::msg::HostName;
 use crate::topology::{Lun, LunId, Namespace};
 use trefoil_poll::Instant;
 use trefoil_wire::fabrics::Nqn;
@@ -181,4 +183,14 @@ pub struct Names {
 impl Names {
     /// Before Connect.
     pub const NONE: Self = Self { subnqn: Nqn::DISCOVERY, hostnqn: Nqn::DISCOVERY, hostid: [0; 16] };
+
+    /// Which host it is; see [`HostName::of`].
+    pub fn host(&self) -> HostName {
+        HostName::of(&self.hostnqn, &self.hostid)
+    }
+
+    /// The hash of [`host`](Self::host).
+    pub fn host_hash(&self) -> u64 {
+        hash(self.host().as_str())
+    }
 }

@@ -1,22 +1,25 @@
-//! Connects that are refused because of who asks for what: counted, and told to control.
+//! Connects that are refused: counted, and told to control.
 //!
 //! Anyone who reaches a listener can have as many refused as they like, so what they cost is bounded: a refusal is told only
 //! if one of a few places is here, each of which is away until control has told the operator of it. All are counted.
 
 use super::engine::Place;
-use crate::cx::Cx;
-use crate::msg::{Forbidden, HostName, Msg, Refused, StorageIo};
+use crate::msg::{ConnectRefusal, HostName, Refused};
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
-use trefoil_wire::fabrics::ConnectData;
+use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
+use trefoil_wire::nvme::Status;
 
 /// Refusals that control can have at a time, half a KiB each.
-const PLACES: usize = 8;
+pub const PLACES: usize = 8;
 
 /// See the module.
 pub struct Refusals {
-    counts: [u64; Forbidden::ALL.len()],
+    counts: [u64; ConnectRefusal::ALL.len()],
     #[expect(clippy::vec_box, reason = "each is sent as it is")]
     places: Vec<Box<Refused>>,
+    /// To be sent to control.
+    told: VecDeque<Box<Refused>>,
 }
 
 impl Refusals {
@@ -28,36 +31,69 @@ impl Refusals {
             subsystem_nqn: HostName::new(""),
             peer: nowhere,
             local: nowhere,
-            why: Forbidden::Host,
+            why: ConnectRefusal::Other,
         };
         Self {
-            counts: [0; Forbidden::ALL.len()],
+            counts: [0; ConnectRefusal::ALL.len()],
             places: (0..PLACES).map(|_| Box::new(place.clone())).collect(),
+            told: VecDeque::with_capacity(PLACES),
         }
     }
 
-    /// How many there were, by [`Forbidden`]'s order.
-    pub fn counts(&self) -> [u64; Forbidden::ALL.len()] {
+    /// How many there were, by [`ConnectRefusal`]'s order.
+    pub fn counts(&self) -> [u64; ConnectRefusal::ALL.len()] {
         self.counts
     }
 
-    /// Counts one, and tells control of it if a place is here.
-    pub fn add<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, data: &ConnectData, at: Place, why: Forbidden) {
+    /// Counts one, and takes it down if a place is here: then [`next`](Self::next) gives it. Says whether it did.
+    pub fn add(
+        &mut self,
+        host_nqn: HostName,
+        subsystem_nqn: HostName,
+        at: Place,
+        why: ConnectRefusal,
+    ) -> bool {
         self.counts[why as usize] += 1;
-        let Some(mut told) = self.places.pop() else { return };
-        *told = Refused {
-            host_nqn: HostName::new(data.hostnqn.as_str()),
-            subsystem_nqn: HostName::new(data.subnqn.as_str()),
-            peer: at.peer,
-            local: at.local,
-            why,
-        };
-        cx.io.post_control(Msg::Refused(told));
+        let Some(mut told) = self.places.pop() else { return false };
+        *told = Refused { host_nqn, subsystem_nqn, peer: at.peer, local: at.local, why };
+        self.told.push_back(told);
+        true
+    }
+
+    /// The next one to be told to control.
+    pub fn next(&mut self) -> Option<Box<Refused>> {
+        self.told.pop_front()
     }
 
     /// Control has told of one.
     pub fn give_back(&mut self, place: Box<Refused>) {
         // There are no more than there were, so that this allocates nothing.
         self.places.push(place);
+    }
+}
+
+/// Why a Connect was refused that got `response`. `forbidden` says who may not connect to what, which is more than hosts
+/// are told.
+pub fn reason(response: ConnectResponse, forbidden: Option<ConnectRefusal>) -> ConnectRefusal {
+    match response {
+        ConnectResponse::InvalidParameter(parameter) => match parameter {
+            ConnectRejection::HOSTNQN => ConnectRefusal::HostNqn,
+            ConnectRejection::HOSTID => ConnectRefusal::HostId,
+            ConnectRejection::SUBNQN => forbidden.unwrap_or(ConnectRefusal::Subsystem),
+            ConnectRejection::SQSIZE => ConnectRefusal::SqSize,
+            ConnectRejection::CNTLID => ConnectRefusal::CntlId,
+            ConnectRejection::QID => ConnectRefusal::Qid,
+            _ => ConnectRefusal::Other,
+        },
+        ConnectResponse::Failed(status) => match status.code() {
+            Status::CONNECT_INVALID_HOST => forbidden.unwrap_or(ConnectRefusal::OtherHost),
+            Status::CONNECT_INCOMPATIBLE_FORMAT => ConnectRefusal::RecFmt,
+            Status::CONNECT_CONTROLLER_BUSY => ConnectRefusal::Full,
+            // A discovery controller has no I/O queues.
+            Status::INVALID_QUEUE_ID | Status::INVALID_QUEUE_TYPE => ConnectRefusal::Qid,
+            Status::COMMAND_SEQUENCE_ERROR => ConnectRefusal::Sequence,
+            _ => ConnectRefusal::Other,
+        },
+        ConnectResponse::Connected { .. } => ConnectRefusal::Other,
     }
 }

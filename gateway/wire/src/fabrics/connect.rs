@@ -30,7 +30,7 @@ pub struct ConnectData {
     pub cntlid: u16,
     /// Subsystem.
     pub subnqn: Nqn,
-    /// Host.
+    /// Host; empty for one without a name.
     pub hostnqn: Nqn,
 }
 
@@ -204,9 +204,9 @@ mod tests {
 
     #[test]
     fn each_bad_field_names_its_offset() {
-        for (at, len, ipo) in [(0, 16, 0), (256, 1, 256), (512, 1, 512)] {
+        for (at, len, with, ipo) in [(0, 16, 0, 0), (256, 1, 7, 256), (512, 1, b'\n', 512)] {
             let mut bytes = golden();
-            bytes[at..at + len].fill(0);
+            bytes[at..at + len].fill(with);
             let rejection = ConnectData::parse(&bytes).unwrap_err().rejection();
             assert_eq!(rejection, ConnectRejection { ipo, in_data: true });
         }

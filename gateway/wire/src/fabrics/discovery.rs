@@ -249,8 +249,11 @@ mod tests {
         assert!(parsed.entries().eq([Ok(entry()), Ok(entry())]));
         log[8] = 1;
         assert_eq!(DiscoveryLog::parse(&log).unwrap().entries().count(), 1);
-        log[1024 + 256] = 0;
-        assert_eq!(DiscoveryLog::parse(&log).unwrap().entries().next(), Some(Err(NqnError::Empty)));
+        log[1024 + 256] = 7;
+        assert_eq!(
+            DiscoveryLog::parse(&log).unwrap().entries().next(),
+            Some(Err(NqnError::NotText { at: 0 }))
+        );
         assert!(DiscoveryLog::parse(&log[..1023]).is_err());
     }
 }

@@ -14,5 +14,7 @@ pub use command::{
     Authentication, Connect, ConnectAttributes, FabricsCommand, OPCODE, PropertyGet, PropertySet,
     PropertySize, fctype,
 };
-pub use connect::{ConnectData, ConnectError, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID};
+pub use connect::{
+    ConnectData, ConnectError, ConnectFields, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID,
+};
 pub use nqn::{Nqn, NqnError};

@@ -1,9 +1,11 @@
 //! NVMe Qualified Names (NVMe base 2.0c §4.5).
+//!
+//! Two rules, each in one function. [`Nqn::new`] and [`Nqn::parse`] take the names of others: of hosts, and of arrays'
+//! subsystems. Those are in the field whatever somebody wrote into a file once, and Linux's and SPDK's targets take them.
+//! [`Nqn::subsystem`] takes the names that subsystems of ours may have, as every host can use them.
 
-/// A valid NQN of up to 223 bytes, kept in place.
-///
-/// Valid means: 1 to 223 bytes of UTF-8 without NUL or control characters, `nqn.yyyy-mm.` and a reverse domain, or the
-/// UUID form `nqn.2014-08.org.nvmexpress:uuid:` and 36 characters.
+/// A name of up to 223 bytes, kept in place: UTF-8 without control characters. It may be empty: SPDK's `perf` sends an
+/// empty HOSTNQN unless told otherwise.
 #[derive(Clone, Copy)]
 pub struct Nqn {
     len: u8,
@@ -13,30 +15,31 @@ pub struct Nqn {
 /// Why a text is not an NQN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NqnError {
-    /// No bytes.
-    #[error("NQN is empty")]
-    Empty,
     /// More than 223 bytes.
-    #[error("NQN exceeds 223 bytes")]
+    #[error("it has more than 223 bytes")]
     TooLong,
     /// A field without the NUL that must end it.
-    #[error("NQN field has no terminating NUL")]
+    #[error("no NUL ends it")]
     NotTerminated,
     /// Not UTF-8, or a control character.
-    #[error("NQN holds a byte at {at} that is not text")]
+    #[error("byte {at} is a control character or not UTF-8")]
     NotText {
         /// Index of the byte.
         at: usize,
     },
-    /// Not `nqn.yyyy-mm.`.
-    #[error("NQN does not start with nqn.yyyy-mm.")]
-    Prefix,
+    /// Not `nqn.yyyy-mm.reverse.domain`.
+    #[error(
+        "a subsystem's has the form nqn.yyyy-mm.reverse.domain:name, such as nqn.2026-01.org.example:disk1"
+    )]
+    Form,
     /// The UUID form without a UUID.
-    #[error("NQN's UUID is malformed")]
+    #[error(
+        "no UUID of the form 11111111-2222-3333-4444-555555555555 follows nqn.2014-08.org.nvmexpress:uuid:"
+    )]
     Uuid,
 }
 
-const UUID_PREFIX: &[u8] = b"nqn.2014-08.org.nvmexpress:uuid:";
+const UUID_PREFIX: &str = "nqn.2014-08.org.nvmexpress:uuid:";
 
 impl Nqn {
     /// Most bytes of a name.
@@ -60,12 +63,29 @@ impl Nqn {
         Self { len: text.len() as u8, bytes }
     }
 
-    /// Checks `text`.
+    /// The name `text`, if a host or an array's subsystem may have it.
+    ///
+    /// # Errors
+    /// It is longer than 223 bytes, or holds a control character.
     pub fn new(text: &str) -> Result<Self, NqnError> {
         Self::from_bytes(text.as_bytes())
     }
 
-    /// Checks the name in a field of 256 bytes.
+    /// The name `text`, if a subsystem of ours may have it: `nqn.`, a year and a month, a reverse domain, and perhaps a
+    /// colon and a name without white space; or `nqn.2014-08.org.nvmexpress:uuid:` and a UUID.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn subsystem(text: &str) -> Result<Self, NqnError> {
+        let nqn = Self::new(text)?;
+        check_form(text)?;
+        Ok(nqn)
+    }
+
+    /// The name in a field of 256 bytes, by the rule of [`Nqn::new`].
+    ///
+    /// # Errors
+    /// As [`Nqn::new`]; the field has no NUL; the name is not UTF-8.
     pub fn parse(field: &[u8; Self::FIELD_LEN]) -> Result<Self, NqnError> {
         let len = field.iter().position(|&byte| byte == 0).ok_or(NqnError::NotTerminated)?;
         Self::from_bytes(field.get(..len).unwrap_or_default())
@@ -97,25 +117,24 @@ impl Nqn {
         self.bytes.get(..self.len as usize).unwrap_or_default()
     }
 
+    /// Whether it has no bytes: a host that sends this has no name.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Whether it is the well-known discovery name.
     pub fn is_discovery(&self) -> bool {
         *self == Self::DISCOVERY
     }
 
     fn from_bytes(text: &[u8]) -> Result<Self, NqnError> {
-        if text.is_empty() {
-            return Err(NqnError::Empty);
-        }
         if text.len() > Self::MAX_LEN {
             return Err(NqnError::TooLong);
         }
-        if let Err(error) = str::from_utf8(text) {
-            return Err(NqnError::NotText { at: error.valid_up_to() });
-        }
-        if let Some(at) = text.iter().position(u8::is_ascii_control) {
+        let text_of = str::from_utf8(text).map_err(|error| NqnError::NotText { at: error.valid_up_to() })?;
+        if let Some((at, _)) = text_of.char_indices().find(|(_, c)| c.is_control()) {
             return Err(NqnError::NotText { at });
         }
-        check_form(text)?;
         let mut bytes = [0; Self::MAX_LEN];
         for (to, from) in bytes.iter_mut().zip(text) {
             *to = *from;
@@ -124,20 +143,29 @@ impl Nqn {
     }
 }
 
-fn check_form(text: &[u8]) -> Result<(), NqnError> {
-    let [b'n', b'q', b'n', b'.', y0, y1, y2, y3, b'-', m0, m1, b'.', _, ..] = text else {
-        return Err(NqnError::Prefix);
-    };
-    if ![y0, y1, y2, y3, m0, m1].iter().all(|byte| byte.is_ascii_digit()) {
-        return Err(NqnError::Prefix);
-    }
-    let Some(uuid) = text.strip_prefix(UUID_PREFIX) else { return Ok(()) };
-    let well_formed = uuid.len() == 36
-        && uuid.iter().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => *byte == b'-',
+fn check_form(text: &str) -> Result<(), NqnError> {
+    if let Some(uuid) = text.strip_prefix(UUID_PREFIX) {
+        let fits = |(at, byte): (usize, u8)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
-        });
-    if well_formed { Ok(()) } else { Err(NqnError::Uuid) }
+        };
+        let is_uuid = uuid.len() == 36 && uuid.bytes().enumerate().all(fits);
+        return if is_uuid { Ok(()) } else { Err(NqnError::Uuid) };
+    }
+    let [b'n', b'q', b'n', b'.', y0, y1, y2, y3, b'-', m0, m1, b'.', rest @ ..] = text.as_bytes() else {
+        return Err(NqnError::Form);
+    };
+    let is_year = [y0, y1, y2, y3].iter().all(|digit| digit.is_ascii_digit());
+    let is_month = matches!((m0, m1), (b'0', b'1'..=b'9') | (b'1', b'0'..=b'2'));
+    let is_label =
+        |label: &[u8]| !label.is_empty() && label.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-');
+    let domain = rest.split(|byte| *byte == b':').next().unwrap_or_default();
+    let is_domain = domain.split(|byte| *byte == b'.').all(is_label);
+    if is_year && is_month && is_domain && !text.contains(char::is_whitespace) {
+        Ok(())
+    } else {
+        Err(NqnError::Form)
+    }
 }
 
 impl PartialEq for Nqn {
@@ -189,37 +217,74 @@ impl std::str::FromStr for Nqn {
 mod tests {
     use super::*;
 
+    const UUID: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-55555555aaFF";
+
     #[test]
-    fn valid_names() {
-        let uuid = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-55555555aaFF";
+    fn a_subsystem_has_one_of_two_forms() {
         let longest = format!("nqn.2026-01.org.example:{}", "x".repeat(199));
         assert_eq!(longest.len(), Nqn::MAX_LEN);
-        for text in ["nqn.2014-08.org.nvmexpress.discovery", uuid, &longest, "nqn.2026-01.org.example:größe"]
-        {
+        for text in [
+            UUID,
+            &longest,
+            "nqn.2014-08.org.nvmexpress.discovery",
+            "nqn.2026-12.org.example:größe",
+            "nqn.2016-06.io.spdk:cnode1",
+            "nqn.2014-08.com.example",
+        ] {
+            assert_eq!(Nqn::subsystem(text).map(|nqn| nqn.as_str().to_owned()), Ok(text.to_owned()));
+        }
+        for (text, error) in [
+            ("", NqnError::Form),
+            ("nqn.", NqnError::Form),
+            ("iqn.2014-08.org.example", NqnError::Form),
+            ("nqn.2014-8.org.example", NqnError::Form),
+            ("nqn.2014-08.", NqnError::Form),
+            ("nqn.2026-+1.org.example:t", NqnError::Form),
+            ("nqn.2026-00.org.example:t", NqnError::Form),
+            ("nqn.2026-13.org.example:t", NqnError::Form),
+            ("nqn.+026-01.org.example:t", NqnError::Form),
+            ("nqn.20é6-01.org.example:t", NqnError::Form),
+            ("nqn.2026-01.org..example:t", NqnError::Form),
+            ("nqn.2026-01.org.exämple:t", NqnError::Form),
+            ("nqn.2026-01.org.example:a b", NqnError::Form),
+            ("nqn.2014-08.org.exa\u{7}mple", NqnError::NotText { at: 19 }),
+            ("nqn.2014-08.org.nvmexpress:uuid:1111", NqnError::Uuid),
+            ("nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5", NqnError::Uuid),
+        ] {
+            assert_eq!(Nqn::subsystem(text), Err(error), "{text}");
+        }
+        assert!(Nqn::subsystem("nqn.2014-08.org.nvmexpress.discovery").unwrap().is_discovery());
+    }
+
+    #[test]
+    fn a_host_may_have_any_name() {
+        let longest = "ö".repeat(111) + "x";
+        assert_eq!(longest.len(), Nqn::MAX_LEN);
+        for text in [
+            "",
+            UUID,
+            &longest,
+            "nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5",
+            "2014-08.org.nvmexpress:uuid:07e4a0a6-41d5-4bff-96b2-8a173dcfb6b5",
+            "hostnqn1",
+            "nqn.2021-13.x:y",
+            " with spaces ",
+        ] {
             let nqn = Nqn::new(text).unwrap();
-            assert_eq!(nqn.as_str(), text);
+            assert_eq!((nqn.as_str(), nqn.is_empty()), (text, text.is_empty()));
             let mut field = [0xff; 256];
             nqn.emit(&mut field);
             assert_eq!(&field[..text.len()], text.as_bytes());
             assert!(field[text.len()..].iter().all(|&byte| byte == 0));
             assert_eq!(Nqn::parse(&field), Ok(nqn));
         }
-        assert!(Nqn::new("nqn.2014-08.org.nvmexpress.discovery").unwrap().is_discovery());
-    }
-
-    #[test]
-    fn invalid_names() {
-        for (text, error) in [
-            ("", NqnError::Empty),
-            ("iqn.2014-08.org.example", NqnError::Prefix),
-            ("nqn.2014-8.org.example", NqnError::Prefix),
-            ("nqn.2014-08.", NqnError::Prefix),
-            ("nqn.2014-08.org.exa\u{7}mple", NqnError::NotText { at: 19 }),
-            ("nqn.2014-08.org.nvmexpress:uuid:1111", NqnError::Uuid),
-        ] {
-            assert_eq!(Nqn::new(text), Err(error), "{text}");
-        }
         assert_eq!(Nqn::new(&"x".repeat(224)), Err(NqnError::TooLong));
         assert_eq!(Nqn::parse(&[b'n'; 256]), Err(NqnError::NotTerminated));
+        for (text, at) in [("a\nb", 1), ("\u{7f}", 0), ("ab\u{85}", 2)] {
+            assert_eq!(Nqn::new(text), Err(NqnError::NotText { at }), "{text:?}");
+        }
+        let mut field = [0; 256];
+        field[..3].copy_from_slice(b"ab\xff");
+        assert_eq!(Nqn::parse(&field), Err(NqnError::NotText { at: 2 }));
     }
 }

@@ -8,7 +8,7 @@ use crate::target::limits::{MAX_ABORTS, MAX_TRANSFER_BYTES};
 use crate::target::queue::QueueState;
 use crate::target::slot::Phase;
 use trefoil_poll::SockId;
-use trefoil_wire::fabrics::FabricsCommand;
+use trefoil_wire::fabrics::{self, FabricsCommand};
 use trefoil_wire::nvme::identify::IDENTIFY_LEN;
 use trefoil_wire::nvme::log::ErrorEntry;
 use trefoil_wire::nvme::{Abort, AdminCommand, GetLogPage, Status, admin_opcode};
@@ -151,9 +151,16 @@ impl Engine {
         self.done_later(at);
     }
 
-    /// Puts a failed command into its controller's error log, if the controller is on this core.
+    /// Puts a failed command into its controller's error log, if the controller is on this core. A failed Connect is told to
+    /// the operator.
     #[cold]
     pub(in crate::target) fn note_error(&mut self, at: u32) {
+        let slot = &self.slots[at];
+        if slot.sqe.opcode == fabrics::OPCODE
+            && matches!(FabricsCommand::parse(&slot.sqe), FabricsCommand::Connect(_))
+        {
+            self.connect_refused(at);
+        }
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
         if queue.state != QueueState::Live {

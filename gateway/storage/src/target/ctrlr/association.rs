@@ -19,29 +19,34 @@
 use super::table::Member;
 use super::{Ctrlrs, Kind, hash};
 use crate::cx::Cx;
-use crate::msg::{CtrlrMsg, Forbidden, Msg, StorageIo};
+use crate::msg::{ConnectRefusal, CtrlrMsg, HostName, Msg, StorageIo};
 use crate::target::departure::Leaving;
-use crate::target::engine::{Engine, Step};
+use crate::target::engine::{Effect, Engine, Step};
 use crate::target::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::target::queue::{Names, QueueState};
+use crate::target::refusals::reason;
 use crate::target::slot::{NIL, Phase};
 use crate::target::timers::Timer;
 use crate::topology::PortalId;
 use std::time::Duration;
 use trefoil_poll::{CoreId, Instant, SockId};
 use trefoil_wire::fabrics::{
-    Connect, ConnectData, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand,
+    Connect, ConnectData, ConnectFields, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand,
+    Nqn,
 };
 use trefoil_wire::nvme::{Cqe, Status};
 
 /// Keep Alive granularity, KAS: the timeout is rounded up to it.
 pub const KAS_100MS: u16 = 10;
+/// The cursor of a Connect's slot once its data has come whole.
+const DATA_IS_IN: u32 = 1;
 /// Identifiers of discovery controllers may be any.
 const ANY_CNTLID: (u16, u16) = (1, super::table::MAX_CNTLID);
 
 impl Engine {
     /// Connect's data is in the slot.
     pub(super) fn connect<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, connect: Connect) -> Step {
+        self.slots[at].cursor = DATA_IS_IN;
         match self.decide_connect(cx, at, connect) {
             Ok(step) => step,
             Err(refusal) => self.answer_connect(at, refusal),
@@ -95,37 +100,53 @@ impl Engine {
     }
 
     /// Who may connect to what, here. Gives the subsystem's place in the topology (0 for discovery).
-    fn admit<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        queue: u32,
-        data: &ConnectData,
-    ) -> Result<u32, ConnectResponse> {
-        let at = self.places[queue as usize];
-        self.allowed(at.portal, data).map_err(|why| {
-            self.refusals.add(cx, data, at, why);
-            match why {
-                Forbidden::Host => ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()),
-                // Which subsystems there are elsewhere is nothing that a host is told.
-                Forbidden::Subsystem | Forbidden::Listener => {
-                    ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN)
-                }
-            }
+    fn admit(&self, queue: u32, data: &ConnectData) -> Result<u32, ConnectResponse> {
+        self.allowed(self.places[queue as usize].portal, data).map_err(|why| match why {
+            ConnectRefusal::Host => ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()),
+            // Which subsystems there are elsewhere is nothing that a host is told.
+            _ => ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN),
         })
     }
 
-    fn allowed(&self, portal: PortalId, data: &ConnectData) -> Result<u32, Forbidden> {
+    /// The Connect in slot `at` ends with an error, whatever it is: counts that, and lets control tell the operator.
+    #[cold]
+    pub(super) fn connect_refused(&mut self, at: u32) {
+        let slot = &self.slots[at];
+        if self.is_own(slot.queue) {
+            return;
+        }
+        let place = self.places[slot.queue as usize];
+        let data = if slot.cursor == DATA_IS_IN { slot.buf.as_deref() } else { None };
+        let data: Option<&[u8; ConnectData::LEN]> = data.and_then(|data| data.first_chunk());
+        let mut forbidden = None;
+        let (mut host, mut subsystem) = (HostName::new(""), HostName::new(""));
+        if let Some(data) = data {
+            let ConnectFields { hostid, subnqn, hostnqn, .. } = ConnectFields::parse(data);
+            let hostnqn_of = |name: Nqn| HostName::of(&name, &hostid);
+            host = Nqn::parse(&hostnqn).map_or_else(|_| HostName::lossy(&hostnqn), hostnqn_of);
+            subsystem = HostName::lossy(&subnqn);
+            forbidden =
+                ConnectData::parse(data).ok().and_then(|data| self.allowed(place.portal, &data).err());
+        }
+        let cqe = Cqe { result: slot.result, ..Cqe::new(0, 0, slot.status) };
+        let why = reason(ConnectResponse::parse(&cqe), forbidden);
+        if self.refusals.add(host, subsystem, place, why) {
+            self.effects.push_back(Effect::Refused);
+        }
+    }
+
+    fn allowed(&self, portal: PortalId, data: &ConnectData) -> Result<u32, ConnectRefusal> {
         if data.subnqn.is_discovery() {
             return Ok(0);
         }
         let mut subsystems = self.topology.subsystems.iter().enumerate();
         let found = subsystems.find(|(_, s)| s.nqn == data.subnqn.as_str());
-        let (index, subsystem) = found.ok_or(Forbidden::Subsystem)?;
+        let (index, subsystem) = found.ok_or(ConnectRefusal::Subsystem)?;
         if !subsystem.portals.contains(&portal) {
-            return Err(Forbidden::Listener);
+            return Err(ConnectRefusal::Listener);
         }
         if !subsystem.hosts.contains(data.hostnqn.as_str()) {
-            return Err(Forbidden::Host);
+            return Err(ConnectRefusal::Host);
         }
         Ok(index as u32)
     }
@@ -138,7 +159,7 @@ impl Engine {
         data: &ConnectData,
     ) -> Result<Step, ConnectResponse> {
         let queue = self.slots[at].queue;
-        let subsystem = self.admit(cx, queue, data)?;
+        let subsystem = self.admit(queue, data)?;
         if data.cntlid != DYNAMIC_CNTLID {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
         }
@@ -150,10 +171,11 @@ impl Engine {
         let busy = ConnectResponse::Failed(Status::CONNECT_CONTROLLER_BUSY);
         let index = self.ctrlrs.take(range).ok_or(busy)?;
         let now = cx.io.now();
+        let host = self.names[queue as usize].host_hash();
         let ctrlr = self.ctrlrs.get_mut(index).ok_or(busy)?;
         ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
         ctrlr.admin = queue;
-        ctrlr.host = hash(data.hostnqn.as_str());
+        ctrlr.host = host;
         ctrlr.granted = self.io_queues;
         let cntlid = ctrlr.cntlid;
         self.set_keep_alive(index, connect.kato_ms, now);
@@ -173,7 +195,7 @@ impl Engine {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         (ctrlr.asked, ctrlr.settled, ctrlr.asked_at) = (self.cores, true, cx.io.now());
         let generation = self.queues[ctrlr.admin as usize].generation;
-        let ask = CtrlrMsg::Settle { cntlid: ctrlr.cntlid, generation, hostnqn_hash: ctrlr.host };
+        let ask = CtrlrMsg::Settle { cntlid: ctrlr.cntlid, generation, host_hash: ctrlr.host };
         for core in 0..self.cores {
             cx.io.post(CoreId(core), Msg::Ctrlr(ask.clone()));
         }
@@ -205,7 +227,7 @@ impl Engine {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::QID));
         }
         let queue = self.slots[at].queue;
-        let subsystem = self.admit(cx, queue, data)?;
+        let subsystem = self.admit(queue, data)?;
         if data.cntlid == 0 || data.cntlid > super::table::MAX_CNTLID {
             return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
         }
@@ -223,7 +245,7 @@ impl Engine {
                 sock: SockId(queue),
                 generation,
                 subnqn_hash: hash(data.subnqn.as_str()),
-                hostnqn_hash: hash(data.hostnqn.as_str()),
+                host_hash: self.names[queue as usize].host_hash(),
                 hostid: data.hostid,
             }),
         );
@@ -243,8 +265,8 @@ impl Engine {
             CtrlrMsg::Left { cntlid, qid, sock, generation } => {
                 self.on_left(cntlid, qid, Member { core: from, queue: sock.0, generation });
             }
-            CtrlrMsg::Settle { cntlid, generation, hostnqn_hash } => {
-                let settled = !self.ctrlrs.has_ended(hostnqn_hash);
+            CtrlrMsg::Settle { cntlid, generation, host_hash } => {
+                let settled = !self.ctrlrs.has_ended(host_hash);
                 cx.io.post(from, Msg::Ctrlr(CtrlrMsg::Settled { cntlid, generation, settled }));
             }
             CtrlrMsg::Settled { cntlid, generation, settled } => {
@@ -270,7 +292,7 @@ impl Engine {
 
     /// Owner: may this queue join its controller?
     fn on_join(&mut self, from: CoreId, msg: &CtrlrMsg) -> Result<(), Status> {
-        let CtrlrMsg::Join { cntlid, qid, sock, generation, subnqn_hash, hostnqn_hash, hostid } = *msg else {
+        let CtrlrMsg::Join { cntlid, qid, sock, generation, subnqn_hash, host_hash, hostid } = *msg else {
             return Err(Status::INTERNAL_ERROR);
         };
         let unknown = Status::CONNECT_INVALID_PARAMETERS.dnr();
@@ -280,7 +302,7 @@ impl Engine {
         if hash(names.subnqn.as_str()) != subnqn_hash {
             return Err(unknown);
         }
-        if hash(names.hostnqn.as_str()) != hostnqn_hash || names.hostid != hostid {
+        if names.host_hash() != host_hash || names.hostid != hostid {
             return Err(Status::CONNECT_INVALID_HOST.dnr());
         }
         if !ctrlr.is_ready() || ctrlr.cc.shn != 0 {

@@ -165,6 +165,11 @@ impl Tcp {
                         self.ready(engine, at);
                     }
                 }
+                Effect::Refused => {
+                    if let Some(refused) = engine.refusals.next() {
+                        cx.io.post_control(Msg::Refused(refused));
+                    }
+                }
                 Effect::Close { queue, generation, why } => {
                     if engine.queues[queue as usize].generation == generation {
                         self.kill(engine, cx, queue, why);
@@ -222,7 +227,7 @@ impl Tcp {
         conn.waiting = super::slot::Fifo::new();
         conn.ready = super::slot::Fifo::new();
         let q = &engine.queues[c as usize];
-        let host = ShortName::new(engine.names[c as usize].hostnqn.as_str());
+        let host = ShortName::new(engine.names[c as usize].host().as_str());
         let peer = engine.places[c as usize].peer;
         let down = Event::QpairDown { cntlid: q.cntlid, qid: q.qid, host, peer, why };
         let was_up = q.state == QueueState::Live && !engine.is_own(c);

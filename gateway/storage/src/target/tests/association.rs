@@ -2,13 +2,13 @@
 
 use super::host::{ADMIN, Host, Outcome, Wish, connect_command};
 use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN};
-use crate::msg::{Forbidden, Msg, Survey};
+use crate::msg::{ConnectRefusal, Msg, Refused, Survey};
 use crate::topology::{Allow, PortalId};
 use std::time::Duration;
 use trefoil_wire::fabrics::{FabricsCommand, PropertySize};
 use trefoil_wire::nvme::feature::fid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{AdminCommand, BlockRange, GetFeatures, IoCommand, SetFeatures, Sgl, Status};
+use trefoil_wire::nvme::{AdminCommand, BlockRange, GetFeatures, IoCommand, SetFeatures, Sgl, Sqe, Status};
 
 const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
@@ -68,9 +68,9 @@ fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
     let none = "nqn.2024-01.test:none";
     let mut places = Vec::new();
     for (wish, why) in [
-        (stranger, Forbidden::Host),
-        (Wish { subnqn: none, ..ADMIN }, Forbidden::Subsystem),
-        (Wish { subnqn: none, hostnqn: OTHER_HOST, ..ADMIN }, Forbidden::Subsystem),
+        (stranger, ConnectRefusal::Host),
+        (Wish { subnqn: none, ..ADMIN }, ConnectRefusal::Subsystem),
+        (Wish { subnqn: none, hostnqn: OTHER_HOST, ..ADMIN }, ConnectRefusal::Subsystem),
     ] {
         let refused = refuse(&mut rig, wish).expect("it is told");
         assert_eq!((refused.host_nqn.as_str(), refused.subsystem_nqn.as_str()), (wish.hostnqn, wish.subnqn));
@@ -80,7 +80,10 @@ fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
     rig.topology.subsystems[0].portals = vec![PortalId(1)];
     rig.publish();
     let refused = refuse(&mut rig, ADMIN).expect("it is told");
-    assert_eq!((refused.why, refused.local.to_string().as_str()), (Forbidden::Listener, "192.0.2.1:4420"));
+    assert_eq!(
+        (refused.why, refused.local.to_string().as_str()),
+        (ConnectRefusal::Listener, "192.0.2.1:4420")
+    );
     while let Some(refused) = refuse(&mut rig, ADMIN) {
         places.push(refused);
         assert!(places.len() < 100, "without an end");
@@ -90,24 +93,157 @@ fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
     assert!(refuse(&mut rig, ADMIN).is_some() && refuse(&mut rig, ADMIN).is_none(), "one place is back");
     let mut survey = Survey::default();
     rig.cores[0].target.survey(&mut survey);
-    let [host, subsystem, listener] = survey.refused;
+    let [host, subsystem, listener, ..] = survey.refused;
     // Of the latter: the first, those that were told after it, two without a place, and the one for the place that came back.
     assert_eq!((host, subsystem, listener), (1, 2, 1 + (places.len() as u64 - 2) + 3));
     rig.finish();
 }
 
+/// Sends a Connect with bytes of its command and its data changed; gives the answer, and what control is told of it.
+fn refuse(rig: &mut Rig, wish: Wish, in_sqe: &[(usize, u8)], in_data: &[(usize, u8)]) -> (Outcome, Refused) {
+    let mut host = Host::dial(rig, 0, (false, false), 4);
+    let (command, mut data) = connect_command(wish);
+    in_data.iter().for_each(|(at, byte)| data[*at] = *byte);
+    let sqe = command.sqe(1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 1024 });
+    let mut bytes = [0; 64];
+    sqe.emit(&mut bytes);
+    in_sqe.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+    let outcome = host.run(rig, Sqe::parse(&bytes), &data);
+    let is_refusal = |msg: &Msg<_, _>| matches!(msg, Msg::Refused(_));
+    let control = &mut rig.cores[0].io.control;
+    let told = control.iter().rposition(is_refusal).map(|at| control.remove(at));
+    let Some(Msg::Refused(refused)) = told else { panic!("{outcome:?} is not told") };
+    rig.with_core(0, |target, _| target.give_back(refused.clone()));
+    rig.hang_up(host.at);
+    (outcome, *refused)
+}
+
 #[test]
-fn names_and_host_id_must_be_well_formed() {
+fn whatever_a_connect_is_refused_for_is_told_and_counted() {
+    use ConnectRefusal as Why;
+    const INVALID: Status = Status::CONNECT_INVALID_PARAMETERS;
     let mut rig = Rig::new(1);
-    for (at, bytes, ipo) in [(0, vec![0; 16], 0), (256, b"bad\0".to_vec(), 256), (512, vec![b'x'; 256], 512)]
-    {
-        let mut host = Host::dial(&mut rig, 0, (false, false), 4);
-        let (command, mut data) = connect_command(ADMIN);
-        data[at..at + bytes.len()].copy_from_slice(&bytes);
-        let sqe = command.sqe(1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 1024 });
-        let outcome = host.run(&mut rig, sqe, &data);
-        assert_eq!(rejected(&outcome), (Status::CONNECT_INVALID_PARAMETERS, IN_DATA | ipo));
+    let owner = Host::admin(&mut rig, 0, ADMIN);
+    let io = Wish { qid: 1, cntlid: owner.cntlid, ..ADMIN };
+    let discovery = Wish { subnqn: DISCOVERY, ..ADMIN };
+    let zero = |range: std::ops::Range<usize>| range.map(|at| (at, 0)).collect::<Vec<_>>();
+    let unended: Vec<_> = (512..768).map(|at| (at, b'x')).collect();
+    let long = "x".repeat(223);
+    type Case<'a> = (Wish, Vec<(usize, u8)>, Vec<(usize, u8)>, (Status, u64), (Why, &'a str));
+    let cases: Vec<Case> = vec![
+        (ADMIN, vec![(44, 0)], vec![], (INVALID, 44), (Why::SqSize, HOST)),
+        (ADMIN, vec![(45, 1)], vec![], (INVALID, 44), (Why::SqSize, HOST)),
+        (ADMIN, vec![(40, 1)], vec![], (Status::CONNECT_INCOMPATIBLE_FORMAT, 0), (Why::RecFmt, HOST)),
+        (ADMIN, vec![], zero(0..16), (INVALID, IN_DATA), (Why::HostId, HOST)),
+        (
+            ADMIN,
+            vec![],
+            vec![(512, b'\n')],
+            (INVALID, IN_DATA | 512),
+            (Why::HostNqn, "\u{fffd}qn.2024-01.test:host"),
+        ),
+        (ADMIN, vec![], unended, (INVALID, IN_DATA | 512), (Why::HostNqn, &long)),
+        (ADMIN, vec![], vec![(256, 7)], (INVALID, IN_DATA | 256), (Why::Subsystem, HOST)),
+        (ADMIN, vec![], vec![(16, 1)], (INVALID, IN_DATA | 16), (Why::CntlId, HOST)),
+        (io, vec![], vec![(17, 0xFF), (16, 0xFF)], (INVALID, IN_DATA | 16), (Why::CntlId, HOST)),
+        (io, vec![], vec![(17, 1)], (INVALID, IN_DATA | 16), (Why::CntlId, HOST)),
+        (io, vec![(42, 65)], vec![], (INVALID, 42), (Why::Qid, HOST)),
+        (io, vec![], vec![(0, 1)], (Status::CONNECT_INVALID_HOST, 0), (Why::OtherHost, HOST)),
+        (
+            Wish { hostnqn: "", ..ADMIN },
+            vec![],
+            vec![],
+            (Status::CONNECT_INVALID_HOST, 0),
+            (Why::Host, "hostid:09090909-0909-0909-0909-090909090909"),
+        ),
+        (
+            Wish { qid: 1, cntlid: 1, ..discovery },
+            vec![],
+            vec![],
+            (Status::INVALID_QUEUE_TYPE, 0),
+            (Why::Qid, HOST),
+        ),
+        // The data's length, by its descriptor; then it isn't looked at.
+        (ADMIN, vec![(32, 8)], vec![], (Status::DATA_SGL_LENGTH_INVALID, 0), (Why::Other, "")),
+    ];
+    let mut counts = [0; ConnectRefusal::ALL.len()];
+    for (wish, in_sqe, in_data, answer, (why, host)) in cases {
+        let (outcome, refused) = refuse(&mut rig, wish, &in_sqe, &in_data);
+        assert_eq!((rejected(&outcome), refused.why), (answer, why), "{in_sqe:?} {in_data:?}");
+        assert_eq!(
+            (refused.host_nqn.as_str(), refused.peer.to_string().as_str()),
+            (host, "198.51.100.7:999")
+        );
+        counts[why as usize] += 1;
     }
+    // A second Connect on a queue.
+    let mut twice = owner;
+    assert!(twice.fabrics_connect(&mut rig, ADMIN).status.is(Status::COMMAND_SEQUENCE_ERROR));
+    counts[Why::Sequence as usize] += 1;
+    let mut survey = Survey::default();
+    rig.cores[0].target.survey(&mut survey);
+    assert_eq!(survey.refused, counts);
+    assert!(Why::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+    rig.finish();
+}
+
+/// Names in the field, that Linux's and SPDK's targets take.
+#[test]
+fn a_host_may_have_any_name_and_none_where_any_host_may_connect() {
+    let mut rig = Rig::new(1);
+    let names = [
+        "nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5",
+        "hostnqn1",
+        "nqn.2021-13.x:y",
+        "with space",
+    ];
+    rig.topology.subsystems[0].hosts = Allow::Only(names.map(str::to_owned).to_vec());
+    rig.publish();
+    for hostnqn in names {
+        Host::admin(&mut rig, 0, Wish { hostnqn, ..ADMIN });
+    }
+    let nameless = Wish { hostnqn: "", ..ADMIN };
+    // Even a list with an empty entry, which control refuses, would not mean it.
+    rig.topology.subsystems[0].hosts = Allow::Only(vec![String::new()]);
+    rig.publish();
+    assert!(Host::connect(&mut rig, 0, nameless).1.status.is(Status::CONNECT_INVALID_HOST));
+    rig.topology.subsystems[0].hosts = Allow::Any;
+    rig.publish();
+    let admin = Host::admin(&mut rig, 0, nameless);
+    let mut io = Host::io(&mut rig, 0, &admin, nameless);
+    let read = IoCommand::Read(BlockRange::new(0, 1));
+    assert_eq!(io.io_command(&mut rig, 1, read, &[], 512).status, Status::SUCCESS);
+    assert!(io.io_command(&mut rig, 3, read, &[], 512).status.is(Status::INVALID_NAMESPACE), "on a list");
+    rig.finish();
+}
+
+#[test]
+fn hosts_without_a_name_are_told_apart_by_their_hostid() {
+    let mut rig = Rig::new(2);
+    rig.topology.subsystems[0].hosts = Allow::Any;
+    rig.publish();
+    let one = Wish { hostnqn: "", ..ADMIN };
+    let other = Wish { hostid: [8; 16], ..one };
+    let admin = Host::admin(&mut rig, 0, one);
+    let mut io = Host::io(&mut rig, 1, &admin, one);
+    let (stolen, outcome) = Host::connect(&mut rig, 1, Wish { qid: 2, cntlid: admin.cntlid, ..other });
+    assert!(outcome.status.is(Status::CONNECT_INVALID_HOST), "{}", outcome.status);
+    rig.hang_up(stolen.at);
+    let mut survey = Survey { qpairs: Vec::with_capacity(4), ..Survey::default() };
+    rig.cores[0].target.survey(&mut survey);
+    assert_eq!(survey.qpairs[0].host_nqn.as_str(), "hostid:09090909-0909-0909-0909-090909090909");
+    // The first one's write is still under way; that holds up nobody but itself.
+    rig.hold = true;
+    let write = IoCommand::Write(BlockRange::new(0, 1));
+    let sqe = write.sqe(io.next_cid(), 1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 512 });
+    io.submit(&mut rig, sqe, &[1; 512]);
+    rig.pump();
+    rig.hang_up(admin.at);
+    let mut ready = |wish| {
+        let mut again = Host::admin(&mut rig, 0, wish);
+        csts(&mut rig, &mut again).rdy
+    };
+    assert_eq!((ready(other), ready(one)), (true, false));
     rig.finish();
 }
 

@@ -29,6 +29,7 @@ pub struct Wish {
     pub cntlid: u16,
     pub subnqn: &'static str,
     pub hostnqn: &'static str,
+    pub hostid: [u8; 16],
     pub digests: (bool, bool),
     pub alignment: u32,
     pub sqsize: u16,
@@ -41,6 +42,7 @@ pub const ADMIN: Wish = Wish {
     cntlid: DYNAMIC_CNTLID,
     subnqn: SUBNQN,
     hostnqn: HOST,
+    hostid: [9; 16],
     digests: (false, false),
     alignment: 4,
     sqsize: 31,
@@ -331,7 +333,7 @@ pub fn connect_command(wish: Wish) -> (FabricsCommand, Vec<u8>) {
         kato_ms: wish.kato_ms,
     };
     let data = ConnectData {
-        hostid: [9; 16],
+        hostid: wish.hostid,
         cntlid: wish.cntlid,
         subnqn: Nqn::new(wish.subnqn).expect("an NQN"),
         hostnqn: Nqn::new(wish.hostnqn).expect("an NQN"),

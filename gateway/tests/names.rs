@@ -1,0 +1,167 @@
+//! Names of hosts and subsystems, on every way in: documents, JSON-RPC, SPDK's RPC, the command line and the wire.
+#![forbid(unsafe_code)]
+
+mod support;
+
+use serde_json::json;
+use std::process::Command;
+use support::Patience;
+use support::daemon::{Daemon, metrics, own_addr};
+use support::raw::{Raw, Who};
+use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse, Nqn};
+use trefoil_wire::nvme::Status;
+
+const S: &str = "nqn.2026-01.org.example:s";
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 1
+memory_per_core = "40MiB"
+metrics_listen = "METRICS"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:s"
+hosts = ["nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5", "named"]
+listeners = ["ADDR"]
+
+[[host]]
+name = "named"
+nqn = "host with spaces"
+"#;
+
+fn wait_for(what: &str, is_done: impl Fn() -> bool) {
+    let patience = Patience::new(what);
+    while !is_done() {
+        patience.pause();
+    }
+}
+
+fn connect(gateway: &Daemon, host: &str) -> ConnectResponse {
+    Raw::initialized(gateway.addr, false, false).try_connect(&Who::admin(host, S))
+}
+
+fn is_let_in(gateway: &Daemon, host: &str) -> bool {
+    match connect(gateway, host) {
+        ConnectResponse::Connected { .. } => true,
+        ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => false,
+        other => panic!("{host}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
+    let document = DOCUMENT.replace("METRICS", &own_addr().to_string());
+    let mut gateway = Daemon::start(&document);
+    let by_document =
+        ["nqn.2014-08.org.nvmexpress:uuid:07e4a0a641d54bff96b28a173dcfb6b5", "host with spaces"];
+    let by_rpc = "2014-08.org.nvmexpress:uuid:07e4a0a6-41d5-4bff-96b2-8a173dcfb6b5";
+    let (by_spdk, by_command, by_name) = ("hostnqn1", "nqn.2021-13.x:y", "größe");
+    let added = [by_rpc, by_spdk, by_command, by_name];
+    assert!(by_document.iter().all(|host| is_let_in(&gateway, host)));
+    assert!(!added.iter().any(|host| is_let_in(&gateway, host)));
+    gateway.call("host_add", json!({ "nqn": S, "host": by_rpc }));
+    gateway.call("nvmf_subsystem_add_host", json!({ "nqn": S, "host": by_spdk }));
+    gateway.ok(&["host", "add", S, by_command]);
+    gateway.ok(&["host", "create", "web", by_name]);
+    gateway.ok(&["host", "add", S, "web"]);
+    assert!(added.iter().all(|host| is_let_in(&gateway, host)));
+    // A name with a wrong letter would be one of these.
+    let told = format!("host `{by_spdk}`: no [[host]] has this name, so it is taken for an NQN");
+    wait_for("a line about it", || gateway.log().contains(&told));
+    assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
+    // A document that says so is taken again, and means the same.
+    let kept = gateway.ok(&["config", "get"]);
+    std::fs::write(gateway.path("kept.toml"), kept).expect("written");
+    let path = gateway.path("kept.toml").display().to_string();
+    gateway.ok(&["config", "apply", &path]);
+    gateway.kill_and_restart();
+    assert!(by_document.iter().chain(&added).all(|host| is_let_in(&gateway, host)));
+    for method in ["host_remove", "nvmf_subsystem_remove_host"] {
+        gateway.call(
+            method,
+            json!({ "nqn": S, "host": if method == "host_remove" { by_rpc } else { by_spdk } }),
+        );
+    }
+    gateway.ok(&["host", "remove", S, by_command]);
+    gateway.ok(&["host", "remove", S, "web"]);
+    assert!(!added.iter().any(|host| is_let_in(&gateway, host)));
+    // What a list holds as an NQN is not to become the name of another host.
+    gateway.ok(&["host", "add", S, by_spdk]);
+    let said = gateway.refused(&["host", "create", by_spdk, "nqn.2026-01.org.example:other"]);
+    assert!(said.contains("a list has this as the NQN of another host"), "{said}");
+    for host in ["", "a\nb", &"x".repeat(224)] {
+        for method in ["host_add", "nvmf_subsystem_add_host"] {
+            let refused = gateway.try_call(method, json!({ "nqn": S, "host": host }));
+            let said = refused.expect_err("nobody can have that name");
+            assert!(said.contains("is not an NQN") || said.contains("an empty NQN"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_host_without_a_name_is_let_in_only_where_any_host_may_connect() {
+    let document = DOCUMENT.replace("METRICS", &own_addr().to_string());
+    let gateway = Daemon::start(&document);
+    assert!(!is_let_in(&gateway, ""));
+    gateway.ok(&["subsystem", "allow-any-host", S, "true"]);
+    let who = Who { hostid: [0xAB; 16], ..Who::admin("", S) };
+    let (_admin, _) = Raw::admin(gateway.addr, &who);
+    let said = gateway.call("stats_get", json!({})).to_string();
+    assert!(said.contains("hostid:abababab-abab-abab-abab-abababababab"), "{said}");
+}
+
+/// What a Connect is refused for before any list is looked at.
+#[test]
+fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
+    let port = own_addr();
+    let gateway = Daemon::start(&DOCUMENT.replace("METRICS", &port.to_string()));
+    let named = "host with spaces";
+    let good = Who::admin(named, S);
+    let mut shallow = good.clone();
+    shallow.connect.sqsize = 0;
+    let forged = Who { host: b"x\nWARN forged".into(), ..good.clone() };
+    let nobody = Who { hostid: [0; 16], ..good.clone() };
+    let cases = [
+        (shallow, ConnectRejection::SQSIZE, named, "its SQSIZE is not possible", "sqsize"),
+        (forged, ConnectRejection::HOSTNQN, "x\u{fffd}WARN forged", "its HOSTNQN is not", "hostnqn"),
+        (nobody, ConnectRejection::HOSTID, named, "its HOSTID is zero", "hostid"),
+        (good.queue(0x1234, 1, 31), ConnectRejection::CNTLID, named, "there is no controller", "cntlid"),
+    ];
+    for (who, parameter, host, why, _) in &cases {
+        let mut raw = Raw::initialized(gateway.addr, false, false);
+        assert_eq!(raw.try_connect(who), ConnectResponse::InvalidParameter(*parameter));
+        let named = format!("host=\"{host}\" subsystem=\"{S}\" peer={}", raw.local_addr());
+        let is_told = |line: &str| line.contains("WARN") && line.contains(&named) && line.contains(*why);
+        wait_for("a line of the refusal", || gateway.log().lines().any(is_told));
+    }
+    let counts = metrics(port);
+    for (.., reason) in cases {
+        let line = format!("trefoil_connects_refused_total{{reason=\"{reason}\"}} 1\n");
+        assert!(counts.contains(&line), "{counts}");
+    }
+}
+
+/// A month of "+1" is a number for whoever parses it as one, and such a subsystem was served to nobody.
+#[test]
+fn a_subsystem_that_a_check_calls_sound_is_served() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("trefoil.toml");
+    let mut served = 0;
+    for name in ["nqn.2026-+1.org.example:t", "nqn.2026-13.org.example:t", "nqn.2026-01.org.example:größe"]
+    {
+        let document = DOCUMENT.replace("METRICS", &own_addr().to_string()).replace(S, name);
+        std::fs::write(&path, document.replace("ADDR", "127.0.0.1:4420")).expect("written");
+        let mut check = Command::new(env!("CARGO_BIN_EXE_trefoild"));
+        let output = check.arg("--check").arg(&path).output().expect("runs");
+        assert_eq!(Nqn::subsystem(name).is_ok(), output.status.success(), "{name}");
+        if output.status.success() {
+            let gateway = Daemon::start(&document);
+            Raw::initialized(gateway.addr, false, false).connect(&Who::admin("host with spaces", name));
+            served += 1;
+        }
+    }
+    assert_eq!(served, 1);
+}
