@@ -29,7 +29,8 @@ const HELP: &str = "\
 ./dev demo [--keep]         a gateway, a checked workload, a kill in the middle: what Trefoil does, live
 ./dev test [STAGE...]       every test, or the named stages, each within its time budget
 ./dev bench NAME [--json]   a measurement: BENCHES
-./dev lab NAME              real Linux peers in VMs: LABS
+./dev lab NAME              peers that others wrote: LABS
+./dev lab spdk --spdk DIR   with SPDK built in DIR, instead of in TREFOIL_SPDK_DIR
 ./dev sim [--seeds N]       whole gateways under seeded faults
 ./dev fuzz [--seconds N]    every fuzz target, N seconds each (60 if not said)
 ./dev tidy                  the house rules only
@@ -59,7 +60,8 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         }
         ["lab"] => bail!("./dev lab needs a NAME, one of: {}", lab::names().join(", ")),
         ["bench"] => bail!("./dev bench needs a NAME, one of: {}", BENCHES.join(", ")),
-        ["lab", name] => lab::enter(repo, name)?,
+        ["lab", name] => lab::enter(repo, name, None)?,
+        ["lab", name @ "spdk", "--spdk", dir] => lab::enter(repo, name, Some(dir))?,
         // What `lab` becomes inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,

@@ -64,6 +64,8 @@ pub const LAB: &[Need] = &[
     Need::Program("zstd", "zstd"),
     Need::Program("unshare", "util-linux"),
 ];
+/// Everything for a lab without VMs.
+pub const NAMESPACES: &[Need] = &[Need::Program("ip", "iproute2"), Need::Program("unshare", "util-linux")];
 
 /// Installs what is missing of `needs`. Quick when nothing is.
 pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,8 +20,8 @@ pub enum End {
     OutOfTime,
 }
 
-/// How often a budgeted run looks whether its program has ended.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a wait looks whether what it waits for is there.
+pub const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs `command` in a process group of its own with both outputs appended to `log`, and kills the group at `deadline`.
 /// Ctrl-C and SIGTERM kill the group too, and then end this program.
@@ -58,6 +58,17 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
     }
     caught.thread_unblock()?;
     Ok(end)
+}
+
+/// Waits for a program's end, no longer than until `deadline`; `None` if it still runs then.
+pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() >= deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Runs `command` with this program's own input and output; an unsuccessful end is an error.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::need::{self, CARGO_DENY, CLIPPY, CXX, LAB, Need, RUSTFMT, SPDK_RPC};
+use crate::lab;
+use crate::need::{self, CARGO_DENY, CLIPPY, CXX, LAB, NAMESPACES, Need, RUSTFMT, SPDK_RPC};
 use crate::process::{self, End};
 use crate::repo::Repo;
 
@@ -74,6 +75,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "lab-array", budget_s: 900, needs: LAB, plan: lab_array },
     Stage { name: "lab-import", budget_s: 600, needs: LAB, plan: lab_import },
     Stage { name: "lab-gateway-6.1", budget_s: 900, needs: LAB, plan: lab_gateway_6_1 },
+    Stage { name: "lab-spdk", budget_s: 600, needs: NAMESPACES, plan: lab_spdk },
 ];
 
 fn fmt(repo: &Repo) -> Result<Plan> {
@@ -171,6 +173,14 @@ fn lab_import(repo: &Repo) -> Result<Plan> {
 
 fn lab_gateway_6_1(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.xtask(["lab", "gateway-6.1"])?.into()]))
+}
+
+/// SPDK as host and as array, where somebody has built one.
+fn lab_spdk(repo: &Repo) -> Result<Plan> {
+    if lab::spdk_dir().is_none() {
+        return Ok(Plan::Skip(lab::NO_SPDK.into()));
+    }
+    Ok(Plan::Run(vec![repo.xtask(["lab", "spdk"])?.into()]))
 }
 
 /// How a stage ended.

@@ -53,7 +53,8 @@ impl<'a> Gateway<'a> {
         Self::new(lab, "import.toml", array)
     }
 
-    fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
+    /// With the document that `gateway/tests/lab/` has under that name, and the array's address in it.
+    pub fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
         let programs = lab.repo.target().join("release");
         let dir = lab.run.display().to_string();
         let config = lab.run.join("trefoild.toml");
@@ -63,17 +64,27 @@ impl<'a> Gateway<'a> {
 
     /// Tells it something by its command line.
     pub fn tell(&self, args: &[&str]) -> Result<()> {
-        let mut trefoil = Command::new(self.programs.join("trefoil"));
-        trefoil.arg("--socket").arg(self.lab.run.join("trefoil.sock"));
-        process::run(trefoil.args(args))
+        process::run(&mut self.trefoil(args))
     }
 
-    fn log(&self) -> PathBuf {
+    /// Asks it something by its command line and returns what that prints.
+    pub fn ask(&self, args: &[&str]) -> Result<String> {
+        process::output(&mut self.trefoil(args))
+    }
+
+    fn trefoil(&self, args: &[&str]) -> Command {
+        let mut trefoil = Command::new(self.programs.join("trefoil"));
+        trefoil.arg("--socket").arg(self.lab.run.join("trefoil.sock")).args(args);
+        trefoil
+    }
+
+    /// What all its lives have logged.
+    pub fn log(&self) -> PathBuf {
         self.lab.run.join("trefoild.log")
     }
 
     /// An error that shows the end of the gateway's log.
-    fn failure(&self, what: &str) -> anyhow::Error {
+    pub fn failure(&self, what: &str) -> anyhow::Error {
         anyhow!(
             "trefoild {what}\n--- the end of {}\n{}",
             self.log().display(),
@@ -138,15 +149,12 @@ impl Target for Gateway<'_> {
     fn stop(&mut self, deadline: Instant) -> Result<()> {
         let Some(mut child) = self.running.take() else { return Ok(()) };
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
-        loop {
-            match child.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(self.failure(&format!("ended badly: {status}"))),
-                None if Instant::now() >= deadline => {
-                    child.kill()?;
-                    return Err(self.failure("does not end"));
-                }
-                None => std::thread::sleep(Duration::from_millis(20)),
+        match process::wait_until(&mut child, deadline)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(self.failure(&format!("ended badly: {status}"))),
+            None => {
+                child.kill()?;
+                Err(self.failure("does not end"))
             }
         }
     }
@@ -251,8 +259,8 @@ pub fn build(repo: &Repo) -> Result<()> {
     process::run(&mut repo.build_programs("release"))
 }
 
-/// A template with its places filled in.
-fn filled(lab: &Lab, template: &str, dir: &str, address: &str, array: &str) -> Result<String> {
+/// A template of `gateway/tests/lab/` with its places filled in.
+pub fn filled(lab: &Lab, template: &str, dir: &str, address: &str, array: &str) -> Result<String> {
     let path = lab.scripts.join(template);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let places = [

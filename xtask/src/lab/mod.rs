@@ -1,4 +1,5 @@
-//! `./dev lab NAME`: Linux's own NVMe/TCP in virtual machines, as the other side of ours.
+//! `./dev lab NAME`: NVMe/TCP that others wrote, as the other side of ours: Linux's in virtual machines, and SPDK's beside this
+//! program.
 //!
 //! QEMU emulates in software, so that the lab runs where KVM doesn't. Everything happens in namespaces of network and
 //! processes made for the run: a bridge that no one else sees, on it this program (10.77.0.1), what it starts, and the VMs; and
@@ -11,6 +12,8 @@ mod gateway;
 mod net;
 mod nvmet;
 mod scenario;
+mod spdk;
+mod spdk_tree;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -23,8 +26,10 @@ use crate::process;
 use crate::repo::Repo;
 
 pub use scenario::names;
+pub use spdk_tree::{NO_SPDK, spdk_dir};
 
 use scenario::Scenario;
+use spdk_tree::{DIR_VARIABLE, SpdkTree};
 
 /// What every part of a run needs to know.
 pub struct Lab {
@@ -37,12 +42,24 @@ pub struct Lab {
     run: PathBuf,
 }
 
-/// Makes the namespaces and runs the scenario in them, as a new process.
-pub fn enter(repo: &Repo, name: &str) -> Result<()> {
+/// Makes the namespaces and runs the scenario in them, as a new process. `spdk` is what `--spdk` names.
+pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
     let scenario = scenario::named(name)?;
-    need::ensure(repo, need::LAB)?;
-    // What the network is needed for comes first: there is none inside.
     let lab = Lab::new(repo, name);
+    let spdk = match spdk.map(PathBuf::from).or_else(spdk_dir) {
+        Some(dir) if scenario.spdk => {
+            let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+            SpdkTree::open(&dir, &lab.run)?;
+            Some(dir)
+        }
+        None if scenario.spdk => {
+            println!("lab {name}: skipped: {NO_SPDK}");
+            return Ok(());
+        }
+        _ => None,
+    };
+    need::ensure(repo, if scenario.kernels.is_empty() { need::NAMESPACES } else { need::LAB })?;
+    // What the network is needed for comes first: there is none inside.
     for series in scenario.kernels {
         lab.images(series)?;
     }
@@ -52,7 +69,9 @@ pub fn enter(repo: &Repo, name: &str) -> Result<()> {
     let mut unshare = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         // A user namespace gives the rights over the new network; the tap device must be open to this user, as on Debian.
-        if std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        if !scenario.kernels.is_empty()
+            && std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err()
+        {
             bail!("the lab needs root, or a user who may open /dev/net/tun");
         }
         unshare.arg("--map-root-user");
@@ -66,6 +85,7 @@ pub fn enter(repo: &Repo, name: &str) -> Result<()> {
     ]);
     let inside = repo.xtask(["lab-inside", name])?;
     unshare.arg(inside.get_program()).args(inside.get_args());
+    unshare.envs(spdk.map(|dir| (DIR_VARIABLE, dir)));
     process::run(&mut unshare)
 }
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Lab;
 use super::gateway::{Gateway, GatewayVm, POOL_MIB};
 use super::nvmet::Nvmet;
 use super::vm::{Event, Spec, Vm};
+use super::{Lab, spdk};
 use crate::process;
 
 /// The subsystem that every target of the lab offers.
@@ -49,20 +49,23 @@ pub trait Target {
 /// A runnable scenario.
 pub struct Scenario {
     name: &'static str,
-    /// Debian's kernels that it boots.
+    /// Debian's kernels that it boots, if it has VMs.
     pub kernels: &'static [&'static str],
     /// Whether our gateway takes part.
     pub gateway: bool,
+    /// Whether SPDK takes part; without one, the scenario is skipped.
+    pub spdk: bool,
     /// Its course, inside the lab's namespaces.
     pub run: fn(&Lab) -> Result<()>,
 }
 
 const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "self-check", kernels: &["6.12"], gateway: false, run: self_check },
-    Scenario { name: "linux-host", kernels: &["6.12"], gateway: true, run: linux_host },
-    Scenario { name: "array", kernels: &["6.12"], gateway: true, run: array },
-    Scenario { name: "import", kernels: &["6.12"], gateway: true, run: import },
-    Scenario { name: "gateway-6.1", kernels: &["6.12", "6.1"], gateway: true, run: gateway_6_1 },
+    Scenario { name: "self-check", kernels: &["6.12"], gateway: false, spdk: false, run: self_check },
+    Scenario { name: "linux-host", kernels: &["6.12"], gateway: true, spdk: false, run: linux_host },
+    Scenario { name: "array", kernels: &["6.12"], gateway: true, spdk: false, run: array },
+    Scenario { name: "import", kernels: &["6.12"], gateway: true, spdk: false, run: import },
+    Scenario { name: "gateway-6.1", kernels: &["6.12", "6.1"], gateway: true, spdk: false, run: gateway_6_1 },
+    Scenario { name: "spdk", kernels: &[], gateway: true, spdk: true, run: spdk::run },
 ];
 
 /// Of every scenario.

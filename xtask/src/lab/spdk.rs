@@ -1,0 +1,430 @@
+//! `./dev lab spdk`: SPDK against the gateway from both sides, on this machine. SPDK's programs are hosts of the gateway, and
+//! SPDK's nvmf_tgt is an array under it. Neither side may report an error.
+//!
+//! SPDK's own `reset` program finds PCIe controllers alone, so the resets are bdevperf's.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+
+use super::gateway::{Gateway, POOL_MIB, filled};
+use super::scenario::{HOST_NQN, MIB, PORT, Target};
+use super::spdk_tree::{NO_SPDK, SpdkProcess, SpdkProgram, SpdkTree, spdk_dir};
+use super::{Lab, net};
+use crate::process;
+
+/// A run takes two minutes on two idle cores.
+const BUDGET: Duration = Duration::from_secs(480);
+
+/// Where nvmf_tgt listens, on [`PORT`].
+const ARRAY: &str = "127.0.0.1";
+const ARRAY_MIB: u64 = 256;
+
+/// The subsystems of `gateway/tests/lab/spdk.toml`: for any host, for [`HOST_NQN`], and with LUNs on the array.
+const ANY: &str = "nqn.2026-01.test.lab:any";
+const LISTED: &str = "nqn.2026-01.test.lab:listed";
+const ARRAY_LUNS: &str = "nqn.2026-01.test.lab:array-luns";
+
+/// The LUN that [`ANY`] gets while a host watches, and its NSID there.
+const LATE_LUN: &str = "late";
+const LATE_NSID: &str = "3";
+
+/// After this, the gateway has sent again what it had under way when the array was lost: twice the array's keep-alive time,
+/// which SPDK rounds up to 10 s.
+const FENCE_S: u64 = 20;
+
+/// The course, inside the lab's namespaces.
+pub fn run(lab: &Lab) -> Result<()> {
+    let root = spdk_dir().context(NO_SPDK)?;
+    hide_pci_devices()?;
+    let mut course = Course::start(lab, SpdkTree::open(&root, &lab.run)?)?;
+    course.identify()?;
+    course.perf()?;
+    course.abort()?;
+    course.connect_stress()?;
+    course.aer()?;
+    course.verify()?;
+    course.reset()?;
+    course.fuzz()?;
+    course.gateway.no_complaints(&[])?;
+    course.array_outage()?;
+    course.finish()
+}
+
+/// Lets SPDK's programs find no device of this machine: not all of them have an option for that.
+fn hide_pci_devices() -> Result<()> {
+    let devices = Path::new("/sys/bus/pci/devices");
+    if devices.exists() {
+        process::run(Command::new("mount").args(["--make-private", "/sys"]))?;
+        process::run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(devices))?;
+    }
+    Ok(())
+}
+
+/// The gateway and the array while the hosts come and go.
+struct Course<'a> {
+    lab: &'a Lab,
+    tree: SpdkTree,
+    gateway: Gateway<'a>,
+    array: SpdkProcess,
+    /// How often nvmf_tgt has been started.
+    array_starts: usize,
+    started: Instant,
+    deadline: Instant,
+}
+
+impl<'a> Course<'a> {
+    /// Starts the array, and the gateway on it.
+    fn start(lab: &'a Lab, tree: SpdkTree) -> Result<Self> {
+        let started = Instant::now();
+        let deadline = started + BUDGET;
+        let dir = lab.run.display().to_string();
+        for (file, mib) in [("aio.img", ARRAY_MIB), ("pool.img", POOL_MIB)] {
+            File::create(lab.run.join(file))?.set_len(mib * MIB)?;
+        }
+        let config = filled(lab, "spdk-array.json", &dir, net::HERE, ARRAY)?;
+        std::fs::write(lab.run.join("array.json"), config)?;
+        let array = start_array(&tree, 1, deadline)?;
+        let mut gateway = Gateway::new(lab, "spdk.toml", ARRAY)?;
+        gateway.start(deadline)?;
+        let course = Self { lab, tree, gateway, array, array_starts: 1, started, deadline };
+        course.said("the array and the gateway serve");
+        Ok(course)
+    }
+
+    fn said(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+
+    /// Runs a host to its end, and expects that it reports no error and leaves no controller. Returns its output.
+    fn host(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<String> {
+        let output = self.tree.start(program, name, args)?.end(self.deadline)?;
+        self.departed(name)?;
+        self.said(name);
+        Ok(output)
+    }
+
+    /// Waits until the gateway has no controller of a host left.
+    fn departed(&self, name: &str) -> Result<()> {
+        let by = Instant::now() + Duration::from_secs(10);
+        for nqn in [ANY, LISTED, ARRAY_LUNS] {
+            loop {
+                let params = format!(r#"{{"nqn": "{nqn}"}}"#);
+                let left =
+                    self.gateway.ask(&["--json", "call", "nvmf_subsystem_get_controllers", &params])?;
+                if left == "[]" {
+                    break;
+                }
+                if Instant::now() >= by {
+                    bail!("{name} has ended, and {nqn} still has its controllers: {left}");
+                }
+                std::thread::sleep(process::LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    fn identify(&self) -> Result<()> {
+        let output = self.host(SpdkProgram::Identify, "identify", &["-r", &transport_id(ANY, None)])?;
+        expect(
+            &output,
+            "identify",
+            &["Model Number:                          Trefoil", "Namespace ID:1", "Namespace ID:2"],
+        )?;
+        let discovery = transport_id("nqn.2014-08.org.nvmexpress.discovery", None);
+        let output = self.host(SpdkProgram::Identify, "discovery", &["-r", &discovery])?;
+        expect(&output, "discovery", &["Number of Records:                     1\n", ANY])
+    }
+
+    fn perf(&self) -> Result<()> {
+        let (small, large) = (["-q", "32", "-o", "4096"], ["-q", "16", "-o", "131072"]);
+        // spdk_nvme_perf's own host NQN is the empty one.
+        let runs: [(&str, [&str; 4], &[&str], String); 5] = [
+            ("perf-nameless", small, &[], transport_id(ANY, None)),
+            ("perf-4k", small, &[], transport_id(LISTED, Some(HOST_NQN))),
+            ("perf-4k-digests", small, &["-H", "-I"], transport_id(ANY, Some(HOST_NQN))),
+            ("perf-128k", large, &[], transport_id(ANY, Some(HOST_NQN))),
+            ("perf-128k-digests", large, &["-H", "-I"], transport_id(LISTED, Some(HOST_NQN))),
+        ];
+        for (name, size, digests, to) in runs {
+            let mix = ["-w", "randrw", "-M", "50", "-t", "3", "-r", &to];
+            let output = self.host(SpdkProgram::Perf, name, &[&size[..], digests, &mix].concat())?;
+            did_io(&output, name)?;
+        }
+        Ok(())
+    }
+
+    fn abort(&self) -> Result<()> {
+        let to = transport_id(ANY, None);
+        for (name, len_bytes) in [("abort-4k", "4096"), ("abort-128k", "131072")] {
+            let args = ["-q", "32", "-o", len_bytes, "-w", "randrw", "-M", "50", "-t", "3", "-r", &to];
+            let counts = AbortCounts::of(&self.host(SpdkProgram::Abort, name, &args)?);
+            if !counts.are_sound() {
+                bail!("{name}: commands fail that weren't aborted, or Abort itself fails: {counts:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn connect_stress(&self) -> Result<()> {
+        let to = transport_id(ANY, None);
+        self.host(SpdkProgram::ConnectStress, "connect-stress", &["-t", "5", "-r", &to])?;
+        Ok(())
+    }
+
+    /// A host waits for the notice of a namespace that it gets meanwhile.
+    fn aer(&self) -> Result<()> {
+        let (ready, to) = (self.lab.run.join("aer-ready"), transport_id(ANY, None));
+        let touched = ready.display().to_string();
+        let mut aer =
+            self.tree.start(SpdkProgram::Aer, "aer", &["-n", LATE_NSID, "-t", &touched, "-r", &to])?;
+        aer.wait_for("touch a file", |_| ready.exists(), self.deadline)?;
+        self.gateway.tell(&["subsystem", "add-namespace", ANY, LATE_LUN])?;
+        let output = aer.end(self.deadline)?;
+        self.departed("aer")?;
+        self.said("aer");
+        expect(&output, "aer", &["aer_cb - Changed Namespace"])?;
+        self.gateway.tell(&["subsystem", "remove-namespace", ANY, LATE_NSID])
+    }
+
+    /// bdevperf's arguments, with the configuration of a host of that subsystem.
+    fn bdevperf_config(&self, name: &str, nqn: &str) -> Result<String> {
+        let text = filled(self.lab, "spdk-host.json", "", net::HERE, "")?.replace("@SUBNQN@", nqn);
+        let file = self.lab.run.join(format!("{name}.json"));
+        std::fs::write(&file, text)?;
+        Ok(file.display().to_string())
+    }
+
+    fn verify(&self) -> Result<()> {
+        let runs = [
+            ("verify-4k", ANY, "32", "4096"),
+            ("verify-128k", LISTED, "8", "131072"),
+            ("verify-4k-array", ARRAY_LUNS, "32", "4096"),
+            ("verify-128k-array", ARRAY_LUNS, "8", "131072"),
+        ];
+        for (name, nqn, depth, len_bytes) in runs {
+            let config = self.bdevperf_config(name, nqn)?;
+            let args = ["-c", &config, "-q", depth, "-o", len_bytes, "-w", "verify", "-t", "4"];
+            did_io(&self.host(SpdkProgram::Bdevperf, name, &args)?, name)?;
+        }
+        Ok(())
+    }
+
+    /// Verified I/O that bdevperf interrupts after 10 s and again after 20 s, by resets of the controller. One namespace only:
+    /// with more, bdevperf's jobs reset the one controller under each other.
+    fn reset(&self) -> Result<()> {
+        let config = self.bdevperf_config("reset", ANY)?;
+        let args = ["-c", &config, "-T", "Nvme0n1", "-q", "32", "-o", "4096", "-w", "reset", "-t", "22"];
+        let output = self.host(SpdkProgram::Bdevperf, "reset", &args)?;
+        did_io(&output, "reset")?;
+        expect(&output, "reset", &["Resetting controller successful"])
+    }
+
+    /// Random commands: of all kinds to no namespace in particular, then with NSIDs that exist, admin commands among them.
+    fn fuzz(&self) -> Result<()> {
+        self.fuzz_with("fuzz-io", &[])?;
+        // With more than one namespace, nvme_fuzz sends more admin commands than it has room for.
+        self.gateway.tell(&["subsystem", "remove-namespace", ANY, "2"])?;
+        self.fuzz_with("fuzz-admin", &["-N", "-a"])
+    }
+
+    fn fuzz_with(&self, name: &str, more: &[&str]) -> Result<()> {
+        let to = transport_id(ANY, None);
+        let args = ["-U", "--silence-noticelog", "-S", "7", "-t", "8", "-F", &to];
+        let output = self.host(SpdkProgram::NvmeFuzz, name, &[&args[..], more].concat())?;
+        expect(&output, name, &["Fuzzing completed"])?;
+        let done = numbers_after(&output, "Total commands completed: ").sum::<u64>();
+        if done < 1000 {
+            bail!("{name}: only {done} commands were completed");
+        }
+        self.said(&format!("{name}: {done} commands"));
+        Ok(())
+    }
+
+    /// Verified I/O on a pool on the array, which is killed and started again meanwhile.
+    fn array_outage(&mut self) -> Result<()> {
+        let config = self.bdevperf_config("outage", ARRAY_LUNS)?;
+        let seconds = (FENCE_S + 12).to_string();
+        let args = ["-c", &config, "-T", "Nvme0n2", "-q", "32", "-o", "4096", "-w", "verify", "-t", &seconds];
+        let mut bdevperf = self.tree.start(SpdkProgram::Bdevperf, "outage", &args)?;
+        bdevperf.wait_for("begin", |said| said.contains("Running I/O for"), self.deadline)?;
+        std::thread::sleep(Duration::from_secs(3));
+        self.array_starts += 1;
+        kill(self.array.pid(), Signal::SIGKILL)?;
+        std::thread::sleep(Duration::from_secs(2));
+        self.array = start_array(&self.tree, self.array_starts, self.deadline)?;
+        self.said("the array was killed and serves again");
+        let output = bdevperf.end(self.deadline)?;
+        self.departed("outage")?;
+        self.said("outage");
+        did_io(&output, "outage")
+    }
+
+    /// Stops both in order, and looks through their logs.
+    fn finish(mut self) -> Result<()> {
+        self.gateway.no_refusals()?;
+        self.gateway.stop(self.deadline)?;
+        self.gateway.no_complaints(&["backend lost backend=\"array-"])?;
+        kill(self.array.pid(), Signal::SIGTERM)?;
+        self.array.end(self.deadline)?;
+        println!("{:6.1} s  all ended well", self.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+impl Gateway<'_> {
+    /// Expects that the log has no warning and no error but for those that contain one of `expected`.
+    fn no_complaints(&self, expected: &[&str]) -> Result<()> {
+        let log = std::fs::read_to_string(self.log())?;
+        let is_complaint = |line: &&str| {
+            (line.contains(" WARN ") || line.contains(" ERROR "))
+                && !expected.iter().any(|e| line.contains(e))
+        };
+        match log.lines().find(is_complaint) {
+            Some(line) => Err(self.failure(&format!("complains: {line}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Expects that the metrics count no refused Connect.
+    fn no_refusals(&self) -> Result<()> {
+        let mut stream = TcpStream::connect("127.0.0.1:9420").context("the gateway's metrics port")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let counters: Vec<&str> =
+            text.lines().filter(|l| l.starts_with("trefoil_connects_refused_total{")).collect();
+        if counters.is_empty() {
+            bail!("the gateway's metrics count no refusals:\n{text}");
+        }
+        match counters.iter().find(|line| !line.ends_with(" 0")) {
+            Some(line) => Err(self.failure(&format!("refused a host: {line}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Starts nvmf_tgt, for the `times`th time, and waits until it listens.
+fn start_array(tree: &SpdkTree, times: usize, deadline: Instant) -> Result<SpdkProcess> {
+    // Apart from the hosts, which poll the first core.
+    let cores = if std::thread::available_parallelism()?.get() > 1 { "0x2" } else { "0x1" };
+    let mut array = tree.start(SpdkProgram::NvmfTgt, "array", &["-m", cores, "-c", "array.json"])?;
+    let listens = |said: &str| said.matches("NVMe/TCP Target Listening on").count() == times;
+    array.wait_for("listen", listens, deadline)?;
+    Ok(array)
+}
+
+/// How SPDK's programs name a subsystem of the gateway, and who they are.
+fn transport_id(nqn: &str, host_nqn: Option<&str>) -> String {
+    let host = host_nqn.map(|nqn| format!(" hostnqn:{nqn}")).unwrap_or_default();
+    format!("trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{PORT} subnqn:{nqn}{host}", net::HERE)
+}
+
+fn expect(output: &str, name: &str, texts: &[&str]) -> Result<()> {
+    match texts.iter().find(|text| !output.contains(**text)) {
+        Some(text) => bail!("{name} doesn't say '{text}'; it says:\n{output}"),
+        None => Ok(()),
+    }
+}
+
+/// Expects that the sum of perf's or bdevperf's table says that there was I/O.
+fn did_io(output: &str, name: &str) -> Result<()> {
+    let total = output.lines().find_map(|line| line.trim().strip_prefix("Total ")?.split_once(':'));
+    let iops: Option<f64> = total.and_then(|(_, numbers)| numbers.split_whitespace().next()?.parse().ok());
+    match iops {
+        Some(iops) if iops > 0.0 => Ok(()),
+        _ => bail!("{name} did no I/O; it says:\n{output}"),
+    }
+}
+
+/// The numbers that follow `text` wherever it stands.
+fn numbers_after<'a>(output: &'a str, text: &'a str) -> impl Iterator<Item = u64> + 'a {
+    output.split(text).skip(1).filter_map(|rest| {
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    })
+}
+
+/// What SPDK's `abort` counts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct AbortCounts {
+    completed: u64,
+    failed: u64,
+    aborted: u64,
+    too_late: u64,
+    aborts_failed: u64,
+}
+
+impl AbortCounts {
+    fn of(output: &str) -> Self {
+        let mut counts = Self::default();
+        for line in output.lines() {
+            let number = |text| numbers_after(line, text).next().unwrap_or_default();
+            if line.contains("I/O completed: ") {
+                counts.completed += number("I/O completed: ");
+                counts.failed += number("failed: ");
+            } else if line.contains("unsuccessful ") {
+                counts.aborted += number(" success ");
+                counts.too_late += number("unsuccessful ");
+                counts.aborts_failed += number("failed ");
+            }
+        }
+        counts
+    }
+
+    /// Whether commands were completed and aborts answered, and no command failed that wasn't aborted. Several Aborts can
+    /// name one command: SPDK queues them, and by the time they are sent the command's id may stand for its successor.
+    fn are_sound(&self) -> bool {
+        self.completed > 0
+            && self.aborted + self.too_late > 0
+            && self.failed <= self.aborted
+            && (self.failed > 0 || self.aborted == 0)
+            && self.aborts_failed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_is_what_the_table_sums_up() {
+        let perf =
+            "NSID 1 from core  0:  7855.75   30.69\n=====\nTotal      :   54121.77     211.41    1183.08\n";
+        let bdevperf =
+            " Nvme0n1 : 4.00 22015.69\n ====\n Total      :              26786.99     104.64       0.00\n";
+        did_io(perf, "perf").unwrap();
+        did_io(bdevperf, "bdevperf").unwrap();
+        for nothing in ["Total : 0.00 0.00", "Initializing NVMe Controllers\n", "Total cores available: 1"] {
+            assert!(did_io(nothing, "perf").is_err(), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_fails_without_an_abort_is_an_error() {
+        let output = |failed: u64| {
+            format!(
+                "NS: TCP (addr:10.77.0.1 subnqn:n) NSID 1 I/O completed: 21821, failed: {failed}\n\
+                NS: TCP (addr:10.77.0.1 subnqn:n) NSID 2 I/O completed: 10, failed: 0\n\
+                CTRLR: TCP (addr:10.77.0.1 subnqn:n) abort submitted 4708, failed to submit 184995\n\
+                \t success 5, unsuccessful 4703, failed 0\n"
+            )
+        };
+        let counts = AbortCounts::of(&output(5));
+        let expected =
+            AbortCounts { completed: 21831, failed: 5, aborted: 5, too_late: 4703, aborts_failed: 0 };
+        assert_eq!(counts, expected);
+        assert!(counts.are_sound());
+        assert!(AbortCounts::of(&output(4)).are_sound());
+        assert!(!AbortCounts::of(&output(6)).are_sound());
+        assert!(!AbortCounts::of(&output(0)).are_sound());
+        assert!(!AbortCounts::of("").are_sound());
+    }
+}

@@ -1,0 +1,255 @@
+//! A built SPDK source tree: its programs, how each is started so that it leaves nothing behind, and what of its output is an
+//! error. The repo neither holds nor builds SPDK.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Pid;
+
+use crate::process;
+
+/// The environment variable that names the folder of a built SPDK source tree.
+pub const DIR_VARIABLE: &str = "TREFOIL_SPDK_DIR";
+
+/// Why a run against SPDK is skipped.
+pub const NO_SPDK: &str =
+    "no SPDK here (TREFOIL_SPDK_DIR, or --spdk of `./dev lab spdk`, names a built source tree)";
+
+/// What a line of SPDK's programs contains that reports an error. Some of them exit with 0 all the same.
+const ERROR_MARKS: [&str; 6] =
+    ["*ERROR*", "*WARNING*", "has timed out", "Unable to submit", "errors occurred", "Buffer mismatch"];
+
+/// Lines with one of [`ERROR_MARKS`] that SPDK's programs write against SPDK's own target too, and why.
+const EXPECTED: [(&str, &str); 4] = [
+    (
+        "*WARNING*: spdk_sock_group_add_sock_callbacks: deprec",
+        "SPDK's NVMe/TCP code calls a function that it has deprecated",
+    ),
+    ("log_deprecation_hits: *WARNING*", "the same, counted at the end"),
+    (
+        "QUIESCING] spdk_sock_flush() failed, rc -9",
+        "SPDK's driver flushes a socket that it has closed for a reset",
+    ),
+    (
+        "DISCONNECTED] CQ transport error -6",
+        "spdk_nvme_perf polls queue pairs once more after it has disconnected them",
+    ),
+];
+
+/// The folder that [`DIR_VARIABLE`] names, if it names one.
+pub fn spdk_dir() -> Option<PathBuf> {
+    std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// One of SPDK's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpdkProgram {
+    /// Shows what a controller says of itself.
+    Identify,
+    /// I/O through SPDK's NVMe driver.
+    Perf,
+    /// I/O through SPDK's block layer, verified or under resets.
+    Bdevperf,
+    /// Waits for an event of a namespace.
+    Aer,
+    /// Aborts I/O under way.
+    Abort,
+    /// Connects and disconnects without a pause.
+    ConnectStress,
+    /// Random commands.
+    NvmeFuzz,
+    /// The target: an array.
+    NvmfTgt,
+}
+
+impl SpdkProgram {
+    const ALL: [Self; 8] = [
+        Self::Identify,
+        Self::Perf,
+        Self::Bdevperf,
+        Self::Aer,
+        Self::Abort,
+        Self::ConnectStress,
+        Self::NvmeFuzz,
+        Self::NvmfTgt,
+    ];
+
+    /// Its place in a built tree.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Identify => "build/bin/spdk_nvme_identify",
+            Self::Perf => "build/bin/spdk_nvme_perf",
+            Self::Bdevperf => "build/examples/bdevperf",
+            Self::Aer => "test/nvme/aer/aer",
+            Self::Abort => "build/examples/abort",
+            Self::ConnectStress => "test/nvme/connect_stress/connect_stress",
+            Self::NvmeFuzz => "test/app/fuzz/nvme_fuzz/nvme_fuzz",
+            Self::NvmfTgt => "build/bin/nvmf_tgt",
+        }
+    }
+
+    /// Whether it is made with SPDK's application framework, which has options of its own.
+    fn has_framework(self) -> bool {
+        matches!(self, Self::Bdevperf | Self::NvmeFuzz | Self::NvmfTgt)
+    }
+}
+
+/// A built SPDK source tree, and the folder for what its programs write.
+pub struct SpdkTree {
+    root: PathBuf,
+    run: PathBuf,
+}
+
+impl SpdkTree {
+    /// Looks every program up under `root`.
+    ///
+    /// # Errors
+    /// Names every program that is missing.
+    pub fn open(root: &Path, run: &Path) -> Result<Self> {
+        let missing: Vec<&str> =
+            SpdkProgram::ALL.into_iter().map(SpdkProgram::path).filter(|p| !root.join(p).is_file()).collect();
+        if !missing.is_empty() {
+            bail!(
+                "{}: not a built SPDK: no {} (SPDK's configure, without --disable-tests, --disable-examples or --disable-apps, and make)",
+                root.display(),
+                missing.join(", no ")
+            );
+        }
+        Ok(Self { root: root.to_path_buf(), run: run.to_path_buf() })
+    }
+
+    /// Starts a program. `name` names its log, and its control socket where it has one ([`SpdkTree::socket`]).
+    pub fn start(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<SpdkProcess> {
+        let log = self.run.join(format!("{name}.log"));
+        let out = File::options().create(true).append(true).open(&log)?;
+        let mut command = Command::new(self.root.join(program.path()));
+        // Hugepages would be a setting of the whole machine.
+        command.args(["--no-huge", "-s", if program == SpdkProgram::NvmfTgt { "1024" } else { "512" }]);
+        if program.has_framework() {
+            command.args(["--no-pci", "--num-trace-entries", "0", "--disable-cpumask-locks", "-r"]);
+            command.arg(self.socket(name));
+        }
+        let child = command
+            .args(args)
+            // Where SPDK is built with shared libraries.
+            .env("LD_LIBRARY_PATH", self.root.join("build/lib"))
+            // DPDK's files, which it would put into /var/run.
+            .env("RUNTIME_DIRECTORY", &self.run)
+            .current_dir(&self.run)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("can't start {}", process::shown(&command)))?;
+        Ok(SpdkProcess { name: name.to_owned(), log, child })
+    }
+
+    /// The control socket of the program that was started with this name.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.run.join(format!("{name}.sock"))
+    }
+}
+
+/// One of SPDK's programs as it runs. Dropping it kills it.
+pub struct SpdkProcess {
+    name: String,
+    log: PathBuf,
+    child: Child,
+}
+
+impl SpdkProcess {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// All that it, and others of its name before it, have written so far.
+    fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until it did `what`, of which `done` judges by its output so far.
+    pub fn wait_for(&mut self, what: &str, done: impl Fn(&str) -> bool, deadline: Instant) -> Result<()> {
+        while !done(&self.output()) {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(self.failure(&format!("was to {what}, and ended with {status}")));
+            }
+            if Instant::now() >= deadline {
+                return Err(self.failure(&format!("doesn't {what}")));
+            }
+            std::thread::sleep(process::LOOK);
+        }
+        Ok(())
+    }
+
+    /// Waits for its end and returns its output; an error if it reports any.
+    pub fn end(mut self, deadline: Instant) -> Result<String> {
+        match process::wait_until(&mut self.child, deadline)? {
+            None => return Err(self.failure("doesn't end")),
+            Some(status) if !status.success() => return Err(self.failure(&format!("ended with {status}"))),
+            Some(_) => {}
+        }
+        let output = self.output();
+        match errors(&output).first() {
+            Some(line) => Err(self.failure(&format!("reports an error: {line}"))),
+            None => Ok(output),
+        }
+    }
+
+    /// An error that shows the end of its output.
+    pub fn failure(&self, what: &str) -> anyhow::Error {
+        let log = self.log.display();
+        anyhow!("{} {what}\n--- the end of {log}\n{}", self.name, process::tail(&self.log, 40))
+    }
+}
+
+impl Drop for SpdkProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of an output that report an error, but for those of [`EXPECTED`].
+fn errors(output: &str) -> Vec<&str> {
+    let is_expected = |line: &str| EXPECTED.iter().any(|(text, _)| line.contains(text));
+    output
+        .lines()
+        .filter(|line| ERROR_MARKS.iter().any(|mark| line.contains(mark)) && !is_expected(line))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_lines_with_a_mark_that_are_not_expected() {
+        let bad = "[2026-08-21 10:00:00.1] nvme_ctrlr.c:1194:f: *ERROR*: [nqn.a,nqn.b] Failed to read the CC register";
+        let fuzz = "An Admin queue has timed out. Dumping all outstanding commands from that queue";
+        let output = format!(
+            "Starting SPDK\n{bad}\n\
+            sock.c:1011:f: *WARNING*: spdk_sock_group_add_sock_callbacks: deprecated feature, to be removed\n\
+            nvme_qpair.c: 914:f: *ERROR*: [,qid:1,DISCONNECTED] CQ transport error -6 (No such device or address)\n\
+            {fuzz}\napp.c: 993:f: *NOTICE*: Total cores available: 1\n"
+        );
+        assert_eq!(errors(&output), [bad, fuzz]);
+    }
+
+    #[test]
+    fn a_tree_without_its_programs_names_each() {
+        let root = tempfile::tempdir().unwrap();
+        let error = SpdkTree::open(root.path(), root.path()).err().expect("nothing is there").to_string();
+        SpdkProgram::ALL.iter().for_each(|p| assert!(error.contains(p.path()), "{error}"));
+        for program in SpdkProgram::ALL {
+            assert!(SpdkTree::open(root.path(), root.path()).is_err(), "{program:?} is missing");
+            let path = root.path().join(program.path());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        assert!(SpdkTree::open(root.path(), root.path()).is_ok());
+    }
+}
