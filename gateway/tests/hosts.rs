@@ -245,7 +245,7 @@ fn hosts_connect_and_see_as_they_are_allowed() {
     gateway.luns = (0..3)
         .map(|at: u32| Some(gateway.lun(&format!("l{at}"), 0, u64::from(at) * 4 * mib, 4 * mib)))
         .collect();
-    let only = |hosts: &[usize]| Allow::Only(hosts.iter().map(|&host| host_nqn(host)).collect());
+    let only = |hosts: &[usize]| Allow::only(hosts.iter().map(|&host| host_nqn(host)));
     let namespaces = vec![
         Gateway::namespace(1, 0, Allow::Any),
         Gateway::namespace(2, 1, only(&[1])),
@@ -303,7 +303,7 @@ fn the_discovery_log_is_each_hosts_own() {
     let loopback = |last| SocketAddr::from(([127, 0, 0, last], 0));
     shape.portals = vec![SocketAddr::from(([0, 0, 0, 0], 0)), loopback(1), loopback(3)];
     let mut gateway = Gateway::start(shape);
-    let only = |hosts: &[usize]| Allow::Only(hosts.iter().map(|&host| host_nqn(host)).collect());
+    let only = |hosts: &[usize]| Allow::only(hosts.iter().map(|&host| host_nqn(host)));
     let name = |at: usize| format!("nqn.2026-01.org.example:s{at}");
     let mut subsystems = vec![
         gateway.subsystem(&name(0), Allow::Any, Vec::new()),

@@ -95,7 +95,7 @@ fn icreq_comes_first_once_and_right() {
 fn connect_says_which_parameter_is_wrong() {
     let (mut gateway, mut bystander) = stage(2);
     let other = "nqn.2026-01.org.example:closed";
-    let closed = gateway.subsystem(other, Allow::Only(vec![host_nqn(7)]), Vec::new());
+    let closed = gateway.subsystem(other, Allow::only(vec![host_nqn(7)]), Vec::new());
     gateway.subsystems.push(closed);
     gateway.publish();
     let good = Who::admin(&host_nqn(1), SUBSYSTEM);

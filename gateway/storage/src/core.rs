@@ -324,15 +324,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 }
             }
             Msg::Topology(new) => {
-                let epoch = new.epoch;
-                let before = self.luns.on_topology(new.clone());
-                // Both hold the same snapshot, of which only the last handle is worth sending. Before the
-                // first publication the target alone has one.
-                let old = match (before, self.target.on_topology(cx!(self, io), new)) {
-                    (Some(last), _same) => Some(last),
-                    (None, first) => first,
-                };
-                io.post_control(Msg::TopologyDone { epoch, old });
+                // The target holds the same old snapshot for somewhat longer, and sends it back.
+                let _same = self.luns.on_topology(new.clone());
+                self.target.on_topology(new);
             }
             Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),
             Msg::Detach(id) => self.luns.detach(cx!(self, io), id),
@@ -355,18 +349,28 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             }
             Msg::Survey(mut survey) => {
                 self.target.survey(&mut survey);
-                io.post_control(Msg::Survey(survey));
+                match survey.next {
+                    Some(_) => io.post(io.core(), Msg::Survey(survey)),
+                    None => io.post_control(Msg::Survey(survey)),
+                }
             }
             Msg::LunSurvey(mut survey) => {
                 self.target.survey_luns(&mut survey);
                 io.post_control(Msg::LunSurvey(survey));
             }
-            Msg::UnderWay(lun, _) => io.post_control(Msg::UnderWay(lun, self.target.under_way(lun))),
+            Msg::UnderWay { lun, requests, from } => {
+                let (more, next) = self.target.under_way(lun, from);
+                let requests = requests + more;
+                match next {
+                    Some(from) => io.post(io.core(), Msg::UnderWay { lun, requests, from }),
+                    None => io.post_control(Msg::UnderWay { lun, requests, from: 0 }),
+                }
+            }
             Msg::CloseHosts { all } => {
                 if all {
                     self.newcomers.clear();
                 }
-                self.target.close_hosts(cx!(self, io), all);
+                self.target.close_hosts(all);
             }
             Msg::Refused(place) => self.target.give_back(place),
             // What only control is told.
@@ -384,6 +388,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         if let Some(warm) = &mut self.warm {
             worked |= warm.on_turn(io, &mut self.arena);
         }
+        worked |= self.target.sweep(cx!(self, io));
         worked |= self.target.on_turn(cx!(self, io, with luns));
         if self.drain(io) {
             // A timer or freed memory let a command go on; what that completes leaves in this turn.

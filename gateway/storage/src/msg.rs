@@ -42,7 +42,8 @@ pub enum Msg<S, F> {
     },
     /// Control → core: present this from now on. Answered by [`Msg::TopologyDone`].
     Topology(Arc<Topology>),
-    /// Core → control: the snapshot of this epoch is in force; here is the one before.
+    /// Core → control: the snapshot of this epoch is in force, and all who are connected have been told; here is the one
+    /// before.
     TopologyDone {
         /// The epoch in force.
         epoch: u64,
@@ -79,8 +80,16 @@ pub enum Msg<S, F> {
     Survey(Box<Survey>),
     /// Control → core: say what hosts did with LUNs; comes back filled.
     LunSurvey(Box<LunSurvey>),
-    /// Control → core: say how many requests of your hosts' for this LUN are under way; comes back with the number.
-    UnderWay(LunId, usize),
+    /// Control → core: say how many requests of your hosts' for this LUN are under way; comes back with the number. A core
+    /// that has not looked at all its slots in one turn goes on by sending it to itself.
+    UnderWay {
+        /// The LUN, which no topology presents any more.
+        lun: LunId,
+        /// Requests that were found.
+        requests: usize,
+        /// The slot to go on with.
+        from: u32,
+    },
     /// Core → control: something that an operator or a table wants to know.
     Event(Event),
     /// Core → control: a Connect was refused. Control → core: it has been told of, and here is its place for another. A
@@ -263,6 +272,8 @@ impl<const N: usize> std::fmt::Debug for HostName<N> {
 pub struct Survey {
     /// Rows; the core adds no more than the vector's capacity.
     pub qpairs: Vec<QpairRow>,
+    /// Where to go on: a core that has not looked at all its queues in one turn sends it to itself.
+    pub next: Option<u32>,
     /// Queue pairs in all, also those for which there was no room.
     pub total: usize,
     /// Connects that were refused since the core started, by [`ConnectRefusal`]'s order.

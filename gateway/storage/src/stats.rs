@@ -8,6 +8,8 @@ use crate::topology::LunId;
 pub const BUCKETS: usize = 208;
 /// Buckets a power of two: a value is known to an eighth.
 const STEPS: u64 = 8;
+/// LUNs that one turn looks at for a survey, at 168 B each.
+const LOOKED_AT: usize = 512;
 /// Latency is counted in units of 2⁸ ns.
 const UNIT_SHIFT: u32 = 8;
 
@@ -187,10 +189,11 @@ impl LunCounters {
         }
     }
 
-    /// Lists LUNs that were used, from `into.next` on, as far as there is room.
+    /// Lists LUNs that were used, from `into.next` on, as far as there is room and a turn allows.
     pub fn survey(&self, into: &mut LunSurvey) {
         let from = into.next.take().unwrap_or(0);
-        let used = self.stats.iter().enumerate().skip(from as usize);
+        let end = from as usize + LOOKED_AT;
+        let used = self.stats.iter().enumerate().take(end).skip(from as usize);
         for (at, stats) in used.filter(|(_, stats)| **stats != LunStats::default()) {
             if into.rows.len() == into.rows.capacity() {
                 into.next = Some(at as u32);
@@ -201,6 +204,7 @@ impl LunCounters {
             latency.0.iter_mut().zip(counts).for_each(|(to, from)| *to = *from);
             into.rows.push(LunRow { lun: LunId(at as u32), stats: *stats, latency });
         }
+        into.next = (end < self.stats.len()).then_some(end as u32);
     }
 }
 

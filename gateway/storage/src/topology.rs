@@ -4,6 +4,7 @@
 //! control thread, so the data path neither locks nor frees.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use trefoil_wire::nvme::log::AnaState;
 
 /// Index of a LUN in every core's LUN table. Reused only after the LUN is gone from all cores.
@@ -81,10 +82,32 @@ pub struct Topology {
     pub luns: Vec<Option<Lun>>,
     /// Serial number of the discovery subsystem, ASCII, at most 20 bytes.
     pub discovery_serial: String,
-    /// NVM subsystems, in no order. The discovery subsystem is implied and not listed.
+    /// NVM subsystems, sorted by NQN. The discovery subsystem is implied and not listed.
     pub subsystems: Vec<Subsystem>,
     /// By [`PortalId`]; gaps are `None`.
     pub portals: Vec<Option<Portal>>,
+}
+
+impl Topology {
+    /// The subsystem of this name, with its place in the list.
+    pub fn subsystem(&self, nqn: &str) -> Option<(usize, &Subsystem)> {
+        let at = self.subsystems.binary_search_by(|s| s.nqn.as_str().cmp(nqn)).ok()?;
+        Some((at, self.subsystems.get(at)?))
+    }
+
+    /// Takes over from `before` the host lists that are the same, so that cores see without comparing them that nothing
+    /// has changed there.
+    pub fn share_lists(&mut self, before: &Self) {
+        for subsystem in &mut self.subsystems {
+            let Some((_, was)) = before.subsystem(&subsystem.nqn) else { continue };
+            subsystem.hosts.share(&was.hosts);
+            for namespace in &mut subsystem.namespaces {
+                if let Ok(at) = was.namespaces.binary_search_by_key(&namespace.nsid, |n| n.nsid) {
+                    namespace.hosts.share(&was.namespaces[at].hosts);
+                }
+            }
+        }
+    }
 }
 
 /// An address that we listen on, as the discovery log gives it to hosts.
@@ -185,18 +208,84 @@ pub struct Namespace {
 pub enum Allow {
     /// Every host: only where the operator said so.
     Any,
-    /// These host NQNs.
-    Only(Vec<String>),
+    /// These hosts.
+    Only(HostList),
 }
 
+/// Host NQNs, sorted. Clones are one list.
+#[derive(Clone, Debug)]
+pub struct HostList(Arc<[String]>);
+
+impl HostList {
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl PartialEq for HostList {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || self.0 == other.0
+    }
+}
+
+impl Eq for HostList {}
+
 impl Allow {
+    /// The hosts with these NQNs, in whatever order.
+    pub fn only(hosts: impl IntoIterator<Item = String>) -> Self {
+        let mut hosts: Vec<String> = hosts.into_iter().collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        Self::Only(HostList(hosts.into()))
+    }
+
     /// Whether `host_nqn` is on it.
     pub fn contains(&self, host_nqn: &str) -> bool {
         match self {
             Self::Any => true,
             // A host without a name is nobody whom a list could mean.
-            Self::Only(list) => !host_nqn.is_empty() && list.iter().any(|nqn| nqn == host_nqn),
+            Self::Only(_) if host_nqn.is_empty() => false,
+            Self::Only(HostList(list)) => list
+                .binary_search_by(|nqn| {
+                    #[cfg(test)]
+                    work::add(1);
+                    nqn.as_str().cmp(host_nqn)
+                })
+                .is_ok(),
         }
+    }
+
+    /// Whether both are known to be one list, without a look at what is on it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, Self::Any) => true,
+            (Self::Only(one), Self::Only(other)) => one.is_same(other),
+            _ => false,
+        }
+    }
+
+    fn share(&mut self, before: &Self) {
+        if self == before {
+            *self = before.clone();
+        }
+    }
+}
+
+/// What this thread has done since a test asked last: comparisons of names, looks at namespaces, queues and controllers.
+#[cfg(test)]
+pub(crate) mod work {
+    use std::cell::Cell;
+
+    thread_local! {
+        static DONE: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub fn add(done: usize) {
+        DONE.set(DONE.get() + done);
+    }
+
+    pub fn take() -> usize {
+        DONE.take()
     }
 }
 
@@ -224,5 +313,19 @@ mod tests {
         for (ids, ana_state, read_only) in cases {
             assert_eq!(Access::of_lun(&places(ids), of), Access { ana_state, read_only }, "{ids:?}");
         }
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_a_set_and_is_shared_while_it_stays_the_same() {
+        let list = |names: &[&str]| Allow::only(names.iter().map(|&name| name.into()));
+        let (one, same, other) = (list(&["b", "a", "c"]), list(&["c", "b", "a", "b"]), list(&["a"]));
+        assert!(["a", "b", "c"].iter().all(|host| one.contains(host)));
+        assert!(!one.contains("d") && !one.contains("") && !list(&[]).contains("a"));
+        assert!(one == same && !one.is_same(&same) && one != other);
+        let mut shared = same;
+        shared.share(&one);
+        assert!(shared.is_same(&one));
+        shared.share(&other);
+        assert!(shared.is_same(&one));
     }
 }

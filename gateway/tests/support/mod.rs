@@ -277,7 +277,11 @@ impl Gateway {
         let topology = Arc::new(Topology {
             epoch: self.epoch,
             luns: self.luns.clone(),
-            subsystems: self.subsystems.clone(),
+            subsystems: {
+                let mut subsystems = self.subsystems.clone();
+                subsystems.sort_by(|a, b| a.nqn.cmp(&b.nqn));
+                subsystems
+            },
             portals: self.portals.clone(),
             ..Topology::default()
         });

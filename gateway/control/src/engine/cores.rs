@@ -251,7 +251,7 @@ impl Cores {
                     let _ = wait.send(survey);
                 }
             }
-            Msg::UnderWay(lun, requests) => {
+            Msg::UnderWay { lun, requests, .. } => {
                 if let Some(wait) = waits.under_way.remove(&(core, lun)) {
                     let _ = wait.send(requests);
                 }
@@ -545,7 +545,7 @@ impl Cores {
             loop {
                 let (tell, wait) = oneshot::channel();
                 self.waits.borrow_mut().under_way.insert((core, lun), tell);
-                self.send(core, Msg::UnderWay(lun, 0)).await?;
+                self.send(core, Msg::UnderWay { lun, requests: 0, from: 0 }).await?;
                 if self.answer(core, wait).await? == 0 {
                     break;
                 }

@@ -89,6 +89,8 @@ pub struct Engine {
     numbers: Numbers,
     portals: BTreeMap<Address, Portal>,
     epoch: u64,
+    /// What was published last.
+    presented: Arc<Topology>,
     phase: watch::Sender<Phase>,
     /// What queries are answered from.
     shown: watch::Sender<Arc<View>>,
@@ -147,6 +149,7 @@ impl Engine {
             numbers: Numbers::default(),
             portals: BTreeMap::new(),
             epoch: 0,
+            presented: Arc::default(),
             phase,
             shown,
             events,
@@ -601,7 +604,9 @@ impl Engine {
         let access = |id| self.cores.access(id);
         let mut topology = topology::build(self.epoch, &self.state, &self.placed, &self.numbers, access);
         topology.discovery_serial = default_serial(&self.gateway.name);
-        self.cores.publish(Arc::new(topology)).await?;
+        topology.share_lists(&self.presented);
+        self.presented = Arc::new(topology);
+        self.cores.publish(self.presented.clone()).await?;
         self.portals.values_mut().for_each(|portal| portal.accept(&self.placement));
         Ok(())
     }

@@ -164,7 +164,7 @@ fn shown_subsystem(
     let namespaces = subsystem.namespaces.iter().filter_map(|ns| {
         let id = numbers.luns.get(&ns.lun)?;
         let lun = topology.luns.get(id as usize)?.as_ref()?;
-        let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::Only);
+        let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::only);
         let state = Access::of_lun(&lun.extents, &access).ana_state;
         // Each has a group of its own, so that the state of one can change without another's.
         let (ana_group, ana_state) = (ns.nsid, state.bits());
@@ -175,7 +175,7 @@ fn shown_subsystem(
         nqn: subsystem.nqn.clone(),
         serial: subsystem.serial.clone().unwrap_or_default(),
         model: subsystem.model.clone().unwrap_or_default(),
-        hosts: if subsystem.allow_any_host { Allow::Any } else { Allow::Only(subsystem.hosts.clone()) },
+        hosts: if subsystem.allow_any_host { Allow::Any } else { Allow::only(subsystem.hosts.clone()) },
         portals: portals.map(|id| PortalId(id as u16)).collect(),
         namespaces: namespaces.collect(),
         max_namespaces: subsystem.max_nsid(),

@@ -190,7 +190,7 @@ impl Run {
             nqn: SUBSYSTEM.into(),
             serial: "ARRAY".into(),
             model: "Trefoil".into(),
-            hosts: Allow::Only(vec![GATEWAY.into()]),
+            hosts: Allow::only(vec![GATEWAY.into()]),
             portals: vec![PortalId(0)],
             namespaces: backends.iter().map(namespace).collect(),
             max_namespaces: 8,

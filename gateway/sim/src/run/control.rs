@@ -104,7 +104,7 @@ impl Run {
                 nsid: i as u32 + 1,
                 lun: LunId(i as u32),
                 hosts: if i == REPLACED && !self.show_all {
-                    Allow::Only(vec![host_nqn(1)])
+                    Allow::only(vec![host_nqn(1)])
                 } else {
                     Allow::Any
                 },
@@ -116,12 +116,11 @@ impl Run {
             nqn: SUBSYSTEM.into(),
             serial: "SIM".into(),
             model: "Trefoil".into(),
-            hosts: Allow::Only(
+            hosts: Allow::only(
                 (0..SERVERS)
                     .filter(|server| self.keep_banned || Some(*server) != self.banned)
                     .map(host_nqn)
-                    .chain([hostile::HOST.into(), hostile::GREEDY.into()])
-                    .collect(),
+                    .chain([hostile::HOST.into(), hostile::GREEDY.into()]),
             ),
             portals: vec![PortalId(0)],
             namespaces: self.luns.iter().enumerate().filter_map(namespace).collect(),

@@ -6,7 +6,7 @@
 //!
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
-use super::ctrlr::Ctrlrs;
+use super::ctrlr::{Ctrlrs, MAX_SWEEPS, Sweep};
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
@@ -99,6 +99,10 @@ pub struct Engine {
     pub io_queues: u16,
     /// What is presented.
     pub topology: Arc<Topology>,
+    /// What newer topologies mean to who is connected, oldest first.
+    pub(super) sweeps: VecDeque<Sweep>,
+    /// The next queue to be closed, if its host may no longer be here, or in any case.
+    pub(super) closing: Option<(u32, bool)>,
     /// Counts the topologies that this engine saw, from 1.
     pub epoch: u32,
     /// The topology's epoch at which the discovery log last changed: its generation counter.
@@ -141,6 +145,8 @@ impl Engine {
             ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
             io_queues: limits.io_queues.clamp(1, MAX_IO_QUEUES as u16),
             topology: Arc::default(),
+            sweeps: VecDeque::with_capacity(MAX_SWEEPS + 1),
+            closing: None,
             epoch: 1,
             discovery_generation: 0,
             effects: VecDeque::with_capacity(limits.slots + limits.max_conns + refusals::PLACES),
@@ -361,11 +367,29 @@ impl Engine {
         Some(view)
     }
 
-    /// The subsystem that the queue is connected to, if it still exists.
+    /// Why a queue has no [`view`](Self::view) of a namespace. Where its host may no longer be, it is about to lose the
+    /// connection, and perhaps has another one.
+    #[cold]
+    pub(super) fn unseen(&self, queue: u32) -> Status {
+        match self.subsystem(queue) {
+            Some(_) => Status::INVALID_NAMESPACE.dnr(),
+            None => Status::INTERNAL_PATH_ERROR,
+        }
+    }
+
+    /// The subsystem that the queue is connected to, if it still exists and its host may be here: from the moment at which
+    /// a topology is in force, although its connections are looked at only in the turns after that.
     pub(super) fn subsystem(&self, queue: u32) -> Option<&Subsystem> {
-        let q = &self.queues[queue as usize];
-        let name = self.names[queue as usize].subnqn.as_str();
-        self.topology.subsystems.get(q.subsystem as usize).filter(|s| s.nqn == name)
+        let names = &self.names[queue as usize];
+        let name = names.subnqn.as_str();
+        let known = self.topology.subsystems.get(self.queues[queue as usize].subsystem as usize);
+        let subsystem = match known.filter(|s| s.nqn == name) {
+            Some(subsystem) => subsystem,
+            None => self.topology.subsystem(name)?.1,
+        };
+        let portal = self.places[queue as usize].portal;
+        let may = subsystem.hosts.contains(names.hostnqn.as_str()) && subsystem.portals.contains(&portal);
+        may.then_some(subsystem)
     }
 
     /// A transport accepted a connection: its queue may Connect.

@@ -185,7 +185,8 @@ impl Engine {
     #[inline]
     fn check_blocks(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
         let slot = &self.slots[at];
-        let view = self.view(slot.queue, slot.sqe.nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        let (queue, nsid) = (slot.queue, slot.sqe.nsid);
+        let view = self.view(queue, nsid).ok_or_else(|| self.unseen(queue))?;
         check_access(&view, write)?;
         if range.prinfo != 0 {
             // No namespace of ours has protection information.
@@ -205,7 +206,7 @@ impl Engine {
         };
         let Some(next) = next else { return Step::Done };
         self.slots[at].cursor = next;
-        let checked = self.view(queue, next).ok_or(Status::INVALID_NAMESPACE.dnr());
+        let checked = self.view(queue, next).ok_or_else(|| self.unseen(queue));
         match checked.and_then(|view| check_access(&view, false).map(|()| view)) {
             Ok(view) => {
                 self.slots[at].lun = view.lun;
@@ -239,7 +240,7 @@ impl Engine {
 
     fn next_dsm_range(&mut self, at: u32, dsm: DsmCommand) -> Result<Option<(NsView, DsmRange)>, Status> {
         let (queue, nsid) = (self.slots[at].queue, self.slots[at].sqe.nsid);
-        let view = self.view(queue, nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        let view = self.view(queue, nsid).ok_or_else(|| self.unseen(queue))?;
         check_access(&view, true)?;
         let slot = &mut self.slots[at];
         let data = slot.buf.as_deref().unwrap_or_default();

@@ -25,7 +25,7 @@ mod tests;
 pub use limits::TargetLimits;
 
 use crate::cx::Cx;
-use crate::msg::{CtrlrMsg, HostName, QpairRow, Refused, StorageIo, Survey};
+use crate::msg::{CtrlrMsg, HostName, Msg, QpairRow, Refused, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
 use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, PortalId, Topology};
@@ -36,6 +36,11 @@ use std::sync::Arc;
 use tcp::Tcp;
 use timers::Timer;
 use trefoil_poll::{Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+
+/// Deadlines that one turn sees to: a connection's end takes some microseconds.
+const TIMERS_A_TURN: usize = 64;
+/// Queues that one turn lists in a survey, at 100 ns a row.
+const SURVEYED_A_TURN: usize = 1024;
 
 /// One core's target.
 pub struct Target {
@@ -143,27 +148,36 @@ impl Target {
         self.tcp.settle(&mut self.engine, cx);
     }
 
-    /// Presents `new` from now on; gives the old snapshot back, to be dropped elsewhere.
-    pub fn on_topology<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        new: Arc<Topology>,
-    ) -> Option<Arc<Topology>> {
-        let old = self.engine.on_topology(new);
-        self.tcp.settle(&mut self.engine, cx);
-        Some(old)
+    /// Presents `new` from now on. [`sweep`](Self::sweep) tells control once all that are connected know.
+    pub fn on_topology(&mut self, new: Arc<Topology>) {
+        self.engine.on_topology(new);
     }
 
-    /// Closes the connections of hosts that may no longer be here, or all.
-    pub fn close_hosts<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, all: bool) {
+    /// Closes the connections of hosts that may no longer be here, or all, by and by with [`sweep`](Self::sweep).
+    pub fn close_hosts(&mut self, all: bool) {
         self.engine.close_hosts(all);
+    }
+
+    /// A turn's piece of what a new topology, or an order to close connections, means to those that are connected. Whether
+    /// there was any.
+    pub fn sweep<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+        if !self.engine.is_sweeping() {
+            return false;
+        }
+        self.engine.close_some();
+        if let Some((epoch, old)) = self.engine.sweep() {
+            cx.io.post_control(Msg::TopologyDone { epoch, old: Some(old) });
+        }
         self.tcp.settle(&mut self.engine, cx);
+        true
     }
 
     /// Timers, then those who wait for memory, then what is to be sent. Whether there was work.
     pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut worked = false;
-        while let Some(timer) = self.engine.timers.expire(cx.io.now()) {
+        // The others are due in the next turn.
+        for _ in 0..TIMERS_A_TURN {
+            let Some(timer) = self.engine.timers.expire(cx.io.now()) else { break };
             worked = true;
             match timer {
                 Timer::Queue(queue) => self.tcp.on_timer(&mut self.engine, cx, queue),
@@ -186,10 +200,14 @@ impl Target {
         self.engine.refusals.give_back(place);
     }
 
-    /// What is connected here.
+    /// What is connected here, from `into.next` on and as far as a turn allows.
     pub fn survey(&self, into: &mut Survey) {
         into.refused = self.engine.refusals.counts();
-        let live = self.engine.queues.iter().enumerate().filter(|(_, q)| q.state == QueueState::Live);
+        let from = into.next.take().unwrap_or(0) as usize;
+        let end = from + SURVEYED_A_TURN;
+        into.next = (end < self.engine.queues.len()).then_some(end as u32);
+        let piece = self.engine.queues.iter().enumerate().skip(from).take(SURVEYED_A_TURN);
+        let live = piece.filter(|(_, q)| q.state == QueueState::Live);
         for (at, queue) in live.filter(|(at, _)| !self.engine.is_own(*at as u32)) {
             into.total += 1;
             let sock = SockId(at as u32);
@@ -226,9 +244,10 @@ impl Target {
         self.engine.luns.survey(into);
     }
 
-    /// Requests for `lun` that have not ended, those of queues that are gone among them.
-    pub fn under_way(&self, lun: LunId) -> usize {
-        self.engine.slots.under_way(lun)
+    /// Requests for `lun` that have not ended, those of queues that are gone among them: how many a turn's piece of the
+    /// slots from `from` on has, and where to go on.
+    pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
+        self.engine.slots.under_way(lun, from)
     }
 
     /// Command slots that are free.

@@ -10,6 +10,8 @@ use trefoil_wire::nvme::{Sqe, Status};
 
 /// No slot.
 pub const NIL: u32 = u32::MAX;
+/// Slots that one turn looks at to count requests: each is a cache miss, so that all together take about 100 us.
+const LOOKED_AT: usize = 1024;
 
 /// What a slot's command waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,9 +126,13 @@ impl Slots {
         self.free_count
     }
 
-    /// Commands whose request for `lun` is under way. Looks at every slot: for control's rare questions.
-    pub fn under_way(&self, lun: LunId) -> usize {
-        self.slots.iter().filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count()
+    /// How many of the [`LOOKED_AT`] slots from `from` on have a request for `lun` under way, and where to go on, if
+    /// anywhere.
+    pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
+        let piece = self.slots.iter().skip(from as usize).take(LOOKED_AT);
+        let found = piece.filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count();
+        let next = from as usize + LOOKED_AT;
+        (found, (next < self.slots.len()).then_some(next as u32))
     }
 
     /// Whether `slot` is a number that can be indexed.

@@ -139,8 +139,7 @@ impl Engine {
         if data.subnqn.is_discovery() {
             return Ok(0);
         }
-        let mut subsystems = self.topology.subsystems.iter().enumerate();
-        let found = subsystems.find(|(_, s)| s.nqn == data.subnqn.as_str());
+        let found = self.topology.subsystem(data.subnqn.as_str());
         let (index, subsystem) = found.ok_or(ConnectRefusal::Subsystem)?;
         if !subsystem.portals.contains(&portal) {
             return Err(ConnectRefusal::Listener);
@@ -172,7 +171,9 @@ impl Engine {
         let index = self.ctrlrs.take(range).ok_or(busy)?;
         let now = cx.io.now();
         let host = self.names[queue as usize].host_hash();
+        let born = self.topology.epoch;
         let ctrlr = self.ctrlrs.get_mut(index).ok_or(busy)?;
+        ctrlr.born = born;
         ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
         ctrlr.admin = queue;
         ctrlr.host = host;
@@ -445,27 +446,8 @@ impl Engine {
         self.close_later(admin, "keep alive timeout");
     }
 
-    /// Closes connections of hosts that may no longer be here, or all.
-    pub fn close_hosts(&mut self, all: bool) {
-        for queue in 0..self.queues.len() as u32 {
-            let q = &self.queues[queue as usize];
-            let gone = match q.state {
-                QueueState::Free => continue,
-                _ if all => true,
-                QueueState::New => false,
-                QueueState::Joining | QueueState::Live => !self.may_stay(queue),
-            };
-            if gone {
-                self.close_later(queue, "the host may not connect here");
-            }
-        }
-    }
-
+    /// Whether the topology in force lets the queue's host be here.
     pub(super) fn may_stay(&self, queue: u32) -> bool {
-        let q = &self.queues[queue as usize];
-        let host = self.names[queue as usize].hostnqn.as_str();
-        let portal = self.places[queue as usize].portal;
-        q.discovery
-            || self.subsystem(queue).is_some_and(|s| s.hosts.contains(host) && s.portals.contains(&portal))
+        self.queues[queue as usize].discovery || self.subsystem(queue).is_some()
     }
 }

@@ -11,8 +11,10 @@ mod fabrics;
 mod features;
 mod identify;
 mod log;
+mod sweep;
 mod table;
 
+pub use sweep::{MAX_SWEEPS, Sweep};
 pub use table::{Ctrlr, Ctrlrs, Kind};
 
 /// FNV-1a, by which cores compare names without sending them.

@@ -72,6 +72,8 @@ pub struct Ctrlr {
     pub cntlid: u16,
     /// What it is for.
     pub kind: Kind,
+    /// The topology's epoch at its Connect: its host has seen what that one presents.
+    pub born: u64,
     /// Its admin queue, on this core; [`NIL`] once its association has ended and not all of its queues have left.
     pub admin: u32,
     /// Its host, by the NQN's hash.
@@ -129,6 +131,7 @@ impl Ctrlr {
         Self {
             cntlid: 0,
             kind: Kind::Io,
+            born: 0,
             admin: NIL,
             host: 0,
             asked_at: Instant::default(),

@@ -244,7 +244,7 @@ fn namespace_changes_are_told_once_until_the_log_is_read() {
     rig.topology.subsystems[0].namespaces.push(added);
     rig.publish();
     assert_eq!(admin.responses(&mut rig), [(802, Status::SUCCESS, event)]);
-    rig.topology.subsystems[0].namespaces[2].hosts = Allow::Only(vec![]);
+    rig.topology.subsystems[0].namespaces[2].hosts = Allow::only(vec![]);
     rig.publish();
     assert_eq!(changed(&mut rig, &mut admin), [9]);
     // Masked while the log was unread, and nothing since: a new request waits.
@@ -390,7 +390,7 @@ fn a_group_for_each_of_many_namespaces() {
     let namespace = |nsid: u32| Namespace {
         nsid,
         lun: LunId(0),
-        hosts: Allow::Only(hosts(nsid)),
+        hosts: Allow::only(hosts(nsid)),
         ana_group: nsid,
         ana_state: 1 + (nsid % 3) as u8,
     };
@@ -441,7 +441,7 @@ fn discovery_shows_each_host_its_own() {
     rig.topology.luns[0].as_mut().expect("a LUN").blocks += 8;
     rig.publish();
     assert_eq!(host.responses(&mut rig), [], "a LUN is no matter of discovery");
-    rig.topology.subsystems[0].hosts = Allow::Only(vec![OTHER_HOST.into()]);
+    rig.topology.subsystems[0].hosts = Allow::only(vec![OTHER_HOST.into()]);
     rig.publish();
     let event = u64::from(AsyncEvent::DISCOVERY_CHANGED.dw0());
     assert_eq!(host.responses(&mut rig), [(801, Status::SUCCESS, event)]);
@@ -489,7 +489,7 @@ fn what_a_host_may_not_see_it_may_not_touch() {
     let read = IoCommand::Read(BlockRange::new(0, 1));
     assert!(io.io_command(&mut rig, 3, read, &[], 512).status.is(Status::INVALID_NAMESPACE));
     assert_eq!(io.io_command(&mut rig, 4, read, &[], 512).status, Status::SUCCESS);
-    rig.topology.subsystems[0].namespaces[2].hosts = Allow::Only(vec![HOST.into()]);
+    rig.topology.subsystems[0].namespaces[2].hosts = Allow::only(vec![HOST.into()]);
     rig.publish();
     assert!(io.io_command(&mut rig, 4, read, &[], 512).status.is(Status::INVALID_NAMESPACE));
     rig.finish();

@@ -8,3 +8,4 @@ mod session;
 mod admin;
 mod association;
 mod memory;
+mod turn;

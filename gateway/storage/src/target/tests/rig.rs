@@ -44,6 +44,8 @@ pub struct TestIo {
     pub socks: Vec<Sock>,
     posts: Vec<(CoreId, Msg<(), ()>)>,
     pub control: Vec<Msg<(), ()>>,
+    /// Epochs of which control was told that they are in force.
+    pub in_force: Vec<u64>,
 }
 
 impl Io for TestIo {
@@ -98,7 +100,10 @@ impl Io for TestIo {
         self.posts.push((to, msg));
     }
     fn post_control(&mut self, msg: Self::Msg) {
-        self.control.push(msg);
+        match msg {
+            Msg::TopologyDone { epoch, .. } => self.in_force.push(epoch),
+            msg => self.control.push(msg),
+        }
     }
 }
 
@@ -168,12 +173,12 @@ pub fn topology() -> Topology {
             nqn: SUBNQN.into(),
             serial: "SERIAL".into(),
             model: "Model".into(),
-            hosts: Allow::Only(vec![HOST.into(), OTHER_HOST.into()]),
+            hosts: Allow::only(vec![HOST.into(), OTHER_HOST.into()]),
             portals: vec![PortalId(0), PortalId(1)],
             namespaces: vec![
                 namespace(1, 0, Allow::Any),
-                namespace(3, 1, Allow::Only(vec![HOST.into()])),
-                namespace(4, 2, Allow::Only(vec![OTHER_HOST.into()])),
+                namespace(3, 1, Allow::only(vec![HOST.into()])),
+                namespace(4, 2, Allow::only(vec![OTHER_HOST.into()])),
             ],
             max_namespaces: 16,
             cntlid_range: (1, 0xFFEF),
@@ -210,6 +215,7 @@ impl Rig {
                     socks,
                     posts: Vec::new(),
                     control: Vec::new(),
+                    in_force: Vec::new(),
                 },
             }
         };
@@ -241,8 +247,14 @@ impl Rig {
         f(&mut core.target, &mut cx)
     }
 
-    /// Makes `self.topology` the truth on every core.
+    /// Makes `self.topology` the truth on every core, and waits until all that are connected know.
     pub fn publish(&mut self) {
+        self.present();
+        self.pump();
+    }
+
+    /// Makes `self.topology` the truth on every core, without a turn.
+    pub fn present(&mut self) {
         self.topology.epoch += 1;
         let snapshot = |t: &Topology| Topology {
             epoch: t.epoch,
@@ -255,9 +267,13 @@ impl Rig {
         let shared = Arc::new(snapshot(&self.topology));
         for core in 0..self.cores.len() {
             let shared = shared.clone();
-            self.with_core(core, |target, cx| drop(target.on_topology(cx, shared)));
+            self.with_core(core, |target, _| target.on_topology(shared));
         }
-        self.pump();
+    }
+
+    /// Connections that no one has asked to close.
+    pub fn open_count(&self, core: usize) -> usize {
+        self.cores[core].io.socks.iter().filter(|sock| sock.open && !sock.closing).count()
     }
 
     pub fn open(&mut self, core: usize) -> At {
@@ -308,7 +324,8 @@ impl Rig {
         }
     }
 
-    fn turn(&mut self, core: usize) -> bool {
+    /// One turn. Whether anything happened.
+    pub fn turn(&mut self, core: usize) -> bool {
         let mut worked = false;
         for sock in 0..self.cores[core].io.socks.len() as u32 {
             worked |= self.deliver(core, sock);
@@ -326,7 +343,7 @@ impl Rig {
                 other => panic!("{other:?}"),
             }
         }
-        worked |= self.with_core(core, |target, cx| target.on_turn(cx));
+        worked |= self.with_core(core, |target, cx| target.sweep(cx) | target.on_turn(cx));
         worked | self.run_requests(core)
     }
 
@@ -443,7 +460,7 @@ impl Rig {
         self.hold = false;
         self.pump();
         for core in 0..self.cores.len() {
-            self.with_core(core, |target, cx| target.close_hosts(cx, true));
+            self.with_core(core, |target, _| target.close_hosts(true));
         }
         self.pump();
         for core in &self.cores {
