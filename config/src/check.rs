@@ -4,6 +4,7 @@ use crate::bytes::Bytes;
 use crate::document::{Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Lun, Pool, Subsystem};
 use crate::error::{Key, Problem};
 use crate::nqn::{check_host_nqn, check_subsystem_nqn, default_serial};
+use crate::told::cut_quotations;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use trefoil_wire::fabrics::Nqn;
@@ -58,7 +59,7 @@ impl fmt::Display for Worked {
 }
 
 fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldError> {
-    Err(FieldError { field, message: message.into() })
+    Err(FieldError { field, message: cut_quotations(&message.into()) })
 }
 
 /// An entry of a list of hosts: the name of a [[host]], which could be an NQN, or an NQN.
@@ -389,7 +390,7 @@ struct Report(Vec<Problem>);
 
 impl Report {
     fn add(&mut self, path: &[Key], message: impl Into<String>) {
-        self.0.push(Problem { path: path.to_vec(), message: message.into() });
+        self.0.push(Problem { path: path.to_vec(), message: cut_quotations(&message.into()) });
     }
 
     fn object(&mut self, list: &str, index: usize, result: Result<(), FieldError>) {

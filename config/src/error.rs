@@ -1,5 +1,6 @@
 //! What is wrong with a document, and where.
 
+use crate::told::cut;
 use std::fmt;
 
 /// One step into a document.
@@ -38,8 +39,8 @@ impl Problem {
         let mut text = String::new();
         for key in &self.path {
             match key {
-                Key::Field(field) if text.is_empty() => text.push_str(field),
-                Key::Field(field) => text = text + "." + field,
+                Key::Field(field) if text.is_empty() => text.push_str(&cut(field)),
+                Key::Field(field) => text = text + "." + &cut(field),
                 Key::Index(index) => text = format!("{text}[{index}]"),
             }
         }

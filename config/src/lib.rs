@@ -16,6 +16,7 @@ mod document;
 mod error;
 mod nqn;
 mod parse;
+mod told;
 
 pub use address::{Address, AddressError, Scope};
 pub use bytes::{Bytes, BytesError};
@@ -29,3 +30,4 @@ pub use document::{
 };
 pub use error::{ConfigError, Key, Mistake, Problem};
 pub use nqn::{check_host_nqn, check_subsystem_nqn, default_serial};
+pub use told::{cut, cut_quotations, suggest};

@@ -1,5 +1,6 @@
 //! What a document says of NVMe Qualified Names. The rules themselves are [`trefoil_wire::fabrics::Nqn`]'s.
 
+use crate::told::cut;
 use trefoil_wire::fabrics::{Nqn, NqnError};
 
 /// Checks the NQN of a subsystem of ours; see [`Nqn::subsystem`].
@@ -24,10 +25,7 @@ pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
 }
 
 fn explain(nqn: &str, error: NqnError) -> String {
-    const SHOWN_BYTES: usize = 80;
-    let cut = if nqn.len() > SHOWN_BYTES { "..." } else { "" };
-    let shown = nqn.get(..nqn.floor_char_boundary(SHOWN_BYTES)).unwrap_or_default().escape_debug();
-    format!("`{shown}{cut}` is not an NQN: {error}")
+    format!("`{}` is not an NQN: {error}", cut(nqn))
 }
 
 /// The serial number of a subsystem that wasn't given one: `TF` and 16 hexadecimal digits that
@@ -49,7 +47,7 @@ mod tests {
         let said = check_host_nqn("a\nb").expect_err("a control character");
         assert!(said.starts_with(r"`a\nb` is not an NQN: byte 1 "), "{said}");
         let said = check_subsystem_nqn(&"ö".repeat(300)).expect_err("600 bytes");
-        assert_eq!(said, format!("`{}...` is not an NQN: it has more than 223 bytes", "ö".repeat(40)));
+        assert_eq!(said, format!("`{}…` is not an NQN: it has more than 223 bytes", "ö".repeat(64)));
         assert!(check_host_nqn("").is_err() && check_subsystem_nqn("").is_err());
         assert!(check_host_nqn("hostnqn1").is_ok() && check_subsystem_nqn("hostnqn1").is_err());
     }

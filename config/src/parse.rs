@@ -2,6 +2,7 @@
 
 use crate::document::Config;
 use crate::error::{ConfigError, Key, Mistake, Problem};
+use crate::told::{cut_quotations, suggest};
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -15,12 +16,15 @@ impl Config {
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
         let fail = |mistakes| ConfigError { origin: origin.into(), mistakes };
         let tree = DeTable::parse(text).map_err(|e| {
-            fail(vec![mistake(text, String::new(), e.span().unwrap_or(0..0), e.message().into())])
+            let span = e.span().unwrap_or(0..0);
+            let message = e.message().to_owned() + brackets(text, &span);
+            fail(vec![mistake(text, String::new(), span, message)])
         })?;
         let config: Self = toml::from_str(text).map_err(|e| {
             let span = e.span().unwrap_or(0..0);
             let field = Problem { path: path_at(&tree, &span), message: String::new() }.field();
-            fail(vec![mistake(text, field, span, e.message().into())])
+            let message = suggest(e.message()) + brackets(text, &span);
+            fail(vec![mistake(text, field, span, message)])
         })?;
         let mut mistakes: Vec<Mistake> = config
             .check()
@@ -47,7 +51,23 @@ fn mistake(text: &str, field: String, span: Range<usize>, message: String) -> Mi
     let before = text.get(..span.start).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    Mistake { line, column, field, message }
+    Mistake { line, column, field, message: cut_quotations(&message) }
+}
+
+/// What to say in addition if the table whose head is at `span` has the brackets of another kind of table.
+fn brackets(text: &str, span: &Range<usize>) -> &'static str {
+    let from = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
+    let line = text.get(from..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let head: String = line.split('#').next().unwrap_or_default().split_whitespace().collect();
+    match head.as_str() {
+        "[backend]" => ": there may be several, so write [[backend]]",
+        "[pool]" => ": there may be several, so write [[pool]]",
+        "[lun]" => ": there may be several, so write [[lun]]",
+        "[host]" => ": there may be several, so write [[host]]",
+        "[subsystem]" => ": there may be several, so write [[subsystem]]",
+        "[[gateway]]" => ": there is only one, so write [gateway]",
+        _ => "",
+    }
 }
 
 /// Where `path` is in the text; for a field that isn't there, the table that lacks it.

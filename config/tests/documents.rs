@@ -261,3 +261,42 @@ fn one_lun_or_serial_of_two_subsystems_is_told_with_what_hosts_make_of_it() {
     let many: Vec<String> = (0..9).map(|n| subsystem(&format!("s{n}"), "1", "")).collect();
     assert!(twins(&many)[0].contains("`nqn.2026-01.org.example:s1` and 7 more"), "{:?}", twins(&many));
 }
+
+#[test]
+fn a_message_for_an_unknown_field_names_the_nearest() {
+    let part = "unknown field `max_host`, perhaps `max_hosts` is meant; expected one of ";
+    told("[gateway]\nmax_host = 3\n", 2, "gateway.max_host", part);
+    told("[[subsystem]]\nhostz = []\n", 2, "subsystem[0].hostz", "perhaps `hosts` is meant");
+    told("[gateway]\nidle = \"adaptiv\"\n", 2, "gateway.idle", "perhaps `adaptive` is meant");
+    told("[[backends]]\nname = \"a\"\n", 1, "backends", "perhaps `backend` is meant");
+}
+
+#[test]
+fn one_bracket_for_two_is_hinted_at() {
+    for list in ["backend", "pool", "lun", "host", "subsystem"] {
+        let table = format!("[{list}] # the first\nname = \"a\"\n");
+        let hint = format!(": there may be several, so write [[{list}]]");
+        told(&format!("\n{table}"), 2, list, &hint);
+        // The second one is a mistake of TOML's, which knows no field.
+        told(&format!("{table}[{list}]\nname = \"b\"\n"), 3, "", &hint);
+    }
+    told("[[gateway]]\nname = \"a\"\n", 1, "gateway[0]", "there is only one, so write [gateway]");
+}
+
+#[test]
+fn names_are_cut_in_messages() {
+    let long = "x".repeat(10_000);
+    for text in [
+        format!("{BASE}{long} = 1\n"),
+        BASE.replace("\"a\"", &format!("\"{long}\"")),
+        format!("{BASE}[[lun]]\nname = \"l\"\nbackend = \"{long}\"\n"),
+        format!("[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\nhosts = [\"{long}\"]\n"),
+        format!("[gateway]\nidle = \"{long}\"\n"),
+        format!("[gateway]\nmemory_per_core = \"{long}\"\n"),
+    ] {
+        let error = refused(&text).to_string();
+        assert!(error.contains("xxx") && error.contains('…') && error.len() < 1500, "{error}");
+    }
+    let control = refused("[gateway]\nmemory_per_core = \"1\\u001b[2J\\n2\"\n").to_string();
+    assert!(control.contains("\\u{1b}[2J\\n2") && control.lines().count() == 1, "{control}");
+}

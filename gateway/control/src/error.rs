@@ -1,7 +1,7 @@
 //! Why an action was refused or failed, sorted by who can do something about it.
 
 use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
-use trefoil_config::FieldError;
+use trefoil_config::{FieldError, cut_quotations};
 
 /// Whose fault it is, and what a client can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(fault: Fault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
+        Self { fault, message: cut_quotations(&message.into()) }
     }
 }
 

@@ -1,7 +1,10 @@
 //! One value from the stream: a request or a batch, and its answer.
 
+use super::request::Request;
 use super::{Dispatch, INVALID_REQUEST, RpcError};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Requests that one batch may hold.
 pub const MAX_BATCH: usize = 16_384;
@@ -9,21 +12,24 @@ pub const MAX_BATCH: usize = 16_384;
 pub const MAX_ANSWERS_BYTES: usize = 16 << 20;
 
 /// The JSON that answers a request or a batch; `None` if there is nothing to say (notifications only).
-pub async fn answer<D: Dispatch>(dispatch: &D, value: Value) -> Option<String> {
-    let refuse = |why: String| Some(failure(Value::Null, RpcError::new(INVALID_REQUEST, why)).to_string());
-    match value {
-        Value::Array(batch) if batch.is_empty() => refuse("an empty batch".into()),
-        Value::Array(batch) if batch.len() > MAX_BATCH => {
+pub async fn answer<D: Dispatch>(dispatch: &D, message: &RawValue) -> Option<String> {
+    if !message.get().starts_with('[') {
+        return answer_one(dispatch, message).await;
+    }
+    let refuse = |why: String| Some(failure(RawValue::NULL, RpcError::new(INVALID_REQUEST, why)));
+    match serde_json::from_str::<Vec<&RawValue>>(message.get()) {
+        Ok(batch) if batch.is_empty() => refuse("an empty batch".into()),
+        Ok(batch) if batch.len() > MAX_BATCH => {
             refuse(format!("a batch of {} requests: {MAX_BATCH} are the most", batch.len()))
         }
-        Value::Array(batch) => answer_batch(dispatch, batch, MAX_ANSWERS_BYTES).await,
-        request => Some(answer_one(dispatch, request).await?.to_string()),
+        Ok(batch) => answer_batch(dispatch, batch, MAX_ANSWERS_BYTES).await,
+        Err(error) => refuse(error.to_string()),
     }
 }
 
 /// In order, one after the other: a later request may need what an earlier one made. What was carried out is always
 /// answered, so the limit may be passed by one answer.
-async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<Value>, max_bytes: usize) -> Option<String> {
+async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<&RawValue>, max_bytes: usize) -> Option<String> {
     let mut answers = String::new();
     for request in batch {
         let answer = match answers.len() < max_bytes {
@@ -32,75 +38,63 @@ async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<Value>, max_bytes: u
         };
         if let Some(answer) = answer {
             answers.push(if answers.is_empty() { '[' } else { ',' });
-            answers.push_str(&answer.to_string());
+            answers.push_str(&answer);
         }
     }
     (!answers.is_empty()).then(|| answers + "]")
 }
 
 /// The answer to a request that is not carried out, as those before it said too much.
-fn left_out(request: Value, max_bytes: usize) -> Option<Value> {
+fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
     let why =
         format!("not carried out: the batch's answers have reached {max_bytes} bytes; send a smaller batch");
-    match parse(request) {
-        Ok((id, ..)) => Some(failure(id?, RpcError::new(INVALID_REQUEST, why))),
+    match Request::parse(request) {
+        Ok(request) => Some(failure(request.id?, RpcError::new(INVALID_REQUEST, why))),
         Err((id, error)) => Some(failure(id, error)),
     }
 }
 
-/// The answer that tells of an error.
-pub fn failure(id: Value, error: RpcError) -> Value {
-    json!({ "jsonrpc": "2.0", "id": id, "error": error })
+/// An answer, with the request's id as it came.
+#[derive(Serialize)]
+struct Answer<'a> {
+    jsonrpc: &'static str,
+    id: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<RpcError>,
 }
 
-async fn answer_one<D: Dispatch>(dispatch: &D, request: Value) -> Option<Value> {
-    let (id, method, params) = match parse(request) {
-        Ok(parts) => parts,
+impl Answer<'_> {
+    fn text(&self) -> String {
+        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// The answer that tells of an error.
+pub fn failure(id: &RawValue, error: RpcError) -> String {
+    Answer { jsonrpc: "2.0", id, result: None, error: Some(error) }.text()
+}
+
+async fn answer_one<D: Dispatch>(dispatch: &D, request: &RawValue) -> Option<String> {
+    let Request { id, method, params } = match Request::parse(request) {
+        Ok(request) => request,
         Err((id, error)) => return Some(failure(id, error)),
     };
     let result = dispatch.call(method, params).await;
     let id = id?;
     Some(match result {
-        Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
+        Ok(result) => Answer { jsonrpc: "2.0", id, result: Some(result), error: None }.text(),
         Err(error) => failure(id, error),
     })
-}
-
-type Parsed = (Option<Value>, String, Value);
-
-fn parse(request: Value) -> Result<Parsed, (Value, RpcError)> {
-    let refuse = |id: &Option<Value>, what: &str| {
-        (id.clone().unwrap_or_default(), RpcError::new(INVALID_REQUEST, what))
-    };
-    let Value::Object(mut fields) = request else {
-        return Err(refuse(&None, "a request is an object"));
-    };
-    let id = fields.remove("id");
-    if !matches!(id, None | Some(Value::Null | Value::String(_) | Value::Number(_))) {
-        return Err(refuse(&None, "`id` is a string, a number or null"));
-    }
-    // SPDK takes requests without a version; a wrong one is refused.
-    if fields.remove("jsonrpc").is_some_and(|version| version != "2.0") {
-        return Err(refuse(&id, "`jsonrpc` is not \"2.0\""));
-    }
-    let Some(Value::String(method)) = fields.remove("method") else {
-        return Err(refuse(&id, "`method` is missing or not a string"));
-    };
-    let params = match fields.remove("params") {
-        None | Some(Value::Null) => Value::Null,
-        Some(params @ Value::Object(_)) => params,
-        Some(Value::Array(list)) if list.is_empty() => Value::Object(Map::new()),
-        Some(_) => return Err(refuse(&id, "`params` is an object: parameters have names")),
-    };
-    match fields.keys().next() {
-        Some(key) => Err(refuse(&id, &format!("a request has no field `{key}`"))),
-        None => Ok((id, method, params)),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+    use serde_json::value::to_raw_value;
 
     struct Echo;
 
@@ -113,10 +107,37 @@ mod tests {
         }
     }
 
-    fn run(request: Value) -> Option<Value> {
+    fn run_text(request: &str) -> Option<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let text = runtime.block_on(answer(&Echo, request))?;
-        Some(serde_json::from_str(&text).expect("JSON"))
+        runtime.block_on(answer(&Echo, serde_json::from_str(request).expect("JSON")))
+    }
+
+    fn run(request: Value) -> Option<Value> {
+        Some(serde_json::from_str(&run_text(&request.to_string())?).expect("JSON"))
+    }
+
+    #[test]
+    fn an_id_comes_back_as_it_came() {
+        for id in ["12345678901234567890123", "1.0", "1e2", "-0", "1E400", r#""\u0041""#, r#""""#, "null"] {
+            let one = format!(r#"{{"id": {id} ,"method":"echo","params":{{}}}}"#);
+            let reply = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+            assert_eq!(run_text(&one), Some(reply.clone()));
+            assert_eq!(run_text(&format!("[{one},{one}]")), Some(format!("[{reply},{reply}]")));
+            let wrong = run_text(&format!(r#"{{"id":{id},"method":"no"}}"#)).expect("an answer");
+            assert!(
+                wrong.starts_with(&format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"#)),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_of_a_batch_with_a_key_twice_is_refused_alone() {
+        let text = run_text(r#"[{"id":1,"method":"echo","params":{"a":1,"a":2}},{"id":2,"method":"echo"}]"#);
+        let answers: Vec<Value> = serde_json::from_str(&text.expect("answers")).expect("JSON");
+        assert_eq!(answers[0]["error"]["message"], json!("the key `a` is there twice"));
+        assert_eq!((&answers[1]["id"], &answers[1]["result"]), (&json!(2), &Value::Null));
+        assert!(answers[1].get("result").is_some(), "a result of null is one");
     }
 
     #[test]
@@ -151,8 +172,10 @@ mod tests {
     fn a_batch_whose_answers_are_too_long_goes_no_further() {
         let echo = |id: i32| json!({"id": id, "method": "echo", "params": {"a": "x".repeat(100)}});
         let quiet = json!({"method": "echo"});
-        let batch = vec![echo(1), echo(2), echo(3), quiet, json!(4), echo(5)];
+        let batch = [echo(1), echo(2), echo(3), quiet, json!(4), echo(5)];
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let batch: Vec<_> = batch.iter().map(|request| to_raw_value(request).expect("JSON")).collect();
+        let batch = batch.iter().map(|request| &**request).collect();
         let text = runtime.block_on(answer_batch(&Echo, batch, 150)).expect("answers");
         let answers: Vec<Value> = serde_json::from_str(&text).expect("JSON");
         let ids: Vec<&Value> = answers.iter().map(|answer| &answer["id"]).collect();

@@ -1,18 +1,20 @@
 //! JSON-RPC 2.0 as SPDK's clients speak it.
 //!
-//! What it is: values on a stream without framing ([`stream`]), requests and batches ([`call`]),
-//! and the listeners ([`server`]).
+//! What it is: values on a stream without framing ([`stream`]), the parts of a request ([`request`]), requests and batches
+//! ([`call`]), and the listeners ([`server`]).
 //!
 //! What it is not: it knows no method; a [`Dispatch`] does.
 //!
 //! Spec: <https://www.jsonrpc.org/specification>, and SPDK's `doc/jsonrpc.md` for the error codes.
 
 pub mod call;
+pub mod request;
 pub mod server;
 pub mod stream;
 
 use serde::Serialize;
 use serde_json::Value;
+use trefoil_config::cut_quotations;
 
 /// An error as a client gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
@@ -40,7 +42,7 @@ pub const WRONG_STATE: i32 = -1;
 impl RpcError {
     /// An error with this code and message.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: cut_quotations(&message.into()) }
     }
 
     /// Wrong parameters.

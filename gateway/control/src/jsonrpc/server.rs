@@ -6,6 +6,7 @@ use super::{Dispatch, INVALID_REQUEST, PARSE_ERROR, RpcError};
 use crate::address::resolve;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde_json::value::RawValue;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -182,7 +183,7 @@ where
     loop {
         match splitter.next_value() {
             Ok(Some(value)) => {
-                let Some(reply) = answer(dispatch, value).await else { continue };
+                let Some(reply) = answer(dispatch, &value).await else { continue };
                 if !tell(&mut write, reply).await {
                     return;
                 }
@@ -190,7 +191,7 @@ where
             }
             Ok(None) => {}
             Err(error) => {
-                tell(&mut write, failure(Default::default(), refusal(&error)).to_string()).await;
+                tell(&mut write, failure(RawValue::NULL, refusal(&error))).await;
                 return;
             }
         }
@@ -199,7 +200,7 @@ where
             Ok(len) => {
                 let fed = chunk.get(..len).map_or(Ok(()), |bytes| splitter.feed(bytes));
                 if let Err(error) = fed {
-                    tell(&mut write, failure(Default::default(), refusal(&error)).to_string()).await;
+                    tell(&mut write, failure(RawValue::NULL, refusal(&error))).await;
                     return;
                 }
             }

@@ -4,6 +4,7 @@ use crate::jsonrpc::RpcError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use trefoil_config::{cut, suggest};
 
 /// More fields than any method has. Who is to blame isn't sought among more: each is tried with a copy of all.
 pub(crate) const MAX_FIELDS: usize = 64;
@@ -16,11 +17,10 @@ pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     let params = if params.is_null() { Value::Object(Map::new()) } else { params };
     T::deserialize(&params).map_err(|error| {
         let message = error.to_string();
+        let told = suggest(&message);
         match culprit::<T>(&params, &message) {
-            Some(field) if !message.contains(&format!("`{field}`")) => {
-                RpcError::params(format!("{field}: {message}"))
-            }
-            _ => RpcError::params(message),
+            Some(field) => RpcError::params(format!("{}: {told}", cut(&field))),
+            Option::None => RpcError::params(told),
         }
     })
 }
@@ -99,7 +99,11 @@ mod tests {
     #[test]
     fn the_field_is_named() {
         assert!(message(json!({"size": "x"})).starts_with("size: invalid type"));
-        assert!(message(json!({"size": 1, "shape": 2})).contains("unknown field `shape`"));
+        assert!(message(json!({"size": 1, "shape": 2})).starts_with("shape: unknown field `shape`"));
+        let near = "sizes: unknown field `sizes`, perhaps `size` is meant; expected `size`";
+        assert_eq!(message(json!({"size": 1, "sizes": 2})), near);
+        let long = message(json!({"size": 1, "x\n".repeat(50_000): 2}));
+        assert!(long.starts_with("x\\nx\\n") && long.len() < 500 && !long.contains('\n'), "{long}");
         assert!(message(json!({})).contains("missing field `size`"));
         assert!(message(Value::Null).contains("missing field `size`"));
     }

@@ -1,7 +1,8 @@
 //! A blocking JSON-RPC client on the control socket.
 
+use serde::Serialize;
 use serde::de::Error;
-use serde_json::{Deserializer, Value, json};
+use serde_json::{Deserializer, Value};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,14 @@ impl std::fmt::Display for CallError {
     }
 }
 
+#[derive(Serialize)]
+struct Request<'a, P> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'a str,
+    params: P,
+}
+
 /// A connection.
 pub struct Client {
     stream: UnixStream,
@@ -84,12 +93,13 @@ impl Client {
     }
 
     /// Calls a method and waits for its result.
-    pub fn call(&mut self, method: &str, params: Value) -> Result<Value, CallError> {
+    pub fn call(&mut self, method: &str, params: impl Serialize) -> Result<Value, CallError> {
         let id = self.next_id;
         self.next_id += 1;
-        let request = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let broken = |e: &dyn std::fmt::Display| CallError::Broken(e.to_string());
-        self.stream.write_all(request.to_string().as_bytes()).map_err(|e| broken(&e))?;
+        let request = Request { jsonrpc: "2.0", id, method, params };
+        let request = serde_json::to_string(&request).map_err(|e| broken(&e))?;
+        self.stream.write_all(request.as_bytes()).map_err(|e| broken(&e))?;
         // One request at a time, so nothing of the next answer can be read with this one.
         let reply = Deserializer::from_reader(&self.stream).into_iter::<Value>().next();
         let reply = reply.unwrap_or_else(|| Err(serde_json::Error::custom("it closed the connection")));

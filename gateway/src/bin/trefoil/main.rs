@@ -57,7 +57,10 @@ fn run(args: &Args) -> Result<(), CallError> {
         Command::Config(command) => config(&mut client, command, args.json),
         other => {
             let (method, params) = other.call();
-            let mut result = client.call(method, params)?;
+            let mut result = match other {
+                Command::Call { params, .. } => client.call(method, params)?,
+                _ => client.call(method, params)?,
+            };
             if !args.json
                 && let Some(notes) = result.as_object_mut().and_then(|fields| fields.remove("notes"))
             {
