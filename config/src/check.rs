@@ -1,13 +1,15 @@
 //! Checks of one object, and of the whole.
 
+use crate::address::Address;
 use crate::bytes::Bytes;
-use crate::document::{Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Lun, Pool, Subsystem};
+use crate::document::{
+    Backend, BackendType, Config, Cores, DISCOVERY_NQN, FieldError, Gateway, Host, Lun, Pool, Subsystem,
+};
 use crate::error::{Key, Problem};
 use crate::nqn::{check_host_nqn, check_subsystem_nqn, default_serial};
 use crate::told::cut_quotations;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use trefoil_wire::fabrics::Nqn;
 
 /// LUNs of one gateway.
 pub const MAX_LUNS: usize = 4096;
@@ -85,6 +87,17 @@ pub fn check_name(name: &str) -> Result<(), FieldError> {
         );
     }
     Ok(())
+}
+
+/// Checks the listeners of a subsystem, or of the discovery subsystem, alone.
+///
+/// # Errors
+/// The first that is none, for the field `listeners`.
+pub fn check_listeners(listeners: &[Address]) -> Result<(), FieldError> {
+    match listeners.iter().find(|listen| listen.port() == 0) {
+        Some(listen) => wrong("listeners", format!("{listen} has no port")),
+        None => Ok(()),
+    }
 }
 
 fn check_block(field: &'static str, block_bytes: Option<u32>) -> Result<u64, FieldError> {
@@ -274,8 +287,11 @@ impl Subsystem {
         if let Err(error) = check_subsystem_nqn(&self.nqn) {
             return wrong("nqn", error);
         }
-        if self.nqn == Nqn::DISCOVERY.as_str() {
-            return wrong("nqn", "the discovery subsystem is implied");
+        if self.nqn == DISCOVERY_NQN {
+            return wrong(
+                "nqn",
+                "the discovery subsystem is always there; its own listeners stand in [discovery]",
+            );
         }
         self.serial.as_deref().map_or(Ok(()), |serial| check_ascii("serial", serial, 20))?;
         if self.serial.as_deref().is_some_and(|serial| serial.trim().is_empty()) {
@@ -296,9 +312,7 @@ impl Subsystem {
                 format!("controller IDs {min} to {max} don't lie between 1 and 65519"),
             );
         }
-        if let Some(listen) = self.listeners.iter().find(|l| l.port() == 0) {
-            return wrong("listeners", format!("{listen} has no port"));
-        }
+        check_listeners(&self.listeners)?;
         for (n, namespace) in self.namespaces.iter().enumerate() {
             if !(1..=self.max_nsid()).contains(&namespace.nsid) {
                 let max = self.max_nsid();
@@ -426,6 +440,9 @@ impl Config {
         self.luns.iter().enumerate().for_each(|(n, l)| report.object("lun", n, l.check()));
         self.subsystems.iter().enumerate().for_each(|(n, s)| report.object("subsystem", n, s.check()));
         self.hosts.iter().enumerate().for_each(|(n, h)| report.object("host", n, h.check()));
+        if let Err(e) = check_listeners(&self.discovery.listeners) {
+            report.add(&["discovery".into(), e.field.into()], e.message);
+        }
         self.check_names(&mut report);
         self.check_identities(&mut report);
         self.check_storage(&mut report);
@@ -599,7 +616,8 @@ impl Config {
                 }
             }
         }
-        let mut portals: Vec<_> = self.subsystems.iter().flat_map(|s| &s.listeners).collect();
+        let own = &self.discovery.listeners;
+        let mut portals: Vec<_> = self.subsystems.iter().flat_map(|s| &s.listeners).chain(own).collect();
         portals.sort_unstable();
         portals.dedup();
         if portals.len() > MAX_PORTALS {

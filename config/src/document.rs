@@ -28,6 +28,9 @@ pub struct Config {
     /// What is offered to hosts.
     #[serde(default, rename = "subsystem", skip_serializing_if = "Vec::is_empty")]
     pub subsystems: Vec<Subsystem>,
+    /// The discovery subsystem, which is always there.
+    #[serde(default, skip_serializing_if = "Discovery::is_default")]
+    pub discovery: Discovery,
     /// Names for host NQNs.
     #[serde(default, rename = "host", skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<Host>,
@@ -352,6 +355,26 @@ impl Subsystem {
     /// The largest NSID that it may have.
     pub fn max_nsid(&self) -> u32 {
         self.max_namespaces.unwrap_or(1024)
+    }
+}
+
+/// The discovery subsystem's NQN (NVMe base 2.0c §4.5).
+pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
+
+/// The discovery subsystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discovery {
+    /// Listeners of its own, besides those of subsystems, which all answer discovery too. On one of its own a host is told of
+    /// all subsystems to which it may connect, on a subsystem's only of those that are offered there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Address>,
+}
+
+impl Discovery {
+    /// Whether it has nothing of its own.
+    pub fn is_default(&self) -> bool {
+        self.listeners.is_empty()
     }
 }
 

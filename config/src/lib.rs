@@ -22,11 +22,11 @@ pub use address::{Address, AddressError, Scope};
 pub use bytes::{Bytes, BytesError};
 pub use check::{
     MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked,
-    check_name,
+    check_listeners, check_name,
 };
 pub use document::{
-    Backend, BackendType, Config, Cores, FieldError, Gateway, Host, Idle, Log, Lun, Namespace, Pool,
-    Subsystem,
+    Backend, BackendType, Config, Cores, DISCOVERY_NQN, Discovery, FieldError, Gateway, Host, Idle, Log, Lun,
+    Namespace, Pool, Subsystem,
 };
 pub use error::{ConfigError, Key, Mistake, Problem};
 pub use nqn::{check_host_nqn, check_subsystem_nqn, default_serial};

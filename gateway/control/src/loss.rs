@@ -8,7 +8,7 @@
 use crate::error::{Fault, Refusal};
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
-use trefoil_config::{Address, Backend, BackendType, Namespace, Subsystem};
+use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Namespace, Subsystem};
 
 /// Losses that a refusal names.
 const NAMED: usize = 20;
@@ -81,6 +81,16 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
             let object = format!("subsystem/{nqn}");
             let what = taken(now, next, old, host, listeners).into_iter();
             losses.extend(what.map(|what| Loss { kind: Kind::InUse, object: object.clone(), what }));
+        }
+    }
+    // Any listener answers discovery.
+    let (gone, left) = (&now.discovery.listeners, next.listeners());
+    for ((host, _), listeners) in links.iter().filter(|((_, nqn), _)| nqn == DISCOVERY_NQN) {
+        for listen in listeners.iter().filter(|at| gone.contains(at) && !left.contains(at)) {
+            let what = format!(
+                "host `{host}` is connected for discovery by listener {listen}, and couldn't come back there"
+            );
+            losses.push(Loss { kind: Kind::InUse, object: "discovery/listeners".into(), what });
         }
     }
     for lun in now.luns.values().filter(|lun| !next.luns.contains_key(&lun.name)) {
@@ -266,6 +276,16 @@ mod tests {
         assert_eq!(used(|c| c.subsystems[0].listeners.truncate(1)), [""; 0]);
         assert_eq!(used(|c| c.luns[0].size = Some(Bytes(16 << 20))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].allow_any_host = true), [""; 0]);
+        // Discovery is answered by any listener that is left.
+        let only = |listen: &str| {
+            let mut state = State::from_config(&config(), &State::default());
+            state.discovery.listeners = vec![listen.parse().expect("an address")];
+            let none = State { discovery: Default::default(), ..state.clone() };
+            let links = BTreeMap::from([((HOST.into(), DISCOVERY_NQN.into()), state.listeners())]);
+            losses(&state, &none, &links).into_iter().map(|loss| loss.what).collect::<Vec<_>>()
+        };
+        assert!(only("127.0.0.1:8009")[0].contains("for discovery by listener 127.0.0.1:8009"));
+        assert_eq!(only("127.0.0.1:4420"), [""; 0]);
         // Nobody is connected.
         assert_eq!(lost(&Links::new(), |c| c.subsystems.clear()), []);
     }

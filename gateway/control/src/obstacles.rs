@@ -119,6 +119,7 @@ impl Look<'_> {
     fn objects(&mut self, changes: &[RowChange], before: &BTreeMap<String, Row>) {
         let listeners = |row: &Row| match row {
             Row::Subsystem(subsystem) => subsystem.listeners.clone(),
+            Row::Discovery(discovery) => discovery.listeners.clone(),
             _ => Vec::new(),
         };
         let path = |row: &Row| match row {
@@ -134,9 +135,13 @@ impl Look<'_> {
                     self.backend(backend);
                     arrays.extend(backend.address.map(|address| (&backend.name, address)));
                 }
-                RowChange::Put(Row::Subsystem(subsystem)) => {
-                    for &listen in &subsystem.listeners {
-                        let what = format!("subsystem `{}`: listeners: {listen}", subsystem.nqn);
+                RowChange::Put(row @ (Row::Subsystem(_) | Row::Discovery(_))) => {
+                    let of = match row {
+                        Row::Subsystem(subsystem) => format!("subsystem `{}`", subsystem.nqn),
+                        _ => "discovery".into(),
+                    };
+                    for listen in listeners(row) {
+                        let what = format!("{of}: listeners: {listen}");
                         if !self.open.contains(&listen) {
                             self.listener(listen, &what, !self.is_stored);
                         }

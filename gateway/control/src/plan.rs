@@ -6,7 +6,7 @@
 use crate::action::Change;
 use crate::error::{Fault, Refusal};
 use crate::state::{State, fill_lun, fill_subsystem};
-use trefoil_config::{Backend, Gateway, Lun, Namespace, Subsystem, check_host_nqn};
+use trefoil_config::{Address, Backend, Gateway, Lun, Namespace, Subsystem, check_host_nqn, check_listeners};
 
 /// The state after `change`.
 ///
@@ -128,19 +128,21 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
             }
         }
         Change::ListenerAdd { nqn, listen } => {
-            let subsystem = subsystem_mut(state, nqn)?;
-            if subsystem.listeners.contains(listen) {
+            let listeners = listeners_mut(state, nqn)?;
+            if listeners.contains(listen) {
                 return refuse(Fault::Exists, format!("subsystem `{nqn}` is offered on {listen} already"));
             }
-            subsystem.listeners.push(*listen);
-            subsystem.check()?;
-            state.transport.get_or_insert_default();
+            listeners.push(*listen);
+            check_listeners(listeners)?;
+            if state.subsystems.contains_key(nqn) {
+                state.transport.get_or_insert_default();
+            }
         }
         Change::ListenerRemove { nqn, listen } => {
-            let subsystem = subsystem_mut(state, nqn)?;
-            let before = subsystem.listeners.len();
-            subsystem.listeners.retain(|l| l != listen);
-            if subsystem.listeners.len() == before {
+            let listeners = listeners_mut(state, nqn)?;
+            let before = listeners.len();
+            listeners.retain(|l| l != listen);
+            if listeners.len() == before {
                 return refuse(Fault::NotFound, format!("subsystem `{nqn}` is not offered on {listen}"));
             }
         }
@@ -286,6 +288,10 @@ fn lun_remove(state: &mut State, name: &str, force: bool) -> Result<(), Refusal>
 
 fn subsystem_mut<'a>(state: &'a mut State, nqn: &str) -> Result<&'a mut Subsystem, Refusal> {
     state.subsystems.get_mut(nqn).ok_or_else(|| absent("subsystem", nqn))
+}
+
+fn listeners_mut<'a>(state: &'a mut State, nqn: &str) -> Result<&'a mut Vec<Address>, Refusal> {
+    state.listeners_of_mut(nqn).ok_or_else(|| absent("subsystem", nqn))
 }
 
 fn subsystem_create(state: &mut State, subsystem: &Subsystem) -> Result<(), Refusal> {

@@ -8,7 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use trefoil_config::{Address, Backend, Config, Gateway, Host, Lun, Pool, Subsystem, default_serial};
+use trefoil_config::{
+    Address, Backend, Config, DISCOVERY_NQN, Discovery, Gateway, Host, Lun, Pool, Subsystem, default_serial,
+};
 use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
 
@@ -82,6 +84,8 @@ pub struct State {
     pub luns: BTreeMap<String, Lun>,
     /// Subsystems by NQN; each has its serial and model, its namespaces sorted by NSID.
     pub subsystems: BTreeMap<String, Subsystem>,
+    /// The discovery subsystem.
+    pub discovery: Discovery,
     /// Names of hosts.
     pub hosts: BTreeMap<String, Host>,
     /// The TCP transport, once there is one.
@@ -101,6 +105,8 @@ pub enum Row {
     Lun(Lun),
     /// A subsystem.
     Subsystem(Subsystem),
+    /// The discovery subsystem, if it has listeners of its own.
+    Discovery(Discovery),
     /// A host's name.
     Host(Host),
     /// The TCP transport.
@@ -126,6 +132,7 @@ impl Row {
             Self::Pool(p) => format!("pool/{}", p.name),
             Self::Lun(l) => format!("lun/{}", l.name),
             Self::Subsystem(s) => format!("subsystem/{}", s.nqn),
+            Self::Discovery(_) => "discovery/listeners".into(),
             Self::Host(h) => format!("host/{}", h.name),
             Self::Transport(_) => "transport/TCP".into(),
             Self::Namespace(n) => format!("namespace/{}", n.backend),
@@ -144,6 +151,7 @@ impl Row {
             Self::Pool(p) => serde_json::to_value(p),
             Self::Lun(l) => serde_json::to_value(l),
             Self::Subsystem(s) => serde_json::to_value(s),
+            Self::Discovery(d) => serde_json::to_value(d),
             Self::Host(h) => serde_json::to_value(h),
             Self::Transport(t) => serde_json::to_value(t),
             Self::Namespace(n) => serde_json::to_value(n),
@@ -163,6 +171,7 @@ impl Row {
             "pool" => serde_json::from_str(json).map(Self::Pool),
             "lun" => serde_json::from_str(json).map(Self::Lun),
             "subsystem" => serde_json::from_str(json).map(Self::Subsystem),
+            "discovery" => serde_json::from_str(json).map(Self::Discovery),
             "host" => serde_json::from_str(json).map(Self::Host),
             "transport" => serde_json::from_str(json).map(Self::Transport),
             "namespace" => serde_json::from_str(json).map(Self::Namespace),
@@ -187,6 +196,7 @@ impl State {
                     fill_subsystem(&mut s);
                     state.subsystems.insert(s.nqn.clone(), s);
                 }
+                Row::Discovery(d) => state.discovery = d,
                 Row::Host(h) => drop(state.hosts.insert(h.name.clone(), h)),
                 Row::Transport(t) => state.transport = Some(t),
                 Row::Namespace(n) => drop(state.namespaces.insert(n.backend.clone(), n)),
@@ -205,7 +215,8 @@ impl State {
         let transport = self.transport.iter().cloned().map(Row::Transport);
         let namespaces = self.namespaces.values().cloned().map(Row::Namespace);
         let all = backends.chain(pools).chain(luns).chain(subsystems).chain(hosts);
-        let all = all.chain(transport).chain(namespaces);
+        let discovery = Some(&self.discovery).filter(|d| !d.is_default()).cloned().map(Row::Discovery);
+        let all = all.chain(transport).chain(namespaces).chain(discovery);
         all.map(|row| (row.key(), row)).collect()
     }
 
@@ -224,6 +235,7 @@ impl State {
             backends: config.backends.iter().map(|b| (b.name.clone(), b.clone())).collect(),
             pools: config.pools.iter().map(|p| (p.name.clone(), p.clone())).collect(),
             hosts: config.hosts.iter().map(|h| (h.name.clone(), h.clone())).collect(),
+            discovery: config.discovery.clone(),
             transport: now.transport.clone(),
             namespaces: now.namespaces.clone(),
             ..Self::default()
@@ -264,15 +276,34 @@ impl State {
             }
             state.subsystems.insert(subsystem.nqn.clone(), subsystem);
         }
+        fold(&mut state.discovery.listeners);
+        keep_order(&mut state.discovery.listeners, Some(&now.discovery.listeners));
         if state.subsystems.values().any(|s| !s.listeners.is_empty()) {
             state.transport.get_or_insert_default();
         }
         state
     }
 
-    /// Where its subsystems listen.
+    /// Where its subsystems listen, and the discovery subsystem.
     pub fn listeners(&self) -> BTreeSet<Address> {
-        self.subsystems.values().flat_map(|subsystem| &subsystem.listeners).copied().collect()
+        let subsystems = self.subsystems.values().flat_map(|subsystem| &subsystem.listeners);
+        subsystems.chain(&self.discovery.listeners).copied().collect()
+    }
+
+    /// The listeners of a subsystem's own, the discovery subsystem's too; `None` if there is no such subsystem.
+    pub fn listeners_of(&self, nqn: &str) -> Option<&Vec<Address>> {
+        match nqn == DISCOVERY_NQN {
+            true => Some(&self.discovery.listeners),
+            false => self.subsystems.get(nqn).map(|subsystem| &subsystem.listeners),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn listeners_of_mut(&mut self, nqn: &str) -> Option<&mut Vec<Address>> {
+        match nqn == DISCOVERY_NQN {
+            true => Some(&mut self.discovery.listeners),
+            false => self.subsystems.get_mut(nqn).map(|subsystem| &mut subsystem.listeners),
+        }
     }
 
     /// Gives LUNs that are whole backends the identities that they lack: what `own` says of the backend (UUID and NGUID),
@@ -304,6 +335,7 @@ impl State {
             pools: self.pools.values().cloned().collect(),
             luns: self.luns.values().cloned().collect(),
             subsystems: self.subsystems.values().cloned().collect(),
+            discovery: self.discovery.clone(),
             hosts: self.hosts.values().cloned().collect(),
         }
     }
@@ -406,10 +438,11 @@ mod tests {
         let mut state = state();
         state.namespaces.insert("a".into(), ArrayNamespace::new("a", found));
         assert_eq!(state.namespaces["a"].identity(), found);
+        state.discovery.listeners = vec!["127.0.0.1:8009".parse().expect("an address")];
         let rows = state.rows();
         let again = rows.iter().map(|(key, row)| Row::parse(key, &row.json()).expect("a row"));
         assert_eq!(State::from_rows(again.collect()), state);
-        assert_eq!(rows.len(), 6);
+        assert_eq!(rows.len(), 7);
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub struct Topology {
     pub discovery_serial: String,
     /// NVM subsystems, sorted by NQN. The discovery subsystem is implied and not listed.
     pub subsystems: Vec<Subsystem>,
+    /// The discovery subsystem's own portals. Every portal answers discovery; at these a host is told of all subsystems to which
+    /// it may connect.
+    pub discovery: Vec<PortalId>,
     /// By [`PortalId`]; gaps are `None`.
     pub portals: Vec<Option<Portal>>,
 }

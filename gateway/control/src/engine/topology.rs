@@ -132,6 +132,8 @@ pub fn build(
         // Which interface of ours it is says nothing to a host.
         topology.portals[at] = Some(shown::Portal { listen: listen.at(0) });
     }
+    let discovery = state.discovery.listeners.iter().filter_map(|listen| numbers.portals.get(listen));
+    topology.discovery = discovery.map(|id| PortalId(id as u16)).collect();
     topology.subsystems =
         state.subsystems.values().map(|s| shown_subsystem(s, &topology, numbers, &access)).collect();
     topology

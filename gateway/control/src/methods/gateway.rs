@@ -25,6 +25,7 @@ pub(super) async fn info(methods: &Methods, _: None) -> Reply {
         "cpus": view.cpus,
         "idle": gateway.idle,
         "spin_us": gateway.spin_us,
+        "discovery_listeners": view.state.discovery.listeners,
         "memory": view.state.to_config(gateway).memory().to_string(),
         "max_hosts": gateway.max_hosts,
         "max_qpairs": gateway.max_qpairs,

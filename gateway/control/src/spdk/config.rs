@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use trefoil_config::{Backend, BackendType, Lun, Subsystem};
+use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Lun, Subsystem};
 
 type Reply = Result<Value, RpcError>;
 
@@ -100,6 +100,7 @@ fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
 pub(crate) fn nvmf_calls(state: &State) -> Value {
     let mut calls: Vec<Value> = state.hosts.values().map(|host| call("host_create", json!(host))).collect();
     calls.extend(state.transport.iter().map(|t| call("nvmf_create_transport", nvmf::transport(t))));
+    listener_calls(DISCOVERY_NQN, &state.discovery.listeners, &mut calls);
     for subsystem in state.subsystems.values() {
         subsystem_calls(state, subsystem, &mut calls);
     }
@@ -139,7 +140,11 @@ fn subsystem_calls(state: &State, s: &Subsystem, calls: &mut Vec<Value>) {
             calls.push(call("nvmf_ns_add_host", json!({ "nqn": nqn, "nsid": ns.nsid, "host": host })));
         }
     }
-    for listen in &s.listeners {
+    listener_calls(nqn, &s.listeners, calls);
+}
+
+fn listener_calls(nqn: &str, listeners: &[Address], calls: &mut Vec<Value>) {
+    for listen in listeners {
         let params = json!({ "nqn": nqn, "listen_address": TransportId::of(*listen) });
         calls.push(call("nvmf_subsystem_add_listener", params));
     }

@@ -10,13 +10,10 @@ use crate::state::Transport;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use trefoil_config::Subsystem;
+use trefoil_config::{Address, DISCOVERY_NQN, Subsystem};
 use uuid::Uuid;
 
 type Reply = Result<Value, RpcError>;
-
-/// The discovery subsystem, which is implied.
-pub(super) const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,6 +95,8 @@ pub(crate) struct SetConfig {
     _poll_groups_mask: IgnoredAny,
     #[serde(default)]
     discovery_filter: Option<String>,
+    #[serde(default)]
+    discovery_filters: Vec<String>,
     #[serde(default)]
     dup_host_policy: Option<String>,
 }
@@ -254,7 +253,13 @@ pub(crate) async fn nvmf_set_config(_: &Methods, p: SetConfig) -> Reply {
         ("discovery_filter", p.discovery_filter, "match_any"),
         ("dup_host_policy", p.dup_host_policy, "allow"),
     ];
-    match is.into_iter().find_map(|(field, value, is)| value.filter(|v| v != is).map(|v| (field, v))) {
+    let filters =
+        p.discovery_filters.into_iter().map(|filter| ("discovery_filters", Some(filter), "match_any"));
+    match is
+        .into_iter()
+        .chain(filters)
+        .find_map(|(field, value, is)| value.filter(|v| v != is).map(|v| (field, v)))
+    {
         Some((field, value)) => {
             Err(RpcError::params(format!("{field}: `{value}` is not supported by this gateway")))
         }
@@ -332,7 +337,7 @@ pub(crate) async fn nvmf_get_subsystems(methods: &Methods, p: MaybeSubsystem) ->
     let discovery = json!({
         "nqn": DISCOVERY_NQN,
         "subtype": "Discovery",
-        "listen_addresses": [],
+        "listen_addresses": addresses(&view.state.discovery.listeners),
         "allow_any_host": true,
         "hosts": [],
     });
@@ -344,6 +349,15 @@ pub(crate) async fn nvmf_get_subsystems(methods: &Methods, p: MaybeSubsystem) ->
         }
         _ => Ok(wanted.into()),
     }
+}
+
+fn addresses(listeners: &[Address]) -> Value {
+    let all = listeners.iter().map(|l| {
+        let mut address = TransportId::of(*l);
+        address["transport"] = "TCP".into();
+        address
+    });
+    all.collect()
 }
 
 fn render(view: &View, s: &Subsystem) -> Value {
@@ -358,15 +372,10 @@ fn render(view: &View, s: &Subsystem) -> Value {
             "anagrpid": ns.nsid,
         })
     });
-    let listeners = s.listeners.iter().map(|l| {
-        let mut address = TransportId::of(*l);
-        address["transport"] = "TCP".into();
-        address
-    });
     json!({
         "nqn": s.nqn,
         "subtype": "NVMe",
-        "listen_addresses": listeners.collect::<Vec<_>>(),
+        "listen_addresses": addresses(&s.listeners),
         "allow_any_host": s.allow_any_host,
         "hosts": s.hosts.iter().map(|nqn| json!({ "nqn": nqn })).collect::<Vec<_>>(),
         "serial_number": s.serial,
@@ -411,11 +420,7 @@ pub(crate) async fn nvmf_subsystem_add_listener(methods: &Methods, p: AddListene
         return Err(RpcError::params(format!("ana_state: `{state}` is not supported by this gateway")));
     }
     let listen = p.listen_address.address()?;
-    if p.nqn == DISCOVERY_NQN {
-        // Every listener answers for the discovery subsystem too.
-        return Ok(true.into());
-    }
-    if methods.view().await?.state.transport.is_none() {
+    if p.nqn != DISCOVERY_NQN && methods.view().await?.state.transport.is_none() {
         return Err(RpcError::params("trtype: there is no transport `TCP`: create it first"));
     }
     methods.change(Change::ListenerAdd { nqn: p.nqn, listen }).await?;
@@ -425,9 +430,7 @@ pub(crate) async fn nvmf_subsystem_add_listener(methods: &Methods, p: AddListene
 pub(crate) async fn nvmf_subsystem_remove_listener(methods: &Methods, p: RemoveListener) -> Reply {
     check_target(p.tgt_name.as_deref())?;
     let listen = p.listen_address.address()?;
-    if p.nqn != DISCOVERY_NQN {
-        methods.change(Change::ListenerRemove { nqn: p.nqn, listen }).await?;
-    }
+    methods.change(Change::ListenerRemove { nqn: p.nqn, listen }).await?;
     Ok(true.into())
 }
 

@@ -1,6 +1,6 @@
 //! `nvmf_*_get_*`: who is connected.
 
-use super::nvmf::{DISCOVERY_NQN, OneSubsystem};
+use super::nvmf::OneSubsystem;
 use super::{TransportId, check_target};
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
@@ -23,8 +23,7 @@ pub(crate) struct Target {
 
 async fn check(methods: &Methods, p: &OneSubsystem) -> Result<(), RpcError> {
     check_target(p.tgt_name.as_deref())?;
-    let there = p.nqn == DISCOVERY_NQN || methods.view().await?.state.subsystems.contains_key(&p.nqn);
-    if there {
+    if methods.view().await?.state.listeners_of(&p.nqn).is_some() {
         return Ok(());
     }
     Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{}`", p.nqn)).into())
@@ -41,8 +40,8 @@ async fn rows(methods: &Methods, p: &OneSubsystem) -> Result<Vec<(CoreId, QpairR
 pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsystem) -> Reply {
     check(methods, &p).await?;
     let view = methods.view().await?;
-    let Some(subsystem) = view.state.subsystems.get(&p.nqn) else { return Ok(json!([])) };
-    let states = subsystem.namespaces.iter().map(|ns| {
+    let namespaces = view.state.subsystems.get(&p.nqn).map(|subsystem| subsystem.namespaces.as_slice());
+    let states = namespaces.unwrap_or_default().iter().map(|ns| {
         // The names of SPDK's `spdk_nvme_ana_state`.
         let state = match view.access(view.luns.get(&ns.lun)).ana_state {
             AnaState::Optimized => "optimized",
@@ -53,8 +52,8 @@ pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsys
         json!({ "ana_group": ns.nsid, "ana_state": state })
     });
     let states: Value = states.collect();
-    let rows =
-        subsystem.listeners.iter().map(|l| json!({ "address": TransportId::of(*l), "ana_states": states }));
+    let listeners = view.state.listeners_of(&p.nqn).into_iter().flatten();
+    let rows = listeners.map(|l| json!({ "address": TransportId::of(*l), "ana_states": states }));
     Ok(rows.collect())
 }
 
@@ -74,7 +73,7 @@ pub(crate) async fn nvmf_subsystem_get_controllers(methods: &Methods, p: OneSubs
 pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem) -> Reply {
     let rows = rows(methods, &p).await?;
     let view = methods.view().await?;
-    let listeners = view.state.subsystems.get(&p.nqn).map(|s| s.listeners.clone()).unwrap_or_default();
+    let listeners = view.state.listeners_of(&p.nqn).cloned().unwrap_or_default();
     let all = rows.into_iter().map(|(core, row)| {
         // The portal's number is the engine's own; one listener needs no number.
         let listen = match listeners.as_slice() {

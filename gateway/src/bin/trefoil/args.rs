@@ -341,7 +341,7 @@ pub enum Subsystem {
     },
     /// Offer it on an address.
     AddListener {
-        /// Which.
+        /// Which. nqn.2014-08.org.nvmexpress.discovery gets listeners of its own, usually at port 8009.
         nqn: String,
         /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,

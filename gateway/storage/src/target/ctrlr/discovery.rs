@@ -1,7 +1,8 @@
 //! The discovery log, made for each host that asks (NVMe base 2.0c §5.16.1.23, §3.1.2.3).
 //!
 //! A host is shown the subsystems to which it may connect through the portal that it asks, each with all its portals, so
-//! that it finds every path. A portal that is bound to a wildcard is shown as the address of ours that the host used,
+//! that it finds every path. At a portal of the discovery subsystem's own these are all to which it may connect, and the log
+//! begins with such portals. A portal that is bound to a wildcard is shown as the address of ours that the host used,
 //! and not at all to hosts of the other address family, for whom we know none.
 
 use super::log::Window;
@@ -11,25 +12,28 @@ use crate::topology::{PortalId, Subsystem};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use trefoil_wire::Ascii;
-use trefoil_wire::fabrics::discovery::{LogEntry, LogHeader, adrfam, subtype, treq, trtype};
+use trefoil_wire::fabrics::discovery::{LogEntry, LogHeader, adrfam, eflags, subtype, treq, trtype};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, Nqn};
 
 impl Engine {
     pub(super) fn put_discovery(&self, queue: u32, window: &mut Window<'_>) {
         let place = self.places[queue as usize];
         let host = self.names[queue as usize].hostnqn.as_str();
+        let own = &self.topology.discovery;
+        let is_own = own.contains(&place.portal);
         let offered = || {
+            let at = move |&portal: &PortalId| Some((portal, self.address(portal, &place)?));
+            let own = own.iter().filter(move |_| is_own).filter_map(at).map(|at| (None, at));
             let subsystems = self.topology.subsystems.iter();
-            let open = subsystems.filter(|s| s.portals.contains(&place.portal) && s.hosts.contains(host));
-            open.flat_map(|s| {
-                s.portals.iter().filter_map(move |&portal| Some((s, portal, self.address(portal, &place)?)))
-            })
+            let here = move |s: &Subsystem| is_own || s.portals.contains(&place.portal);
+            let open = subsystems.filter(move |s| here(s) && s.hosts.contains(host));
+            own.chain(open.flat_map(move |s| s.portals.iter().filter_map(at).map(move |at| (Some(s), at))))
         };
         let mut header = [0; LogHeader::LEN];
         let numrec = offered().count() as u64;
         LogHeader { genctr: self.discovery_generation, numrec, recfmt: 0 }.emit(&mut header);
         window.put(&header);
-        for (subsystem, portal, address) in offered() {
+        for (subsystem, (portal, address)) in offered() {
             if !window.wants(LogEntry::LEN) {
                 window.skip(LogEntry::LEN);
                 continue;
@@ -55,8 +59,8 @@ impl Engine {
     }
 }
 
-/// `None` only for a name that control would have refused.
-fn entry(subsystem: &Subsystem, portal: PortalId, address: SocketAddr) -> Option<LogEntry> {
+/// The entry of a portal of `subsystem`, or of the discovery subsystem. `None` only for a name that control would have refused.
+fn entry(subsystem: Option<&Subsystem>, portal: PortalId, address: SocketAddr) -> Option<LogEntry> {
     let mut text = Text::EMPTY;
     // Without a scope: which interface of ours it is says nothing to a host.
     write!(text, "{}", address.ip()).ok()?;
@@ -68,15 +72,19 @@ fn entry(subsystem: &Subsystem, portal: PortalId, address: SocketAddr) -> Option
             IpAddr::V4(_) => adrfam::IPV4,
             IpAddr::V6(_) => adrfam::IPV6,
         },
-        subtype: subtype::NVM,
+        subtype: if subsystem.is_some() { subtype::NVM } else { subtype::CURRENT_DISCOVERY },
         // As Linux's target says it; nvme-cli calls "not required" together with the flow control bit unrecognized.
         treq: treq::SECURE_CHANNEL_NOT_SPECIFIED | treq::SQ_FLOW_CONTROL_DISABLE,
         portid: portal.0,
         cntlid: DYNAMIC_CNTLID,
         asqsz: MAX_QUEUE_ENTRIES,
-        eflags: 0,
+        eflags: match subsystem {
+            Some(_) => 0,
+            // All of them tell the same.
+            None => eflags::PERSISTENT_CONNECTIONS | eflags::DUPLICATE_RETURNED_INFORMATION,
+        },
         trsvcid: Ascii::new(port.as_str()).ok()?,
-        subnqn: Nqn::new(&subsystem.nqn).ok()?,
+        subnqn: subsystem.map_or(Ok(Nqn::DISCOVERY), |subsystem| Nqn::new(&subsystem.nqn)).ok()?,
         traddr: Ascii::new(text.as_str()).ok()?,
         sectype: 0,
     })

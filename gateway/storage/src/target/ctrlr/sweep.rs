@@ -307,6 +307,7 @@ fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> b
 /// Whether any host may find another discovery log.
 fn discovery_differs(old: &Topology, new: &Topology) -> bool {
     old.portals != new.portals
+        || old.discovery != new.discovery
         || old.subsystems.len() != new.subsystems.len()
         || old
             .subsystems

@@ -3,7 +3,8 @@
 use super::host::{ADMIN, Host, Outcome, Seen, Wish};
 use super::rig::{HOST, OTHER_HOST, Rig, SUBNQN, limits};
 use crate::target::TargetLimits;
-use crate::topology::{Allow, LunId, Namespace};
+use crate::topology::{Allow, LunId, Namespace, PortalId};
+use std::time::Duration;
 use trefoil_wire::fabrics::discovery::DiscoveryLog;
 use trefoil_wire::fabrics::{FabricsCommand, PropertyGet, PropertySize};
 use trefoil_wire::nvme::feature::{AsyncEventConfig, fid};
@@ -453,12 +454,50 @@ fn discovery_shows_each_host_its_own() {
 #[test]
 fn a_subsystem_is_shown_on_its_portals_alone() {
     let mut rig = Rig::new(1);
-    rig.topology.subsystems[0].portals = vec![crate::topology::PortalId(1)];
+    rig.topology.subsystems[0].portals = vec![PortalId(1)];
     rig.publish();
     let mut host = Host::admin(&mut rig, 0, DISCOVERY);
     assert_eq!(discovered(&mut rig, &mut host).1, []);
     let (_, refused) = Host::connect(&mut rig, 0, ADMIN);
     assert!(refused.status.is(Status::CONNECT_INVALID_PARAMETERS));
+    rig.finish();
+}
+
+#[test]
+fn a_discovery_portal_shows_all_that_the_host_may_have() {
+    let mut rig = Rig::new(1);
+    rig.topology.subsystems[0].portals = vec![PortalId(1)];
+    rig.topology.discovery = vec![PortalId(0)];
+    rig.publish();
+    let entry = |nqn: &str, port: &str| (nqn.to_string(), "192.0.2.1".to_string(), port.to_string());
+    let itself = entry(DISCOVERY.subnqn, "4420");
+    let mut host = Host::admin(&mut rig, 0, DISCOVERY);
+    let elsewhere = (SUBNQN.to_string(), "192.0.2.9".to_string(), "4421".to_string());
+    assert_eq!(discovered(&mut rig, &mut host).1, [itself.clone(), elsewhere]);
+    let mut stranger = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:stranger", ..DISCOVERY });
+    assert_eq!(discovered(&mut rig, &mut stranger).1, [itself]);
+    let (_, refused) = Host::connect(&mut rig, 0, ADMIN);
+    assert!(refused.status.is(Status::CONNECT_INVALID_PARAMETERS));
+    enable_events(&mut rig, &mut host);
+    await_event(&mut rig, &mut host, 801);
+    rig.topology.discovery.clear();
+    rig.publish();
+    let event = u64::from(AsyncEvent::DISCOVERY_CHANGED.dw0());
+    assert_eq!(host.responses(&mut rig), [(801, Status::SUCCESS, event)]);
+    assert_eq!(discovered(&mut rig, &mut host).1, []);
+    rig.finish();
+}
+
+#[test]
+fn a_persistent_discovery_connection_lives_with_kato() {
+    let mut rig = Rig::new(1);
+    let mut host = Host::admin(&mut rig, 0, Wish { kato_ms: 30_000, ..DISCOVERY });
+    for _ in 0..20 {
+        rig.pass(Duration::from_secs(25));
+        assert_eq!(host.plain(&mut rig, AdminCommand::KeepAlive).status, Status::SUCCESS);
+    }
+    rig.pass(Duration::from_secs(31));
+    assert!(!rig.sock(host.at).open);
     rig.finish();
 }
 

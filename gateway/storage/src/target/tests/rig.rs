@@ -168,6 +168,7 @@ pub fn topology() -> Topology {
         epoch: 1,
         quiesce_ms: 30_000,
         discovery_serial: "DISCOVERY".into(),
+        discovery: Vec::new(),
         luns: vec![lun("a", 8192), lun("bb", 8192), lun("ccc", 8192)],
         subsystems: vec![Subsystem {
             nqn: SUBNQN.into(),
@@ -262,6 +263,7 @@ impl Rig {
             discovery_serial: t.discovery_serial.clone(),
             luns: t.luns.clone(),
             subsystems: t.subsystems.clone(),
+            discovery: t.discovery.clone(),
             portals: t.portals.clone(),
         };
         let shared = Arc::new(snapshot(&self.topology));
