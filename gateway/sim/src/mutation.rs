@@ -88,5 +88,6 @@ pub const ALL: &[Mutation] = &[
     Mutation { name: "leaked-loan", within_seeds: 200, apply: |_| {} },
     Mutation { name: "early-write", within_seeds: 60, apply: |_| {} },
     Mutation { name: "impatient-write", within_seeds: 20, apply: |_| {} },
+    Mutation { name: "restless-core", within_seeds: 5, apply: |_| {} },
     Mutation { name: "cancelled-others", within_seeds: 200, apply: |_| {} },
 ];

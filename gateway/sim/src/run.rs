@@ -5,7 +5,7 @@
 //!
 //! What is checked: every read against the [model](crate::model), which knows what was acknowledged and flushed; that no
 //! operation fails without a cause; the pool's layout after each opening; that the gateway keeps to the protocol and to
-//! who may see what; that no block is held at rest; what [`memory`] says of loans. With an array behind the gateway also what
+//! who may see what; that no block is held at rest; what [`memory`] says of loans and [`warm`] of idle cores. With an array behind the gateway also what
 //! [`array`] says, and with a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
 
 mod array;
@@ -14,6 +14,7 @@ mod faults;
 mod hostile;
 mod memory;
 mod pool;
+mod warm;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ use array::Array;
 pub use faults::FAULTS;
 use memory::{MEMORIES, Memories};
 use pool::Pools;
+use warm::Warm;
 
 /// Most cores that the gateway has.
 pub const CORES: u16 = 4;
@@ -160,6 +162,8 @@ pub struct Run {
     /// Block size of each LUN in bytes.
     block_bytes: [usize; LUNS],
     memories: Memories,
+    /// By core; none without a network.
+    warm: Vec<Warm>,
     hostile: Option<NodeId>,
     /// Counts what may cut an attack off.
     disturbances: u64,
@@ -276,6 +280,7 @@ impl Run {
             array: None,
             block_bytes: [BLOCK_BYTES; LUNS],
             memories: Memories::new([rng.below(2) == 0, rng.below(2) == 0]),
+            warm: Vec::new(),
             hostile: None,
             disturbances: 0,
             dark_until: Instant::default(),
@@ -378,7 +383,9 @@ impl Run {
                 Step::Ran => {}
                 Step::Accepted(_) | Step::Control(_) => self.on_control(),
                 Step::Timer(TICK) => {
-                    if let Some(wrong) = self.check_conns().or_else(|| self.check_loans(false)) {
+                    if let Some(wrong) =
+                        self.check_conns().or_else(|| self.check_loans(false)).or_else(|| self.check_warm())
+                    {
                         return Some(wrong);
                     }
                     if self.tick() {
@@ -478,7 +485,10 @@ impl Run {
                     .then(|| format!("core {core} holds {held} bytes of blocks at rest"))
             });
             let held = held.or_else(|| self.check_loans(true));
-            if held.is_none() || self.world.now() > until {
+            if held.is_none() {
+                return self.check_still_warm();
+            }
+            if self.world.now() > until {
                 return held;
             }
             match self.world.step() {

@@ -13,6 +13,7 @@ use trefoil_storage::topology::{
 };
 
 use super::pool::lun_id;
+use super::warm::WARM;
 use super::{
     ARENA_BYTES, CORES, FIRST_MEMORY, Frontend, GROWN, LANDED, LUNS, MEMORIES, PORT, REPLACED, Run, SERVERS,
     SLOTS, limits,
@@ -41,6 +42,7 @@ impl Run {
         });
         if self.frontend == Frontend::NvmeTcp {
             self.world.listen(self.gateway, PORT);
+            self.keep_warm();
         }
         self.attach_left = usize::from(cores) * (self.disks.len() + MEMORIES);
         for (at, id, len_bytes) in Self::memory_backends() {
@@ -187,6 +189,11 @@ impl Run {
                         Event::BackendInfo { backend, len_bytes, .. }
                         | Event::BackendResized { backend, len_bytes } => {
                             self.on_backend_len(backend, len_bytes)
+                        }
+                        Event::QpairUp { host, .. } if host.as_str().starts_with(WARM) => {
+                            let what =
+                                format!("core {}'s connection to itself is told of as a host's", from.0);
+                            self.workload.borrow_mut().model.violate(what);
                         }
                         Event::BackendReplaced { .. }
                         | Event::BackendAccess { .. }

@@ -7,5 +7,6 @@ mod session;
 
 mod admin;
 mod association;
+mod lending;
 mod memory;
 mod turn;

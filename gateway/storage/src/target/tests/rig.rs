@@ -1,15 +1,20 @@
 //! A gateway of several targets with memory beneath, and a driver that cuts what it delivers as a seed says.
 
+use crate::backend::{Attach, AttachKind, Memory};
 use crate::cx::Cx;
+use crate::lun::Luns;
 use crate::msg::Msg;
 use crate::request::{Completed, Fault, Op, Request};
 use crate::target::{Target, TargetLimits};
-use crate::topology::{Allow, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology};
+use crate::topology::{
+    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
+use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{
     Arena, ArenaId, CoreId, FileId, FileOp, Instant, Io, RecvEnd, RecvInto, SendList, SockId, TableFull,
@@ -30,11 +35,13 @@ pub struct Sock {
     closing: bool,
     inbox: VecDeque<u8>,
     pub outbox: Vec<u8>,
+    /// It has taken what is being sent.
+    taken: bool,
     /// The host takes nothing.
     pub deaf: bool,
     /// Bytes that it has taken of a send all the same.
     pub taken_bytes: u64,
-    eof: bool,
+    pub eof: bool,
 }
 
 pub struct TestIo {
@@ -77,9 +84,15 @@ impl Io for TestIo {
         sock.filled = 0;
         sock.recv = Some(into);
     }
-    fn send(&mut self, sock: SockId, list: Box<SendList>) {
+    fn send(&mut self, sock: SockId, mut list: Box<SendList>) {
         let sock = &mut self.socks[sock.0 as usize];
         assert!(sock.open && sock.sending.is_none() && !list.is_empty(), "one send at a time");
+        sock.taken = list.loans() > 0 && !sock.deaf;
+        if sock.taken {
+            sock.outbox.extend(list.pieces().flatten());
+        }
+        // What the host doesn't take at once no longer keeps memory lent, as with the real driver.
+        list.end_loans(if sock.taken { list.len_bytes() } else { 0 });
         sock.sending = Some(list);
     }
     fn taken_bytes(&mut self, sock: SockId) -> u64 {
@@ -113,6 +126,42 @@ pub struct Core {
     requests: VecDeque<Request>,
     done: VecDeque<Completed>,
     pub io: TestIo,
+    /// What lies beneath in place of [`Rig::disks`]: memory that can be lent.
+    pub luns: Option<Luns<TestIo>>,
+}
+
+impl Core {
+    fn with_luns<R>(
+        &mut self,
+        f: impl FnOnce(&mut Luns<TestIo>, &mut Target, &mut Cx<'_, TestIo>) -> R,
+    ) -> Option<R> {
+        let Self { target, arena, requests, done, io, luns } = self;
+        Some(f(luns.as_mut()?, target, &mut Cx { io, arena, requests, done, luns: None }))
+    }
+
+    /// Carries requests down and completions up, as a gateway's core does.
+    fn run_luns(&mut self) -> bool {
+        let mut worked = false;
+        loop {
+            if let Some(request) = self.requests.pop_front() {
+                self.with_luns(|luns, _, cx| luns.submit(cx, request));
+            } else if let Some(done) = self.done.pop_front() {
+                let done = self.with_luns(|luns, target, cx| {
+                    luns.on_completed(cx, done, |origin| target.is_wanted(origin))
+                });
+                if let Some(done) = done.flatten() {
+                    let Self { target, arena, requests, done: more, io, luns } = self;
+                    let luns = luns.as_mut();
+                    target.on_completed(&mut Cx { io, arena, requests, done: more, luns }, done);
+                }
+            } else if let Some(stream) = self.target.next_cancel() {
+                self.with_luns(|luns, _, cx| luns.cancel(cx, None, stream));
+            } else {
+                return worked;
+            }
+            worked = true;
+        }
+    }
 }
 
 /// A socket's place: core, then number.
@@ -218,6 +267,7 @@ impl Rig {
                     control: Vec::new(),
                     in_force: Vec::new(),
                 },
+                luns: None,
             }
         };
         let mut rig = Self {
@@ -243,9 +293,31 @@ impl Rig {
             arena: &mut core.arena,
             requests: &mut core.requests,
             done: &mut core.done,
-            luns: None,
+            luns: core.luns.as_mut(),
         };
         f(&mut core.target, &mut cx)
+    }
+
+    /// A gateway of one core, each of whose LUNs is a backend of its memory.
+    pub fn lending(limits: TargetLimits) -> Self {
+        let mut rig = Self::with(1, limits, 8);
+        rig.cores[0].luns = Some(Luns::new(CoreId(0), limits.slots));
+        for (id, lun) in rig.topology.luns.iter_mut().flatten().enumerate() {
+            let id = BackendId(id as u32);
+            let ram = Ram::new(Region::anonymous(lun.len_bytes() as usize).expect("memory for a test"));
+            let kind = AttachKind::Memory(Memory::new(ram, 2));
+            let attach = Attach { len_bytes: lun.len_bytes(), block_bytes: BLOCK as u32, kind, id };
+            lun.extents =
+                vec![Extent { lun_offset: 0, len: lun.len_bytes(), backend: id, backend_offset: 0 }];
+            rig.cores[0].with_luns(|luns, _, cx| luns.attach(cx, id, Box::new(attach)));
+        }
+        rig.publish();
+        rig
+    }
+
+    /// The memory of LUN `lun`.
+    pub fn ram(&self, lun: u32) -> &Ram {
+        self.cores[0].luns.as_ref().and_then(|luns| luns.ram(BackendId(lun))).expect("its memory")
     }
 
     /// Makes `self.topology` the truth on every core, and waits until all that are connected know.
@@ -269,6 +341,9 @@ impl Rig {
         let shared = Arc::new(snapshot(&self.topology));
         for core in 0..self.cores.len() {
             let shared = shared.clone();
+            if let Some(luns) = &mut self.cores[core].luns {
+                luns.on_topology(shared.clone());
+            }
             self.with_core(core, |target, _| target.on_topology(shared));
         }
     }
@@ -326,9 +401,10 @@ impl Rig {
         }
     }
 
-    /// One turn. Whether anything happened.
+    /// One turn of a core; whether anything happened.
     pub fn turn(&mut self, core: usize) -> bool {
-        let mut worked = false;
+        let mut worked = self.cores[core].with_luns(|luns, _, cx| luns.on_turn(cx)).unwrap_or_default();
+        worked |= self.run_requests(core);
         for sock in 0..self.cores[core].io.socks.len() as u32 {
             worked |= self.deliver(core, sock);
             worked |= self.run_requests(core);
@@ -378,7 +454,9 @@ impl Rig {
         if !s.deaf
             && let Some(list) = s.sending.take()
         {
-            s.outbox.extend(list.pieces().flatten());
+            if !s.taken {
+                s.outbox.extend(list.pieces().flatten());
+            }
             self.with_core(core, |target, cx| target.on_sent(cx, id, list, Ok(())));
             worked = true;
         }
@@ -428,6 +506,9 @@ impl Rig {
 
     fn run_requests(&mut self, core: usize) -> bool {
         let mut worked = false;
+        if self.cores[core].luns.is_some() {
+            return !self.hold && self.cores[core].run_luns();
+        }
         while !self.hold
             && let Some(request) = self.cores[core].requests.pop_front()
         {

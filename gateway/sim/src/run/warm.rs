@@ -1,0 +1,72 @@
+//! Each core's connection to itself, as the real control thread gives it one ([`trefoil_storage::warm`]).
+//!
+//! What is checked: the core asks itself for no more than it should; it still does at the end, whatever was published and
+//! restarted meanwhile; and nobody takes its connection for a host's.
+
+use std::time::Duration;
+
+use trefoil_poll::{CoreId, Instant};
+use trefoil_storage::Msg;
+use trefoil_storage::topology::PortalId;
+use trefoil_storage::warm::WarmHost;
+use trefoil_wire::fabrics::Nqn;
+
+use super::Run;
+use crate::net::{ConnId, Side};
+use crate::world::Step;
+
+/// The start of the names under which cores ask themselves.
+pub(super) const WARM: &str = "nqn.2014-08.org.trefoil.sim:warm";
+/// How often each does. In a gateway it is more often, but each time costs ten events.
+const EVERY: Duration = Duration::from_millis(250);
+/// What one answer takes on the connection, and what it takes to connect, in bytes at most.
+const ANSWER_BYTES: u64 = 4096 + 128;
+const CONNECT_BYTES: u64 = 2048;
+
+/// A core's connection to itself, and since when.
+pub(super) type Warm = (ConnId, Instant);
+
+impl Run {
+    /// Gives each core of a gateway that has just started its connection.
+    pub(super) fn keep_warm(&mut self) {
+        self.warm.clear();
+        for core in 0..self.cores {
+            let [(asks, peer), (answers, local)] = self.world.pair(self.gateway);
+            self.warm.push((asks.conn, self.world.now()));
+            let nqn = Nqn::new(&format!("{WARM}{core}")).expect("the simulator's NQNs are valid");
+            let host = Box::new(WarmHost::new(nqn, [0xC0 + core as u8; 16], EVERY));
+            let adopt = Msg::Adopt { socket: answers, portal: PortalId::OWN, local, peer };
+            self.world.post(self.gateway, CoreId(core), adopt);
+            self.world.post(self.gateway, CoreId(core), Msg::KeepWarm { socket: asks, to: local, host });
+        }
+    }
+
+    /// No core asks itself for more than it should.
+    pub(super) fn check_warm(&self) -> Option<String> {
+        let now = self.world.now();
+        self.warm.iter().enumerate().find_map(|(core, &(conn, since))| {
+            let times = now.since(since).as_millis() / EVERY.as_millis() + 1;
+            let (got, most) =
+                (self.world.bytes_to(conn, Side::Client), CONNECT_BYTES + times as u64 * ANSWER_BYTES);
+            (got > most).then(|| format!("core {core} answered itself {got} bytes, of {most} at most"))
+        })
+    }
+
+    /// Every core asks itself within the time in which it should have done so twice.
+    pub(super) fn check_still_warm(&mut self) -> Option<String> {
+        let until = self.world.now() + 2 * EVERY;
+        let answered = |run: &Self| -> Vec<_> {
+            run.warm.iter().map(|&(conn, _)| run.world.bytes_to(conn, Side::Client)).collect()
+        };
+        let before = answered(self);
+        while self.world.now() < until {
+            match self.world.step() {
+                Step::Accepted(_) | Step::Control(_) => self.on_control(),
+                Step::Idle => break,
+                Step::Ran | Step::Timer(_) => {}
+            }
+        }
+        let cold = before.iter().zip(answered(self)).position(|(before, now)| now == *before);
+        cold.map(|core| format!("core {core} no longer keeps itself warm"))
+    }
+}
