@@ -342,8 +342,11 @@ fn expect(output: &str, name: &str, texts: &[&str]) -> Result<()> {
 
 /// Expects that the sum of perf's or bdevperf's table says that there was I/O.
 fn did_io(output: &str, name: &str) -> Result<()> {
-    let total = output.lines().find_map(|line| line.trim().strip_prefix("Total ")?.split_once(':'));
-    let iops: Option<f64> = total.and_then(|(_, numbers)| numbers.split_whitespace().next()?.parse().ok());
+    let total = output.lines().find_map(|line| {
+        let (label, numbers) = line.trim().strip_prefix("Total")?.split_once(':')?;
+        label.trim().is_empty().then_some(numbers)
+    });
+    let iops: Option<f64> = total.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
     match iops {
         Some(iops) if iops > 0.0 => Ok(()),
         _ => bail!("{name} did no I/O; it says:\n{output}"),
