@@ -45,6 +45,8 @@ pub struct DiskDefect {
     pub replay_write: u32,
     /// Writes that are answered some milliseconds before they land.
     pub early_ack: u32,
+    /// Writes of nothing but zeros that are answered without effect.
+    pub lose_zeros: u32,
     /// Zeroes and punches that are answered without effect.
     pub skip_zero: u32,
 }
@@ -82,6 +84,14 @@ pub struct Disk {
 }
 
 impl Change {
+    /// Whether it changes its bytes to zeros.
+    pub fn is_zeros(&self) -> bool {
+        match self {
+            Self::Bytes(_, bytes) => bytes.iter().all(|byte| *byte == 0),
+            Self::Zeros(..) => true,
+        }
+    }
+
     fn start(&self) -> u64 {
         match self {
             Self::Bytes(at, _) | Self::Zeros(at, _) => *at,

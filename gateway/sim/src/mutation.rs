@@ -65,6 +65,12 @@ pub const ALL: &[Mutation] = &[
         within_seeds: 5,
         apply: |run| run.each_disk(|disk| disk.defect.skip_zero = 50),
     },
+    Mutation {
+        name: "lost-written-zeros",
+        within_seeds: 60,
+        apply: |run| run.each_disk(|disk| disk.defect.lose_zeros = 500),
+    },
+    Mutation { name: "hidden-ana", within_seeds: 60, apply: |run| run.hide_access = true },
     Mutation { name: "skipped-zeroing", within_seeds: 20, apply: Run::skip_zeroing },
     Mutation { name: "volatile-layout", within_seeds: 20, apply: Run::forget_layout },
     Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },

@@ -27,7 +27,7 @@ use trefoil_poll::rand::Rng;
 use trefoil_storage::core::CoreLimits;
 use trefoil_storage::initiator::FenceRule;
 use trefoil_storage::target::TargetLimits;
-use trefoil_storage::topology::Extent;
+use trefoil_storage::topology::{Access, Extent};
 
 use crate::direct::StorageMsg;
 use crate::disk::{Disk, DiskId};
@@ -94,8 +94,10 @@ const ARRAY_START: u64 = 6;
 const ARRAY_BACK: u64 = 7;
 const ARRAY_SPLIT: u64 = 8;
 const DEPART: u64 = 9;
+const ANA_END: u64 = 10;
+const ANA_OVER: u64 = 11;
 /// And one more for each memory LUN after the first.
-const MEMORY_BACK: u64 = 10;
+const MEMORY_BACK: u64 = 12;
 
 /// By then every core knows that a path is back.
 const GRACE: Duration = Duration::from_millis(20);
@@ -172,6 +174,10 @@ pub struct Run {
     /// Failed commands have had a cause since the last look.
     error_cause: bool,
     homes: Vec<u16>,
+    /// What each backend lets its users do.
+    access: [Access; 4],
+    /// Mutation: hosts aren't told of it.
+    pub hide_access: bool,
     /// The core that has each backend's file.
     owners: Vec<u16>,
     workload: Rc<RefCell<Workload>>,
@@ -286,6 +292,8 @@ impl Run {
             dark_until: Instant::default(),
             error_cause: true,
             homes,
+            access: [Access::FULL; 4],
+            hide_access: false,
             owners: (0..DISK_BYTES.len() + MEMORIES).map(|_| rng.below(cores.into()) as u16).collect(),
             workload: Rc::new(RefCell::new(workload)),
             rng,
@@ -406,6 +414,8 @@ impl Run {
                 Step::Timer(ARRAY_BACK) => self.array_back(),
                 Step::Timer(ARRAY_SPLIT) => self.split_array(),
                 Step::Timer(DEPART) => self.depart(),
+                Step::Timer(ANA_END) => self.ana_end(),
+                Step::Timer(ANA_OVER) => self.ana_over(),
                 Step::Timer(token @ MEMORY_BACK..) => self.memory_back((token - MEMORY_BACK) as usize),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),

@@ -13,6 +13,7 @@ use trefoil_storage::initiator::{
     Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
     Purpose, QueueEntries, QueueError,
 };
+use trefoil_storage::topology::Access;
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Status, StatusType};
 
@@ -31,6 +32,9 @@ const DEPTH: usize = 12;
 const RETRY: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
 /// How long servers wait for a lost path. A removed LUN's commands wait as long.
 pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a server waits before it sends a command again that ended with an ANA status.
+const ANA_PAUSE: Duration = Duration::from_millis(50);
 
 /// The NQN of the server with this number.
 pub fn host_nqn(number: u16) -> String {
@@ -62,6 +66,10 @@ pub struct ServerCore {
     forbidden: Vec<usize>,
     /// Whether each came up and has not given up since.
     usable: Vec<bool>,
+    /// What each LUN lets its hosts do, as the gateway says.
+    access: Vec<Access>,
+    /// Commands that ended with an ANA status, and when they go again: as with multipath, no user sees such an end.
+    held: Vec<(Instant, usize, Command)>,
     owners: Vec<Option<usize>>,
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
@@ -112,6 +120,8 @@ impl ServerCore {
             number: config.number,
             hosts: config.luns.iter().chain(&config.forbidden).map(host).collect(),
             usable: vec![false; config.luns.len() + config.forbidden.len()],
+            access: vec![Access::FULL; config.luns.len() + config.forbidden.len()],
+            held: Vec::new(),
             forbidden: config.forbidden.clone(),
             owners: vec![None; SOCKETS],
             slots: vec![(0, None); DEPTH],
@@ -120,6 +130,12 @@ impl ServerCore {
             began: Instant::default(),
             arena,
         }
+    }
+
+    /// The LUNs that the server is connected to, and what they let it do as far as it knows.
+    pub fn accesses(&self) -> impl Iterator<Item = (usize, Access)> {
+        let hosts = self.hosts.iter().zip(&self.access).filter(|((_, host), _)| host.controller().is_ready());
+        hosts.map(|((lun, _), access)| (*lun, *access))
     }
 
     fn begin(&mut self) -> bool {
@@ -196,8 +212,13 @@ impl ServerCore {
         }
     }
 
-    fn finished(&mut self, finished: Finished) {
+    fn finished(&mut self, index: usize, finished: Finished) {
         let Finished { mut command, result } = finished;
+        let is_ana =
+            |status: Status| status.is(Status::ANA_INACCESSIBLE) || status.is(Status::ANA_PERSISTENT_LOSS);
+        if result.as_ref().map_or_else(|fault| *fault == Fault::Inaccessible, |cqe| is_ana(cqe.status)) {
+            return self.held.push((self.now + ANA_PAUSE, index, command));
+        }
         if let Ok(cqe) = &result
             && !cqe.status.is_ok()
         {
@@ -234,6 +255,7 @@ impl ServerCore {
                     }
                     ControllerEvent::Up(_) => self.usable[index] = true,
                     ControllerEvent::GaveUp => self.usable[index] = false,
+                    ControllerEvent::Access(access) => self.access[index] = access,
                     _ => {}
                 }
                 if let ControllerEvent::Down(ControllerError::Queue {
@@ -331,7 +353,16 @@ impl Handler<StorageSim> for ServerCore {
         for index in 0..self.hosts.len() {
             self.hosts[index].1.on_turn(io, &mut self.arena);
             while let Some(finished) = self.hosts[index].1.next_finished(io.now()) {
-                self.finished(finished);
+                self.finished(index, finished);
+            }
+        }
+        for _ in 0..self.held.len() {
+            let (at, index, command) = self.held.remove(0);
+            let late = at > self.now;
+            match if late { Err(command) } else { self.hosts[index].1.submit(self.now, command) } {
+                Ok(()) => self.hosts[index].1.on_turn(io, &mut self.arena),
+                Err(command) if late => self.held.push((at, index, command)),
+                Err(command) => self.held.push((self.now + ANA_PAUSE, index, command)),
             }
         }
         self.after_event();
@@ -343,6 +374,7 @@ impl Handler<StorageSim> for ServerCore {
         // The longer there was none, the longer it may take.
         let pause = (self.now.since(self.began) / 8).clamp(RETRY.0, RETRY.1);
         let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + pause);
-        self.hosts.iter().filter_map(|(_, host)| host.next_deadline()).chain(work).min()
+        let held = self.held.iter().map(|(at, ..)| *at);
+        self.hosts.iter().filter_map(|(_, host)| host.next_deadline()).chain(work).chain(held).min()
     }
 }

@@ -5,8 +5,8 @@
 //! array's outages, and in the last hosts depart during an outage, come back, and write on. A gateway that died comes
 //! back when its last writes have landed at the array, since it knows nothing of them (ARCHITECTURE.md says so).
 //!
-//! What is checked: an outage shorter than the loss timeout costs no command ([`Run::check_errors`]); a longer one costs
-//! nothing but retryable path errors; what was flushed outlives the array's power; no write lands after a newer one; a
+//! What is checked: an outage shorter than the loss timeout costs no command ([`Run::check_errors`]); in a longer one, and when
+//! the array's ANA state says so, hosts are told to wait, and no command of theirs fails; what was flushed outlives the array's power; no write lands after a newer one; a
 //! namespace that grows is presented larger.
 
 use std::sync::Arc;
@@ -17,15 +17,18 @@ use trefoil_storage::Msg;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::{CoreLimits, StorageCore};
-use trefoil_storage::initiator::{ControllerConfig, Identity, Purpose, QueueEntries};
+use trefoil_storage::initiator::{CHANGE_HELD, ControllerConfig, Identity, Purpose, QueueEntries};
 use trefoil_storage::target::TargetLimits;
 use trefoil_storage::topology::{
-    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+    ANA_TRANSITION_S, Access, Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem,
+    Topology,
 };
 use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::log::AnaState;
 
 use super::{
-    ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, IMPORTED, LUNS, MEMBER, PORT, Run,
+    ANA_END, ANA_OVER, ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, IMPORTED,
+    LUNS, MEMBER, PORT, Run,
 };
 use crate::memory::arena;
 use crate::net::{ConnId, Side};
@@ -45,6 +48,8 @@ const SHORT: u64 = 1200;
 const LONG: Duration = Duration::from_secs(34);
 /// Disk operations that are under way have ended after this, the slowest ones too.
 const SETTLED: Duration = Duration::from_millis(150);
+/// A host that is connected knows another ANA state after this, even if it notices just now that a connection is dead.
+const SHOWN_WITHIN: Duration = Duration::from_secs(4);
 /// Most that a namespace grows to.
 const GROWN_MOST: u64 = 2 << 20;
 
@@ -73,6 +78,11 @@ pub(super) struct Array {
     usable: [bool; 4],
     /// Path errors are no surprise yet.
     lost: bool,
+    /// The ANA state of its namespaces, and since when. One that isn't Optimized is the only trouble until its end.
+    ana: (AnaState, Instant),
+    ana_is_bad: bool,
+    /// It has no Write Zeroes.
+    lacks_zeroes: bool,
     /// Failed commands that the gateway counted.
     errors: u64,
 }
@@ -126,18 +136,21 @@ impl Run {
             was_lost: false,
             usable: [false; 4],
             lost: false,
+            ana: (AnaState::Optimized, Instant::default()),
+            ana_is_bad: false,
+            lacks_zeroes: self.rng.below(3) == 0,
             errors: 0,
         });
     }
 
     pub(super) fn start_array(&mut self) {
         let Some(array) = &self.array else { return };
-        let (node, home) = (array.node, array.home);
+        let (node, home, lacks_zeroes) = (array.node, array.home, array.lacks_zeroes);
         let queues = [1, 2, 3, self.cores][self.rng.below(4) as usize];
         self.world.start(node, 1, |io| {
             let arena = arena(home, ARENA_BYTES);
             debug_assert!(io.cores() == 1);
-            Node::Gateway(Box::new(StorageCore::new(io, arena, limits(queues))))
+            Node::Gateway(Box::new(StorageCore::new(io, arena, limits(queues, lacks_zeroes))))
         });
         self.world.listen(node, PORT);
         for (at, backend) in self.array_backends() {
@@ -151,6 +164,9 @@ impl Run {
         self.publish_array();
         if queues < self.cores {
             self.fired("array-few-queues");
+        }
+        if lacks_zeroes {
+            self.fired("array-no-zeroes");
         }
     }
 
@@ -178,12 +194,13 @@ impl Run {
                 read_only: false,
             })
         };
+        let ana_state = array.ana.0.bits();
         let namespace = |&(at, _): &(u32, usize)| Namespace {
             nsid: at + 1,
             lun: LunId(at),
             hosts: Allow::Any,
-            ana_group: 1,
-            ana_state: 1,
+            ana_group: at + 1,
+            ana_state,
         };
         let (node, epoch) = (array.node, array.epoch);
         let subsystem = Subsystem {
@@ -298,7 +315,8 @@ impl Run {
             .collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_millis(1 + self.rng.below(SHORT));
-        match self.rng.below(16) {
+        match self.rng.below(18) {
+            16 | 17 => self.ana_begin(),
             0..3 => {
                 self.world.reset(conn);
                 self.fired("array-reset");
@@ -429,7 +447,78 @@ impl Run {
 
     /// Whether path errors have a cause.
     pub(super) fn is_lost(&self) -> bool {
-        self.array.as_ref().is_some_and(|array| array.lost)
+        self.array.as_ref().is_some_and(|array| array.lost || array.ana_is_bad)
+    }
+
+    /// The array's ways to its namespaces get worse, or end, for a while. Hosts are told to wait, and lose nothing by it.
+    fn ana_begin(&mut self) {
+        if !self.is_settled() {
+            return;
+        }
+        let bad =
+            [AnaState::NonOptimized, AnaState::Inaccessible, AnaState::PersistentLoss, AnaState::Change];
+        let state = bad[self.rng.below(4) as usize];
+        let time = Duration::from_millis(1 + self.rng.below(14_000));
+        let now = self.world.now();
+        let Some(array) = &mut self.array else { return };
+        (array.ana, array.ana_is_bad) = ((state, now), true);
+        self.pools.excused = true;
+        self.error_cause = true;
+        self.publish_array();
+        self.fired("array-ana");
+        self.world.after(time, ANA_END);
+    }
+
+    /// The ways are as good as ever. By now hosts must know how they were.
+    pub(super) fn ana_end(&mut self) {
+        let now = self.world.now();
+        let Some(array) = &mut self.array else { return };
+        let (state, since) = std::mem::replace(&mut array.ana, (AnaState::Optimized, now));
+        let time = now.since(since);
+        match state {
+            // Held, but no longer than the ANATT that hosts are told.
+            AnaState::Change if time < CHANGE_HELD => self.check_shown(AnaState::Optimized),
+            AnaState::Change if time > Duration::from_secs(ANA_TRANSITION_S.into()) => {
+                self.check_shown(AnaState::Inaccessible);
+            }
+            AnaState::Change => {}
+            _ if time > SHOWN_WITHIN => self.check_shown(state),
+            _ => {}
+        }
+        self.publish_array();
+        self.world.after(SHOWN_WITHIN, ANA_OVER);
+    }
+
+    /// Hosts have had time to learn that the ways are good.
+    pub(super) fn ana_over(&mut self) {
+        self.check_shown(AnaState::Optimized);
+        if let Some(array) = &mut self.array {
+            array.ana_is_bad = false;
+        }
+    }
+
+    /// Every server that is connected knows the ANA state of the LUNs on the array.
+    fn check_shown(&mut self, state: AnaState) {
+        for node in self.servers.clone() {
+            let Some(Node::Server(server)) = self.world.machine(node, 0) else { continue };
+            let known: Vec<_> = server.accesses().collect();
+            for (lun, access) in
+                known.into_iter().filter(|(lun, _)| self.luns.get(*lun).is_some_and(Option::is_some))
+            {
+                if self.touches(lun, true) && access.ana_state != state {
+                    let what =
+                        format!("a server takes LUN {lun} for {:?}, and it is {state:?}", access.ana_state);
+                    self.workload.borrow_mut().model.violate(what);
+                }
+            }
+        }
+    }
+
+    /// What a backend lets its users do has changed, so that hosts are to be told.
+    pub(super) fn on_backend_access(&mut self, backend: BackendId, access: Access) {
+        self.access[backend.0 as usize] = access;
+        self.pools.stale = true;
+        self.pool_step();
     }
 
     /// The imported namespace grows at the array.
@@ -450,8 +539,9 @@ impl Run {
         if !self.is_upset() || self.array.as_ref().is_some_and(|array| array.both) {
             return;
         }
-        if self.workload.borrow().model.path_failures() > 0 && !self.faults.contains_key("array-path-error") {
-            self.fired("array-path-error");
+        if self.workload.borrow().model.path_failures() > 0 {
+            let what = "a command failed that its host was to be told to wait with".to_owned();
+            return self.workload.borrow_mut().model.violate(what);
         }
         let mut errors = 0;
         for core in 0..self.cores {
@@ -467,7 +557,8 @@ impl Run {
             let what = format!("{} commands of hosts failed without a cause", errors - before);
             workload.model.violate(what);
         }
-        self.error_cause = workload.model.has_excuses();
+        drop(workload);
+        self.error_cause = self.workload.borrow().model.has_excuses() || self.is_lost();
     }
 
     /// Blocks that a core may hold at rest: one for each controller of an array's that lives on it.
@@ -477,7 +568,7 @@ impl Run {
     }
 }
 
-fn limits(io_queues: u16) -> CoreLimits {
+fn limits(io_queues: u16, lacks_zeroes: bool) -> CoreLimits {
     let target = TargetLimits {
         max_conns: SOCKETS,
         max_ctrlrs: 16,
@@ -486,6 +577,7 @@ fn limits(io_queues: u16) -> CoreLimits {
         reserved_bytes: 1 << 20,
         send_lists: 32,
         io_queues,
+        has_write_zeroes: !lacks_zeroes,
         ..TargetLimits::default()
     };
     CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 16 }

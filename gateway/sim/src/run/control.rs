@@ -9,8 +9,9 @@ use trefoil_storage::core::StorageCore;
 use trefoil_storage::msg::Event;
 use trefoil_storage::pool::MIN_UNIT_BYTES;
 use trefoil_storage::topology::{
-    Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
+    Access, Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
 };
+use trefoil_wire::nvme::log::AnaState;
 
 use super::pool::lun_id;
 use super::warm::WARM;
@@ -45,6 +46,7 @@ impl Run {
             self.keep_warm();
         }
         self.attach_left = usize::from(cores) * (self.disks.len() + MEMORIES);
+        self.access = [Access::FULL; 4];
         for (at, id, len_bytes) in Self::memory_backends() {
             for core in 0..cores {
                 let kind = self.memory_kind(at, core);
@@ -102,7 +104,7 @@ impl Run {
     /// One subsystem; the last LUN is for the second server only.
     fn subsystem(&self) -> Subsystem {
         let namespace = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
-            lun.as_ref().map(|_| Namespace {
+            lun.as_ref().map(|(_, extents)| Namespace {
                 nsid: i as u32 + 1,
                 lun: LunId(i as u32),
                 hosts: if i == REPLACED && !self.show_all {
@@ -110,8 +112,15 @@ impl Run {
                 } else {
                     Allow::Any
                 },
-                ana_group: 1,
-                ana_state: 1,
+                ana_group: i as u32 + 1,
+                ana_state: match self.hide_access {
+                    true => AnaState::Optimized.bits(),
+                    false => Access::of_lun(extents, |id: BackendId| {
+                        self.access.get(id.0 as usize).copied().unwrap_or(Access::FULL)
+                    })
+                    .ana_state
+                    .bits(),
+                },
             })
         };
         Subsystem {
@@ -190,15 +199,13 @@ impl Run {
                         | Event::BackendResized { backend, len_bytes } => {
                             self.on_backend_len(backend, len_bytes)
                         }
+                        Event::BackendAccess { backend, access } => self.on_backend_access(backend, access),
                         Event::QpairUp { host, .. } if host.as_str().starts_with(WARM) => {
                             let what =
                                 format!("core {}'s connection to itself is told of as a host's", from.0);
                             self.workload.borrow_mut().model.violate(what);
                         }
-                        Event::BackendReplaced { .. }
-                        | Event::BackendAccess { .. }
-                        | Event::QpairUp { .. }
-                        | Event::QpairDown { .. } => {}
+                        Event::BackendReplaced { .. } | Event::QpairUp { .. } | Event::QpairDown { .. } => {}
                     }
                 }
                 Msg::Refused(place) => self.world.post(self.gateway, from, Msg::Refused(place)),

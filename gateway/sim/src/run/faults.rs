@@ -14,7 +14,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired, and what must have come of some.
-pub const FAULTS: [&str; 58] = [
+pub const FAULTS: [&str; 59] = [
     "link-reset",
     "crowded-reset",
     "link-stall",
@@ -58,7 +58,8 @@ pub const FAULTS: [&str; 58] = [
     "array-kill",
     "array-power-cut",
     "array-lost",
-    "array-path-error",
+    "array-ana",
+    "array-no-zeroes",
     "array-few-queues",
     "host-departs",
     "array-grown",

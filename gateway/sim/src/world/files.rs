@@ -100,7 +100,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                     self.disks[index].1.interrupt(change, &mut rng);
                     return Err(FileError(EIO));
                 }
-                if self.chance(defect.lose_write) {
+                if self.chance(defect.lose_write) || (change.is_zeros() && self.chance(defect.lose_zeros)) {
                     return Ok(());
                 }
                 if self.chance(defect.tear_write) {

@@ -392,7 +392,8 @@ impl Lane {
         }
     }
 
-    fn fail(&mut self, command: Command, fault: Fault) {
+    fn fail(&mut self, mut command: Command, fault: Fault) {
+        command.lost_since = None;
         self.finished.push_back(Finished { command, result: Err(fault) });
     }
 

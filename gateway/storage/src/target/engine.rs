@@ -97,6 +97,8 @@ pub struct Engine {
     pub ctrlrs: Ctrlrs,
     /// I/O queues that a controller grants at most.
     pub io_queues: u16,
+    /// Write Zeroes is offered.
+    pub has_write_zeroes: bool,
     /// What is presented.
     pub topology: Arc<Topology>,
     /// What newer topologies mean to who is connected, oldest first.
@@ -143,6 +145,7 @@ impl Engine {
             names: vec![Names::NONE; limits.max_conns].into(),
             places: vec![place; limits.max_conns].into(),
             ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
+            has_write_zeroes: limits.has_write_zeroes,
             io_queues: limits.io_queues.clamp(1, MAX_IO_QUEUES as u16),
             topology: Arc::default(),
             sweeps: VecDeque::with_capacity(MAX_SWEEPS + 1),

@@ -43,6 +43,9 @@ impl Engine {
                 let named = u32::from(dsm.ranges) * DsmRange::LEN as u32;
                 Step::Gather(self.slots[at].sqe.sgl1.len_bytes().clamp(named, MAX_DSM_BYTES))
             }
+            IoCommand::WriteZeroes { .. } if !self.has_write_zeroes => {
+                self.fail(at, Status::INVALID_OPCODE.dnr())
+            }
             IoCommand::Flush | IoCommand::WriteZeroes { .. } => self.execute_io(cx, at),
             IoCommand::Compare(_)
             | IoCommand::Verify(_)

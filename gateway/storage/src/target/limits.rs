@@ -57,6 +57,8 @@ pub struct TargetLimits {
     pub stream_bytes: u32,
     /// I/O queues that a controller grants at most; [`MAX_IO_QUEUES`] at most.
     pub io_queues: u16,
+    /// Write Zeroes is offered. Arrays that lack it are common, and an initiator is tried with one.
+    pub has_write_zeroes: bool,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
     /// A host that for so long takes no byte of what is sent to it, or gives none of what it owes (data that an R2T asked
@@ -78,6 +80,7 @@ impl Default for TargetLimits {
             send_lists: 8192,
             stream_bytes: 64 << 10,
             io_queues: MAX_IO_QUEUES as u16,
+            has_write_zeroes: true,
             connect_timeout: Duration::from_secs(10),
             progress_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),

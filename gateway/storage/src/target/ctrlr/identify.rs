@@ -60,7 +60,9 @@ impl Engine {
         let host = self.names[queue as usize].hostnqn.as_str();
         let nvm_only = |csi: u8| if csi == csi::NVM { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) };
         match command.cns {
-            cns::CONTROLLER => io_controller(ctrlr, subsystem, self.topology.quiesce_ms, page),
+            cns::CONTROLLER => {
+                io_controller(ctrlr, subsystem, self.topology.quiesce_ms, self.has_write_zeroes, page)
+            }
             cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => match self.namespace(queue, subsystem, nsid)? {
                 Some((namespace, lun)) => identify_namespace(namespace, lun, page),
                 None => page.fill(0),
@@ -181,7 +183,13 @@ pub(super) fn max_ana_groups(subsystem: &Subsystem) -> u32 {
     highest.max(subsystem.max_namespaces)
 }
 
-fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, quiesce_ms: u16, page: &mut Page) {
+fn io_controller(
+    ctrlr: &Ctrlr,
+    subsystem: &Subsystem,
+    quiesce_ms: u16,
+    has_write_zeroes: bool,
+    page: &mut Page,
+) {
     let groups = max_ana_groups(subsystem);
     IdentifyController {
         sn: text(&subsystem.serial),
@@ -207,7 +215,12 @@ fn io_controller(ctrlr: &Ctrlr, subsystem: &Subsystem, quiesce_ms: u16, page: &m
         nanagrpid: groups,
         nn: subsystem.max_namespaces,
         mnan: subsystem.max_namespaces,
-        oncs: OptionalNvmCommands { dsm: true, write_zeroes: true, save_select: true, ..Default::default() },
+        oncs: OptionalNvmCommands {
+            dsm: true,
+            write_zeroes: has_write_zeroes,
+            save_select: true,
+            ..Default::default()
+        },
         // Present, and Flush takes FFFFFFFFh.
         vwc: 0b111,
         subnqn: Nqn::new(&subsystem.nqn).map(|nqn| nqn.field()).unwrap_or([0; 256]),
