@@ -61,9 +61,9 @@ pub struct Gateway {
     /// machine's own memory limits them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<Bytes>,
-    /// Hosts that may be connected at a time (controllers).
+    /// I/O controllers at a time, over all cores. Discovery has places of its own.
     pub max_hosts: u32,
-    /// Queue pairs that may be connected at a time, over all cores; an admin queue is one.
+    /// Queue pairs of I/O controllers at a time, over all cores; an admin queue is one. Two are kept for each of `max_hosts`.
     pub max_qpairs: u32,
     /// Where the durable store is.
     pub state_dir: PathBuf,

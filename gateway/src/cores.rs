@@ -4,6 +4,7 @@ use anyhow::{Context, anyhow};
 use std::cell::RefCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use trefoil_config::{Gateway, MAX_BACKENDS};
 use trefoil_control::{CoreMsg, Ends, socket_options};
@@ -11,7 +12,7 @@ use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
 use trefoil_storage::core::{CoreLimits, StorageCore};
-use trefoil_storage::target::TargetLimits;
+use trefoil_storage::target::{Capacity, TargetLimits};
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
@@ -55,6 +56,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     let count = u16::try_from(cpus.len())?;
     let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + OTHER_SOCKETS;
     let limits = limits(gateway, max_sockets);
+    let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
     // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
     // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
     // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used. (A
@@ -84,13 +86,13 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
             ..UringConfig::default()
         };
         let config = CoreConfig { cpu: Some(cpu), idle, uring };
-        let passing = Passing { core, tell: tell.clone() };
+        let (passing, capacity) = (Passing { core, tell: tell.clone() }, capacity.clone());
         let handle = spawn(config, ports, move |io: &mut UringIo<CoreMsg>| {
             PASSING.set(Some(passing));
             if let Err(error) = io.register_arenas(&[&arena]) {
                 tracing::warn!(core, %error, "payload memory can't be registered; file I/O will be slower");
             }
-            StorageCore::new(io, arena, limits)
+            StorageCore::new(io, arena, limits, capacity)
         })
         .with_context(|| format!("core {core} on CPU {cpu}"))?;
         handles.push(handle);
@@ -120,8 +122,8 @@ fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
 fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
     let target = TargetLimits {
         max_conns: max_sockets as usize,
-        // One is its own.
-        max_ctrlrs: gateway.max_hosts as usize + 1,
+        // All that are connected may be here, and as many whose association is over and whose requests are not; and its own.
+        max_ctrlrs: 2 * gateway.max_hosts as usize + 1,
         send_lists: max_sockets as usize,
         // A quarter of the memory, at most the default.
         reserved_bytes: TargetLimits::default().reserved_bytes.min(gateway.memory_per_core.0 as usize / 4),

@@ -16,7 +16,8 @@ const MIXED: &[u32] = &[4096, 512, 65536, 131_072];
 /// An admin queue on core 0 and an I/O queue on each core; the memory is on the last core.
 fn spread(gateway: &Gateway, who: &Who, cores: u16) -> (Raw, u16, Vec<Raw>) {
     gateway.place_next(0);
-    let (admin, cntlid) = Raw::admin(gateway.addr(), who);
+    let (mut admin, cntlid) = Raw::admin(gateway.addr(), who);
+    admin.ask_queues(cores);
     let queues = (0..cores)
         .map(|core| {
             gateway.place_next(core);

@@ -57,7 +57,8 @@ fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     let document = DOCUMENT.replace("max_qpairs = 16", "max_qpairs = 64");
     let gateway = Daemon::start(&document.replace("allow_any_host = true", listen));
     let host = Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s");
-    let (_admin, cntlid) = Raw::admin(gateway.addr, &host);
+    let (mut admin, cntlid) = Raw::admin(gateway.addr, &host);
+    admin.ask_queues(40);
     let queue = |qid| Raw::queue(gateway.addr, &host.clone().queue(cntlid, qid, 255), (false, false));
     let mut queues: Vec<Raw> = (1..=40).map(queue).collect();
     // Where no LUN lies.
@@ -79,7 +80,8 @@ fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
     let (mut admins, mut queues) = (Vec::new(), Vec::new());
     for host in 0..2 {
         let who = Who::admin(&format!("nqn.2026-01.org.example:h{host}"), "nqn.2026-01.org.example:s");
-        let (admin, cntlid) = Raw::admin(gateway.addr, &who);
+        let (mut admin, cntlid) = Raw::admin(gateway.addr, &who);
+        admin.ask_queues(60);
         admins.push(admin);
         let queue = |qid| Raw::queue(gateway.addr, &who.clone().queue(cntlid, qid, 255), (false, false));
         queues.extend((1..=60).map(queue));

@@ -520,7 +520,7 @@ fn a_stream_that_is_cut_anywhere_costs_nothing() {
     let capsule = probe.capsule_bytes(sqe, &[1; 4096]);
     drop(probe);
     for cut in [1, 7, 8, 9, 71, 72, 73, 100, 4167] {
-        let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
+        let mut pair = Pair::connect_for(gateway.addr(), &host_nqn(1), SUBSYSTEM, 2);
         pair.io.send(&capsule[..cut]);
         pair.io.shut();
         pair.io.wait_closed(&format!("a capsule was cut after {cut} bytes"));

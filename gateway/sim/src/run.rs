@@ -20,13 +20,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use trefoil_poll::Instant;
 use trefoil_poll::rand::Rng;
 use trefoil_storage::core::CoreLimits;
 use trefoil_storage::initiator::FenceRule;
-use trefoil_storage::target::TargetLimits;
+use trefoil_storage::target::{Capacity, TargetLimits};
 use trefoil_storage::topology::{Access, Extent};
 
 use crate::direct::StorageMsg;
@@ -235,6 +236,11 @@ pub fn run_seed(setting: Setting) -> Outcome {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     format!("panic: {}", text.unwrap_or("without a message"))
+}
+
+/// What the cores of one gateway share: room for the servers' hosts, and for what attackers that may connect can have.
+fn capacity() -> Arc<Capacity> {
+    Arc::new(Capacity::new(48, 256))
 }
 
 fn limits(send_lists: usize) -> CoreLimits {

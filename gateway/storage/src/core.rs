@@ -8,11 +8,12 @@ use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request, Rest, Stream};
-use crate::target::{Target, TargetLimits};
+use crate::target::{Capacity, Target, TargetLimits};
 use crate::topology::{BackendId, PortalId};
 use crate::warm::WarmHost;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use trefoil_poll::lost::Lost;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
@@ -87,8 +88,9 @@ macro_rules! cx {
 }
 
 impl<I: StorageIo> StorageCore<I> {
-    /// A core with all the memory that it will ever need; it presents nothing until the first topology.
-    pub fn new(io: &I, arena: Arena, limits: CoreLimits) -> Self {
+    /// A core with all the memory that it will ever need; it presents nothing until the first topology. All cores of a gateway
+    /// have the same `capacity`.
+    pub fn new(io: &I, arena: Arena, limits: CoreLimits, capacity: Arc<Capacity>) -> Self {
         let home = arena.id().0;
         let own = limits.target.slots + limits.foreign_requests;
         // Another core may pass on all that it has.
@@ -96,7 +98,7 @@ impl<I: StorageIo> StorageCore<I> {
         Self {
             conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
             arena,
-            target: Target::new(limits.target, io.core(), io.cores(), home),
+            target: Target::new(limits.target, io.core(), io.cores(), home, capacity),
             luns: Luns::new(io.core(), all),
             requests: VecDeque::with_capacity(own),
             done: VecDeque::with_capacity(all),

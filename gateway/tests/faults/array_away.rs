@@ -374,10 +374,11 @@ fn a_crowd_at_an_array_that_goes_silent_is_served_to_the_last() {
         .replace("ARRAY", &array.addr.to_string())
         .replace("LOSS", "60\nqueues = 1\ndepth = 32")
         .replace("cores = 1", "cores = 2")
-        .replace("max_qpairs = 32", "max_qpairs = 64");
+        .replace("max_qpairs = 32", "max_qpairs = 80");
     let rig = Rig { gateway: Daemon::start(&document), array, fleet: Fleet::start(&[], 1) };
     let who = Who::admin(&support::host_nqn(1), SUBSYSTEM);
-    let (_admin, cntlid) = Raw::admin(rig.gateway.addr, &who);
+    let (mut admin, cntlid) = Raw::admin(rig.gateway.addr, &who);
+    admin.ask_queues(60);
     let queue = |qid| Raw::queue(rig.gateway.addr, &who.clone().queue(cntlid, qid, 255), (false, false));
     let mut queues: Vec<Raw> = (1..=60).map(queue).collect();
     for is_away in [false, true] {

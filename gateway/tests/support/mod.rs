@@ -27,6 +27,7 @@ use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::msg::{Event, QpairRow, Survey};
+use trefoil_storage::target::Capacity;
 use trefoil_storage::topology::*;
 use trefoil_storage::warm::WarmHost;
 use trefoil_storage::{Msg, TargetLimits};
@@ -91,6 +92,10 @@ pub struct Shape {
     pub arena_mib: usize,
     /// `max_conns` is the number of sockets too.
     pub target: TargetLimits,
+    /// I/O controllers of all cores.
+    pub max_hosts: u32,
+    /// Queue pairs of all cores.
+    pub max_qpairs: u32,
     /// Where to listen.
     pub portals: Vec<SocketAddr>,
 }
@@ -107,7 +112,14 @@ impl Shape {
             send_lists: 256,
             ..TargetLimits::default()
         };
-        Self { cores, arena_mib: 32, target, portals: vec![SocketAddr::from(([127, 0, 0, 1], 0))] }
+        Self {
+            cores,
+            arena_mib: 32,
+            target,
+            max_hosts: 64,
+            max_qpairs: 256,
+            portals: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        }
     }
 }
 
@@ -146,17 +158,19 @@ impl Gateway {
         };
         let limits =
             CoreLimits { max_sockets: uring.max_sockets, target: shape.target, foreign_requests: 16384 };
+        let capacity = Arc::new(Capacity::new(shape.max_hosts, shape.max_qpairs));
         let arena_bytes = shape.arena_mib << 20;
         let cores = ports
             .into_iter()
             .map(|ports| {
                 let id = ArenaId(first_arena + ports.core().0);
+                let capacity = capacity.clone();
                 let config = CoreConfig { cpu: None, idle: Idle::default(), uring };
                 spawn(config, ports, move |io| {
                     let arena = Arena::new(id, Region::anonymous(arena_bytes).expect("memory"));
                     // Without the right to pin memory, it works all the same.
                     let _ = io.register_arenas(&[&arena]);
-                    StorageCore::new(io, arena, limits)
+                    StorageCore::new(io, arena, limits, capacity)
                 })
                 .expect("a core")
             })

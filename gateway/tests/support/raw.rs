@@ -7,8 +7,9 @@ use trefoil_wire::fabrics::{
     Connect, ConnectAttributes, ConnectData, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand, Nqn,
     PropertyGet, PropertySet, PropertySize,
 };
+use trefoil_wire::nvme::feature::fid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{BlockRange, Cqe, IoCommand, Sgl, Sqe, Status};
+use trefoil_wire::nvme::{AdminCommand, BlockRange, Cqe, IoCommand, SetFeatures, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
     C2hData, CapsuleCmd, CapsuleResp, CommonHeader, FatalStatus, Framing, H2cData, IcReq, IcResp, PduType,
     R2t, Receiver, TermReq, digest,
@@ -385,6 +386,15 @@ impl Raw {
         }
     }
 
+    /// Sets Number of Queues, and expects as many.
+    pub fn ask_queues(&mut self, count: u16) {
+        let value = u32::from(count - 1) << 16 | u32::from(count - 1);
+        let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
+        let sqe = AdminCommand::SetFeatures(set).sqe(self.cid(), 0, Sgl::NONE);
+        let (cqe, _) = self.command(sqe, &[]);
+        assert!(cqe.status.is_ok() && cqe.dw0() == value, "{count} I/O queues: {cqe:?}");
+    }
+
     /// A fresh command identifier.
     pub fn cid(&mut self) -> u16 {
         self.next_cid = self.next_cid.wrapping_add(1);
@@ -409,8 +419,14 @@ pub struct Pair {
 impl Pair {
     /// Connects both.
     pub fn connect(addr: SocketAddr, host: &str, subsystem: &str) -> Self {
+        Self::connect_for(addr, host, subsystem, 1)
+    }
+
+    /// The same, with so many I/O queues granted.
+    pub fn connect_for(addr: SocketAddr, host: &str, subsystem: &str, io_queues: u16) -> Self {
         let who = Who::admin(host, subsystem);
-        let (admin, cntlid) = Raw::admin(addr, &who);
+        let (mut admin, cntlid) = Raw::admin(addr, &who);
+        admin.ask_queues(io_queues);
         let io = Raw::queue(addr, &who.queue(cntlid, 1, 31), (false, false));
         Self { admin, io, cntlid }
     }

@@ -278,6 +278,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const QUEUES: u16 = 12;
     lines.be(GREEDY);
     let (admin, cntlid) = lines.admin().await?;
+    lines.ask_queues(admin, QUEUES).await?;
     let mut queues = Vec::new();
     for qid in 1..=QUEUES {
         queues.push(lines.queue(cntlid, qid, 32, (false, false)).await?);
@@ -314,6 +315,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
 /// A queue whose connection ends with its Connect: its controller resets all the same.
 async fn cut_join(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, cntlid) = lines.admin().await?;
+    lines.ask_queues(admin, 8).await?;
     for qid in 1..=8 {
         let io = lines.initialized((false, false)).await?;
         let (capsule, _) = lines.connect_capsule(io, cntlid, qid, 32);

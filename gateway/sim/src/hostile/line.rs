@@ -13,8 +13,9 @@ use trefoil_wire::fabrics::{
     Connect, ConnectAttributes, ConnectData, ConnectResponse, DYNAMIC_CNTLID, FabricsCommand, Nqn,
     PropertyGet, PropertySet, PropertySize,
 };
+use trefoil_wire::nvme::feature::fid;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
-use trefoil_wire::nvme::{Cqe, Sgl, Sqe};
+use trefoil_wire::nvme::{AdminCommand, Cqe, SetFeatures, Sgl, Sqe};
 use trefoil_wire::tcp::{
     CapsuleCmd, CapsuleResp, CommonHeader, FatalStatus, Framing, H2cData, IcReq, IcResp, PduType, R2t,
     Receiver, TermReq, digest,
@@ -368,6 +369,18 @@ impl Lines {
         let cntlid = self.connect(at, DYNAMIC_CNTLID, 0, 32).await?;
         self.enable(at, true).await?;
         Ok((at, cntlid))
+    }
+
+    /// Sets Number of Queues, and waits until as many are granted.
+    pub async fn ask_queues(&self, at: At, count: u16) -> Result<(), Cut> {
+        let value = u32::from(count - 1) << 16 | u32::from(count - 1);
+        let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
+        let sqe = AdminCommand::SetFeatures(set).sqe(self.cid(at), 0, Sgl::NONE);
+        let cqe = self.command(at, sqe, &[]).await?;
+        match cqe.status.is_ok() && cqe.dw0() == value {
+            true => Ok(()),
+            false => Err(Cut::Wrong(format!("{count} I/O queues: {cqe:?}"))),
+        }
     }
 
     /// An I/O queue.

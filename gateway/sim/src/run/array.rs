@@ -18,7 +18,7 @@ use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::initiator::{CHANGE_HELD, ControllerConfig, Identity, Purpose, QueueEntries};
-use trefoil_storage::target::TargetLimits;
+use trefoil_storage::target::{Capacity, TargetLimits};
 use trefoil_storage::topology::{
     ANA_TRANSITION_S, Access, Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem,
     Topology,
@@ -147,10 +147,16 @@ impl Run {
         let Some(array) = &self.array else { return };
         let (node, home, lacks_zeroes) = (array.node, array.home, array.lacks_zeroes);
         let queues = [1, 2, 3, self.cores][self.rng.below(4) as usize];
+        let capacity = Arc::new(Capacity::new(16, 96));
         self.world.start(node, 1, |io| {
             let arena = arena(home, ARENA_BYTES);
             debug_assert!(io.cores() == 1);
-            Node::Gateway(Box::new(StorageCore::new(io, arena, limits(queues, lacks_zeroes))))
+            Node::Gateway(Box::new(StorageCore::new(
+                io,
+                arena,
+                limits(queues, lacks_zeroes),
+                capacity.clone(),
+            )))
         });
         self.world.listen(node, PORT);
         for (at, backend) in self.array_backends() {

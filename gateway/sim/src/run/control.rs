@@ -17,7 +17,7 @@ use super::pool::lun_id;
 use super::warm::WARM;
 use super::{
     ARENA_BYTES, CORES, FIRST_MEMORY, Frontend, GROWN, LANDED, LUNS, MEMORIES, PORT, REPLACED, Run, SERVERS,
-    SLOTS, limits,
+    SLOTS, capacity, limits,
 };
 use crate::direct::LunCore;
 use crate::hostile;
@@ -33,12 +33,14 @@ impl Run {
     pub(super) fn start(&mut self) {
         let (homes, workload) = (self.homes.clone(), self.workload.clone());
         let frontend = self.frontend;
-        let (cores, limits) = (self.cores, limits(self.send_lists));
+        let (cores, limits, capacity) = (self.cores, limits(self.send_lists), capacity());
         self.world.start(self.gateway, cores, |io| {
             let arena = arena(homes[usize::from(io.core().0)], ARENA_BYTES);
             match frontend {
                 Frontend::Direct => Node::Lun(Box::new(LunCore::new(io, arena, workload.clone()))),
-                Frontend::NvmeTcp => Node::Gateway(Box::new(StorageCore::new(io, arena, limits))),
+                Frontend::NvmeTcp => {
+                    Node::Gateway(Box::new(StorageCore::new(io, arena, limits, capacity.clone())))
+                }
             }
         });
         if self.frontend == Frontend::NvmeTcp {

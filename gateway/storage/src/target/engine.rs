@@ -6,6 +6,7 @@
 //!
 //! What it is not: it knows no sockets, no PDUs and no grants. RDMA would drive the same calls.
 
+use super::capacity::Capacity;
 use super::ctrlr::{Ctrlrs, MAX_SWEEPS, Sweep};
 use super::departure::Departures;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
@@ -133,7 +134,7 @@ impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot, one a queue and one a refusal, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
     /// one a queue, shares, strangers and refusals as theirs say.
-    pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
+    pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
         Self {
@@ -144,7 +145,7 @@ impl Engine {
             queues: (1..=limits.max_conns as u32).map(Queue::new).collect(),
             names: vec![Names::NONE; limits.max_conns].into(),
             places: vec![place; limits.max_conns].into(),
-            ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, cores),
+            ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, capacity),
             has_write_zeroes: limits.has_write_zeroes,
             io_queues: limits.io_queues.clamp(1, MAX_IO_QUEUES as u16),
             topology: Arc::default(),

@@ -6,6 +6,7 @@
 //!
 //! Specs: NVMe base 2.0c, NVM command set 1.0c, NVMe-oF TCP 1.0c. Not here: authentication, TLS, reservations.
 
+mod capacity;
 mod ctrlr;
 mod departure;
 mod engine;
@@ -22,6 +23,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+pub use capacity::Capacity;
 pub use limits::TargetLimits;
 
 use crate::cx::Cx;
@@ -49,9 +51,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// Allocates everything that it will ever need; see [`TargetLimits`]. `home` is the core's arena number.
-    pub fn new(limits: TargetLimits, core: CoreId, cores: u16, home: u16) -> Self {
-        Self { engine: Engine::new(&limits, core, cores, home), tcp: Tcp::new(limits) }
+    /// Allocates everything that it will ever need; see [`TargetLimits`]. `home` is the core's arena number, `capacity` what
+    /// all cores of the gateway share.
+    pub fn new(limits: TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
+        Self { engine: Engine::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
     }
 
     /// A host connected to `portal`, at our address `local`.

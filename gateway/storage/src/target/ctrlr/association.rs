@@ -17,7 +17,7 @@
 //! had all along: for those there is the time above.
 
 use super::table::Member;
-use super::{Ctrlrs, Kind, hash};
+use super::{Kind, hash};
 use crate::cx::Cx;
 use crate::msg::{ConnectRefusal, CtrlrMsg, HostName, Msg, StorageIo};
 use crate::target::departure::Leaving;
@@ -41,7 +41,7 @@ pub const KAS_100MS: u16 = 10;
 /// The cursor of a Connect's slot once its data has come whole.
 const DATA_IS_IN: u32 = 1;
 /// Identifiers of discovery controllers may be any.
-const ANY_CNTLID: (u16, u16) = (1, super::table::MAX_CNTLID);
+const ANY_CNTLID: (u16, u16) = (1, super::MAX_CNTLID);
 
 impl Engine {
     /// Connect's data is in the slot.
@@ -168,16 +168,15 @@ impl Engine {
             _ => ANY_CNTLID,
         };
         let busy = ConnectResponse::Failed(Status::CONNECT_CONTROLLER_BUSY);
-        let index = self.ctrlrs.take(range).ok_or(busy)?;
+        let kind = if discovery { Kind::Discovery } else { Kind::Io };
+        let index = self.ctrlrs.take(kind, range).ok_or(busy)?;
         let now = cx.io.now();
         let host = self.names[queue as usize].host_hash();
         let born = self.topology.epoch;
         let ctrlr = self.ctrlrs.get_mut(index).ok_or(busy)?;
         ctrlr.born = born;
-        ctrlr.kind = if discovery { Kind::Discovery } else { Kind::Io };
         ctrlr.admin = queue;
         ctrlr.host = host;
-        ctrlr.granted = self.io_queues;
         let cntlid = ctrlr.cntlid;
         self.set_keep_alive(index, connect.kato_ms, now);
         let q = &mut self.queues[queue as usize];
@@ -229,9 +228,8 @@ impl Engine {
         }
         let queue = self.slots[at].queue;
         let subsystem = self.admit(queue, data)?;
-        if data.cntlid == 0 || data.cntlid > super::table::MAX_CNTLID {
-            return Err(ConnectResponse::InvalidParameter(ConnectRejection::CNTLID));
-        }
+        let unknown = ConnectResponse::InvalidParameter(ConnectRejection::CNTLID);
+        let owner = self.ctrlrs.owner(data.cntlid).ok_or(unknown)?;
         let q = &mut self.queues[queue as usize];
         q.state = QueueState::Joining;
         q.cntlid = data.cntlid;
@@ -239,7 +237,7 @@ impl Engine {
         let generation = q.generation;
         self.slots[at].phase = Phase::Held;
         cx.io.post(
-            Ctrlrs::owner(data.cntlid, self.cores),
+            owner,
             Msg::Ctrlr(CtrlrMsg::Join {
                 cntlid: data.cntlid,
                 qid: connect.qid,
@@ -394,8 +392,11 @@ impl Engine {
     /// An I/O queue is gone, and so is everything that it asked of backends.
     pub(in crate::target) fn tell_left<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, leaving: Leaving) {
         let Leaving { cntlid, qid, sock, generation } = leaving;
-        let left = CtrlrMsg::Left { cntlid, qid, sock, generation };
-        cx.io.post(Ctrlrs::owner(cntlid, self.cores), Msg::Ctrlr(left));
+        // A controller stays until all of its members have left. A queue that never became one may find none, or another one,
+        // which knows no such member.
+        if let Some(owner) = self.ctrlrs.owner(cntlid) {
+            cx.io.post(owner, Msg::Ctrlr(CtrlrMsg::Left { cntlid, qid, sock, generation }));
+        }
     }
 
     /// Closes all I/O queues of a controller; each says by itself when it has left.

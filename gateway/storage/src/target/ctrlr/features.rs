@@ -84,9 +84,9 @@ impl Engine {
                     return self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr());
                 }
                 // Over fabrics, queues come in pairs.
-                ctrlr.granted = asked.nsqr.min(asked.ncqr).min(self.io_queues - 1) + 1;
-                let granted = granted(ctrlr);
-                self.succeed(at, granted)
+                let wanted = asked.nsqr.min(asked.ncqr).min(self.io_queues - 1) + 1;
+                let granted = self.ctrlrs.grant(index, wanted);
+                self.succeed(at, number_of_queues(granted))
             }
             // The cache is the backend's and can't be turned off by one host.
             (Kind::Io, fid::VOLATILE_WRITE_CACHE) if set.cdw11 & 1 == 1 => Step::Done,
@@ -127,8 +127,9 @@ enum Value {
     Data(u32),
 }
 
-fn granted(ctrlr: &Ctrlr) -> u64 {
-    u64::from(NumberOfQueues { nsqr: ctrlr.granted - 1, ncqr: ctrlr.granted - 1 }.bits())
+/// Both are 0's based.
+fn number_of_queues(granted: u16) -> u64 {
+    u64::from(NumberOfQueues { nsqr: granted - 1, ncqr: granted - 1 }.bits())
 }
 
 fn get_feature(ctrlr: &Ctrlr, get: GetFeatures, select: Select) -> Result<Value, Status> {
@@ -138,7 +139,7 @@ fn get_feature(ctrlr: &Ctrlr, get: GetFeatures, select: Select) -> Result<Value,
         (_, fid::ASYNC_EVENT_CONFIG) => (u64::from(if fresh { 0 } else { ctrlr.event_config }), true),
         (_, fid::KEEP_ALIVE_TIMER) => (u64::from(if fresh { 0 } else { ctrlr.kato_ms }), true),
         (Kind::Discovery, _) => return invalid,
-        (Kind::Io, fid::NUMBER_OF_QUEUES) => (granted(ctrlr), true),
+        (Kind::Io, fid::NUMBER_OF_QUEUES) => (number_of_queues(ctrlr.granted), true),
         (Kind::Io, fid::VOLATILE_WRITE_CACHE) => (1, false),
         (Kind::Io, fid::HOST_BEHAVIOR) if select == Select::Current => {
             return Ok(Value::Data(HostBehavior::LEN as u32));

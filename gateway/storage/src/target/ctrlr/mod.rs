@@ -15,7 +15,7 @@ mod sweep;
 mod table;
 
 pub use sweep::{MAX_SWEEPS, Sweep};
-pub use table::{Ctrlr, Ctrlrs, Kind};
+pub use table::{Ctrlr, Ctrlrs, Kind, MAX_CNTLID};
 
 /// FNV-1a, by which cores compare names without sending them.
 pub(super) fn hash(text: &str) -> u64 {

@@ -1,8 +1,10 @@
 //! The controllers of one core, and what each remembers.
 
+use crate::target::capacity::Capacity;
 use crate::target::limits::{MAX_AERS, MAX_IO_QUEUES};
 use crate::target::slot::NIL;
 use crate::topology::MAX_NSID;
+use std::sync::Arc;
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{CoreId, Instant};
 use trefoil_wire::nvme::log::ErrorEntry;
@@ -98,7 +100,9 @@ pub struct Ctrlr {
     pub members: [Option<Member>; MAX_IO_QUEUES],
     /// How many of them there are; those too whose connection is gone and whose requests are not.
     pub member_count: u16,
-    /// I/O queues that the host asked for, if it did.
+    /// Its association is over: its place and its grant are others'.
+    is_over: bool,
+    /// I/O queues that it may have: one until its host asks for more ([`Ctrlrs::grant`]).
     pub granted: u16,
     /// Slots of outstanding Asynchronous Event Requests, oldest first.
     pub aers: [u32; MAX_AERS],
@@ -144,7 +148,8 @@ impl Ctrlr {
             timer: None,
             members: [None; MAX_IO_QUEUES],
             member_count: 0,
-            granted: MAX_IO_QUEUES as u16,
+            is_over: false,
+            granted: 1,
             aers: [NIL; MAX_AERS],
             aer_count: 0,
             event_config: 0,
@@ -184,78 +189,70 @@ impl Ctrlr {
     }
 }
 
-const NONE: u16 = u16::MAX;
-
-/// The controllers of one core. Their identifiers are those with `(cntlid − 1) % cores` equal to the core, so that any
-/// core knows a controller's owner.
+/// The controllers of one core.
 pub struct Ctrlrs {
     list: Box<[Ctrlr]>,
     free: Vec<u16>,
-    /// By `(cntlid − 1) / cores`.
-    by_cntlid: Box<[u16]>,
-    /// Where the search for an identifier goes on, so that one is not soon reused.
-    cursor: usize,
     /// By entry, the host of a controller that has ended and waits for queues to leave; 0 for any other.
     ended: Box<[u64]>,
     /// How many of them there are.
     ended_count: usize,
-    core: u16,
-    cores: u16,
+    core: CoreId,
+    /// Who has which identifier, on all cores.
+    capacity: Arc<Capacity>,
 }
 
 impl Ctrlrs {
-    /// Room for `max` controllers of about 3.5 KiB, and 128 KiB over all cores for the index.
-    pub fn new(max: usize, core: CoreId, cores: u16) -> Self {
-        let max = max.min(usize::from(NONE));
-        let per_core = usize::from(MAX_CNTLID).div_ceil(usize::from(cores.max(1)));
+    /// Room for `max` controllers of about 3.5 KiB.
+    pub fn new(max: usize, core: CoreId, capacity: Arc<Capacity>) -> Self {
+        let max = max.min(usize::from(u16::MAX));
         Self {
             list: (0..max).map(|_| Ctrlr::new()).collect(),
             free: (0..max as u16).rev().collect(),
-            by_cntlid: vec![NONE; per_core].into(),
-            cursor: 0,
             ended: vec![0; max].into(),
             ended_count: 0,
-            core: core.0,
-            cores: cores.max(1),
+            core,
+            capacity,
         }
     }
 
-    /// The core that owns `cntlid`.
-    pub fn owner(cntlid: u16, cores: u16) -> CoreId {
-        CoreId(cntlid.wrapping_sub(1) % cores.max(1))
-    }
-
-    fn key(&self, cntlid: u16) -> Option<usize> {
-        let zero_based = cntlid.checked_sub(1)?;
-        (zero_based % self.cores == self.core).then_some(usize::from(zero_based / self.cores))
-    }
-
-    /// Takes an entry with a fresh identifier within `range`; `None` if there is none.
-    pub fn take(&mut self, range: (u16, u16)) -> Option<u32> {
-        let (low, high) = (range.0.max(1), range.1.min(MAX_CNTLID));
-        let keys = self.by_cntlid.len();
-        let key = (0..keys).map(|i| (self.cursor + i) % keys).find(|&key| {
-            let cntlid = self.cntlid(key);
-            self.by_cntlid[key] == NONE && cntlid.is_some_and(|id| (low..=high).contains(&id))
-        })?;
-        let at = self.free.pop()?;
-        self.cursor = key + 1;
-        self.by_cntlid[key] = at;
-        let cntlid = self.cntlid(key)?;
-        let ctrlr = &mut self.list[usize::from(at)];
-        *ctrlr = Ctrlr { cntlid, ..Ctrlr::new() };
+    /// Takes an entry for a controller of this kind, with an identifier within `range` that nobody had lately; `None` if the
+    /// gateway has no place for one more. Its association must [`end`](Self::end).
+    pub fn take(&mut self, kind: Kind, range: (u16, u16)) -> Option<u32> {
+        let at = *self.free.last()?;
+        if kind == Kind::Io && !self.capacity.take_host() {
+            return None;
+        }
+        let Some(cntlid) = self.capacity.take_cntlid(range, self.core, at) else {
+            if kind == Kind::Io {
+                self.capacity.return_host();
+            }
+            return None;
+        };
+        self.free.pop();
+        self.list[usize::from(at)] = Ctrlr { cntlid, kind, ..Ctrlr::new() };
         Some(u32::from(at))
     }
 
-    fn cntlid(&self, key: usize) -> Option<u16> {
-        u16::try_from(key * usize::from(self.cores) + usize::from(self.core) + 1).ok()
+    /// Grants a controller up to `wanted` I/O queues, at least one, in place of those that it was granted before; returns how
+    /// many.
+    pub fn grant(&mut self, at: u32, wanted: u16) -> u16 {
+        let Some(ctrlr) = self.list.get_mut(at as usize) else { return 0 };
+        self.capacity.return_queues(ctrlr.granted - 1);
+        ctrlr.granted = 1 + self.capacity.take_queues(wanted.saturating_sub(1));
+        ctrlr.granted
     }
 
-    /// A controller's association is over; its timer must be cancelled. The entry is free once all queues have left: call
-    /// this again with each that does.
+    /// A controller's association is over; its timer must be cancelled. Its place and its grant are others' from now on, as its
+    /// connections close at once, whatever its requests do. The entry is free once all queues have left: call this again with
+    /// each that does.
     pub fn end(&mut self, at: u32) {
         let Some(ctrlr) = self.list.get_mut(at as usize).filter(|c| c.cntlid != 0) else { return };
         debug_assert!(ctrlr.timer.is_none());
+        if !std::mem::replace(&mut ctrlr.is_over, true) && ctrlr.kind == Kind::Io {
+            self.capacity.return_queues(ctrlr.granted - 1);
+            self.capacity.return_host();
+        }
         let host = std::mem::replace(&mut self.ended[at as usize], 0);
         self.ended_count -= usize::from(host != 0);
         if ctrlr.member_count > 0 {
@@ -264,10 +261,7 @@ impl Ctrlrs {
             self.ended_count += 1;
             return;
         }
-        let cntlid = std::mem::take(&mut ctrlr.cntlid);
-        if let Some(key) = self.key(cntlid) {
-            self.by_cntlid[key] = NONE;
-        }
+        self.capacity.return_cntlid(std::mem::take(&mut ctrlr.cntlid));
         self.free.push(at as u16);
     }
 
@@ -276,10 +270,15 @@ impl Ctrlrs {
         self.ended_count > 0 && self.ended.contains(&(host | 1))
     }
 
-    /// The entry of `cntlid`.
+    /// The entry of `cntlid`, if that controller is this core's.
     pub fn find(&self, cntlid: u16) -> Option<u32> {
-        let at = *self.by_cntlid.get(self.key(cntlid)?)?;
-        (at != NONE).then_some(u32::from(at))
+        let (core, at) = self.capacity.owner(cntlid)?;
+        (core == self.core).then_some(u32::from(at))
+    }
+
+    /// The core that has controller `cntlid`; `None` if there is no such controller.
+    pub fn owner(&self, cntlid: u16) -> Option<CoreId> {
+        self.capacity.owner(cntlid).map(|(core, _)| core)
     }
 
     /// The entry, if a controller is there.
@@ -307,30 +306,57 @@ impl Ctrlrs {
 mod tests {
     use super::*;
 
-    #[test]
-    fn identifiers_name_their_core_and_rotate() {
-        let mut ctrlrs = Ctrlrs::new(2, CoreId(1), 4);
-        let first = ctrlrs.take((1, 100)).expect("room");
-        let id = ctrlrs.get(first).expect("taken").cntlid;
-        assert_eq!((id, Ctrlrs::owner(id, 4)), (2, CoreId(1)));
-        let ctrlr = ctrlrs.get_mut(first).expect("taken");
-        (ctrlr.admin, ctrlr.host, ctrlr.member_count) = (0, 7, 1);
-        ctrlrs.end(first);
-        assert!(ctrlrs.find(id).is_some() && ctrlrs.has_ended(7) && !ctrlrs.has_ended(9));
-        ctrlrs.get_mut(first).expect("taken").member_count = 0;
-        ctrlrs.end(first);
-        assert!(ctrlrs.find(id).is_none() && !ctrlrs.has_ended(7));
-        let second = ctrlrs.take((1, 100)).expect("room");
-        assert_eq!(ctrlrs.get(second).expect("taken").cntlid, 6);
-        assert!(ctrlrs.take((1, 5)).is_some());
-        assert!(ctrlrs.take((1, 100)).is_none(), "the table is full");
+    const ALL: (u16, u16) = (1, MAX_CNTLID);
+
+    fn ctrlrs(max: usize, core: u16, capacity: &Arc<Capacity>) -> Ctrlrs {
+        Ctrlrs::new(max, CoreId(core), capacity.clone())
     }
 
     #[test]
-    fn a_range_without_the_cores_residue_gives_nothing() {
-        let mut ctrlrs = Ctrlrs::new(2, CoreId(3), 4);
-        assert!(ctrlrs.take((1, 3)).is_none());
-        let at = ctrlrs.take((65_000, u16::MAX)).expect("some");
-        assert_eq!(ctrlrs.get(at).expect("taken").cntlid % 4, 0);
+    fn a_controllers_entry_stays_until_its_queues_have_left() {
+        let capacity = Arc::new(Capacity::new(1, 4));
+        let (mut here, there) = (ctrlrs(2, 1, &capacity), ctrlrs(2, 0, &capacity));
+        let first = here.take(Kind::Io, ALL).expect("room");
+        let id = here.get(first).expect("taken").cntlid;
+        assert_eq!((here.find(id), there.find(id), there.owner(id)), (Some(first), None, Some(CoreId(1))));
+        let ctrlr = here.get_mut(first).expect("taken");
+        (ctrlr.admin, ctrlr.host, ctrlr.member_count) = (0, 7, 1);
+        here.end(first);
+        assert!(here.find(id).is_some() && here.has_ended(7) && !here.has_ended(9));
+        let second = here.take(Kind::Io, ALL).expect("the place is free");
+        assert!(here.take(Kind::Discovery, ALL).is_none(), "the table is full");
+        here.get_mut(first).expect("taken").member_count = 0;
+        here.end(first);
+        assert!(here.find(id).is_none() && !here.has_ended(7));
+        assert_ne!(here.get(second).expect("taken").cntlid, id);
+        assert!(here.take(Kind::Io, ALL).is_none(), "that is max_hosts");
+        assert!(here.take(Kind::Discovery, ALL).is_some(), "which these don't count for");
+        here.end(second);
+        assert_eq!((capacity.hosts(), capacity.spare_queues()), (0, 2));
+    }
+
+    #[test]
+    fn a_grant_ends_with_its_controller() {
+        let capacity = Arc::new(Capacity::new(2, 8));
+        let mut ctrlrs = ctrlrs(4, 0, &capacity);
+        let [one, two] = [(); 2].map(|()| ctrlrs.take(Kind::Io, ALL).expect("room"));
+        assert_eq!(ctrlrs.get(one).expect("taken").granted, 1, "one who hasn't asked");
+        assert_eq!((ctrlrs.grant(one, 4), ctrlrs.grant(two, 4)), (4, 2));
+        assert_eq!((ctrlrs.grant(one, 2), ctrlrs.grant(two, 4)), (2, 4), "who asks again gets it anew");
+        ctrlrs.end(one);
+        assert_eq!((ctrlrs.grant(two, 64), capacity.spare_queues()), (5, 0));
+        ctrlrs.end(two);
+        assert_eq!(capacity.spare_queues(), 4);
+    }
+
+    #[test]
+    fn who_gets_no_identifier_takes_no_place() {
+        let capacity = Arc::new(Capacity::new(2, 8));
+        let mut ctrlrs = ctrlrs(4, 0, &capacity);
+        let only = ctrlrs.take(Kind::Io, (9, 9)).expect("room");
+        assert!(ctrlrs.take(Kind::Io, (9, 9)).is_none());
+        assert_eq!((capacity.hosts(), ctrlrs.count()), (1, 1));
+        ctrlrs.end(only);
+        assert!(ctrlrs.take(Kind::Io, (9, 9)).is_some());
     }
 }

@@ -275,11 +275,11 @@ fn nothing_works_before_connect_or_enable() {
 }
 
 #[test]
-fn identifiers_name_their_owner_and_queues_join_from_any_core() {
+fn queues_join_their_controller_from_any_core() {
     let mut rig = Rig::new(4);
     for core in 0..4 {
-        let admin = Host::admin(&mut rig, core, ADMIN);
-        assert_eq!(usize::from(admin.cntlid - 1) % 4, core);
+        let mut admin = Host::admin(&mut rig, core, ADMIN);
+        assert_eq!(admin.ask_queues(&mut rig, 4), 4);
         for io_core in 0..4 {
             let wish = Wish { qid: io_core as u16 + 1, ..ADMIN };
             let mut io = Host::io(&mut rig, io_core, &admin, wish);
@@ -302,7 +302,8 @@ fn csts(rig: &mut Rig, admin: &mut Host) -> Csts {
 #[test]
 fn losing_the_admin_queue_ends_the_association() {
     let mut rig = Rig::new(3);
-    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    assert_eq!(admin.ask_queues(&mut rig, 3), 3);
     let io: Vec<_> =
         (0..3).map(|c| Host::io(&mut rig, c, &admin, Wish { qid: c as u16 + 1, ..ADMIN })).collect();
     rig.hang_up(admin.at);
@@ -359,6 +360,7 @@ fn a_reset_or_shutdown_is_over_when_backends_are_done_with_what_the_queues_asked
     ] {
         let mut rig = Rig::new(3);
         let mut admin = Host::admin(&mut rig, 0, ADMIN);
+        assert_eq!(admin.ask_queues(&mut rig, 2), 2);
         let before = csts(&mut rig, &mut admin);
         let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
         // One queue is lost before the host resets, one by the reset.

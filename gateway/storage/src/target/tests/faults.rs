@@ -361,7 +361,8 @@ fn who_does_not_close_after_a_terminate_request_is_closed() {
 fn a_host_that_vanishes_at_any_byte_leaves_nothing() {
     for digests in [(false, false), (true, true)] {
         let mut probe = Rig::new(1);
-        let admin = Host::admin(&mut probe, 0, ADMIN);
+        let mut admin = Host::admin(&mut probe, 0, ADMIN);
+        assert_eq!(admin.ask_queues(&mut probe, 2), 2);
         let wish = Wish { digests, ..ADMIN };
         let io = Host::io(&mut probe, 0, &admin, wish);
         let write = IoCommand::Write(BlockRange::new(0, 8));

@@ -5,8 +5,9 @@ use trefoil_wire::fabrics::{
     Connect, ConnectAttributes, ConnectData, DYNAMIC_CNTLID, FabricsCommand, Nqn, PropertyGet, PropertySet,
     PropertySize,
 };
+use trefoil_wire::nvme::feature::fid;
 use trefoil_wire::nvme::property::{Cc, offset};
-use trefoil_wire::nvme::{AdminCommand, Cqe, IdentifyCommand, IoCommand, Sgl, Sqe, Status};
+use trefoil_wire::nvme::{AdminCommand, Cqe, IdentifyCommand, IoCommand, SetFeatures, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
     C2hData, CapsuleCmd, CapsuleResp, CommonHeader, FatalStatus, Framing, H2cData, IcReq, IcResp, PduType,
     R2t, Receiver, TermReq, digest,
@@ -49,6 +50,8 @@ pub const ADMIN: Wish = Wish {
     no_flow_control: false,
     kato_ms: 0,
 };
+
+pub const DISCOVERY: Wish = Wish { subnqn: "nqn.2014-08.org.nvmexpress.discovery", ..ADMIN };
 
 /// One queue of the host's.
 pub struct Host {
@@ -122,6 +125,15 @@ impl Host {
         assert_eq!(outcome.status, Status::SUCCESS);
         host.enable(rig);
         host
+    }
+
+    /// Sets Number of Queues; gives how many are granted.
+    pub fn ask_queues(&mut self, rig: &mut Rig, count: u16) -> u16 {
+        let value = u32::from(count - 1) << 16 | u32::from(count - 1);
+        let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
+        let granted = self.plain(rig, AdminCommand::SetFeatures(set)).result;
+        assert_eq!(granted as u16, (granted >> 16) as u16, "as many submission queues as completion queues");
+        granted as u16 + 1
     }
 
     /// A connected I/O queue.

@@ -48,7 +48,8 @@ fn storm(rig: &mut Rig, queues: &mut [Host], each: u16, len: usize) {
 }
 
 fn queues(rig: &mut Rig, count: u16) -> (Host, Vec<Host>) {
-    let admin = Host::admin(rig, 0, ADMIN);
+    let mut admin = Host::admin(rig, 0, ADMIN);
+    assert_eq!(admin.ask_queues(rig, count), count);
     let queues = (1..=count).map(|qid| Host::io(rig, 0, &admin, Wish { qid, ..ADMIN })).collect();
     (admin, queues)
 }
@@ -233,7 +234,8 @@ fn nobody_gets_all_memory_by_admin_commands() {
 /// A host's admin queue and I/O queues, which are to do harm.
 fn hostile(rig: &mut Rig, count: u16) -> (Host, Vec<Host>) {
     let wish = Wish { hostnqn: OTHER_HOST, ..ADMIN };
-    let admin = Host::admin(rig, 0, wish);
+    let mut admin = Host::admin(rig, 0, wish);
+    assert_eq!(admin.ask_queues(rig, count), count);
     let queues = (1..=count).map(|qid| Host::io(rig, 0, &admin, Wish { qid, ..wish })).collect();
     (admin, queues)
 }

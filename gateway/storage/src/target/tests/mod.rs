@@ -7,6 +7,7 @@ mod session;
 
 mod admin;
 mod association;
+mod capacity;
 mod lending;
 mod memory;
 mod turn;

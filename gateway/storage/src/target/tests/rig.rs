@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::Msg;
 use crate::request::{Completed, Fault, Op, Request};
-use crate::target::{Target, TargetLimits};
+use crate::target::{Capacity, Target, TargetLimits};
 use crate::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
 };
@@ -249,12 +249,19 @@ impl Rig {
     }
 
     pub fn with(cores: u16, limits: TargetLimits, arena_mib: usize) -> Self {
+        let max_qpairs = limits.max_conns as u32 * u32::from(cores);
+        Self::sharing(cores, limits, arena_mib, Capacity::new(limits.max_ctrlrs as u32, max_qpairs))
+    }
+
+    /// A gateway with room for as much as `capacity` says.
+    pub fn sharing(cores: u16, limits: TargetLimits, arena_mib: usize, capacity: Capacity) -> Self {
+        let capacity = Arc::new(capacity);
         let core = |core: u16| {
             let id = NEXT_ARENA.fetch_add(1, Ordering::Relaxed) % 250;
             let region = Region::anonymous(arena_mib << 20).expect("memory for a test");
             let socks = (0..limits.max_conns).map(|_| Sock::default()).collect();
             Core {
-                target: Target::new(limits, CoreId(core), cores, id),
+                target: Target::new(limits, CoreId(core), cores, id, capacity.clone()),
                 arena: Arena::new(ArenaId(id), region),
                 requests: VecDeque::new(),
                 done: VecDeque::new(),

@@ -116,7 +116,8 @@ fn many_at_once_are_batched_and_all_answered() {
 #[test]
 fn sqhd_follows_the_capsules_or_says_nothing() {
     let mut rig = Rig::new(1);
-    let admin = Host::admin(&mut rig, 0, ADMIN);
+    let mut admin = Host::admin(&mut rig, 0, ADMIN);
+    assert_eq!(admin.ask_queues(&mut rig, 2), 2);
     for no_flow_control in [false, true] {
         let qid = 1 + u16::from(no_flow_control);
         let wish = Wish { qid, no_flow_control, cntlid: admin.cntlid, sqsize: 3, ..ADMIN };
