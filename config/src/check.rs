@@ -27,6 +27,8 @@ pub const MAX_KEEP_ALIVE_S: u32 = 5;
 /// What a connected queue pair may hold of its core's payload memory at the least, in bytes: one
 /// block for a command of 8 KiB, so that every queue pair can make progress at the same time.
 pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
+/// What a core keeps for connections of hosts without permission: those before Connect, and discovery.
+pub const OPEN_MEMORY_BYTES: u64 = 6 << 20;
 
 /// A sum as it is worked out, for a message: `2 x 256MiB + 1GiB = 1536MiB`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -372,6 +374,7 @@ impl Gateway {
             qpairs,
             QPAIR_MEMORY_BYTES,
         );
+        let need = need.add("connections before Connect, and discovery =", 1, OPEN_MEMORY_BYTES);
         if self.memory_per_core.0 < need.total_bytes() {
             wrong("memory_per_core", format!("{} is less than a core needs: {need}", self.memory_per_core));
         }

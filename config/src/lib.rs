@@ -21,8 +21,8 @@ mod told;
 pub use address::{Address, AddressError, Scope};
 pub use bytes::{Bytes, BytesError};
 pub use check::{
-    MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, QPAIR_MEMORY_BYTES, Worked,
-    check_listeners, check_name,
+    MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, OPEN_MEMORY_BYTES,
+    QPAIR_MEMORY_BYTES, Worked, check_listeners, check_name,
 };
 pub use document::{
     Backend, BackendType, Config, Cores, DISCOVERY_NQN, Discovery, FieldError, Gateway, Host, Idle, Log, Lun,

@@ -12,14 +12,18 @@ use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
 use trefoil_storage::core::{CoreLimits, StorageCore};
-use trefoil_storage::target::{Capacity, TargetLimits};
+use trefoil_storage::target::{Capacity, OPEN_BYTES, TargetLimits};
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
 /// Control's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
 const CONTROL_MEMORY_BYTES: usize = 8 << 20;
-/// Sockets of a core besides hosts': one admin and one I/O queue for some arrays each, and both ends of its own.
-const OTHER_SOCKETS: u32 = 128 + 2;
+/// Sockets of a core's connection to itself that count as hosts': the end at which the core is the controller.
+const OWN_SOCKETS: u32 = 1;
+/// Sockets of a core besides hosts': one admin and one I/O queue for each array's namespace, and both ends of its own.
+const OTHER_SOCKETS: usize = 2 * MAX_BACKENDS + 2;
+/// What `--check` counts of a core's memory for connections without permission.
+const _: () = assert!(OPEN_BYTES as u64 <= trefoil_config::OPEN_MEMORY_BYTES);
 
 type Core = StorageCore<UringIo<CoreMsg>>;
 
@@ -54,8 +58,8 @@ thread_local! {
 /// No memory, no thread, no ring.
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
-    let max_sockets = gateway.max_qpairs.div_ceil(u32::from(count)) + OTHER_SOCKETS;
-    let limits = limits(gateway, max_sockets);
+    let limits = limits(gateway, count);
+    let max_sockets = limits.max_sockets;
     let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
     // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
     // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
@@ -119,17 +123,17 @@ fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
     cpus.iter().filter_map(limit).collect()
 }
 
-fn limits(gateway: &Gateway, max_sockets: u32) -> CoreLimits {
-    let target = TargetLimits {
-        max_conns: max_sockets as usize,
-        // All that are connected may be here, and as many whose association is over and whose requests are not; and its own.
-        max_ctrlrs: 2 * gateway.max_hosts as usize + 1,
-        send_lists: max_sockets as usize,
-        // A quarter of the memory, at most the default.
-        reserved_bytes: TargetLimits::default().reserved_bytes.min(gateway.memory_per_core.0 as usize / 4),
-        ..TargetLimits::default()
-    };
-    CoreLimits { max_sockets, target, foreign_requests: 4096 }
+/// Sockets that the drivers of so many cores have room for in all.
+pub fn sockets(gateway: &Gateway, cores: usize) -> u64 {
+    let cores = cores.clamp(1, usize::from(u16::MAX)) as u16;
+    u64::from(limits(gateway, cores).max_sockets) * u64::from(cores)
+}
+
+fn limits(gateway: &Gateway, cores: u16) -> CoreLimits {
+    let (hosts, qpairs) = (gateway.max_hosts as usize, gateway.max_qpairs as usize);
+    let target = TargetLimits::of_core(usize::from(cores), hosts, qpairs, OTHER_SOCKETS);
+    let host_sockets = target.host_conns(OTHER_SOCKETS) as u32 + OWN_SOCKETS;
+    CoreLimits { max_sockets: target.max_conns as u32, host_sockets, target, foreign_requests: 4096 }
 }
 
 /// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node, or are not used.

@@ -76,7 +76,7 @@ pub fn look(config: &Config) -> Report {
     let (finding, cpus) = cpus(&config.gateway.cores);
     findings.push(finding);
     findings.push(memory(config));
-    findings.push(files(u64::from(config.gateway.max_qpairs) + OTHER_FILES));
+    findings.push(files(crate::cores::sockets(&config.gateway, cpus.len()) + OTHER_FILES));
     findings.push(locked_memory(config.gateway.memory_per_core));
     findings.push(congestion_control(config.gateway.tcp_congestion_control.as_deref()));
     if let Some(us) = config.gateway.resume_latency_us {

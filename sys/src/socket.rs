@@ -8,6 +8,13 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+/// After so long without anything from the peer, the kernel asks whether it is there (TCP_KEEPIDLE), in seconds.
+pub const KEEP_ALIVE_IDLE_S: u32 = 30;
+/// How long after an unanswered question the next one follows (TCP_KEEPINTVL), in seconds.
+pub const KEEP_ALIVE_INTERVAL_S: u32 = 5;
+/// Unanswered questions after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
+pub const KEEP_ALIVE_PROBES: u32 = 6;
+
 /// What a connection's sender is paced and limited by; `None` leaves the kernel's own choice and tuning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -88,7 +95,7 @@ impl SockAddr {
     }
 }
 
-/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options`. On the IPv6 wildcard it
+/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options` and TCP keep-alive. On the IPv6 wildcard it
 /// accepts IPv4 too, whatever the system's `bindv6only` says, unless `v6_only`.
 ///
 /// # Errors
@@ -110,6 +117,7 @@ pub fn may_listen(addr: SocketAddr, v6_only: bool) -> io::Result<()> {
 
 fn bound(addr: SocketAddr, v6_only: bool, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
+    keep_alive(&fd)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     if addr.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &v6_only)?;
@@ -127,12 +135,13 @@ pub fn interface_index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
-/// A non-blocking, unconnected socket for reaching `addr`, with TCP_NODELAY.
+/// A non-blocking, unconnected socket for reaching `addr`, with TCP_NODELAY and TCP keep-alive.
 ///
 /// # Errors
 /// What socket(2) and setsockopt(2) say.
 pub fn for_connect(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
+    keep_alive(&fd)?;
     setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
     set(&fd, options)?;
     Ok(fd)
@@ -213,6 +222,15 @@ fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
+/// Lets the kernel find a peer that is gone without a word (its power failed, its network was cut) on a connection over which
+/// nothing is sent. What was sent and isn't acknowledged has the deadlines of those who sent it.
+fn keep_alive(fd: &OwnedFd) -> io::Result<()> {
+    setsockopt(fd, sockopt::KeepAlive, &true)?;
+    setsockopt(fd, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S)?;
+    setsockopt(fd, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL_S)?;
+    Ok(setsockopt(fd, sockopt::TcpKeepCount, &KEEP_ALIVE_PROBES)?)
+}
+
 fn set(fd: &OwnedFd, options: Options) -> io::Result<()> {
     if let Some(bytes) = options.send_buffer_bytes {
         setsockopt(fd, sockopt::SndBuf, &bytes)?;
@@ -258,6 +276,31 @@ mod tests {
         }
         let came = bytes_received(reader.as_fd());
         assert!((stuck + (1 << 20)..=sent as u64).contains(&came), "{came} of {sent} bytes");
+    }
+
+    /// A socket's keep-alive options, read back.
+    fn keep_alive_of(fd: &impl AsFd) -> (bool, u32, u32, u32) {
+        use nix::sys::socket::getsockopt;
+        let seconds = |value: nix::Result<u32>| value.expect("an option");
+        (
+            getsockopt(fd, sockopt::KeepAlive).expect("an option"),
+            seconds(getsockopt(fd, sockopt::TcpKeepIdle)),
+            seconds(getsockopt(fd, sockopt::TcpKeepInterval)),
+            seconds(getsockopt(fd, sockopt::TcpKeepCount)),
+        )
+    }
+
+    #[test]
+    fn a_dead_peer_is_found_on_connections_from_hosts_and_to_arrays() {
+        let listener = listen(([127, 0, 0, 1], 0).into(), false, 8, Options::default()).expect("listens");
+        let addr = listener.local_addr().expect("bound");
+        listener.set_nonblocking(false).expect("an option");
+        let _client = TcpStream::connect(addr).expect("connects");
+        let (accepted, _) = listener.accept().expect("a connection");
+        let wanted = (true, KEEP_ALIVE_IDLE_S, KEEP_ALIVE_INTERVAL_S, KEEP_ALIVE_PROBES);
+        assert_eq!(keep_alive_of(&accepted), wanted, "a host's");
+        let array = for_connect(addr, Options::default()).expect("a socket");
+        assert_eq!(keep_alive_of(&array), wanted, "an array's");
     }
 
     #[test]

@@ -23,6 +23,8 @@ use line::Shared;
 pub const HOST: &str = "nqn.2014-08.org.trefoil.sim:hostile";
 /// The same under another name, which takes its whole share of memory while attacks in the first one need some too.
 pub const GREEDY: &str = "nqn.2014-08.org.trefoil.sim:greedy";
+/// It may connect to nothing but discovery.
+pub const UNLISTED: &str = "nqn.2014-08.org.trefoil.sim:unlisted";
 /// Attacks at a time.
 const AT_ONCE: usize = 3;
 
@@ -67,8 +69,9 @@ impl HostileCore {
     /// the verdict.
     pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
         let (kind, start) = ATTACKS[which % ATTACKS.len()];
-        // Two greedy ones would share what one host may have, and wait for each other.
-        let alone = kind != "hostile-owing" || self.running.iter().all(|(other, ..)| *other != kind);
+        // Two greedy ones would share what one host may have, and wait for each other; two crowds would have no sockets.
+        let alone = !matches!(kind, "hostile-owing" | "hostile-crowd")
+            || self.running.iter().all(|(other, ..)| *other != kind);
         if self.running.len() < AT_ONCE && alone {
             self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), bits)));
         }

@@ -1,5 +1,7 @@
 //! Deliberate defects: the proof that the simulator finds what it is for.
 
+use std::time::Duration;
+
 use trefoil_storage::initiator::FenceRule;
 
 use crate::run::Run;
@@ -84,6 +86,16 @@ pub const ALL: &[Mutation] = &[
         name: "reordered-mailbox",
         within_seeds: 20,
         apply: |run| run.world.mail_defect.reorder = 1000,
+    },
+    Mutation {
+        name: "idle-discovery-stays",
+        within_seeds: 20,
+        apply: |run| run.discovery.timeout = Duration::from_secs(3600),
+    },
+    Mutation {
+        name: "discovery-takes-hosts-places",
+        within_seeds: 20,
+        apply: |run| (run.discovery.max_ctrlrs, run.discovery.max_discovery) = (24, usize::MAX),
     },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
     // Of memory that reads lend and writes change in place.

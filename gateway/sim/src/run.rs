@@ -216,6 +216,8 @@ pub struct Run {
     banned: Option<u16>,
     /// Mutation: a host that may no longer connect stays.
     pub keep_banned: bool,
+    /// What discovery controllers may have. Mutations: more than is left to hosts, for ever.
+    pub discovery: DiscoveryLimits,
 }
 
 /// Runs a seed to its end. A panic of a machine is a violation.
@@ -238,15 +240,35 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or("without a message"))
 }
 
+/// Sockets of all cores that hosts may have. They are fewer than what the hostile crowd opens.
+const HOST_SOCKETS: u32 = 176;
+/// After so long without a command, a discovery controller without a Keep Alive Timeout ends.
+pub(crate) const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(2500);
+
 /// What the cores of one gateway share: room for the servers' hosts, and for what attackers that may connect can have.
 fn capacity() -> Arc<Capacity> {
     Arc::new(Capacity::new(48, 256))
 }
 
-fn limits(send_lists: usize) -> CoreLimits {
+/// What mutations change of a core's limits.
+#[derive(Clone, Copy)]
+pub struct DiscoveryLimits {
+    /// Controllers of a core.
+    pub max_ctrlrs: usize,
+    /// Those of them that may be discovery controllers.
+    pub max_discovery: usize,
+    /// When an idle one ends.
+    pub timeout: Duration,
+}
+
+fn limits(cores: u16, send_lists: usize, discovery: DiscoveryLimits) -> CoreLimits {
+    let host_sockets = HOST_SOCKETS / u32::from(cores);
     let target = TargetLimits {
         max_conns: SOCKETS,
-        max_ctrlrs: 32,
+        max_ctrlrs: discovery.max_ctrlrs,
+        max_discovery: discovery.max_discovery,
+        discovery_timeout: discovery.timeout,
+        admissions: host_sockets as usize / 8,
         slots: SLOTS,
         reserved_slots: 256,
         reserved_bytes: 1 << 20,
@@ -256,7 +278,7 @@ fn limits(send_lists: usize) -> CoreLimits {
         terminate_timeout: Duration::from_secs(1),
         ..TargetLimits::default()
     };
-    CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 256 }
+    CoreLimits { max_sockets: SOCKETS as u32, host_sockets, target, foreign_requests: 256 }
 }
 
 impl Run {
@@ -316,6 +338,7 @@ impl Run {
             restarted: false,
             banned: None,
             keep_banned: false,
+            discovery: DiscoveryLimits { max_ctrlrs: 128, max_discovery: 12, timeout: DISCOVERY_TIMEOUT },
             flip_unprotected: false,
             show_all: false,
             fence: FenceRule::KeepAliveBound,

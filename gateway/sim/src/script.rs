@@ -16,6 +16,7 @@ use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{Buf, CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockId};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
+use trefoil_storage::target::Capacity;
 use trefoil_storage::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
 };
@@ -142,9 +143,11 @@ impl Bench {
     fn new(store: Store) -> Result<Self> {
         let target =
             TargetLimits { max_conns: SOCKETS, max_ctrlrs: 32, slots: 4096, ..TargetLimits::default() };
-        let limits = CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 16 };
+        let max_sockets = SOCKETS as u32;
+        let limits = CoreLimits { max_sockets, host_sockets: max_sockets, target, foreign_requests: 16 };
+        let capacity = Arc::new(Capacity::new(16, max_sockets));
         let io = StorageSim::new(CoreId(0), 1, Rng::new(1));
-        let core = StorageCore::new(&io, arena(claim_home(), 32 << 20), limits);
+        let core = StorageCore::new(&io, arena(claim_home(), 32 << 20), limits, capacity);
         let mut bench = Self {
             core,
             io,

@@ -31,8 +31,14 @@ pub struct StorageCore<I: StorageIo> {
     /// Who keeps this core warm, with their socket.
     warm: Option<Box<WarmHost>>,
     conn_bound_bytes: usize,
-    /// Hosts' connections that wait for the place of one that is being closed for them.
+    /// Hosts' connections that wait for a place, oldest first.
     newcomers: VecDeque<Newcomer<I::Socket>>,
+    /// Hosts' connections that have a place.
+    host_socks: usize,
+    max_host_socks: usize,
+    /// Hosts' connections that may still get one in this turn.
+    admissions: usize,
+    admissions_per_turn: usize,
 }
 
 /// A connection that a host has made.
@@ -42,6 +48,9 @@ struct Newcomer<S> {
     local: SocketAddr,
     peer: SocketAddr,
 }
+
+/// Connections that may wait for a place. Control has sent no more than this before it waits for the core.
+const NEWCOMERS: usize = 2048;
 
 /// Whose a socket is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,6 +70,9 @@ enum SockOwner {
 pub struct CoreLimits {
     /// Sockets, as many as the driver has.
     pub max_sockets: u32,
+    /// Of `max_sockets`, those that hosts' connections may have. The others are left to arrays, and to the core's connection to
+    /// itself, of which one end counts as a host's.
+    pub host_sockets: u32,
     /// The target's share.
     pub target: TargetLimits,
     /// Requests that the other cores and control can have under way here.
@@ -104,7 +116,11 @@ impl<I: StorageIo> StorageCore<I> {
             done: VecDeque::with_capacity(all),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
             warm: None,
-            newcomers: VecDeque::with_capacity(limits.max_sockets as usize),
+            newcomers: VecDeque::with_capacity(NEWCOMERS),
+            host_socks: 0,
+            max_host_socks: limits.host_sockets as usize,
+            admissions: limits.target.admissions,
+            admissions_per_turn: limits.target.admissions,
         }
     }
 
@@ -139,22 +155,43 @@ impl<I: StorageIo> StorageCore<I> {
         self.arena
     }
 
-    /// Takes a host's connection. If there is no place, it waits for that of one that has not completed a Connect; without
-    /// such a one it is dropped, which the host sees as a reset.
+    /// A host's connection comes. Of too many that wait, the oldest is dropped, which its host sees as a reset.
     fn adopt(&mut self, io: &mut I, newcomer: Newcomer<I::Socket>) {
-        let Newcomer { socket, portal, local, peer } = newcomer;
-        match io.adopt(socket) {
-            Ok(sock) => {
+        if self.newcomers.len() == NEWCOMERS {
+            self.newcomers.pop_front();
+        }
+        self.newcomers.push_back(newcomer);
+        self.admit(io);
+    }
+
+    /// Gives places to hosts' connections that wait. Without a free one, evictable connections are closed, and their places go
+    /// to those who wait once the driver has let go of them. If all places are I/O controllers', who comes is dropped. Returns
+    /// whether there was one.
+    fn admit(&mut self, io: &mut I) -> bool {
+        let mut any = false;
+        while self.admissions > 0 && !self.newcomers.is_empty() {
+            if self.host_socks >= self.max_host_socks {
+                let wanted = self.newcomers.len().min(self.admissions);
+                if self.target.closing() < wanted && self.target.make_room(cx!(self, io)) {
+                    continue;
+                }
+                if self.target.closing() > 0 {
+                    break;
+                }
+                self.newcomers.pop_front();
+                continue;
+            }
+            let Some(Newcomer { socket, portal, local, peer }) = self.newcomers.pop_front() else { break };
+            any = true;
+            self.admissions -= 1;
+            // The driver refuses only when it stops.
+            if let Ok(sock) = io.adopt(socket) {
+                self.host_socks += 1;
                 self.set_owner(sock, SockOwner::Target);
                 self.target.adopt(cx!(self, io), sock, portal, local, peer);
             }
-            // Never more than are being closed. Those that wait have not connected either: the oldest makes room too.
-            Err(socket) => {
-                if self.target.make_room(cx!(self, io)) || self.newcomers.pop_front().is_some() {
-                    self.newcomers.push_back(Newcomer { socket, portal, local, peer });
-                }
-            }
         }
+        any
     }
 
     /// Carries requests down and completions up until neither is left. Whether there were any.
@@ -295,7 +332,10 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn on_closed(&mut self, io: &mut I, sock: SockId) {
         match self.owner(sock) {
-            SockOwner::Target => self.target.on_closed(cx!(self, io), sock),
+            SockOwner::Target => {
+                self.host_socks -= 1;
+                self.target.on_closed(cx!(self, io), sock);
+            }
             SockOwner::Initiator(id) => {
                 self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_closed(cx, sock));
             }
@@ -303,9 +343,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             SockOwner::Free => {}
         }
         self.set_owner(sock, SockOwner::Free);
-        if let Some(newcomer) = self.newcomers.pop_front() {
-            self.adopt(io, newcomer);
-        }
+        self.admit(io);
         self.drain(io);
     }
 
@@ -386,6 +424,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
     fn on_turn(&mut self, io: &mut I) -> bool {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
+        self.admissions = self.admissions_per_turn;
+        worked |= !self.newcomers.is_empty() && self.admit(io);
         worked |= self.drain(io);
         if let Some(warm) = &mut self.warm {
             worked |= warm.on_turn(io, &mut self.arena);
@@ -402,6 +442,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn next_deadline(&self) -> Option<Instant> {
         let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
-        [self.target.next_deadline(), self.luns.next_deadline(), warm].into_iter().flatten().min()
+        // There are places, and this turn has given as many as it may.
+        let may_admit = !self.newcomers.is_empty() && self.host_socks < self.max_host_socks;
+        let admission = may_admit.then(Instant::default);
+        [self.target.next_deadline(), self.luns.next_deadline(), warm, admission].into_iter().flatten().min()
     }
 }

@@ -92,6 +92,8 @@ pub struct Shape {
     pub arena_mib: usize,
     /// `max_conns` is the number of sockets too.
     pub target: TargetLimits,
+    /// Of each core's sockets, those that hosts may have.
+    pub host_sockets: u32,
     /// I/O controllers of all cores.
     pub max_hosts: u32,
     /// Queue pairs of all cores.
@@ -105,7 +107,8 @@ impl Shape {
     pub fn new(cores: u16) -> Self {
         let target = TargetLimits {
             max_conns: 256,
-            max_ctrlrs: 64,
+            max_ctrlrs: 160,
+            max_discovery: 16,
             slots: 4096,
             reserved_slots: 512,
             reserved_bytes: 2 << 20,
@@ -116,6 +119,7 @@ impl Shape {
             cores,
             arena_mib: 32,
             target,
+            host_sockets: 192,
             max_hosts: 64,
             max_qpairs: 256,
             portals: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
@@ -156,8 +160,12 @@ impl Gateway {
             recv_buffers: 32,
             ..UringConfig::default()
         };
-        let limits =
-            CoreLimits { max_sockets: uring.max_sockets, target: shape.target, foreign_requests: 16384 };
+        let limits = CoreLimits {
+            max_sockets: uring.max_sockets,
+            host_sockets: shape.host_sockets,
+            target: shape.target,
+            foreign_requests: 16384,
+        };
         let capacity = Arc::new(Capacity::new(shape.max_hosts, shape.max_qpairs));
         let arena_bytes = shape.arena_mib << 20;
         let cores = ports

@@ -17,8 +17,9 @@ use trefoil_storage::Msg;
 use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
 
-/// Connections that the kernel keeps for us.
-const BACKLOG: i32 = 1024;
+/// Connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog full tries
+/// again after a second.
+const BACKLOG: i32 = 4096;
 /// How old the count of a core's connections may be when a new one is placed.
 const COUNT_AGE: Duration = Duration::from_millis(50);
 

@@ -3,12 +3,13 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use trefoil_wire::fabrics::DYNAMIC_CNTLID;
 use trefoil_wire::nvme::{AdminCommand, BlockRange, IdentifyCommand, IoCommand, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{FatalStatus, H2cData, field};
 
 use super::line::{At, Lines, Pdu, ic_req};
-use super::{Attack, Cut, GREEDY};
-use crate::run::{CONNECT_TIMEOUT, PROGRESS_TIMEOUT};
+use super::{Attack, Cut, GREEDY, HOST, UNLISTED};
+use crate::run::{CONNECT_TIMEOUT, DISCOVERY_TIMEOUT, PROGRESS_TIMEOUT};
 
 type Start = fn(Lines, u64) -> Attack;
 
@@ -33,6 +34,9 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-deaf", deaf),
     attack!("hostile-deaf", deaf),
     attack!("hostile-owing", owe),
+    attack!("hostile-crowd", crowd),
+    attack!("hostile-crowd", crowd),
+    attack!("hostile-idle-discovery", idle_discovery),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
@@ -310,6 +314,54 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
         lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host that owes data").await?;
     }
     Ok(())
+}
+
+/// More connections than there are places, of a kind that anybody may have, and as many anew as are closed. A listed host
+/// connects all the same.
+async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    const CROWD: usize = 190;
+    // The topology may not be there yet.
+    let (first, _) = lines.admin().await?;
+    let join = || {
+        let at = lines.open();
+        let ic = ic_req((false, false));
+        lines.be(UNLISTED);
+        let rest = match bits % 5 {
+            0 => Vec::new(),
+            1 => ic[..100].to_vec(),
+            2 => [&ic[..], &lines.discovery_capsule(at, 0)].concat(),
+            3 => [&ic[..], &lines.discovery_capsule(at, 60_000)].concat(),
+            _ => [&ic[..], &lines.connect_capsule(at, DYNAMIC_CNTLID, 0, 32).0].concat(),
+        };
+        lines.be(HOST);
+        lines.send(at, &rest);
+        at
+    };
+    let mut all: Vec<At> = (0..CROWD).map(|_| join()).collect();
+    for _ in 0..3 {
+        lines.sleep(Duration::from_millis(10)).await;
+        for at in &mut all {
+            if lines.is_over(*at) {
+                *at = join();
+            }
+        }
+        let kept_out = |cut| match cut {
+            Cut::Gone(why) => Cut::Wrong(format!("a listed host beside a crowd: {why}")),
+            wrong => wrong,
+        };
+        let (admin, cntlid) = lines.admin().await.map_err(kept_out)?;
+        let io = lines.queue(cntlid, 1, 32, (false, false)).await.map_err(kept_out)?;
+        lines.close(io);
+        lines.close(admin);
+    }
+    lines.enable(first, false).await
+}
+
+/// A discovery controller without a Keep Alive Timeout, of which nothing more is heard.
+async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
+    let at = lines.initialized((false, false)).await?;
+    lines.send(at, &lines.discovery_capsule(at, 0));
+    lines.expect_end(at, DISCOVERY_TIMEOUT + Duration::from_secs(1), "an idle discovery controller").await
 }
 
 /// A queue whose connection ends with its Connect: its controller resets all the same.

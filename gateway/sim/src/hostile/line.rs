@@ -353,6 +353,18 @@ impl Lines {
         (self.capsule(at, FabricsCommand::Connect(connect).sqe(cid, sgl), &data), cid)
     }
 
+    /// The capsule of a Connect to the discovery controller.
+    pub fn discovery_capsule(&self, at: At, kato_ms: u32) -> Vec<u8> {
+        let hostnqn = Nqn::new(self.host.get()).expect("the simulator's NQNs are valid");
+        let mut data = [0; ConnectData::LEN];
+        ConnectData { hostid: [0x67; 16], cntlid: DYNAMIC_CNTLID, subnqn: Nqn::DISCOVERY, hostnqn }
+            .emit(&mut data);
+        let attributes = ConnectAttributes::default();
+        let connect = Connect { recfmt: 0, qid: 0, sqsize: 31, attributes, kato_ms };
+        let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: ConnectData::LEN as u32 };
+        self.capsule(at, FabricsCommand::Connect(connect).sqe(self.cid(at), sgl), &data)
+    }
+
     async fn connect(&self, at: At, cntlid: u16, qid: u16, entries: u16) -> Result<u16, Cut> {
         let (capsule, cid) = self.connect_capsule(at, cntlid, qid, entries);
         self.send(at, &capsule);

@@ -27,8 +27,8 @@ use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::log::AnaState;
 
 use super::{
-    ANA_END, ANA_OVER, ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, IMPORTED,
-    LUNS, MEMBER, PORT, Run,
+    ANA_END, ANA_OVER, ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, HOST_SOCKETS,
+    IMPORTED, LUNS, MEMBER, PORT, Run,
 };
 use crate::memory::arena;
 use crate::net::{ConnId, Side};
@@ -577,7 +577,8 @@ impl Run {
 fn limits(io_queues: u16, lacks_zeroes: bool) -> CoreLimits {
     let target = TargetLimits {
         max_conns: SOCKETS,
-        max_ctrlrs: 16,
+        max_ctrlrs: 48,
+        max_discovery: 4,
         slots: 512,
         reserved_slots: 128,
         reserved_bytes: 1 << 20,
@@ -586,5 +587,5 @@ fn limits(io_queues: u16, lacks_zeroes: bool) -> CoreLimits {
         has_write_zeroes: !lacks_zeroes,
         ..TargetLimits::default()
     };
-    CoreLimits { max_sockets: SOCKETS as u32, target, foreign_requests: 16 }
+    CoreLimits { max_sockets: SOCKETS as u32, host_sockets: HOST_SOCKETS, target, foreign_requests: 16 }
 }

@@ -33,7 +33,8 @@ impl Run {
     pub(super) fn start(&mut self) {
         let (homes, workload) = (self.homes.clone(), self.workload.clone());
         let frontend = self.frontend;
-        let (cores, limits, capacity) = (self.cores, limits(self.send_lists), capacity());
+        let (cores, capacity) = (self.cores, capacity());
+        let limits = limits(cores, self.send_lists, self.discovery);
         self.world.start(self.gateway, cores, |io| {
             let arena = arena(homes[usize::from(io.core().0)], ARENA_BYTES);
             match frontend {

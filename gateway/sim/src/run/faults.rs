@@ -14,7 +14,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired, and what must have come of some.
-pub const FAULTS: [&str; 59] = [
+pub const FAULTS: [&str; 61] = [
     "link-reset",
     "crowded-reset",
     "link-stall",
@@ -73,6 +73,8 @@ pub const FAULTS: [&str; 59] = [
     "hostile-slow",
     "hostile-deaf",
     "hostile-owing",
+    "hostile-crowd",
+    "hostile-idle-discovery",
     "hostile-cut-join",
 ];
 

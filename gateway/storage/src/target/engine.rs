@@ -9,12 +9,12 @@
 use super::capacity::Capacity;
 use super::ctrlr::{Ctrlrs, MAX_SWEEPS, Sweep};
 use super::departure::Departures;
+use super::evictable::Evictable;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::refusals::{self, Refusals};
 use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
-use super::strangers::Strangers;
 use super::timers::Timers;
 use crate::cx::Cx;
 use crate::msg::{Event, Msg, ShortName, StorageIo};
@@ -24,9 +24,13 @@ use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
 use trefoil_wire::nvme::{Psdt, Sgl, Status};
+
+/// Whose share of the payload memory discovery controllers have together, in place of a host's hash.
+const DISCOVERY_SHARE: u64 = 0;
 
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +122,13 @@ pub struct Engine {
     pub luns: LunCounters,
     /// Who holds how much payload memory.
     pub shares: Shares,
-    /// Queues that may Connect and have not.
-    pub strangers: Strangers,
+    /// Connections that make room for others.
+    pub evictable: Evictable,
+    /// Those of them that are discovery controllers'.
+    pub discovery: Evictable,
+    max_discovery: usize,
+    /// As in [`TargetLimits`].
+    pub discovery_timeout: Duration,
     /// Connects that were refused.
     pub refusals: Refusals,
     /// Queues that are gone and whose requests are still under way.
@@ -133,7 +142,7 @@ pub struct Engine {
 impl Engine {
     /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot, one a queue and one a refusal, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
-    /// one a queue, shares, strangers and refusals as theirs say.
+    /// one a queue, shares, evictable connections and refusals as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Place { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -157,7 +166,10 @@ impl Engine {
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
             shares: Shares::new(limits.max_conns, limits.reserved_bytes),
-            strangers: Strangers::new(limits.max_conns),
+            evictable: Evictable::new(limits.max_conns),
+            discovery: Evictable::new(limits.max_conns),
+            max_discovery: limits.max_discovery,
+            discovery_timeout: limits.discovery_timeout,
             refusals: Refusals::new(),
             departures: Departures::new(limits.slots.min(65_535)),
             cancels: VecDeque::with_capacity(limits.max_conns),
@@ -402,7 +414,7 @@ impl Engine {
         self.shares.open(queue);
         self.places[queue as usize] = place;
         if !self.is_own(queue) {
-            self.strangers.add(queue, place.peer);
+            self.evictable.add(queue, place.peer);
         }
         self.names[queue as usize] = Names::NONE;
     }
@@ -410,7 +422,8 @@ impl Engine {
     /// A transport lost a queue's connection, or closes it. Requests that are under way are cancelled, and only when they
     /// have ended has the queue left its controller; everything else of the queue's ends here.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.strangers.remove(queue);
+        self.evictable.remove(queue);
+        self.discovery.remove(queue);
         let leaving = self.leave_ctrlr(cx, queue);
         let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
         let mut under_way = false;
@@ -482,13 +495,28 @@ impl Engine {
         self.places[queue as usize].portal == PortalId::OWN
     }
 
+    /// Lets the oldest discovery controller of the address with most of them go if there is one too many.
+    fn limit_discovery(&mut self) {
+        let is_full = self.discovery.count() > self.max_discovery;
+        if let Some(oldest) = self.discovery.oldest_of_most().filter(|_| is_full) {
+            self.close_later(oldest, "a discovery controller more came than there are places");
+        }
+    }
+
     /// A queue has completed its Connect.
     pub(super) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.strangers.remove(queue);
-        self.shares.join(queue, self.names[queue as usize].host_hash());
-        if self.is_own(queue) {
+        self.queues[queue as usize].came_up();
+        if self.queues[queue as usize].discovery {
+            // Anybody may have one, under any name: together they have one host's share, and no line in the log.
+            self.shares.join(queue, DISCOVERY_SHARE);
+            if !self.is_own(queue) {
+                self.discovery.add(queue, self.places[queue as usize].peer);
+                self.limit_discovery();
+            }
             return;
         }
+        self.evictable.remove(queue);
+        self.shares.join(queue, self.names[queue as usize].host_hash());
         let q = &self.queues[queue as usize];
         cx.io.post_control(Msg::Event(Event::QpairUp {
             cntlid: q.cntlid,

@@ -5,7 +5,7 @@ use super::shares::CONN_PART;
 use super::slot::Slot;
 use super::tcp::Conn;
 use std::time::Duration;
-use trefoil_poll::arena::MAX_BLOCK_BYTES;
+use trefoil_poll::arena::{MAX_BLOCK_BYTES, MIN_BLOCK_BYTES};
 
 /// Largest data transfer of one command: MDTS 8 with pages of 4 KiB.
 pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
@@ -24,6 +24,26 @@ pub const MAX_AERS: usize = 4;
 /// Abort commands that one controller works on at a time (ACL + 1).
 pub const MAX_ABORTS: usize = 4;
 
+/// Commands that a connection may have outstanding before Connect: the Connect, and one that is out of place.
+pub const OPENING_COMMANDS: u16 = 2;
+/// Commands that a host may have outstanding at a discovery controller: as many as the smallest admin queue that a controller may
+/// ask for has entries (NVMe base 2.0c figure 265, ASQSZ).
+pub const DISCOVERY_COMMANDS: u16 = 32;
+/// Commands for which each admin queue finds a slot, whatever others do: its Asynchronous Event Requests, and as many more.
+const ADMIN_COMMANDS: usize = 2 * MAX_AERS;
+/// Connections of hosts without permission that a core has places for: unauthenticated ones.
+const UNAUTHENTICATED: usize = 512;
+/// Fewest and most discovery controllers of a core.
+const DISCOVERY: (usize, usize) = (64, 512);
+/// I/O commands that a core has slots for.
+const IO_SLOTS: usize = 20_480;
+/// Payload memory that is kept for a core's [`UNAUTHENTICATED`] connections, one Connect each, and for its discovery
+/// controllers, one small block each.
+pub const OPEN_BYTES: usize = UNAUTHENTICATED * MIN_BLOCK_BYTES + DISCOVERY.1 * IN_CAPSULE_BYTES as usize;
+/// After so long without a command, a discovery controller without a Keep Alive Timeout ends (NVMe base 2.0c §3.1.2.3.2: at least
+/// two minutes).
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// What a connection takes besides payload memory: its entries in the tables, a full queue's slots, and a list for sends,
 /// whose vectors come to this.
 pub const CONN_FIXED_BYTES: usize = size_of::<Conn>()
@@ -32,6 +52,8 @@ pub const CONN_FIXED_BYTES: usize = size_of::<Conn>()
     + MAX_QUEUE_ENTRIES as usize * size_of::<Slot>()
     + SEND_LIST_BYTES;
 const SEND_LIST_BYTES: usize = 23 << 10;
+/// Slots that a core can have.
+pub const MAX_SLOTS: usize = u16::MAX as usize;
 
 /// Sizes and times of one core's target.
 ///
@@ -43,6 +65,14 @@ pub struct TargetLimits {
     pub max_conns: usize,
     /// Controllers whose admin queue is on this core.
     pub max_ctrlrs: usize,
+    /// Of `max_ctrlrs`, those that may be discovery controllers. When one more comes, the oldest of the address with most of them
+    /// goes.
+    pub max_discovery: usize,
+    /// After so long without a command, a discovery controller without a Keep Alive Timeout ends.
+    pub discovery_timeout: Duration,
+    /// Hosts' connections that get a place in one turn. If there are more, whoever has just got one would have to make room for
+    /// the next ones before the core has looked at it; so each has some turns for its Connect.
+    pub admissions: usize,
     /// Commands under way: 20,480 of I/O and admin queues, and 2,048 controllers × 4 Asynchronous Event Requests. At
     /// most 65,535, since a slot's number is its transfer tag.
     pub slots: usize,
@@ -74,6 +104,9 @@ impl Default for TargetLimits {
         Self {
             max_conns: 8192,
             max_ctrlrs: 2048,
+            max_discovery: DISCOVERY.1,
+            admissions: UNAUTHENTICATED / 8,
+            discovery_timeout: DISCOVERY_TIMEOUT,
             slots: 28_672,
             reserved_slots: 1024,
             reserved_bytes: 8 << 20,
@@ -89,6 +122,38 @@ impl Default for TargetLimits {
 }
 
 impl TargetLimits {
+    /// For one of `cores` cores of a gateway that has room for `max_hosts` I/O controllers with `max_qpairs` queue pairs, and
+    /// with `other_socks` sockets in the core's driver that are not hosts'. `max_conns` is the number of all sockets.
+    pub fn of_core(cores: usize, max_hosts: usize, max_qpairs: usize, other_socks: usize) -> Self {
+        let max_discovery = max_hosts.div_ceil(cores).clamp(DISCOVERY.0, DISCOVERY.1);
+        let qpairs = max_qpairs.div_ceil(cores);
+        let conns = qpairs + max_discovery + UNAUTHENTICATED;
+        let reserved_slots = conns * usize::from(OPENING_COMMANDS)
+            + max_discovery * usize::from(DISCOVERY_COMMANDS)
+            + max_hosts * ADMIN_COMMANDS;
+        // A slot's number is its transfer tag, so there are no more; then I/O commands keep a half.
+        let slots = (IO_SLOTS + reserved_slots).min(MAX_SLOTS);
+        Self {
+            max_conns: conns + other_socks,
+            // All I/O controllers may be here, and as many whose association is over and whose requests are not. One more
+            // discovery controller comes before the oldest goes, and the core has one of its own.
+            max_ctrlrs: 2 * max_hosts + max_discovery + 2,
+            max_discovery,
+            slots,
+            reserved_slots: reserved_slots.min(slots / 2),
+            // A block of a queue's for its Connect, or for an admin command.
+            reserved_bytes: qpairs * IN_CAPSULE_BYTES as usize + OPEN_BYTES,
+            // The core's own connection needs one too.
+            send_lists: conns + 1,
+            ..Self::default()
+        }
+    }
+
+    /// Connections of hosts among `max_conns`, if so many others are no hosts'.
+    pub fn host_conns(&self, other_socks: usize) -> usize {
+        self.max_conns - other_socks
+    }
+
     /// The most that one connection holds at any time, in bytes, on a core with so much payload memory:
     /// - its commands' data: the largest transfer, or an eighth of the memory ([`Shares`](super::shares::Shares));
     /// - what was received too much: one receive;

@@ -10,13 +10,13 @@ mod capacity;
 mod ctrlr;
 mod departure;
 mod engine;
+mod evictable;
 mod io;
 mod limits;
 mod queue;
 mod refusals;
 mod shares;
 mod slot;
-mod strangers;
 mod tcp;
 mod timers;
 
@@ -24,7 +24,7 @@ mod timers;
 mod tests;
 
 pub use capacity::Capacity;
-pub use limits::TargetLimits;
+pub use limits::{OPEN_BYTES, TargetLimits};
 
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, Msg, QpairRow, Refused, StorageIo, Survey};
@@ -69,7 +69,8 @@ impl Target {
         self.tcp.adopt(&mut self.engine, cx, sock, Place { portal, local, peer });
     }
 
-    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    /// Closes the oldest evictable connection of the address with most of them, so that another can come. Returns whether there
+    /// is any.
     #[cold]
     pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let made = self.tcp.make_room(&mut self.engine, cx);
@@ -267,6 +268,11 @@ impl Target {
     /// Payload memory that connections have now, in bytes.
     pub fn conns_bytes(&self) -> usize {
         self.engine.shares.total_bytes()
+    }
+
+    /// Connections that are being closed.
+    pub fn closing(&self) -> usize {
+        self.tcp.closing()
     }
 
     /// Controllers whose admin queue is here.

@@ -1,7 +1,7 @@
 //! A queue pair as the command layer sees it, whatever the transport.
 
 use super::ctrlr::hash;
-use super::limits::MAX_QUEUE_ENTRIES;
+use super::limits::{DISCOVERY_COMMANDS, MAX_QUEUE_ENTRIES, OPENING_COMMANDS};
 use super::slot::Ring;
 use crate::msg::HostName;
 use crate::topology::{Lun, LunId, Namespace};
@@ -78,6 +78,8 @@ pub struct Queue {
     pub discovery: bool,
     /// Entries of its submission queue (SQSIZE + 1).
     pub depth: u16,
+    /// Commands that may be outstanding.
+    pub most: u16,
     /// Submission queue head pointer (NVMe base 2.0c §3.3.3.2).
     pub sqhd: u16,
     /// The host asked for no SQ flow control, so SQHD means nothing.
@@ -110,6 +112,7 @@ impl Queue {
             cntlid: 0,
             discovery: false,
             depth: 0,
+            most: 0,
             sqhd: 0,
             no_flow_control: false,
             closing: false,
@@ -125,14 +128,20 @@ impl Queue {
 
     /// A connection is there; it may Connect.
     pub fn open(&mut self) {
-        *self = Self { state: QueueState::New, depth: MAX_QUEUE_ENTRIES, ..Self::new(self.generation) };
+        let (depth, most) = (MAX_QUEUE_ENTRIES, OPENING_COMMANDS);
+        *self = Self { state: QueueState::New, depth, most, ..Self::new(self.generation) };
+    }
+
+    /// Its Connect is complete: as many commands may be outstanding as it has entries, or a discovery controller may have.
+    pub fn came_up(&mut self) {
+        self.most = if self.discovery { self.depth.min(DISCOVERY_COMMANDS) } else { self.depth };
     }
 
     /// Whether one more command may be outstanding. A queue of N entries holds at most N − 1 (NVMe base 2.0c §3.3.1.1);
     /// Linux hosts before 6.3 send N, which harms nobody.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.ring.len() < u32::from(self.depth)
+        self.ring.len() < u32::from(self.most)
     }
 
     /// Counts a command in; says whether another one under way may have the same identifier.

@@ -23,9 +23,13 @@ impl Engine {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
         let command = AdminCommand::parse(&slot.sqe);
+        if queue.state == QueueState::Live && queue.discovery {
+            self.note_activity(queue.cntlid, cx.io.now());
+        }
         if command == AdminCommand::Fabrics {
             return self.begin_fabrics(cx, at);
         }
+        let queue = &self.queues[self.slots[at].queue as usize];
         if queue.state != QueueState::Live {
             return self.fail(at, Status::COMMAND_SEQUENCE_ERROR.dnr());
         }

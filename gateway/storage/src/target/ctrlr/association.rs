@@ -419,32 +419,53 @@ impl Engine {
         kato_ms
     }
 
+    /// How long a controller may be without a sign of its host; `None` for ever. A discovery controller without a Keep Alive
+    /// Timeout ends after a fixed time without a command (NVMe base 2.0c §3.1.2.3.2), so that those whom anybody may have don't
+    /// stay. A core's own is never in anybody's way.
+    fn silence_allowed(&self, index: u32) -> Option<Duration> {
+        let ctrlr = self.ctrlrs.get(index)?;
+        match (ctrlr.kato_ms, ctrlr.kind) {
+            (0, Kind::Discovery) => Some(self.discovery_timeout).filter(|_| !self.is_own(ctrlr.admin)),
+            (0, Kind::Io) => None,
+            (kato_ms, _) => Some(Duration::from_millis(u64::from(kato_ms))),
+        }
+    }
+
+    /// A host has sent a command to a discovery controller. With a Keep Alive Timeout that is no sign that it is alive.
+    pub(super) fn note_activity(&mut self, cntlid: u16, now: Instant) {
+        let ctrlr = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index));
+        ctrlr.into_iter().filter(|ctrlr| ctrlr.kato_ms == 0).for_each(|ctrlr| ctrlr.alive_at = now);
+    }
+
     /// Arms a controller's timer anew, if it needs one.
     pub(super) fn arm_keep_alive(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         if let Some(key) = ctrlr.timer.take() {
             self.timers.cancel(key);
         }
-        if ctrlr.kato_ms != 0 {
-            let at = ctrlr.alive_at + Duration::from_millis(u64::from(ctrlr.kato_ms));
-            ctrlr.timer = self.timers.arm(at, Timer::Ctrlr(index));
-        }
+        let Some(silence) = self.silence_allowed(index) else { return };
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
+        ctrlr.timer = self.timers.arm(ctrlr.alive_at + silence, Timer::Ctrlr(index));
     }
 
     /// A controller's timer fired. Without a Keep Alive for KATO, the controller fails and its association ends (NVMe
-    /// base 2.0c §3.9).
+    /// base 2.0c §3.9); so does a discovery controller's that is idle.
     pub fn on_ctrlr_timer<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
         let now = cx.io.now();
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         ctrlr.timer = None;
         let silent = now.since(ctrlr.alive_at);
-        if ctrlr.kato_ms == 0 || silent < Duration::from_millis(u64::from(ctrlr.kato_ms)) {
+        if self.silence_allowed(index).is_none_or(|allowed| silent < allowed) {
             return self.arm_keep_alive(index);
         }
+        let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         ctrlr.fatal = true;
-        let admin = ctrlr.admin;
+        let (admin, kato_ms) = (ctrlr.admin, ctrlr.kato_ms);
         self.close_members(cx, index);
-        self.close_later(admin, "keep alive timeout");
+        self.close_later(
+            admin,
+            if kato_ms == 0 { "idle discovery controller" } else { "keep alive timeout" },
+        );
     }
 
     /// Whether the topology in force lets the queue's host be here.

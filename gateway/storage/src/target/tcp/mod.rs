@@ -46,6 +46,8 @@ pub struct Tcp {
     serving: u32,
     /// Parked capsules are being taken, not the stream.
     replaying: bool,
+    /// Connections in the state [`State::Closing`].
+    closing: usize,
 }
 
 impl Tcp {
@@ -59,7 +61,13 @@ impl Tcp {
             starved: VecDeque::with_capacity(limits.max_conns),
             serving: u32::MAX,
             replaying: false,
+            closing: 0,
         }
+    }
+
+    /// Connections that are being closed.
+    pub fn closing(&self) -> usize {
+        self.closing
     }
 
     /// The connection of a socket.
@@ -142,8 +150,9 @@ impl Tcp {
     /// Nothing is outstanding any more.
     pub fn on_closed<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId) {
         self.kill(engine, cx, sock.0, "closed");
-        if let Some(conn) = self.conns.get_mut(sock.0 as usize) {
+        if let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Closing) {
             conn.state = State::Free;
+            self.closing -= 1;
         }
     }
 
@@ -216,6 +225,7 @@ impl Tcp {
             return;
         }
         conn.state = State::Closing;
+        self.closing += 1;
         let kept = [conn.spill.take().map(|spill| spill.buf), conn.parked.take().map(|parked| parked.buf)];
         for buf in kept.into_iter().flatten() {
             drop_kept(&mut engine.shares, cx, c, buf);
@@ -230,7 +240,7 @@ impl Tcp {
         let host = ShortName::new(engine.names[c as usize].host().as_str());
         let peer = engine.places[c as usize].peer;
         let down = Event::QpairDown { cntlid: q.cntlid, qid: q.qid, host, peer, why };
-        let was_up = q.state == QueueState::Live && !engine.is_own(c);
+        let was_up = q.state == QueueState::Live && !q.discovery;
         cx.io.close(SockId(c));
         engine.close(cx, c);
         engine.shares.close(c);
@@ -319,9 +329,9 @@ impl Tcp {
         }
     }
 
-    /// Ends a connection that has not completed a Connect, so that another can come. Whether there is any.
+    /// Closes the oldest evictable connection of the address with most of them. Returns whether there is any.
     pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> bool {
-        let first = engine.strangers.first();
+        let first = engine.evictable.oldest_of_most();
         if let Some(c) = first {
             self.kill(engine, cx, c, "another came and there was no place");
         }

@@ -6,8 +6,10 @@ use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::target::engine::{Engine, Step};
 use crate::target::limits::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
+use crate::target::queue::QueueState;
 use crate::target::slot::{NIL, Phase};
 use trefoil_poll::{Buf, RecvInto, SockId};
+use trefoil_wire::fabrics::ConnectData;
 use trefoil_wire::nvme::{Sgl, Sqe, Status};
 use trefoil_wire::tcp::{
     CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver,
@@ -19,6 +21,8 @@ use trefoil_wire::tcp::{
 const DIRECT_BYTES: u32 = 16 << 10;
 /// A receive that is to bring headers only: three command capsules, or an H2CData header and a little.
 const HEADERS_BYTES: u32 = 256;
+
+const CONNECT_BYTES: u32 = ConnectData::LEN as u32;
 
 /// How a PDU was taken.
 pub(super) enum Taken {
@@ -311,7 +315,9 @@ impl Tcp {
             return self.later(engine, cx, c, layout, header);
         }
         let mut block = None;
-        if layout.data_len > 0 {
+        // Before Connect only its data needs a block: what else comes is answered with an error, and thrown away.
+        let is_surplus = privileged && layout.data_len > CONNECT_BYTES && queue.state != QueueState::Live;
+        if layout.data_len > 0 && !is_surplus {
             block = self.acquire(engine, cx, c, layout.data_len, privileged);
             if block.is_none() {
                 return self.later(engine, cx, c, layout, header);

@@ -1,9 +1,14 @@
 //! What hosts may have of a whole gateway: places, queue grants, identifiers.
 
-use super::host::{ADMIN, DISCOVERY, Host, Wish};
+use super::host::{ADMIN, DISCOVERY, Host, Seen, Wish, connect_command};
 use super::rig::{Rig, limits};
 use crate::target::Capacity;
-use trefoil_wire::nvme::Status;
+use crate::target::limits::OPENING_COMMANDS;
+use std::collections::VecDeque;
+use std::time::Duration;
+use trefoil_wire::fabrics::PropertySize;
+use trefoil_wire::nvme::property::offset;
+use trefoil_wire::nvme::{AdminCommand, BlockRange, IoCommand, Sgl, Status};
 
 #[test]
 fn max_hosts_are_the_gateways_total_and_not_a_cores() {
@@ -68,5 +73,76 @@ fn the_one_identifier_of_a_narrow_range_is_found_from_every_core() {
             rig.hang_up(admin.at);
         }
     }
+    rig.finish();
+}
+
+#[test]
+fn an_idle_discovery_controller_ends_and_one_with_keep_alive_lives_by_that() {
+    let mut rig = Rig::new(1);
+    let idle = Host::admin(&mut rig, 0, DISCOVERY);
+    let mut asking = Host::admin(&mut rig, 0, DISCOVERY);
+    let mut persistent = Host::admin(&mut rig, 0, Wish { kato_ms: 100_000, ..DISCOVERY });
+    let quiet_io = Host::admin(&mut rig, 0, ADMIN);
+    let half = limits().discovery_timeout / 2 + Duration::from_millis(10);
+    rig.pass(half);
+    assert_eq!(asking.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    assert_eq!(persistent.plain(&mut rig, AdminCommand::KeepAlive).status, Status::SUCCESS);
+    rig.pass(half);
+    assert!(!rig.sock(idle.at).open, "it said nothing for two minutes");
+    assert!(rig.sock(asking.at).open && rig.sock(persistent.at).open && rig.sock(quiet_io.at).open);
+    // A command is no Keep Alive (NVMe base 2.0c §3.9.3.1), and none came for longer than was agreed on.
+    assert_eq!(asking.property(&mut rig, PropertySize::Four, offset::CSTS).status, Status::SUCCESS);
+    assert_eq!(persistent.identify(&mut rig, 1, 0).status, Status::SUCCESS);
+    rig.pass(half);
+    assert!(!rig.sock(persistent.at).open && rig.sock(asking.at).open);
+    rig.pass(half);
+    assert!(!rig.sock(asking.at).open && rig.sock(quiet_io.at).open);
+    rig.finish();
+}
+
+#[test]
+fn the_oldest_discovery_controller_makes_room_for_another_and_never_a_hosts() {
+    let mut rig = Rig::new(1);
+    let io = Host::admin(&mut rig, 0, ADMIN);
+    let places = limits().max_discovery;
+    let mut there: VecDeque<_> = (0..places).map(|_| Host::admin(&mut rig, 0, DISCOVERY)).collect();
+    for _ in 0..2 * places {
+        let newest = Host::admin(&mut rig, 0, DISCOVERY);
+        let oldest = there.pop_front().expect("as many as there are places");
+        assert!(!rig.sock(oldest.at).open);
+        there.push_back(newest);
+        assert!(there.iter().chain([&io]).all(|host| rig.sock(host.at).open));
+    }
+    rig.finish();
+}
+
+#[test]
+fn who_has_not_connected_may_send_little_and_holds_less() {
+    let mut rig = Rig::new(1);
+    // A capsule whose data would be no Connect's takes no memory, however long its rest stays away.
+    let free = rig.cores[0].arena.free_bytes();
+    let mut large = Host::dial(&mut rig, 0, (false, false), 4);
+    let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: 8192 };
+    let sqe = IoCommand::Write(BlockRange::new(0, 16)).sqe(1, 1, sgl);
+    let capsule = large.capsule(sqe, &[1; 8192]);
+    rig.send(large.at, &capsule[..1000]);
+    rig.pump();
+    assert_eq!(rig.cores[0].arena.free_bytes(), free);
+    rig.send(large.at, &capsule[1000..]);
+    rig.pump();
+    let answers = large.seen(&mut rig);
+    let [Seen::Resp(cqe)] = answers.as_slice() else { panic!("{answers:?}") };
+    assert_eq!(cqe.status, Status::COMMAND_SEQUENCE_ERROR.dnr());
+    assert_eq!(large.fabrics_connect(&mut rig, ADMIN).status, Status::SUCCESS, "the stream went on");
+    // Commands that wait for their data hold slots.
+    let many = Host::dial(&mut rig, 0, (false, false), 4);
+    let slots = rig.cores[0].target.free_slots();
+    for cid in 0..20 {
+        let (command, _) = connect_command(ADMIN);
+        let bytes = many.capsule(command.sqe(cid, Sgl::Transport { len_bytes: 1024 }), &[]);
+        rig.send(many.at, &bytes);
+    }
+    rig.pump();
+    assert!(rig.cores[0].target.free_slots() + usize::from(OPENING_COMMANDS) >= slots);
     rig.finish();
 }

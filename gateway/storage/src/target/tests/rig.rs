@@ -186,6 +186,7 @@ pub fn limits() -> TargetLimits {
     TargetLimits {
         max_conns: 32,
         max_ctrlrs: 8,
+        max_discovery: 6,
         slots: 512,
         reserved_slots: 16,
         reserved_bytes: 1 << 20,

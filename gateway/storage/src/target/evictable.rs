@@ -1,8 +1,10 @@
-//! Connections that have not completed a Connect: who makes room for another when there is no place left.
+//! Connections that may be closed to make room for others: all that anybody may have without permission. These are
+//! unauthenticated connections, which have not completed a Connect, and those of discovery controllers.
 //!
-//! They are kept by where they come from, so that a flood from one address pushes its own out and not others' that are
-//! about to connect. Addresses are thrown into a fixed number of buckets, and a bucket that a flood shares with somebody
-//! suffers with it. All of it is O(1) or O(buckets), since what a flood makes us do must cost little.
+//! They are kept by where they come from. When there is no place left, the oldest connection of the address with most of them
+//! goes, so that a flood from one address pushes its own out and not others' that are about to connect. Addresses share a fixed
+//! number of buckets, and whoever shares the bucket of a flood suffers with it. All of it is O(1) or O(buckets), since what
+//! a flood makes us do must cost little.
 
 use super::slot::NIL;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +14,7 @@ const BUCKETS: usize = 256;
 const NOWHERE: u16 = u16::MAX;
 
 #[derive(Clone, Copy)]
-struct Stranger {
+struct Entry {
     next: u32,
     prev: u32,
     bucket: u16,
@@ -28,18 +30,19 @@ struct Bucket {
 }
 
 /// See the module.
-pub struct Strangers {
-    conns: Box<[Stranger]>,
+pub struct Evictable {
+    conns: Box<[Entry]>,
     buckets: [Bucket; BUCKETS],
     came: u64,
+    count: usize,
 }
 
-impl Strangers {
+impl Evictable {
     /// For connections `0..conns`, 24 B each.
     pub fn new(conns: usize) -> Self {
-        let nobody = Stranger { next: NIL, prev: NIL, bucket: NOWHERE, order: 0 };
+        let nobody = Entry { next: NIL, prev: NIL, bucket: NOWHERE, order: 0 };
         let empty = Bucket { head: NIL, tail: NIL, count: 0 };
-        Self { conns: vec![nobody; conns].into(), buckets: [empty; BUCKETS], came: 0 }
+        Self { conns: vec![nobody; conns].into(), buckets: [empty; BUCKETS], came: 0, count: 0 }
     }
 
     /// A connection came from `peer`. It must not be among them.
@@ -47,19 +50,19 @@ impl Strangers {
         let at = bucket_of(peer.ip());
         let bucket = &mut self.buckets[at];
         self.came += 1;
-        self.conns[c as usize] =
-            Stranger { next: NIL, prev: bucket.tail, bucket: at as u16, order: self.came };
+        self.conns[c as usize] = Entry { next: NIL, prev: bucket.tail, bucket: at as u16, order: self.came };
         match self.conns.get_mut(bucket.tail as usize) {
             Some(last) => last.next = c,
             None => bucket.head = c,
         }
         bucket.tail = c;
         bucket.count += 1;
+        self.count += 1;
     }
 
-    /// A connection has completed a Connect, or ends. Harmless if it is not among them.
+    /// A connection belongs to an I/O controller from now on, or ends. Harmless if it is not among them.
     pub fn remove(&mut self, c: u32) {
-        let Stranger { next, prev, bucket, .. } = self.conns[c as usize];
+        let Entry { next, prev, bucket, .. } = self.conns[c as usize];
         let Some(bucket) = self.buckets.get_mut(usize::from(bucket)) else { return };
         self.conns[c as usize].bucket = NOWHERE;
         match self.conns.get_mut(prev as usize) {
@@ -71,10 +74,16 @@ impl Strangers {
             None => bucket.tail = prev,
         }
         bucket.count -= 1;
+        self.count -= 1;
     }
 
-    /// The one to go first: the oldest from where most come from.
-    pub fn first(&self) -> Option<u32> {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The connection to go first: the oldest of the address with most of them.
+    pub fn oldest_of_most(&self) -> Option<u32> {
         let most = self.buckets.iter().map(|bucket| bucket.count).max().filter(|count| *count > 0)?;
         let heads = self.buckets.iter().filter(|bucket| bucket.count == most).map(|bucket| bucket.head);
         heads.min_by_key(|&head| self.conns[head as usize].order)
@@ -100,23 +109,23 @@ mod tests {
 
     #[test]
     fn the_oldest_of_the_largest_crowd_goes_first() {
-        let mut strangers = Strangers::new(16);
-        assert_eq!(strangers.first(), None);
+        let mut evictable = Evictable::new(16);
+        assert_eq!(evictable.oldest_of_most(), None);
         // The quiet one is the oldest of all.
-        strangers.add(9, peer(1));
-        (0..3).for_each(|c| strangers.add(c, peer(2)));
-        assert_eq!(strangers.first(), Some(0));
-        strangers.remove(0);
-        strangers.remove(0);
-        strangers.add(0, peer(2));
-        assert_eq!(strangers.first(), Some(1));
-        strangers.remove(2);
-        assert_eq!(strangers.first(), Some(1));
-        strangers.remove(1);
-        assert_eq!(strangers.first(), Some(9), "one from each: the oldest");
-        strangers.remove(9);
-        strangers.remove(0);
-        assert_eq!(strangers.first(), None);
+        evictable.add(9, peer(1));
+        (0..3).for_each(|c| evictable.add(c, peer(2)));
+        assert_eq!(evictable.oldest_of_most(), Some(0));
+        evictable.remove(0);
+        evictable.remove(0);
+        evictable.add(0, peer(2));
+        assert_eq!(evictable.oldest_of_most(), Some(1));
+        evictable.remove(2);
+        assert_eq!(evictable.oldest_of_most(), Some(1));
+        evictable.remove(1);
+        assert_eq!(evictable.oldest_of_most(), Some(9), "one from each: the oldest");
+        evictable.remove(9);
+        evictable.remove(0);
+        assert_eq!(evictable.oldest_of_most(), None);
     }
 
     #[test]

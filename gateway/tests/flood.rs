@@ -1,0 +1,253 @@
+//! Hosts without permission open all that they can, as slowly as they like: a listed host connects all the same.
+#![forbid(unsafe_code)]
+
+mod support;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use support::daemon::Daemon;
+use support::raw::{Raw, Who, ic_req};
+use trefoil_wire::fabrics::{Connect, ConnectAttributes, FabricsCommand};
+use trefoil_wire::nvme::Sgl;
+use trefoil_wire::tcp::CapsuleCmd;
+
+const SUBSYSTEM: &str = "nqn.2026-01.org.example:s";
+const LISTED: &str = "nqn.2026-01.org.example:listed";
+const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
+const DOCUMENT: &str = r#"
+[gateway]
+memory_per_core = "48MiB"
+max_hosts = 8
+max_qpairs = 64
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "ram"
+type = "memory"
+size = "1MiB"
+
+[[lun]]
+name = "a"
+backend = "ram"
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:s"
+hosts = ["nqn.2026-01.org.example:listed"]
+listeners = ["ADDR"]
+namespaces = [{ nsid = 1, lun = "a" }]
+"#;
+
+/// What each connection of a flood does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flood {
+    /// Nothing.
+    Silent,
+    /// It ends its own direction at once.
+    HalfClosed,
+    /// It sends its ICReq byte by byte.
+    Slow,
+    /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and no more to say.
+    Discovery(u32),
+    /// It asks for a subsystem under a name that isn't listed, again and again.
+    Refused,
+}
+
+const FLOODS: [Flood; 6] = [
+    Flood::Silent,
+    Flood::HalfClosed,
+    Flood::Slow,
+    Flood::Discovery(0),
+    Flood::Discovery(120_000),
+    Flood::Refused,
+];
+
+/// One connection.
+struct Stranger {
+    stream: TcpStream,
+    /// Bytes that it has sent, and received.
+    sent: usize,
+    got: usize,
+    asked: bool,
+}
+
+impl Flood {
+    /// Does what is next on a connection; false once it is over.
+    fn step(self, it: &mut Stranger, number: usize) -> bool {
+        let mut bytes = [0; 512];
+        match it.stream.read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(n) => it.got += n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {}
+            Err(_) => return false,
+        }
+        let ic = ic_req(false, false);
+        match self {
+            Self::Silent => return true,
+            Self::HalfClosed => return it.stream.shutdown(Shutdown::Write).is_ok(),
+            Self::Slow => {
+                let byte = ic.get(it.sent..it.sent + 1).unwrap_or_default();
+                it.sent += it.stream.write(byte).unwrap_or(0);
+                return true;
+            }
+            Self::Discovery(_) | Self::Refused if it.sent == 0 => {
+                it.sent = it.stream.write(&ic).unwrap_or(0);
+                return true;
+            }
+            Self::Discovery(_) | Self::Refused => {}
+        }
+        // ICResp, then one response for each Connect.
+        let answered = it.got >= 128 && (it.got - 128).is_multiple_of(24);
+        if answered && (!it.asked || self == Self::Refused) {
+            it.asked = true;
+            it.got = 128 + 1;
+            let capsule = self.connect(number);
+            return it.stream.write(&capsule).is_ok_and(|n| n == capsule.len());
+        }
+        if it.asked && it.got == 128 + 1 + 24 {
+            it.got = 128;
+        }
+        true
+    }
+
+    fn connect(self, number: usize) -> Vec<u8> {
+        let (subsystem, kato_ms) = match self {
+            Self::Discovery(kato_ms) => (DISCOVERY, kato_ms),
+            _ => (SUBSYSTEM, 0),
+        };
+        let who = Who::admin(&format!("nqn.2026-01.org.example:stranger{number}"), subsystem);
+        let data = who.data();
+        let connect =
+            Connect { recfmt: 0, qid: 0, sqsize: 31, attributes: ConnectAttributes::default(), kato_ms };
+        let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: data.len() as u32 };
+        let sqe = FabricsCommand::Connect(connect).sqe(1, sgl);
+        let mut bytes = vec![0; CapsuleCmd::LEN];
+        CapsuleCmd { sqe }.emit(false, false, 4, data.len() as u32, first(&mut bytes));
+        bytes.extend(data);
+        bytes
+    }
+}
+
+fn first(bytes: &mut [u8]) -> &mut [u8; CapsuleCmd::LEN] {
+    bytes.first_chunk_mut().expect("as long as it was made")
+}
+
+/// Begins to connect to `to` from `from`.
+fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
+    let SocketAddr::V4(to) = to else { return None };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).ok()?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(from, 0))).ok()?;
+    match connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Some(TcpStream::from(fd)),
+        Err(_) => None,
+    }
+}
+
+/// Keeps `count` connections open from so many addresses until `stop`; those that are closed are opened anew. `rounds` counts how
+/// often all have had their turn, `opened` connections.
+fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &Seen) {
+    let from = |n: usize| match addresses {
+        // The one that the listed host has too.
+        1 => Ipv4Addr::LOCALHOST,
+        _ => Ipv4Addr::new(127, 1, 0, (n % addresses) as u8),
+    };
+    let mut strangers: Vec<Option<Stranger>> = (0..count).map(|_| None).collect();
+    while !seen.stop.load(Ordering::Relaxed) {
+        for (number, place) in strangers.iter_mut().enumerate() {
+            match place {
+                Some(stranger) => {
+                    if !flood.step(stranger, number) {
+                        *place = None;
+                    }
+                }
+                None => {
+                    let new = |stream| Stranger { stream, sent: 0, got: 0, asked: false };
+                    *place = open(from(number), to).map(new);
+                    seen.opened.fetch_add(usize::from(place.is_some()), Ordering::Relaxed);
+                }
+            }
+        }
+        seen.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    stop: AtomicBool,
+    rounds: AtomicUsize,
+    opened: AtomicUsize,
+}
+
+/// Connects `times` times as the listed host while each flood goes on; `check` is told how long each took. Whatever is refused or
+/// cut off panics.
+fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(&str, Duration)) {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    assert!(most > count as u64 + 100, "{count} connections need more descriptors than {most}");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many as may be had");
+    for flood in FLOODS {
+        for &addresses in addresses {
+            // A start of its own for each, so that what one leaves behind isn't the next one's.
+            let gateway = Daemon::start(DOCUMENT);
+            let to = gateway.addr;
+            let seen = Seen::default();
+            std::thread::scope(|scope| {
+                let attack = scope.spawn(|| keep_up(flood, count, addresses, to, &seen));
+                while seen.rounds.load(Ordering::Relaxed) < 3 && !attack.is_finished() {
+                    std::thread::yield_now();
+                }
+                let what = format!("{flood:?} from {addresses}");
+                for _ in 0..times {
+                    let begun = Instant::now();
+                    let who = Who::admin(LISTED, SUBSYSTEM);
+                    let (admin, cntlid) = Raw::admin(to, &who);
+                    let io = Raw::queue(to, &who.queue(cntlid, 1, 31), (false, false));
+                    check(&what, begun.elapsed());
+                    drop((admin, io));
+                }
+                seen.stop.store(true, Ordering::Relaxed);
+            });
+            assert!(seen.opened.load(Ordering::Relaxed) >= count, "the flood was none");
+        }
+    }
+}
+
+/// More connections than a core has places for.
+#[test]
+fn a_listed_host_connects_whatever_others_open() {
+    under_floods(1500, &[1, 256], 5, |_, _| {});
+}
+
+/// As long as a host waits at most. A measurement, on a machine that has nothing else to do: `cargo test --release -p
+/// trefoil-gateway --test flood -- --ignored --nocapture`.
+#[test]
+#[ignore = "it has a clock"]
+fn a_listed_host_connects_within_a_second_under_ten_thousand_sockets() {
+    let longest = std::cell::Cell::new(Duration::ZERO);
+    let late = std::cell::Cell::new(0);
+    let last = std::cell::RefCell::new(String::new());
+    let times = std::cell::Cell::new(0);
+    under_floods(10_000, &[1, 256], 100, |what, took| {
+        if *last.borrow() != what {
+            last.replace(what.to_owned());
+            longest.set(Duration::ZERO);
+            times.set(0);
+        }
+        times.set(times.get() + 1);
+        longest.set(longest.get().max(took));
+        late.set(late.get() + u32::from(took > Duration::from_secs(1)));
+        if times.get() == 100 {
+            println!(
+                "{what} addresses: 100 times, the longest {:?}, late so far {}",
+                longest.get(),
+                late.get()
+            );
+        }
+    });
+    assert_eq!(late.get(), 0, "connects that took more than a second");
+}
