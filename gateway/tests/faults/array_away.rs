@@ -171,7 +171,8 @@ fn a_new_array_is_refused_with_what_it_said() {
         "name": "far", "type": "nvme-tcp", "address": at, "subnqn": subsystem, "nsid": 1,
         "hostnqn": "nqn.2026-01.org.example:gateway",
     });
-    assert_eq!(gateway.call("backend_create", new)["state"], "up");
+    let made = gateway.call("backend_create", new);
+    assert_eq!(made["state"], "up", "{made}");
 }
 
 #[test]
