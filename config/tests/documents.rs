@@ -168,7 +168,7 @@ fn sums_are_worked_out() {
         "[gateway]\nmemory_per_core = \"1MiB\"\n",
         2,
         "gateway.memory_per_core",
-        "queue pairs 1024 x 8KiB = 40MiB",
+        "queue pairs 1024 x 8KiB + connections before Connect, and discovery = 6MiB = 46MiB",
     );
 }
 

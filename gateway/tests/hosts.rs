@@ -59,7 +59,7 @@ fn slow_loris_connects_stop_nobody() {
 #[test]
 fn a_flood_of_silent_connections_keeps_nobody_out() {
     let mut shape = Shape::new(1);
-    shape.target.max_conns = 24;
+    shape.host_sockets = 24;
     // Longer than a Connect is waited for.
     shape.target.connect_timeout = 4 * PATIENCE;
     let mut gateway = Gateway::with_memory_lun(shape, 16);

@@ -307,9 +307,12 @@ impl Engine {
         if !ctrlr.is_ready() || ctrlr.cc.shn != 0 {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
         }
-        let granted = qid <= ctrlr.granted;
+        if !self.ctrlrs.may_have(index, qid, self.io_queues) {
+            return Err(Status::INVALID_QUEUE_ID.dnr());
+        }
+        let ctrlr = self.ctrlrs.get_mut(index).ok_or(unknown)?;
         let place = ctrlr.members.get_mut(usize::from(qid.wrapping_sub(1)));
-        let place = place.filter(|_| granted).ok_or(Status::INVALID_QUEUE_ID.dnr())?;
+        let place = place.ok_or(Status::INVALID_QUEUE_ID.dnr())?;
         if place.is_some() {
             return Err(Status::INVALID_QUEUE_ID.dnr());
         }

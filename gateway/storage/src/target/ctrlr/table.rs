@@ -102,8 +102,11 @@ pub struct Ctrlr {
     pub member_count: u16,
     /// Its association is over: its place and its grant are others'.
     is_over: bool,
-    /// I/O queues that it may have: one until its host asks for more ([`Ctrlrs::grant`]).
+    /// I/O queues that it may have: one until its host asks for more ([`Ctrlrs::grant`]) or uses more
+    /// ([`Ctrlrs::may_have`]).
     pub granted: u16,
+    /// Its host has asked how many queues it gets.
+    has_asked: bool,
     /// Slots of outstanding Asynchronous Event Requests, oldest first.
     pub aers: [u32; MAX_AERS],
     /// How many of them there are.
@@ -150,6 +153,7 @@ impl Ctrlr {
             member_count: 0,
             is_over: false,
             granted: 1,
+            has_asked: false,
             aers: [NIL; MAX_AERS],
             aer_count: 0,
             event_config: 0,
@@ -240,7 +244,22 @@ impl Ctrlrs {
         let Some(ctrlr) = self.list.get_mut(at as usize) else { return 0 };
         self.capacity.return_queues(ctrlr.granted - 1);
         ctrlr.granted = 1 + self.capacity.take_queues(wanted.saturating_sub(1));
+        ctrlr.has_asked = true;
         ctrlr.granted
+    }
+
+    /// Returns whether a controller may have I/O queue `qid`. A host that never asked for a number of queues is granted those
+    /// that it connects, as by Linux's and SPDK's targets, if they are to be had and no more than `most`.
+    pub fn may_have(&mut self, at: u32, qid: u16, most: u16) -> bool {
+        let Some(ctrlr) = self.list.get_mut(at as usize) else { return false };
+        let missing = qid.saturating_sub(ctrlr.granted);
+        if missing > 0 && !ctrlr.has_asked && qid <= most {
+            match self.capacity.take_queues(missing) {
+                got if got == missing => ctrlr.granted = qid,
+                got => self.capacity.return_queues(got),
+            }
+        }
+        (1..=ctrlr.granted).contains(&qid)
     }
 
     /// A controller's association is over; its timer must be cancelled. Its place and its grant are others' from now on, as its
@@ -341,8 +360,11 @@ mod tests {
         let mut ctrlrs = ctrlrs(4, 0, &capacity);
         let [one, two] = [(); 2].map(|()| ctrlrs.take(Kind::Io, ALL).expect("room"));
         assert_eq!(ctrlrs.get(one).expect("taken").granted, 1, "one who hasn't asked");
+        assert!(ctrlrs.may_have(one, 3, 8) && !ctrlrs.may_have(one, 6, 8) && !ctrlrs.may_have(one, 4, 3));
+        assert_eq!((ctrlrs.get(one).expect("taken").granted, capacity.spare_queues()), (3, 2));
         assert_eq!((ctrlrs.grant(one, 4), ctrlrs.grant(two, 4)), (4, 2));
         assert_eq!((ctrlrs.grant(one, 2), ctrlrs.grant(two, 4)), (2, 4), "who asks again gets it anew");
+        assert!(!ctrlrs.may_have(one, 3, 8) && ctrlrs.may_have(one, 2, 8), "who was told keeps to it");
         ctrlrs.end(one);
         assert_eq!((ctrlrs.grant(two, 64), capacity.spare_queues()), (5, 0));
         ctrlrs.end(two);
