@@ -211,6 +211,17 @@ impl Slots {
     }
 }
 
+impl Slot {
+    /// Ends its loan, if it has one: the block gets the bytes, as if they had been read into it.
+    pub fn end_loan(&mut self) {
+        if let Some(loan) = self.loan.take()
+            && let Some(to) = self.buf.as_mut().and_then(|buf| buf.get_mut(..loan.len()))
+        {
+            to.copy_from_slice(&loan);
+        }
+    }
+}
+
 impl std::ops::Index<u32> for Slots {
     type Output = Slot;
 
@@ -298,17 +309,12 @@ impl Fifo {
         Some(at)
     }
 
-    /// Ends the loans of all that are in it: each block gets the bytes, as if they had been read into it.
+    /// Ends the loans of all that are in it.
     pub fn end_loans(&self, slots: &mut Slots) {
         let mut at = self.head;
         while at != NIL {
-            let slot = &mut slots[at];
-            if let Some(loan) = slot.loan.take()
-                && let Some(to) = slot.buf.as_mut().and_then(|buf| buf.get_mut(..loan.len()))
-            {
-                to.copy_from_slice(&loan);
-            }
-            at = slot.link;
+            slots[at].end_loan();
+            at = slots[at].link;
         }
     }
 

@@ -205,7 +205,12 @@ impl Tcp {
             slot.phase = Phase::Ready;
         }
         let c = slot.queue;
-        self.conns[c as usize].ready.push(&mut engine.slots, at);
+        let conn = &mut self.conns[c as usize];
+        if conn.sending.is_some() && slot.loan.is_some() {
+            // A read that waited at its backend may be done only while an earlier send is stuck; writers don't wait for that.
+            slot.end_loan();
+        }
+        conn.ready.push(&mut engine.slots, at);
         self.mark_dirty(c);
     }
 
