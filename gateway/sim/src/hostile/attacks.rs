@@ -78,8 +78,16 @@ async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
         Pdu::R2t(r2t) => {
             Ok(H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: LARGE, last: true })
         }
-        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Err(Cut::Gone("no LUN yet")),
-        other => Err(Cut::Wrong(format!("{other:?} instead of an R2T"))),
+        other => Err(no_grant(other)),
+    }
+}
+
+/// What it means that a write gets no R2T: its LUN may not be there yet, or be on an array that can't be reached.
+fn no_grant(pdu: Pdu) -> Cut {
+    match pdu {
+        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Cut::Gone("no LUN yet"),
+        Pdu::Response(cqe) if cqe.status.is_path_error() => Cut::Gone("its LUN can't be reached"),
+        other => Cut::Wrong(format!("{other:?} instead of an R2T")),
     }
 }
 
@@ -300,10 +308,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
             lines.send(first, &[JUNK; 100]);
         }
         Pdu::R2t(_) => {}
-        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => {
-            return Err(Cut::Gone("no LUN yet"));
-        }
-        other => return Err(Cut::Wrong(format!("{other:?} instead of an R2T"))),
+        other => return Err(no_grant(other)),
     }
     queues.iter().skip(1).for_each(|&io| ask(io));
     let (polite, _) = lines.admin().await?;
