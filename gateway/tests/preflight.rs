@@ -259,7 +259,15 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     let try_with = |more: &str| {
         let text = format!("# trefoil backup, schema 1\n{own}\n{more}");
         std::fs::write(path("more.toml"), text).expect("written");
-        let tried = |verb: &str| gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
+        // What memory the machine has left changes between two questions.
+        let tried = |verb: &str| {
+            let said = gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
+            let lines = said.lines().map(|line| match line.rsplit_once(" is asked for, and ") {
+                Some((asked, _)) => format!("{asked} is asked for\n"),
+                None => format!("{line}\n"),
+            });
+            lines.collect::<String>()
+        };
         let (applied, restored) = (tried("apply"), tried("restore"));
         assert_eq!(applied, restored);
         applied
