@@ -26,6 +26,8 @@ const GROW_MIB: u64 = 32;
 pub const POOL_MIB: u64 = 512;
 /// The LUN's name, as in the templates.
 const LUN: &str = "disk";
+/// A second LUN's name, where a template has one, and its NSID when hosts see it.
+const NEAR_LUN: (&str, &str) = ("near", "2");
 
 /// `trefoild` in the lab's namespace.
 pub struct Gateway<'a> {
@@ -144,6 +146,14 @@ impl Target for Gateway<'_> {
     fn offer(&mut self, _deadline: Instant) -> Result<()> {
         let listen = format!("{}:{PORT}", net::HERE);
         self.tell(&["subsystem", "create", NQN_2, "--host", HOST_NQN, "--listen", &listen])
+    }
+
+    fn beside(&mut self, shown: bool) -> Result<()> {
+        let (lun, nsid) = NEAR_LUN;
+        match shown {
+            true => self.tell(&["subsystem", "add-namespace", NQN, lun, "--nsid", nsid]),
+            false => self.tell(&["subsystem", "remove-namespace", NQN, nsid]),
+        }
     }
 
     fn stop(&mut self, deadline: Instant) -> Result<()> {

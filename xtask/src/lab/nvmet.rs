@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::Lab;
 use super::scenario::{MIB, NQN, NQN_2, PORT, Target};
@@ -42,6 +42,16 @@ impl<'a> Nvmet<'a> {
     /// The disk, as a file of this side.
     pub fn disk(&self) -> &Path {
         &self.disk
+    }
+
+    /// Puts the namespace's ANA group into this state, as Linux names it.
+    pub fn set_ana(&mut self, state: &str, deadline: Instant) -> Result<()> {
+        let vm = self.vm.as_mut().context("the target is dead")?;
+        vm.go(&format!("ana {state}"))?;
+        match vm.expect("ana", deadline)? {
+            now if now == state => Ok(()),
+            now => bail!("the ANA state is '{now}', not '{state}'"),
+        }
     }
 }
 

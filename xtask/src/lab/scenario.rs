@@ -42,6 +42,10 @@ pub trait Target {
     fn grow(&mut self, deadline: Instant) -> Result<u64>;
     /// Offers [`NQN_2`], too, from now on.
     fn offer(&mut self, deadline: Instant) -> Result<()>;
+    /// Shows the host a second LUN, which isn't on the array that the first one is on, or takes it away again.
+    fn beside(&mut self, _shown: bool) -> Result<()> {
+        bail!("this target has one LUN")
+    }
     /// Ends it in good order; an error if it doesn't end well.
     fn stop(&mut self, deadline: Instant) -> Result<()>;
 }
@@ -220,7 +224,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
                 return Err(host.failure(&format!("failed with status {status}")));
             }
         };
-        said(&step.name);
+        said(format!("{} {}", step.name, step.words).trim_end());
         let answer = match step.name.as_str() {
             "grow" => target.grow(deadline).map(|bytes| bytes.to_string()),
             "kill" => target.kill().map(|()| String::new()),
@@ -228,6 +232,8 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
             "offer" => target.offer(deadline).map(|()| String::new()),
             "cut" => lost(&mut array)?.kill().map(|()| String::new()),
             "restore" => lost(&mut array)?.start(deadline).map(|()| String::new()),
+            "ana" => lost(&mut array)?.set_ana(&step.words, deadline).map(|()| String::new()),
+            "beside" => target.beside(step.words == "shown").map(|()| String::new()),
             "done" => {
                 finished = true;
                 Ok(String::new())
@@ -247,7 +253,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
     Ok(())
 }
 
-/// The array that loses its power or gets it back.
+/// The array that loses its power or gets it back, or changes its mind.
 fn lost<'a, 'b>(array: &'a mut Option<&mut Nvmet<'b>>) -> Result<&'a mut Nvmet<'b>> {
     array.as_deref_mut().context("there is no array")
 }

@@ -1,7 +1,8 @@
 # Linux as an NVMe/TCP host of the target at $LAB_TARGET: everything an administrator does with a LUN, without and with
 # digests, and once with the target killed under load. Steps that the runner carries out:
 #   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; cut: what the target's LUN
-#   is on has lost its power; restore: it is back; offer: the target has a second subsystem, too; done.
+#   is on has lost its power; restore: it is back; ana STATE: that says this of its namespace; beside shown, beside hidden: the
+#   target has a second LUN, which isn't on it; offer: the target has a second subsystem, too; done.
 . /lib.sh
 net_up
 load nvme-tcp ext4
@@ -224,7 +225,74 @@ dark_start() {
   state_is live || die "the host noticed the array's loss"
   read_back "over a start without the array"
 }
-ana_is() { [ "$(cat "$controller"/nvme*c*n*/ana_state)" = "$1" ]; }
+path_of() { # NSID: prints where the controller's way to that namespace is in sysfs
+  for p in "$controller"/nvme*c*n*; do
+    [ "$(cat "$p/nsid" 2>/dev/null)" = "$1" ] && echo "$p" && return
+  done
+  return 1
+}
+ana_is() { [ "$(cat "$(path_of 1)/ana_state")" = "$1" ]; } # of the namespace
+
+# What the array says of the access to its namespace is said of the LUN on it at once, and of no other: commands wait here, not
+# at the target, where they would time out.
+array_ana() {
+  step beside shown > /dev/null || exit 1
+  within 20 has_near
+  write_long
+  calm=$(troubles)
+  since=$(seconds)
+  step ana inaccessible > /dev/null || exit 1
+  within 10 ana_is inaccessible
+  within 10 under_way no
+  echo "LAB inaccessible after $(($(seconds) - since)) s"
+  # Longer than the loss timeout, as the array isn't lost.
+  sleep 14
+  still_writing "when the array's namespace was inaccessible"
+  under_way no || die "commands wait at the target"
+  checked "$near" --rw=randwrite --bs=4k --size=1m --iodepth=4
+  same "the other LUN's ANA state" "$(cat "$(path_of 2)/ana_state")" optimized
+  step ana optimized > /dev/null || exit 1
+  within 10 ana_is optimized
+  read_back "over an inaccessible namespace of the array"
+
+  # A change is waited for. If it takes long, the LUN is inaccessible, before hosts would reset the target for a change of its own.
+  write_long
+  step ana change > /dev/null || exit 1
+  within 10 under_way yes
+  sleep 2
+  ana_is optimized || die "a short change is noticed"
+  before=$(awk '{print $5}' "/sys/block/${disk##*/}/stat")
+  step ana optimized > /dev/null || exit 1
+  within 10 writes_done $((before + 100))
+  ana_is optimized || die "a short change is noticed"
+  since=$(seconds)
+  step ana change > /dev/null || exit 1
+  within 20 ana_is inaccessible
+  echo "LAB a change is inaccessible after $(($(seconds) - since)) s"
+  within 10 under_way no
+  sleep 4
+  still_writing "when the array's namespace changed"
+  ana_is inaccessible || die "a change that goes on ends"
+  step ana optimized > /dev/null || exit 1
+  within 10 ana_is optimized
+  read_back "over a change of the array's namespace"
+  same "what the host had to do about the target" "$(troubles)" "$calm"
+  state_is live || die "the host noticed the array's changes"
+  step beside hidden > /dev/null || exit 1
+  within 20 has_no_near
+}
+seconds() { cut -d. -f1 /proc/uptime; }
+# Resets, reconnects and timeouts of this controller so far.
+troubles() { dmesg | grep -c "nvme ${controller##*/}: .*\(recovery\|timeout\|resetting\|Reconnecting\)"; }
+# Whether the target has commands to the namespace.
+under_way() { # yes OR no
+  read -r r w < "$(path_of 1)/inflight"
+  case $((r + w)) in 0) [ "$1" = no ] ;; *) [ "$1" = yes ] ;; esac
+}
+has_near() {
+  near=$(path_of 2) && near=/dev/$(echo "${near##*/}" | sed 's/c[0-9]*n/n/') && [ -b "$near" ]
+}
+has_no_near() { ! path_of 2 > /dev/null; }
 
 # Longer than that: commands fail with Internal Path Error (3h/00h) and may be retried. A command by hand tells so; what is
 # on the way to a disk with multipath, Linux sends again until it succeeds.
@@ -299,6 +367,7 @@ for digests in "" "--hdr-digest --data-digest"; do
     if [ "$LAB_OUTAGE" != no ]; then
       outage
       dark_start
+      array_ana
     fi
   else
     crash

@@ -1,5 +1,6 @@
 # Linux's own NVMe/TCP target: the disk /dev/vda as namespace 1 of $LAB_NQN. Takes orders until it is told to stop:
-#   ready -> grow: the runner has enlarged the disk, tell the hosts; offer: the second subsystem, too; stop: end.
+#   ready -> grow: the runner has enlarged the disk, tell the hosts; offer: the second subsystem, too; ana STATE: of the
+#   namespace, from now on; stop: end.
 . /lib.sh
 net_up
 load virtio_blk configfs nvmet nvmet-tcp
@@ -38,6 +39,11 @@ while :; do
     echo 1 > "subsystems/$LAB_NQN_2/attr_allow_any_host"
     ln -s "$PWD/subsystems/$LAB_NQN_2" "$port/subsystems/$LAB_NQN_2" || die "offer $LAB_NQN_2"
     order=$(step offered) || exit 1
+    ;;
+  "ana "*)
+    # The group that every namespace is in unless told otherwise.
+    echo "${order#ana }" > "$port/ana_groups/1/ana_state" || die "ana_state"
+    order=$(step ana "$(cat "$port/ana_groups/1/ana_state")") || exit 1
     ;;
   stop) exit 0 ;;
   *) die "unknown order '$order'" ;;
