@@ -6,6 +6,8 @@ mod support;
 
 #[path = "faults/array_away.rs"]
 mod array_away;
+#[path = "faults/bare_array.rs"]
+mod bare_array;
 #[path = "faults/damage.rs"]
 mod damage;
 #[path = "faults/full_disk.rs"]

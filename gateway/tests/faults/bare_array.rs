@@ -1,0 +1,144 @@
+//! A pool on an array that lacks Write Zeroes. What its blocks held before is nobody's to read: neither what the array was used
+//! for, nor what a LUN held that is gone.
+
+use super::*;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use support::{Gateway, Shape, host_nqn};
+use trefoil_poll::CoreId;
+use trefoil_storage::topology::{Allow, BackendId};
+use trefoil_wire::nvme::{DsmCommand, DsmRange};
+
+const ARRAY_BYTES: u64 = 48 * MIB;
+/// What the array was full of, and what the first LUN's and the second LUN's hosts wrote.
+const OLD: u8 = 0xa5;
+const FIRST: u8 = 0x77;
+const SECOND: u8 = 0x3c;
+
+const DOCUMENT: &str = r#"
+[gateway]
+cores = 2
+memory_per_core = "40MiB"
+max_hosts = 8
+max_qpairs = 32
+state_dir = "DIR/state"
+rpc_socket = "DIR/rpc.sock"
+
+[[backend]]
+name = "array"
+type = "nvme-tcp"
+address = "ARRAY"
+subnqn = "nqn.2026-01.org.example:subsystem"
+nsid = 1
+
+[[subsystem]]
+nqn = "nqn.2026-01.org.example:subsystem"
+allow_any_host = true
+listeners = ["ADDR"]
+"#;
+
+/// A target of our own that doesn't offer Write Zeroes, on a file.
+struct BareArray {
+    disk: File,
+    target: Gateway,
+}
+
+impl BareArray {
+    fn start() -> Self {
+        let disk = tempfile::tempfile().expect("a file");
+        for at in (0..ARRAY_BYTES).step_by(MIB as usize) {
+            disk.write_all_at(&[OLD; MIB as usize], at).expect("written");
+        }
+        let mut shape = Shape::new(1);
+        shape.target.has_write_zeroes = false;
+        let mut target = Gateway::start(shape);
+        target.attach_file(BackendId(0), CoreId(0), &disk, ARRAY_BYTES);
+        target.present(Allow::Any, vec![target.lun("disk", 0, 0, ARRAY_BYTES)]);
+        let mut pair = Pair::connect(target.addr(), &host_nqn(9), SUBSYSTEM);
+        assert_eq!(zero(&mut pair.io, 0..8, false), Status::INVALID_OPCODE.dnr(), "it has Write Zeroes");
+        Self { disk, target }
+    }
+
+    /// How many of its blocks have nothing but `byte`.
+    fn blocks_of(&self, byte: u8) -> usize {
+        let mut all = vec![0; ARRAY_BYTES as usize];
+        self.disk.read_exact_at(&mut all, 0).expect("read");
+        all.chunks(512).filter(|block| block.iter().all(|&found| found == byte)).count()
+    }
+}
+
+/// Write Zeroes to blocks of namespace 1.
+fn zero(io: &mut Raw, blocks: Range<u64>, deac: bool) -> Status {
+    let range = BlockRange::new(blocks.start, (blocks.end - blocks.start) as u32);
+    let sqe = IoCommand::WriteZeroes { range, deac }.sqe(io.cid(), 1, Sgl::NONE);
+    io.command(sqe, &[]).0.status
+}
+
+/// Dataset Management, Deallocate, of blocks of namespace 1.
+fn trim(io: &mut Raw, blocks: Range<u64>) -> Status {
+    let mut data = [0; DsmRange::LEN];
+    DsmRange { attributes: 0, nlb: (blocks.end - blocks.start) as u32, slba: blocks.start }.emit(&mut data);
+    let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: DsmRange::LEN as u32 };
+    let dsm = DsmCommand { ranges: 1, deallocate: true, ..Default::default() };
+    let sqe = IoCommand::Dsm(dsm).sqe(io.cid(), 1, sgl);
+    io.command(sqe, &data).0.status
+}
+
+/// The blocks of namespace 1 from 0 on, each by its first byte; expects that its others are the same.
+fn read_blocks(io: &mut Raw, blocks: usize) -> Vec<u8> {
+    let (status, data) = io.read(1, 0, blocks * 512);
+    assert!(status.is_ok(), "{status}");
+    let uniform = |block: &[u8]| block.iter().all(|&byte| byte == block[0]).then_some(block[0]);
+    data.chunks(512).map(|block| uniform(block).expect("a block of one byte")).collect()
+}
+
+#[test]
+fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
+    let array = BareArray::start();
+    let gateway = Daemon::start(&DOCUMENT.replace("ARRAY", &array.target.addr().to_string()));
+    gateway.call("pool_create", json!({ "name": "tank", "backends": ["array"] }));
+    let whole = gateway.call("pool_show", json!({ "name": "tank" }))["free_bytes"].as_u64().expect("a size");
+    let create = |name: &str, size: u64| {
+        gateway.call("lun_create", json!({ "name": name, "pool": "tank", "size": size }));
+        show(&gateway, name, 1);
+    };
+
+    create("first", whole);
+    let mut pair = host(&gateway, 1);
+    let io = &mut pair.io;
+    expect_filled(io, 1, 0..whole, 0, "a new LUN");
+    fill(io, 1, 0..whole, FIRST).expect("written");
+    expect_filled(io, 1, 0..whole, FIRST, "what was written");
+    // Where one write of zeros ends and the next begins, and at both ends, is what matters.
+    for (blocks, deac) in [(3..4, false), (8..1031, true), (1040..2000, false)] {
+        assert_eq!(zero(io, blocks, deac), Status::SUCCESS);
+    }
+    let expected = |at: usize| match at {
+        3 | 8..1031 | 1040..2000 => 0,
+        _ => FIRST,
+    };
+    assert_eq!(read_blocks(io, 2048), (0..2048).map(expected).collect::<Vec<_>>());
+    // A hint, which the array may take or not.
+    assert_eq!(trim(io, 2000..2040), Status::SUCCESS);
+    let found = read_blocks(io, 2048);
+    assert!(found[2000..2040].iter().all(|&byte| byte == 0 || byte == FIRST), "{found:?}");
+    assert_eq!((found[1999], &found[2040..]), (0, &[FIRST; 8][..]));
+    // The most that one command zeroes: 65536 blocks.
+    assert_eq!(zero(io, 4096..4096 + 65536, true), Status::SUCCESS);
+    expect_filled(io, 1, 2 * MIB..34 * MIB, 0, "what was zeroed at once");
+    expect_filled(io, 1, 34 * MIB..whole, FIRST, "what is behind it");
+
+    hide(&gateway, 1);
+    gateway.call("lun_delete", json!({ "name": "first", "force": true }));
+    create("second", 8 * MIB);
+    expect_filled(io, 1, 0..8 * MIB, 0, "a LUN where another was");
+    fill(io, 1, 0..8 * MIB, SECOND).expect("written");
+    gateway.call("lun_grow", json!({ "name": "second", "size": whole }));
+    expect_filled(io, 1, 0..8 * MIB, SECOND, "a LUN that has grown");
+    expect_filled(io, 1, 8 * MIB..whole, 0, "what it has grown by");
+    assert_eq!(array.blocks_of(FIRST), 0, "blocks of the first LUN are left at the array");
+    assert_eq!(array.blocks_of(SECOND) as u64, 8 * MIB / 512);
+    drop(gateway);
+    array.target.finish();
+}
