@@ -5,19 +5,15 @@ mod support;
 
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use support::daemon::Daemon;
+use support::daemon::{Daemon, spdk_address};
 use support::host_nqn;
 use support::raw::{Raw, Who};
 
 const NQN: &str = "nqn.2026-01.org.example:s";
 const DOCUMENT: &str = r#"
 [gateway]
-cores = 1
-memory_per_core = "40MiB"
 max_hosts = 8
 max_qpairs = 32
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
 
 [[subsystem]]
 nqn = "nqn.2026-01.org.example:s"
@@ -73,7 +69,7 @@ fn both_wildcards_of_a_port_are_served() {
     // One in the place of the other, and a change that fails.
     gateway.call("subsystem_remove_listener", listener(&any6));
     TcpStream::connect(v6(port)).expect_err("IPv4 alone");
-    let document = gateway.call("config_get", json!({}))["toml"].as_str().expect("TOML").to_owned();
+    let document = gateway.toml("config_get");
     let swapped = document.replace(&any4, &any6);
     let failing = swapped.replace(&format!("\"{any6}\""), &format!("\"{any6}\", \"192.0.2.1:4420\""));
     gateway.try_call("config_apply", json!({ "toml": failing, "force": true })).expect_err("no such address");
@@ -93,10 +89,7 @@ fn an_ipv4_host_on_an_ipv6_socket_is_told_of_by_its_ipv4_address() {
     let gateway = start(&[format!("[::]:{port}")]);
     let host = connect(v4(port));
     let rows = gateway.call("nvmf_subsystem_get_qpairs", json!({ "nqn": NQN }));
-    let peer = json!({
-        "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": host.local_addr().port().to_string(),
-    });
-    assert_eq!(rows[0]["peer_address"], peer);
+    assert_eq!(rows[0]["peer_address"], spdk_address(v4(host.local_addr().port())));
     assert!(!gateway.log().contains("::ffff:"), "a mapped address is in the log");
     assert!(gateway.log().contains(&format!("peer={}", host.local_addr())), "the peer isn't in the log");
 }
@@ -116,13 +109,12 @@ fn a_mapped_address_is_the_ipv4_address_on_every_way_in() {
     assert_eq!(gateway.call("subsystem_list", json!({}))[0]["listeners"], json!([]));
 }
 
-/// What a method's JSON has at each place where an address may be.
+/// The listener as each interface shows it: a native method, SPDK's method, and a backup.
 fn listeners(gateway: &Daemon) -> (Value, Value, String) {
     let ours = gateway.call("subsystem_list", json!({}))[0]["listeners"].clone();
     let spdks =
         gateway.call("nvmf_subsystem_get_listeners", json!({ "nqn": NQN }))[0]["address"]["traddr"].clone();
-    let saved = gateway.call("config_backup", json!({}))["toml"].as_str().expect("TOML").to_owned();
-    (ours, spdks, saved)
+    (ours, spdks, gateway.toml("config_backup"))
 }
 
 #[test]

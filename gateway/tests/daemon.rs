@@ -10,25 +10,20 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
-use support::daemon::{Daemon, answer, metrics, own_addr};
+use std::process::Output;
+use support::daemon::{Daemon, answer, metrics, own_addr, trefoild};
 use support::raw::{Pdu, Raw, Who};
-use support::{PATIENCE, Patience};
+use support::{PATIENCE, Patience, wait_for};
 use trefoil_control::admin::Admin;
 use trefoil_storage::initiator::Identity;
 use trefoil_wire::fabrics::{ConnectResponse, Nqn};
 use trefoil_wire::nvme::identify::cns;
 use trefoil_wire::nvme::{IoCommand, Sgl};
 
+const NQN: &str = "nqn.2026-01.org.example:s";
+const HOST: &str = "nqn.2026-01.org.example:h";
+const ARRAY_NQN: &str = "nqn.2026-01.org.example:array";
 const DOCUMENT: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-
 [[backend]]
 name = "file0"
 type = "file"
@@ -50,13 +45,16 @@ allow_any_host = true
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
+/// [`DOCUMENT`] with a listener.
+fn listening() -> String {
+    DOCUMENT.replace("allow_any_host = true", "allow_any_host = true\nlisteners = [\"ADDR\"]")
+}
+
 /// 40 queues of 255 flushes, which a disk with much to write takes its time for: the driver has room for all that there can be.
 #[test]
 fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
-    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
-    let document = DOCUMENT.replace("max_qpairs = 16", "max_qpairs = 64");
-    let gateway = Daemon::start(&document.replace("allow_any_host = true", listen));
-    let host = Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s");
+    let gateway = Daemon::start(&format!("[gateway]\nmax_qpairs = 64\n{}", listening()));
+    let host = Who::admin(HOST, NQN);
     let (mut admin, cntlid) = Raw::admin(gateway.addr, &host);
     admin.ask_queues(40);
     let queue = |qid| Raw::queue(gateway.addr, &host.clone().queue(cntlid, qid, 255), (false, false));
@@ -71,15 +69,11 @@ fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
 /// All that they ask for is there when the gateway wakes from a pause, and half of it belongs to another core.
 #[test]
 fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
-    let document = DOCUMENT
-        .replace("allow_any_host = true", "allow_any_host = true\nlisteners = [\"ADDR\"]")
-        .replace("cores = 1", "cores = 2")
-        .replace("max_qpairs = 16", "max_qpairs = 128")
-        .replace("type = \"file\"\npath = \"DIR/file0.img\"", "type = \"memory\"");
-    let gateway = Daemon::start(&document);
+    let document = listening().replace("type = \"file\"\npath = \"DIR/file0.img\"", "type = \"memory\"");
+    let gateway = Daemon::start(&format!("[gateway]\ncores = 2\nmax_qpairs = 128\n{document}"));
     let (mut admins, mut queues) = (Vec::new(), Vec::new());
     for host in 0..2 {
-        let who = Who::admin(&format!("nqn.2026-01.org.example:h{host}"), "nqn.2026-01.org.example:s");
+        let who = Who::admin(&format!("nqn.2026-01.org.example:h{host}"), NQN);
         let (mut admin, cntlid) = Raw::admin(gateway.addr, &who);
         admin.ask_queues(60);
         admins.push(admin);
@@ -116,7 +110,7 @@ fn expect_all(gateway: &Daemon, queues: &mut [Raw]) {
 fn what_was_acknowledged_survives_a_kill() {
     let mut gateway = Daemon::start(DOCUMENT);
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
-    gateway.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:s", "b"]);
+    gateway.ok(&["subsystem", "add-namespace", NQN, "b"]);
     gateway.ok(&["lun", "grow", "a", "16MiB"]);
     let before = gateway.ok(&["config", "get"]);
     assert!(!gateway.log().contains("config diff"), "{}", gateway.log());
@@ -125,7 +119,7 @@ fn what_was_acknowledged_survives_a_kill() {
     // The document has no LUN `b`, and `a` as it was.
     let objects = "objects=\"-lun/b ~lun/a ~subsystem/nqn.2026-01.org.example:s\"";
     let log = gateway.log();
-    let document = gateway.path("trefoil.toml").display().to_string();
+    let document = gateway.arg("trefoil.toml");
     let differs = log.lines().find(|line| line.contains(&format!("`trefoil config diff {document}`")));
     let differs = differs.unwrap_or_else(|| panic!("{log}"));
     assert!(differs.contains("WARN") && differs.contains(objects), "{differs}");
@@ -143,11 +137,7 @@ fn what_was_acknowledged_survives_a_kill() {
 fn host_view(address: &str, nqn: &str) -> String {
     let nqn_of = |nqn: &str| Nqn::new(nqn).expect("an NQN");
     let ask = |nqn: &str| {
-        let identity = Identity {
-            host_nqn: nqn_of("nqn.2026-01.org.example:h"),
-            host_id: [7; 16],
-            subsystem_nqn: nqn_of(nqn),
-        };
+        let identity = Identity { host_nqn: nqn_of(HOST), host_id: [7; 16], subsystem_nqn: nqn_of(nqn) };
         Admin::connect(address.parse().expect("an address"), identity).expect("connects")
     };
     let mut admin = ask(nqn);
@@ -169,44 +159,33 @@ fn host_view(address: &str, nqn: &str) -> String {
 
 #[test]
 fn a_lost_database_is_rebuilt_from_the_pool() {
-    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
-    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listen));
+    let mut gateway = Daemon::start(&listening());
     let address = gateway.addr.to_string();
-    let nqn = "nqn.2026-01.org.example:s";
     // None of this is in the document.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
-    gateway.ok(&["subsystem", "add-namespace", nqn, "b", "--nsid", "9"]);
-    gateway.ok(&["subsystem", "remove-namespace", nqn, "1"]);
-    gateway.ok(&["subsystem", "add-namespace", nqn, "a", "--nsid", "4"]);
+    gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "9"]);
+    gateway.ok(&["subsystem", "remove-namespace", NQN, "1"]);
+    gateway.ok(&["subsystem", "add-namespace", NQN, "a", "--nsid", "4"]);
     let own = "nqn.2026-01.org.example:own";
-    gateway.ok(&[
-        "subsystem",
-        "create",
-        own,
-        "--serial",
-        "OWN1",
-        "--host",
-        "nqn.2026-01.org.example:h",
-        "--listen",
-        &address,
-    ]);
+    let create = ["subsystem", "create", own, "--serial", "OWN1", "--host", HOST, "--listen", &address];
+    gateway.ok(&create);
     gateway.ok(&["subsystem", "add-namespace", own, "c", "--nsid", "2"]);
     let state = |gateway: &Daemon| {
         [["pool", "show", "tank"].as_slice(), &["subsystem", "list"], &["lun", "list"]]
             .map(|list| gateway.ok(&[&["--json"], list].concat()))
     };
-    let before = (state(&gateway), host_view(&address, nqn), host_view(&address, own));
+    let before = (state(&gateway), host_view(&address, NQN), host_view(&address, own));
     for _ in 0..2 {
         std::fs::remove_dir_all(gateway.path("state")).expect("removed");
         gateway.kill_and_restart();
-        assert_eq!((state(&gateway), host_view(&address, nqn), host_view(&address, own)), before);
+        assert_eq!((state(&gateway), host_view(&address, NQN), host_view(&address, own)), before);
     }
     // What is taken away stays away, though the document still says it.
-    gateway.ok(&["subsystem", "remove-namespace", nqn, "4"]);
+    gateway.ok(&["subsystem", "remove-namespace", NQN, "4"]);
     std::fs::remove_dir_all(gateway.path("state")).expect("removed");
     gateway.kill_and_restart();
-    let namespaces = gateway.ok(&["subsystem", "list", nqn]);
+    let namespaces = gateway.ok(&["subsystem", "list", NQN]);
     assert!(namespaces.contains("9=b") && !namespaces.contains("=a"), "{namespaces}");
 }
 
@@ -226,16 +205,16 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&["pool", "delete", "tank"]).contains("holds LUN `a`"));
     assert!(gateway.refused(&["backend", "delete", "file0"]).contains("belongs to pool"));
     assert!(gateway.refused(&["call", "lun_list", r#"{"colour":1}"#]).contains("`colour`"));
-    let missing = gateway.path("none/such.img").display().to_string();
+    let missing = gateway.arg("none/such.img");
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing];
     assert!(gateway.refused(&create).contains(&missing));
-    let taken = gateway.path("file0.img").display().to_string();
+    let taken = gateway.arg("file0.img");
     let create = ["backend", "create", "f", "--type", "file", "--path", &taken];
     assert!(gateway.refused(&create).contains("another backend already"));
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing, "--loss-timeout-s", "9"];
     assert!(gateway.refused(&create).contains("loss_timeout_s: a backend of type file"));
     let array = ["backend", "create", "f", "--type", "nvme-tcp", "--address", "127.0.0.1:1"];
-    let array = [&array[..], &["--subnqn", "nqn.2026-01.org.example:array", "--keep-alive-s", "6"]].concat();
+    let array = [&array[..], &["--subnqn", ARRAY_NQN, "--keep-alive-s", "6"]].concat();
     assert!(gateway.refused(&array).contains("keep_alive_s: 6 s is not possible"));
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
@@ -243,11 +222,11 @@ fn a_refused_change_changes_nothing() {
 #[test]
 fn a_document_is_compared_applied_and_restored() {
     let gateway = Daemon::start(DOCUMENT);
-    let path = |name: &str| gateway.path(name).display().to_string();
+    let path = |name: &str| gateway.arg(name);
     assert_eq!(gateway.ok(&["config", "diff", &path("trefoil.toml")]), "no difference\n");
     gateway.ok(&["config", "backup", &path("backup.toml")]);
     let text = std::fs::read_to_string(path("trefoil.toml")).expect("the document");
-    std::fs::write(path("more.toml"), text.replace("size = \"8MiB\"", "size = \"12MiB\"")).expect("written");
+    gateway.write("more.toml", text.replace("size = \"8MiB\"", "size = \"12MiB\""));
     let larger = "~ lun/a\n    size: 8MiB → 12MiB\n";
     assert_eq!(gateway.ok(&["config", "diff", &path("more.toml")]), larger);
     let applied = |summary: &str| format!("{larger}{summary}\n");
@@ -259,20 +238,20 @@ fn a_document_is_compared_applied_and_restored() {
     assert_eq!(gateway.ok(&["config", "apply", &path("more.toml")]), "nothing to do\n");
     assert!(gateway.ok(&["lun", "list"]).contains("12MiB"));
     // A mistake is told by its place in the file.
-    std::fs::write(path("bad.toml"), "[gateway]\n[[lun]]\nname = 3\n").expect("written");
-    let refusal = gateway.refused(&["config", "apply", &path("bad.toml")]);
-    assert!(refusal.starts_with(&format!("trefoil: {}:3:8: lun[0].name", path("bad.toml"))), "{refusal}");
+    let bad = gateway.write("bad.toml", "[gateway]\n[[lun]]\nname = 3\n");
+    let refusal = gateway.refused(&["config", "apply", &bad]);
+    assert!(refusal.starts_with(&format!("trefoil: {bad}:3:8: lun[0].name")), "{refusal}");
     let refusal = gateway.refused(&["config", "restore", &path("more.toml")]);
     assert!(refusal.contains("more.toml: not a backup; `trefoil config apply`"), "{refusal}");
     // A LUN can't shrink, not even by a backup.
     assert!(gateway.refused(&["config", "restore", &path("backup.toml")]).contains("can't shrink"));
-    gateway.ok(&["subsystem", "delete", "nqn.2026-01.org.example:s"]);
+    gateway.ok(&["subsystem", "delete", NQN]);
     gateway.ok(&["config", "backup", &path("backup.toml")]);
     gateway.ok(&["config", "restore", &path("backup.toml")]);
     let empty = "[gateway]\n";
-    std::fs::write(path("empty.toml"), empty).expect("written");
-    std::fs::write(path("empty.bak"), format!("# trefoil backup, schema 1\n{empty}")).expect("written");
-    for (verb, file) in [("apply", path("empty.toml")), ("restore", path("empty.bak"))] {
+    let document = gateway.write("empty.toml", empty);
+    let backup = gateway.write("empty.bak", format!("# trefoil backup, schema 1\n{empty}"));
+    for (verb, file) in [("apply", document), ("restore", backup)] {
         let before = gateway.ok(&["config", "get"]);
         let refusal = gateway.refused(&["config", verb, &file]);
         assert!(refusal.contains("LUN `a`") && refusal.contains("--delete-data"), "{refusal}");
@@ -289,13 +268,12 @@ fn a_document_is_compared_applied_and_restored() {
 
 #[test]
 fn the_log_names_objects_and_hosts() {
-    let listen = "allow_any_host = true\nlisteners = [\"ADDR\"]";
-    let gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listen));
+    let gateway = Daemon::start(&listening());
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     let log = gateway.log();
     let line = log.lines().find(|line| line.contains("changed")).unwrap_or_default();
     assert!(line.contains(r#"action="lun_create" objects="+lun/b" epoch="#) && line.len() < 200, "{log}");
-    host_view(&gateway.addr.to_string(), "nqn.2026-01.org.example:s");
+    host_view(&gateway.addr.to_string(), NQN);
     let named = |what: &str| {
         let log = gateway.log();
         let mut lines = log.lines().filter(|line| line.contains(what));
@@ -307,8 +285,7 @@ fn the_log_names_objects_and_hosts() {
 
 #[test]
 fn a_misspelt_log_filter_is_told_of_and_silences_nothing() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let gateway = Daemon::start_through(DOCUMENT, dir, ["env", "TREFOIL_LOG=inof"].map(String::from).into());
+    let gateway = Daemon::start_by(DOCUMENT, &["env", "TREFOIL_LOG=inof"]);
     let log = gateway.log();
     let told = log
         .lines()
@@ -319,8 +296,8 @@ fn a_misspelt_log_filter_is_told_of_and_silences_nothing() {
 #[test]
 fn a_second_gateway_says_whose_state_it_can_not_have() {
     let gateway = Daemon::start(DOCUMENT);
-    let second = Command::new(env!("CARGO_BIN_EXE_trefoild")).arg(gateway.path("trefoil.toml")).output();
-    let error = String::from_utf8_lossy(&second.expect("runs").stderr).into_owned();
+    let second = trefoild(&[&gateway.arg("trefoil.toml")]);
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
     let want = format!("another trefoild uses the state folder {}\n", gateway.path("state").display());
     assert!(error.ends_with(&want), "{error}");
 }
@@ -334,13 +311,17 @@ fn an_orderly_stop_removes_the_socket() {
     assert_eq!(gateway.run(&["info"]).status.code(), Some(3));
 }
 
+/// `trefoild --check` of a document in a file of this name.
+fn check(name: &str, document: &str) -> Output {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(name);
+    std::fs::write(&path, document).expect("written");
+    trefoild(&["--check", path.to_str().expect("text")])
+}
+
 #[test]
 fn a_bad_document_names_line_and_field() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("bad.toml");
-    std::fs::write(&path, "[gateway]\nmax_hosts = 0\nspin = 3\n").expect("written");
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_trefoild")).arg("--check").arg(&path).output().expect("runs");
+    let output = check("bad.toml", "[gateway]\nmax_hosts = 0\nspin = 3\n");
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("bad.toml:3:1: gateway.spin: unknown field `spin`"), "{error}");
@@ -348,11 +329,7 @@ fn a_bad_document_names_line_and_field() {
 
 #[test]
 fn a_document_s_oversights_are_told() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("closed.toml");
-    std::fs::write(&path, "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n").expect("written");
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_trefoild")).arg("--check").arg(&path).output().expect("runs");
+    let output = check("closed.toml", "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.contains(": sound; "), "{said}");
     assert!(
@@ -378,18 +355,16 @@ fn a_live_table_waits_for_a_gateway_that_comes_back() {
 #[test]
 fn what_a_newcomer_writes_is_understood_or_explained() {
     let gateway = Daemon::start(DOCUMENT);
-    let nqn = "nqn.2026-01.org.example:s";
-    let said = gateway.refused(&["subsystem", "remove-namespace", nqn, "b"]);
+    let said = gateway.refused(&["subsystem", "remove-namespace", NQN, "b"]);
     assert!(said.contains("doesn't show a LUN `b`"), "{said}");
-    gateway.ok(&["subsystem", "remove-namespace", nqn, "a"]);
+    gateway.ok(&["subsystem", "remove-namespace", NQN, "a"]);
     assert_eq!(gateway.json("subsystem_list", "{}")[0]["namespaces"], json!([]));
     let said =
-        gateway.try_call("subsystem_remove_namespace", json!({ "nqn": nqn })).expect_err("no namespace");
+        gateway.try_call("subsystem_remove_namespace", json!({ "nqn": NQN })).expect_err("no namespace");
     assert!(said.contains("name the namespace by its `nsid` or by its `lun`"), "{said}");
-    let host = "nqn.2026-01.org.example:h";
-    gateway.ok(&["host", "create", "first", host]);
-    let said = gateway.refused(&["host", "create", "second", host]);
-    assert!(said.contains(&format!("host `first` has NQN `{host}` already")), "{said}");
+    gateway.ok(&["host", "create", "first", HOST]);
+    let said = gateway.refused(&["host", "create", "second", HOST]);
+    assert!(said.contains(&format!("host `first` has NQN `{HOST}` already")), "{said}");
     let said = gateway.refused(&["call", "backend_explode"]);
     assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
 }
@@ -408,14 +383,6 @@ fn an_address_without_its_port_is_named() {
 
 /// A gateway that serves as an array: one LUN of memory, for whoever comes.
 const ARRAY: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-
 [[backend]]
 name = "ram"
 type = "memory"
@@ -434,14 +401,6 @@ namespaces = [{ nsid = 1, lun = "l0" }]
 
 /// A gateway whose pool lies on that array.
 const BEHIND: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-
 [[backend]]
 name = "far"
 type = "nvme-tcp"
@@ -462,14 +421,6 @@ fn array_and_gateway() -> (Daemon, Daemon) {
     let array = Daemon::start(ARRAY);
     let gateway = Daemon::start(&BEHIND.replace("ARRAY", &array.addr.to_string()));
     (array, gateway)
-}
-
-/// Asks until the answer will do.
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let patience = Patience::new(what);
-    while !done() {
-        patience.pause();
-    }
 }
 
 #[test]
@@ -566,13 +517,13 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     let array = Daemon::start(ARRAY);
     let address = array.addr.to_string();
     array.ok(&["call", "bdev_malloc_create", r#"{"name":"l5","num_blocks":65536,"block_size":512}"#]);
-    array.ok(&["subsystem", "add-namespace", "nqn.2026-01.org.example:array", "l5", "--nsid", "5"]);
+    array.ok(&["subsystem", "add-namespace", ARRAY_NQN, "l5", "--nsid", "5"]);
     let gateway = Daemon::start(DOCUMENT);
     let offered = gateway.json("backend_discover", &format!(r#"{{"address":"{address}"}}"#));
     let nvm: Vec<&Value> =
         offered.as_array().expect("a list").iter().filter(|row| row["type"] == "nvm").collect();
     assert_eq!(nvm.len(), 1, "{offered}");
-    assert_eq!(nvm[0]["subnqn"], "nqn.2026-01.org.example:array");
+    assert_eq!(nvm[0]["subnqn"], ARRAY_NQN);
     assert_eq!(
         (&nvm[0]["address"], &nvm[0]["namespaces"]),
         (&serde_json::json!(address), &serde_json::json!([1, 5]))
@@ -597,8 +548,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     assert_eq!(gateway.json("bdev_nvme_get_controllers", "{}"), serde_json::json!([]));
     assert_eq!(gateway.ok(&["config", "get"]), before);
     // By NQN, at the address that its discovery service tells.
-    let nqn = "nqn.2026-01.org.example:array";
-    let far = ["backend", "attach", "far", "--address", &address, "--subnqn", nqn, "--discovery"];
+    let far = ["backend", "attach", "far", "--address", &address, "--subnqn", ARRAY_NQN, "--discovery"];
     let keep_alive = |seconds| [&far[..], &["--keep-alive-s", seconds]].concat();
     assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: 6 s is not possible"));
     let table = gateway.ok(&keep_alive("2"));
@@ -647,8 +597,7 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
 
 #[test]
 fn a_log_of_json_has_nothing_else() {
-    let text = DOCUMENT.replace("cores = 1", "cores = 1\nlog = \"json\"");
-    let mut gateway = Daemon::start(&text);
+    let mut gateway = Daemon::start(&format!("[gateway]\nlog = \"json\"\n{DOCUMENT}"));
     gateway.kill();
     let lines = gateway.log();
     let lines = std::iter::once(gateway.said.as_str()).chain(lines.lines());
@@ -700,7 +649,7 @@ backend = "far"
     assert_eq!(identity(&gateway, "again"), own);
     // A second LUN can't have it: the same namespace by another way.
     let attach = ["backend", "attach", "twin", "--address", &address, "--subnqn"];
-    gateway.ok(&[&attach[..], &["nqn.2026-01.org.example:array"]].concat());
+    gateway.ok(&[&attach[..], &[ARRAY_NQN]].concat());
     gateway.ok(&["lun", "import", "twin", "--backend", "twinn1"]);
     assert_ne!(identity(&gateway, "twin"), own);
     // One that is lost isn't imported, and isn't waited for.
@@ -720,7 +669,7 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
     let array = Daemon::start(ARRAY);
     let gateway = Daemon::start(DOCUMENT);
     for name in ["one", "two"] {
-        let (address, subnqn) = (array.addr, "nqn.2026-01.org.example:array");
+        let (address, subnqn) = (array.addr, ARRAY_NQN);
         let far = json!({ "name": name, "type": "nvme-tcp", "address": address, "subnqn": subnqn });
         gateway.call("backend_create", far);
     }
@@ -751,19 +700,16 @@ fn a_pool_that_a_failed_change_leaves_is_in_no_later_one_s_way() {
 #[test]
 fn a_file_system_is_not_taken_for_a_pool_unasked() {
     let gateway = Daemon::start(DOCUMENT);
-    let path = gateway.path("ext4.img");
     let mut image = vec![0; 64 << 20];
     image[1080..1082].copy_from_slice(&[0x53, 0xEF]);
-    std::fs::write(&path, &image).expect("written");
-    gateway.ok(&["backend", "create", "kept", "--type", "file", "--path", &path.display().to_string()]);
+    let path = gateway.write("ext4.img", &image);
+    gateway.ok(&["backend", "create", "kept", "--type", "file", "--path", &path]);
     let before = gateway.ok(&["config", "get"]);
     let refused = gateway.refused(&["pool", "create", "p", "kept"]);
     assert!(refused.contains("backend kept holds an ext2, ext3 or ext4 file system"), "{refused}");
     assert!(refused.contains("--delete-data"), "{refused}");
-    let document = gateway.path("with.toml");
-    std::fs::write(&document, format!("{before}\n[[pool]]\nname = \"p\"\nbackends = [\"kept\"]\n"))
-        .expect("written");
-    let document = document.display().to_string();
+    let with = format!("{before}\n[[pool]]\nname = \"p\"\nbackends = [\"kept\"]\n");
+    let document = gateway.write("with.toml", with);
     let refused = gateway.refused(&["config", "apply", &document]);
     assert!(refused.contains("backend kept holds an ext2, ext3 or ext4 file system"), "{refused}");
     assert_eq!(gateway.ok(&["config", "get"]), before);
@@ -782,7 +728,7 @@ fn a_pool_s_member_is_not_presented_whole() {
     let mut gateway = Daemon::start(DOCUMENT);
     let path = |name: &str| gateway.path(name);
     std::fs::copy(path("file0.img"), path("copy.img")).expect("copied");
-    let copy = path("copy.img").display().to_string();
+    let copy = gateway.arg("copy.img");
     gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &copy]);
     let before = gateway.ok(&["config", "get"]);
     let import = ["lun", "import", "w", "--backend", "copy"];
@@ -840,9 +786,7 @@ backend = "file1"
     gateway.kill();
     std::fs::rename(&disks[0], &away[0]).expect("moved");
     gateway.restart();
-    let nothing = gateway.path("nothing.toml");
-    std::fs::write(&nothing, "").expect("a document");
-    gateway.ok(&["config", "apply", &nothing.display().to_string(), "--delete-data"]);
+    gateway.ok(&["config", "apply", &gateway.write("nothing.toml", ""), "--delete-data"]);
     assert_eq!(gateway.json("backend_list", "{}"), json!([]));
     let again = disks[1].display().to_string();
     gateway.ok(&["backend", "create", "file1", "--type", "file", "--path", &again]);
@@ -868,8 +812,7 @@ fn a_listener_that_is_down_is_in_no_change_s_way() {
 #[test]
 fn a_listener_that_is_gone_leaves_its_address_at_once() {
     let gateway = Daemon::start(DOCUMENT);
-    let nqn = "nqn.2026-01.org.example:s";
-    let listener = json!({ "nqn": nqn, "listen": gateway.addr });
+    let listener = json!({ "nqn": NQN, "listen": gateway.addr });
     gateway.call("subsystem_add_listener", listener.clone());
     // The second waits while the first is done.
     let gone = gateway.ask("subsystem_remove_listener", &listener);
@@ -879,7 +822,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
         assert_eq!(told["result"], true, "{told}");
     }
     TcpStream::connect(gateway.addr).expect("it is there");
-    let all = json!({ "nqn": nqn, "listen": format!("0.0.0.0:{}", gateway.addr.port()) });
+    let all = json!({ "nqn": NQN, "listen": format!("0.0.0.0:{}", gateway.addr.port()) });
     let refused = gateway.try_call("subsystem_add_listener", all).expect_err("in use");
     assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
 }
@@ -887,19 +830,18 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
 /// Nothing else is told to the cores then, which is what hosts are let in by.
 #[test]
 fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
-    let listens = "allow_any_host = true\nlisteners = [\"ADDR\"]";
-    let mut gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", listens));
+    let mut gateway = Daemon::start(&listening());
     gateway.kill();
     let taken = TcpListener::bind(gateway.addr).expect("its address");
     let other = TcpListener::bind(own_addr()).expect("another address");
     gateway.restart();
     drop(taken);
     let listen = other.local_addr().expect("its address");
-    let params = json!({ "nqn": "nqn.2026-01.org.example:s", "listen": listen });
+    let params = json!({ "nqn": NQN, "listen": listen });
     let why = gateway.try_call("subsystem_add_listener", params).expect_err("another process listens there");
     assert!(why.contains("in use"), "{why}");
     wait_for("it to be there", || gateway.json("gateway_info", "{}")["down"] == json!({}));
-    Raw::admin(gateway.addr, &Who::admin("nqn.2026-01.org.example:h", "nqn.2026-01.org.example:s"));
+    Raw::admin(gateway.addr, &Who::admin(HOST, NQN));
 }
 
 /// It would be told that there is no such subsystem, which a Linux host takes for good.
@@ -911,7 +853,7 @@ fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
         while TcpStream::connect(at).is_err() && !patience.left().is_zero() {
             std::thread::yield_now();
         }
-        Raw::admin(at, &Who::admin("nqn.2026-01.org.example:early", "nqn.2026-01.org.example:s"));
+        Raw::admin(at, &Who::admin("nqn.2026-01.org.example:early", NQN));
     });
     let listens = format!("allow_any_host = true\nlisteners = [\"{at}\"]");
     let _gateway = Daemon::start(&DOCUMENT.replace("allow_any_host = true", &listens));
@@ -924,7 +866,7 @@ fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
 fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let gateway = Daemon::start(DOCUMENT);
     std::fs::copy(gateway.path("file0.img"), gateway.path("copy.img")).expect("copied");
-    let path = gateway.path("copy.img").display().to_string();
+    let path = gateway.arg("copy.img");
     gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &path]);
     let refused = gateway.refused(&["pool", "create", "other", "copy", "--delete-data"]);
     assert!(refused.contains("has the label of backend `file0` of pool `tank`, which is open"), "{refused}");
@@ -971,18 +913,17 @@ fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
         "hosts = [\"nqn.2026-01.org.example:h\"]\nlisteners = [\"ADDR\"]\nnamespaces = []\n\n\
          [[subsystem]]\nnqn = \"nqn.2026-01.org.example:other\"\nallow_any_host = true\nlisteners = [\"{other}\"]"
     );
-    let document = DOCUMENT.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{port}\""));
-    let gateway = Daemon::start(&document.replace("allow_any_host = true", &list));
+    let document = DOCUMENT.replace("allow_any_host = true", &list);
+    let gateway = Daemon::start(&format!("[gateway]\nmetrics_listen = \"{port}\"\n{document}"));
     let stranger = "nqn.2026-01.org.example:stranger";
     let cases = [
-        ("nqn.2026-01.org.example:s", "it is not on the subsystem's list: `trefoil host add NQN HOST`"),
+        (NQN, "it is not on the subsystem's list: `trefoil host add NQN HOST`"),
         ("nqn.2026-01.org.example:none", "there is no such subsystem"),
         ("nqn.2026-01.org.example:other", "the subsystem is not offered on this listener"),
     ];
     for (nqn, why) in cases {
         let refuse = || {
-            let mut raw = Raw::initialized(gateway.addr, false, false);
-            let answer = raw.try_connect(&Who::admin(stranger, nqn));
+            let (raw, answer) = Raw::asked(gateway.addr, &Who::admin(stranger, nqn));
             assert!(!matches!(answer, ConnectResponse::Connected { .. }), "{nqn}: {answer:?}");
             raw.local_addr()
         };

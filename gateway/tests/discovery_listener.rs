@@ -5,9 +5,9 @@ mod support;
 
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use support::daemon::{Daemon, own_addr};
+use support::daemon::{Daemon, own_addr, spdk_address};
 use support::raw::{Raw, Who};
-use support::{Patience, host_nqn};
+use support::{host_nqn, wait_for};
 use trefoil_config::DISCOVERY_NQN;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, subtype};
 use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
@@ -16,12 +16,8 @@ use trefoil_wire::nvme::{AdminCommand, GetLogPage, Sgl};
 
 const DOCUMENT: &str = r#"
 [gateway]
-cores = 1
-memory_per_core = "40MiB"
 max_hosts = 8
 max_qpairs = 32
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
 
 [[subsystem]]
 nqn = "nqn.2026-01.org.example:open"
@@ -40,10 +36,7 @@ listeners = ["SECOND"]
 
 /// The listener in SPDK's words.
 fn spdks(nqn: &str, at: SocketAddr) -> Value {
-    let address = json!({
-        "trtype": "TCP", "adrfam": "IPv4", "traddr": at.ip().to_string(), "trsvcid": at.port().to_string(),
-    });
-    json!({ "nqn": nqn, "listen_address": address })
+    json!({ "nqn": nqn, "listen_address": spdk_address(at) })
 }
 
 /// What a host finds in the discovery log: names and addresses, sorted.
@@ -83,15 +76,10 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
         // As ever: what is offered at the listener that is asked.
         assert_eq!(log(gateway.addr, 1), [nvm("open", gateway.addr)], "life {life}");
         // It is nobody else's.
-        let (mut raw, who) =
-            (Raw::initialized(own, false, false), Who::admin(&host_nqn(2), "nqn.2026-01.org.example:open"));
-        let answer = raw.try_connect(&who);
+        let (_, answer) = Raw::asked(own, &Who::admin(&host_nqn(2), "nqn.2026-01.org.example:open"));
         assert_eq!(answer, ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN));
         let refused = format!("listener={own} why=\"the subsystem is not offered on this listener");
-        let patience = Patience::new("the refusal in the log");
-        while gateway.log().matches(&refused).count() <= life {
-            patience.pause();
-        }
+        wait_for("the refusal in the log", || gateway.log().matches(&refused).count() > life);
         gateway.kill_and_restart();
     }
     let listed = gateway.call("nvmf_subsystem_get_listeners", json!({ "nqn": DISCOVERY_NQN }));
@@ -108,10 +96,10 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
 #[test]
 fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     let (gateway, _, own) = start();
-    let plain = gateway.call("config_get", json!({}))["toml"].as_str().expect("TOML").to_owned();
+    let plain = gateway.toml("config_get");
     gateway.ok(&["subsystem", "add-listener", DISCOVERY_NQN, &own.to_string()]);
     assert_eq!(gateway.call("gateway_info", json!({}))["discovery_listeners"], json!([own.to_string()]));
-    let backup = gateway.call("config_backup", json!({}))["toml"].as_str().expect("TOML").to_owned();
+    let backup = gateway.toml("config_backup");
     assert!(backup.contains("[discovery]"), "{backup}");
     // Whoever is connected by it is named, and nothing changes.
     let host = Raw::admin(own, &Who::admin(&host_nqn(1), DISCOVERY_NQN));

@@ -7,19 +7,11 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use support::daemon::Daemon;
 use support::raw::{Pair, Raw, Who};
-use support::{Patience, host_nqn};
+use support::{host_nqn, wait_for};
 use trefoil_wire::nvme::Status;
 
 const NQN: &str = "nqn.2026-01.org.example:s";
 const DOCUMENT: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-
 [[backend]]
 name = "file0"
 type = "file"
@@ -56,13 +48,17 @@ backend = "mem"
 fn start() -> Daemon {
     let gateway =
         Daemon::start(&format!("{}{WHOLE}", DOCUMENT.replace("WHOLE", r#", { nsid = 2, lun = "w" }"#)));
-    let text = DOCUMENT.replace("WHOLE", "").replace("DIR", &gateway.dir.path().display().to_string());
-    write(&gateway, "less.toml", &text.replace("ADDR", &gateway.addr.to_string()));
+    gateway.write("less.toml", gateway.document(&DOCUMENT.replace("WHOLE", "")));
     gateway
 }
 
-fn write(gateway: &Daemon, name: &str, text: &str) {
-    std::fs::write(gateway.path(name), text).expect("written");
+/// An array, and a gateway with a pool `far` on it.
+fn start_with_far_pool() -> (Daemon, Daemon) {
+    let (array, gateway) = (start(), start());
+    let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
+    gateway.call("backend_create", far);
+    gateway.call("pool_create", json!({ "name": "far", "backends": ["far"] }));
+    (array, gateway)
 }
 
 /// Whether the gateway still has a queue pair.
@@ -70,19 +66,12 @@ fn is_connected(gateway: &Daemon) -> bool {
     gateway.call("stats_get", json!({}))["qpairs"].as_array().is_some_and(|rows| !rows.is_empty())
 }
 
-fn wait_gone(gateway: &Daemon) {
-    let patience = Patience::new("the host to be gone");
-    while is_connected(gateway) {
-        patience.pause();
-    }
-}
-
 #[test]
 fn a_document_takes_no_lun_from_a_connected_host() {
     let gateway = start();
-    let path = |name: &str| gateway.path(name).display().to_string();
-    let less = std::fs::read_to_string(path("less.toml")).expect("the document");
-    write(&gateway, "less.bak", &format!("# trefoil backup, schema 1\n{less}"));
+    let path = |name: &str| gateway.arg(name);
+    let less = gateway.document(&DOCUMENT.replace("WHOLE", ""));
+    gateway.write("less.bak", format!("# trefoil backup, schema 1\n{less}"));
     let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
     host.check(2, 7);
     let before = gateway.ok(&["config", "get"]);
@@ -117,18 +106,15 @@ fn a_document_takes_no_lun_from_a_connected_host() {
 
 #[test]
 fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
-    let (array, gateway) = (start(), start());
-    let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
-    gateway.call("backend_create", far);
-    gateway.call("pool_create", json!({ "name": "far", "backends": ["far"] }));
+    let (array, gateway) = start_with_far_pool();
     let before = gateway.ok(&["config", "get"]);
     // The namespace of `w` goes, and a LUN comes that takes until the array answers.
     let (text, whole) = (before.clone(), "[[subsystem.namespaces]]\nnsid = 2\nlun = \"w\"\n");
     assert!(text.contains(whole), "{text}");
     let new = "[[lun]]\nname = \"b\"\npool = \"far\"\nsize = \"8MiB\"\n";
-    write(&gateway, "new.toml", &format!("{}\n{new}", text.replace(whole, "")));
+    let document = gateway.write("new.toml", format!("{}\n{new}", text.replace(whole, "")));
     array.signal(Signal::SIGSTOP);
-    let apply = gateway.begin(&["config", "apply", &gateway.path("new.toml").display().to_string()]);
+    let apply = gateway.begin(&["config", "apply", &document]);
     // That it is under way can't be seen; if it were not, it would be refused at its start.
     for _ in 0..20 {
         assert!(!is_connected(&gateway));
@@ -147,19 +133,16 @@ fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
 
 #[test]
 fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
-    let (array, gateway) = (start(), start());
-    let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
-    gateway.call("backend_create", far);
-    gateway.call("pool_create", json!({ "name": "far", "backends": ["far"] }));
+    let (array, gateway) = start_with_far_pool();
     gateway.ok(&["lun", "create", "b", "--pool", "far", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "3"]);
     let before = gateway.ok(&["config", "get"]);
     // The pool keeps who sees its LUN, and can't be told as long as the array doesn't answer.
     let shown = "[[subsystem.namespaces]]\nnsid = 3\nlun = \"b\"\n";
     assert!(before.contains(shown), "{before}");
-    write(&gateway, "new.toml", &before.replace(shown, ""));
+    let document = gateway.write("new.toml", before.replace(shown, ""));
     array.signal(Signal::SIGSTOP);
-    let apply = gateway.begin(&["config", "apply", &gateway.path("new.toml").display().to_string()]);
+    let apply = gateway.begin(&["config", "apply", &document]);
     // That it is under way can't be seen; if it were not, it would be refused at its start.
     for _ in 0..20 {
         gateway.ok(&["lun", "list"]);
@@ -183,8 +166,7 @@ fn a_document_gives_no_lun_s_disk_to_another() {
     let mut host = Pair::connect(gateway.addr, &host_nqn(1), NQN);
     host.check(1, 7);
     let refused = |text: &str| {
-        write(&gateway, "new.toml", text);
-        let file = gateway.path("new.toml").display().to_string();
+        let file = gateway.write("new.toml", text);
         gateway.refused(&["config", "apply", "--force", "--delete-data", &file])
     };
     let renamed = before.replace("name = \"a\"", "name = \"b\"").replace("lun = \"a\"", "lun = \"b\"");
@@ -204,12 +186,12 @@ fn a_document_gives_no_lun_s_disk_to_another() {
 #[test]
 fn a_lun_that_nobody_uses_needs_no_force() {
     let gateway = start();
-    let less = gateway.path("less.toml").display().to_string();
+    let less = gateway.arg("less.toml");
     let host = Raw::admin(gateway.addr, &Who::admin(&host_nqn(1), NQN));
     let apply = ["config", "apply", "--delete-data", &less];
     assert!(gateway.refused(&apply).contains("only with --force"));
     drop(host);
-    wait_gone(&gateway);
+    wait_for("the host to be gone", || !is_connected(&gateway));
     assert!(gateway.ok(&apply).ends_with("applied\n"));
 }
 

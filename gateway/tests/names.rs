@@ -4,23 +4,18 @@
 mod support;
 
 use serde_json::json;
-use std::process::Command;
-use support::Patience;
-use support::daemon::{Daemon, metrics, own_addr};
+use support::daemon::{Daemon, metrics, own_addr, trefoild};
 use support::raw::{Raw, Who};
+use support::wait_for;
 use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse, Nqn};
 use trefoil_wire::nvme::Status;
 
 const S: &str = "nqn.2026-01.org.example:s";
 const DOCUMENT: &str = r#"
 [gateway]
-cores = 1
-memory_per_core = "40MiB"
 metrics_listen = "METRICS"
 max_hosts = 8
 max_qpairs = 32
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
 
 [[subsystem]]
 nqn = "nqn.2026-01.org.example:s"
@@ -32,15 +27,8 @@ name = "named"
 nqn = "host with spaces"
 "#;
 
-fn wait_for(what: &str, is_done: impl Fn() -> bool) {
-    let patience = Patience::new(what);
-    while !is_done() {
-        patience.pause();
-    }
-}
-
 fn connect(gateway: &Daemon, host: &str) -> ConnectResponse {
-    Raw::initialized(gateway.addr, false, false).try_connect(&Who::admin(host, S))
+    Raw::asked(gateway.addr, &Who::admin(host, S)).1
 }
 
 fn is_let_in(gateway: &Daemon, host: &str) -> bool {
@@ -74,9 +62,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
     // A document that says so is taken again, and means the same.
     let kept = gateway.ok(&["config", "get"]);
-    std::fs::write(gateway.path("kept.toml"), kept).expect("written");
-    let path = gateway.path("kept.toml").display().to_string();
-    gateway.ok(&["config", "apply", &path]);
+    gateway.ok(&["config", "apply", &gateway.write("kept.toml", kept)]);
     gateway.kill_and_restart();
     assert!(by_document.iter().chain(&added).all(|host| is_let_in(&gateway, host)));
     for method in ["host_remove", "nvmf_subsystem_remove_host"] {
@@ -131,8 +117,8 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
         (good.queue(0x1234, 1, 31), ConnectRejection::CNTLID, named, "there is no controller", "cntlid"),
     ];
     for (who, parameter, host, why, _) in &cases {
-        let mut raw = Raw::initialized(gateway.addr, false, false);
-        assert_eq!(raw.try_connect(who), ConnectResponse::InvalidParameter(*parameter));
+        let (raw, answer) = Raw::asked(gateway.addr, who);
+        assert_eq!(answer, ConnectResponse::InvalidParameter(*parameter));
         let named = format!("host=\"{host}\" subsystem=\"{S}\" peer={}", raw.local_addr());
         let is_told = |line: &str| line.contains("WARN") && line.contains(&named) && line.contains(*why);
         wait_for("a line of the refusal", || gateway.log().lines().any(is_told));
@@ -154,8 +140,7 @@ fn a_subsystem_that_a_check_calls_sound_is_served() {
     {
         let document = DOCUMENT.replace("METRICS", &own_addr().to_string()).replace(S, name);
         std::fs::write(&path, document.replace("ADDR", "127.0.0.1:4420")).expect("written");
-        let mut check = Command::new(env!("CARGO_BIN_EXE_trefoild"));
-        let output = check.arg("--check").arg(&path).output().expect("runs");
+        let output = trefoild(&["--check", path.to_str().expect("text")]);
         assert_eq!(Nqn::subsystem(name).is_ok(), output.status.success(), "{name}");
         if output.status.success() {
             let gateway = Daemon::start(&document);

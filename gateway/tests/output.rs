@@ -8,16 +8,6 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use support::daemon::Daemon;
 
-const DOCUMENT: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-"#;
-
 /// A full disk, and a pipe whose reader is gone.
 fn unwritable() -> [(&'static str, Stdio); 2] {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
@@ -39,9 +29,8 @@ fn fails_with_a_message(program: &str, args: &[&str]) {
 
 #[test]
 fn output_that_can_not_be_written_ends_every_command_of_trefoil() {
-    let gateway = Daemon::start(DOCUMENT);
-    let socket = gateway.path("rpc.sock").display().to_string();
-    let document = gateway.path("trefoil.toml").display().to_string();
+    let gateway = Daemon::start("");
+    let (socket, document) = (gateway.arg("rpc.sock"), gateway.arg("trefoil.toml"));
     let commands: [&[&str]; 16] = [
         &["config", "get"],
         &["config", "backup"],
@@ -73,11 +62,9 @@ fn output_that_can_not_be_written_ends_every_command_of_trefoil() {
 
 #[test]
 fn output_that_can_not_be_written_ends_every_command_of_trefoild() {
-    let gateway = Daemon::start(DOCUMENT);
-    let other = gateway.path("other.toml").display().to_string();
-    let text = std::fs::read_to_string(gateway.path("trefoil.toml")).expect("the document");
-    let text = text.replace("/state\"", "/state2\"").replace("/rpc.sock\"", "/rpc2.sock\"");
-    std::fs::write(&other, text).expect("written");
+    let gateway = Daemon::start("");
+    let text = "[gateway]\nstate_dir = \"DIR/state2\"\nrpc_socket = \"DIR/rpc2.sock\"\n";
+    let other = gateway.write("other.toml", gateway.document(text));
     for args in [&["--check", &other][..], &["--preflight", &other], &["--help"], &["--version"]] {
         fails_with_a_message(env!("CARGO_BIN_EXE_trefoild"), args);
     }
@@ -107,8 +94,7 @@ fn a_message_that_can_not_be_written_leaves_the_exit_status() {
 
 #[test]
 fn a_gateway_serves_on_when_its_log_can_not_be_written() {
-    let through = ["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"].map(String::from).into();
-    let mut gateway = Daemon::start_through(DOCUMENT, tempfile::tempdir().expect("a directory"), through);
+    let mut gateway = Daemon::start_by("", &["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"]);
     // Each change is a line of the log.
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
     gateway.ok(&["host", "delete", "web"]);
@@ -118,7 +104,7 @@ fn a_gateway_serves_on_when_its_log_can_not_be_written() {
 
 #[test]
 fn sighup_stops_in_order() {
-    let mut gateway = Daemon::start(DOCUMENT);
+    let mut gateway = Daemon::start("");
     gateway.signal(Signal::SIGHUP);
     assert!(gateway.child.wait().expect("its end").success(), "{}", gateway.log());
     assert!(!gateway.path("rpc.sock").exists() && gateway.log().contains("stopped"), "{}", gateway.log());
@@ -126,8 +112,7 @@ fn sighup_stops_in_order() {
 
 #[test]
 fn under_nohup_a_gateway_outlives_sighup() {
-    let through = vec!["nohup".to_owned()];
-    let gateway = Daemon::start_through(DOCUMENT, tempfile::tempdir().expect("a directory"), through);
+    let gateway = Daemon::start_by("", &["nohup"]);
     gateway.signal(Signal::SIGHUP);
     gateway.ok(&["info"]);
 }

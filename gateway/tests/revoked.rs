@@ -5,22 +5,13 @@ mod support;
 
 use serde_json::json;
 use std::net::TcpStream;
-use std::process::Command;
-use support::daemon::Daemon;
+use support::daemon::{Daemon, trefoild};
 use support::raw::{Raw, Who};
 use trefoil_wire::fabrics::ConnectResponse;
 
 const NQN: &str = "nqn.2026-01.org.example:s";
 const WEB: &str = "nqn.2026-01.org.example:web";
 const DOCUMENT: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-
 [[backend]]
 name = "ram"
 type = "memory"
@@ -42,8 +33,7 @@ namespaces = [{ nsid = 1, lun = "l", hosts = ["web", "nqn.2026-01.org.example:we
 "#;
 
 fn may_connect(gateway: &Daemon) -> bool {
-    let mut raw = Raw::initialized(gateway.addr, false, false);
-    matches!(raw.try_connect(&Who::admin(WEB, NQN)), ConnectResponse::Connected { .. })
+    matches!(Raw::asked(gateway.addr, &Who::admin(WEB, NQN)).1, ConnectResponse::Connected { .. })
 }
 
 /// What `trefoil` says beside its result.
@@ -58,8 +48,7 @@ fn told(gateway: &Daemon, args: &[&str]) -> String {
 fn a_revoked_host_is_gone_on_every_way_in() {
     let mut gateway = Daemon::start(DOCUMENT);
     for (host, restart) in [("web", false), (WEB, true)] {
-        let mut connected = Raw::initialized(gateway.addr, false, false);
-        connected.connect(&Who::admin(WEB, NQN));
+        let mut connected = Raw::queue(gateway.addr, &Who::admin(WEB, NQN), (false, false));
         let said = told(&gateway, &["host", "remove", NQN, host]);
         assert!(said.contains("stays on the lists of namespaces"), "{said}");
         connected.wait_closed("its host was revoked");
@@ -72,8 +61,11 @@ fn a_revoked_host_is_gone_on_every_way_in() {
         gateway.call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": WEB }));
         let twice = gateway.try_call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": "web" }));
         assert!(twice.is_err_and(|why| why.contains("on the list")), "one host, by its name");
-        let document = gateway.path("trefoil.toml").display().to_string();
-        assert_eq!(gateway.ok(&["config", "apply", &document]), "nothing to do\n", "the same sets");
+        assert_eq!(
+            gateway.ok(&["config", "apply", &gateway.arg("trefoil.toml")]),
+            "nothing to do\n",
+            "the same sets"
+        );
         assert!(may_connect(&gateway));
     }
     gateway.call("nvmf_subsystem_remove_host", json!({ "nqn": NQN, "host": WEB }));
@@ -108,11 +100,8 @@ fn one_lun_in_two_subsystems_is_told_by_check_start_and_answer() {
     let is_told =
         |line: &str| line.contains("WARN") && line.contains(&what) && line.contains("duplicate IDs");
     assert!(gateway.log().lines().any(is_told), "{}", gateway.log());
-    let check = Command::new(env!("CARGO_BIN_EXE_trefoild"))
-        .arg("--check")
-        .arg(gateway.path("trefoil.toml"))
-        .output();
-    let said = String::from_utf8(check.expect("runs").stdout).expect("text");
+    let document = gateway.arg("trefoil.toml");
+    let said = String::from_utf8(trefoild(&["--check", &document]).stdout).expect("text");
     assert!(said.contains("warning: LUN `l` is "), "{said}");
     // An answer tells what its change has brought, and only that.
     gateway.ok(&["subsystem", "remove-namespace", other, "1"]);
@@ -120,11 +109,8 @@ fn one_lun_in_two_subsystems_is_told_by_check_start_and_answer() {
     assert!(said.starts_with("trefoil: note: ") && said.contains(&what), "{said}");
     assert_eq!(told(&gateway, &["host", "create", "db", "nqn.2026-01.org.example:db"]), "");
     assert_eq!(gateway.log().lines().filter(|line| is_told(line)).count(), 2);
-    let plain = gateway.path("plain.toml").display().to_string();
-    let text = std::fs::read_to_string(gateway.path("trefoil.toml")).expect("the document");
-    std::fs::write(&plain, text.replace(&shown, &second)).expect("written");
-    gateway.ok(&["config", "apply", &plain]);
-    let document = gateway.path("trefoil.toml").display().to_string();
+    let plain = gateway.document(&(DOCUMENT.to_owned() + &second));
+    gateway.ok(&["config", "apply", &gateway.write("plain.toml", plain)]);
     let applied = gateway.ok(&["config", "apply", &document]);
     assert!(applied.contains(&what) && applied.ends_with("\napplied\n"), "{applied}");
 }

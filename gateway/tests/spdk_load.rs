@@ -1,26 +1,18 @@
-//! What SPDK's nvmf_tgt saves is built as a whole, or not at all.
+//! A configuration that SPDK's nvmf_tgt saved is loaded as a whole, or not at all.
 #![forbid(unsafe_code)]
 
 mod support;
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, own_addr};
+use std::net::SocketAddr;
+use support::daemon::{Daemon, own_addr, spdk_address};
 use support::raw::Pair;
 
 const NQN: &str = "nqn.2026-01.org.example:saved";
 const HOST: &str = "nqn.2026-01.org.example:host1";
-const DOCUMENT: &str = r#"
-[gateway]
-cores = 1
-memory_per_core = "40MiB"
-max_hosts = 4
-max_qpairs = 16
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
-"#;
 
 /// A configuration in the form of nvmf_tgt's: every subsystem of its own, tuning in each, and one subsystem for hosts.
-fn saved(port_owner: std::net::SocketAddr) -> Value {
+fn saved(listener: SocketAddr) -> Value {
     let no_keys = json!({ "subsystem": "keyring", "config": [] });
     let iobuf = json!([{ "method": "iobuf_set_options", "params": { "small_pool_count": 8192, "enable_numa": false } }]);
     let sock = json!([
@@ -37,10 +29,6 @@ fn saved(port_owner: std::net::SocketAddr) -> Value {
             "dif_is_head_of_md": false, "dif_pi_format": 0, "numa_id": -1 } },
         { "method": "bdev_wait_for_examine" },
     ]);
-    let address = json!({
-        "trtype": "TCP", "adrfam": "IPv4", "traddr": port_owner.ip().to_string(),
-        "trsvcid": port_owner.port().to_string(),
-    });
     let nvmf = json!([
         { "method": "nvmf_set_config", "params": {
             "discovery_filters": [], "dhchap_digests": ["sha256"], "dhchap_dhgroups": ["null"], "dup_host_policy": "allow",
@@ -63,7 +51,7 @@ fn saved(port_owner: std::net::SocketAddr) -> Value {
             "nsid": 1, "bdev_name": "Malloc0", "nguid": "6D1D4B8E000040008000000000000001",
             "uuid": "6d1d4b8e-0000-4000-8000-000000000001", "no_auto_visible": false } } },
         { "method": "nvmf_subsystem_add_listener", "params": {
-            "nqn": NQN, "listen_address": address, "secure_channel": false } },
+            "nqn": NQN, "listen_address": spdk_address(listener), "secure_channel": false } },
     ]);
     json!({ "subsystems": [
         no_keys,
@@ -79,10 +67,10 @@ fn saved(port_owner: std::net::SocketAddr) -> Value {
 
 #[test]
 fn what_nvmf_tgt_saved_is_built() {
-    let gateway = Daemon::start(DOCUMENT);
+    let gateway = Daemon::start("");
     let at = own_addr();
-    std::fs::write(gateway.path("saved.json"), saved(at).to_string()).expect("a file");
-    let said = gateway.ok(&["config", "load-spdk", &gateway.path("saved.json").display().to_string()]);
+    let file = gateway.write("saved.json", saved(at).to_string());
+    let said = gateway.ok(&["config", "load-spdk", &file]);
     assert!(
         said.starts_with("loaded 8 calls; ignored, as tuning of SPDK's own: bdev_nvme_set_hotplug, "),
         "{said}"
@@ -96,7 +84,7 @@ fn what_nvmf_tgt_saved_is_built() {
 
 #[test]
 fn what_is_lacking_is_named_in_one_answer_and_nothing_is_built() {
-    let gateway = Daemon::start(DOCUMENT);
+    let gateway = Daemon::start("");
     let before = gateway.call("config_get", json!({}));
     let mut saved = saved(own_addr());
     let keys =
@@ -126,7 +114,7 @@ fn what_is_lacking_is_named_in_one_answer_and_nothing_is_built() {
     ];
     assert_eq!(lines, want);
     assert_eq!(gateway.call("config_get", json!({})), before);
-    // What fails only when it is brought up leaves nothing either.
+    // A configuration that fails only when it is brought up leaves nothing either.
     let away = "192.0.2.1:4420".parse().expect("an address");
     gateway
         .try_call("config_load_spdk", json!({ "config": self::saved(away) }))
@@ -137,7 +125,7 @@ fn what_is_lacking_is_named_in_one_answer_and_nothing_is_built() {
 /// By the methods that SPDK's own client sends, one after another.
 #[test]
 fn every_method_that_nvmf_tgt_saves_is_listed_and_taken() {
-    let gateway = Daemon::start(DOCUMENT);
+    let gateway = Daemon::start("");
     let names = gateway.call("rpc_get_methods", json!({ "current": true }));
     let saved = saved(own_addr());
     let all = saved["subsystems"].as_array().into_iter().flatten().filter_map(|s| s["config"].as_array());

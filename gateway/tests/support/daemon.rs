@@ -15,6 +15,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Lines of the log that a failed test shows.
 const LOG_LINES: usize = 30;
 
+/// The fields of `[gateway]` that a document gets if it doesn't set them.
+const DEFAULTS: [(&str, &str); 6] = [
+    ("cores", "1"),
+    ("memory_per_core", "\"40MiB\""),
+    ("max_hosts", "4"),
+    ("max_qpairs", "16"),
+    ("state_dir", "\"DIR/state\""),
+    ("rpc_socket", "\"DIR/rpc.sock\""),
+];
+
 /// A gateway, or the rest of one that was killed.
 pub struct Daemon {
     pub child: Child,
@@ -35,25 +45,71 @@ pub fn own_addr() -> SocketAddr {
     SocketAddr::from((ip, 4420 + u16::from(high)))
 }
 
+/// Adds [`DEFAULTS`] to a document, and `[gateway]` if the document has none.
+fn with_defaults(document: &str) -> String {
+    let (before, after) = document.split_once("[gateway]\n").unwrap_or(("", document));
+    let is_set = |key: &str| {
+        document.lines().filter_map(|line| line.split_once('=')).any(|(field, _)| field.trim() == key)
+    };
+    let defaults = DEFAULTS.iter().filter(|(key, _)| !is_set(key));
+    let defaults: String = defaults.map(|(key, value)| format!("{key} = {value}\n")).collect();
+    format!("{before}[gateway]\n{defaults}{after}")
+}
+
+/// Runs `trefoild` until it ends.
+pub fn trefoild(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trefoild")).args(args).output().expect("trefoild runs")
+}
+
+/// A listener's address as SPDK's methods take it.
+pub fn spdk_address(at: SocketAddr) -> Value {
+    let family = if at.is_ipv4() { "IPv4" } else { "IPv6" };
+    json!({
+        "trtype": "TCP", "adrfam": family, "traddr": at.ip().to_string(), "trsvcid": at.port().to_string(),
+    })
+}
+
 impl Daemon {
-    /// Starts one with `document`, in which `DIR` is its directory and `ADDR` an address of its own.
+    /// Starts one with `document`; see [`document`](Self::document).
     pub fn start(document: &str) -> Self {
         Self::start_through(document, tempfile::tempdir().expect("a directory"), Vec::new())
+    }
+
+    /// Starts one by the program and the arguments of `through`, with `trefoild`'s own after them.
+    pub fn start_by(document: &str, through: &[&str]) -> Self {
+        let through = through.iter().map(|word| (*word).to_owned()).collect();
+        Self::start_through(document, tempfile::tempdir().expect("a directory"), through)
     }
 
     /// Starts one in `dir`, by the program and the arguments of `through` with `trefoild`'s own after them.
     pub fn start_through(document: &str, dir: tempfile::TempDir, through: Vec<String>) -> Self {
         let addr = own_addr();
-        let text = document.replace("DIR", &dir.path().display().to_string());
-        let text = text.replace("ADDR", &addr.to_string());
+        let text = document_in(dir.path(), addr, document);
         std::fs::write(dir.path().join("trefoil.toml"), text).expect("the document");
         let (child, said) = spawn(dir.path(), &through);
         Self { child, dir, addr, said, through }
     }
 
+    /// Completes a document for this gateway: adds the fields of `[gateway]` that it doesn't set, and replaces `DIR` by the
+    /// gateway's directory and `ADDR` by its address.
+    pub fn document(&self, text: &str) -> String {
+        document_in(self.dir.path(), self.addr, text)
+    }
+
     /// A path in its directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A path in its directory, as an argument of a command.
+    pub fn arg(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// Writes a file in its directory; gives the path as an argument of a command.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
+        std::fs::write(self.path(name), contents).expect("written");
+        self.arg(name)
     }
 
     fn trefoil(&self, args: &[&str]) -> Command {
@@ -112,6 +168,11 @@ impl Daemon {
     /// A call that succeeds.
     pub fn call(&self, method: &str, params: Value) -> Value {
         self.try_call(method, params.clone()).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
+    }
+
+    /// The document in the answer of `config_get` or `config_backup`.
+    pub fn toml(&self, method: &str) -> String {
+        self.call(method, json!({}))["toml"].as_str().expect("TOML").to_owned()
     }
 
     /// The LUN `name`, or null.
@@ -180,6 +241,10 @@ pub fn metrics(at: SocketAddr) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
+}
+
+fn document_in(dir: &Path, addr: SocketAddr, text: &str) -> String {
+    with_defaults(text).replace("DIR", &dir.display().to_string()).replace("ADDR", &addr.to_string())
 }
 
 fn spawn(dir: &Path, through: &[String]) -> (Child, String) {

@@ -85,6 +85,17 @@ impl Patience {
     }
 }
 
+/// Looks again and again until `is_done`.
+///
+/// # Panics
+/// If [`PATIENCE`] passes first.
+pub fn wait_for(what: &str, mut is_done: impl FnMut() -> bool) {
+    let patience = Patience::new(what);
+    while !is_done() {
+        patience.pause();
+    }
+}
+
 /// The sizes of a gateway.
 #[derive(Clone)]
 pub struct Shape {

@@ -132,6 +132,13 @@ impl Raw {
         raw
     }
 
+    /// A connection after Connect, and the answer to it.
+    pub fn asked(addr: SocketAddr, who: &Who) -> (Self, ConnectResponse) {
+        let mut raw = Self::initialized(addr, false, false);
+        let answer = raw.try_connect(who);
+        (raw, answer)
+    }
+
     /// A connected and enabled admin queue, and its CNTLID.
     pub fn admin(addr: SocketAddr, who: &Who) -> (Self, u16) {
         let mut raw = Self::initialized(addr, false, false);
