@@ -376,7 +376,10 @@ impl Gateway {
         );
         let need = need.add("connections before Connect, and discovery =", 1, OPEN_MEMORY_BYTES);
         if self.memory_per_core.0 < need.total_bytes() {
-            wrong("memory_per_core", format!("{} is less than a core needs: {need}", self.memory_per_core));
+            let given = self.memory_per_core;
+            let least = Bytes(need.total_bytes().next_multiple_of(1 << 20));
+            let message = format!("{given} is less than a core needs; set it to at least {least} ({need})");
+            wrong("memory_per_core", message);
         }
         for (field, path) in [("state_dir", &self.state_dir), ("rpc_socket", &self.rpc_socket)] {
             if path.as_os_str().is_empty() {
