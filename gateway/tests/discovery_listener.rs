@@ -97,8 +97,18 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
 fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     let (gateway, _, own) = start();
     let plain = gateway.toml("config_get");
+    // Its own listeners are what a list of all shows it for. Asked for by name, it is always there.
+    assert!(!gateway.ok(&["subsystem", "list"]).contains(DISCOVERY_NQN));
+    assert_eq!(gateway.call("subsystem_list", json!({ "nqn": DISCOVERY_NQN }))[0]["listeners"], json!([]));
     gateway.ok(&["subsystem", "add-listener", DISCOVERY_NQN, &own.to_string()]);
     assert_eq!(gateway.call("gateway_info", json!({}))["discovery_listeners"], json!([own.to_string()]));
+    let listed = gateway.call("subsystem_list", json!({ "nqn": DISCOVERY_NQN }));
+    assert_eq!(listed[0]["listeners"], json!([own.to_string()]));
+    let all = gateway.ok(&["subsystem", "list"]);
+    assert!(
+        all.lines().last().is_some_and(|row| row.contains(DISCOVERY_NQN) && row.contains(&own.to_string())),
+        "{all}"
+    );
     let backup = gateway.toml("config_backup");
     assert!(backup.contains("[discovery]"), "{backup}");
     // Whoever is connected by it is named, and nothing changes.

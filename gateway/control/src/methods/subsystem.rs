@@ -6,7 +6,7 @@ use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use trefoil_config::{Address, Subsystem};
+use trefoil_config::{Address, DISCOVERY_NQN, Subsystem};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,13 +73,22 @@ pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
 
 pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
     let view = methods.view().await?;
-    if let Some(nqn) = &p.nqn
-        && !view.state.subsystems.contains_key(nqn)
-    {
-        return Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{nqn}`")).into());
-    }
     let nqns = view.state.subsystems.keys().filter(|nqn| p.nqn.as_ref().is_none_or(|p| p == *nqn));
-    Ok(nqns.map(|nqn| render(&view, nqn)).collect())
+    let mut rows: Vec<Value> = nqns.map(|nqn| render(&view, nqn)).collect();
+    let lists_discovery = match &p.nqn {
+        Some(nqn) => nqn == DISCOVERY_NQN,
+        // Nobody makes the discovery subsystem. A document names it only once it has listeners of its own, and so does the list.
+        None => !view.state.discovery.is_default(),
+    };
+    if lists_discovery {
+        rows.push(render_discovery(&view));
+    }
+    match p.nqn {
+        Some(nqn) if rows.is_empty() => {
+            Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{nqn}`")).into())
+        }
+        _ => Ok(rows.into()),
+    }
 }
 
 pub(super) async fn add_namespace(methods: &Methods, p: AddNamespace) -> Reply {
@@ -124,6 +133,17 @@ pub(super) async fn remove_listener(methods: &Methods, p: Listener) -> Reply {
 pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
     methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await?;
     Ok(true.into())
+}
+
+/// The discovery subsystem has neither a serial number nor namespaces, and any host may connect to it.
+fn render_discovery(view: &View) -> Value {
+    json!({
+        "nqn": DISCOVERY_NQN,
+        "allow_any_host": true,
+        "hosts": [],
+        "listeners": view.state.discovery.listeners,
+        "namespaces": [],
+    })
 }
 
 fn render(view: &View, nqn: &str) -> Value {

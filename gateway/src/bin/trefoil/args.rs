@@ -314,7 +314,7 @@ pub enum Subsystem {
         #[arg(long)]
         force: bool,
     },
-    /// All, or one.
+    /// All, or one. The discovery subsystem is listed once it has listeners of its own.
     List {
         /// Which.
         nqn: Option<String>,
