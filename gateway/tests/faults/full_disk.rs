@@ -1,4 +1,4 @@
-//! A full disk under a file backend, under a pool, and under the state store.
+//! A full disk under a file backend, under a pool, and under the state store; a file system without holes.
 
 use super::*;
 use std::io::{BufRead, BufReader, Write};
@@ -61,7 +61,12 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "other" }, { nsid = 2, lun = "thin" }]
 "#;
 
-/// A small file system, mounted at `small` in a directory, in a mount namespace that lives as long as this.
+/// mount(8)'s words for a small file system.
+fn small() -> String {
+    format!("tmpfs -o size={DISK_MIB}m")
+}
+
+/// A file system, mounted at `small` in a directory, in a mount namespace that lives as long as this.
 struct SmallDisk {
     /// Keeps the namespace until its standard input ends.
     holder: Child,
@@ -70,7 +75,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn mount(dir: &Path) -> Self {
+    fn mount(dir: &Path, kind: &str) -> Self {
         let at = dir.join("small");
         std::fs::create_dir(&at).expect("a mount point");
         let mut unshare = Command::new("unshare");
@@ -80,7 +85,7 @@ impl SmallDisk {
         }
         // In a chroot, / need not be a mount point that could be made private; then others may see the disk until it goes.
         let script = format!(
-            "mount --make-rprivate / 2>/dev/null; mount -t tmpfs -o size={DISK_MIB}m tmpfs \"$0\" && echo mounted && cat; \
+            "mount --make-rprivate / 2>/dev/null; mount -t {kind} none \"$0\" && echo mounted && cat; \
              umount --lazy \"$0\""
         );
         unshare.args(["sh", "-c", &script]).arg(&at).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -136,7 +141,7 @@ impl Drop for SmallDisk {
 /// A gateway beside a small disk, with its store at `state`, and a host at work on LUN `other`.
 fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
     let dir = tempfile::tempdir().expect("a directory");
-    let disk = SmallDisk::mount(dir.path());
+    let disk = SmallDisk::mount(dir.path(), &small());
     let gateway = Daemon::start_through(&DOCUMENT.replace("STATE", state), dir, disk.through());
     let mut fleet = Fleet::start(&[Spec::new(gateway.addr, 2, 4, &[4096, 65536, 512])], 16);
     fleet.wait_ups(0..1, 1);
@@ -295,4 +300,35 @@ fn under_the_state_store() {
     expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "restarted on a full store");
     goes_on(&mut fleet, "restarted on a full store");
     fleet.finish();
+}
+
+/// The log's warnings of a backend whose file can have no holes.
+fn told_of_holes(gateway: &Daemon, backend: &str) -> usize {
+    let named = format!("backend=\"{backend}\" ");
+    let is_told =
+        |line: &&str| line.contains("WARN") && line.contains("FALLOC_FL_PUNCH_HOLE") && line.contains(&named);
+    gateway.log().lines().filter(is_told).count()
+}
+
+/// It is named in the log, and what has to read as zeros does.
+#[test]
+fn on_a_file_system_without_holes() {
+    for (kind, warnings) in [(small(), 0), ("ramfs".into(), 1)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = SmallDisk::mount(dir.path(), &kind);
+        let document = DOCUMENT.replace("STATE", "DIR/state").replace("64MiB", "16MiB");
+        let gateway = Daemon::start_through(&document, dir, disk.through());
+        for backend in ["thin", "thin-pool"] {
+            assert_eq!(told_of_holes(&gateway, backend), warnings, "{kind}: {}", gateway.log());
+        }
+        let mut pair = host(&gateway, 1);
+        for byte in [0x11, 0x22] {
+            gateway.call("lun_create", json!({ "name": "new", "pool": "small", "size": "4MiB" }));
+            show(&gateway, "new", 3);
+            expect_filled(&mut pair.io, 3, 0..4 * MIB, 0, &kind);
+            fill(&mut pair.io, 3, 0..4 * MIB, byte).expect("room");
+            hide(&gateway, 3);
+            gateway.call("lun_delete", json!({ "name": "new", "force": true }));
+        }
+    }
 }

@@ -5,9 +5,11 @@ use crate::address::resolve;
 use crate::error::{Fault, Refusal};
 use crate::memory::MemoryNeed;
 use crate::state::State;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +35,9 @@ const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
 pub const DEAD_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same by those of a backend that was deleted: the kernel lets go of a ring's files by and by.
 pub const OLD_LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A hole that every file system with holes can make.
+const HOLE_BYTES: u64 = 64 << 10;
 
 /// A backend that is up.
 #[derive(Debug)]
@@ -410,7 +415,20 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
             })?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
         }
-        (BackendType::File, Some(path)) => open_file(backend, path, taken, lock_until),
+        (BackendType::File, Some(path)) => {
+            let opened = open_file(backend, path, taken, lock_until)?;
+            if let Source::File { io, .. } = &opened.source
+                && !can_punch(io, opened.len_bytes)
+            {
+                tracing::warn!(
+                    backend = backend.name,
+                    path = %path.display(),
+                    "the file system can't make holes in files (no FALLOC_FL_PUNCH_HOLE): a new LUN, or more of a LUN, takes its \
+                     whole space on the disk at once, and TRIM gives none back"
+                );
+            }
+            Ok(opened)
+        }
         (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
     }
@@ -491,6 +509,16 @@ fn open_file(
     }
     let lock = Locked { _file: file, identity };
     Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
+}
+
+/// Returns whether the file system can make holes in a file; `true` for block devices, and if the kernel's answer is neither yes
+/// nor no. Asks for a hole behind the file's end, which changes nothing.
+fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    // `len_bytes` is rounded down to whole blocks.
+    let behind = (len_bytes + HOLE_BYTES).next_multiple_of(HOLE_BYTES);
+    let answer = fallocate(file, hole, behind as i64, HOLE_BYTES as i64);
+    !matches!(answer, Err(Errno::EOPNOTSUPP | Errno::ENOSYS))
 }
 
 /// What a backend whose file can't be had is refused with; it names the folder if that is what is missing.
