@@ -74,7 +74,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     gateway.ok(&["host", "remove", S, by_command]);
     gateway.ok(&["host", "remove", S, "web"]);
     assert!(!added.iter().any(|host| is_let_in(&gateway, host)));
-    // What a list holds as an NQN is not to become the name of another host.
+    // An NQN on a list must not become the name of another host.
     gateway.ok(&["host", "add", S, by_spdk]);
     let said = gateway.refused(&["host", "create", by_spdk, "nqn.2026-01.org.example:other"]);
     assert!(said.contains("a list has this as the NQN of another host"), "{said}");
@@ -84,6 +84,17 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
             let said = refused.expect_err("nobody can have that name");
             assert!(said.contains("is not an NQN") || said.contains("an empty NQN"), "{said}");
         }
+    }
+}
+
+#[test]
+fn a_name_with_a_wrong_letter_is_told_of_at_every_start() {
+    let document = DOCUMENT.replace("METRICS", &own_addr().to_string()).replace("\"named\"]", "\"nmaed\"]");
+    let mut gateway = Daemon::start(&document);
+    let told = "host `nmaed`: no [[host]] has this name, so it is taken for an NQN";
+    for starts in 1..=2 {
+        wait_for("a line about it", || gateway.log().matches(told).count() == starts);
+        gateway.kill_and_restart();
     }
 }
 
@@ -99,7 +110,7 @@ fn a_host_without_a_name_is_let_in_only_where_any_host_may_connect() {
     assert!(said.contains("hostid:abababab-abab-abab-abab-abababababab"), "{said}");
 }
 
-/// What a Connect is refused for before any list is looked at.
+/// These Connects are refused before any list of hosts is looked at.
 #[test]
 fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     let port = own_addr();
@@ -130,7 +141,7 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     }
 }
 
-/// A month of "+1" is a number for whoever parses it as one, and such a subsystem was served to nobody.
+/// A number parser accepts the month "+1". A subsystem with such a name passed the check, and no host could connect to it.
 #[test]
 fn a_subsystem_that_a_check_calls_sound_is_served() {
     let dir = tempfile::tempdir().expect("a directory");
