@@ -36,10 +36,10 @@ pub enum AddressError {
     /// It has another form.
     #[error("`{0}` is not an address with its port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")]
     Form(String),
-    /// What stands before the port is no IP address.
+    /// The part before the port is no IP address.
     #[error("`{0}` is not an IP address")]
     Ip(String),
-    /// What follows `%` is no interface.
+    /// The part after `%` is no interface.
     #[error("`{0}`: what follows % is neither the name of an interface nor its number")]
     Scope(String),
     /// Only IPv6 has scopes.
@@ -112,12 +112,12 @@ impl Address {
         self.scope
     }
 
-    /// Whether it is an IPv4 address.
+    /// Returns whether the address is an IPv4 address.
     pub fn is_ipv4(&self) -> bool {
         self.ip.is_ipv4()
     }
 
-    /// Whether it belongs to one link, so that it says nothing without a scope.
+    /// Returns whether the address is link-local. Such an address needs a scope.
     pub fn is_link_local(&self) -> bool {
         is_link_local(self.ip)
     }

@@ -372,7 +372,7 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Whether it has nothing of its own.
+    /// Returns whether the table sets no field.
     pub fn is_default(&self) -> bool {
         self.listeners.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What a document says of NVMe Qualified Names. The rules themselves are [`trefoil_wire::fabrics::Nqn`]'s.
+//! Checks the NVMe Qualified Names in a document. The rules themselves are [`trefoil_wire::fabrics::Nqn`]'s.
 
 use crate::told::cut;
 use trefoil_wire::fabrics::{Nqn, NqnError};
@@ -6,7 +6,7 @@ use trefoil_wire::fabrics::{Nqn, NqnError};
 /// Checks the NQN of a subsystem of ours; see [`Nqn::subsystem`].
 ///
 /// # Errors
-/// What is wrong with it, for a person.
+/// A sentence that says what is wrong with the name.
 pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
     Nqn::subsystem(nqn).map(drop).map_err(|error| explain(nqn, error))
 }
@@ -15,7 +15,7 @@ pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
 /// possible here: a host without a name may connect only where any host may, so it is on no list.
 ///
 /// # Errors
-/// What is wrong with it, for a person.
+/// A sentence that says what is wrong with the name.
 pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
     match Nqn::new(nqn) {
         Ok(nqn) if nqn.is_empty() => Err("an empty NQN names nobody".into()),

@@ -54,7 +54,7 @@ fn mistake(text: &str, field: String, span: Range<usize>, message: String) -> Mi
     Mistake { line, column, field, message: cut_quotations(&message) }
 }
 
-/// What to say in addition if the table whose head is at `span` has the brackets of another kind of table.
+/// Returns a hint if the table whose head is at `span` has the brackets of another kind of table: `[lun]` for `[[lun]]`, say.
 fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     let from = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
     let line = text.get(from..).and_then(|rest| rest.lines().next()).unwrap_or_default();

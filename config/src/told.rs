@@ -82,7 +82,7 @@ fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a 
     near.min_by_key(|(steps, _)| *steps).map(|(_, name)| name)
 }
 
-/// How many characters have to be put in, left out or replaced to come from one to the other (Levenshtein).
+/// Counts the characters that have to be inserted, removed or replaced to turn one text into the other (Levenshtein).
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();

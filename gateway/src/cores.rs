@@ -22,7 +22,7 @@ const CONTROL_MEMORY_BYTES: usize = 8 << 20;
 const OWN_SOCKETS: u32 = 1;
 /// Sockets of a core besides hosts': one admin and one I/O queue for each array's namespace, and both ends of its own.
 const OTHER_SOCKETS: usize = 2 * MAX_BACKENDS + 2;
-/// What `--check` counts of a core's memory for connections without permission.
+// `--check` counts this memory for connections without permission.
 const _: () = assert!(OPEN_BYTES as u64 <= trefoil_config::OPEN_MEMORY_BYTES);
 
 type Core = StorageCore<UringIo<CoreMsg>>;

@@ -43,7 +43,7 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
-/// What each connection of a flood does.
+/// The way in which each connection of a flood behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flood {
     /// Nothing.

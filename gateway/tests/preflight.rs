@@ -259,7 +259,7 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     let try_with = |more: &str| {
         let text = format!("# trefoil backup, schema 1\n{own}\n{more}");
         std::fs::write(path("more.toml"), text).expect("written");
-        // What memory the machine has left changes between two questions.
+        // The machine's free memory changes between two questions.
         let tried = |verb: &str| {
             let said = gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
             let lines = said.lines().map(|line| match line.rsplit_once(" is asked for, and ") {

@@ -14,7 +14,7 @@ pub const SEGMENTS: usize = 2 * BUFS + 64;
 /// Zeros that one piece can hold.
 pub const ZEROS_BYTES: usize = 128 << 10;
 
-/// What every piece of zeros is sent from, so that it takes no block.
+/// Every piece of zeros is sent from here, so that it takes no block.
 static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
 
 /// `len` zeros, at most [`ZEROS_BYTES`].

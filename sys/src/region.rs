@@ -136,8 +136,8 @@ impl Region {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Whether its memory can be given back piece by piece: ordinary pages of its own alone. What was a reserved hugepage or a
-    /// file's space could be somebody else's by the time that it is written again, and that would kill the process (SIGBUS).
+    /// Returns whether pieces of the region's memory can be given back. Only ordinary pages can. A reserved hugepage, or a
+    /// file's space, may be gone to somebody else when the region is written again: that would kill the process (SIGBUS).
     #[inline]
     pub fn can_give_back(&self) -> bool {
         !self.huge && self._file.is_none()

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// After so long without anything from the peer, the kernel asks whether it is there (TCP_KEEPIDLE), in seconds.
 pub const KEEP_ALIVE_IDLE_S: u32 = 30;
-/// How long after an unanswered question the next one follows (TCP_KEEPINTVL), in seconds.
+/// Time from an unanswered question to the next one (TCP_KEEPINTVL), in seconds.
 pub const KEEP_ALIVE_INTERVAL_S: u32 = 5;
 /// Unanswered questions after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
 pub const KEEP_ALIVE_PROBES: u32 = 6;
@@ -223,7 +223,7 @@ fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// Lets the kernel find a peer that is gone without a word (its power failed, its network was cut) on a connection over which
-/// nothing is sent. What was sent and isn't acknowledged has the deadlines of those who sent it.
+/// nothing is sent. Bytes that were sent and not acknowledged have their sender's deadlines.
 fn keep_alive(fd: &OwnedFd) -> io::Result<()> {
     setsockopt(fd, sockopt::KeepAlive, &true)?;
     setsockopt(fd, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S)?;

@@ -53,7 +53,7 @@ impl From<Command> for Task {
     }
 }
 
-/// What each test program says at its end under cargo.
+/// The last line of each test program under cargo.
 const CARGO_TESTS: &str = "test result: ok. # passed";
 
 /// Budgets are for two cores and a cold cache, with room for a slow day; those of the lab also for a second run.
@@ -340,7 +340,7 @@ mod tests {
             Ok(Plan::Run(vec![Task::of_tests(sh(filtered), CARGO_TESTS)]))
         });
         assert!(matches!(&none, Verdict::Failed(why) if why.starts_with("no test ran: sh -c")), "{none:?}");
-        // What an earlier command ran is not this one's.
+        // Tests that an earlier command ran don't count for this one.
         let second = stage(60, |_| {
             let ran = Task::of_tests(sh("echo '20 seeds passed, 0 failed'"), "# seeds passed");
             Ok(Plan::Run(vec![ran, Task::of_tests(sh("true"), "# seeds passed")]))

@@ -33,8 +33,8 @@ pub fn is_v6_only(listen: Address, all: &BTreeSet<Address>) -> bool {
     listen.ip() == Ipv6Addr::UNSPECIFIED && all.contains(&v4)
 }
 
-/// Whether two different listeners can't be had at once, because one includes the other. Both wildcards of a port can: see
-/// [`is_v6_only`].
+/// Returns whether two different listeners exclude each other because one includes the other. The two wildcards of a port
+/// don't: see [`is_v6_only`].
 pub fn overlap(a: Address, b: Address) -> bool {
     let includes = |any: Address, one: Address| match one.is_ipv4() {
         true if one.ip().is_unspecified() => false,

@@ -19,7 +19,7 @@ pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Re
     Ok(next)
 }
 
-/// Whether a state as a whole is one that can be served. Every way to a state ends here: a change is asked before anything is
+/// Checks that a state as a whole can be served. Every way to a state ends here: a change is asked before anything is
 /// brought up, and again with what the pools and arrays that were brought up have added; so are a first start and a later one.
 ///
 /// # Errors
@@ -47,7 +47,7 @@ fn free<T>(map: &std::collections::BTreeMap<String, T>, what: &str, name: &str) 
     Ok(())
 }
 
-/// What `change` makes of `state`, without a look at the whole.
+/// Carries out `change` on `state`. Doesn't check the state as a whole.
 ///
 /// # Errors
 /// Why it isn't legal in this state. Then `state` may be half changed.

@@ -493,7 +493,7 @@ mod tests {
             .replace("[\"127.0.0.1:4420\"]", "[\"127.0.0.1:4420\", \"[::1]:4420\"]");
         assert_eq!(state.changes_to(&read(&turned, &state)), []);
         assert_eq!(state.changes_to(&read(TEXT, &state)).len(), 1, "another set is a change");
-        // What an earlier version stored is folded, too.
+        // Rows that an earlier version stored are folded, too.
         let mut stored = s.clone();
         stored.hosts.extend(s.hosts.clone());
         stored.listeners.extend(s.listeners.clone());

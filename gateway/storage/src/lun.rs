@@ -335,8 +335,8 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// Lets those channels go on that something has happened to, that wait for what is no event, or whose time has come.
-    /// Returns whether there was work.
+    /// Turns the channels that have an event or a deadline that has passed, and those that wait for something that is no
+    /// event. Returns whether a channel did work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         self.wake_due(cx.io.now());
         let mut worked = false;

@@ -104,7 +104,7 @@ pub enum Msg<S, F> {
 }
 
 /// Between the core of a controller's admin queue (its owner) and the cores of its I/O queues.
-/// Who the owner is, every core can look up ([`Capacity::owner`](crate::target::Capacity::owner)).
+/// Every core can look the owner up ([`Capacity::owner`](crate::target::Capacity::owner)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CtrlrMsg {
     /// I/O queue's core → owner: a Connect for queue `qid` of `cntlid` came in on `sock`.

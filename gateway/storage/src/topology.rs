@@ -31,15 +31,15 @@ pub const MAX_NSID: u32 = 4096;
 /// Backends that one gateway can have.
 pub const MAX_BACKENDS: usize = 256;
 
-/// How long what a lost association has under way may still take effect where all backends are local, in milliseconds.
-/// What has not begun ends at once; this is for what a disk is doing. One that hangs is beyond any bound of ours. Where some
-/// are arrays, it is [`crate::initiator::ARRAY_QUIESCE_MS`].
+/// CQT where all backends are local: the longest time for which commands of a lost association can still take effect, in
+/// milliseconds. Commands that have not begun end at once, so the time is for those that a disk is doing. A disk that hangs
+/// keeps to no bound. Where some backends are arrays, CQT is [`crate::initiator::ARRAY_QUIESCE_MS`].
 pub const LOCAL_QUIESCE_MS: u16 = 1_000;
-/// How long an ANA group of ours may be in the state Change, as hosts are told (ANATT), in seconds. Linux resets a controller
-/// of which one is for twice as long.
+/// ANATT as reported to hosts: the longest time for which an ANA group may be in the state Change, in seconds. Linux resets a
+/// controller if one of its groups stays in Change for twice as long.
 pub const ANA_TRANSITION_S: u8 = 10;
 
-/// What a backend lets its users do.
+/// The access that a backend gives its users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// ANA state of an array's namespace; Optimized where there is no such thing. Never Change: see
@@ -258,7 +258,7 @@ impl Allow {
         }
     }
 
-    /// Whether both are known to be one list, without a look at what is on it.
+    /// Returns whether both are the same list in memory, without a comparison of their entries.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, Self::Any) => true,

@@ -111,7 +111,7 @@ pub struct Cores {
     told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on.
     lost: RefCell<HashMap<BackendId, Lost>>,
-    /// What backends let their users do, unless everything.
+    /// The access that backends give. A backend that is missing here gives full access.
     access: RefCell<HashMap<BackendId, Access>>,
     /// For the log.
     names: RefCell<HashMap<BackendId, String>>,
@@ -460,7 +460,7 @@ impl Cores {
         }
     }
 
-    /// What a backend lets its users do.
+    /// Returns the access that a backend gives.
     pub fn access(&self, id: BackendId) -> Access {
         self.access.borrow().get(&id).copied().unwrap_or(Access::FULL)
     }

@@ -16,7 +16,7 @@ use trefoil_storage::stats::{Latency, LunStats};
 pub enum Outcome {
     /// The change is stored and in force.
     Changed(Box<View>),
-    /// What a change would store, what is lost by it, whether it may be or not, and the notes on it.
+    /// A change that was not carried out: the rows that it would store, its losses whether allowed or not, and its notes.
     Preview(Vec<RowChange>, Vec<Loss>, Vec<String>),
     /// What there is.
     View(Box<View>),

@@ -449,8 +449,8 @@ impl Engine {
         }
     }
 
-    /// Listens there as one of the listeners `wanted`, if it doesn't yet; says whether it began to. Hosts are let in when the
-    /// next topology is out.
+    /// Listens there as one of the listeners `wanted`, if it doesn't yet. Returns whether a listener is new. Hosts are let in
+    /// when the next topology is out.
     fn listen(&mut self, at: Address, wanted: &BTreeSet<Address>) -> Result<bool, Refusal> {
         if self.portals.contains_key(&at) {
             return Ok(false);

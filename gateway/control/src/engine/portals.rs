@@ -83,7 +83,7 @@ impl Portal {
         Ok(Self { id, v6_only, listener: Rc::new(RefCell::new(Some(listener))), task: None })
     }
 
-    /// Whether it was opened for IPv6 alone.
+    /// Returns whether the listener was opened for IPv6 alone.
     pub fn v6_only(&self) -> bool {
         self.v6_only
     }

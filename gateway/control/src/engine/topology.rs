@@ -105,7 +105,7 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
 /// Inaccessible, so that hosts which know them wait. Where the size isn't known either (a whole backend that is down), they are left
 /// out, and their namespaces with them.
 ///
-/// What a backend lets its users do is what `access` says, and a LUN lets its hosts do what its worst place does.
+/// `access` gives the access of each backend. A LUN gives its hosts the access of its worst backend.
 pub fn build(
     epoch: u64,
     state: &State,

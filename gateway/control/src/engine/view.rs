@@ -40,7 +40,7 @@ pub struct View {
     pub cores: Vec<CoreSample>,
     /// Each core's CPU.
     pub cpus: Vec<usize>,
-    /// What whoever asked for the change that led here has to know beside that it was done; see [`crate::notes`].
+    /// Notes for the client that asked for the change: see [`crate::notes`].
     pub notes: Vec<String>,
 }
 

@@ -1,8 +1,8 @@
 //! The parts of one request, as they came.
 //!
 //! An id is kept as its text, so that it comes back digit for digit: a number of JSON can have more of them than any type of
-//! ours. A key that an object has twice is refused, at any depth: which one counts is nowhere said (RFC 8259 §4), and whoever
-//! checked the request may have seen the other one.
+//! ours. A key that an object has twice is refused, at any depth. RFC 8259 §4 leaves open which of the two counts, and a
+//! proxy that checked the request may have looked at the other one.
 
 use super::{INVALID_PARAMS, INVALID_REQUEST, RpcError};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};

@@ -68,7 +68,7 @@ struct Offer {
 }
 
 impl Offer {
-    /// What an entry of the discovery log at `asked` offers. `None` for another transport, and for an address that we can't use.
+    /// Reads an entry of the discovery log at `asked`. `None` for another transport, and for an address that we can't use.
     fn of(entry: &LogEntry, asked: Address) -> Option<Self> {
         if entry.trtype != trtype::TCP {
             return None;

@@ -83,7 +83,7 @@ pub(crate) struct CreateTransport {
     _masked_fuses: IgnoredAny,
 }
 
-/// Settings of the whole target. What is on among those that aren't here is refused.
+/// Settings of the whole target. A setting that this gateway lacks is refused if it is on.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SetConfig {

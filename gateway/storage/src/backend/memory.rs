@@ -71,7 +71,7 @@ impl Memory {
         self.ram.0.write(at, data).is_ok()
     }
 
-    /// Whether the request is done step by step.
+    /// Returns whether the request is done step by step.
     #[inline]
     fn is_long(&self, request: &Request) -> bool {
         match request.op {

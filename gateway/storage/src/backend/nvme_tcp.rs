@@ -682,7 +682,7 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     }
 }
 
-/// Whether a controller says that it doesn't do such a command.
+/// Returns whether the status says that the controller lacks the command.
 fn is_refusal(status: Status) -> bool {
     status.is(Status::INVALID_OPCODE) || status.is(Status::INVALID_FIELD)
 }

@@ -1,4 +1,4 @@
-//! What an array says of the access to its namespace (ANA, NVMe base 2.0c §8.1), as our own hosts are told of it.
+//! Turns an array's ANA state of its namespace (NVMe base 2.0c §8.1) into the ANA state that our own hosts are told.
 //!
 //! What it is not: it reads no log (see `controller`).
 //!
@@ -11,7 +11,7 @@ use std::time::Duration;
 use trefoil_poll::Instant;
 use trefoil_wire::nvme::log::AnaState;
 
-/// How long an array's change of state is waited for.
+/// The longest time for which a namespace may stay in Change before it counts as inaccessible.
 pub const CHANGE_HELD: Duration = Duration::from_secs(8);
 // Until hosts know of it, a second or two may pass.
 const _: () = assert!(CHANGE_HELD.as_secs() + 2 <= ANA_TRANSITION_S as u64);

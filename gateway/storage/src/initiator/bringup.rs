@@ -151,7 +151,7 @@ impl Steps {
         }
     }
 
-    /// What an earlier step goes on with comes before all others.
+    /// Queues a step that continues an earlier one, before all others.
     pub fn push_first(&mut self, step: Step) {
         if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
             self.waiting.push_front(step);

@@ -15,8 +15,9 @@
 //! association: in the dynamic model it makes another controller. (A cross-controller reset, TP8028,
 //! would fence sooner; arrays that have it are not common yet.)
 //!
-//! Memory: an admin queue of [`QueueEntries::ADMIN`] (one step, a keep alive, an event request and aborts are under way at most), one 4 KiB block of the arena for data, held from start to
-//! stop so that no admin command waits behind I/O.
+//! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a keep
+//! alive, an event request and aborts are under way. The block is held from start to stop, so that no admin command waits
+//! behind I/O.
 
 use super::ana::AnaWatch;
 use super::bringup::{Facts, LogPlace, Step, Steps};
@@ -105,7 +106,7 @@ pub struct Controller {
     namespace: Option<NamespaceIdentity>,
     /// The namespace's size as the owner knows it.
     told_blocks: u64,
-    /// What it lets its users do, as the owner knows it.
+    /// The namespace's access as the owner knows it.
     told_access: Access,
     ana: AnaWatch,
     steps: Steps,

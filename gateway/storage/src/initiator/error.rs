@@ -13,7 +13,7 @@ const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
-/// What an operator is told of a namespace that isn't the one that was there, and how it is taken all the same.
+/// Tells an operator that the namespace isn't the one that was there before, and how to use it all the same.
 pub const ANOTHER_NAMESPACE: &str =
     "another namespace answers at its address; to take that one, delete the backend and make it again";
 

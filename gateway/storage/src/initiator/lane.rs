@@ -517,7 +517,7 @@ impl Lane {
     }
 }
 
-/// Whether a status is of the namespace's ANA state (NVMe base 2.0c §8.1.3).
+/// Returns whether a status reports the namespace's ANA state (NVMe base 2.0c §8.1.3).
 fn is_ana(status: Status) -> bool {
     let all = [Status::ANA_INACCESSIBLE, Status::ANA_PERSISTENT_LOSS, Status::ANA_TRANSITION];
     all.iter().any(|code| status.is(*code))

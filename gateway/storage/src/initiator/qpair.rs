@@ -39,7 +39,7 @@ const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 pub struct QueueEntries(u16);
 
 impl QueueEntries {
-    /// What every controller takes for its admin queue (NVMe base 2.0c §3.3.1.1).
+    /// A size that every controller accepts for its admin queue (NVMe base 2.0c §3.3.1.1).
     pub const ADMIN: Self = Self::new(32);
 
     /// A queue of `entries` entries; at least 2, and at most 1 more than [`MAX_DEPTH`].

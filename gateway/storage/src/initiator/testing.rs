@@ -128,9 +128,9 @@ pub struct Manners {
     pub mdts: u8,
     pub blocks: u64,
     pub mqes: u16,
-    /// What Identify Controller says of Write Zeroes, and how the command ends.
+    /// Write Zeroes: the bit in Identify Controller, and the status of the command.
     pub write_zeroes: (bool, Status),
-    /// The same of Dataset Management.
+    /// Dataset Management: likewise.
     pub dsm: (bool, Status),
     /// The state of the namespace's ANA group, if such are reported, and the last groups of the log of which it is one.
     pub ana: Option<AnaState>,

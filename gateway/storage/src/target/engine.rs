@@ -29,7 +29,7 @@ use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::fabrics;
 use trefoil_wire::nvme::{Psdt, Sgl, Status};
 
-/// Whose share of the payload memory discovery controllers have together, in place of a host's hash.
+/// Stands for a host's hash: all discovery controllers together have this one share of the payload memory.
 const DISCOVERY_SHARE: u64 = 0;
 
 /// What a command needs next.
@@ -106,7 +106,7 @@ pub struct Engine {
     pub has_write_zeroes: bool,
     /// What is presented.
     pub topology: Arc<Topology>,
-    /// What newer topologies mean to who is connected, oldest first.
+    /// Newer topologies that are not applied to all connected hosts yet, oldest first.
     pub(super) sweeps: VecDeque<Sweep>,
     /// The next queue to be closed, if its host may no longer be here, or in any case.
     pub(super) closing: Option<(u32, bool)>,

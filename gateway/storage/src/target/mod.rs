@@ -162,8 +162,8 @@ impl Target {
         self.engine.close_hosts(all);
     }
 
-    /// A turn's piece of what a new topology, or an order to close connections, means to those that are connected. Whether
-    /// there was any.
+    /// Does a turn's piece of applying a new topology, or an order to close connections, to the connected hosts. Returns
+    /// whether the target had such work.
     pub fn sweep<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         if !self.engine.is_sweeping() {
             return false;
@@ -204,7 +204,7 @@ impl Target {
         self.engine.refusals.give_back(place);
     }
 
-    /// What is connected here, from `into.next` on and as far as a turn allows.
+    /// Lists the queue pairs of this core from `into.next` on, as far as a turn allows.
     pub fn survey(&self, into: &mut Survey) {
         into.refused = self.engine.refusals.counts();
         let from = into.next.take().unwrap_or(0) as usize;

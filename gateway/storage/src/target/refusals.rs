@@ -40,12 +40,13 @@ impl Refusals {
         }
     }
 
-    /// How many there were, by [`ConnectRefusal`]'s order.
+    /// Returns the numbers of refusals, in [`ConnectRefusal`]'s order.
     pub fn counts(&self) -> [u64; ConnectRefusal::ALL.len()] {
         self.counts
     }
 
-    /// Counts one, and takes it down if a place is here: then [`next`](Self::next) gives it. Says whether it did.
+    /// Counts a refusal, and keeps its details for [`next`](Self::next) if there is a free place. Returns whether the details were
+    /// kept.
     pub fn add(
         &mut self,
         host_nqn: HostName,

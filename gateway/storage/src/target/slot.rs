@@ -126,8 +126,8 @@ impl Slots {
         self.free_count
     }
 
-    /// How many of the [`LOOKED_AT`] slots from `from` on have a request for `lun` under way, and where to go on, if
-    /// anywhere.
+    /// Looks at the [`LOOKED_AT`] slots from `from` on. Returns how many of them have a request for `lun` under way, and the slot
+    /// at which the next call goes on; `None` at the end.
     pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
         let piece = self.slots.iter().skip(from as usize).take(LOOKED_AT);
         let found = piece.filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count();

@@ -193,7 +193,7 @@ impl Gateway {
         self.run();
     }
 
-    /// What control has been told of what the namespace lets its users do, since the last call.
+    /// Takes the changes of the namespace's access that control has been told since the last call.
     fn told(&mut self) -> Vec<(AnaState, bool)> {
         let told = std::mem::take(&mut self.events).into_iter().filter_map(|event| match event {
             Event::BackendAccess { access, .. } => Some((access.ana_state, access.read_only)),

@@ -471,7 +471,7 @@ impl Engine {
         );
     }
 
-    /// Whether the topology in force lets the queue's host be here.
+    /// Returns whether the topology in force still admits the queue's host.
     pub(super) fn may_stay(&self, queue: u32) -> bool {
         self.queues[queue as usize].discovery || self.subsystem(queue).is_some()
     }

@@ -36,7 +36,7 @@ impl Engine {
         }
     }
 
-    /// Whether slot `at` holds an Asynchronous Event Request to a controller.
+    /// Returns whether slot `at` holds an Asynchronous Event Request to a controller.
     pub(in crate::target) fn is_event_request(&self, at: u32) -> bool {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];

@@ -1,4 +1,4 @@
-//! What a new topology means to those who are connected, a bounded piece a turn.
+//! Applies a new topology to the connected hosts, a bounded piece a turn.
 //!
 //! A new topology is in force for every command at once: a namespace is looked up anew, and so is whether the host may be
 //! here at all ([`Engine::subsystem`]). What takes a walk over all that is connected is done by a [`Sweep`] in the turns
@@ -54,7 +54,7 @@ enum Place {
 }
 
 impl Engine {
-    /// Presents `new` from now on. What that means to connected hosts is found out by [`Engine::sweep`].
+    /// Presents `new` from now on. [`Engine::sweep`] then applies it to the connected hosts.
     pub fn on_topology(&mut self, new: Arc<Topology>) {
         debug_assert!(
             new.subsystems.is_sorted_by(|a, b| a.nqn < b.nqn),
@@ -87,7 +87,7 @@ impl Engine {
         None
     }
 
-    /// Whether there is anything to be told, or anybody to be closed.
+    /// Returns whether a sweep is under way: controllers have to be told something, or queues have to be closed.
     #[inline]
     pub fn is_sweeping(&self) -> bool {
         !self.sweeps.is_empty() || self.closing.is_some()
@@ -171,7 +171,8 @@ impl Engine {
         1
     }
 
-    /// Finds the queue's subsystem in the topology in force, and closes the queue if it may not stay. Whether it may.
+    /// Finds the queue's subsystem in the topology in force, and closes the queue if it may not stay. Returns
+    /// whether the queue stays.
     fn rebind(&mut self, queue: u32, old: &Topology) -> bool {
         let q = &self.queues[queue as usize];
         let portal = self.places[queue as usize].portal;
@@ -290,7 +291,7 @@ impl Difference {
     }
 }
 
-/// Whether Identify Namespace says the same of both namespaces' LUNs.
+/// Returns whether Identify Namespace says the same of both namespaces' LUNs.
 fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> bool {
     let before = old.luns.get(x.lun.0 as usize).and_then(Option::as_ref);
     let after = new.luns.get(y.lun.0 as usize).and_then(Option::as_ref);
@@ -304,7 +305,7 @@ fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> b
     }
 }
 
-/// Whether any host may find another discovery log.
+/// Returns whether the discovery log may differ for any host.
 fn discovery_differs(old: &Topology, new: &Topology) -> bool {
     old.portals != new.portals
         || old.discovery != new.discovery

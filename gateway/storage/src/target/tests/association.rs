@@ -468,7 +468,7 @@ fn set_features_of_kato_restarts_the_timer_and_cant_stop_it() {
     assert_eq!(admin.plain(&mut rig, AdminCommand::GetFeatures(get)).result, 3000, "as before");
     rig.pass(ms(200));
     assert!(!rig.sock(admin.at).open, "what failed has restarted nothing");
-    // Who had none may go without, and set one later.
+    // A host without a Keep Alive Timeout may go on without one, and set one later.
     let mut admin = Host::admin(&mut rig, 0, ADMIN);
     assert_eq!(set(&mut rig, &mut admin, 0), (Status::SUCCESS, 0));
     rig.pass(ms(60_000));

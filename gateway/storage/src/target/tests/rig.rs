@@ -91,7 +91,7 @@ impl Io for TestIo {
         if sock.taken {
             sock.outbox.extend(list.pieces().flatten());
         }
-        // What the host doesn't take at once no longer keeps memory lent, as with the real driver.
+        // Bytes that the host doesn't take at once no longer keep memory lent, as with the real driver.
         list.end_loans(if sock.taken { list.len_bytes() } else { 0 });
         sock.sending = Some(list);
     }
