@@ -1,8 +1,9 @@
 //! A hostile host: connections that say what no host may say, or nothing, and what the gateway must answer.
 //!
 //! Each attack is a future over [`Lines`], polled after each event of its core. It ends in the answer that the specs ask
-//! for, or in [`Cut::Wrong`], or it was cut off by something else. Its writes carry bytes that no LUN may ever hold, so
-//! that the model of the polite hosts finds any that land.
+//! for, or in [`Cut::Wrong`], or it was cut off by something else; of a path error the run says whether it is right. One
+//! attack goes on all the time. Their writes carry bytes that no LUN may ever hold, so that the model of the polite hosts
+//! finds any that land.
 
 mod attacks;
 mod line;
@@ -14,9 +15,12 @@ use std::task::{Context, Poll, Waker};
 
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
 
+use trefoil_wire::nvme::Status;
+
 use crate::direct::{StorageMsg, StorageSim};
 use crate::world::Machine;
 pub use attacks::ATTACKS;
+use attacks::STANDING;
 use line::Shared;
 
 /// Its NQN; it may connect as any other host may.
@@ -35,6 +39,13 @@ pub enum Cut {
     Gone(&'static str),
     /// The gateway answered something else, or not in time.
     Wrong(String),
+    /// A command that was sent at `since` got a path error, which is right only if its LUN's array couldn't be reached.
+    Refused {
+        /// When it was sent, or earlier.
+        since: Instant,
+        /// What it got.
+        status: Status,
+    },
 }
 
 /// How an attack ended.
@@ -72,9 +83,21 @@ impl HostileCore {
         // Two greedy ones would share what one host may have, and wait for each other; two crowds would have no sockets.
         let alone = !matches!(kind, "hostile-owing" | "hostile-crowd")
             || self.running.iter().all(|(other, ..)| *other != kind);
-        if self.running.len() < AT_ONCE && alone {
+        let others = self.running.iter().filter(|(kind, ..)| *kind != STANDING.0);
+        if others.count() < AT_ONCE && alone {
             self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), bits)));
         }
+    }
+
+    /// Whether the attack that goes on all the time is under way.
+    pub fn stands(&self) -> bool {
+        self.running.iter().any(|(kind, ..)| *kind == STANDING.0)
+    }
+
+    /// Starts it anew. `epoch` as in [`attack`](Self::attack).
+    pub fn stand(&mut self, epoch: u64) {
+        let (kind, start) = STANDING;
+        self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), 0)));
     }
 
     /// Takes what ended.

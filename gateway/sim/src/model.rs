@@ -417,6 +417,11 @@ impl Model {
         luns.flat_map(|(_, lun)| &mut lun.blocks).for_each(Block::power_cut);
     }
 
+    /// Whether reads and writes of the LUN may overlap.
+    pub fn is_shared(&self, lun: usize) -> bool {
+        self.luns[lun].shared
+    }
+
     /// Reads and writes of the LUN may overlap from now on.
     pub fn share(&mut self, lun: usize) {
         self.luns[lun].shared = true;

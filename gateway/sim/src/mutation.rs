@@ -54,7 +54,7 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         name: "stale-retry",
-        within_seeds: 60,
+        within_seeds: 20,
         apply: |run| run.each_disk(|disk| disk.defect.replay_write = 5),
     },
     Mutation {
@@ -74,7 +74,7 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation { name: "hidden-ana", within_seeds: 60, apply: |run| run.hide_access = true },
     Mutation { name: "skipped-zeroing", within_seeds: 20, apply: Run::skip_zeroing },
-    Mutation { name: "volatile-layout", within_seeds: 100, apply: Run::forget_layout },
+    Mutation { name: "volatile-layout", within_seeds: 20, apply: Run::forget_layout },
     Mutation { name: "reused-extent", within_seeds: 20, apply: |run| run.reuse_extent = true },
     Mutation { name: "dropped-message", within_seeds: 5, apply: |run| run.world.mail_defect.lose = 20 },
     Mutation { name: "swapped-extents", within_seeds: 20, apply: |run| run.swap_extents = true },
@@ -89,7 +89,7 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         name: "idle-discovery-stays",
-        within_seeds: 60,
+        within_seeds: 20,
         apply: |run| run.discovery.timeout = Duration::from_secs(3600),
     },
     Mutation {

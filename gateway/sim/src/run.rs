@@ -14,6 +14,7 @@ mod faults;
 mod hostile;
 mod memory;
 mod pool;
+mod refusals;
 mod warm;
 
 use std::cell::RefCell;
@@ -97,8 +98,9 @@ const ARRAY_SPLIT: u64 = 8;
 const DEPART: u64 = 9;
 const ANA_END: u64 = 10;
 const ANA_OVER: u64 = 11;
+const CUT: u64 = 12;
 /// And one more for each memory LUN after the first.
-const MEMORY_BACK: u64 = 12;
+const MEMORY_BACK: u64 = 13;
 
 /// By then every core knows that a path is back.
 const GRACE: Duration = Duration::from_millis(20);
@@ -445,6 +447,7 @@ impl Run {
                 Step::Timer(DEPART) => self.depart(),
                 Step::Timer(ANA_END) => self.ana_end(),
                 Step::Timer(ANA_OVER) => self.ana_over(),
+                Step::Timer(CUT) => self.cut_after_change(),
                 Step::Timer(token @ MEMORY_BACK..) => self.memory_back((token - MEMORY_BACK) as usize),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),

@@ -1,5 +1,7 @@
 //! What the servers do: verified reads, writes, flushes and the rest, from one generator.
 
+use std::collections::VecDeque;
+
 use trefoil_poll::rand::Rng;
 
 use crate::model::{Job, Kind, Model};
@@ -9,6 +11,9 @@ pub const MAX_BYTES: usize = 256 << 10;
 
 /// An operation hangs when so many beginnings and ends came after its own beginning.
 const HANGS: u64 = 600;
+
+/// Places of a LUN's last writes that are remembered.
+const LATELY: usize = 2;
 
 /// The work of one seed, shared by all that do it.
 pub struct Workload {
@@ -25,6 +30,8 @@ pub struct Workload {
     pub serving: bool,
     /// A LUN that gets half of the operations.
     pub hot: Option<usize>,
+    /// By LUN, where its last writes were begun: the first block and how many.
+    lately: Vec<VecDeque<(u64, u64)>>,
 }
 
 impl Workload {
@@ -38,6 +45,7 @@ impl Workload {
             bits_flip: false,
             serving: false,
             hot: None,
+            lately: blocks.iter().map(|_| VecDeque::with_capacity(LATELY)).collect(),
         }
     }
 
@@ -116,7 +124,28 @@ impl Workload {
         // A hot spot, so that blocks are written again and again.
         let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
         let lba = rng.below(span + 1);
-        self.model.begin(lun, kind, lba, blocks)
+        // And what was written a moment ago, while something late may still land there. Memory has nothing late.
+        let lately = &mut self.lately[lun];
+        let rare = if kind.writes() { 2 } else { 4 };
+        let again = !self.model.is_shared(lun) && !lately.is_empty() && rng.below(rare) == 0;
+        let (lba, blocks) = match again {
+            true => {
+                let (first, most) = lately[rng.below(lately.len() as u64) as usize];
+                (first, blocks.min(most).min(size.saturating_sub(first)))
+            }
+            false => (lba, blocks),
+        };
+        if blocks == 0 {
+            return None;
+        }
+        let job = self.model.begin(lun, kind, lba, blocks)?;
+        if matches!(kind, Kind::Write { .. }) {
+            if lately.len() == LATELY {
+                lately.pop_front();
+            }
+            lately.push_back((lba, blocks));
+        }
+        Some(job)
     }
 
     fn next_verify(&mut self, may: &impl Fn(usize) -> bool) -> Option<Job> {

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use trefoil_poll::Instant;
 use trefoil_wire::fabrics::DYNAMIC_CNTLID;
 use trefoil_wire::nvme::{AdminCommand, BlockRange, IdentifyCommand, IoCommand, Sgl, Sqe, Status};
 use trefoil_wire::tcp::{FatalStatus, H2cData, field};
@@ -36,11 +37,13 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-owing", owe),
     attack!("hostile-crowd", crowd),
     attack!("hostile-crowd", crowd),
-    attack!("hostile-idle-discovery", idle_discovery),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
 ];
+
+/// Done all the time, beside the others.
+pub const STANDING: (&str, Start) = attack!("hostile-idle-discovery", idle_discovery);
 
 /// The namespace of a LUN that every host may see.
 const NSID: u32 = 1;
@@ -73,21 +76,30 @@ async fn pair(lines: &Lines, entries: u16, digests: (bool, bool)) -> Result<(At,
 
 /// The R2T of a large write.
 async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
+    let since = lines.now();
     lines.send(io, &lines.capsule(io, write(lines, io, LARGE, false), &[]));
     match lines.pdu(io).await? {
         Pdu::R2t(r2t) => {
             Ok(H2cData { cid: r2t.cid, ttag: r2t.ttag, offset_bytes: 0, len_bytes: LARGE, last: true })
         }
-        other => Err(no_grant(other)),
+        other => Err(no_grant(since, other)),
     }
 }
 
-/// What it means that a write gets no R2T: its LUN may not be there yet, or be on an array that can't be reached.
-fn no_grant(pdu: Pdu) -> Cut {
+/// What it means that a write of `since` gets no R2T: its LUN may not be there yet, or be on an array that can't be reached.
+fn no_grant(since: Instant, pdu: Pdu) -> Cut {
     match pdu {
-        Pdu::Response(cqe) if cqe.status.is(Status::INVALID_NAMESPACE) => Cut::Gone("no LUN yet"),
-        Pdu::Response(cqe) if cqe.status.is_path_error() => Cut::Gone("its LUN can't be reached"),
+        Pdu::Response(cqe) => refused(since, cqe.status)
+            .unwrap_or_else(|| Cut::Wrong(format!("a write got {} instead of an R2T", cqe.status))),
         other => Cut::Wrong(format!("{other:?} instead of an R2T")),
+    }
+}
+
+/// A status that any command may get for what its LUN is at the time.
+fn refused(since: Instant, status: Status) -> Option<Cut> {
+    match status.is(Status::INVALID_NAMESPACE) {
+        true => Some(Cut::Gone("no LUN yet")),
+        false => status.is_path_error().then_some(Cut::Refused { since, status }),
     }
 }
 
@@ -252,8 +264,10 @@ async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (polite, _) = lines.admin().await?;
     let probe =
         IoCommand::Read(BlockRange::new(0, 8)).sqe(lines.cid(io), NSID, Sgl::Transport { len_bytes: 4096 });
-    if !lines.command(io, probe, &[]).await?.status.is_ok() {
-        return Err(Cut::Gone("no LUN to read"));
+    let since = lines.now();
+    let status = lines.command(io, probe, &[]).await?.status;
+    if !status.is_ok() {
+        return Err(refused(since, status).unwrap_or(Cut::Gone("no LUN to read")));
     }
     lines.deafen(io, true);
     let blocks = [8, 256, 512][(bits % 3) as usize];
@@ -299,6 +313,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let ask =
         |io| (0..30).for_each(|_| lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[])));
     let first = queues[0];
+    let since = lines.now();
     // Alone, or the others might have its host's share before it is there.
     ask(first);
     match lines.pdu(first).await? {
@@ -308,7 +323,7 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
             lines.send(first, &[JUNK; 100]);
         }
         Pdu::R2t(_) => {}
-        other => return Err(no_grant(other)),
+        other => return Err(no_grant(since, other)),
     }
     queues.iter().skip(1).for_each(|&io| ask(io));
     let (polite, _) = lines.admin().await?;
@@ -378,9 +393,20 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
 
 /// A discovery controller without a Keep Alive Timeout, of which nothing more is heard.
 async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
-    let at = lines.initialized((false, false)).await?;
-    lines.send(at, &lines.discovery_capsule(at, 0));
-    lines.expect_end(at, DISCOVERY_TIMEOUT + Duration::from_secs(1), "an idle discovery controller").await
+    let result = async {
+        let at = lines.initialized((false, false)).await?;
+        lines.send(at, &lines.discovery_capsule(at, 0));
+        match lines.pdu(at).await? {
+            Pdu::Response(cqe) if cqe.status.is_ok() => {}
+            Pdu::Response(_) => return Err(Cut::Gone("Connect was refused")),
+            other => return Err(Cut::Wrong(format!("{other:?} instead of the completion of Connect"))),
+        }
+        lines.expect_end(at, DISCOVERY_TIMEOUT + Duration::from_secs(1), "an idle discovery controller").await
+    };
+    let result = result.await;
+    // It is tried again at once.
+    lines.sleep(Duration::from_millis(20)).await;
+    result
 }
 
 /// A queue whose connection ends with its Connect: its controller resets all the same.

@@ -183,6 +183,11 @@ impl Lines {
         self.host.set(host);
     }
 
+    /// The time of this event.
+    pub fn now(&self) -> Instant {
+        self.shared.borrow().now
+    }
+
     fn line(&self, at: At) -> RefMut<'_, Line> {
         RefMut::map(self.shared.borrow_mut(), |shared| shared.lines.entry(at.0).or_default())
     }

@@ -24,8 +24,10 @@ use trefoil_storage::topology::{
     Topology,
 };
 use trefoil_wire::fabrics::Nqn;
+use trefoil_wire::nvme::Status;
 use trefoil_wire::nvme::log::AnaState;
 
+use super::refusals::Refusals;
 use super::{
     ANA_END, ANA_OVER, ARENA_BYTES, ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, FIRST_MEMORY, GRACE, HOST_SOCKETS,
     IMPORTED, LUNS, MEMBER, PORT, Run,
@@ -83,6 +85,8 @@ pub(super) struct Array {
     ana_is_bad: bool,
     /// It has no Write Zeroes.
     lacks_zeroes: bool,
+    /// When hosts could be told that they can't reach its namespaces.
+    refusals: Refusals,
     /// Failed commands that the gateway counted.
     errors: u64,
 }
@@ -139,6 +143,7 @@ impl Run {
             ana: (AnaState::Optimized, Instant::default()),
             ana_is_bad: false,
             lacks_zeroes: self.rng.below(3) == 0,
+            refusals: Refusals::default(),
             errors: 0,
         });
     }
@@ -402,12 +407,14 @@ impl Run {
 
     /// An outage is over, or path errors end.
     pub(super) fn array_back(&mut self) {
+        let now = self.world.now();
         let mark = self.workload.borrow().model.last_begun();
         let Some(array) = &mut self.array else { return };
         let all_usable = array.backends.iter().all(|&b| array.usable[b]);
         if !std::mem::take(&mut array.out) {
             if array.lost && all_usable {
                 array.lost = false;
+                array.refusals.end(now);
                 self.workload.borrow_mut().model.path_errors(|_| false);
             }
             return;
@@ -443,6 +450,7 @@ impl Run {
         }
         let (node, time) = (array.node, LONG + Duration::from_millis(self.rng.below(4000)));
         array.lost = true;
+        array.refusals.begin(AnaState::Inaccessible);
         self.world.darken(node, time, false);
         self.fired("array-lost");
         self.error_cause = true;
@@ -468,11 +476,13 @@ impl Run {
         let now = self.world.now();
         let Some(array) = &mut self.array else { return };
         (array.ana, array.ana_is_bad) = ((state, now), true);
+        array.refusals.begin(state);
         self.pools.excused = true;
         self.error_cause = true;
         self.publish_array();
         self.fired("array-ana");
         self.world.after(time, ANA_END);
+        self.attack_the_unreachable();
     }
 
     /// The ways are as good as ever. By now hosts must know how they were.
@@ -498,9 +508,17 @@ impl Run {
     /// Hosts have had time to learn that the ways are good.
     pub(super) fn ana_over(&mut self) {
         self.check_shown(AnaState::Optimized);
+        let now = self.world.now();
         if let Some(array) = &mut self.array {
             array.ana_is_bad = false;
+            array.refusals.end(now);
         }
+    }
+
+    /// Whether a command for a LUN that was sent at `since` and answered by now may have got `status`, a path error.
+    pub(super) fn may_refuse(&self, lun: usize, since: Instant, status: Status) -> bool {
+        let may = |array: &Array| array.refusals.may_be(status, since);
+        self.touches(lun, true) && self.array.as_ref().is_some_and(may)
     }
 
     /// Every server that is connected knows the ANA state of the LUNs on the array.

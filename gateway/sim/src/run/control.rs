@@ -293,6 +293,7 @@ impl Run {
         self.check_errors();
         self.check_memory_errors();
         self.judge_attacks();
+        self.keep_attacking();
         if !self.is_settled() {
             return false;
         }

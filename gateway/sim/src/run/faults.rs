@@ -5,7 +5,8 @@ use std::time::Duration;
 use trefoil_storage::msg::Survey;
 
 use super::{
-    DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS, UNBAN,
+    CUT, DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS,
+    UNBAN,
 };
 use crate::disk::DiskFault;
 use crate::node::Node;
@@ -14,7 +15,7 @@ use crate::simio::SOCKETS;
 use crate::world::Crash;
 
 /// Every kind of fault that a set of seeds must have fired, and what must have come of some.
-pub const FAULTS: [&str; 61] = [
+pub const FAULTS: [&str; 63] = [
     "link-reset",
     "crowded-reset",
     "link-stall",
@@ -28,6 +29,7 @@ pub const FAULTS: [&str; 61] = [
     "crash-in-create",
     "crash-in-grow",
     "crash-in-delete",
+    "cut-after-change",
     "read-eio",
     "write-eio",
     "sync-eio",
@@ -76,6 +78,7 @@ pub const FAULTS: [&str; 61] = [
     "hostile-crowd",
     "hostile-idle-discovery",
     "hostile-cut-join",
+    "hostile-refused",
 ];
 
 impl Run {
@@ -286,6 +289,20 @@ impl Run {
                     self.fired("bit-flip");
                 }
             }
+        }
+    }
+
+    /// A change to the layout was acknowledged. Half of the times power goes, before somebody else's flush saves it.
+    pub(super) fn layout_changed(&mut self) {
+        if self.rng.below(2) == 0 {
+            self.world.after(Duration::ZERO, CUT);
+        }
+    }
+
+    pub(super) fn cut_after_change(&mut self) {
+        if self.calm.is_none() && self.world.is_up(self.gateway) && !self.is_lost() {
+            self.fired("cut-after-change");
+            self.crash(Crash::Power);
         }
     }
 

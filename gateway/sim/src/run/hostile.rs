@@ -17,8 +17,20 @@ impl Run {
 
     /// Starts an attack. It counts as a fault once it has its answer.
     pub(super) fn attack(&mut self) {
+        let which = self.rng.below(ATTACKS.len() as u64) as usize;
+        self.attack_with(which);
+    }
+
+    /// Starts an attack that begins with a write, when the array takes none: the refusal must say why.
+    pub(super) fn attack_the_unreachable(&mut self) {
+        if let Some(which) = ATTACKS.iter().position(|(kind, _)| *kind == "hostile-twice") {
+            self.attack_with(which);
+        }
+    }
+
+    fn attack_with(&mut self, which: usize) {
         let Some(node) = self.hostile.filter(|_| self.world.now() >= self.dark_until) else { return };
-        let (which, bits) = (self.rng.below(ATTACKS.len() as u64) as usize, self.rng.bits());
+        let bits = self.rng.bits();
         // A deaf host must be given something to read.
         if ATTACKS[which].0 == "hostile-deaf" && self.touches(0, true) {
             return;
@@ -31,6 +43,24 @@ impl Run {
         });
     }
 
+    /// Goes on with the attack that is always under way.
+    pub(super) fn keep_attacking(&mut self) {
+        let is_reachable = self.world.is_up(self.gateway) && self.is_published();
+        let Some(node) = self.hostile.filter(|_| is_reachable && self.world.now() >= self.dark_until) else {
+            return;
+        };
+        let epoch = self.disturbances;
+        if let Some(Node::Hostile(core)) = self.world.machine(node, 0)
+            && !core.stands()
+        {
+            self.world.with(node, 0, |node, _| {
+                if let Node::Hostile(core) = node {
+                    core.stand(epoch);
+                }
+            });
+        }
+    }
+
     /// What attacks came to: where nothing else cut them off, each must have had its answer.
     pub(super) fn judge_attacks(&mut self) {
         let Some(Node::Hostile(core)) = self.hostile.and_then(|node| self.world.machine(node, 0)) else {
@@ -39,6 +69,17 @@ impl Run {
         for verdict in core.take_verdicts() {
             match verdict.result {
                 Ok(()) => self.fired(verdict.kind),
+                Err(Cut::Refused { since, status }) if self.may_refuse(0, since, status) => {
+                    let now = self.world.now();
+                    self.fired("hostile-refused");
+                    self.world.story.tell(now, format_args!("{} was cut off: {status}", verdict.kind));
+                }
+                Err(Cut::Refused { since, status }) => {
+                    let (kind, now) = (verdict.kind, self.world.now());
+                    self.workload.borrow_mut().model.violate(format!(
+                        "{kind}: {status} from {since:?} to {now:?}, when LUN 0 could be reached"
+                    ));
+                }
                 Err(_) if verdict.epoch != self.disturbances => {}
                 Err(Cut::Gone(why)) => {
                     let now = self.world.now();

@@ -463,8 +463,9 @@ impl Run {
                 self.fired("lun-grow");
             }
             Doing::Delete => self.fired("lun-delete"),
-            Doing::Open | Doing::Import => {}
+            Doing::Open | Doing::Import => return,
         }
+        self.layout_changed();
     }
 
     fn backend_infos(&self, which: std::ops::Range<usize>) -> Vec<BackendInfo> {
