@@ -209,7 +209,7 @@ impl Block {
             return was || cut && self.before.contains(&version);
         }
         // What it saw may be older than a write that ended meanwhile; zeros have no version of their own.
-        let is_latest = self.written_at < began || writes && !was;
+        let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
         if !cut && is_latest && self.now != [version] {
             self.replace(at, version);
             self.since.push((at, version, true));
@@ -666,6 +666,20 @@ mod tests {
         assert!(read(&mut m, &now), "{:?}", m.violation());
         m.finish(zero.id, Ok(()), &[]);
         assert!(!read(&mut m, &now), "the zeros are there");
+    }
+
+    #[test]
+    fn zeros_from_before_a_write_in_doubt_are_not_those_of_a_zeroing_beside_the_read() {
+        let mut m = Model::new(&[8]);
+        m.share(0);
+        let (writer, new) = begin_write(&mut m);
+        m.lose(0, 0..8);
+        let early = begin_read(&mut m);
+        m.finish(writer, Ok(()), &[]);
+        let hint = m.begin(0, Kind::Deallocate, 3, 1).expect("free");
+        m.finish(early, Ok(()), &[0; BLOCK_BYTES]);
+        m.finish(hint.id, Ok(()), &[]);
+        assert!(read(&mut m, &new), "{:?}", m.violation());
     }
 
     #[test]

@@ -41,6 +41,15 @@ impl Node {
         }
     }
 
+    /// Requests that wait for others of the same bytes.
+    pub fn waiting(&self) -> usize {
+        match self {
+            Self::Gateway(core) => core.waiting(),
+            Self::Lun(core) => core.waiting(),
+            Self::Server(_) | Self::Hostile(_) => 0,
+        }
+    }
+
     /// Whether something of a backend's `len` bytes is lent, besides what a workload of this core has borrowed.
     pub fn lends(&self, id: BackendId, len: u64) -> bool {
         let borrows = matches!(self, Self::Lun(core) if core.borrows());
@@ -109,12 +118,7 @@ impl Handler<StorageSim> for Node {
 
     fn on_turn(&mut self, io: &mut StorageSim) -> bool {
         let worked = self.handler().on_turn(io);
-        let waiting = match self {
-            Self::Gateway(core) => core.waiting(),
-            Self::Lun(core) => core.waiting(),
-            Self::Server(_) | Self::Hostile(_) => 0,
-        };
-        io.waits += u64::from(waiting > 0);
+        io.waits += u64::from(self.waiting() > 0);
         worked
     }
 

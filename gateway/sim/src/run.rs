@@ -36,6 +36,7 @@ use crate::disk::{Disk, DiskId};
 use crate::memory::{claim_home, release_home};
 use crate::model::BLOCK_BYTES;
 use crate::mutation::Mutation;
+use crate::net::{ConnId, Side};
 use crate::node::Node;
 use crate::simio::SOCKETS;
 use crate::workload::Workload;
@@ -99,8 +100,9 @@ const DEPART: u64 = 9;
 const ANA_END: u64 = 10;
 const ANA_OVER: u64 = 11;
 const CUT: u64 = 12;
+const SPLIT: u64 = 13;
 /// And one more for each memory LUN after the first.
-const MEMORY_BACK: u64 = 13;
+const MEMORY_BACK: u64 = 14;
 
 /// By then every core knows that a path is back.
 const GRACE: Duration = Duration::from_millis(20);
@@ -172,6 +174,8 @@ pub struct Run {
     hostile: Option<NodeId>,
     /// Counts what may cut an attack off.
     disturbances: u64,
+    /// Connections that are to fail for their server alone.
+    split: Vec<(ConnId, Side)>,
     /// Nothing reaches the gateway until then.
     dark_until: Instant,
     /// Failed commands have had a cause since the last look.
@@ -319,6 +323,7 @@ impl Run {
             warm: Vec::new(),
             hostile: None,
             disturbances: 0,
+            split: Vec::new(),
             dark_until: Instant::default(),
             error_cause: true,
             homes,
@@ -448,6 +453,7 @@ impl Run {
                 Step::Timer(ANA_END) => self.ana_end(),
                 Step::Timer(ANA_OVER) => self.ana_over(),
                 Step::Timer(CUT) => self.cut_after_change(),
+                Step::Timer(SPLIT) => self.split_host(),
                 Step::Timer(token @ MEMORY_BACK..) => self.memory_back((token - MEMORY_BACK) as usize),
                 Step::Timer(_) => {}
                 Step::Idle => return Some("nothing happens any more, and the work is not done".into()),

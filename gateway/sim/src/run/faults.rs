@@ -6,19 +6,20 @@ use trefoil_storage::msg::Survey;
 
 use super::{
     CUT, DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS,
-    UNBAN,
+    SPLIT, UNBAN,
 };
 use crate::disk::DiskFault;
 use crate::node::Node;
 use crate::server::{KATO, host_nqn};
 use crate::simio::SOCKETS;
-use crate::world::Crash;
+use crate::world::{Crash, NodeId};
 
 /// Every kind of fault that a set of seeds must have fired, and what must have come of some.
-pub const FAULTS: [&str; 63] = [
+pub const FAULTS: [&str; 64] = [
     "link-reset",
     "crowded-reset",
     "link-stall",
+    "link-split",
     "half-dead",
     "vanish",
     "bit-flip",
@@ -245,22 +246,26 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        match self.rng.below(9) {
+        // Where commands wait for others of the same blocks, some of both are to lose their hosts.
+        let waits = (0..self.cores)
+            .find(|&core| self.world.machine(self.gateway, core).is_some_and(|node| node.waiting() > 0));
+        if waits.is_some() && self.rng.below(2) == 0 {
+            return self.crowded_reset(waits, self.world.peer_of(conn, side));
+        }
+        match self.rng.below(10) {
             0 | 1 => {
                 self.world.reset(conn);
                 self.fired("link-reset");
             }
-            8 => {
-                // In one turn of the core some are lent memory, some wait for it, and some are gone.
-                let core = self.rng.below(self.cores.into()) as u16;
-                self.world.pause(self.gateway, core, Duration::from_micros(200));
+            8 => self.crowded_reset(None, self.world.peer_of(conn, side)),
+            9 => {
+                // What the server has sent by then arrives when it has long lost the connections, and has new ones.
                 let server = self.world.peer_of(conn, side);
-                for (conn, _) in self.world.conns_of(server) {
-                    if self.rng.below(3) == 0 {
-                        self.world.reset(conn);
-                    }
-                }
-                self.fired("crowded-reset");
+                self.split = self.world.conns_of(server);
+                let time = Duration::from_millis(20 + self.rng.below(80));
+                self.split.iter().for_each(|&(conn, _)| self.world.stall(conn, time));
+                self.world.after(Duration::from_micros(self.rng.below(5000)), SPLIT);
+                self.fired("link-split");
             }
             2 | 3 => {
                 self.world.stall(conn, time);
@@ -290,6 +295,24 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// In one turn of the core (or of any one) some are lent memory, some wait for it, and some are gone.
+    fn crowded_reset(&mut self, core: Option<u16>, server: NodeId) {
+        let core = core.unwrap_or_else(|| self.rng.below(self.cores.into()) as u16);
+        self.world.pause(self.gateway, core, Duration::from_micros(200));
+        for (conn, _) in self.world.conns_of(server) {
+            if self.rng.below(3) == 0 {
+                self.world.reset(conn);
+            }
+        }
+        self.fired("crowded-reset");
+    }
+
+    /// The server loses its connections, and the gateway doesn't know.
+    pub(super) fn split_host(&mut self) {
+        let conns = std::mem::take(&mut self.split);
+        conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
     /// A change to the layout was acknowledged. Half of the times power goes, before somebody else's flush saves it.
