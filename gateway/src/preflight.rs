@@ -14,6 +14,10 @@ use trefoil_sys::uring::Features;
 
 /// Descriptors that a gateway needs besides its connections: rings, mailboxes, files, the store.
 const OTHER_FILES: u64 = 1024;
+/// Connections that may wait for their Connect, if so many descriptors are allowed. Each costs the kernel some 4 KiB.
+const LOBBY: u64 = 16_384;
+/// Fewer than that are no lobby.
+const SMALL_LOBBY: u64 = 256;
 
 /// One finding.
 enum Finding {
@@ -27,6 +31,8 @@ pub struct Report {
     findings: Vec<Finding>,
     /// The CPU of each core.
     pub cpus: Vec<usize>,
+    /// Connections for which there are descriptors before their Connect.
+    pub lobby: usize,
 }
 
 impl Report {
@@ -76,13 +82,14 @@ pub fn look(config: &Config) -> Report {
     let (finding, cpus) = cpus(&config.gateway.cores);
     findings.push(finding);
     findings.push(memory(config));
-    findings.push(files(crate::cores::sockets(&config.gateway, cpus.len()) + OTHER_FILES));
+    let (finding, lobby) = files(crate::cores::sockets(&config.gateway, cpus.len()) + OTHER_FILES);
+    findings.push(finding);
     findings.push(locked_memory(config.gateway.memory_per_core));
     findings.push(congestion_control(config.gateway.tcp_congestion_control.as_deref()));
     if let Some(us) = config.gateway.resume_latency_us {
         findings.push(resume_latency(us, &cpus));
     }
-    Report { findings, cpus }
+    Report { findings, cpus, lobby }
 }
 
 /// Whether the CPUs can be held to what is asked for.
@@ -137,20 +144,27 @@ fn memory(config: &Config) -> Finding {
     }
 }
 
-fn files(need: u64) -> Finding {
+/// Whether there are `need` descriptors and some for a lobby; how many for that.
+fn files(need: u64) -> (Finding, usize) {
+    let lacking = |why: String| (Finding::Lacking(format!("open files: {why}")), SMALL_LOBBY as usize);
+    let least = need + SMALL_LOBBY;
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
-        Err(e) => return Finding::Warning(format!("open files: {e}")),
+        Err(e) => return (Finding::Warning(format!("open files: {e}")), SMALL_LOBBY as usize),
     };
-    if need > hard {
-        return Finding::Lacking(format!("open files: {need} are needed and {hard} allowed (RLIMIT_NOFILE)"));
+    if least > hard {
+        return lacking(format!("{least} are needed and {hard} allowed (RLIMIT_NOFILE)"));
     }
-    if need > soft
-        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, need, hard)
+    let all = hard.min(need + LOBBY);
+    if all > soft
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, all, hard)
     {
-        return Finding::Lacking(format!("open files: the limit can't be raised to {need}: {e}"));
+        return lacking(format!("the limit can't be raised to {all}: {e}"));
     }
-    Finding::Good(format!("open files: {need} needed, {hard} allowed"))
+    let lobby = all - need;
+    let good =
+        format!("open files: {need} needed, and {lobby} for connections that say nothing; {hard} allowed");
+    (Finding::Good(good), lobby as usize)
 }
 
 /// Whether connections can have the algorithm that is asked for, and whether what they get suits storage.

@@ -33,7 +33,8 @@ pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
-    let seed = move |cores| Seed { cores, config, document, store, found, cpus: report.cpus.clone() };
+    let (cpus, lobby) = (report.cpus.clone(), report.lobby);
+    let seed = move |cores| Seed { cores, config, document, store, found, cpus, lobby };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
     // Whoever still asks an array what it has is not waited for.
     runtime.shutdown_background();

@@ -1,8 +1,8 @@
 //! TCP sockets with the options that a storage connection wants.
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt,
+    socket, sockopt,
 };
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -156,6 +156,38 @@ pub fn prepare_accepted(fd: &impl AsFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(setsockopt(fd, sockopt::TcpNoDelay, &true)?)
+}
+
+/// Lets `fd` be readable only when so many bytes have come, or the peer has closed its side (SO_RCVLOWAT).
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn set_low_water(fd: &impl AsFd, bytes: u32) -> io::Result<()> {
+    let (fd, value, len) = (fd.as_fd().as_raw_fd(), bytes as libc::c_int, size_of::<libc::c_int>());
+    // SAFETY: the kernel reads an int, which lives through the call.
+    let done = unsafe {
+        let from = (&raw const value).cast();
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, from, len as libc::socklen_t)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Copies what has come into `into` and leaves it there to be received, without waiting.
+///
+/// # Errors
+/// What recv(2) says; `EAGAIN` if nothing is there.
+pub fn peek_now(fd: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(nix::sys::socket::recv(fd.as_fd().as_raw_fd(), into, flags)?)
+}
+
+/// Sends what the socket takes of `bytes`, without waiting and without SIGPIPE; gives how many.
+///
+/// # Errors
+/// What send(2) says; `EAGAIN` if it takes nothing.
+pub fn send_bytes_now(fd: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    Ok(nix::sys::socket::send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
 /// Receives what is there into `into`, without waiting. No bytes mean that the peer closed its side.

@@ -39,7 +39,12 @@ async fn give(cores: &Cores, gateway: &Gateway, core: CoreId, every: Duration) -
     let nqn = nqn.map_err(|e| Refusal::new(Fault::Internal, e.to_string()))?;
     let host = Box::new(WarmHost::new(nqn, id.into_bytes(), every));
     let (asks, peer, answers, local) = pair(gateway).map_err(|e| device("loopback", &e))?;
-    cores.send(core, Msg::Adopt { socket: answers.into(), portal: PortalId::OWN, local, peer }).await?;
+    cores
+        .send(
+            core,
+            Msg::Adopt { socket: answers.into(), portal: PortalId::OWN, local, peer, initialized: false },
+        )
+        .await?;
     cores.send(core, Msg::KeepWarm { socket: asks.into(), to: local, host }).await
 }
 

@@ -298,7 +298,10 @@ impl Bench {
         let socket = SimSocket { conn: ConnId(0), side: Side::Server, _held: Arc::new(()) };
         let used = self.receives.iter().position(Option::is_none).unwrap_or_default();
         let (local, peer) = ("10.0.0.1:4420".parse()?, "10.0.0.2:40000".parse()?);
-        self.tell(Told::Mail(None, Msg::Adopt { socket, portal: PortalId(0), local, peer }));
+        self.tell(Told::Mail(
+            None,
+            Msg::Adopt { socket, portal: PortalId(0), local, peer, initialized: false },
+        ));
         let sock = SockId(used as u32);
         ensure!(self.receives[used].is_some(), "the connection was not adopted");
         let mut bytes = [0; IcReq::LEN];

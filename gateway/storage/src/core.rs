@@ -4,11 +4,12 @@
 //! down and completions up until both queues are empty, so that a command which memory can answer is
 //! done within the event that brought it.
 
+use crate::crowd::Waiting;
 use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request, Rest, Stream};
-use crate::target::{Capacity, Target, TargetLimits};
+use crate::target::{Capacity, Place, Room, Target, TargetLimits};
 use crate::topology::{BackendId, PortalId};
 use crate::warm::WarmHost;
 use std::collections::VecDeque;
@@ -31,8 +32,12 @@ pub struct StorageCore<I: StorageIo> {
     /// Who keeps this core warm, with their socket.
     warm: Option<Box<WarmHost>>,
     conn_bound_bytes: usize,
-    /// Hosts' connections that wait for a place, oldest first.
-    newcomers: VecDeque<Newcomer<I::Socket>>,
+    /// Hosts' connections that wait for a place.
+    newcomers: Waiting<Newcomer<I::Socket>>,
+    /// Those that no longer wait, and of which control hasn't been told.
+    adopted: u32,
+    /// When there may be a place for them, unless one becomes free before.
+    room_at: Option<Instant>,
     /// Hosts' connections that have a place.
     host_socks: usize,
     max_host_socks: usize,
@@ -47,10 +52,12 @@ struct Newcomer<S> {
     portal: PortalId,
     local: SocketAddr,
     peer: SocketAddr,
+    /// As in [`Msg::Adopt`].
+    initialized: bool,
 }
 
-/// Connections that may wait for a place. Control has sent no more than this before it waits for the core.
-const NEWCOMERS: usize = 2048;
+/// Connections that may wait for a core's place. The others wait in control's lobby.
+pub const NEWCOMERS: usize = 256;
 
 /// Whose a socket is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,7 +123,9 @@ impl<I: StorageIo> StorageCore<I> {
             done: VecDeque::with_capacity(all),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
             warm: None,
-            newcomers: VecDeque::with_capacity(NEWCOMERS),
+            newcomers: Waiting::new(NEWCOMERS),
+            adopted: 0,
+            room_at: None,
             host_socks: 0,
             max_host_socks: limits.host_sockets as usize,
             admissions: limits.target.admissions,
@@ -155,12 +164,10 @@ impl<I: StorageIo> StorageCore<I> {
         self.arena
     }
 
-    /// A host's connection comes. Of too many that wait, the oldest is dropped, which its host sees as a reset.
+    /// A host's connection comes. Of too many that wait, one is dropped, which its host sees as a reset.
     fn adopt(&mut self, io: &mut I, newcomer: Newcomer<I::Socket>) {
-        if self.newcomers.len() == NEWCOMERS {
-            self.newcomers.pop_front();
-        }
-        self.newcomers.push_back(newcomer);
+        let (_, dropped) = self.newcomers.push(newcomer.peer, newcomer);
+        self.adopted += u32::from(dropped.is_some());
         self.admit(io);
     }
 
@@ -169,26 +176,35 @@ impl<I: StorageIo> StorageCore<I> {
     /// whether there was one.
     fn admit(&mut self, io: &mut I) -> bool {
         let mut any = false;
+        self.room_at = None;
         while self.admissions > 0 && !self.newcomers.is_empty() {
             if self.host_socks >= self.max_host_socks {
                 let wanted = self.newcomers.len().min(self.admissions);
-                if self.target.closing() < wanted && self.target.make_room(cx!(self, io)) {
-                    continue;
-                }
-                if self.target.closing() > 0 {
+                if self.target.closing() >= wanted {
                     break;
                 }
-                self.newcomers.pop_front();
-                continue;
+                match self.target.make_room(cx!(self, io)) {
+                    Room::Made => continue,
+                    Room::At(at) => self.room_at = Some(at),
+                    Room::Never if self.target.closing() > 0 => {}
+                    Room::Never => {
+                        self.adopted += u32::from(self.newcomers.pop().is_some());
+                        continue;
+                    }
+                }
+                break;
             }
-            let Some(Newcomer { socket, portal, local, peer }) = self.newcomers.pop_front() else { break };
+            let Some(Newcomer { socket, portal, local, peer, initialized }) = self.newcomers.pop() else {
+                break;
+            };
             any = true;
             self.admissions -= 1;
+            self.adopted += 1;
             // The driver refuses only when it stops.
             if let Ok(sock) = io.adopt(socket) {
                 self.host_socks += 1;
                 self.set_owner(sock, SockOwner::Target);
-                self.target.adopt(cx!(self, io), sock, portal, local, peer);
+                self.target.adopt(cx!(self, io), sock, Place { portal, local, peer }, initialized);
             }
         }
         any
@@ -354,8 +370,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: Msg<I::Socket, I::File>) {
         match msg {
-            Msg::Adopt { socket, portal, local, peer } => {
-                self.adopt(io, Newcomer { socket, portal, local, peer });
+            Msg::Adopt { socket, portal, local, peer, initialized } => {
+                self.adopt(io, Newcomer { socket, portal, local, peer, initialized });
             }
             Msg::KeepWarm { socket, to, host } => {
                 if let Ok(sock) = io.adopt(socket) {
@@ -408,13 +424,19 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             }
             Msg::CloseHosts { all } => {
                 if all {
-                    self.newcomers.clear();
+                    while self.newcomers.pop().is_some() {
+                        self.adopted += 1;
+                    }
                 }
                 self.target.close_hosts(all);
             }
             Msg::Refused(place) => self.target.give_back(place),
             // What only control is told.
-            Msg::TopologyDone { .. } | Msg::Attached(_) | Msg::Detached(..) | Msg::Event(_) => {
+            Msg::Adopted(_)
+            | Msg::TopologyDone { .. }
+            | Msg::Attached(_)
+            | Msg::Detached(..)
+            | Msg::Event(_) => {
                 debug_assert!(false, "a core got a message for control from {from:?}");
             }
         }
@@ -426,6 +448,9 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         let mut worked = self.luns.on_turn(cx!(self, io));
         self.admissions = self.admissions_per_turn;
         worked |= !self.newcomers.is_empty() && self.admit(io);
+        if self.adopted > 0 {
+            io.post_control(Msg::Adopted(std::mem::take(&mut self.adopted)));
+        }
         worked |= self.drain(io);
         if let Some(warm) = &mut self.warm {
             worked |= warm.on_turn(io, &mut self.arena);
@@ -444,7 +469,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
         // There are places, and this turn has given as many as it may.
         let may_admit = !self.newcomers.is_empty() && self.host_socks < self.max_host_socks;
-        let admission = may_admit.then(Instant::default);
+        let admission = if may_admit { Some(Instant::default()) } else { self.room_at };
         [self.target.next_deadline(), self.luns.next_deadline(), warm, admission].into_iter().flatten().min()
     }
 }

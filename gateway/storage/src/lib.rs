@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod core;
+pub mod crowd;
 pub mod cx;
 pub mod initiator;
 pub mod lun;

@@ -29,7 +29,12 @@ pub enum Msg<S, F> {
         local: SocketAddr,
         /// The host's address.
         peer: SocketAddr,
+        /// The ICReq, with which the stream begins, has got its [`ic_resp`](crate::target::ic_resp) already.
+        initialized: bool,
     },
+    /// Core → control: so many connections of [`Msg::Adopt`] no longer wait for a place. Of those that do, a core takes
+    /// [`NEWCOMERS`](crate::core::NEWCOMERS).
+    Adopted(u32),
     /// Control → core: ask yourself for something over this connection every so often, so that requests after idle find
     /// you warm. Its other end is adopted with [`PortalId::OWN`].
     KeepWarm {

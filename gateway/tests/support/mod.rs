@@ -434,7 +434,13 @@ impl Gateway {
             let double = asks.try_clone().expect("a descriptor");
             let nqn = Nqn::new(&host_nqn(200 + core)).expect("a name");
             let host = Box::new(WarmHost::new(nqn, [200 + core as u8; 16], every));
-            let adopt = Msg::Adopt { socket: answers.into(), portal: PortalId::OWN, local: to, peer };
+            let adopt = Msg::Adopt {
+                socket: answers.into(),
+                portal: PortalId::OWN,
+                local: to,
+                peer,
+                initialized: false,
+            };
             send(&self.to_cores, core, adopt);
             send(&self.to_cores, core, Msg::KeepWarm { socket: asks.into(), to, host });
             double
@@ -529,6 +535,7 @@ impl Gateway {
                 self.events.push((core, event));
                 None
             }
+            Ok((_, Msg::Adopted(_))) => None,
             Ok((core, place @ Msg::Refused(_))) => {
                 send(&self.to_cores, usize::from(core.0), place);
                 None
@@ -585,7 +592,11 @@ impl Door {
             }
             let core = self.place.fetch_add(1, Ordering::SeqCst) % cores;
             let socket = socket.into();
-            send(&self.to_cores, core, Msg::Adopt { socket, portal: self.portal, local, peer });
+            send(
+                &self.to_cores,
+                core,
+                Msg::Adopt { socket, portal: self.portal, local, peer, initialized: false },
+            );
         }
     }
 }

@@ -22,6 +22,7 @@ use trefoil_config::Address;
 use trefoil_poll::{Arena, Buf, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
+use trefoil_storage::core::NEWCOMERS;
 use trefoil_storage::initiator::{ANOTHER_NAMESPACE, NamespaceIdentity};
 use trefoil_storage::msg::{Event, Refused, Survey};
 use trefoil_storage::request::{Completed, Op, Origin, Owner, Request};
@@ -119,6 +120,10 @@ pub struct Cores {
     reached: tokio::sync::Notify,
     /// Surveys of one core look alike, so only one is asked for at a time.
     surveying: tokio::sync::Mutex<()>,
+    /// Connections that each core takes now.
+    room: Vec<Cell<usize>>,
+    /// Told when a core takes more.
+    has_room: tokio::sync::Notify,
     refused: RefCell<RefusedHosts>,
     /// What goes back to a core, and when; soonest first.
     returns: RefCell<VecDeque<(Instant, CoreId, Box<Refused>)>>,
@@ -144,6 +149,8 @@ impl Cores {
         #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
         let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
         Ok(Rc::new(Self {
+            room: ends.to_cores.iter().map(|_| Cell::new(NEWCOMERS)).collect(),
+            has_room: tokio::sync::Notify::new(),
             to_cores: ends.to_cores.into_iter().map(RefCell::new).collect(),
             mail: RefCell::new(Some(mail)),
             metrics: ends.metrics,
@@ -264,6 +271,12 @@ impl Cores {
                     None => self.dropped_events.set(self.dropped_events.get() + 1),
                 }
             }
+            Msg::Adopted(count) => {
+                if let Some(room) = self.room.get(usize::from(core.0)) {
+                    room.set(room.get() + count as usize);
+                }
+                self.has_room.notify_one();
+            }
             Msg::Refused(refused) => {
                 self.refused.borrow_mut().tell(&refused);
                 self.returns.borrow_mut().push_back((Instant::now() + RETURN_AFTER, core, refused));
@@ -340,9 +353,22 @@ impl Cores {
         }
     }
 
+    /// Whether a core takes another connection; the one that it is sent then is counted.
+    pub fn has_room(&self, core: CoreId) -> bool {
+        self.room.get(usize::from(core.0)).is_some_and(|room| room.get() > 0)
+    }
+
+    /// Waits until a core takes more connections than before.
+    pub async fn room(&self) {
+        self.has_room.notified().await;
+    }
+
     /// Sends to a core, waiting while its ring is full.
     pub async fn send(&self, core: CoreId, msg: CoreMsg) -> Result<(), Refusal> {
         let Some(sender) = self.to_cores.get(usize::from(core.0)) else { return Err(gone(core)) };
+        if let (Msg::Adopt { .. }, Some(room)) = (&msg, self.room.get(usize::from(core.0))) {
+            room.set(room.get().saturating_sub(1));
+        }
         let mut msg = msg;
         for _ in 0..10_000 {
             let sent = sender.borrow_mut().send(msg);

@@ -10,6 +10,7 @@
 pub mod backends;
 pub mod cores;
 pub mod handle;
+mod opening;
 mod pools;
 mod portals;
 mod queries;
@@ -66,6 +67,8 @@ pub struct Seed {
     pub found: Found,
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
+    /// Connections that may wait for their Connect, each with a descriptor.
+    pub lobby: usize,
     /// Where the document came from, for messages. No backend may be that.
     pub document: PathBuf,
 }
@@ -118,7 +121,7 @@ impl Engine {
     /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
     /// a backend, pool or listener that fails then is left out, with a log line, and tried again.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
-        let Seed { cores, config, document, store, found, cpus } = seed;
+        let Seed { cores, config, document, store, found, cpus, lobby } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
         let events: Rc<RefCell<Vec<Event>>> = Rc::default();
         let sink = events.clone();
@@ -134,7 +137,7 @@ impl Engine {
         // All queue pairs of one core, each at the depth of a Linux host's.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
-            placement: Placement::new(cores.clone(), socket_options(&gateway)),
+            placement: Placement::new(cores.clone(), socket_options(&gateway), lobby),
             cores,
             gateway,
             cpus,
@@ -256,6 +259,7 @@ impl Engine {
             Action::Shutdown => {
                 self.phase.send_replace(Phase::Stopping);
                 self.portals.clear();
+                self.placement.clear();
                 self.close_hosts(true).await?;
                 Ok(Outcome::Stopping)
             }
@@ -263,11 +267,9 @@ impl Engine {
                 self.epoch += 1;
                 let nothing = Topology { epoch: self.epoch, ..Topology::default() };
                 self.cores.publish(Arc::new(nothing)).await?;
-                // Also those that a change which was cut short had just attached, or had still to detach.
-                for id in self.numbers.backends.iter().map(|(_, id)| BackendId(id)).collect::<Vec<_>>() {
-                    backends::take_down(&self.cores, id).await?;
+                for live in std::mem::take(&mut self.live).into_values() {
+                    backends::take_down(&self.cores, &live).await?;
                 }
-                self.live.clear();
                 Ok(Outcome::Stopping)
             }
             other => Err(Refusal::new(Fault::Internal, format!("{other:?} changes nothing"))),
@@ -529,7 +531,7 @@ impl Engine {
         }
         for name in &made.backends {
             let Some(live) = self.live.remove(name) else { continue };
-            match backends::take_down(&self.cores, live.id).await {
+            match backends::take_down(&self.cores, &live).await {
                 Ok(()) => live.unmake(),
                 Err(error) => tracing::error!(
                     %error,
@@ -578,7 +580,7 @@ impl Engine {
         for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
             self.down.remove(&format!("backend/{name}"));
             if let Some(live) = self.live.remove(name)
-                && let Err(error) = backends::take_down(&self.cores, live.id).await
+                && let Err(error) = backends::take_down(&self.cores, &live).await
             {
                 tracing::error!(%error, backend = name, "a backend that is gone is still attached");
             }

@@ -1,56 +1,207 @@
 //! Listeners: accepting hosts' connections and giving each to the core with the fewest.
+//!
+//! A connection goes to a core only when its Connect has come as a whole and the core has room for it. Until then it waits
+//! here, in the lobby, where it costs a descriptor. So a silent connection, or one that sends byte by byte, takes no
+//! place of a core's. Those that are ready go in turn by their addresses ([`Crowd`]). The lobby has many places; when it is
+//! full, the oldest connection of the address that has most there goes.
 
 use super::cores::{Cores, device};
+use super::opening::{MAX_OPENING_BYTES, Opening};
 use crate::address::resolve;
 use crate::error::Refusal;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinHandle};
 use trefoil_config::Address;
 use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
+use trefoil_storage::crowd::{Crowd, Waiting};
 use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
+use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
 
 /// Connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog full tries
 /// again after a second.
 const BACKLOG: i32 = 4096;
+/// Connections that a listener takes before others have their turn.
+const ACCEPTED_AT_A_TIME: u64 = 512;
 /// How old the count of a core's connections may be when a new one is placed.
 const COUNT_AGE: Duration = Duration::from_millis(50);
+/// A host's Connect must have come by then.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many connections each core has: the last count, and what was given to it since.
+/// Who is in the lobby.
+enum Guest {
+    /// Its Connect is to come; a task waits for it.
+    Opening(AbortHandle),
+    /// It waits for a core.
+    Ready(Newcomer),
+}
+
+struct Lobby {
+    guests: Waiting<Guest>,
+    /// Those that wait for a core, in turn.
+    ready: Crowd,
+}
+
+/// Gives connections to cores.
 pub struct Placement {
     cores: Rc<Cores>,
     options: socket::Options,
-    loads: RefCell<(Option<Instant>, Vec<usize>)>,
+    lobby: RefCell<Lobby>,
+    /// Told when a guest is ready.
+    is_ready: Notify,
 }
 
 impl Placement {
-    /// Nothing is connected yet. Listeners and what they accept have `options`.
-    pub fn new(cores: Rc<Cores>, options: socket::Options) -> Rc<Self> {
-        let loads = vec![0; usize::from(cores.count())];
-        Rc::new(Self { cores, options, loads: RefCell::new((None, loads)) })
+    /// Nothing is connected yet. Listeners and what they accept have `options`. The lobby has room for `guests`. Needs a tokio runtime.
+    pub fn new(cores: Rc<Cores>, options: socket::Options, guests: usize) -> Rc<Self> {
+        let lobby = Lobby { guests: Waiting::new(guests), ready: Crowd::new(guests.max(1)) };
+        let placement = Rc::new(Self { cores, options, lobby: lobby.into(), is_ready: Notify::new() });
+        tokio::task::spawn_local(placement.clone().serve());
+        placement
     }
 
-    /// The core for the next connection, which counts as placed there.
-    async fn choose(&self) -> Result<CoreId, Refusal> {
-        let stale = self.loads.borrow().0.is_none_or(|at| at.elapsed() > COUNT_AGE);
-        if stale {
-            let mut counts = Vec::with_capacity(usize::from(self.cores.count()));
-            for core in self.cores.all() {
-                counts.push(self.cores.survey(core, 0).await?.total);
-            }
-            *self.loads.borrow_mut() = (Some(Instant::now()), counts);
+    /// Closes what waits in the lobby.
+    pub fn clear(&self) {
+        let lobby = &mut *self.lobby.borrow_mut();
+        while lobby.ready.take_next().is_some() {}
+        while let Some(guest) = lobby.guests.pop() {
+            guest.leave();
         }
-        let (_, loads) = &mut *self.loads.borrow_mut();
-        let (at, load) = loads.iter_mut().enumerate().min_by_key(|(_, load)| **load).unzip();
-        load.into_iter().for_each(|load| *load += 1);
-        Ok(CoreId(at.unwrap_or(0) as u16))
+    }
+
+    /// A connection is in the lobby from now on, and goes to a core from there.
+    fn welcome(self: &Rc<Self>, newcomer: Newcomer) {
+        let (placement, peer) = (self.clone(), newcomer.peer);
+        // The task runs only when this is over, and its number is known by then.
+        let number = Rc::new(Cell::new(0));
+        let its_number = number.clone();
+        let task = tokio::task::spawn_local(async move {
+            let opened = tokio::time::timeout(CONNECT_TIMEOUT, opening(&newcomer.stream)).await;
+            placement.opened(its_number.get(), newcomer, opened);
+        });
+        let lobby = &mut *self.lobby.borrow_mut();
+        let (place, lost) = lobby.guests.push(peer, Guest::Opening(task.abort_handle()));
+        number.set(place);
+        if let Some(lost) = lost {
+            lobby.ready.remove(place);
+            lost.leave();
+        }
+    }
+
+    /// What [`opening`] said.
+    fn opened(
+        &self,
+        number: u32,
+        newcomer: Newcomer,
+        opened: Result<io::Result<Option<bool>>, tokio::time::error::Elapsed>,
+    ) {
+        let peer = newcomer.peer;
+        let lobby = &mut *self.lobby.borrow_mut();
+        match opened {
+            Ok(Ok(Some(initialized))) => {
+                if let Some(guest) = lobby.guests.get_mut(number) {
+                    *guest = Guest::Ready(Newcomer { initialized, ..newcomer });
+                    lobby.ready.add(number, peer);
+                    self.is_ready.notify_one();
+                }
+                return;
+            }
+            Ok(Ok(None)) => tracing::debug!(%peer, "a connection ended before its Connect"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before its Connect"),
+            Err(_) => tracing::debug!(%peer, "no Connect in time"),
+        }
+        lobby.guests.take(number);
+    }
+
+    /// Gives guests to cores, in turn by their addresses, for as long as the runtime lives.
+    async fn serve(self: Rc<Self>) {
+        let mut loads = Loads { counted: None, counts: vec![0; usize::from(self.cores.count())] };
+        loop {
+            let next = self.next_guest();
+            let Some(newcomer) = next else {
+                self.is_ready.notified().await;
+                continue;
+            };
+            let peer = newcomer.peer;
+            if let Err(error) = self.place(newcomer, &mut loads).await {
+                tracing::error!(%error, %peer, "a connection can't be placed");
+            }
+        }
+    }
+
+    fn next_guest(&self) -> Option<Newcomer> {
+        let lobby = &mut *self.lobby.borrow_mut();
+        let number = lobby.ready.take_next()?;
+        match lobby.guests.take(number)? {
+            Guest::Ready(newcomer) => Some(newcomer),
+            // None of these is among those that are ready.
+            Guest::Opening(_) => None,
+        }
+    }
+
+    async fn place(&self, newcomer: Newcomer, loads: &mut Loads) -> Result<(), Refusal> {
+        let Newcomer { stream, portal, local, peer, initialized } = newcomer;
+        let socket = stream.into_std().and_then(|stream| {
+            socket::set_low_water(&stream, 1)?;
+            socket::prepare_accepted(&stream)?;
+            Ok(stream.into())
+        });
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                // The host is gone again.
+                tracing::debug!(%error, %peer, "a connection ended before it began");
+                return Ok(());
+            }
+        };
+        let core = loads.choose(&self.cores).await?;
+        self.cores.send(core, Msg::Adopt { socket, portal, local, peer, initialized }).await
+    }
+}
+
+impl Guest {
+    /// Closes its connection.
+    fn leave(self) {
+        match self {
+            Self::Opening(task) => task.abort(),
+            Self::Ready(newcomer) => drop(newcomer),
+        }
+    }
+}
+
+/// How many connections each core has: the last count, and what was given to it since.
+struct Loads {
+    counted: Option<Instant>,
+    counts: Vec<usize>,
+}
+
+impl Loads {
+    /// The core for the next connection, which counts as placed there.
+    async fn choose(&mut self, cores: &Cores) -> Result<CoreId, Refusal> {
+        if self.counted.is_none_or(|at| at.elapsed() > COUNT_AGE) {
+            for (core, count) in cores.all().zip(&mut self.counts) {
+                *count = cores.survey(core, 0).await?.total;
+            }
+            self.counted = Some(Instant::now());
+        }
+        loop {
+            let with_room = cores.all().zip(&mut self.counts).filter(|(core, _)| cores.has_room(*core));
+            if let Some((core, count)) = with_room.min_by_key(|(_, count)| **count) {
+                *count += 1;
+                return Ok(core);
+            }
+            cores.room().await;
+        }
     }
 }
 
@@ -92,7 +243,8 @@ impl Portal {
     /// is told that its subsystem isn't there (with DNR) does not come back by itself.
     pub fn accept(&mut self, placement: &Rc<Placement>) {
         self.task.get_or_insert_with(|| {
-            tokio::task::spawn_local(accept(self.listener.clone(), self.id, placement.clone()))
+            let accepting = accept(self.listener.clone(), self.id, placement.clone());
+            tokio::task::spawn_local(tokio::task::unconstrained(accepting))
         });
     }
 }
@@ -114,8 +266,60 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
+/// A connection that a listener has accepted.
+struct Newcomer {
+    stream: TcpStream,
+    portal: PortalId,
+    local: SocketAddr,
+    peer: SocketAddr,
+    /// Its ICReq has got an answer.
+    initialized: bool,
+}
+
+/// Waits for the Connect, with ICReq and ICResp before it, or for what can't be that, which the core answers as the spec says.
+/// Gives whether an ICResp was sent; `None` if the peer has closed its side before.
+async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
+    let mut initialized = false;
+    let mut wanted = CommonHeader::LEN;
     loop {
+        socket::set_low_water(stream, wanted as u32)?;
+        let ready = stream.ready(Interest::READABLE).await?;
+        let looked = stream.try_io(Interest::READABLE, || {
+            let mut bytes = [0; MAX_OPENING_BYTES];
+            let come = socket::peek_now(stream, &mut bytes)?;
+            match bytes.get(..come).map_or(Opening::Over, |bytes| Opening::look(bytes, initialized)) {
+                // The kernel wakes us when it has come.
+                Opening::Wants(more) if more == wanted && !ready.is_read_closed() => {
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                next => Ok(next),
+            }
+        });
+        match looked {
+            Ok(Opening::Wants(_)) if ready.is_read_closed() => return Ok(None),
+            Ok(Opening::Wants(more)) => wanted = more,
+            Ok(Opening::Answer(response)) => {
+                let mut bytes = [0; IcResp::LEN];
+                response.emit(&mut bytes);
+                // Nothing was sent before, so it fits.
+                if socket::send_bytes_now(stream, &bytes)? != bytes.len() {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                (initialized, wanted) = (true, IcReq::LEN + CommonHeader::LEN);
+            }
+            Ok(Opening::Over) => return Ok(Some(initialized)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
+    for count in 1u64.. {
+        // Many at a time, or a flood fills the kernel's queue while its connections keep this thread busy.
+        if count.is_multiple_of(ACCEPTED_AT_A_TIME) {
+            tokio::task::yield_now().await;
+        }
         let accepted = poll_fn(|cx| match &*listener.borrow() {
             Some(listener) => listener.poll_accept(cx),
             None => Poll::Pending,
@@ -130,25 +334,10 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
             }
         };
         let peer = canonical(peer);
-        let taken = stream.local_addr().map(canonical).and_then(|local| {
-            let stream = stream.into_std()?;
-            socket::prepare_accepted(&stream)?;
-            Ok((local, stream))
-        });
-        let (local, stream) = match taken {
-            Ok(taken) => taken,
+        match stream.local_addr().map(canonical) {
+            Ok(local) => placement.welcome(Newcomer { stream, portal, local, peer, initialized: false }),
             // The host is gone again.
-            Err(error) => {
-                tracing::debug!(%error, %peer, "a connection ended before it began");
-                continue;
-            }
-        };
-        let placed = async {
-            let core = placement.choose().await?;
-            placement.cores.send(core, Msg::Adopt { socket: stream.into(), portal, local, peer }).await
-        };
-        if let Err(error) = placed.await {
-            tracing::error!(%error, %peer, "a connection can't be placed");
+            Err(error) => tracing::debug!(%error, %peer, "a connection ended before it began"),
         }
     }
 }

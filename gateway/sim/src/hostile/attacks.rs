@@ -365,26 +365,13 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
                 *at = join();
             }
         }
-        // The crowd has the listed host's own address, so newer connections of it can push the host's out. The host tries again,
-        // as hosts do.
-        let mut pushed_out = 0;
-        let (admin, io) = loop {
-            let cut = match lines.admin().await {
-                Ok((admin, cntlid)) => match lines.queue(cntlid, 1, 32, (false, false)).await {
-                    Ok(io) => break (admin, io),
-                    Err(cut) => {
-                        lines.close(admin);
-                        cut
-                    }
-                },
-                Err(cut) => cut,
-            };
-            match cut {
-                Cut::Gone(_) if pushed_out < 5 => pushed_out += 1,
-                Cut::Gone(why) => return Err(Cut::Wrong(format!("a listed host beside a crowd: {why}"))),
-                wrong => return Err(wrong),
-            }
+        // It has the crowd's own address, so newer connections could push it out if it weren't given time for its Connect.
+        let judge = |cut| match cut {
+            Cut::Gone(why) => Cut::Wrong(format!("a listed host beside a crowd: {why}")),
+            wrong => wrong,
         };
+        let (admin, cntlid) = lines.admin().await.map_err(judge)?;
+        let io = lines.queue(cntlid, 1, 32, (false, false)).await.map_err(judge)?;
         lines.close(io);
         lines.close(admin);
     }

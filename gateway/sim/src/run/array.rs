@@ -268,7 +268,7 @@ impl Run {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
         while let Some(accepted) = self.world.take_accepted(node) {
             let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
-            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
+            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer, initialized: false };
             self.world.post(node, CoreId(0), msg);
         }
         while self.world.take_control(node).is_some() {}

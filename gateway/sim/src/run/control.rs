@@ -99,7 +99,7 @@ impl Run {
         while let Some(accepted) = self.world.take_accepted(self.gateway) {
             let core = CoreId(self.rng.below(self.cores.into()) as u16);
             let (portal, local, peer) = (PortalId(0), accepted.local, accepted.peer);
-            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer };
+            let msg = Msg::Adopt { socket: accepted.socket, portal, local, peer, initialized: false };
             self.world.post(self.gateway, core, msg);
         }
     }
@@ -191,7 +191,7 @@ impl Run {
                         self.in_force();
                     }
                 }
-                Msg::TopologyDone { .. } => {}
+                Msg::TopologyDone { .. } | Msg::Adopted(_) => {}
                 Msg::Completed(done) => self.answered(done),
                 Msg::Event(event) => {
                     let now = self.world.now();

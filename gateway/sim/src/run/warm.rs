@@ -35,7 +35,8 @@ impl Run {
             self.warm.push((asks.conn, self.world.now()));
             let nqn = Nqn::new(&format!("{WARM}{core}")).expect("the simulator's NQNs are valid");
             let host = Box::new(WarmHost::new(nqn, [0xC0 + core as u8; 16], EVERY));
-            let adopt = Msg::Adopt { socket: answers, portal: PortalId::OWN, local, peer };
+            let adopt =
+                Msg::Adopt { socket: answers, portal: PortalId::OWN, local, peer, initialized: false };
             self.world.post(self.gateway, CoreId(core), adopt);
             self.world.post(self.gateway, CoreId(core), Msg::KeepWarm { socket: asks, to: local, host });
         }

@@ -9,13 +9,13 @@
 use super::capacity::Capacity;
 use super::ctrlr::{Ctrlrs, MAX_SWEEPS, Sweep};
 use super::departure::Departures;
-use super::evictable::Evictable;
 use super::limits::{MAX_IO_QUEUES, TargetLimits};
 use super::queue::{Names, NsView, Queue, QueueState};
 use super::refusals::{self, Refusals};
 use super::shares::Shares;
 use super::slot::{NIL, Phase, Slots};
 use super::timers::Timers;
+use crate::crowd::Crowd;
 use crate::cx::Cx;
 use crate::msg::{Event, Msg, ShortName, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
@@ -122,10 +122,11 @@ pub struct Engine {
     pub luns: LunCounters,
     /// Who holds how much payload memory.
     pub shares: Shares,
-    /// Connections that make room for others.
-    pub evictable: Evictable,
+    /// Connections that anybody may have without permission, and which make room for others: those that have not completed a
+    /// Connect, and discovery controllers'.
+    pub evictable: Crowd,
     /// Those of them that are discovery controllers'.
-    pub discovery: Evictable,
+    pub discovery: Crowd,
     max_discovery: usize,
     /// As in [`TargetLimits`].
     pub discovery_timeout: Duration,
@@ -166,8 +167,8 @@ impl Engine {
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
             shares: Shares::new(limits.max_conns, limits.reserved_bytes),
-            evictable: Evictable::new(limits.max_conns),
-            discovery: Evictable::new(limits.max_conns),
+            evictable: Crowd::new(limits.max_conns),
+            discovery: Crowd::new(limits.max_conns),
             max_discovery: limits.max_discovery,
             discovery_timeout: limits.discovery_timeout,
             refusals: Refusals::new(),

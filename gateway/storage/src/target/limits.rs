@@ -15,6 +15,8 @@ pub const MDTS: u8 = 8;
 pub const IN_CAPSULE_BYTES: u32 = 8192;
 /// MAXH2CDATA: a whole transfer fits one H2CData, so a host need not cut it.
 pub const MAX_H2C_DATA_BYTES: u32 = MAX_TRANSFER_BYTES;
+/// CPDA: what data from hosts is aligned to (NVMe-oF TCP 1.0c §3.6.2.3).
+pub const CONTROLLER_ALIGNMENT_BYTES: u32 = 4;
 /// Entries of the largest submission queue (CAP.MQES + 1).
 pub const MAX_QUEUE_ENTRIES: u16 = 256;
 /// I/O queues that one controller has room for.
@@ -33,6 +35,9 @@ pub const DISCOVERY_COMMANDS: u16 = 32;
 const ADMIN_COMMANDS: usize = 2 * MAX_AERS;
 /// Connections of hosts without permission that a core has places for: unauthenticated ones.
 const UNAUTHENTICATED: usize = 512;
+/// Some round trips, and a pause of the host's. The shorter it is, the sooner is the turn of those who wait behind many addresses:
+/// [`UNAUTHENTICATED`] get a place in this time.
+const CONNECT_GRACE: Duration = Duration::from_millis(25);
 /// Fewest and most discovery controllers of a core.
 const DISCOVERY: (usize, usize) = (64, 512);
 /// I/O commands that a core has slots for.
@@ -70,9 +75,10 @@ pub struct TargetLimits {
     pub max_discovery: usize,
     /// After so long without a command, a discovery controller without a Keep Alive Timeout ends.
     pub discovery_timeout: Duration,
-    /// Hosts' connections that get a place in one turn. If there are more, whoever has just got one would have to make room for
-    /// the next ones before the core has looked at it; so each has some turns for its Connect.
+    /// Hosts' connections that get a place in one turn.
     pub admissions: usize,
+    /// Nobody loses its place to another before it has had so long for its Connect.
+    pub connect_grace: Duration,
     /// Commands under way: 20,480 of I/O and admin queues, and 2,048 controllers × 4 Asynchronous Event Requests. At
     /// most 65,535, since a slot's number is its transfer tag.
     pub slots: usize,
@@ -106,6 +112,7 @@ impl Default for TargetLimits {
             max_ctrlrs: 2048,
             max_discovery: DISCOVERY.1,
             admissions: UNAUTHENTICATED / 8,
+            connect_grace: CONNECT_GRACE,
             discovery_timeout: DISCOVERY_TIMEOUT,
             slots: 28_672,
             reserved_slots: 1024,

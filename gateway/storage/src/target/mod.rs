@@ -10,7 +10,6 @@ mod capacity;
 mod ctrlr;
 mod departure;
 mod engine;
-mod evictable;
 mod io;
 mod limits;
 mod queue;
@@ -25,15 +24,16 @@ mod tests;
 
 pub use capacity::Capacity;
 pub use limits::{OPEN_BYTES, TargetLimits};
+pub use tcp::{Room, ic_resp};
 
 use crate::cx::Cx;
 use crate::msg::{CtrlrMsg, HostName, Msg, QpairRow, Refused, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
 use crate::stats::{LunStats, LunSurvey};
-use crate::topology::{LunId, PortalId, Topology};
-use engine::{Engine, Place};
+use crate::topology::{LunId, Topology};
+use engine::Engine;
+pub use engine::Place;
 use queue::QueueState;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use tcp::Tcp;
 use timers::Timer;
@@ -57,22 +57,15 @@ impl Target {
         Self { engine: Engine::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
     }
 
-    /// A host connected to `portal`, at our address `local`.
-    pub fn adopt<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        portal: PortalId,
-        local: SocketAddr,
-        peer: SocketAddr,
-    ) {
-        self.tcp.adopt(&mut self.engine, cx, sock, Place { portal, local, peer });
+    /// A host connected. `initialized` is as in [`Msg::Adopt`].
+    pub fn adopt<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, place: Place, initialized: bool) {
+        self.tcp.adopt(&mut self.engine, cx, sock, place, initialized);
     }
 
-    /// Closes the oldest evictable connection of the address with most of them, so that another can come. Returns whether there
-    /// is any.
+    /// Closes a connection so that another can come: of those without permission, the oldest of the address that has most, if it
+    /// has had its time ([`TargetLimits::connect_grace`]).
     #[cold]
-    pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
+    pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Room {
         let made = self.tcp.make_room(&mut self.engine, cx);
         self.tcp.settle(&mut self.engine, cx);
         made

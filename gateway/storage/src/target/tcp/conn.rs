@@ -129,6 +129,8 @@ pub struct Conn {
     pub large_grants: u32,
     /// ICResp is to be sent.
     pub ic_resp: bool,
+    /// Whoever accepted it has sent the ICResp.
+    pub initialized: bool,
     /// A terminate request is to be sent.
     pub term: Option<FatalStatus>,
     /// Since when a send is outstanding, or when it was last seen to move.
@@ -176,6 +178,7 @@ impl Conn {
             grants: 0,
             large_grants: 0,
             ic_resp: false,
+            initialized: false,
             term: None,
             sending: None,
             taken_bytes: None,

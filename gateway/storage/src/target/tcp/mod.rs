@@ -18,6 +18,7 @@ mod tx;
 
 use conn::BodyKind;
 pub use conn::{Conn, State};
+pub use tx::ic_resp;
 
 use super::engine::{Effect, Engine, Place, Step};
 use super::limits::TargetLimits;
@@ -30,6 +31,17 @@ use crate::target::queue::QueueState;
 use std::collections::VecDeque;
 use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
 use trefoil_wire::nvme::Status;
+
+/// Whether a connection gives its place to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// A place becomes free as soon as the driver has closed its connection.
+    Made,
+    /// Whoever would go has its place until then.
+    At(Instant),
+    /// All places are I/O controllers'.
+    Never,
+}
 
 /// All connections of one core.
 pub struct Tcp {
@@ -82,6 +94,7 @@ impl Tcp {
         cx: &mut Cx<'_, I>,
         sock: SockId,
         place: Place,
+        initialized: bool,
     ) {
         let now = cx.io.now();
         let Some(conn) = self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == State::Free) else {
@@ -89,7 +102,7 @@ impl Tcp {
         };
         // Lists may still hold its number from its last life.
         let (dirty, starved) = (conn.dirty, conn.starved);
-        *conn = Conn { state: State::Opening, since: now, dirty, starved, ..Conn::new() };
+        *conn = Conn { state: State::Opening, since: now, initialized, dirty, starved, ..Conn::new() };
         engine.open(sock.0, place);
         self.ensure_timer(engine, sock.0);
         self.arm(engine, cx, sock.0);
@@ -334,13 +347,16 @@ impl Tcp {
         }
     }
 
-    /// Closes the oldest evictable connection of the address with most of them. Returns whether there is any.
-    pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> bool {
-        let first = engine.evictable.oldest_of_most();
-        if let Some(c) = first {
-            self.kill(engine, cx, c, "another came and there was no place");
+    /// See [`Target::make_room`](super::Target::make_room).
+    pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> Room {
+        let Some(c) = engine.evictable.oldest_of_most() else { return Room::Never };
+        let since = self.conns.get(c as usize).map_or(Instant::default(), |conn| conn.since);
+        let until = since + self.limits.connect_grace;
+        if until > cx.io.now() {
+            return Room::At(until);
         }
-        first.is_some()
+        self.kill(engine, cx, c, "another came and there was no place");
+        Room::Made
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Conn, Tcp};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::target::engine::{Engine, Step};
-use crate::target::limits::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
+use crate::target::limits::{CONTROLLER_ALIGNMENT_BYTES, IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
 use crate::target::queue::QueueState;
 use crate::target::slot::{NIL, Phase};
 use trefoil_poll::{Buf, RecvInto, SockId};
@@ -278,13 +278,13 @@ impl Tcp {
             receiver: Receiver::Controller,
             header_digest: request.header_digest,
             data_digest: request.data_digest,
-            data_alignment_bytes: 4,
+            data_alignment_bytes: CONTROLLER_ALIGNMENT_BYTES,
             max_capsule_data_bytes: IN_CAPSULE_BYTES,
             max_data_bytes: MAX_H2C_DATA_BYTES,
         };
         conn.host_alignment_bytes = request.host_alignment_bytes;
         conn.state = State::Ready;
-        conn.ic_resp = true;
+        conn.ic_resp = !conn.initialized;
         self.mark_dirty(c);
         Taken::Yes
     }

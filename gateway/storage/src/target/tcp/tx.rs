@@ -5,7 +5,7 @@ use super::conn::{Conn, State};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::target::engine::Engine;
-use crate::target::limits::MAX_H2C_DATA_BYTES;
+use crate::target::limits::{CONTROLLER_ALIGNMENT_BYTES, MAX_H2C_DATA_BYTES};
 use crate::target::slot::Phase;
 use trefoil_poll::send::BUFS;
 use trefoil_poll::{SendList, SockId};
@@ -171,13 +171,18 @@ fn put_c2h_header(conn: &Conn, pdu: &C2hData, list: &mut SendList) {
     });
 }
 
-fn put_ic_resp(conn: &Conn, list: &mut SendList) {
-    let response = IcResp {
-        controller_alignment_bytes: conn.framing.data_alignment_bytes,
-        header_digest: conn.framing.header_digest,
-        data_digest: conn.framing.data_digest,
+/// How the target answers an ICReq that asks for these digests.
+pub fn ic_resp(header_digest: bool, data_digest: bool) -> IcResp {
+    IcResp {
+        controller_alignment_bytes: CONTROLLER_ALIGNMENT_BYTES,
+        header_digest,
+        data_digest,
         max_h2c_data_bytes: MAX_H2C_DATA_BYTES,
-    };
+    }
+}
+
+fn put_ic_resp(conn: &Conn, list: &mut SendList) {
+    let response = ic_resp(conn.framing.header_digest, conn.framing.data_digest);
     put_header(list, IcResp::LEN, false, |bytes| response.emit(bytes));
 }
 

@@ -2,8 +2,8 @@
 
 use super::host::{ADMIN, DISCOVERY, Host, Seen, Wish, connect_command};
 use super::rig::{Rig, limits};
-use crate::target::Capacity;
 use crate::target::limits::OPENING_COMMANDS;
+use crate::target::{Capacity, Room};
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_wire::fabrics::PropertySize;
@@ -113,6 +113,25 @@ fn the_oldest_discovery_controller_makes_room_for_another_and_never_a_hosts() {
         there.push_back(newest);
         assert!(there.iter().chain([&io]).all(|host| rig.sock(host.at).open));
     }
+    rig.finish();
+}
+
+#[test]
+fn nobody_loses_its_place_before_its_time_and_an_io_controller_never() {
+    let mut rig = Rig::new(1);
+    let io = Host::admin(&mut rig, 0, ADMIN);
+    let room = |rig: &mut Rig| rig.with_core(0, |target, cx| target.make_room(cx));
+    assert_eq!(room(&mut rig), Room::Never);
+    let first = rig.open(0);
+    assert!(matches!(room(&mut rig), Room::At(_)));
+    rig.pass(limits().connect_grace - Duration::from_millis(1));
+    let second = rig.open(0);
+    assert!(matches!(room(&mut rig), Room::At(_)) && rig.sock(first).open);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(room(&mut rig), Room::Made);
+    assert!(matches!(room(&mut rig), Room::At(_)), "the second has come later");
+    rig.pump();
+    assert!(!rig.sock(first).open && rig.sock(second).open && rig.sock(io.at).open);
     rig.finish();
 }
 

@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::lun::Luns;
 use crate::msg::Msg;
 use crate::request::{Completed, Fault, Op, Request};
-use crate::target::{Capacity, Target, TargetLimits};
+use crate::target::{Capacity, Place, Target, TargetLimits};
 use crate::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
 };
@@ -366,8 +366,9 @@ impl Rig {
         self.cores[core].io.socks[sock] = Sock { open: true, ..Sock::default() };
         let id = SockId(sock as u32);
         self.with_core(core, |target, cx| {
-            let local = "192.0.2.1:4420".parse().expect("an address");
-            target.adopt(cx, id, PortalId(0), local, "198.51.100.7:999".parse().expect("an address"));
+            let address = |text: &str| text.parse().expect("an address");
+            let (local, peer) = (address("192.0.2.1:4420"), address("198.51.100.7:999"));
+            target.adopt(cx, id, Place { portal: PortalId(0), local, peer }, false);
         });
         (core, sock as u32)
     }

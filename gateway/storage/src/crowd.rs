@@ -1,0 +1,347 @@
+//! Many who wait for a place, or who may lose theirs, told apart by the address that they come from.
+//!
+//! A flood mustn't keep others out. So places are given to one address after the other, and when one must go, it is the
+//! oldest of the address that has most. Whoever has an address of its own is then served after at most one of each
+//! other address, and loses nothing while another address has more. An IPv6 address counts as its first 64 bits, since one host
+//! may have all the others.
+//!
+//! Each call takes constant time, however many there are. All memory is allocated at the start.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+const NIL: u32 = u32::MAX;
+
+/// Before and after a member of a [`List`].
+#[derive(Clone, Copy)]
+struct Links {
+    prev: u32,
+    next: u32,
+}
+
+impl Links {
+    const NONE: Self = Self { prev: NIL, next: NIL };
+}
+
+/// Numbers in the order in which they were pushed. Their links are in a table beside it.
+#[derive(Clone, Copy)]
+struct List {
+    head: u32,
+    tail: u32,
+}
+
+impl List {
+    const EMPTY: Self = Self { head: NIL, tail: NIL };
+
+    fn push(&mut self, links: &mut [Links], at: u32) {
+        links[at as usize] = Links { prev: self.tail, next: NIL };
+        match links.get_mut(self.tail as usize) {
+            Some(last) => last.next = at,
+            None => self.head = at,
+        }
+        self.tail = at;
+    }
+
+    fn unlink(&mut self, links: &mut [Links], at: u32) {
+        let Links { prev, next } = links[at as usize];
+        match links.get_mut(prev as usize) {
+            Some(prev) => prev.next = next,
+            None => self.head = next,
+        }
+        match links.get_mut(next as usize) {
+            Some(next) => next.prev = prev,
+            None => self.tail = prev,
+        }
+    }
+}
+
+/// Whoever is there from one address.
+#[derive(Clone, Copy)]
+struct Address {
+    key: u64,
+    /// Oldest first.
+    members: List,
+    count: u32,
+}
+
+/// Numbers from 0, each with the address that it came from. See the module.
+pub struct Crowd {
+    /// By number: the place of its address, or [`NIL`].
+    at: Box<[u32]>,
+    links: Box<[Links]>,
+    addresses: Box<[Address]>,
+    /// Places of addresses that nobody has.
+    free: Vec<u32>,
+    places: HashMap<u64, u32>,
+    /// By how many an address has: the addresses, those first that have had so many for longest.
+    by_count: Box<[List]>,
+    count_links: Box<[Links]>,
+    most: u32,
+    /// Addresses in the order in which they are served.
+    turns: List,
+    turn_links: Box<[Links]>,
+    count: usize,
+}
+
+impl Crowd {
+    /// For the numbers `0..size`, about 130 B each.
+    pub fn new(size: usize) -> Self {
+        let nobody = Address { key: 0, members: List::EMPTY, count: 0 };
+        Self {
+            at: vec![NIL; size].into(),
+            links: vec![Links::NONE; size].into(),
+            addresses: vec![nobody; size].into(),
+            free: (0..size as u32).collect(),
+            // With room for twice as many it makes order in its own memory and takes no more.
+            places: HashMap::with_capacity(2 * size),
+            by_count: vec![List::EMPTY; size + 1].into(),
+            count_links: vec![Links::NONE; size].into(),
+            most: 0,
+            turns: List::EMPTY,
+            turn_links: vec![Links::NONE; size].into(),
+            count: 0,
+        }
+    }
+
+    /// `number` comes from `peer`. It must not be there.
+    pub fn add(&mut self, number: u32, peer: SocketAddr) {
+        debug_assert_eq!(self.at[number as usize], NIL, "{number} is there already");
+        let key = key_of(peer.ip());
+        let at = match self.places.get(&key) {
+            Some(&at) => at,
+            None => {
+                // There are as many as numbers.
+                let Some(at) = self.free.pop() else { return };
+                self.places.insert(key, at);
+                self.addresses[at as usize] = Address { key, members: List::EMPTY, count: 0 };
+                self.turns.push(&mut self.turn_links, at);
+                at
+            }
+        };
+        self.at[number as usize] = at;
+        self.addresses[at as usize].members.push(&mut self.links, number);
+        self.count += 1;
+        self.recount(at, self.addresses[at as usize].count + 1);
+    }
+
+    /// `number` goes. Harmless if it isn't there.
+    pub fn remove(&mut self, number: u32) {
+        let at = std::mem::replace(&mut self.at[number as usize], NIL);
+        let Some(address) = self.addresses.get_mut(at as usize) else { return };
+        address.members.unlink(&mut self.links, number);
+        let (key, count) = (address.key, address.count - 1);
+        self.count -= 1;
+        self.recount(at, count);
+        if count == 0 {
+            self.places.remove(&key);
+            self.turns.unlink(&mut self.turn_links, at);
+            self.free.push(at);
+        }
+    }
+
+    /// How many are there.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The one to go first: the oldest of the address that has most. Of several such addresses, it is the one that has had so
+    /// many for longest.
+    pub fn oldest_of_most(&self) -> Option<u32> {
+        let most = self.by_count[self.most as usize].head;
+        self.addresses.get(most as usize).map(|address| address.members.head)
+    }
+
+    /// Takes out the one to be served next: the oldest of the address whose turn it is, which then has its next turn after all
+    /// others.
+    pub fn take_next(&mut self) -> Option<u32> {
+        let at = self.turns.head;
+        let number = self.addresses.get(at as usize)?.members.head;
+        self.turns.unlink(&mut self.turn_links, at);
+        self.turns.push(&mut self.turn_links, at);
+        self.remove(number);
+        Some(number)
+    }
+
+    fn recount(&mut self, at: u32, count: u32) {
+        let before = std::mem::replace(&mut self.addresses[at as usize].count, count);
+        if before > 0 {
+            self.by_count[before as usize].unlink(&mut self.count_links, at);
+        }
+        if count > 0 {
+            self.by_count[count as usize].push(&mut self.count_links, at);
+        }
+        // One more or one less, so the next lower count has somebody, or nobody is there.
+        if count > self.most || (before == self.most && self.by_count[before as usize].head == NIL) {
+            self.most = count;
+        }
+    }
+}
+
+/// A queue in turn by address. When it is full, the oldest of the address with most makes room.
+pub struct Waiting<T> {
+    places: Box<[Option<T>]>,
+    free: Vec<u32>,
+    crowd: Crowd,
+}
+
+impl<T> Waiting<T> {
+    /// Room for `size`, at least one.
+    pub fn new(size: usize) -> Self {
+        let size = size.max(1);
+        Self {
+            places: (0..size).map(|_| None).collect(),
+            free: (0..size as u32).rev().collect(),
+            crowd: Crowd::new(size),
+        }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.crowd.count()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `newcomer` waits from now on. Gives its number, and who lost it to the newcomer, if one had to.
+    pub fn push(&mut self, peer: SocketAddr, newcomer: T) -> (u32, Option<T>) {
+        let lost = if self.free.is_empty() { self.crowd.oldest_of_most() } else { None };
+        let lost = lost.and_then(|number| self.take(number));
+        let Some(number) = self.free.pop() else { return (NIL, Some(newcomer)) };
+        self.places[number as usize] = Some(newcomer);
+        self.crowd.add(number, peer);
+        (number, lost)
+    }
+
+    /// What waits under `number`.
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.places.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Takes `number` out, if it still waits.
+    pub fn take(&mut self, number: u32) -> Option<T> {
+        let taken = self.places.get_mut(number as usize)?.take()?;
+        self.crowd.remove(number);
+        self.free.push(number);
+        Some(taken)
+    }
+
+    /// Takes out whose turn it is.
+    pub fn pop(&mut self) -> Option<T> {
+        let number = self.crowd.take_next()?;
+        self.free.push(number);
+        self.places.get_mut(number as usize)?.take()
+    }
+}
+
+fn key_of(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        // Beside all prefixes that IPv6 hosts have: ::/8 is reserved (RFC 4291 §2.4).
+        IpAddr::V4(v4) => 1 << 32 | u64::from(v4.to_bits()),
+        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(host: u16) -> SocketAddr {
+        let [a, b] = host.to_be_bytes();
+        SocketAddr::from(([10, 0, a, b], 1000))
+    }
+
+    #[test]
+    fn the_oldest_of_the_largest_crowd_goes_first() {
+        let mut crowd = Crowd::new(16);
+        assert_eq!(crowd.oldest_of_most(), None);
+        // The quiet one is the oldest of all.
+        crowd.add(9, peer(1));
+        (0..3).for_each(|c| crowd.add(c, peer(2)));
+        assert_eq!(crowd.oldest_of_most(), Some(0));
+        crowd.remove(0);
+        crowd.remove(0);
+        crowd.add(0, peer(2));
+        assert_eq!(crowd.oldest_of_most(), Some(1));
+        crowd.remove(2);
+        assert_eq!(crowd.oldest_of_most(), Some(1));
+        crowd.remove(1);
+        assert_eq!(crowd.oldest_of_most(), Some(9), "one from each: the oldest");
+        crowd.remove(9);
+        assert_eq!((crowd.oldest_of_most(), crowd.count()), (Some(0), 1));
+        crowd.remove(0);
+        assert_eq!((crowd.oldest_of_most(), crowd.count()), (None, 0));
+    }
+
+    #[test]
+    fn addresses_are_served_in_turn() {
+        let mut crowd = Crowd::new(16);
+        for (number, host) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 2)] {
+            crowd.add(number, peer(host));
+        }
+        let mut next = || crowd.take_next();
+        assert_eq!([next(), next(), next(), next()], [Some(0), Some(3), Some(4), Some(1)]);
+        assert_eq!([next(), next(), next()], [Some(5), Some(2), None]);
+    }
+
+    #[test]
+    fn an_address_counts_however_it_is_written() {
+        let key = |text: &str| key_of(text.parse().expect("an address"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::2:3"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_ne!(key("::1"), key("0.0.0.0"));
+    }
+
+    #[test]
+    fn it_says_what_a_plain_list_says() {
+        // Compared with a list that is searched, over steps that a fixed generator chooses.
+        let mut crowd = Crowd::new(64);
+        let capacity = crowd.places.capacity();
+        let mut plain: Vec<(u32, u16)> = Vec::new();
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for step in 0..20_000 {
+            let number = random(64) as u32;
+            match plain.iter().position(|(other, _)| *other == number) {
+                Some(at) => {
+                    crowd.remove(number);
+                    plain.remove(at);
+                }
+                None => {
+                    // Few addresses at a time, and many over time.
+                    let host = (step / 100 + random(9)) as u16;
+                    crowd.add(number, peer(host));
+                    plain.push((number, host));
+                }
+            }
+            let many = |host| plain.iter().filter(|(_, other)| *other == host).count();
+            let most = plain.iter().map(|(_, host)| many(*host)).max();
+            let said = crowd.oldest_of_most();
+            let host = plain.iter().find(|(number, _)| Some(*number) == said).map(|(_, host)| *host);
+            assert_eq!(host.map(many), most);
+            assert_eq!(plain.iter().find(|(_, other)| Some(*other) == host).map(|(number, _)| *number), said);
+            assert_eq!(crowd.count(), plain.len());
+        }
+        assert_eq!(crowd.places.capacity(), capacity, "it took memory");
+    }
+
+    #[test]
+    fn a_full_room_drops_of_the_largest_crowd_only() {
+        let mut waiting = Waiting::new(4);
+        let (mine, lost) = waiting.push(peer(1), 100);
+        assert_eq!(lost, None);
+        for n in 0..10 {
+            let (_, lost) = waiting.push(peer(2), n);
+            assert_eq!(lost, (n >= 3).then(|| n - 3));
+        }
+        assert_eq!((waiting.len(), waiting.take(mine), waiting.take(mine)), (4, Some(100), None));
+        let left: Vec<_> = std::iter::from_fn(|| waiting.pop()).collect();
+        assert_eq!((left, waiting.is_empty()), (vec![7, 8, 9], true));
+    }
+}
