@@ -194,7 +194,7 @@ pub async fn bring_up<'a>(
             None if patient => cores.set_lost(id, "the array has not answered yet"),
             None => {
                 let what = unreached(cores, backend, id);
-                take_down(cores, &live).await?;
+                take_down(cores, id).await?;
                 return Err(Refusal::new(Fault::Device, what));
             }
         }
@@ -280,13 +280,13 @@ fn identifier(name: &str) -> uuid::Uuid {
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
-/// Detaches a backend from every core and closes it.
+/// Detaches a backend from every core that has it, and closes it there.
 ///
 /// # Errors
 /// A core doesn't answer.
-pub async fn take_down(cores: &Cores, live: &Live) -> Result<(), Refusal> {
+pub async fn take_down(cores: &Cores, id: BackendId) -> Result<(), Refusal> {
     for core in cores.all() {
-        drop(cores.detach(core, live.id).await?);
+        drop(cores.detach(core, id).await?);
     }
     Ok(())
 }

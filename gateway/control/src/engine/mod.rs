@@ -267,9 +267,11 @@ impl Engine {
                 self.epoch += 1;
                 let nothing = Topology { epoch: self.epoch, ..Topology::default() };
                 self.cores.publish(Arc::new(nothing)).await?;
-                for live in std::mem::take(&mut self.live).into_values() {
-                    backends::take_down(&self.cores, &live).await?;
+                // Also those that a change which was cut short had just attached, or had still to detach.
+                for id in self.numbers.backends.iter().map(|(_, id)| BackendId(id)).collect::<Vec<_>>() {
+                    backends::take_down(&self.cores, id).await?;
                 }
+                self.live.clear();
                 Ok(Outcome::Stopping)
             }
             other => Err(Refusal::new(Fault::Internal, format!("{other:?} changes nothing"))),
@@ -531,7 +533,7 @@ impl Engine {
         }
         for name in &made.backends {
             let Some(live) = self.live.remove(name) else { continue };
-            match backends::take_down(&self.cores, &live).await {
+            match backends::take_down(&self.cores, live.id).await {
                 Ok(()) => live.unmake(),
                 Err(error) => tracing::error!(
                     %error,
@@ -580,7 +582,7 @@ impl Engine {
         for name in old.backends.keys().filter(|name| !state.backends.contains_key(*name)) {
             self.down.remove(&format!("backend/{name}"));
             if let Some(live) = self.live.remove(name)
-                && let Err(error) = backends::take_down(&self.cores, &live).await
+                && let Err(error) = backends::take_down(&self.cores, live.id).await
             {
                 tracing::error!(%error, backend = name, "a backend that is gone is still attached");
             }
