@@ -427,6 +427,8 @@ pub enum Event {
         len_bytes: u64,
         /// Which namespace answered.
         namespace: NamespaceIdentity,
+        /// TRIM is passed on to it: it takes Deallocate, and promises that what it deallocates reads as zeros.
+        deallocates: bool,
     },
     /// Another namespace answers as a backend than before, and isn't taken.
     BackendReplaced {

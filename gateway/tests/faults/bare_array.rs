@@ -1,4 +1,4 @@
-//! A pool on an array that lacks Write Zeroes. What its blocks held before is nobody's to read: neither what the array was used
+//! A pool on an array that lacks Write Zeroes, or a promise of what deallocated blocks read as. What its blocks held before is nobody's to read: neither what the array was used
 //! for, nor what a LUN held that is gone.
 
 use super::*;
@@ -38,25 +38,31 @@ allow_any_host = true
 listeners = ["ADDR"]
 "#;
 
-/// A target of our own that doesn't offer Write Zeroes, on a file.
+/// A target of our own that lacks something, on a file.
 struct BareArray {
     disk: File,
     target: Gateway,
 }
 
 impl BareArray {
-    fn start() -> Self {
+    /// One that doesn't offer Write Zeroes.
+    fn without_write_zeroes() -> Self {
+        let array = Self::start(|shape| shape.target.has_write_zeroes = false);
+        let mut pair = Pair::connect(array.target.addr(), &host_nqn(9), SUBSYSTEM);
+        assert_eq!(zero(&mut pair.io, 0..8, false), Status::INVALID_OPCODE.dnr(), "it has Write Zeroes");
+        array
+    }
+
+    fn start(lack: impl FnOnce(&mut Shape)) -> Self {
         let disk = tempfile::tempfile().expect("a file");
         for at in (0..ARRAY_BYTES).step_by(MIB as usize) {
             disk.write_all_at(&[OLD; MIB as usize], at).expect("written");
         }
         let mut shape = Shape::new(1);
-        shape.target.has_write_zeroes = false;
+        lack(&mut shape);
         let mut target = Gateway::start(shape);
         target.attach_file(BackendId(0), CoreId(0), &disk, ARRAY_BYTES);
         target.present(Allow::Any, vec![target.lun("disk", 0, 0, ARRAY_BYTES)]);
-        let mut pair = Pair::connect(target.addr(), &host_nqn(9), SUBSYSTEM);
-        assert_eq!(zero(&mut pair.io, 0..8, false), Status::INVALID_OPCODE.dnr(), "it has Write Zeroes");
         Self { disk, target }
     }
 
@@ -95,7 +101,7 @@ fn read_blocks(io: &mut Raw, blocks: usize) -> Vec<u8> {
 
 #[test]
 fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
-    let array = BareArray::start();
+    let array = BareArray::without_write_zeroes();
     let gateway = Daemon::start(&DOCUMENT.replace("ARRAY", &array.target.addr().to_string()));
     gateway.call("pool_create", json!({ "name": "tank", "backends": ["array"] }));
     let whole = gateway.call("pool_show", json!({ "name": "tank" }))["free_bytes"].as_u64().expect("a size");
@@ -139,6 +145,27 @@ fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
     expect_filled(io, 1, 8 * MIB..whole, 0, "what it has grown by");
     assert_eq!(array.blocks_of(FIRST), 0, "blocks of the first LUN are left at the array");
     assert_eq!(array.blocks_of(SECOND) as u64, 8 * MIB / 512);
+    drop(gateway);
+    array.target.finish();
+}
+
+#[test]
+fn an_array_that_promises_no_zeros_is_not_trimmed() {
+    let array = BareArray::start(|shape| shape.target.promises_zeros = false);
+    let gateway = Daemon::start(&DOCUMENT.replace("ARRAY", &array.target.addr().to_string()));
+    gateway.call("pool_create", json!({ "name": "tank", "backends": ["array"] }));
+    gateway.call("lun_create", json!({ "name": "first", "pool": "tank", "size": 8 * MIB }));
+    show(&gateway, "first", 1);
+    let mut pair = host(&gateway, 1);
+    let io = &mut pair.io;
+    fill(io, 1, 0..8 * MIB, FIRST).expect("written");
+    let left = array.blocks_of(FIRST);
+    assert_eq!(trim(io, 0..2048), Status::SUCCESS);
+    assert_eq!(read_blocks(io, 2048), [FIRST; 2048], "deallocated, though hosts are promised zeros");
+    assert_eq!(zero(io, 8..1032, true), Status::SUCCESS);
+    let expected = |at: usize| if (8..1032).contains(&at) { 0 } else { FIRST };
+    assert_eq!(read_blocks(io, 2048), (0..2048).map(expected).collect::<Vec<_>>());
+    assert_eq!(array.blocks_of(FIRST), left - 1024);
     drop(gateway);
     array.target.finish();
 }

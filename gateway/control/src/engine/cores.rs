@@ -78,6 +78,7 @@ pub type Why = Cow<'static, str>;
 struct Told {
     len_bytes: u64,
     namespace: NamespaceIdentity,
+    deallocates: bool,
 }
 
 /// Why I/O to a backend can't go on.
@@ -316,11 +317,18 @@ impl Cores {
             self.reached.notify_waiters();
         };
         match event {
-            Event::BackendInfo { backend, len_bytes, namespace } => {
-                let told = Told { len_bytes: *len_bytes, namespace: *namespace };
+            Event::BackendInfo { backend, len_bytes, namespace, deallocates } => {
+                let told = Told { len_bytes: *len_bytes, namespace: *namespace, deallocates: *deallocates };
                 if self.told.borrow_mut().insert(*backend, told) != Some(told) {
                     let block_bytes = namespace.block_bytes;
                     tracing::info!(backend = name(backend), block_bytes, len_bytes, "backend reached");
+                    if !deallocates {
+                        tracing::info!(
+                            backend = name(backend),
+                            "TRIM gives no space back: the array lacks Dataset Management, or does not promise that deallocated \
+                             blocks read as zeros (DLFEAT)"
+                        );
+                    }
                 }
                 is_back(backend);
                 self.reached.notify_waiters();

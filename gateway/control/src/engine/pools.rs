@@ -784,7 +784,7 @@ mod tests {
         let why = ready(&cores, &lives, "far").expect_err("lost");
         assert_eq!(why.message, "backend `far` is lost: the array has not answered yet");
         let namespace = NamespaceIdentity { nguid: [1; 16], uuid: [0; 16], eui64: [0; 8], block_bytes: 4096 };
-        hear(&cores, Event::BackendInfo { backend: id, len_bytes: 1 << 30, namespace });
+        hear(&cores, Event::BackendInfo { backend: id, len_bytes: 1 << 30, namespace, deallocates: true });
         let found = ready(&cores, &lives, "far").expect("it has answered");
         assert_eq!((found.len_bytes, found.block_bytes), (1 << 30, 4096));
     }

@@ -90,7 +90,7 @@ impl Engine {
         let mut access_changed = false;
         for event in events {
             let (id, block_bytes, len_bytes) = match event {
-                Event::BackendInfo { backend, len_bytes, namespace } => {
+                Event::BackendInfo { backend, len_bytes, namespace, .. } => {
                     (backend, Some(namespace.block_bytes), Some(len_bytes))
                 }
                 Event::BackendResized { backend, len_bytes } => (backend, None, Some(len_bytes)),

@@ -373,6 +373,7 @@ impl NvmeTcpChannel {
                 self.queues = association.queues;
                 self.gave_up = false;
                 self.refuses_zeroes = false;
+                self.drop_deallocates(cx.io.now());
                 for _ in 0..self.parked.len() {
                     let Some(request) = self.parked.pop_front() else { break };
                     self.submit(cx, request);
@@ -385,6 +386,19 @@ impl NvmeTcpChannel {
             _ => {}
         }
         self.reap(cx);
+    }
+
+    /// Takes TRIMs of an earlier association back from the lane where the array promises no zeros (any more).
+    fn drop_deallocates(&mut self, now: Instant) {
+        if self.lane.limits().deallocate {
+            return;
+        }
+        let works = &self.works;
+        let is_deallocate = |tag: u64| {
+            let work = works.get(tag as usize).and_then(Option::as_ref);
+            work.is_some_and(|work| work.request.op == Op::Deallocate)
+        };
+        self.lane.cancel(now, is_deallocate);
     }
 
     /// As the lane does with what comes after the array was given up. Whether there was any.
@@ -423,6 +437,7 @@ impl NvmeTcpChannel {
                         backend,
                         len_bytes: facts.len_bytes(),
                         namespace: facts.identity(),
+                        deallocates: facts.deallocate,
                     };
                     cx.io.post_control(Msg::Event(info));
                     Some(state(true, "connected", false))
@@ -489,7 +504,7 @@ impl NvmeTcpChannel {
         let limits = self.limits();
         let settled = match request.op {
             _ if !is_aligned(&request, limits) => Some(Err(Fault::Internal)),
-            // A hint that the array can't take.
+            // A hint that the array can't take, or after which its blocks need not read as zeros.
             Op::Deallocate if !limits.deallocate => Some(Ok(())),
             // Without a volatile cache, what completed is durable (NVMe base 2.0c §5.27.1.4).
             Op::Flush if !limits.volatile_write_cache => Some(Ok(())),
@@ -510,6 +525,10 @@ impl NvmeTcpChannel {
 
     /// Submits the next command of a request.
     fn next_part<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, mut work: Work) {
+        if work.request.op == Op::Deallocate && !self.limits().deallocate {
+            self.free.push(at);
+            return cx.complete(work.request, Ok(()));
+        }
         let command = make_part(&mut work, at.into(), self.nsid, self.limits());
         if let Err(mut command) = self.lane.submit(cx.io.now(), command) {
             // The lane has a place for each work slot, so this is a bug; the request still ends.
@@ -543,6 +562,11 @@ impl NvmeTcpChannel {
             if was_refused && command.sqe.opcode == io_opcode::WRITE_ZEROES && !work.cancelled {
                 // Also one that covers more than the array takes at once (WZSL, NVM command set 1.0c §4.1.5.3).
                 self.refuses_zeroes = true;
+                self.next_part(cx, at, work);
+                continue;
+            }
+            if work.request.op == Op::Deallocate && matches!(result, Err(Fault::Aborted)) && !work.cancelled {
+                // The lane gave it back, see `drop_deallocates`.
                 self.next_part(cx, at, work);
                 continue;
             }
@@ -668,7 +692,8 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
                     Command::zeros(tag, sqe(IoCommand::Write(range)), len)
                 }
                 Op::WriteZeroes { deallocate } => {
-                    Command::bare(tag, sqe(IoCommand::WriteZeroes { range, deac: deallocate }))
+                    let deac = deallocate && limits.zeroes_deallocate;
+                    Command::bare(tag, sqe(IoCommand::WriteZeroes { range, deac }))
                 }
                 Op::Deallocate => {
                     let dsm = DsmCommand { ranges: 1, deallocate: true, ..Default::default() };

@@ -5,12 +5,13 @@
 use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
 use super::fence::keep_alive_bound;
+use super::message::Limits;
 use super::namespace::NamespaceIdentity;
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_wire::nvme::feature::{AsyncEventConfig, NumberOfQueues, fid};
 use trefoil_wire::nvme::identify::{
-    IdentifyController, IdentifyNamespace, NamespaceDescriptor, NamespaceDescriptors, cns,
+    IdentifyController, IdentifyNamespace, NamespaceDescriptor, NamespaceDescriptors, cns, dlfeat,
 };
 use trefoil_wire::nvme::log::{AnaGroups, AnaHeader, AnaLog, AnaState, lid};
 use trefoil_wire::nvme::property::Cap;
@@ -192,8 +193,12 @@ pub struct Facts {
     pub max_capsule_data_bytes: u32,
     /// Write Zeroes is supported.
     pub write_zeroes: bool,
-    /// Dataset Management is supported.
+    /// Dataset Management is supported (ONCS bit 2).
+    dataset_management: bool,
+    /// Deallocate may be sent: it is supported, and the namespace promises that deallocated blocks read as zeros.
     pub deallocate: bool,
+    /// Write Zeroes may have DEAC: the namespace takes it (DLFEAT bit 3), and promises likewise.
+    pub zeroes_deallocate: bool,
     /// A volatile write cache is present (VWC bit 0): completed writes need a Flush to be durable.
     pub volatile_write_cache: bool,
     /// CAP.MQES.
@@ -222,6 +227,19 @@ impl Facts {
         self.blocks.saturating_mul(u64::from(self.block_bytes))
     }
 
+    /// What commands must keep to.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            block_bytes: self.block_bytes,
+            max_transfer_bytes: self.max_transfer_bytes,
+            write_zeroes: self.write_zeroes,
+            deallocate: self.deallocate,
+            zeroes_deallocate: self.zeroes_deallocate,
+            volatile_write_cache: self.volatile_write_cache,
+            ana: self.ana,
+        }
+    }
+
     /// How long after its loss an association counts as fenced.
     pub(super) fn fence_after(&self, kato_ms: u32) -> Duration {
         keep_alive_bound(kato_ms, self.kas_ms, self.traffic_keep_alive, self.cqt_ms)
@@ -247,7 +265,7 @@ impl Facts {
         self.cqt_ms = u32::from(id.cqt_ms);
         self.ana = id.cmic.ana_reporting;
         self.write_zeroes = id.oncs.write_zeroes;
-        self.deallocate = id.oncs.dsm;
+        self.dataset_management = id.oncs.dsm;
         self.volatile_write_cache = id.vwc & 1 != 0;
         self.events = AsyncEventConfig {
             namespace_attribute: id.oaes.namespace_attribute && !discovery,
@@ -299,6 +317,10 @@ impl Facts {
         self.uuid = [0; 16];
         self.ana_group = id.anagrpid;
         self.read_only = id.nsattr & 1 != 0;
+        // Hosts are promised zeros (our own DLFEAT), which an array need not promise.
+        let promises_zeros = id.deallocates_to_zeros();
+        self.deallocate = self.dataset_management && promises_zeros;
+        self.zeroes_deallocate = id.dlfeat & dlfeat::DEAC != 0 && promises_zeros;
         Ok(())
     }
 

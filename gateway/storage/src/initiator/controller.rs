@@ -106,6 +106,8 @@ pub struct Controller {
     namespace: Option<NamespaceIdentity>,
     /// The namespace's size as the owner knows it.
     told_blocks: u64,
+    /// What the queues keep to in this association.
+    told_limits: Limits,
     /// The namespace's access as the owner knows it.
     told_access: Access,
     ana: AnaWatch,
@@ -154,6 +156,7 @@ impl Controller {
             facts: Facts::default(),
             namespace: None,
             told_blocks: 0,
+            told_limits: Limits::default(),
             told_access: Access::FULL,
             ana: AnaWatch::default(),
             steps: Steps::new(),
@@ -681,6 +684,9 @@ impl Controller {
                     false => self.ana.take(io.now(), AnaState::Optimized),
                 }
                 if self.state == State::Ready {
+                    if self.facts.limits() != self.told_limits {
+                        return self.down(io, ControllerError::AnotherBehaviour);
+                    }
                     if std::mem::replace(&mut self.told_blocks, self.facts.blocks) != self.facts.blocks {
                         self.events.push_back(ControllerEvent::Resized(self.facts.clone()));
                     }
@@ -718,6 +724,7 @@ impl Controller {
             }
             Purpose::Nvm { .. } => {
                 self.opened = true;
+                self.told_limits = self.facts.limits();
                 self.out.push_back(InitiatorMsg::Open(self.association()));
             }
         }
@@ -734,14 +741,7 @@ impl Controller {
             queues: self.facts.queues,
             entries: self.config.entries.within(self.facts.mqes),
             max_capsule_data_bytes: self.facts.max_capsule_data_bytes,
-            limits: Limits {
-                block_bytes: self.facts.block_bytes,
-                max_transfer_bytes: self.facts.max_transfer_bytes,
-                write_zeroes: self.facts.write_zeroes,
-                deallocate: self.facts.deallocate,
-                volatile_write_cache: self.facts.volatile_write_cache,
-                ana: self.facts.ana,
-            },
+            limits: self.facts.limits(),
         }
     }
 

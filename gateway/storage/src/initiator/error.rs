@@ -152,6 +152,9 @@ pub enum ControllerError {
         /// The one that does.
         is: NamespaceIdentity,
     },
+    /// What the namespace does with commands changed (DLFEAT), so the queues must learn it before they send on.
+    #[error("the namespace changed how its deallocated blocks read; connecting again")]
+    AnotherBehaviour,
     /// Our owner stopped it.
     #[error("stopped by its owner")]
     Stopped,
@@ -210,6 +213,7 @@ impl ControllerError {
             Self::NotReady => "the array's controller did not become ready",
             Self::Unusable(why) => why,
             Self::AnotherNamespace { .. } => ANOTHER_NAMESPACE,
+            Self::AnotherBehaviour => "the namespace changed how its deallocated blocks read",
             Self::Stopped => "stopped",
         }
     }

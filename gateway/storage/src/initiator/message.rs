@@ -95,8 +95,10 @@ pub struct Limits {
     pub max_transfer_bytes: u32,
     /// Write Zeroes is supported (ONCS bit 3).
     pub write_zeroes: bool,
-    /// Dataset Management is supported (ONCS bit 2).
+    /// Deallocate may be sent: it is supported (ONCS bit 2) and its blocks read as zeros (DLFEAT bits 2:0).
     pub deallocate: bool,
+    /// Write Zeroes may have DEAC (DLFEAT bit 3), and its blocks read as zeros.
+    pub zeroes_deallocate: bool,
     /// A volatile write cache is present (VWC bit 0).
     pub volatile_write_cache: bool,
     /// ANA states are reported (CMIC bit 3).

@@ -10,7 +10,7 @@ use trefoil_poll::{
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::{Connect, ConnectResponse, FabricsCommand, Nqn};
 use trefoil_wire::nvme::feature::{NumberOfQueues, fid};
-use trefoil_wire::nvme::identify::{IdentifyController, IdentifyNamespace, LbaFormat, cns};
+use trefoil_wire::nvme::identify::{IdentifyController, IdentifyNamespace, LbaFormat, cns, dlfeat};
 use trefoil_wire::nvme::log::{AnaLogWriter, AnaState, ana_log_len, lid};
 use trefoil_wire::nvme::property::{Cap, Cc, Csts, offset};
 use trefoil_wire::nvme::{AdminCommand, Cqe, IoCommand, Sgl, Sqe, Status};
@@ -132,6 +132,8 @@ pub struct Manners {
     pub write_zeroes: (bool, Status),
     /// Dataset Management: likewise.
     pub dsm: (bool, Status),
+    /// DLFEAT, which it keeps to: what it deallocates reads as bits 2:0 say, and DEAC without bit 3 is an invalid field.
+    pub dlfeat: u8,
     /// The state of the namespace's ANA group, if such are reported, and the last groups of the log of which it is one.
     pub ana: Option<AnaState>,
     pub ana_groups: u16,
@@ -168,6 +170,7 @@ impl Default for Manners {
             mqes: 127,
             write_zeroes: (true, Status::SUCCESS),
             dsm: (true, Status::SUCCESS),
+            dlfeat: dlfeat::READS_ZEROS | dlfeat::DEAC,
             ana: None,
             ana_groups: 1,
             heeds_ana: true,
@@ -264,6 +267,9 @@ pub struct Array {
     pub disk: Vec<u8>,
     pub log: Vec<u8>,
     pub writes_seen: usize,
+    /// Of each Write Zeroes, whether it has DEAC.
+    pub zeroes_seen: Vec<bool>,
+    pub deallocates_seen: usize,
     pub ana_reads: usize,
     pub resets: usize,
     pub shutdowns: usize,
@@ -278,6 +284,8 @@ impl Array {
             disk,
             log: Vec::new(),
             writes_seen: 0,
+            zeroes_seen: Vec::new(),
+            deallocates_seen: 0,
             ana_reads: 0,
             resets: 0,
             shutdowns: 0,
@@ -424,6 +432,7 @@ impl Array {
                 let mut namespace = IdentifyNamespace::parse(&[0; 4096]);
                 namespace.nsze = self.manners.blocks;
                 namespace.lbaf0 = LbaFormat::B512;
+                namespace.dlfeat = self.manners.dlfeat;
                 namespace.nsattr = u8::from(self.manners.read_only);
                 namespace.anagrpid = u32::from(self.manners.ana_groups);
                 namespace.nguid = [self.manners.nguid; 16];
@@ -478,8 +487,11 @@ impl Array {
     }
 
     fn io(&mut self, conn: &mut Conn, sqe: Sqe, data: Vec<u8>) {
-        if let IoCommand::Write(_) = IoCommand::parse(&sqe) {
-            self.writes_seen += 1;
+        match IoCommand::parse(&sqe) {
+            IoCommand::Write(_) => self.writes_seen += 1,
+            IoCommand::WriteZeroes { deac, .. } => self.zeroes_seen.push(deac),
+            IoCommand::Dsm(_) => self.deallocates_seen += 1,
+            _ => {}
         }
         if self.manners.mute {
             conn.unanswered.push(sqe);
@@ -512,10 +524,18 @@ impl Array {
                 status = self.manners.write_zeroes.1;
             }
             IoCommand::Dsm(_) if !self.manners.dsm.1.is_ok() => status = self.manners.dsm.1,
+            IoCommand::WriteZeroes { deac: true, .. } if self.manners.dlfeat & dlfeat::DEAC == 0 => {
+                status = Status::INVALID_FIELD.dnr();
+            }
             IoCommand::WriteZeroes { range, .. } => self.disk[span(range.slba, range.nlb.into())].fill(0),
             IoCommand::Dsm(dsm) => {
+                let read_as = match self.manners.dlfeat & dlfeat::READS_MASK {
+                    dlfeat::READS_ZEROS => 0,
+                    dlfeat::READS_ONES => 0xff,
+                    _ => 0xdd,
+                };
                 for range in trefoil_wire::nvme::DsmRange::iter(&data, dsm.ranges).expect("whole ranges") {
-                    self.disk[span(range.slba, range.nlb.into())].fill(0xdd);
+                    self.disk[span(range.slba, range.nlb.into())].fill(read_as);
                 }
             }
             IoCommand::Flush => {}

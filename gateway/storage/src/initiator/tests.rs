@@ -301,7 +301,7 @@ fn zeroes_deallocate_and_a_capsule_without_room_for_data() {
             rig.host.submit(rig.io.now, Command::inline(2, sqe, bytes)).expect("room");
             rig.run();
             assert_eq!(rig.tags(), [1, 2]);
-            assert_eq!(rig.array.disk[5 * 512 - 1..6 * 512 + 1], [&[1][..], &[0xdd; 512], &[1]].concat());
+            assert_eq!(rig.array.disk[5 * 512 - 1..6 * 512 + 1], [&[1][..], &[0; 512], &[1]].concat());
         } else {
             rig.write(2, 8, 512, 3);
             rig.run();
@@ -309,6 +309,36 @@ fn zeroes_deallocate_and_a_capsule_without_room_for_data() {
             assert_eq!(rig.array.disk[8 * 512..9 * 512], [3; 512]);
         }
         assert_eq!(rig.array.disk[..1025], [&[0; 1024][..], &[1]].concat());
+        rig.end();
+    }
+}
+
+#[test]
+fn what_may_be_deallocated_follows_dlfeat() {
+    // DLFEAT, and Dataset Management's bit of ONCS; whether Deallocate goes out, and DEAC.
+    let cases = [
+        (0b0000, true, (false, false)),
+        (0b0001, true, (true, false)),
+        (0b0010, true, (false, false)),
+        (0b0011, true, (false, false)),
+        (0b1000, true, (false, false)),
+        (0b1001, true, (true, true)),
+        (0b1010, true, (false, false)),
+        (0b1001, false, (false, true)),
+        // Bit 4 is about guards.
+        (0b1_1001, true, (true, true)),
+    ];
+    for (at, (dlfeat, dsm, expected)) in cases.into_iter().enumerate() {
+        let manners = Manners { dlfeat, dsm: (dsm, Status::SUCCESS), ..Manners::default() };
+        let rig = Rig::up(200 + at as u16, manners);
+        let Some(ControllerEvent::Up(facts)) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert_eq!((facts.deallocate, facts.zeroes_deallocate), expected, "DLFEAT {dlfeat:#07b}, DSM {dsm}");
+        let limits = rig.host.limits();
+        assert_eq!(
+            (limits.deallocate, limits.zeroes_deallocate),
+            expected,
+            "DLFEAT {dlfeat:#07b}, DSM {dsm}"
+        );
         rig.end();
     }
 }

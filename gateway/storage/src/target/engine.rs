@@ -104,6 +104,8 @@ pub struct Engine {
     pub io_queues: u16,
     /// Write Zeroes is offered.
     pub has_write_zeroes: bool,
+    /// Deallocated blocks are promised to read as zeros.
+    pub promises_zeros: bool,
     /// What is presented.
     pub topology: Arc<Topology>,
     /// Newer topologies that are not applied to all connected hosts yet, oldest first.
@@ -157,6 +159,7 @@ impl Engine {
             places: vec![place; limits.max_conns].into(),
             ctrlrs: Ctrlrs::new(limits.max_ctrlrs, core, capacity),
             has_write_zeroes: limits.has_write_zeroes,
+            promises_zeros: limits.promises_zeros,
             io_queues: limits.io_queues.clamp(1, MAX_IO_QUEUES as u16),
             topology: Arc::default(),
             sweeps: VecDeque::with_capacity(MAX_SWEEPS + 1),

@@ -95,6 +95,9 @@ pub struct TargetLimits {
     pub io_queues: u16,
     /// Write Zeroes is offered. Arrays that lack it are common, and an initiator is tried with one.
     pub has_write_zeroes: bool,
+    /// Deallocated blocks are promised to read as zeros (DLFEAT), as those of all our backends do. Arrays that say nothing of it
+    /// are common, and an initiator is tried with one.
+    pub promises_zeros: bool,
     /// ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
     /// A host that for so long takes no byte of what is sent to it, or gives none of what it owes (data that an R2T asked
@@ -121,6 +124,7 @@ impl Default for TargetLimits {
             stream_bytes: 64 << 10,
             io_queues: MAX_IO_QUEUES as u16,
             has_write_zeroes: true,
+            promises_zeros: true,
             connect_timeout: Duration::from_secs(10),
             progress_timeout: Duration::from_secs(30),
             terminate_timeout: Duration::from_secs(5),

@@ -185,8 +185,9 @@ impl Gateway {
 
     /// The array says that something has changed.
     fn tell(&mut self, event: AsyncEvent) {
-        let mut conns = self.cores.iter_mut().flat_map(|core| core.conns.iter_mut());
-        let admin = conns.find(|conn| conn.aer.is_some()).expect("an event request");
+        let conns = self.cores.iter_mut().flat_map(|core| core.conns.iter_mut());
+        // Those of associations that are over have theirs too.
+        let admin = conns.rev().find(|conn| conn.aer.is_some()).expect("an event request");
         let mut cqe = Cqe::new(admin.aer.take().expect("an event request"), 0, Status::SUCCESS);
         cqe.result = u64::from(event.dw0());
         admin.respond(cqe);
@@ -291,6 +292,7 @@ fn control_learns_what_the_backend_is() {
         backend: BACKEND,
         len_bytes: 4096 * 512,
         namespace: NamespaceIdentity { nguid: [9; 16], uuid: [0; 16], eui64: [0; 8], block_bytes: 512 },
+        deallocates: true,
     };
     let up = Event::BackendState { backend: BACKEND, usable: true, why: "connected", is_final: false };
     assert_eq!(gateway.events, [info, up]);
@@ -394,7 +396,94 @@ fn zeroes_deallocate_and_faults() {
     let done: Vec<_> = gateway.take().into_iter().map(|(slot, result, _)| (slot, result)).collect();
     assert_eq!(done, [(1, Ok(())), (2, Ok(())), (3, Err(Fault::OutOfRange)), (4, Err(Fault::Internal))]);
     assert_eq!(gateway.array.disk[..2048], [&[1; 512][..], &[0; 1024], &[1; 512]].concat());
-    assert_eq!(gateway.array.disk[8192..8704], [0xdd; 512]);
+    assert_eq!(gateway.array.disk[8192..8704], [0; 512]);
+    gateway.end();
+}
+
+#[test]
+fn only_an_array_that_promises_zeros_is_told_to_deallocate() {
+    // DLFEAT; whether Deallocate goes out, and DEAC.
+    let cases = [
+        (0b0000, (false, false)),
+        (0b0001, (true, false)),
+        (0b0010, (false, false)),
+        (0b1000, (false, false)),
+        (0b1001, (true, true)),
+        (0b1010, (false, false)),
+    ];
+    for (at, (dlfeat, (deallocates, deac))) in cases.into_iter().enumerate() {
+        let manners = Manners { dlfeat, ..Manners::default() };
+        let mut gateway = Gateway::new(220 + at as u16, 1, manners);
+        gateway.array.disk.fill(1);
+        gateway.ask(0, 1, Op::WriteZeroes { deallocate: true }, 512, 1024, None);
+        gateway.ask(0, 2, Op::WriteZeroes { deallocate: false }, 4096, 512, None);
+        gateway.ask(0, 3, Op::Deallocate, 8192, 512, None);
+        gateway.run();
+        assert_eq!(gateway.results(), [(1, Ok(())), (2, Ok(())), (3, Ok(()))], "DLFEAT {dlfeat:#06b}");
+        let array = &gateway.array;
+        assert_eq!(array.zeroes_seen, [deac, false], "DLFEAT {dlfeat:#06b}");
+        assert_eq!(
+            array.writes_seen, 0,
+            "DLFEAT {dlfeat:#06b}: zeros were written, though it has Write Zeroes"
+        );
+        assert_eq!(array.deallocates_seen, usize::from(deallocates), "DLFEAT {dlfeat:#06b}");
+        assert_eq!(array.disk[..2048], [&[1; 512][..], &[0; 1024], &[1; 512]].concat());
+        assert_eq!(array.disk[4096..4608], [0; 512]);
+        let left = u8::from(!deallocates);
+        assert_eq!(
+            array.disk[8192..8704],
+            [left; 512],
+            "DLFEAT {dlfeat:#06b}: neither what it was nor zeros"
+        );
+        assert!(gateway.events.iter().any(
+            |event| matches!(event, Event::BackendInfo { deallocates: told, .. } if *told == deallocates)
+        ));
+        gateway.end();
+    }
+}
+
+/// The promise may be gone after a reconnect, or while the association stands.
+#[test]
+fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_no_zeros_now() {
+    let trim = |gateway: &mut Gateway, slot| gateway.ask(0, slot, Op::Deallocate, 0, 1 << 20, None);
+    let mut gateway = Gateway::new(226, 2, Manners { queues: 1, mute: true, ..Manners::default() });
+    gateway.array.disk.fill(1);
+    gateway.run();
+    // The array has these two, and falls silent.
+    trim(&mut gateway, 1);
+    gateway.ask(1, 2, Op::Deallocate, 0, 1 << 20, None);
+    gateway.run();
+    assert_eq!((gateway.results(), gateway.array.deallocates_seen), (vec![], 2));
+    (gateway.array.manners.deaf, gateway.array.manners.dlfeat) = (true, 0b1010);
+    gateway.pass(3 * SECOND);
+    trim(&mut gateway, 3);
+    (gateway.array.manners.deaf, gateway.array.manners.mute) = (false, false);
+    gateway.pass(15 * SECOND);
+    assert_eq!(gateway.results(), [(1, Ok(())), (2, Ok(())), (3, Ok(()))]);
+    assert_eq!(gateway.array.deallocates_seen, 2, "none was sent again");
+    // It promises zeros again, and says that its namespace changed: a new association learns it.
+    let resets = gateway.array.resets;
+    gateway.array.manners.dlfeat = 0b1001;
+    gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
+    gateway.pass(2 * SECOND);
+    assert_eq!(gateway.array.resets, resets + 1, "the queues were told by a new association");
+    trim(&mut gateway, 4);
+    gateway.run();
+    assert_eq!((gateway.results(), gateway.array.deallocates_seen), (vec![(4, Ok(()))], 3));
+    assert!(gateway.array.disk[..1 << 20].iter().all(|byte| *byte == 0));
+    // And no more.
+    gateway.array.disk.fill(1);
+    gateway.array.manners.dlfeat = 0;
+    gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
+    gateway.pass(2 * SECOND);
+    trim(&mut gateway, 5);
+    gateway.run();
+    assert_eq!((gateway.results(), gateway.array.deallocates_seen), (vec![(5, Ok(()))], 3));
+    // What changes nothing for commands needs no new association.
+    let resets = gateway.array.resets;
+    gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
+    gateway.pass(2 * SECOND);
+    assert_eq!(gateway.array.resets, resets);
     gateway.end();
 }
 

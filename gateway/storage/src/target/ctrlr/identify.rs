@@ -12,7 +12,8 @@ use trefoil_wire::nvme::identify::{
     AsyncEventsSupported, ControllerAttributes, ControllerList, IDENTIFY_LEN, IdentifyController,
     IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNvmController, IdentifyNvmNamespace,
     IoCommandSetList, LbaFormat, MultipathCapabilities, NamespaceDescriptor, NamespaceList,
-    OptionalNvmCommands, SecondaryControllerList, SglSupport, cns, csi, emit_namespace_descriptors, nsfeat,
+    OptionalNvmCommands, SecondaryControllerList, SglSupport, cns, csi, dlfeat, emit_namespace_descriptors,
+    nsfeat,
 };
 use trefoil_wire::nvme::{IdentifyCommand, NSID_ALL, Status};
 
@@ -64,7 +65,7 @@ impl Engine {
                 io_controller(ctrlr, subsystem, self.topology.quiesce_ms, self.has_write_zeroes, page)
             }
             cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => match self.namespace(queue, subsystem, nsid)? {
-                Some((namespace, lun)) => identify_namespace(namespace, lun, page),
+                Some((namespace, lun)) => identify_namespace(namespace, lun, self.promises_zeros, page),
                 None => page.fill(0),
             },
             cns::ACTIVE_NAMESPACES | cns::ALLOCATED_NAMESPACES | cns::ACTIVE_NAMESPACES_IO_COMMAND_SET => {
@@ -242,7 +243,7 @@ fn discovery_controller(ctrlr: &Ctrlr, serial: &str, page: &mut Page) {
     .emit(page);
 }
 
-fn identify_namespace(namespace: &Namespace, lun: &Lun, page: &mut Page) {
+fn identify_namespace(namespace: &Namespace, lun: &Lun, promises_zeros: bool, page: &mut Page) {
     let zero_based = |bytes: u32| ((bytes / lun.block_bytes).max(1) - 1) as u16;
     let preferred = zero_based(PREFERRED_BYTES);
     IdentifyNamespace {
@@ -251,8 +252,8 @@ fn identify_namespace(namespace: &Namespace, lun: &Lun, page: &mut Page) {
         nuse: lun.blocks,
         nsfeat: nsfeat::UID_NOT_REUSED | nsfeat::OPTIMAL_PERFORMANCE,
         nmic: 1,
-        // Deallocated blocks read as zeros; Write Zeroes takes DEAC.
-        dlfeat: 0b1001,
+        // Every backend keeps to this: one that can't do so deallocates nothing, or writes zeros.
+        dlfeat: if promises_zeros { dlfeat::READS_ZEROS | dlfeat::DEAC } else { dlfeat::READS_NOT_REPORTED },
         nvmcap_bytes: u128::from(lun.len_bytes()),
         npwg: preferred,
         npwa: preferred,

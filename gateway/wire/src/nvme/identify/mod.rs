@@ -14,10 +14,10 @@ pub use controller::{
 };
 pub use descriptor::{NamespaceDescriptor, NamespaceDescriptors, emit_namespace_descriptors};
 pub use list::{ControllerList, IoCommandSetList, NamespaceList, SecondaryControllerList, UuidList};
-pub use namespace::nsfeat;
 pub use namespace::{
     IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNvmController, IdentifyNvmNamespace, LbaFormat,
 };
+pub use namespace::{dlfeat, nsfeat};
 
 /// Size of every Identify data structure in bytes.
 pub const IDENTIFY_LEN: usize = 4096;

@@ -51,7 +51,7 @@ layout! {
         rescap: u8 = 31,
         /// Format progress indicator.
         fpi: u8 = 32,
-        /// Deallocate features: bits 2:0 what a deallocated block reads as (001b zeros), 3 DEAC in Write Zeroes.
+        /// Deallocate features: see [`dlfeat`].
         dlfeat: u8 = 33,
         /// Atomic write unit normal, blocks, 0's based.
         nawun: u16 = 34,
@@ -120,7 +120,24 @@ pub mod nsfeat {
     pub const OPTIMAL_PERFORMANCE: u8 = 1 << 4;
 }
 
+/// Fields of DLFEAT (NVM command set 1.0c figure 97).
+#[allow(missing_docs)]
+pub mod dlfeat {
+    /// Masks what a deallocated block reads as: one of the `READS_*`.
+    pub const READS_MASK: u8 = 0b111;
+    pub const READS_NOT_REPORTED: u8 = 0b000;
+    pub const READS_ZEROS: u8 = 0b001;
+    pub const READS_ONES: u8 = 0b010;
+    /// Write Zeroes takes DEAC.
+    pub const DEAC: u8 = 1 << 3;
+}
+
 impl IdentifyNamespace {
+    /// Returns whether the namespace promises that deallocated blocks read as zeros.
+    pub fn deallocates_to_zeros(&self) -> bool {
+        self.dlfeat & dlfeat::READS_MASK == dlfeat::READS_ZEROS
+    }
+
     /// The LBA format in use, by FLBAS bits 3:0 and 6:5.
     pub fn format(&self) -> LbaFormat {
         let index = (self.flbas & 0xf | self.flbas >> 1 & 0x30) as usize;
@@ -233,6 +250,10 @@ mod tests {
         assert_emits(&expected, |bytes| namespace.emit(bytes));
         assert_eq!(IdentifyNamespace::parse(&expected), namespace);
         assert_eq!(namespace.format().block_bytes(), Some(4096));
+        let zeros = |dlfeat| IdentifyNamespace { dlfeat, ..namespace }.deallocates_to_zeros();
+        // 011b to 111b are reserved; bit 4 is about guards.
+        let promising: Vec<u8> = (0..32).filter(|&bits| zeros(bits)).collect();
+        assert_eq!(promising, [0b0_0001, 0b0_1001, 0b1_0001, 0b1_1001]);
         let sixth = IdentifyNamespace {
             flbas: 5,
             lbaf_rest: {
