@@ -707,9 +707,11 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     }
 }
 
-/// Returns whether the status says that the controller lacks the command.
+/// Returns whether the status says that the controller lacks the command, or takes less at once (DMRSL and DMSL, NVM command set
+/// 1.0c §4.1.5.4).
 fn is_refusal(status: Status) -> bool {
-    status.is(Status::INVALID_OPCODE) || status.is(Status::INVALID_FIELD)
+    let refusals = [Status::INVALID_OPCODE, Status::INVALID_FIELD, Status::COMMAND_SIZE_LIMIT_EXCEEDED];
+    refusals.iter().any(|code| status.is(*code))
 }
 
 /// What a completion means to the layers above.

@@ -495,6 +495,7 @@ fn an_array_without_write_zeroes_is_zeroed_by_writing() {
         ((true, invalid), (true, invalid), 142),
         // It takes fewer blocks at once than we ask for.
         ((true, Status::INVALID_FIELD.dnr()), (true, Status::INVALID_FIELD.dnr()), 144),
+        ((true, Status::INVALID_FIELD.dnr()), (true, Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr()), 227),
     ];
     for ((write_zeroes, dsm, first_arena), digests) in
         cases.into_iter().flat_map(|case| [(case, (false, false)), (case, (true, true))])
