@@ -101,7 +101,6 @@ impl Engine {
             }
             cns::NAMESPACE_INDEPENDENT => match self.namespace(queue, subsystem, nsid)? {
                 Some((namespace, lun)) => IdentifyNamespaceIndependent {
-                    nsfeat: nsfeat::UID_NOT_REUSED,
                     nmic: 1,
                     anagrpid: namespace.ana_group,
                     nsattr: u8::from(lun.read_only),
@@ -250,7 +249,8 @@ fn identify_namespace(namespace: &Namespace, lun: &Lun, promises_zeros: bool, pa
         nsze: lun.blocks,
         ncap: lun.blocks,
         nuse: lun.blocks,
-        nsfeat: nsfeat::UID_NOT_REUSED | nsfeat::OPTIMAL_PERFORMANCE,
+        // Not that identifiers are never used again: some are an array's own, and some an operator's.
+        nsfeat: nsfeat::OPTIMAL_PERFORMANCE,
         nmic: 1,
         // Every backend keeps to this: one that can't do so deallocates nothing, or writes zeros.
         dlfeat: if promises_zeros { dlfeat::READS_ZEROS | dlfeat::DEAC } else { dlfeat::READS_NOT_REPORTED },
