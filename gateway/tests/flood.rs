@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::daemon::Daemon;
+use support::daemon::{Daemon, own_addr};
 use support::raw::{Raw, Who, ic_req};
 use trefoil_wire::fabrics::{Connect, ConnectAttributes, FabricsCommand};
 use trefoil_wire::nvme::Sgl;
@@ -232,6 +232,70 @@ fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(
             assert!(seen.opened.load(Ordering::Relaxed) >= count, "the flood was none");
         }
     }
+}
+
+/// Reads `len` bytes, or as many as come before the end.
+fn read(stream: &mut TcpStream, len: usize) -> Vec<u8> {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
+    let mut bytes = Vec::new();
+    match stream.take(len as u64).read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{e} after {bytes:?}"),
+    }
+    bytes
+}
+
+#[test]
+fn an_opening_may_come_in_any_pieces() {
+    let gateway = Daemon::start(DOCUMENT);
+    let (request, connect) = (ic_req(false, false), Flood::Refused.connect(0));
+    for piece in [1, 7, 100, 127, 4096] {
+        let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
+        stream.set_nodelay(true).expect("an option");
+        let mut send = |stream: &mut TcpStream, bytes: &[u8]| {
+            bytes.chunks(piece).for_each(|piece| stream.write_all(piece).expect("sent"));
+        };
+        send(&mut stream, &request);
+        assert_eq!(read(&mut stream, 128).len(), 128, "no ICResp for pieces of {piece}");
+        send(&mut stream, &connect);
+        assert_eq!(read(&mut stream, 24).len(), 24, "no answer to Connect for pieces of {piece}");
+        // The host doesn't wait for ICResp.
+        let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
+        send(&mut stream, &[&request[..], &connect].concat());
+        assert_eq!(read(&mut stream, 152).len(), 152, "both at once, in pieces of {piece}");
+    }
+}
+
+#[test]
+fn what_is_no_opening_gets_its_answer_at_once() {
+    let gateway = Daemon::start(DOCUMENT);
+    let request = ic_req(false, false);
+    let mut version = request;
+    version[8] = 1;
+    let second = [&request[..], &request].concat();
+    let unknown = [0xFF, 0, 8, 0, 8, 0, 0, 0];
+    for (said, before) in [(&unknown[..], 0), (&version[..], 0), (&second, 128)] {
+        let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
+        stream.write_all(said).expect("sent");
+        let told = read(&mut stream, before + 24);
+        assert_eq!(told.get(before), Some(&3), "no terminate request to {said:?}, but {told:?}");
+    }
+}
+
+#[test]
+fn who_waits_at_a_listener_that_goes_is_sent_away() {
+    let gateway = Daemon::start(DOCUMENT);
+    let other = own_addr();
+    gateway.ok(&["subsystem", "add-listener", SUBSYSTEM, &other.to_string()]);
+    let mut silent = TcpStream::connect(other).expect("a connection");
+    let mut begun = TcpStream::connect(other).expect("a connection");
+    begun.write_all(&ic_req(false, false)).expect("sent");
+    assert_eq!(read(&mut begun, 128).len(), 128);
+    let mut elsewhere = TcpStream::connect(gateway.addr).expect("a connection");
+    gateway.ok(&["subsystem", "remove-listener", SUBSYSTEM, &other.to_string()]);
+    assert_eq!((read(&mut silent, 1), read(&mut begun, 1)), (vec![], vec![]));
+    elsewhere.write_all(&ic_req(false, false)).expect("sent");
+    assert_eq!(read(&mut elsewhere, 128).len(), 128);
 }
 
 /// More than a core has places for.

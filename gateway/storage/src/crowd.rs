@@ -220,6 +220,12 @@ impl<T> Waiting<T> {
         self.places.get_mut(number as usize)?.as_mut()
     }
 
+    /// The numbers of those for which `is_one` holds. Looks at all places.
+    pub fn numbers(&self, is_one: impl Fn(&T) -> bool) -> Vec<u32> {
+        let those = (0u32..).zip(&self.places).filter(|(_, one)| one.as_ref().is_some_and(&is_one));
+        those.map(|(number, _)| number).collect()
+    }
+
     /// Takes `number` out, if it still waits.
     pub fn take(&mut self, number: u32) -> Option<T> {
         let taken = self.places.get_mut(number as usize)?.take()?;

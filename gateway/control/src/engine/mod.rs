@@ -259,7 +259,6 @@ impl Engine {
             Action::Shutdown => {
                 self.phase.send_replace(Phase::Stopping);
                 self.portals.clear();
-                self.placement.clear();
                 self.close_hosts(true).await?;
                 Ok(Outcome::Stopping)
             }
@@ -447,7 +446,7 @@ impl Engine {
             self.portals.remove(&at);
             match Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement) {
                 Ok(mut portal) => {
-                    portal.accept(&self.placement);
+                    portal.accept();
                     self.portals.insert(at, portal);
                 }
                 Err(error) => self.listener_is_down(at, error),
@@ -613,7 +612,7 @@ impl Engine {
         topology.share_lists(&self.presented);
         self.presented = Arc::new(topology);
         self.cores.publish(self.presented.clone()).await?;
-        self.portals.values_mut().for_each(|portal| portal.accept(&self.placement));
+        self.portals.values_mut().for_each(Portal::accept);
         Ok(())
     }
 

@@ -41,7 +41,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who is in the lobby.
 enum Guest {
     /// Its Connect is to come; a task waits for it.
-    Opening(AbortHandle),
+    Opening(PortalId, AbortHandle),
     /// It waits for a core.
     Ready(Newcomer),
 }
@@ -70,18 +70,18 @@ impl Placement {
         placement
     }
 
-    /// Closes what waits in the lobby.
-    pub fn clear(&self) {
+    /// Closes what came through a portal that goes: its number may be another's soon.
+    fn dismiss(&self, portal: PortalId) {
         let lobby = &mut *self.lobby.borrow_mut();
-        while lobby.ready.take_next().is_some() {}
-        while let Some(guest) = lobby.guests.pop() {
-            guest.leave();
+        for number in lobby.guests.numbers(|guest| guest.portal() == portal) {
+            lobby.ready.remove(number);
+            lobby.guests.take(number).into_iter().for_each(Guest::leave);
         }
     }
 
     /// A connection is in the lobby from now on, and goes to a core from there.
     fn welcome(self: &Rc<Self>, newcomer: Newcomer) {
-        let (placement, peer) = (self.clone(), newcomer.peer);
+        let (placement, portal, peer) = (self.clone(), newcomer.portal, newcomer.peer);
         // The task runs only when this is over, and its number is known by then.
         let number = Rc::new(Cell::new(0));
         let its_number = number.clone();
@@ -90,7 +90,7 @@ impl Placement {
             placement.opened(its_number.get(), newcomer, opened);
         });
         let lobby = &mut *self.lobby.borrow_mut();
-        let (place, lost) = lobby.guests.push(peer, Guest::Opening(task.abort_handle()));
+        let (place, lost) = lobby.guests.push(peer, Guest::Opening(portal, task.abort_handle()));
         number.set(place);
         if let Some(lost) = lost {
             lobby.ready.remove(place);
@@ -145,7 +145,7 @@ impl Placement {
         match lobby.guests.take(number)? {
             Guest::Ready(newcomer) => Some(newcomer),
             // None of these is among those that are ready.
-            Guest::Opening(_) => None,
+            Guest::Opening(..) => None,
         }
     }
 
@@ -170,10 +170,18 @@ impl Placement {
 }
 
 impl Guest {
+    /// The portal that it came through.
+    fn portal(&self) -> PortalId {
+        match self {
+            Self::Opening(portal, _) => *portal,
+            Self::Ready(newcomer) => newcomer.portal,
+        }
+    }
+
     /// Closes its connection.
     fn leave(self) {
         match self {
-            Self::Opening(task) => task.abort(),
+            Self::Opening(_, task) => task.abort(),
             Self::Ready(newcomer) => drop(newcomer),
         }
     }
@@ -205,10 +213,11 @@ impl Loads {
     }
 }
 
-/// A listener; dropping it closes it, so that its address can be had at once. Connections that came through it stay.
-#[derive(Debug)]
+/// A listener; dropping it closes it, so that its address can be had at once. Connections that came through it stay if a core
+/// has them.
 pub struct Portal {
     id: PortalId,
+    placement: Rc<Placement>,
     v6_only: bool,
     /// Shared with the task, which ends later than this is dropped.
     listener: Rc<RefCell<Option<TcpListener>>>,
@@ -225,13 +234,14 @@ impl Portal {
         listen: Address,
         v6_only: bool,
         id: PortalId,
-        placement: &Placement,
+        placement: &Rc<Placement>,
     ) -> Result<Self, Refusal> {
         let fail = |e: &std::io::Error| device(format!("listener {listen}"), e);
         let at = resolve(listen).map_err(|e| fail(&e))?;
         let listener = socket::listen(at, v6_only, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
-        Ok(Self { id, v6_only, listener: Rc::new(RefCell::new(Some(listener))), task: None })
+        let listener = Rc::new(RefCell::new(Some(listener)));
+        Ok(Self { id, placement: placement.clone(), v6_only, listener, task: None })
     }
 
     /// Returns whether the listener was opened for IPv6 alone.
@@ -241,9 +251,9 @@ impl Portal {
 
     /// Begins to place who connects, if it hasn't. The cores must know by now what is offered here: a Linux host that
     /// is told that its subsystem isn't there (with DNR) does not come back by itself.
-    pub fn accept(&mut self, placement: &Rc<Placement>) {
+    pub fn accept(&mut self) {
         self.task.get_or_insert_with(|| {
-            let accepting = accept(self.listener.clone(), self.id, placement.clone());
+            let accepting = accept(self.listener.clone(), self.id, self.placement.clone());
             tokio::task::spawn_local(tokio::task::unconstrained(accepting))
         });
     }
@@ -253,6 +263,7 @@ impl Drop for Portal {
     fn drop(&mut self) {
         self.task.iter().for_each(JoinHandle::abort);
         self.listener.take();
+        self.placement.dismiss(self.id);
     }
 }
 
