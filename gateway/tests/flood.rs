@@ -54,17 +54,20 @@ enum Flood {
     Slow,
     /// It sends its ICReq, and no Connect.
     Initialized,
+    /// It sends a Connect whose data is to be asked for, and not the data.
+    Owing,
     /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and no more to say.
     Discovery(u32),
     /// It asks for a subsystem under a name that isn't listed, again and again.
     Refused,
 }
 
-const FLOODS: [Flood; 7] = [
+const FLOODS: [Flood; 8] = [
     Flood::Silent,
     Flood::HalfClosed,
     Flood::Slow,
     Flood::Initialized,
+    Flood::Owing,
     Flood::Discovery(0),
     Flood::Discovery(120_000),
     Flood::Refused,
@@ -98,12 +101,12 @@ impl Flood {
                 it.sent += it.stream.write(byte).unwrap_or(0);
                 return true;
             }
-            Self::Initialized | Self::Discovery(_) | Self::Refused if it.sent == 0 => {
+            Self::Initialized | Self::Owing | Self::Discovery(_) | Self::Refused if it.sent == 0 => {
                 it.sent = it.stream.write(&ic).unwrap_or(0);
                 return true;
             }
             Self::Initialized => return true,
-            Self::Discovery(_) | Self::Refused => {}
+            Self::Owing | Self::Discovery(_) | Self::Refused => {}
         }
         // ICResp, then one response for each Connect.
         let answered = it.got >= 128 && (it.got - 128).is_multiple_of(24);
@@ -125,10 +128,13 @@ impl Flood {
             _ => (SUBSYSTEM, 0),
         };
         let who = Who::admin(&format!("nqn.2026-01.org.example:stranger{number}"), subsystem);
-        let data = who.data();
+        let data = who.data().to_vec();
         let connect =
             Connect { recfmt: 0, qid: 0, sqsize: 31, attributes: ConnectAttributes::default(), kato_ms };
-        let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: data.len() as u32 };
+        let (sgl, data) = match self {
+            Self::Owing => (Sgl::Transport { len_bytes: data.len() as u32 }, Vec::new()),
+            _ => (Sgl::InCapsule { offset_bytes: 0, len_bytes: data.len() as u32 }, data),
+        };
         let sqe = FabricsCommand::Connect(connect).sqe(1, sgl);
         let mut bytes = vec![0; CapsuleCmd::LEN];
         CapsuleCmd { sqe }.emit(false, false, 4, data.len() as u32, first(&mut bytes));
@@ -252,7 +258,7 @@ fn an_opening_may_come_in_any_pieces() {
     for piece in [1, 7, 100, 127, 4096] {
         let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
         stream.set_nodelay(true).expect("an option");
-        let mut send = |stream: &mut TcpStream, bytes: &[u8]| {
+        let send = |stream: &mut TcpStream, bytes: &[u8]| {
             bytes.chunks(piece).for_each(|piece| stream.write_all(piece).expect("sent"));
         };
         send(&mut stream, &request);
@@ -280,6 +286,21 @@ fn what_is_no_opening_gets_its_answer_at_once() {
         let told = read(&mut stream, before + 24);
         assert_eq!(told.get(before), Some(&3), "no terminate request to {said:?}, but {told:?}");
     }
+}
+
+/// The kernel tells of what is behind urgent data and doesn't show it.
+#[test]
+fn an_opening_with_urgent_data_goes_to_a_core() {
+    use nix::sys::socket::{MsgFlags, send};
+    let gateway = Daemon::start(DOCUMENT);
+    let request = ic_req(false, false);
+    let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
+    for (bytes, flags) in
+        [(&request[..3], MsgFlags::empty()), (&[9], MsgFlags::MSG_OOB), (&request[3..], MsgFlags::empty())]
+    {
+        assert_eq!(send(stream.as_raw_fd(), bytes, flags), Ok(bytes.len()));
+    }
+    assert_eq!(read(&mut stream, 128).len(), 128, "the byte out of band is not of the stream");
 }
 
 #[test]

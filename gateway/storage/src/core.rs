@@ -10,7 +10,7 @@ use crate::lun::Luns;
 use crate::msg::{Msg, StorageIo};
 use crate::request::{Completed, Owner, Request, Rest, Stream};
 use crate::target::{Capacity, Place, Room, Target, TargetLimits};
-use crate::topology::{BackendId, PortalId};
+use crate::topology::{BackendId, PortalId, Topology};
 use crate::warm::WarmHost;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -169,6 +169,18 @@ impl<I: StorageIo> StorageCore<I> {
         let (_, dropped) = self.newcomers.push(newcomer.peer, newcomer);
         self.adopted += u32::from(dropped.is_some());
         self.admit(io);
+    }
+
+    /// Drops who waits and came by a listener that is gone, as [`Target::sweep`] closes those that have a place: another
+    /// may have its number next.
+    fn dismiss(&mut self, old: &Topology, new: &Topology) {
+        let gone = |newcomer: &Newcomer<_>| {
+            let was = old.portal(newcomer.portal);
+            was.is_some() && was != new.portal(newcomer.portal)
+        };
+        for number in self.newcomers.numbers(gone) {
+            self.adopted += u32::from(self.newcomers.take(number).is_some());
+        }
     }
 
     /// Gives places to hosts' connections that wait. Without a free one, evictable connections are closed, and their places go
@@ -381,7 +393,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
             }
             Msg::Topology(new) => {
                 // The target holds the same old snapshot for somewhat longer, and sends it back.
-                let _same = self.luns.on_topology(new.clone());
+                let old = self.luns.on_topology(new.clone());
+                old.iter().for_each(|old| self.dismiss(old, &new));
                 self.target.on_topology(new);
             }
             Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),
@@ -427,6 +440,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                     while self.newcomers.pop().is_some() {
                         self.adopted += 1;
                     }
+                    self.room_at = None;
                 }
                 self.target.close_hosts(all);
             }

@@ -98,6 +98,11 @@ impl Topology {
         Some((at, self.subsystems.get(at)?))
     }
 
+    /// The portal of this number.
+    pub fn portal(&self, id: PortalId) -> Option<&Portal> {
+        self.portals.get(usize::from(id.0))?.as_ref()
+    }
+
     /// Takes over from `before` the host lists that are the same, so that cores see without comparing them that nothing
     /// has changed there.
     pub fn share_lists(&mut self, before: &Self) {

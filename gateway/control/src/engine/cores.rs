@@ -386,6 +386,9 @@ impl Cores {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        if let (Msg::Adopt { .. }, Some(room)) = (&msg, self.room.get(usize::from(core.0))) {
+            room.set(room.get() + 1);
+        }
         if let Msg::BackendIo(_, request) = msg {
             self.free(request.complete(Err(trefoil_storage::Fault::Gone)).settle().0);
         }

@@ -2,7 +2,7 @@
 //!
 //! A connection goes to a core only when its Connect has come as a whole and the core has room for it. Until then it waits
 //! here, in the lobby, where it costs a descriptor. So a silent connection, or one that sends byte by byte, takes no
-//! place of a core's. Those that are ready go in turn by their addresses ([`Crowd`]). The lobby has many places; when it is
+//! place of a core's. What is no Connect goes on at once, for the core to answer, and so does one whose data a core must ask for. Those that are ready go in turn by their addresses ([`Crowd`]). The lobby has many places; when it is
 //! full, the oldest connection of the address that has most there goes.
 
 use super::cores::{Cores, device};
@@ -10,6 +10,7 @@ use super::opening::{MAX_OPENING_BYTES, Opening};
 use crate::address::resolve;
 use crate::error::Refusal;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -31,11 +32,13 @@ use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
 /// Connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog full tries
 /// again after a second.
 const BACKLOG: i32 = 4096;
+/// How often the log tells at most that guests had to go.
+const SENT_AWAY_EVERY: Duration = Duration::from_secs(10);
 /// Connections that a listener takes before others have their turn.
 const ACCEPTED_AT_A_TIME: u64 = 512;
 /// How old the count of a core's connections may be when a new one is placed.
 const COUNT_AGE: Duration = Duration::from_millis(50);
-/// A host's Connect must have come by then.
+/// A host's Connect must have come by then. It then waits for a core for as long as others are before it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who is in the lobby.
@@ -57,21 +60,33 @@ pub struct Placement {
     cores: Rc<Cores>,
     options: socket::Options,
     lobby: RefCell<Lobby>,
+    /// The portals that there are.
+    portals: RefCell<BTreeSet<PortalId>>,
     /// Told when a guest is ready.
     is_ready: Notify,
+    /// Guests that had to go since the log last told of them, and when it did.
+    sent_away: Cell<(u64, Option<Instant>)>,
 }
 
 impl Placement {
     /// Nothing is connected yet. Listeners and what they accept have `options`. The lobby has room for `guests`. Needs a tokio runtime.
     pub fn new(cores: Rc<Cores>, options: socket::Options, guests: usize) -> Rc<Self> {
         let lobby = Lobby { guests: Waiting::new(guests), ready: Crowd::new(guests.max(1)) };
-        let placement = Rc::new(Self { cores, options, lobby: lobby.into(), is_ready: Notify::new() });
+        let placement = Rc::new(Self {
+            cores,
+            options,
+            lobby: lobby.into(),
+            portals: RefCell::default(),
+            is_ready: Notify::new(),
+            sent_away: Cell::default(),
+        });
         tokio::task::spawn_local(placement.clone().serve());
         placement
     }
 
     /// Closes what came through a portal that goes: its number may be another's soon.
     fn dismiss(&self, portal: PortalId) {
+        self.portals.borrow_mut().remove(&portal);
         let lobby = &mut *self.lobby.borrow_mut();
         for number in lobby.guests.numbers(|guest| guest.portal() == portal) {
             lobby.ready.remove(number);
@@ -95,7 +110,21 @@ impl Placement {
         if let Some(lost) = lost {
             lobby.ready.remove(place);
             lost.leave();
+            self.tell_sent_away();
         }
+    }
+
+    /// A guest had to go: a line in the log every so often.
+    fn tell_sent_away(&self) {
+        let (count, told) = self.sent_away.get();
+        if told.is_some_and(|at| at.elapsed() < SENT_AWAY_EVERY) {
+            return self.sent_away.set((count + 1, told));
+        }
+        tracing::warn!(
+            connections = count + 1,
+            "too many connections without a Connect: the oldest of the addresses with most were closed"
+        );
+        self.sent_away.set((0, Some(Instant::now())));
     }
 
     /// What [`opening`] said.
@@ -165,6 +194,10 @@ impl Placement {
             }
         };
         let core = loads.choose(&self.cores).await?;
+        // It may have gone meanwhile.
+        if !self.portals.borrow().contains(&portal) {
+            return Ok(());
+        }
         self.cores.send(core, Msg::Adopt { socket, portal, local, peer, initialized }).await
     }
 }
@@ -240,6 +273,7 @@ impl Portal {
         let at = resolve(listen).map_err(|e| fail(&e))?;
         let listener = socket::listen(at, v6_only, BACKLOG, placement.options).map_err(|e| fail(&e))?;
         let listener = TcpListener::from_std(listener).map_err(|e| fail(&e))?;
+        placement.portals.borrow_mut().insert(id);
         let listener = Rc::new(RefCell::new(Some(listener)));
         Ok(Self { id, placement: placement.clone(), v6_only, listener, task: None })
     }
@@ -291,23 +325,24 @@ struct Newcomer {
 /// Gives whether an ICResp was sent; `None` if the peer has closed its side before.
 async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
     let mut initialized = false;
-    let mut wanted = CommonHeader::LEN;
+    let (mut low_water, mut wanted) = (0, CommonHeader::LEN);
     loop {
-        socket::set_low_water(stream, wanted as u32)?;
+        if low_water != wanted {
+            // In this order no wake-up is lost, and none is from before the low water.
+            let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            socket::set_low_water(stream, wanted as u32)?;
+            low_water = wanted;
+        }
         let ready = stream.ready(Interest::READABLE).await?;
         let looked = stream.try_io(Interest::READABLE, || {
             let mut bytes = [0; MAX_OPENING_BYTES];
             let come = socket::peek_now(stream, &mut bytes)?;
-            match bytes.get(..come).map_or(Opening::Over, |bytes| Opening::look(bytes, initialized)) {
-                // The kernel wakes us when it has come.
-                Opening::Wants(more) if more == wanted && !ready.is_read_closed() => {
-                    Err(io::ErrorKind::WouldBlock.into())
-                }
-                next => Ok(next),
-            }
+            Ok(bytes.get(..come).map_or(Opening::Over, |bytes| Opening::look(bytes, initialized)))
         });
         match looked {
             Ok(Opening::Wants(_)) if ready.is_read_closed() => return Ok(None),
+            // More has come than can be seen: it is behind urgent data, or the kernel has no memory to wait for the rest.
+            Ok(Opening::Wants(more)) if more == wanted => return Ok(Some(initialized)),
             Ok(Opening::Wants(more)) => wanted = more,
             Ok(Opening::Answer(response)) => {
                 let mut bytes = [0; IcResp::LEN];

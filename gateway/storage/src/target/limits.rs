@@ -98,7 +98,7 @@ pub struct TargetLimits {
     /// Deallocated blocks are promised to read as zeros (DLFEAT), as those of all our backends do. Arrays that say nothing of it
     /// are common, and an initiator is tried with one.
     pub promises_zeros: bool,
-    /// ICReq and Connect must be through by then.
+    /// On a core, ICReq and Connect must be through by then.
     pub connect_timeout: Duration,
     /// A host that for so long takes no byte of what is sent to it, or gives none of what it owes (data that an R2T asked
     /// for, or the rest of a capsule), loses its connection. It is looked at twice in that time, so that one which stops in

@@ -177,8 +177,7 @@ impl Engine {
         let q = &self.queues[queue as usize];
         let portal = self.places[queue as usize].portal;
         // Another one may have the portal's number next, and offer what this one didn't.
-        let was = old.portals.get(usize::from(portal.0)).and_then(Option::as_ref);
-        let now = self.topology.portals.get(usize::from(portal.0)).and_then(Option::as_ref);
+        let (was, now) = (old.portal(portal), self.topology.portal(portal));
         if q.state != QueueState::Free && was.is_some() && was != now {
             self.close_later(queue, "its listener is gone");
             return false;
