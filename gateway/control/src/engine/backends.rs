@@ -636,7 +636,10 @@ mod tests {
                 assert_eq!(refusal.fault, Fault::Device);
             }
         }
-        for path in ["/dev/shm/nosuch-trefoil".into(), at("missing")] {
+        // In a bare chroot it is a folder of devices like the others.
+        let device = |path: &str| std::fs::metadata(path).expect("a folder").dev();
+        let memory = (device("/dev") != device("/dev/shm")).then(|| "/dev/shm/nosuch-trefoil".into());
+        for path in memory.into_iter().chain([at("missing")]) {
             check_path(&file(&path, Some(1 << 20)), &[]).expect("a file can be made there");
         }
     }
