@@ -104,7 +104,8 @@ fn a_gateway_serves_on_when_its_log_can_not_be_written() {
 
 #[test]
 fn sighup_stops_in_order() {
-    let mut gateway = Daemon::start("");
+    // These tests may themselves run under nohup.
+    let mut gateway = Daemon::start_by("", &["env", "--default-signal=HUP"]);
     gateway.signal(Signal::SIGHUP);
     assert!(gateway.child.wait().expect("its end").success(), "{}", gateway.log());
     assert!(!gateway.path("rpc.sock").exists() && gateway.log().contains("stopped"), "{}", gateway.log());
