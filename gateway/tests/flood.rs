@@ -159,7 +159,8 @@ fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Keeps `count` connections open from so many addresses, or from the listed host's own if that is 0, until `stop`; those that are closed are opened anew. `rounds` counts how
+/// Keeps `count` connections open from so many addresses, or from the listed host's own if that is 0, until `stop`; those that
+/// are closed are opened anew. `rounds` counts how
 /// often all have had their turn, `opened` connections.
 fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &Seen) {
     let from = |n: usize| match addresses {
@@ -322,7 +323,7 @@ fn who_waits_at_a_listener_that_goes_is_sent_away() {
 /// More than a core has places for.
 #[test]
 fn a_listed_host_connects_whatever_strangers_open() {
-    under_floods(1_500, &[0, 16], 3, |_, _| ());
+    under_floods(1_500, &[0, 256], 5, |_, _| ());
 }
 
 /// As long as a host waits at most. A measurement, on a machine that has nothing else to do: `cargo test --release -p

@@ -1,5 +1,5 @@
-//! A pool on an array that lacks Write Zeroes, or a promise of what deallocated blocks read as. What its blocks held before is nobody's to read: neither what the array was used
-//! for, nor what a LUN held that is gone.
+//! A pool on an array that lacks Write Zeroes, or a promise of what deallocated blocks read as. Hosts never read former content
+//! of its blocks: neither the array's own, nor that of a deleted LUN.
 
 use super::*;
 use std::fs::File;
@@ -11,7 +11,7 @@ use trefoil_storage::topology::{Allow, BackendId};
 use trefoil_wire::nvme::{DsmCommand, DsmRange};
 
 const ARRAY_BYTES: u64 = 48 * MIB;
-/// What the array was full of, and what the first LUN's and the second LUN's hosts wrote.
+/// The former content of the array, then what hosts write to the first and to the second LUN.
 const OLD: u8 = 0xa5;
 const FIRST: u8 = 0x77;
 const SECOND: u8 = 0x3c;
@@ -19,11 +19,8 @@ const SECOND: u8 = 0x3c;
 const DOCUMENT: &str = r#"
 [gateway]
 cores = 2
-memory_per_core = "40MiB"
 max_hosts = 8
 max_qpairs = 32
-state_dir = "DIR/state"
-rpc_socket = "DIR/rpc.sock"
 
 [[backend]]
 name = "array"
