@@ -1,9 +1,11 @@
 //! Listeners: accepting hosts' connections and giving each to the core with the fewest.
 //!
-//! A connection goes to a core only when its Connect has come as a whole and the core has room for it. Until then it waits
-//! here, in the lobby, where it costs a descriptor. So a silent connection, or one that sends byte by byte, takes no
-//! place of a core's. What is no Connect goes on at once, for the core to answer, and so does one whose data a core must ask for. Those that are ready go in turn by their addresses ([`Crowd`]). The lobby has many places; when it is
-//! full, the oldest connection of the address that has most there goes.
+//! A connection goes to a core only when its whole Connect has come and the core has room. Until then the connection waits in the
+//! lobby, where it costs a descriptor. So silent and slow connections take no place of a core. Two kinds go on at once, because
+//! only a core can answer them: a first PDU that is no Connect, and a Connect whose data the core must ask for.
+//!
+//! Ready connections go in turn by their addresses ([`Crowd`]). When the lobby is full, it closes the oldest connection of the
+//! address that has most connections there.
 
 use super::cores::{Cores, device};
 use super::opening::{MAX_OPENING_BYTES, Opening};

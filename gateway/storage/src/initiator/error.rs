@@ -152,7 +152,7 @@ pub enum ControllerError {
         /// The one that does.
         is: NamespaceIdentity,
     },
-    /// What the namespace does with commands changed (DLFEAT), so the queues must learn it before they send on.
+    /// The namespace handles commands otherwise than before (DLFEAT). The queues must learn that before they send again.
     #[error("the namespace changed how its deallocated blocks read; connecting again")]
     AnotherBehaviour,
     /// Our owner stopped it.

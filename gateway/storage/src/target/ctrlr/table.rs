@@ -248,8 +248,9 @@ impl Ctrlrs {
         ctrlr.granted
     }
 
-    /// Returns whether a controller may have I/O queue `qid`. A host that never asked for a number of queues is granted those
-    /// that it connects, as by Linux's and SPDK's targets, if they are to be had and no more than `most`.
+    /// Returns whether a controller may have I/O queue `qid`. Some hosts never ask for a number of
+    /// queues. Such a host is granted each queue that it connects, up to `most` and as far as the capacity goes. Linux's and SPDK's
+    /// targets do the same.
     pub fn may_have(&mut self, at: u32, qid: u16, most: u16) -> bool {
         let Some(ctrlr) = self.list.get_mut(at as usize) else { return false };
         let missing = qid.saturating_sub(ctrlr.granted);
