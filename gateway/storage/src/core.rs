@@ -174,10 +174,7 @@ impl<I: StorageIo> StorageCore<I> {
     /// Drops who waits and came by a listener that is gone, as [`Target::sweep`] closes those that have a place: another
     /// may have its number next.
     fn dismiss(&mut self, old: &Topology, new: &Topology) {
-        let gone = |newcomer: &Newcomer<_>| {
-            let was = old.portal(newcomer.portal);
-            was.is_some() && was != new.portal(newcomer.portal)
-        };
+        let gone = |newcomer: &Newcomer<_>| new.lacks_portal_of(old, newcomer.portal);
         for number in self.newcomers.numbers(gone) {
             self.adopted += u32::from(self.newcomers.take(number).is_some());
         }

@@ -103,6 +103,12 @@ impl Topology {
         self.portals.get(usize::from(id.0))?.as_ref()
     }
 
+    /// Returns whether a portal of `before` is gone here. Its number may be another portal's now.
+    pub fn lacks_portal_of(&self, before: &Self, id: PortalId) -> bool {
+        let was = before.portal(id);
+        was.is_some() && was != self.portal(id)
+    }
+
     /// Takes over from `before` the host lists that are the same, so that cores see without comparing them that nothing
     /// has changed there.
     pub fn share_lists(&mut self, before: &Self) {

@@ -177,8 +177,7 @@ impl Engine {
         let q = &self.queues[queue as usize];
         let portal = self.places[queue as usize].portal;
         // Another one may have the portal's number next, and offer what this one didn't.
-        let (was, now) = (old.portal(portal), self.topology.portal(portal));
-        if q.state != QueueState::Free && was.is_some() && was != now {
+        if q.state != QueueState::Free && self.topology.lacks_portal_of(old, portal) {
             self.close_later(queue, "its listener is gone");
             return false;
         }
