@@ -328,8 +328,9 @@ impl<I: StorageIo> Luns<I> {
     /// An answer to a file operation.
     pub fn on_file(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         let id = BackendId((done.token >> 32) as u32);
-        self.wake(id);
-        match self.channel_mut(id) {
+        let Some(place) = self.channels.get_mut(id.0 as usize) else { return };
+        place.wake(id, &mut self.awake);
+        match &mut place.channel {
             Some(channel) => channel.on_file(cx, done),
             None => debug_assert!(false, "no backend {} for {done:?}", id.0),
         }

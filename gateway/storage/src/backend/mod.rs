@@ -203,7 +203,7 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn must_wait(&self, request: &Request, behind: bool) -> bool {
         match self {
             Self::Memory(memory) => Channel::<I>::must_wait(memory, request, behind),

@@ -365,15 +365,15 @@ impl Engine {
         Step::Done
     }
 
-    /// The queue's view of a namespace; `None` if it may not see it.
+    /// The queue's view of a namespace, or the status of a command whose host may not see it.
     #[inline]
-    pub(super) fn view(&mut self, queue: u32, nsid: u32) -> Option<NsView> {
+    pub(super) fn view(&mut self, queue: u32, nsid: u32) -> Result<NsView, Status> {
         let q = &self.queues[queue as usize];
         let view = &q.views[nsid as usize % q.views.len()];
         if view.nsid == nsid && view.epoch == self.epoch {
-            return Some(*view);
+            return Ok(*view);
         }
-        self.look_up(queue, nsid)
+        self.look_up(queue, nsid).ok_or_else(|| self.unseen(queue))
     }
 
     #[cold]
@@ -390,7 +390,7 @@ impl Engine {
     /// Why a queue has no [`view`](Self::view) of a namespace. Where its host may no longer be, it is about to lose the
     /// connection, and perhaps has another one.
     #[cold]
-    pub(super) fn unseen(&self, queue: u32) -> Status {
+    fn unseen(&self, queue: u32) -> Status {
         match self.subsystem(queue) {
             Some(_) => Status::INVALID_NAMESPACE.dnr(),
             None => Status::INTERNAL_PATH_ERROR,

@@ -107,12 +107,22 @@ impl Engine {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
         let view = self.recheck(at, &range, true).ok()?;
         let offset = range.slba << view.block_shift;
-        let is_whole = data.len() == self.slots[at].len as usize || cx.io.is_broken("early-write");
-        if !is_whole || !cx.luns.as_mut()?.write(view.lun, offset, data) {
+        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
             return None;
         }
         self.slots[at].lun = view.lun;
         Some(self.continue_io(cx, at, Ok(())))
+    }
+
+    /// The mutation of that name: a write is in the LUN before all its data has come.
+    #[cold]
+    pub(super) fn write_early<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, data: &[u8]) {
+        let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return };
+        if let Ok(view) = self.recheck(at, &range, true)
+            && let Some(luns) = cx.luns.as_mut()
+        {
+            luns.write(view.lun, range.slba << view.block_shift, data);
+        }
     }
 
     /// A part of the command is done.
@@ -172,7 +182,7 @@ impl Engine {
     fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
         let slot = &self.slots[at];
         if slot.epoch == self.epoch
-            && let Some(view) = self.view(slot.queue, slot.sqe.nsid)
+            && let Ok(view) = self.view(slot.queue, slot.sqe.nsid)
         {
             return Ok(view);
         }
@@ -188,8 +198,7 @@ impl Engine {
     #[inline]
     fn check_blocks(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
         let slot = &self.slots[at];
-        let (queue, nsid) = (slot.queue, slot.sqe.nsid);
-        let view = self.view(queue, nsid).ok_or_else(|| self.unseen(queue))?;
+        let view = self.view(slot.queue, slot.sqe.nsid)?;
         check_access(&view, write)?;
         if range.prinfo != 0 {
             // No namespace of ours has protection information.
@@ -209,7 +218,7 @@ impl Engine {
         };
         let Some(next) = next else { return Step::Done };
         self.slots[at].cursor = next;
-        let checked = self.view(queue, next).ok_or_else(|| self.unseen(queue));
+        let checked = self.view(queue, next);
         match checked.and_then(|view| check_access(&view, false).map(|()| view)) {
             Ok(view) => {
                 self.slots[at].lun = view.lun;
@@ -243,7 +252,7 @@ impl Engine {
 
     fn next_dsm_range(&mut self, at: u32, dsm: DsmCommand) -> Result<Option<(NsView, DsmRange)>, Status> {
         let (queue, nsid) = (self.slots[at].queue, self.slots[at].sqe.nsid);
-        let view = self.view(queue, nsid).ok_or_else(|| self.unseen(queue))?;
+        let view = self.view(queue, nsid)?;
         check_access(&view, true)?;
         let slot = &mut self.slots[at];
         let data = slot.buf.as_deref().unwrap_or_default();

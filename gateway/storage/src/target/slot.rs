@@ -142,12 +142,12 @@ impl Slots {
 
     /// Takes a slot for a command of `queue` and puts it on the queue's ring.
     #[inline]
-    pub fn take(&mut self, ring: &mut Ring, queue: u32, sqe: Sqe, since: Instant) -> Option<u32> {
+    pub fn take(&mut self, ring: &mut Ring, queue: u32, sqe: &[u8; 64], since: Instant) -> Option<u32> {
         let at = self.free;
         let slot = self.slots.get_mut(at as usize)?;
         self.free = slot.next;
         self.free_count -= 1;
-        slot.sqe = sqe;
+        slot.sqe = Sqe::parse(sqe);
         slot.queue = queue;
         slot.phase = Phase::New;
         slot.gather = false;
@@ -213,6 +213,7 @@ impl Slots {
 
 impl Slot {
     /// Ends its loan, if it has one: the block gets the bytes, as if they had been read into it.
+    #[cold]
     pub fn end_loan(&mut self) {
         if let Some(loan) = self.loan.take()
             && let Some(to) = self.buf.as_mut().and_then(|buf| buf.get_mut(..loan.len()))
@@ -348,10 +349,9 @@ mod tests {
     fn slots_come_back_and_rings_hold() {
         let mut slots = Slots::new(3);
         let mut ring = Ring::new();
-        let taken: Vec<_> = (0..3)
-            .map(|_| slots.take(&mut ring, 7, Sqe::default(), Instant::default()).expect("room"))
-            .collect();
-        assert!(slots.take(&mut ring, 7, Sqe::default(), Instant::default()).is_none());
+        let taken: Vec<_> =
+            (0..3).map(|_| slots.take(&mut ring, 7, &[0; 64], Instant::default()).expect("room")).collect();
+        assert!(slots.take(&mut ring, 7, &[0; 64], Instant::default()).is_none());
         assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 1, 0]);
         slots.unlink(&mut ring, taken[1]);
         slots.release(taken[1]);

@@ -202,6 +202,7 @@ impl Tcp {
     }
 
     /// What a command's step means to its connection.
+    #[inline]
     fn step(&mut self, engine: &mut Engine, at: u32, step: Step) {
         match step {
             Step::Done => self.ready(engine, at),

@@ -241,8 +241,8 @@ impl Tcp {
             return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
         }
         match common.pdu_type {
-            PduType::CapsuleCmd => match header.first_chunk() {
-                Some(first) => self.command(engine, cx, c, CapsuleCmd::parse(first), &layout, header, after),
+            PduType::CapsuleCmd => match header.get(CommonHeader::LEN..).and_then(<[u8]>::first_chunk) {
+                Some(sqe) => self.command(engine, cx, c, sqe, &layout, header, after),
                 None => Taken::Dead,
             },
             PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
@@ -297,7 +297,7 @@ impl Tcp {
         engine: &mut Engine,
         cx: &mut Cx<'_, I>,
         c: u32,
-        capsule: CapsuleCmd,
+        sqe: &[u8; 64],
         layout: &Layout,
         header: &[u8],
         after: &[u8],
@@ -316,20 +316,19 @@ impl Tcp {
         }
         let mut block = None;
         // Before Connect only its data needs a block: what else comes is answered with an error, and thrown away.
-        let is_surplus = privileged && layout.data_len > CONNECT_BYTES && queue.state != QueueState::Live;
-        if layout.data_len > 0 && !is_surplus {
+        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && queue.state != QueueState::Live;
+        if layout.data_len > 0 && !is_surplus() {
             block = self.acquire(engine, cx, c, layout.data_len, privileged);
             if block.is_none() {
                 return self.later(engine, cx, c, layout, header);
             }
         }
         let now = cx.io.now();
-        let sqe = capsule.sqe;
         let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
             block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
             return self.later(engine, cx, c, layout, header);
         };
-        let may_conflict = engine.queues[c as usize].enter(sqe.cid);
+        let may_conflict = engine.queues[c as usize].enter(engine.slots[at].sqe.cid);
         let step = if may_conflict && self.conflicts(engine, c, at) {
             engine.fail(at, Status::COMMAND_ID_CONFLICT.dnr())
         } else {
@@ -353,7 +352,7 @@ impl Tcp {
             }
             Route::InCapsule => {
                 if cx.io.is_broken("early-write") {
-                    engine.write_now(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
+                    engine.write_early(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
                 }
                 engine.slots[at].buf = block.take();
                 engine.slots[at].phase = Phase::HostData;
