@@ -328,9 +328,7 @@ impl<I: StorageIo> Luns<I> {
     /// An answer to a file operation.
     pub fn on_file(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         let id = BackendId((done.token >> 32) as u32);
-        let Some(place) = self.channels.get_mut(id.0 as usize) else { return };
-        place.wake(id, &mut self.awake);
-        match &mut place.channel {
+        match self.woken(id) {
             Some(channel) => channel.on_file(cx, done),
             None => debug_assert!(false, "no backend {} for {done:?}", id.0),
         }
@@ -390,10 +388,12 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    fn wake(&mut self, id: BackendId) {
-        if let Some(place) = self.channels.get_mut(id.0 as usize) {
-            place.wake(id, &mut self.awake);
-        }
+    /// Lets the next turn ask the channel of backend `id`, and gives the channel, if there is one.
+    #[inline]
+    fn woken(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
+        let place = self.channels.get_mut(id.0 as usize)?;
+        place.wake(id, &mut self.awake);
+        place.channel.as_mut()
     }
 
     /// When [`on_turn`](Self::on_turn) must run next.
@@ -409,8 +409,7 @@ impl<I: StorageIo> Luns<I> {
         id: BackendId,
         event: impl FnOnce(&mut NvmeTcpChannel, &mut Cx<'_, I>) -> T,
     ) -> Option<T> {
-        self.wake(id);
-        let given = self.channel_mut(id)?.nvme_tcp().map(|channel| event(channel, cx));
+        let given = self.woken(id)?.nvme_tcp().map(|channel| event(channel, cx));
         self.collect_socks(id);
         given
     }
@@ -426,10 +425,6 @@ impl<I: StorageIo> Luns<I> {
         while let Some(sock) = channel.take_new_sock() {
             self.new_socks.push_back((sock, id));
         }
-    }
-
-    fn channel_mut(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
-        self.channels.get_mut(id.0 as usize)?.channel.as_mut()
     }
 
     /// The part of `request` that starts at `rest.offset`, as long as its extent goes.
