@@ -244,7 +244,14 @@ fn a_document_is_compared_applied_and_restored() {
     let refusal = gateway.refused(&["config", "restore", &path("more.toml")]);
     assert!(refusal.contains("more.toml: not a backup; `trefoil config apply`"), "{refusal}");
     // A LUN can't shrink, not even by a backup.
-    assert!(gateway.refused(&["config", "restore", &path("backup.toml")]).contains("can't shrink"));
+    let refusal = gateway.refused(&["config", "restore", &path("backup.toml")]);
+    assert!(refusal.contains("LUN `a` has 12MiB and can't shrink to 8MiB"), "{refusal}");
+    // That is told beside what else differs.
+    let smaller = "~ lun/a\n    size: 12MiB → 8MiB\n";
+    let why = format!("refused: {}", refusal.trim_start_matches("trefoil: "));
+    assert_eq!(gateway.ok(&["config", "diff", &path("backup.toml")]), format!("{smaller}{why}"));
+    let would = gateway.ok(&["config", "restore", "--dry-run", &path("backup.toml")]);
+    assert_eq!(would, format!("{smaller}{why}would fail\n"));
     gateway.ok(&["subsystem", "delete", NQN]);
     gateway.ok(&["config", "backup", &path("backup.toml")]);
     gateway.ok(&["config", "restore", &path("backup.toml")]);

@@ -52,6 +52,9 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     assert!(!added.iter().any(|host| is_let_in(&gateway, host)));
     gateway.call("host_add", json!({ "nqn": S, "host": by_rpc }));
     gateway.call("nvmf_subsystem_add_host", json!({ "nqn": S, "host": by_spdk }));
+    let misspelt = gateway.call("host_add", json!({ "nqn": S, "host": "wbe" })).to_string();
+    assert!(misspelt.contains("host `wbe`: no [[host]] has this name"), "{misspelt}");
+    gateway.ok(&["host", "remove", S, "wbe"]);
     gateway.ok(&["host", "add", S, by_command]);
     gateway.ok(&["host", "create", "web", by_name]);
     gateway.ok(&["host", "add", S, "web"]);
@@ -77,7 +80,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     // An NQN on a list must not become the name of another host.
     gateway.ok(&["host", "add", S, by_spdk]);
     let said = gateway.refused(&["host", "create", by_spdk, "nqn.2026-01.org.example:other"]);
-    assert!(said.contains("a list has this as the NQN of another host"), "{said}");
+    assert!(said.contains("a list has this as an NQN: take it off"), "{said}");
     for host in ["", "a\nb", &"x".repeat(224)] {
         for method in ["host_add", "nvmf_subsystem_add_host"] {
             let refused = gateway.try_call(method, json!({ "nqn": S, "host": host }));

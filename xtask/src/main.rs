@@ -36,6 +36,14 @@ const HELP: &str = "\
 ./dev tidy                  the house rules only
 ./dev setup [STAGE...]      installs what the tests (or the named stages) need, and nothing else";
 
+/// The lines of one chore.
+fn help_of(chore: &str) -> String {
+    let begins = format!("./dev {chore} ");
+    let help = help();
+    let lines: Vec<&str> = help.lines().filter(|line| line.starts_with(&begins)).collect();
+    lines.join("\n")
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match chore(&Repo::here(), &args) {
@@ -51,6 +59,8 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         [] | ["help" | "--help" | "-h"] => println!("{}", help()),
+        ["test" | "setup", "--help" | "-h"] => println!("{}\n{}", help_of(words[0]), stages::table()),
+        [word @ ("tidy" | "fuzz" | "lab"), "--help" | "-h"] => println!("{}", help_of(word)),
         ["test", ..] => stages::test(repo, &args[1..])?,
         ["setup", ..] => stages::setup(repo, &args[1..])?,
         ["tidy"] => tidy::tidy(repo)?,
@@ -95,6 +105,14 @@ mod tests {
             let error = chore(&Repo::here(), &[word.into()]).expect_err("no name").to_string();
             assert!(error.starts_with(&format!("./dev {word} needs a NAME, one of: ")), "{error}");
             assert!(error.contains(name) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_is_given_before_anything_is_built() {
+        for word in ["test", "setup", "tidy", "fuzz", "lab"] {
+            chore(&Repo::here(), &[word.into(), "--help".into()]).expect("help");
+            assert!(help_of(word).starts_with(&format!("./dev {word}")), "{word}");
         }
     }
 

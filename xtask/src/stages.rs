@@ -200,6 +200,13 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
     Ok(STAGES.iter().filter(|s| names.is_empty() || names.iter().any(|n| n == s.name)).collect())
 }
 
+/// The stages with their budgets, a line each.
+pub fn table() -> String {
+    let lines: Vec<String> =
+        STAGES.iter().map(|stage| format!("  {:16} within {:4} s", stage.name, stage.budget_s)).collect();
+    lines.join("\n")
+}
+
 /// Installs what the named stages, or all of them, need.
 pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
     for stage in chosen(names)? {

@@ -14,6 +14,8 @@ pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) 
             let subsystem = next.subsystems.get(nqn);
             subsystem.map_or(Vec::new(), |subsystem| revoked(subsystem, next.host_nqn(host)))
         }
+        Change::HostAllow { nqn, nsid: Some(_), host, .. } => shut_out(next, nqn, std::slice::from_ref(host)),
+        Change::NamespaceAdd { nqn, hosts: Some(hosts), .. } => shut_out(next, nqn, hosts),
         Change::HostDelete { name } => forgotten(next, name, now.host_nqn(name)).into_iter().collect(),
         Change::ListenerRemove { nqn, listen } => {
             let others = next.subsystems.values().filter(|s| s.listeners.contains(listen));
@@ -57,6 +59,16 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// Tells which hosts may see a namespace and can't, because they may not connect.
+fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
+    let Some(subsystem) = next.subsystems.get(nqn).filter(|s| !s.allow_any_host) else { return Vec::new() };
+    let hosts = hosts.iter().map(|host| next.host_nqn(host));
+    let hosts = hosts.filter(|host| !subsystem.hosts.iter().any(|listed| listed == host));
+    let told =
+        |host| format!("host `{host}` may not connect to subsystem `{nqn}`: `trefoil host add` lets it in");
+    hosts.map(told).collect()
 }
 
 /// Tells where a host is listed whose name is gone.

@@ -6,7 +6,9 @@
 use crate::action::Change;
 use crate::error::{Fault, Refusal};
 use crate::state::{State, fill_lun, fill_subsystem};
-use trefoil_config::{Address, Backend, Gateway, Lun, Namespace, Subsystem, check_host_nqn, check_listeners};
+use trefoil_config::{
+    Address, Backend, Config, Gateway, Lun, Namespace, Subsystem, check_host_nqn, check_listeners,
+};
 
 /// The state after `change`.
 ///
@@ -389,7 +391,9 @@ fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
     match listed.find(|listed| state.host_nqn(listed) != listed.as_str()) {
         Some(listed) => refuse(
             Fault::Exists,
-            format!("host `{listed}`: a list has this as the NQN of another host: use another name"),
+            format!(
+                "host `{listed}`: a list has this as an NQN: take it off with `trefoil host remove`, or use another name"
+            ),
         ),
         None => Ok(()),
     }
@@ -437,67 +441,104 @@ fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> R
     refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`{why}"))
 }
 
-/// The state that a document asks for. What is lost on the way is judged apart: [`crate::loss`].
-fn document(state: &mut State, gateway: &Gateway, config: &trefoil_config::Config) -> Result<(), Refusal> {
-    let config = trefoil_config::Config { gateway: gateway.clone(), ..config.clone() };
-    if let Some(problem) = config.check().into_iter().next() {
-        return refuse(Fault::Invalid, problem.to_string());
+/// The state that a document asks for.
+fn wanted(now: &State, gateway: &Gateway, config: &Config) -> Result<State, Refusal> {
+    let config = Config { gateway: gateway.clone(), ..config.clone() };
+    match config.check().into_iter().next() {
+        Some(problem) => refuse(Fault::Invalid, problem.to_string()),
+        None => Ok(State::from_config(&config, now)),
     }
-    let next = State::from_config(&config, state);
-    for (name, backend) in &state.backends {
-        if next.backends.get(name).is_some_and(|new| new != backend) {
-            return refuse(
-                Fault::Invalid,
-                format!("backend `{name}` can't be changed in place: give it a new name"),
-            );
+}
+
+/// Goes to the state that a document asks for. What is lost on the way is judged apart: [`crate::loss`].
+fn document(state: &mut State, gateway: &Gateway, config: &Config) -> Result<(), Refusal> {
+    let next = wanted(state, gateway, config)?;
+    match in_place(state, &next).into_iter().next() {
+        Some(refusal) => Err(refusal),
+        None => {
+            *state = next;
+            Ok(())
         }
     }
-    for (name, pool) in &state.pools {
-        if next.pools.get(name).is_some_and(|new| new != pool) {
-            return refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
-        }
+}
+
+/// As [`plan`], to compare: a document leads to the state that it asks for even where it would be refused for what can't change
+/// in place, and each such refusal is told.
+///
+/// # Errors
+/// As [`plan`]'s, those refusals excepted.
+pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State, Vec<Refusal>), Refusal> {
+    let Change::Apply { config, .. } = change else { return Ok((plan(now, gateway, change)?, Vec::new())) };
+    let next = wanted(now, gateway, config)?;
+    check_whole(&next, gateway)?;
+    let refusals = in_place(now, &next);
+    Ok((next, refusals))
+}
+
+/// What a document can't do to objects that are there, and how it is done instead.
+fn in_place(now: &State, next: &State) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let mut refuse = |fault, what: String| refusals.push(Refusal::new(fault, what));
+    let backends =
+        now.backends.iter().filter(|(name, old)| next.backends.get(*name).is_some_and(|new| new != *old));
+    for (name, _) in backends {
+        refuse(Fault::Invalid, format!("backend `{name}` can't be changed in place: give it a new name"));
     }
-    for pool in next.pools.values().filter(|pool| !state.pools.contains_key(&pool.name)) {
+    let pools = now.pools.iter().filter(|(name, old)| next.pools.get(*name).is_some_and(|new| new != *old));
+    for (name, _) in pools {
+        refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
+    }
+    for pool in next.pools.values().filter(|pool| !now.pools.contains_key(&pool.name)) {
         // Its layout would be written before the rest is known to succeed, and while hosts still write to what is there.
-        for backend in &pool.backends {
-            unused_backend(state, backend).map_err(|e| {
-                let what = format!("pool `{}`: {}; let it go in a step of its own", pool.name, e.message);
-                Refusal::new(e.fault, what)
-            })?;
+        for in_use in pool.backends.iter().filter_map(|backend| unused_backend(now, backend).err()) {
+            let what = format!("pool `{}`: {}; let it go in a step of its own", pool.name, in_use.message);
+            refuse(in_use.fault, what);
         }
     }
-    for (name, lun) in &state.luns {
-        let Some(new) = next.luns.get(name) else {
-            // What is deleted of it would be the other's.
-            let twin = next.luns.values().find(|new| lun.pool.is_some() && new.uuid == lun.uuid);
-            if let Some(twin) = twin {
-                let what = format!(
-                    "LUN `{}` has the identity of LUN `{name}`: a pool's LUN can't be renamed or moved",
-                    twin.name
+    for (name, lun) in &now.luns {
+        match next.luns.get(name) {
+            Some(new) if new.size < lun.size => refuse(Fault::Invalid, shrinks(lun, new)),
+            Some(new) if (Lun { size: lun.size, read_only: lun.read_only, ..new.clone() }) != *lun => {
+                refuse(
+                    Fault::Invalid,
+                    format!("LUN `{name}`: only its size and read_only can change in place"),
                 );
-                return refuse(Fault::Invalid, what);
             }
-            continue;
-        };
-        if new.size < lun.size {
-            return refuse(Fault::Invalid, format!("LUN `{name}` can't shrink"));
-        }
-        if (Lun { size: lun.size, read_only: lun.read_only, ..new.clone() }) != *lun {
-            return refuse(
-                Fault::Invalid,
-                format!("LUN `{name}`: only its size and read_only can change in place"),
-            );
+            Some(_) => {}
+            // What is deleted of it would be the other's.
+            None => {
+                let twin = next.luns.values().find(|new| lun.pool.is_some() && new.uuid == lun.uuid);
+                if let Some(twin) = twin {
+                    let twin = &twin.name;
+                    refuse(
+                        Fault::Invalid,
+                        format!(
+                            "LUN `{twin}` has the identity of LUN `{name}`: a pool's LUN can't be renamed or moved"
+                        ),
+                    );
+                }
+            }
         }
     }
-    *state = next;
-    Ok(())
+    refusals
+}
+
+fn shrinks(lun: &Lun, new: &Lun) -> String {
+    let name = &lun.name;
+    match (lun.size, new.size) {
+        (Some(has), Some(asked)) => {
+            format!(
+                "LUN `{name}` has {has} and can't shrink to {asked}: write `size = \"{has}\"`, or delete it first"
+            )
+        }
+        _ => format!("LUN `{name}` can't shrink"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::notes;
-    use trefoil_config::Config;
 
     const NQN: &str = "nqn.2026-01.org.example:s";
     const WEB: &str = "nqn.2026-01.org.example:web";
@@ -587,6 +628,37 @@ mod tests {
             notes.len() == 1 && notes[0].contains("stays open for subsystem `nqn.2026-01.org.example:t`"),
             "{notes:?}"
         );
+    }
+
+    #[test]
+    fn a_host_that_sees_a_namespace_and_may_not_connect_is_told() {
+        let allow = |host: &str| Change::HostAllow {
+            nqn: NQN.into(),
+            nsid: Some(1),
+            host: host.into(),
+            force: false,
+        };
+        let (_, notes) = change(&state(), &allow("nqn.2026-01.org.example:mail"));
+        assert!(notes.len() == 1 && notes[0].contains("mail` may not connect"), "{notes:?}");
+        let (mut open, _) = change(&state(), &revoke(Some(1), "web"));
+        assert_eq!(change(&open, &allow("web")).1, Vec::<String>::new());
+        open.subsystems.values_mut().for_each(|s| s.allow_any_host = true);
+        assert_eq!(change(&open, &allow("nqn.2026-01.org.example:mail")).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_document_that_is_refused_for_what_is_there_is_compared_all_the_same() {
+        let now = state();
+        let text = TEXT.replacen("1MiB", "2MiB", 2).replace("name = \"web\"", "name = \"mail\"");
+        let text = text.replace("\"web\"", "\"mail\"");
+        let config = Box::new(Config::parse("t", &text).expect("sound"));
+        let apply = Change::Apply { config, permit: Default::default() };
+        let (next, refusals) = preview(&now, &Gateway::default(), &apply).expect("a comparison");
+        assert_eq!(next.hosts.keys().collect::<Vec<_>>(), ["mail"]);
+        let told: Vec<&str> = refusals.iter().map(|refusal| refusal.message.as_str()).collect();
+        let refusal = |name| format!("backend `{name}` can't be changed in place: give it a new name");
+        assert_eq!(told, [refusal("a"), refusal("b")]);
+        assert_eq!(refused(&now, &apply), refusals[0]);
     }
 
     #[test]

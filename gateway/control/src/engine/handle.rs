@@ -11,13 +11,26 @@ use trefoil_poll::CoreId;
 use trefoil_storage::msg::Survey;
 use trefoil_storage::stats::{Latency, LunStats};
 
+/// What a change would do.
+#[derive(Debug)]
+pub struct Preview {
+    /// The rows that it would store.
+    pub changes: Vec<RowChange>,
+    /// What would be lost, whether allowed or not.
+    pub losses: Vec<Loss>,
+    /// As after the change.
+    pub notes: Vec<String>,
+    /// What it is refused for, although it can be told what it asks for.
+    pub refusals: Vec<Refusal>,
+}
+
 /// What came of an action.
 #[derive(Debug)]
 pub enum Outcome {
     /// The change is stored and in force.
     Changed(Box<View>),
-    /// A change that was not carried out: the rows that it would store, its losses whether allowed or not, and its notes.
-    Preview(Vec<RowChange>, Vec<Loss>, Vec<String>),
+    /// A change that was not carried out.
+    Preview(Box<Preview>),
     /// What there is.
     View(Box<View>),
     /// What is connected, core by core.

@@ -1,13 +1,13 @@
 //! Queries: answered from what the engine showed last, so that none waits for a change that takes long.
 
 use super::cores::Cores;
-use super::handle::{Asked, LunTotals, Outcome};
+use super::handle::{Asked, LunTotals, Outcome, Preview};
 use super::view::View;
 use crate::action::{Action, Phase};
 use crate::error::{Fault, Refusal};
 use crate::loss::losses;
 use crate::notes::of_change;
-use crate::plan::plan;
+use crate::plan::preview;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,11 +48,12 @@ impl Queries {
             Action::LunStats => Ok(Outcome::LunStats(self.lun_stats().await?)),
             Action::Preview(change) => {
                 let view = self.shown.borrow().clone();
-                let next = plan(&view.state, &view.gateway, &change)?;
+                let (next, refusals) = preview(&view.state, &view.gateway, &change)?;
                 let links = self.cores.links(&view.listeners).await?;
-                let lost = losses(&view.state, &next, &links);
+                let losses = losses(&view.state, &next, &links);
                 let notes = of_change(&change, &view.state, &next, &view.gateway);
-                Ok(Outcome::Preview(view.state.changes_to(&next), lost, notes))
+                let changes = view.state.changes_to(&next);
+                Ok(Outcome::Preview(Box::new(Preview { changes, losses, notes, refusals })))
             }
             other => Err(Refusal::new(Fault::Internal, format!("{other:?} is no query"))),
         }

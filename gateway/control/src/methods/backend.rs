@@ -15,8 +15,7 @@ pub(super) async fn create(methods: &Methods, backend: Backend) -> Reply {
 }
 
 pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {
-    methods.change(Change::BackendDelete { name: p.name }).await?;
-    Ok(true.into())
+    methods.done(Change::BackendDelete { name: p.name }).await
 }
 
 pub(super) async fn list(methods: &Methods, p: MaybeName) -> Reply {

@@ -4,7 +4,7 @@ use super::params::None;
 use super::{Methods, Reply};
 use crate::diff::describe;
 use crate::engine::backends::check_memory;
-use crate::engine::handle::Outcome;
+use crate::engine::handle::{Outcome, Preview};
 use crate::engine::view::View;
 use crate::jsonrpc::{INTERNAL_ERROR, RpcError};
 use crate::loss::{Kind, Permit};
@@ -113,14 +113,20 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     let made_up: BTreeSet<String> =
         config.luns.iter().filter(|lun| lun.uuid.is_none()).map(|lun| format!("lun/{}", lun.name)).collect();
     let change = Change::Apply { config: Box::new(config), permit };
-    let (changes, losses, told) = match methods.handle.act(Action::Preview(change)).await? {
-        Outcome::Preview(changes, losses, notes) => (changes, losses, notes),
-        other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
-    };
+    let Preview { changes, losses, notes: told, refusals } =
+        match methods.handle.act(Action::Preview(change)).await? {
+            Outcome::Preview(preview) => *preview,
+            other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
+        };
     notes.extend(told);
     let rows = view.state.rows();
-    let obstacles =
-        if look { obstacles(&view, changes.clone(), rows.clone(), permit).await? } else { Vec::new() };
+    let mut obstacles: Vec<Obstacle> = refusals
+        .into_iter()
+        .map(|refusal| Obstacle { message: format!("refused: {}", refusal.message), is_fatal: true })
+        .collect();
+    if look && obstacles.is_empty() {
+        obstacles = self::obstacles(&view, changes.clone(), rows.clone(), permit).await?;
+    }
     notes.extend(obstacles.iter().map(Obstacle::to_string));
     let told = |change: &RowChange| {
         let mut told = describe(change, &rows);

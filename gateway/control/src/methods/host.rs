@@ -1,7 +1,7 @@
 //! `host_*`: who may connect to a subsystem and who sees a namespace, and names for hosts.
 
 use super::params::{Name, None};
-use super::{Methods, Reply, noted};
+use super::{Methods, Reply};
 use crate::Change;
 use serde::Deserialize;
 use serde_json::json;
@@ -29,23 +29,19 @@ pub(super) struct Add {
 }
 
 pub(super) async fn add(methods: &Methods, p: Add) -> Reply {
-    methods.change(Change::HostAllow { nqn: p.nqn, nsid: p.nsid, host: p.host, force: p.force }).await?;
-    Ok(true.into())
+    methods.done(Change::HostAllow { nqn: p.nqn, nsid: p.nsid, host: p.host, force: p.force }).await
 }
 
 pub(super) async fn remove(methods: &Methods, p: Access) -> Reply {
-    let view = methods.change(Change::HostRevoke { nqn: p.nqn, nsid: p.nsid, host: p.host }).await?;
-    Ok(noted(true.into(), &view))
+    methods.done(Change::HostRevoke { nqn: p.nqn, nsid: p.nsid, host: p.host }).await
 }
 
 pub(super) async fn create(methods: &Methods, host: Host) -> Reply {
-    methods.change(Change::HostCreate(host)).await?;
-    Ok(true.into())
+    methods.done(Change::HostCreate(host)).await
 }
 
 pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {
-    let view = methods.change(Change::HostDelete { name: p.name }).await?;
-    Ok(noted(true.into(), &view))
+    methods.done(Change::HostDelete { name: p.name }).await
 }
 
 /// Every host that has a name or is on a list, with the lists that it is on.

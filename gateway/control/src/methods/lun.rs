@@ -63,13 +63,11 @@ pub(super) async fn import(methods: &Methods, p: Import) -> Reply {
 }
 
 pub(super) async fn delete(methods: &Methods, p: Remove) -> Reply {
-    methods.change(Change::LunDelete { name: p.name, force: p.force }).await?;
-    Ok(true.into())
+    methods.done(Change::LunDelete { name: p.name, force: p.force }).await
 }
 
 pub(super) async fn release(methods: &Methods, p: Remove) -> Reply {
-    methods.change(Change::LunRelease { name: p.name, force: p.force }).await?;
-    Ok(true.into())
+    methods.done(Change::LunRelease { name: p.name, force: p.force }).await
 }
 
 pub(super) async fn grow(methods: &Methods, p: Grow) -> Reply {

@@ -85,6 +85,12 @@ impl Methods {
         Ok(view.clone())
     }
 
+    /// Carries out a change that has no answer but that it is done, and gives the notes on it.
+    pub(crate) async fn done(&self, change: Change) -> Reply {
+        let view = self.change(change).await?;
+        Ok(noted(true.into(), &view))
+    }
+
     pub(crate) async fn survey(&self) -> Result<Vec<(CoreId, Box<Survey>)>, RpcError> {
         match self.handle.act(Action::Survey).await? {
             Outcome::Survey(rows) => Ok(rows),

@@ -40,8 +40,7 @@ pub(super) struct Delete {
 
 pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
     let Delete { name, delete_data, force } = p;
-    methods.change(Change::PoolDelete { name, delete_data, force }).await?;
-    Ok(true.into())
+    methods.done(Change::PoolDelete { name, delete_data, force }).await
 }
 
 pub(super) async fn list(methods: &Methods, _: None) -> Reply {

@@ -67,8 +67,7 @@ pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
 }
 
 pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
-    methods.change(Change::SubsystemDelete { nqn: p.nqn, force: p.force }).await?;
-    Ok(true.into())
+    methods.done(Change::SubsystemDelete { nqn: p.nqn, force: p.force }).await
 }
 
 pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
@@ -116,23 +115,19 @@ pub(super) async fn remove_namespace(methods: &Methods, p: RemoveNamespace) -> R
             return Err(Refusal::new(Fault::Invalid, text).into());
         }
     };
-    methods.change(Change::NamespaceRemove { nqn, nsid }).await?;
-    Ok(true.into())
+    methods.done(Change::NamespaceRemove { nqn, nsid }).await
 }
 
 pub(super) async fn add_listener(methods: &Methods, p: Listener) -> Reply {
-    methods.change(Change::ListenerAdd { nqn: p.nqn, listen: p.listen }).await?;
-    Ok(true.into())
+    methods.done(Change::ListenerAdd { nqn: p.nqn, listen: p.listen }).await
 }
 
 pub(super) async fn remove_listener(methods: &Methods, p: Listener) -> Reply {
-    let view = methods.change(Change::ListenerRemove { nqn: p.nqn, listen: p.listen }).await?;
-    Ok(noted(true.into(), &view))
+    methods.done(Change::ListenerRemove { nqn: p.nqn, listen: p.listen }).await
 }
 
 pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
-    methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await?;
-    Ok(true.into())
+    methods.done(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await
 }
 
 /// The discovery subsystem has neither a serial number nor namespaces, and any host may connect to it.
