@@ -65,7 +65,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
     // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used. (A
     // third core's may come that way too, if an array grants fewer queues than before; then it may have to grow.)
-    let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.slots;
+    let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh =
         mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;
     let idle = match gateway.idle {
@@ -84,7 +84,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
             max_sockets,
             max_files: MAX_BACKENDS as u32,
             // Every request may be at a file, one operation at a time.
-            max_file_ops: (limits.target.slots + limits.foreign_requests) as u32,
+            max_file_ops: (limits.target.requests() + limits.foreign_requests) as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             socket_options: socket_options(gateway),
             ..UringConfig::default()

@@ -4,12 +4,18 @@ use crate::buf::Buf;
 use crate::ram::Loan;
 use libc::iovec;
 
-/// Header bytes that one list can hold.
-pub const HEAD_BYTES: usize = 8192;
+/// Header bytes that one list can hold: 56 for each of [`BUFS`] small reads (NVMe/TCP's header, response and their digests), and
+/// some to spare for a longer one.
+pub const HEAD_BYTES: usize = 56 * BUFS + 256;
 /// Payload blocks that one list can hold: a queue of 128 small reads answered with one system call.
 pub const BUFS: usize = 128;
 /// Pieces that one list can hold: at worst a header, then a payload, each time.
-pub const SEGMENTS: usize = 2 * BUFS + 64;
+pub const SEGMENTS: usize = 2 * BUFS + 16;
+/// Memory of one list.
+pub const LIST_BYTES: usize = size_of::<SendList>()
+    + HEAD_BYTES
+    + BUFS * (size_of::<Buf>() + size_of::<Loan>())
+    + SEGMENTS * (size_of::<Segment>() + size_of::<iovec>());
 
 /// Zeros that one piece can hold.
 pub const ZEROS_BYTES: usize = 128 << 10;
@@ -25,7 +31,7 @@ pub fn zeros(len: usize) -> &'static [u8] {
     &ZEROS[..len]
 }
 
-/// One piece of a list.
+/// One piece of a list. There are many, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 enum Segment {
     Head {
@@ -33,7 +39,7 @@ enum Segment {
         len: u32,
     },
     Buf {
-        index: u32,
+        index: u16,
         at: u32,
         len: u32,
     },
@@ -42,10 +48,12 @@ enum Segment {
     },
     /// All of the loan; the block behind it is to take its bytes if it must end.
     Loan {
-        index: u32,
-        buf: u32,
+        index: u16,
+        buf: u16,
     },
 }
+
+const _: () = assert!(size_of::<Segment>() == 12 && BUFS <= u16::MAX as usize);
 
 /// A gathered send of bounded size, made at start-up and reused.
 ///
@@ -71,7 +79,7 @@ unsafe impl Send for Gather {}
 unsafe impl Sync for Gather {}
 
 impl SendList {
-    /// An empty list with all its room (about 23 KiB).
+    /// An empty list with all its room: [`LIST_BYTES`].
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
@@ -123,7 +131,7 @@ impl SendList {
     pub fn push_buf(&mut self, buf: Buf, at: usize, len: usize) {
         assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
         assert!(at + len <= buf.len(), "bytes {at}..{} of {buf:?}", at + len);
-        self.segments.push(Segment::Buf { index: self.bufs.len() as u32, at: at as u32, len: len as u32 });
+        self.segments.push(Segment::Buf { index: self.bufs.len() as u16, at: at as u32, len: len as u32 });
         self.bufs.push(buf);
         self.len_bytes += len;
     }
@@ -151,7 +159,7 @@ impl SendList {
     pub fn push_loan(&mut self, loan: Loan, behind: Buf) {
         assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
         assert!(loan.len() <= behind.len(), "{loan:?} with {behind:?}");
-        self.segments.push(Segment::Loan { index: self.loans.len() as u32, buf: self.bufs.len() as u32 });
+        self.segments.push(Segment::Loan { index: self.loans.len() as u16, buf: self.bufs.len() as u16 });
         self.len_bytes += loan.len();
         self.loans.push(loan);
         self.bufs.push(behind);
@@ -170,10 +178,10 @@ impl SendList {
                     end += len as usize;
                 }
                 Segment::Loan { index, buf: behind } => {
-                    let loan = &self.loans[index as usize];
+                    let loan = &self.loans[usize::from(index)];
                     end += loan.len();
                     if end > sent {
-                        self.bufs[behind as usize][..loan.len()].copy_from_slice(loan);
+                        self.bufs[usize::from(behind)][..loan.len()].copy_from_slice(loan);
                     }
                     *segment = Segment::Buf { index: behind, at: 0, len: loan.len() as u32 };
                 }
@@ -198,8 +206,8 @@ impl SendList {
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.segments.iter().map(|segment| match *segment {
             Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
-            Segment::Buf { index, at, len } => &self.bufs[index as usize][at as usize..(at + len) as usize],
-            Segment::Loan { index, .. } => &self.loans[index as usize],
+            Segment::Buf { index, at, len } => &self.bufs[usize::from(index)][at as usize..(at + len) as usize],
+            Segment::Loan { index, .. } => &self.loans[usize::from(index)],
             Segment::Zeros { len } => zeros(len as usize),
         })
     }

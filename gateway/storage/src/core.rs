@@ -24,7 +24,7 @@ pub struct StorageCore<I: StorageIo> {
     arena: Arena,
     target: Target,
     luns: Luns<I>,
-    /// Frontend → LUN layer. Never longer than the command slots and control's own requests.
+    /// Frontend → LUN layer. Never longer than the requests of this core's commands and control's own.
     requests: VecDeque<Request>,
     /// Channels → LUN layer → frontend. Never longer than the requests that this core's channels have.
     done: VecDeque<Completed>,
@@ -111,9 +111,9 @@ impl<I: StorageIo> StorageCore<I> {
     /// have the same `capacity`.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits, capacity: Arc<Capacity>) -> Self {
         let home = arena.id().0;
-        let own = limits.target.slots + limits.foreign_requests;
+        let own = limits.target.requests() + limits.foreign_requests;
         // Another core may pass on all that it has.
-        let all = limits.target.slots * usize::from(io.cores()) + limits.foreign_requests;
+        let all = limits.target.requests() * usize::from(io.cores()) + limits.foreign_requests;
         Self {
             conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
             arena,

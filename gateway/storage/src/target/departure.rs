@@ -36,12 +36,12 @@ pub struct Departures {
 }
 
 impl Departures {
-    /// Room for as many as there are command slots, each of which keeps at most one waiting, and one more for a queue
-    /// that is being taken apart.
-    pub fn new(slots: usize) -> Self {
+    /// Room for as many as there may be requests, each of which keeps at most one waiting, and one more for a queue that is being
+    /// taken apart.
+    pub fn new(requests: usize) -> Self {
         let leaving = Leaving { cntlid: 0, qid: 0, sock: SockId(0), generation: 0 };
-        let next = |at: usize| if at < slots { at as u32 + 1 } else { NIL };
-        let table = (0..=slots).map(|at| Departure { leaving, waits: 0, next_free: next(at) });
+        let next = |at: usize| if at < requests { at as u32 + 1 } else { NIL };
+        let table = (0..=requests).map(|at| Departure { leaving, waits: 0, next_free: next(at) });
         Self { table: table.collect(), free: 0 }
     }
 

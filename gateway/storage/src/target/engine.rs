@@ -143,7 +143,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Queues `limits.max_conns` × about 1.4 KiB, slots × 256 B, controllers as [`Ctrlrs::new`] says, effects at most
+    /// Queues `limits.max_conns` × about 1.4 KiB, slots × 200 B, controllers as [`Ctrlrs::new`] says, effects at most
     /// one a slot, one a queue and one a refusal, LUN counters 4,096 as [`LunCounters::new`] says, departures one a slot × 20 B, cancels
     /// one a queue, shares, evictable connections and refusals as theirs say.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
@@ -175,7 +175,7 @@ impl Engine {
             max_discovery: limits.max_discovery,
             discovery_timeout: limits.discovery_timeout,
             refusals: Refusals::new(),
-            departures: Departures::new(limits.slots.min(65_535)),
+            departures: Departures::new(limits.requests()),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
         }

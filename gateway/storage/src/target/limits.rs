@@ -6,6 +6,7 @@ use super::slot::Slot;
 use super::tcp::Conn;
 use std::time::Duration;
 use trefoil_poll::arena::{MAX_BLOCK_BYTES, MIN_BLOCK_BYTES};
+use trefoil_poll::send::LIST_BYTES;
 
 /// Largest data transfer of one command: MDTS 8 with pages of 4 KiB.
 pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
@@ -35,6 +36,8 @@ pub const DISCOVERY_COMMANDS: u16 = 32;
 const ADMIN_COMMANDS: usize = 2 * MAX_AERS;
 /// Connections of hosts without permission that a core has places for: unauthenticated ones.
 const UNAUTHENTICATED: usize = 512;
+/// Hosts' connections that get a place in one turn.
+const ADMISSIONS: usize = UNAUTHENTICATED / 8;
 /// Some round trips, and a pause of the host's. The shorter it is, the sooner is the turn of those who wait behind many addresses:
 /// [`UNAUTHENTICATED`] get a place in this time.
 const CONNECT_GRACE: Duration = Duration::from_millis(25);
@@ -55,15 +58,14 @@ pub const CONN_FIXED_BYTES: usize = size_of::<Conn>()
     + size_of::<Queue>()
     + size_of::<Names>()
     + MAX_QUEUE_ENTRIES as usize * size_of::<Slot>()
-    + SEND_LIST_BYTES;
-const SEND_LIST_BYTES: usize = 23 << 10;
+    + LIST_BYTES;
 /// Slots that a core can have.
 pub const MAX_SLOTS: usize = u16::MAX as usize;
 
 /// Sizes and times of one core's target.
 ///
-/// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 23 KiB) = 200 MiB at most, slots
-/// 28,672 × 256 B = 7 MiB, controllers 2,048 × about 4 KiB = 8 MiB.
+/// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 21 KiB) = 180 MiB at most, slots
+/// 28,672 × 200 B = 6 MiB, controllers 2,048 × about 4 KiB = 8 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetLimits {
     /// The driver's socket table: connections are indexed by socket.
@@ -114,7 +116,7 @@ impl Default for TargetLimits {
             max_conns: 8192,
             max_ctrlrs: 2048,
             max_discovery: DISCOVERY.1,
-            admissions: UNAUTHENTICATED / 8,
+            admissions: ADMISSIONS,
             connect_grace: CONNECT_GRACE,
             discovery_timeout: DISCOVERY_TIMEOUT,
             slots: 28_672,
@@ -154,10 +156,16 @@ impl TargetLimits {
             reserved_slots: reserved_slots.min(slots / 2),
             // A block of a queue's for its Connect, or for an admin command.
             reserved_bytes: qpairs * IN_CAPSULE_BYTES as usize + OPEN_BYTES,
-            // The core's own connection needs one too.
-            send_lists: conns + 1,
+            // One for every queue pair that may be slow to take what it is sent, and for the core's own connection. What is sent
+            // before Connect fits any socket at once, so a turn's admissions share a few.
+            send_lists: qpairs + max_discovery + ADMISSIONS + 1,
             ..Self::default()
         }
+    }
+
+    /// Requests that its commands may have at LUNs at a time: only I/O commands have any, and they leave the reserve alone.
+    pub fn requests(&self) -> usize {
+        self.slots - self.reserved_slots
     }
 
     /// Connections of hosts among `max_conns`, if so many others are no hosts'.

@@ -91,7 +91,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// `count` free slots of about 256 bytes.
+    /// `count` free slots of about 200 bytes.
     pub fn new(count: usize) -> Self {
         let slots = (0..count as u32).map(|at| Slot {
             sqe: Sqe::default(),

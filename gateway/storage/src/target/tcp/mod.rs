@@ -63,7 +63,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Connections × about 400 B, lists × 23 KiB, two queues of a word a connection.
+    /// Connections × about 400 B, lists × 21 KiB, two queues of a word a connection.
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
