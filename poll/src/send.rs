@@ -206,7 +206,9 @@ impl SendList {
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.segments.iter().map(|segment| match *segment {
             Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
-            Segment::Buf { index, at, len } => &self.bufs[usize::from(index)][at as usize..(at + len) as usize],
+            Segment::Buf { index, at, len } => {
+                &self.bufs[usize::from(index)][at as usize..(at + len) as usize]
+            }
             Segment::Loan { index, .. } => &self.loans[usize::from(index)],
             Segment::Zeros { len } => zeros(len as usize),
         })

@@ -65,7 +65,7 @@ pub const MAX_SLOTS: usize = u16::MAX as usize;
 /// Sizes and times of one core's target.
 ///
 /// Memory of the defaults: connections 8,192 × (about 1.9 KiB + a send list of 21 KiB) = 180 MiB at most, slots
-/// 28,672 × 200 B = 6 MiB, controllers 2,048 × about 4 KiB = 8 MiB.
+/// 28,672 × 200 B = 6 MiB, controllers 2,048 × about 2.3 KiB = 5 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetLimits {
     /// The driver's socket table: connections are indexed by socket.

@@ -83,9 +83,10 @@ pub struct Slot {
     link: u32,
 }
 
-/// All slots of a core.
+/// All slots of a core. Their memory is reserved at start-up, and touched only as far as they have ever been in use.
 pub struct Slots {
-    slots: Box<[Slot]>,
+    slots: Vec<Slot>,
+    count: usize,
     free: u32,
     free_count: usize,
 }
@@ -93,32 +94,16 @@ pub struct Slots {
 impl Slots {
     /// `count` free slots of about 200 bytes.
     pub fn new(count: usize) -> Self {
-        let slots = (0..count as u32).map(|at| Slot {
-            sqe: Sqe::default(),
-            buf: None,
-            loan: None,
-            may_lend: false,
-            queue: NIL,
-            generation: 0,
-            phase: Phase::Free,
-            gather: false,
-            aborted: false,
-            status: Status::SUCCESS,
-            result: 0,
-            len: 0,
-            moved: 0,
-            send_len: 0,
-            part_bytes: 0,
-            cursor: 0,
-            since: Instant::default(),
-            epoch: 0,
-            lun: LunId(0),
-            departure: NIL,
-            next: if at as usize + 1 < count { at + 1 } else { NIL },
-            prev: NIL,
-            link: NIL,
-        });
-        Self { slots: slots.collect(), free: if count == 0 { NIL } else { 0 }, free_count: count }
+        Self { slots: Vec::with_capacity(count), count, free: NIL, free_count: count }
+    }
+
+    /// Makes one more free slot, of those that were never in use.
+    #[cold]
+    fn make(&mut self) {
+        if self.slots.len() < self.count {
+            self.free = self.slots.len() as u32;
+            self.slots.push(Slot::unused());
+        }
     }
 
     /// Slots that are free.
@@ -143,6 +128,9 @@ impl Slots {
     /// Takes a slot for a command of `queue` and puts it on the queue's ring.
     #[inline]
     pub fn take(&mut self, ring: &mut Ring, queue: u32, sqe: &[u8; 64], since: Instant) -> Option<u32> {
+        if self.free == NIL {
+            self.make();
+        }
         let at = self.free;
         let slot = self.slots.get_mut(at as usize)?;
         self.free = slot.next;
@@ -212,6 +200,35 @@ impl Slots {
 }
 
 impl Slot {
+    /// One that was never in use.
+    fn unused() -> Self {
+        Self {
+            sqe: Sqe::default(),
+            buf: None,
+            loan: None,
+            may_lend: false,
+            queue: NIL,
+            generation: 0,
+            phase: Phase::Free,
+            gather: false,
+            aborted: false,
+            status: Status::SUCCESS,
+            result: 0,
+            len: 0,
+            moved: 0,
+            send_len: 0,
+            part_bytes: 0,
+            cursor: 0,
+            since: Instant::default(),
+            epoch: 0,
+            lun: LunId(0),
+            departure: NIL,
+            next: NIL,
+            prev: NIL,
+            link: NIL,
+        }
+    }
+
     /// Ends its loan, if it has one: the block gets the bytes, as if they had been read into it.
     #[cold]
     pub fn end_loan(&mut self) {
@@ -345,23 +362,55 @@ impl Fifo {
 mod tests {
     use super::*;
 
+    fn take(slots: &mut Slots, ring: &mut Ring) -> Option<u32> {
+        slots.take(ring, 7, &[0; 64], Instant::default())
+    }
+
     #[test]
     fn slots_come_back_and_rings_hold() {
-        let mut slots = Slots::new(3);
-        let mut ring = Ring::new();
-        let taken: Vec<_> =
-            (0..3).map(|_| slots.take(&mut ring, 7, &[0; 64], Instant::default()).expect("room")).collect();
-        assert!(slots.take(&mut ring, 7, &[0; 64], Instant::default()).is_none());
+        let (mut slots, mut ring) = (Slots::new(3), Ring::new());
+        let taken: Vec<_> = (0..3).map(|_| take(&mut slots, &mut ring).expect("room")).collect();
+        assert!(take(&mut slots, &mut ring).is_none());
         assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 1, 0]);
         slots.unlink(&mut ring, taken[1]);
         slots.release(taken[1]);
         assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 0]);
         assert_eq!((slots.free_count(), ring.len()), (1, 2));
+        assert_eq!(take(&mut slots, &mut ring), Some(taken[1]));
+    }
+
+    #[test]
+    fn memory_is_reserved_and_untouched_until_a_slot_is_used() {
+        let (mut slots, mut ring) = (Slots::new(4096), Ring::new());
+        let (reserved, place) = (slots.slots.capacity(), slots.slots.as_ptr());
+        assert!(reserved >= 4096 && slots.slots.is_empty());
+        for _ in 0..100 {
+            let at = take(&mut slots, &mut ring).expect("room");
+            slots.unlink(&mut ring, at);
+            slots.release(at);
+        }
+        assert_eq!(slots.slots.len(), 1);
+        (0..4096).for_each(|at| assert_eq!(take(&mut slots, &mut ring), Some(at)));
+        assert_eq!((take(&mut slots, &mut ring), slots.free_count()), (None, 0));
+        assert_eq!((slots.slots.capacity(), slots.slots.as_ptr()), (reserved, place));
+    }
+
+    #[test]
+    fn requests_are_counted_piece_by_piece() {
+        let (mut slots, mut ring) = (Slots::new(4096), Ring::new());
+        for lun in 0..2500 {
+            let at = take(&mut slots, &mut ring).expect("room");
+            (slots[at].phase, slots[at].lun) = (Phase::Backend, LunId(lun % 2));
+        }
+        assert_eq!(slots.under_way(LunId(0), 0), (512, Some(1024)));
+        assert_eq!(slots.under_way(LunId(0), 1024), (512, Some(2048)));
+        assert_eq!(slots.under_way(LunId(0), 2048), (226, None));
     }
 
     #[test]
     fn a_fifo_keeps_order_when_one_leaves_early() {
-        let mut slots = Slots::new(4);
+        let (mut slots, mut ring) = (Slots::new(4), Ring::new());
+        (0..4).for_each(|at| assert_eq!(take(&mut slots, &mut ring), Some(at)));
         let mut fifo = Fifo::new();
         (0..4).for_each(|at| fifo.push(&mut slots, at));
         assert!(fifo.remove(&mut slots, 3) && fifo.remove(&mut slots, 1) && !fifo.remove(&mut slots, 1));

@@ -193,9 +193,11 @@ impl Ctrlr {
     }
 }
 
-/// The controllers of one core.
+/// The controllers of one core. Their memory is reserved at start-up, and touched only as far as it has ever been in use.
 pub struct Ctrlrs {
-    list: Box<[Ctrlr]>,
+    list: Vec<Ctrlr>,
+    max: usize,
+    /// Entries of `list` that are free.
     free: Vec<u16>,
     /// By entry, the host of a controller that has ended and waits for queues to leave; 0 for any other.
     ended: Box<[u64]>,
@@ -207,12 +209,13 @@ pub struct Ctrlrs {
 }
 
 impl Ctrlrs {
-    /// Room for `max` controllers of about 3.5 KiB.
+    /// Room for `max` controllers of about 2.3 KiB.
     pub fn new(max: usize, core: CoreId, capacity: Arc<Capacity>) -> Self {
         let max = max.min(usize::from(u16::MAX));
         Self {
-            list: (0..max).map(|_| Ctrlr::new()).collect(),
-            free: (0..max as u16).rev().collect(),
+            list: Vec::with_capacity(max),
+            max,
+            free: Vec::with_capacity(max),
             ended: vec![0; max].into(),
             ended_count: 0,
             core,
@@ -223,6 +226,10 @@ impl Ctrlrs {
     /// Takes an entry for a controller of this kind, with an identifier within `range` that nobody had lately; `None` if the
     /// gateway has no place for one more. Its association must [`end`](Self::end).
     pub fn take(&mut self, kind: Kind, range: (u16, u16)) -> Option<u32> {
+        if self.free.is_empty() && self.list.len() < self.max {
+            self.free.push(self.list.len() as u16);
+            self.list.push(Ctrlr::new());
+        }
         let at = *self.free.last()?;
         if kind == Kind::Io && !self.capacity.take_host() {
             return None;
@@ -311,7 +318,7 @@ impl Ctrlrs {
         self.list.get_mut(at as usize).filter(|c| c.cntlid != 0)
     }
 
-    /// Entries in the table, used or not.
+    /// Entries that have ever been in use: the others have no controller.
     pub fn capacity(&self) -> u32 {
         self.list.len() as u32
     }
