@@ -1,10 +1,10 @@
-//! An address as the operator writes it: `192.0.2.1:4420`, `[2001:db8::1]:4420`, `[fe80::1%eth0]:4420`.
+//! An address in the operator's notation: `192.0.2.1:4420`, `[2001:db8::1]:4420`, `[fe80::1%eth0]:4420`.
 //!
-//! What it is: the one notation for every address that the gateway takes. The scope of an IPv6 address stays as it was
-//! written: an interface's number may change over a reboot, and its name stays. An IPv4-mapped IPv6 address
-//! (RFC 4291 §2.5.5.2) is the IPv4 address.
+//! What it is: the one notation for every address of a gateway. The scope of an IPv6 address stays as written, because
+//! an interface's number may change over a reboot while its name stays. An IPv4-mapped IPv6 address (RFC 4291
+//! §2.5.5.2) equals its IPv4 address.
 //!
-//! What it is not: a socket's address. The number of an interface is looked up when a socket is opened.
+//! What it is not: a socket's address. Opening a socket looks up the interface's number.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,8 +14,8 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
-/// An IP address with its port, and the scope of an IPv6 address if it has one. Two are equal if they mean the same: a scope
-/// counts for link-local addresses alone, as for the kernel (RFC 4007 §6).
+/// An IP address with its port, and the scope of an IPv6 address if present. Two addresses are equal if they have the same
+/// meaning: as for the kernel, a scope counts only for link-local addresses (RFC 4007 §6).
 #[derive(Clone, Copy)]
 pub struct Address {
     ip: IpAddr,
@@ -23,17 +23,17 @@ pub struct Address {
     scope: Option<Scope>,
 }
 
-/// The interface that a link-local address belongs to: its name or its number, as it was written.
+/// The interface that a link-local address belongs to: its name or its number, as written.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
-    /// Zeros follow the text.
+    /// The text, followed by zeros.
     bytes: [u8; Self::MAX_LEN],
 }
 
-/// A text that is no address.
+/// The reason why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// It has another form.
+    /// The text has another form.
     #[error("`{0}` is not an address with its port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")]
     Form(String),
     /// The part before the port is no IP address.
@@ -51,12 +51,12 @@ impl Scope {
     /// The kernel's IFNAMSIZ, which counts a zero byte.
     const MAX_LEN: usize = 16;
 
-    /// The scope `text`, if an interface can be called that or have that number.
+    /// Returns the scope `text`, if an interface can have this name or number.
     fn new(text: &str) -> Option<Self> {
         let is_plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%' | b'[' | b']' | b'`');
         let is_name = !matches!(text, "" | "." | "..") && text.bytes().all(is_plain);
         let is_number = text.bytes().all(|b| b.is_ascii_digit());
-        // `%02` and `%2` are one interface.
+        // `%02` and `%2` are the same interface.
         let number = text.trim_start_matches('0');
         let text = if is_number { number } else { text };
         if !is_name || text.len() >= Self::MAX_LEN || (is_number && number.parse::<u32>().is_err()) {
@@ -67,47 +67,47 @@ impl Scope {
         Some(Self { bytes })
     }
 
-    /// As it was written.
+    /// Returns the scope as written.
     pub fn as_str(&self) -> &str {
         let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(Self::MAX_LEN);
         self.bytes.get(..len).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 
-    /// The interface's number, if that is what was written.
+    /// Returns the interface's number, if the scope is a number.
     pub fn index(&self) -> Option<u32> {
         self.as_str().parse().ok()
     }
 }
 
 impl Address {
-    /// The address `ip`, which may be followed by `%` and a scope, with its port.
+    /// Returns the address `ip` with its port. `ip` may end with `%` and a scope.
     ///
     /// # Errors
-    /// `ip` has another form.
+    /// An error if `ip` has another form.
     pub fn new(ip: &str, port: u16) -> Result<Self, AddressError> {
         let (bare, scope) = ip.split_once('%').map_or((ip, None), |(bare, scope)| (bare, Some(scope)));
         let address: IpAddr = bare.parse().map_err(|_| AddressError::Ip(ip.into()))?;
         let scope = match scope {
             None => None,
             Some(_) if address.to_canonical().is_ipv4() => return Err(AddressError::ScopeOfIpv4(ip.into())),
-            // The number of no interface: none is chosen.
+            // No interface has the number zero, so the address has no scope.
             Some(zero) if !zero.is_empty() && zero.bytes().all(|b| b == b'0') => None,
             Some(scope) => Some(Scope::new(scope).ok_or_else(|| AddressError::Scope(ip.into()))?),
         };
         Ok(Self { ip: address.to_canonical(), port, scope })
     }
 
-    /// The IP address, never an IPv4-mapped one.
+    /// Returns the IP address, never an IPv4-mapped one.
     pub fn ip(&self) -> IpAddr {
         self.ip
     }
 
-    /// The port.
+    /// Returns the port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The scope, if one was written.
+    /// Returns the scope, if one was written.
     pub fn scope(&self) -> Option<Scope> {
         self.scope
     }
@@ -122,14 +122,14 @@ impl Address {
         is_link_local(self.ip)
     }
 
-    /// Another address and port; one that is link-local is in the same scope.
+    /// Returns another address and port. A link-local address keeps this address's scope.
     pub fn beside(&self, ip: IpAddr, port: u16) -> Self {
         let ip = ip.to_canonical();
         let scope = self.scope.filter(|_| is_link_local(ip));
         Self { ip, port, scope }
     }
 
-    /// The address for a socket, where the scope's interface has the number `scope_id` (0 for none).
+    /// Returns the address for a socket. `scope_id` is the number of the scope's interface (0 for none).
     pub fn at(&self, scope_id: u32) -> SocketAddr {
         match self.ip {
             IpAddr::V4(_) => SocketAddr::new(self.ip, self.port),
@@ -137,7 +137,7 @@ impl Address {
         }
     }
 
-    /// The IP address with its scope, without the port.
+    /// Returns the IP address with its scope, without the port.
     pub fn ip_text(&self) -> String {
         match &self.scope {
             Some(scope) => format!("{}%{}", self.ip, scope.as_str()),
@@ -145,7 +145,7 @@ impl Address {
         }
     }
 
-    /// What equality goes by.
+    /// Returns the values that equality compares.
     fn meaning(&self) -> (IpAddr, u16, Option<Scope>) {
         (self.ip, self.port, self.scope.filter(|_| self.is_link_local()))
     }
@@ -165,7 +165,7 @@ impl FromStr for Address {
             return Ok(address.into());
         };
         let (scope, port) = rest.split_once("]:").ok_or_else(form)?;
-        // The rest of the notation is the standard library's.
+        // The standard library parses the rest of the notation.
         let bare: SocketAddr = format!("{ip}]:{port}").parse().map_err(|_| form())?;
         Self::new(&format!("{}%{scope}", bare.ip()), bare.port())
     }
@@ -239,7 +239,7 @@ impl<'de> Deserialize<'de> for Address {
                 f.write_str("an address with its port")
             }
 
-            // An error from in here is told at the text's place, and not at the list's that it is in.
+            // An error here is reported at the place of the text, not at the place of its list.
             fn visit_str<E: Error>(self, text: &str) -> Result<Address, E> {
                 text.parse().map_err(E::custom)
             }

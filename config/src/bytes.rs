@@ -6,14 +6,14 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A number of bytes. Text: a whole number with an optional unit, binary (`KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T`)
-/// or decimal (`kB`, `MB`, `GB`, `TB`), in any case; without a unit it is bytes.
+/// or decimal (`kB`, `MB`, `GB`, `TB`), in upper or lower case; without a unit the number counts bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
-/// Why a text isn't a size.
+/// The reason why a text isn't a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BytesError {
-    /// No whole number at its start.
+    /// The text doesn't start with a whole number.
     #[error("`{0}` is not a size: write a whole number and a unit, such as 10GiB")]
     Number(String),
     /// An unknown unit.
@@ -43,7 +43,8 @@ const UNITS: [(&str, u64); 13] = [
 ];
 
 impl Bytes {
-    /// For a person: in the largest binary unit of which there are at least ten, to a tenth, or that divides it.
+    /// Returns the size for a reader, in the largest binary unit that divides it or that fits at least ten
+    /// times. In the second case the number has one decimal.
     pub fn rounded(self) -> String {
         for (unit, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             let whole = self.0 / scale;
@@ -85,7 +86,7 @@ impl FromStr for Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// The largest binary unit that divides it.
+    /// Writes the size in the largest binary unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match UNITS[..4].iter().find(|(_, scale)| self.0 >= *scale && self.0.is_multiple_of(*scale)) {
             Some((unit, scale)) => write!(f, "{}{unit}", self.0 / scale),
@@ -111,7 +112,7 @@ impl<'de> Deserialize<'de> for Bytes {
             }
 
             fn visit_u64<E: de::Error>(self, n: u64) -> Result<Bytes, E> {
-                // What is too large to be written down could not be read back from a backup.
+                // A size that is too large to be written could not be read back from a backup.
                 self.visit_str(&n.to_string())
             }
 

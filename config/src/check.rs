@@ -1,4 +1,4 @@
-//! Checks of one object, and of the whole.
+//! Checks of single objects, and of the whole document.
 
 use crate::address::Address;
 use crate::bytes::Bytes;
@@ -11,26 +11,28 @@ use crate::told::cut_quotations;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-/// LUNs of one gateway.
+/// The most LUNs of one gateway.
 pub const MAX_LUNS: usize = 4096;
-/// Backends of one gateway.
+/// The most backends of one gateway.
 pub const MAX_BACKENDS: usize = 256;
-/// Distinct listeners of one gateway.
+/// The most distinct listeners of one gateway.
 pub const MAX_PORTALS: usize = 64;
 /// The least payload memory of a core: 16 requests of the largest transfer, each in its block of
 /// 2 MiB, so that one host with a queue of large requests leaves room for the others.
 pub const MIN_CORE_MEMORY_BYTES: u64 = 16 * (2 << 20);
-/// The longest keep-alive timeout towards an array, in seconds. It bounds how long writes that a lost path, or a gateway
-/// that died, has left at the array may still land: hosts are told the sum (CQT), and a gateway that starts anew knows of
-/// none of them. Hosts, of which Linux has 5 s unless told otherwise, should not come back sooner than the array forgets.
+/// The longest keep-alive timeout towards an array, in seconds. A lost path or a dead gateway may leave writes at the
+/// array. The timeout bounds the time in which these writes may still take effect. Hosts get the sum as CQT, and a
+/// restarted gateway knows of none of these writes. Hosts (Linux has 5 s by default) should not come back before the
+/// array forgets the dead gateway.
 pub const MAX_KEEP_ALIVE_S: u32 = 5;
-/// What a connected queue pair may hold of its core's payload memory at the least, in bytes: one
-/// block for a command of 8 KiB, so that every queue pair can make progress at the same time.
+/// The least share of a core's payload memory for each connected queue pair, in bytes: one block for a
+/// command of 8 KiB, so that all queue pairs can make progress at the same time.
 pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
-/// What a core keeps for connections of hosts without permission: those before Connect, and discovery.
+/// The memory that a core reserves for connections of hosts without permission: connections before Connect,
+/// and discovery.
 pub const OPEN_MEMORY_BYTES: u64 = 6 << 20;
 
-/// A sum as it is worked out, for a message: `2 x 256MiB + 1GiB = 1536MiB`.
+/// A sum with its terms, for a message: `2 x 256MiB + 1GiB = 1536MiB`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Worked {
     terms: Vec<String>,
@@ -50,7 +52,7 @@ impl Worked {
         self
     }
 
-    /// The sum, in bytes.
+    /// Returns the sum, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
@@ -66,7 +68,7 @@ fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldE
     Err(FieldError { field, message: cut_quotations(&message.into()) })
 }
 
-/// An entry of a list of hosts: the name of a [[host]], which could be an NQN, or an NQN.
+/// Checks an entry of a list of hosts: an NQN, or the name of a [[host]], which could be an NQN.
 fn check_host(report: &mut Report, path: &[Key], host: &str) {
     if let Err(error) = check_host_nqn(host) {
         report.add(path, error);
@@ -77,7 +79,7 @@ fn check_host(report: &mut Report, path: &[Key], host: &str) {
 /// spaces or quotes.
 ///
 /// # Errors
-/// What is wrong with it, for the field `name`.
+/// The fault of the name, for the field `name`.
 pub fn check_name(name: &str) -> Result<(), FieldError> {
     let ok = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\'' | b'`');
     if name.is_empty() || name.len() > 63 || !name.bytes().all(ok) {
@@ -94,7 +96,7 @@ pub fn check_name(name: &str) -> Result<(), FieldError> {
 /// Checks the listeners of a subsystem, or of the discovery subsystem, alone.
 ///
 /// # Errors
-/// The first that is none, for the field `listeners`.
+/// The first address that is no listener, for the field `listeners`.
 pub fn check_listeners(listeners: &[Address]) -> Result<(), FieldError> {
     match listeners.iter().find(|listen| listen.port() == 0) {
         Some(listen) => wrong("listeners", format!("{listen} has no port")),
@@ -118,7 +120,7 @@ fn check_size(size: Bytes, block_bytes: u64) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// For a size that was written with a decimal unit: the binary one.
+/// Returns a hint at the binary unit, for a size with a decimal unit.
 fn binary_hint(Bytes(bytes): Bytes) -> String {
     let units = [
         ("TB", "TiB", 1_000_000_000_000),
@@ -141,7 +143,7 @@ fn check_ascii(field: &'static str, text: &str, max: usize) -> Result<(), FieldE
 }
 
 impl Backend {
-    /// Checks it alone: each type has fields that it needs and fields that it doesn't know.
+    /// Checks the backend alone: each type has required fields and unknown fields.
     ///
     /// # Errors
     /// The first field that is wrong, missing or of another type.
@@ -208,7 +210,7 @@ impl Backend {
 }
 
 impl Pool {
-    /// Checks it alone.
+    /// Checks the object alone.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -217,7 +219,7 @@ impl Pool {
         if self.backends.is_empty() {
             return wrong("backends", "a pool needs at least one backend");
         }
-        // Before they are compared with each other.
+        // This check comes before the comparison of all backends with each other.
         if self.backends.len() > MAX_BACKENDS {
             let len = self.backends.len();
             return wrong(
@@ -234,7 +236,7 @@ impl Pool {
 }
 
 impl Lun {
-    /// Checks it alone.
+    /// Checks the object alone.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -262,12 +264,13 @@ impl Lun {
         }
     }
 
-    /// The NGUID's bytes, if there is one and it is valid.
+    /// Returns the NGUID's bytes, if the LUN has a valid NGUID.
     pub fn nguid_bytes(&self) -> Option<[u8; 16]> {
         self.nguid.as_deref().and_then(parse_nguid)
     }
 
-    /// What hosts tell it by, each if it is known yet: its UUID and its NGUID, which is the UUID's bytes unless it is given.
+    /// Returns the identities by which hosts recognise the LUN, as far as known: its UUID and its NGUID. The NGUID is the
+    /// UUID's bytes unless it is given.
     pub fn identities(&self) -> [Option<(&'static str, [u8; 16])>; 2] {
         let uuid = self.uuid.map(|uuid| *uuid.as_bytes());
         [uuid.map(|id| ("uuid", id)), self.nguid_bytes().or(uuid).map(|id| ("nguid", id))]
@@ -275,13 +278,13 @@ impl Lun {
 }
 
 fn parse_nguid(text: &str) -> Option<[u8; 16]> {
-    // `Uuid` reads 32 digits without hyphens ("simple"); other forms of it are longer.
+    // `Uuid` reads 32 digits without hyphens ("simple"); its other forms are longer.
     let id = uuid::Uuid::try_parse(text).ok().filter(|id| text.len() == 32 && !id.is_nil())?;
     Some(*id.as_bytes())
 }
 
 impl Subsystem {
-    /// Checks it alone.
+    /// Checks the object alone.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -329,7 +332,7 @@ impl Subsystem {
 }
 
 impl Host {
-    /// Checks it alone.
+    /// Checks the object alone.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -419,7 +422,7 @@ impl Report {
         }
     }
 
-    /// Reports each name that an earlier object of the list has.
+    /// Reports each name that an earlier object of the list already has.
     fn unique<'a>(&mut self, list: &str, field: &str, names: impl Iterator<Item = &'a str>) {
         let mut first = HashMap::new();
         for (index, name) in names.enumerate() {
@@ -436,8 +439,8 @@ impl Report {
 }
 
 impl Config {
-    /// Checks the whole: each object alone, names, references, and sums against limits.
-    /// An empty list means that it is sound.
+    /// Checks the whole document: each object alone, names, references, and sums against limits. Returns an
+    /// empty list for a sound document.
     pub fn check(&self) -> Vec<Problem> {
         let mut report = Report::default();
         self.gateway.check(&mut report);
@@ -457,7 +460,7 @@ impl Config {
         report.0
     }
 
-    /// What a sound document may have by an oversight.
+    /// Returns likely oversights of a sound document.
     pub fn oversights(&self) -> Vec<String> {
         let unreachable = self.subsystems.iter().filter(|s| s.hosts.is_empty() && !s.allow_any_host);
         let told = |s: &Subsystem| {
@@ -466,7 +469,8 @@ impl Config {
         unreachable.map(told).chain(self.twins()).chain(self.odd_hosts()).collect()
     }
 
-    /// What hosts take for one thing though it is two: a LUN in several subsystems, and a serial number of several.
+    /// Returns the objects that hosts take for one object although they are several: a LUN in several subsystems,
+    /// and several subsystems with one serial number.
     pub fn twins(&self) -> Vec<String> {
         let (mut luns, mut serials): (BTreeMap<_, Vec<String>>, BTreeMap<_, Vec<String>>) =
             Default::default();
@@ -476,7 +480,7 @@ impl Config {
                 luns.entry(ns.lun.as_str()).or_default().push(place);
             }
             let serial = s.serial.clone().unwrap_or_else(|| default_serial(&s.nqn));
-            // On the wire it ends in spaces anyway.
+            // On the wire the serial number ends in spaces anyway.
             serials.entry(serial.trim_end().to_owned()).or_default().push(format!("`{}`", s.nqn));
         }
         let several = |places: &[String]| match places {
@@ -501,7 +505,7 @@ impl Config {
         luns.chain(serials).collect()
     }
 
-    /// No two LUNs have one identity.
+    /// Checks that no two LUNs have the same identity.
     fn check_identities(&self, report: &mut Report) {
         let mut first = HashMap::new();
         for (n, lun) in self.luns.iter().enumerate() {
@@ -517,8 +521,8 @@ impl Config {
         }
     }
 
-    /// Entries of lists that are no [[host]]'s name and don't begin as NQNs do. Lists may name a host by any NQN, so nothing
-    /// else tells a name with a wrong letter from one.
+    /// Returns the entries of lists that are neither a [[host]]'s name nor begin like an NQN. Lists may name a host by any
+    /// NQN, so nothing else tells a misspelt name from an NQN.
     pub fn odd_hosts(&self) -> Vec<String> {
         let names: HashSet<&str> =
             self.hosts.iter().flat_map(|host| [&host.name, &host.nqn]).map(String::as_str).collect();
@@ -569,7 +573,7 @@ impl Config {
         }
     }
 
-    /// Every reference to a backend or pool exists, and no backend has two users.
+    /// Checks that every referenced backend or pool exists, and that no backend has two users.
     fn check_storage(&self, report: &mut Report) {
         let mut users: HashMap<&str, String> = HashMap::new();
         let mut take = |report: &mut Report, path: &[Key], backend, user: String| {
@@ -600,7 +604,7 @@ impl Config {
         }
     }
 
-    /// LUNs and hosts that subsystems name exist.
+    /// Checks that the LUNs and hosts of subsystems exist.
     fn check_exports(&self, report: &mut Report) {
         for (n, subsystem) in self.subsystems.iter().enumerate() {
             let at = |rest: &[Key]| [&["subsystem".into(), n.into()], rest].concat();
@@ -635,7 +639,7 @@ impl Config {
         }
     }
 
-    /// Memory against its limit.
+    /// Checks the memory against its limit.
     fn check_sums(&self, report: &mut Report) {
         let Some(limit) = self.gateway.memory_limit else { return };
         let sum = self.memory();
@@ -645,7 +649,7 @@ impl Config {
         }
     }
 
-    /// The memory that this system reserves: cores' payload memory and memory backends.
+    /// Returns the memory that this system reserves: cores' payload memory and memory backends.
     pub fn memory(&self) -> Worked {
         let cores = self.gateway.cores.count() as u64;
         let sum = Worked::default().add("cores", cores, self.gateway.memory_per_core.0);
@@ -653,7 +657,7 @@ impl Config {
         memory.fold(sum, |sum, b| sum.add(&format!("backend {}", b.name), 1, b.size.unwrap_or_default().0))
     }
 
-    /// The NQN of a host that a list names by NQN or by the name of a `[[host]]`.
+    /// Returns the NQN of a host that a list names by NQN or by the name of a `[[host]]`.
     pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
         self.hosts.iter().find(|h| h.name == host).map_or(host, |h| &h.nqn)
     }

@@ -1,7 +1,7 @@
-//! The document: what a gateway is made of.
+//! The document: the objects of a gateway.
 //!
-//! Optional fields that are absent are not written back, so a document that was read, stored and
-//! given back is the one that was written.
+//! Absent optional fields are not written back. A document that was read, stored and returned therefore
+//! equals the original.
 
 use crate::address::Address;
 use crate::bytes::Bytes;
@@ -16,7 +16,7 @@ pub struct Config {
     /// The gateway's own settings. They are read at every start and never stored.
     #[serde(default)]
     pub gateway: Gateway,
-    /// Where blocks are.
+    /// The stores of blocks.
     #[serde(default, rename = "backend", skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<Backend>,
     /// Sets of backends from which LUNs are carved.
@@ -25,10 +25,10 @@ pub struct Config {
     /// Virtual disks.
     #[serde(default, rename = "lun", skip_serializing_if = "Vec::is_empty")]
     pub luns: Vec<Lun>,
-    /// What is offered to hosts.
+    /// The subsystems that are offered to hosts.
     #[serde(default, rename = "subsystem", skip_serializing_if = "Vec::is_empty")]
     pub subsystems: Vec<Subsystem>,
-    /// The discovery subsystem, which is always there.
+    /// The discovery subsystem, which always exists.
     #[serde(default, skip_serializing_if = "Discovery::is_default")]
     pub discovery: Discovery,
     /// Names for host NQNs.
@@ -40,43 +40,46 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gateway {
-    /// For logs and tables.
+    /// The gateway's name in logs and tables.
     pub name: String,
-    /// Which CPUs turn poll loops, or how many.
+    /// The CPUs that run poll loops, or their number.
     pub cores: Cores,
-    /// What a core does when it has nothing to do.
+    /// The behaviour of a core without work.
     pub idle: Idle,
     /// With `idle = "adaptive"`: how long a core spins before it sleeps, in microseconds.
     pub spin_us: u32,
-    /// With `idle = "adaptive"`: how often a core that sleeps asks itself for something, in milliseconds, so that the first
-    /// request after idle finds code and tables in its caches; 0 never. Each time takes about 0.1 ms of its CPU.
+    /// With `idle = "adaptive"`: the interval in milliseconds at which a sleeping core sends itself a request, so that the
+    /// first request after idle finds code and tables in the caches; 0 for never. Each request takes about 0.1 ms of the
+    /// core's CPU.
     pub keep_warm_ms: u32,
-    /// The longest that the cores' CPUs may take to leave a sleep state, in microseconds (the kernel's PM QoS): 10 allows
-    /// the light ones, 0 none, which costs as much power as `idle = "spin"`. Without it, what the system has chosen.
+    /// The longest time for the cores' CPUs to leave a sleep state, in microseconds (the kernel's PM QoS). 10 allows
+    /// light sleep states. 0 allows none, which costs as much power as `idle = "spin"`. If absent, the system's setting
+    /// stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_latency_us: Option<u32>,
     /// Payload memory of each core.
     pub memory_per_core: Bytes,
-    /// What all cores' payload memory and all memory backends may take together; without it only the
-    /// machine's own memory limits them.
+    /// The limit for all cores' payload memory and all memory backends together. If absent, only the
+    /// machine's memory limits them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<Bytes>,
-    /// I/O controllers at a time, over all cores. Discovery has places of its own.
+    /// The most I/O controllers at a time, over all cores. Discovery controllers have slots of their own.
     pub max_hosts: u32,
-    /// Queue pairs of I/O controllers at a time, over all cores; an admin queue is one. Two are kept for each of `max_hosts`.
+    /// The most queue pairs of I/O controllers at a time, over all cores. An admin queue counts as one. Two are reserved for
+    /// each of `max_hosts`.
     pub max_qpairs: u32,
-    /// Where the durable store is.
+    /// The folder of the durable store.
     pub state_dir: PathBuf,
     /// The control socket.
     pub rpc_socket: PathBuf,
-    /// A TCP address for JSON-RPC without authentication: only if it is given.
+    /// A TCP address for JSON-RPC without authentication. If absent, there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpc_listen: Option<Address>,
-    /// A loopback address for Prometheus metrics over HTTP: only if it is given.
+    /// A loopback address for Prometheus metrics over HTTP. If absent, there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<Address>,
-    /// The kernel's congestion control algorithm for all storage connections, such as `cubic` or `dctcp`; without it
-    /// the system's own. One that paces, as BBR does, costs a LAN a third of its throughput.
+    /// The kernel's congestion control algorithm for all storage connections, such as `cubic` or `dctcp`. If absent,
+    /// the system's default applies. A pacing algorithm such as BBR costs a LAN a third of its throughput.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_congestion_control: Option<String>,
     /// The form of the log on standard error.
@@ -106,18 +109,18 @@ impl Default for Gateway {
     }
 }
 
-/// Which CPUs turn poll loops.
+/// The CPUs that run poll loops.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number of cores, or a list of CPU numbers")]
 pub enum Cores {
-    /// So many, on the first CPUs that the process may use.
+    /// This number of cores, on the first CPUs that the process may use.
     Count(u16),
     /// These CPUs.
     List(Vec<u16>),
 }
 
 impl Cores {
-    /// How many.
+    /// Returns the number of cores.
     pub fn count(&self) -> usize {
         match self {
             Self::Count(n) => usize::from(*n),
@@ -126,7 +129,7 @@ impl Cores {
     }
 }
 
-/// What an idle core does.
+/// The behaviour of an idle core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idle {
@@ -142,17 +145,17 @@ pub enum Idle {
 pub enum Log {
     /// Lines for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What a backend is.
+/// The type of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendType {
-    /// RAM of the gateway's; gone when it stops, unless it has a `path`.
+    /// RAM of the gateway. Its contents are lost when the gateway stops, unless the backend has a `path`.
     Memory,
-    /// Takes everything and gives zeros: for measuring.
+    /// A store that drops writes and reads as zeros, for measuring.
     Null,
     /// A file or a block device.
     File,
@@ -161,7 +164,7 @@ pub enum BackendType {
 }
 
 impl BackendType {
-    /// As it is written.
+    /// Returns the type as written in a document.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -172,25 +175,25 @@ impl BackendType {
     }
 }
 
-/// A backend. Which fields it takes depends on its type; see [`Backend::check`](Self::check).
+/// A backend. Its valid fields depend on its type; see [`Backend::check`](Self::check).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Unique among backends.
     pub name: String,
-    /// What it is.
+    /// The backend's type.
     #[serde(rename = "type")]
     pub kind: BackendType,
-    /// `memory`, `null`: its size. `file`: the size to give a file that doesn't exist yet; without it
+    /// `memory`, `null`: the backend's size. `file`: the size of a file that doesn't exist yet; if absent,
     /// the file must exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Bytes>,
-    /// `memory`, `null`, `file`: logical block size in bytes, 512 or 4096; a block device's own if
-    /// absent, else 512. An `nvme-tcp` backend's is its namespace's.
+    /// `memory`, `null`, `file`: logical block size in bytes, 512 or 4096; if absent, a block device's own
+    /// size, else 512. An `nvme-tcp` backend has its namespace's size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// `file`: where it is. `memory`: a file on a memory file system (such as /dev/shm) that keeps the
-    /// contents when the gateway restarts.
+    /// `file`: the file's path. `memory`: a file on a memory file system (such as /dev/shm) that keeps the
+    /// contents over a restart of the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// `nvme-tcp`: the array's address and port.
@@ -199,16 +202,16 @@ pub struct Backend {
     /// `nvme-tcp`: the array's subsystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnqn: Option<String>,
-    /// `nvme-tcp`: who we say that we are.
+    /// `nvme-tcp`: our host NQN at the array.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostnqn: Option<String>,
     /// `nvme-tcp`: the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nsid: Option<u32>,
-    /// `nvme-tcp`: I/O queue pairs to ask for; one a core if absent.
+    /// `nvme-tcp`: requested I/O queue pairs; one per core if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// `nvme-tcp`: entries of a queue pair, 2 to 1024; one command less can be under way.
+    /// `nvme-tcp`: entries of a queue pair, 2 to 1024. Outstanding commands are at most one less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<u16>,
     /// `nvme-tcp`: PDU header digests.
@@ -217,18 +220,19 @@ pub struct Backend {
     /// `nvme-tcp`: PDU data digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<bool>,
-    /// `nvme-tcp`: keep-alive timeout in seconds, 1 to [`MAX_KEEP_ALIVE_S`](crate::MAX_KEEP_ALIVE_S), which is also what it
-    /// is if absent. An array forgets a gateway that died, and the writes that it had sent, after this time; it should be
-    /// no longer than the hosts'.
+    /// `nvme-tcp`: keep-alive timeout in seconds, 1 to [`MAX_KEEP_ALIVE_S`](crate::MAX_KEEP_ALIVE_S), which is also the
+    /// default. After this time an array forgets a dead gateway and that gateway's writes. The timeout should be no longer
+    /// than the hosts' timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
-    /// `nvme-tcp`: for how long I/O waits for a lost array before its LUNs are shown in the ANA state Inaccessible, in seconds.
+    /// `nvme-tcp`: the time in seconds for which I/O waits for a lost array. Then the array's LUNs are reported in the ANA
+    /// state Inaccessible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_timeout_s: Option<u32>,
 }
 
 impl Backend {
-    /// A backend of which only name and type are known.
+    /// Makes a backend with only name and type.
     pub fn new(name: impl Into<String>, kind: BackendType) -> Self {
         Self {
             name: name.into(),
@@ -250,13 +254,13 @@ impl Backend {
     }
 }
 
-/// One field of one object is wrong.
+/// An error in one field of one object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct FieldError {
-    /// The field, as it is written.
+    /// The field's name in a document.
     pub field: &'static str,
-    /// For a person.
+    /// The message for a reader.
     pub message: String,
 }
 
@@ -276,23 +280,25 @@ pub struct Pool {
 pub struct Lun {
     /// Unique among LUNs.
     pub name: String,
-    /// The pool that it is carved from; or else `backend`.
+    /// The pool from which the LUN is carved; otherwise `backend` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// The backend that it presents whole, without metadata.
+    /// The backend that the LUN presents whole, without metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// Its size, with `pool`; a whole backend's is the backend's.
+    /// The LUN's size, with `pool`. A whole backend has its own size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Bytes>,
-    /// Logical block size in bytes, 512 or 4096; the largest of its backends' if absent.
+    /// Logical block size in bytes, 512 or 4096; if absent, the largest block size of its backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// Identity, which no other LUN has; if absent, that of the whole backend where it has one, else made up when the LUN is created. A whole backend
-    /// that a pool's label is on is only presented with a UUID: it was a LUN before, and the pool is its hosts'.
+    /// Identity, which no other LUN has. If absent, the identity of the whole backend if the backend has one, else a random UUID
+    /// from the LUN's creation. A whole backend with a pool's label on it is presented only with a UUID here: the backend was a
+    /// LUN before, and the pool belongs to its hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
-    /// Identity, 32 hexadecimal digits; if absent, as the UUID, or the UUID's bytes.
+    /// Identity, 32 hexadecimal digits. If absent, it comes from the whole backend as for the UUID, or is the
+    /// UUID's bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nguid: Option<String>,
     /// Refuses writes.
@@ -306,37 +312,37 @@ pub struct Lun {
 pub struct Subsystem {
     /// Unique.
     pub nqn: String,
-    /// Serial number, at most 20 ASCII characters; follows from the NQN if absent.
+    /// Serial number, at most 20 ASCII characters; if absent, derived from the NQN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// Model number, at most 40 ASCII characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Lets every host in. Otherwise only `hosts` may connect.
+    /// Lets every host connect. Otherwise only `hosts` may connect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_any_host: bool,
     /// Hosts that may connect: NQNs, or names of `[[host]]` entries. A set: a name and its NQN are one host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// Addresses and ports on which it is offered. A set.
+    /// Addresses and ports on which the subsystem is offered. A set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Address>,
-    /// The largest NSID that it may ever have.
+    /// The largest NSID that the subsystem may ever have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_namespaces: Option<u32>,
-    /// The lowest controller ID that it hands out.
+    /// The lowest controller ID that the subsystem assigns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_cntlid: Option<u16>,
-    /// The highest.
+    /// The highest controller ID that the subsystem assigns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_cntlid: Option<u16>,
-    /// Its LUNs.
+    /// The subsystem's LUNs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<Namespace>,
 }
 
 impl Subsystem {
-    /// A subsystem that lets nobody in and shows nothing.
+    /// Makes a subsystem without hosts and namespaces.
     pub fn new(nqn: impl Into<String>) -> Self {
         Self {
             nqn: nqn.into(),
@@ -352,7 +358,7 @@ impl Subsystem {
         }
     }
 
-    /// The largest NSID that it may have.
+    /// Returns the largest NSID that the subsystem may have.
     pub fn max_nsid(&self) -> u32 {
         self.max_namespaces.unwrap_or(1024)
     }
@@ -365,8 +371,9 @@ pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Discovery {
-    /// Listeners of its own, besides those of subsystems, which all answer discovery too. On one of its own a host is told of
-    /// all subsystems to which it may connect, on a subsystem's only of those that are offered there.
+    /// The discovery subsystem's own listeners. The subsystems' listeners all answer discovery too. On an own listener a host
+    /// learns of all subsystems to which it may connect, on a subsystem's listener only of the subsystems that are offered
+    /// there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Address>,
 }
@@ -382,11 +389,12 @@ impl Discovery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Namespace {
-    /// From 1.
+    /// The namespace ID, from 1.
     pub nsid: u32,
     /// The LUN's name.
     pub lun: String,
-    /// Who sees it among the hosts that may connect; all of them if absent, none if empty.
+    /// The hosts that see the namespace, among the hosts that may connect. If absent, all of them do; if
+    /// empty, none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<String>>,
 }
@@ -397,6 +405,6 @@ pub struct Namespace {
 pub struct Host {
     /// Unique among hosts, and not an NQN.
     pub name: String,
-    /// Its NQN.
+    /// The host's NQN.
     pub nqn: String,
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a document, and where.
+//! Mistakes in a document, with their places.
 
 use crate::told::cut;
 use std::fmt;
@@ -24,17 +24,17 @@ impl From<usize> for Key {
     }
 }
 
-/// One mistake: where in the document, and what.
+/// One mistake: its place in the document, and a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The field.
     pub path: Vec<Key>,
-    /// For a person.
+    /// The message for a reader.
     pub message: String,
 }
 
 impl Problem {
-    /// The field as text: `backend[1].size`.
+    /// Returns the field as text: `backend[1].size`.
     pub fn field(&self) -> String {
         let mut text = String::new();
         for key in &self.path {
@@ -60,20 +60,20 @@ impl fmt::Display for Problem {
 /// A [`Problem`] with its place in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// From 1.
+    /// Counted from 1.
     pub line: usize,
-    /// From 1.
+    /// Counted from 1.
     pub column: usize,
     /// The field, such as `backend[1].size`; empty if the text isn't TOML.
     pub field: String,
-    /// For a person.
+    /// The message for a reader.
     pub message: String,
 }
 
-/// All that is wrong with a text.
+/// All mistakes of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// What the text is called (its file).
+    /// The text's name (its file).
     pub origin: String,
     /// At least one, in the order of their lines.
     pub mistakes: Vec<Mistake>,

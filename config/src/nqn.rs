@@ -6,16 +6,16 @@ use trefoil_wire::fabrics::{Nqn, NqnError};
 /// Checks the NQN of a subsystem of ours; see [`Nqn::subsystem`].
 ///
 /// # Errors
-/// A sentence that says what is wrong with the name.
+/// A sentence about the fault of the name.
 pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
     Nqn::subsystem(nqn).map(drop).map_err(|error| explain(nqn, error))
 }
 
-/// Checks an NQN that others have chosen, a host's or that of an array's subsystem; see [`Nqn::new`]. An empty one is not
-/// possible here: a host without a name may connect only where any host may, so it is on no list.
+/// Checks a foreign NQN: a host's, or an array's subsystem's; see [`Nqn::new`]. An empty NQN is an error here: a host
+/// without a name may connect only where any host may connect, so such a host is on no list.
 ///
 /// # Errors
-/// A sentence that says what is wrong with the name.
+/// A sentence about the fault of the name.
 pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
     match Nqn::new(nqn) {
         Ok(nqn) if nqn.is_empty() => Err("an empty NQN names nobody".into()),
@@ -28,10 +28,10 @@ fn explain(nqn: &str, error: NqnError) -> String {
     format!("`{}` is not an NQN: {error}", cut(nqn))
 }
 
-/// The serial number of a subsystem that wasn't given one: `TF` and 16 hexadecimal digits that
-/// follow from its NQN, so that it stays the same when the database is lost.
+/// Returns the serial number of a subsystem without a given one: `TF` and 16 hexadecimal digits derived from
+/// the NQN. The serial number thus stays the same when the database is lost.
 pub fn default_serial(nqn: &str) -> String {
-    // FNV-1a: short, and not meant to withstand anyone.
+    // FNV-1a is short. It needs no strength against attacks.
     let hash = nqn
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));

@@ -1,4 +1,4 @@
-//! From TOML text to a checked document.
+//! Parsing of TOML text into a checked document.
 
 use crate::document::Config;
 use crate::error::{ConfigError, Key, Mistake, Problem};
@@ -11,8 +11,7 @@ impl Config {
     /// Reads and checks a document. `origin` is the name of the text in messages.
     ///
     /// # Errors
-    /// Every mistake of the whole document if it can be read, else the first; each with its line and
-    /// field.
+    /// Every mistake of a readable document, else the first mistake; each with its line and field.
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
         let fail = |mistakes| ConfigError { origin: origin.into(), mistakes };
         let tree = DeTable::parse(text).map_err(|e| {
@@ -38,7 +37,7 @@ impl Config {
         Err(fail(mistakes))
     }
 
-    /// The document as TOML.
+    /// Returns the document as TOML.
     ///
     /// # Errors
     /// Only if a value has no TOML form, which none of this document's types allows.
@@ -54,7 +53,8 @@ fn mistake(text: &str, field: String, span: Range<usize>, message: String) -> Mi
     Mistake { line, column, field, message: cut_quotations(&message) }
 }
 
-/// Returns a hint if the table whose head is at `span` has the brackets of another kind of table: `[lun]` for `[[lun]]`, say.
+/// Returns a hint if the table whose head is at `span` has the brackets of another kind of table, such as `[lun]` for
+/// `[[lun]]`.
 fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     let from = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
     let line = text.get(from..).and_then(|rest| rest.lines().next()).unwrap_or_default();
@@ -70,7 +70,7 @@ fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     }
 }
 
-/// Where `path` is in the text; for a field that isn't there, the table that lacks it.
+/// Returns the place of `path` in the text, or for a missing field the table that lacks the field.
 fn span_of(tree: &Spanned<DeTable<'_>>, path: &[Key]) -> Range<usize> {
     let mut span = 0..0;
     let mut table = Some(tree.get_ref());
@@ -98,7 +98,7 @@ fn span_of(tree: &Spanned<DeTable<'_>>, path: &[Key]) -> Range<usize> {
     span
 }
 
-/// The deepest field whose key or value holds the place `span`.
+/// Returns the deepest field whose key or value contains the place `span`.
 fn path_at(tree: &Spanned<DeTable<'_>>, span: &Range<usize>) -> Vec<Key> {
     let mut path = Vec::new();
     in_table(tree.get_ref(), span, &mut path);
@@ -121,7 +121,7 @@ fn in_table(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<Key>) -> bo
 }
 
 fn in_value(value: &Spanned<DeValue<'_>>, span: &Range<usize>, path: &mut Vec<Key>) -> bool {
-    // A table's own span is only its header, so what is inside is asked first.
+    // A table's own span is only its header, so its contents are searched first.
     let inside = match value.get_ref() {
         DeValue::Table(table) => in_table(table, span, path),
         DeValue::Array(array) => array.iter().enumerate().any(|(index, value)| {

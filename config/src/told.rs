@@ -1,15 +1,15 @@
-//! How messages quote what they were given: cut, without control characters, and with the name that may have been meant.
+//! Quotations of input in messages: cut, without control characters, and with the name that was probably meant.
 
 use std::borrow::Cow;
 
-/// The longest text that is quoted whole, in bytes: an NQN's.
+/// The longest text that is quoted whole, in bytes: the length of an NQN.
 const MAX_QUOTED_BYTES: usize = trefoil_wire::fabrics::Nqn::MAX_LEN;
-/// Characters of a longer one that are quoted.
+/// Quoted characters of a longer text.
 const CUT_CHARS: usize = 64;
 /// The longest line of a message, in characters.
 const MAX_LINE_CHARS: usize = 4096;
 
-/// A text for a message: control characters are escaped, and one that is longer than an NQN is cut.
+/// Returns a text for a message: control characters are escaped, and a text longer than an NQN is cut.
 pub fn cut(text: &str) -> Cow<'_, str> {
     let is_long = text.len() > MAX_QUOTED_BYTES;
     if !is_long && !text.contains(char::is_control) {
@@ -23,8 +23,8 @@ pub fn cut(text: &str) -> Cow<'_, str> {
     cut.into()
 }
 
-/// A message whose quotations, between `` ` `` or `"`, are [`cut`]. A line end in a quotation is the text's and is escaped;
-/// elsewhere it is the message's.
+/// Returns a message whose quotations, between `` ` `` or `"`, are [`cut`]. A line end in a quotation belongs to the quoted
+/// text and is escaped. A line end elsewhere belongs to the message.
 pub fn cut_quotations(message: &str) -> String {
     let mut told = String::with_capacity(message.len().min(MAX_LINE_CHARS));
     let mut rest = message;
@@ -54,7 +54,7 @@ fn escaped(c: char) -> impl Iterator<Item = char> {
     plain.into_iter().chain(escape.into_iter().flatten())
 }
 
-/// `message`, if it is serde's about an unknown field or variant, with the nearest name that is known.
+/// Adds the nearest known name to `message`, if it is serde's message about an unknown field or variant.
 pub fn suggest(message: &str) -> String {
     let mut parts = message.split('`');
     let (Some(kind @ ("unknown field " | "unknown variant ")), Some(given)) = (parts.next(), parts.next())
@@ -68,7 +68,7 @@ pub fn suggest(message: &str) -> String {
     }
 }
 
-/// The name that `given` is a misspelling or a part of.
+/// Returns the known name of which `given` is a misspelling or a part.
 fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let len = given.chars().count();
     if len > CUT_CHARS {
@@ -117,7 +117,7 @@ mod tests {
         let short = "x".repeat(CUT_CHARS);
         assert_eq!(told, format!("there is no pool `{short}…`, nor \"{short}…\":\n  `a\\nb`"));
         assert_eq!(cut_quotations(&told), told, "again changes nothing");
-        // However the text is made, there is an end to it.
+        // Any text is cut at some length.
         assert!(
             cut_quotations(&format!("no `{}`", "`x".repeat(50_000))).chars().count() <= MAX_LINE_CHARS + 1
         );

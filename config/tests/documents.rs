@@ -1,4 +1,4 @@
-//! The examples are sound, and mistakes are told with line and field.
+//! The examples are sound, and mistakes are reported with line and field.
 #![forbid(unsafe_code)]
 
 use trefoil_config::{Bytes, Config, ConfigError, Gateway};
@@ -48,7 +48,7 @@ fn the_reference_has_every_setting_and_the_gateway_s_defaults() {
     assert_eq!(optional, Gateway::default());
 }
 
-/// The names that the refusal of a document with an unknown field expects in its place.
+/// Returns the names that the error for an unknown field lists as expected.
 fn known_names(text: &str) -> Vec<String> {
     let error = refused(text).to_string();
     let names = error.split_once(", expected ").unwrap_or_else(|| panic!("{error}")).1;
@@ -149,7 +149,8 @@ fn a_host_that_may_connect_can_be_listed() {
     );
     let config = Config::parse("test.toml", &text).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.subsystems[0].hosts, names);
-    // Two of them could be meant as names of [[host]]s; all that don't begin as NQNs do are told.
+    // Two entries could be meant as names of [[host]]s. All entries that don't begin like an NQN are
+    // reported.
     let told = config.oversights();
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told[1].starts_with("host `host with spaces`: no [[host]] has this name"), "{told:?}");
@@ -180,7 +181,7 @@ fn sums_are_worked_out() {
         "gateway.memory_per_core",
         "queue pairs 1024 x 8KiB + connections before Connect, and discovery = 6MiB = 46MiB",
     );
-    // This was enough before connections without permission had memory of their own.
+    // This memory was enough before connections without permission had memory of their own.
     let few = "[gateway]\nmax_hosts = 4\nmax_qpairs = 16\nmemory_per_core = ";
     told(
         &format!("{few}\"33MiB\"\n"),
@@ -244,7 +245,7 @@ fn identities_are_unique_and_never_nil() {
     told(&luns([&nil, "", ""]), 8, "lun[0].nguid", "not all zero");
     told(&luns([uuid, "", uuid]), 24, "lun[2].uuid", "LUN `l0` has this UUID already");
     told(&luns([other, "", other]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
-    // An NGUID that isn't given is the UUID's bytes.
+    // An NGUID that isn't given equals the UUID's bytes.
     told(&luns([uuid, "", digits]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
     Config::parse("t", &luns([&format!("{uuid}\n{other}"), "", digits])).expect("each has its own");
     let spaces = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\nserial = \"  \"\n";
@@ -269,7 +270,7 @@ fn one_lun_or_serial_of_two_subsystems_is_told_with_what_hosts_make_of_it() {
     let lun = "LUN `l0` is namespace 1 of subsystem `nqn.2026-01.org.example:a` and namespace 7 of subsystem \
                `nqn.2026-01.org.example:b`, each with the same UUID and NGUID: ";
     assert!(told.len() == 1 && told[0].starts_with(lun) && told[0].contains("duplicate IDs"), "{told:?}");
-    // Spaces at its end are not seen by hosts.
+    // Hosts don't see spaces at the end of a serial number.
     let told = twins(&[subsystem("a", "1", ""), subsystem("b", "1 ", "")]);
     let serial =
         "serial `1` is that of subsystems `nqn.2026-01.org.example:a` and `nqn.2026-01.org.example:b`: ";
@@ -296,7 +297,7 @@ fn one_bracket_for_two_is_hinted_at() {
         let table = format!("[{list}] # the first\nname = \"a\"\n");
         let hint = format!(": there may be several, so write [[{list}]]");
         told(&format!("\n{table}"), 2, list, &hint);
-        // The second one is a mistake of TOML's, which knows no field.
+        // The second mistake is one of TOML's syntax, which knows no field.
         told(&format!("{table}[{list}]\nname = \"b\"\n"), 3, "", &hint);
     }
     told("[[gateway]]\nname = \"a\"\n", 1, "gateway[0]", "there is only one, so write [gateway]");

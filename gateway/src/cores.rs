@@ -1,4 +1,4 @@
-//! Placing the gateway on its cores: memory, mailboxes, threads.
+//! Placing the gateway on its cores: memory, mailboxes and threads.
 
 use anyhow::{Context, anyhow};
 use std::cell::RefCell;
@@ -12,15 +12,16 @@ use trefoil_poll::{
     Arena, ArenaId, CoreConfig, CoreHandle, Idle, MeshBounds, UringConfig, UringIo, mesh, spawn,
 };
 use trefoil_storage::core::{CoreLimits, StorageCore};
-use trefoil_storage::target::{Capacity, OPEN_BYTES, TargetLimits};
+use trefoil_storage::frontend::{Capacity, OPEN_BYTES, TargetLimits};
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
-/// Control's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
+/// The control plane's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
 const CONTROL_MEMORY_BYTES: usize = 8 << 20;
-/// Sockets of a core's connection to itself that count as hosts': the end at which the core is the controller.
+/// Sockets of a core's connection to itself that count as host sockets: only the end where the core is the controller.
 const OWN_SOCKETS: u32 = 1;
-/// Sockets of a core besides hosts': one admin and one I/O queue for each array's namespace, and both ends of its own.
+/// Sockets of a core besides the hosts': an admin and an I/O queue for each array's namespace, and both ends of its own
+/// connection.
 const OTHER_SOCKETS: usize = 2 * MAX_BACKENDS + 2;
 // `--check` counts this memory for connections without permission.
 const _: () = assert!(OPEN_BYTES as u64 <= trefoil_config::OPEN_MEMORY_BYTES);
@@ -30,12 +31,12 @@ type Core = StorageCore<UringIo<CoreMsg>>;
 /// Running cores.
 pub struct Running {
     handles: Vec<CoreHandle<Core>>,
-    /// Hold the CPUs to it as long as the cores run.
+    /// Limit the CPUs' resume latency as long as the cores run.
     _resume_latencies: Vec<ResumeLatency>,
     ended: mpsc::UnboundedReceiver<u16>,
 }
 
-/// Tells that the thread which has it ends, whatever it dies of.
+/// Reports the end of the thread that owns it, however the thread ends.
 struct Passing {
     core: u16,
     tell: mpsc::UnboundedSender<u16>,
@@ -55,16 +56,17 @@ thread_local! {
 /// Starts a core on each of `cpus`.
 ///
 /// # Errors
-/// No memory, no thread, no ring.
+/// There is no memory, no thread or no ring.
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
     let limits = limits(gateway, count);
     let max_sockets = limits.max_sockets;
     let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
-    // What all connections of a core may cause in one turn: a queue is told to close, says that it left, has its requests
-    // cancelled; the host comes back, and it is asked and answered whether it may go on. And requests: all of a core's may go
-    // to one other, and all of the other's come home from it. About 10 MiB for each two cores, touched only when used. (A
-    // third core's may come that way too, if an array grants fewer queues than before; then it may have to grow.)
+    // The worst case of one turn. Each connection of a core may cause five messages: the order to close, the report that the
+    // queue left, the cancel of its requests, and, once the host is back, the question whether it may go on and the answer.
+    // Besides, all requests of a core may go to one other core, and all of that core's requests may return from it. The sum is
+    // about 10 MiB for each two cores, touched only when used. (If an array grants fewer queues than before, a third core's
+    // requests may take the same way. Then the overflow may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh =
         mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;
@@ -83,7 +85,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         let uring = UringConfig {
             max_sockets,
             max_files: MAX_BACKENDS as u32,
-            // Every request may be at a file, one operation at a time.
+            // All requests may be at files at once, each with one operation at a time.
             max_file_ops: (limits.target.requests() + limits.foreign_requests) as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             socket_options: socket_options(gateway),
@@ -111,7 +113,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     Ok((Running { handles, _resume_latencies: resume_latencies(gateway, cpus), ended }, ends))
 }
 
-/// What the CPUs are held to; one that can't be is told of in the log.
+/// Limits the resume latency of the CPUs. Logs a warning for each CPU whose latency can't be limited.
 fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
     let Some(us) = gateway.resume_latency_us else { return Vec::new() };
     let limit = |&cpu: &usize| {
@@ -123,7 +125,7 @@ fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
     cpus.iter().filter_map(limit).collect()
 }
 
-/// Sockets that the drivers of so many cores have room for in all.
+/// Returns the number of sockets that the drivers of `cores` cores have room for in all.
 pub fn sockets(gateway: &Gateway, cores: usize) -> u64 {
     let cores = cores.clamp(1, usize::from(u16::MAX)) as u16;
     u64::from(limits(gateway, cores).max_sockets) * u64::from(cores)
@@ -136,7 +138,7 @@ fn limits(gateway: &Gateway, cores: u16) -> CoreLimits {
     CoreLimits { max_sockets: target.max_conns as u32, host_sockets, target, foreign_requests: 4096 }
 }
 
-/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node, or are not used.
+/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node or are not used.
 fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
     let mapping = std::thread::spawn(move || -> io::Result<Region> {
         cpu::pin(cpu)?;
@@ -149,7 +151,7 @@ fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
 }
 
 impl Running {
-    /// Waits until a core ends that nobody stopped; says which.
+    /// Waits until a core ends that nobody stopped. Returns the core.
     pub async fn ended(&mut self) -> u16 {
         match self.ended.recv().await {
             Some(core) => core,
@@ -158,7 +160,7 @@ impl Running {
         }
     }
 
-    /// Why a core ended. The others go on as they are, until the process ends.
+    /// Returns the reason why a core ended. The other cores go on until the process ends.
     pub fn cause(mut self, core: u16) -> anyhow::Error {
         let handle = self.handles.swap_remove(usize::from(core));
         match catch_unwind(AssertUnwindSafe(|| handle.join())) {
@@ -175,7 +177,7 @@ impl Running {
     /// Stops all cores and waits for them.
     ///
     /// # Errors
-    /// What a core could not go on with.
+    /// An error that a core could not go on with.
     pub fn stop(self) -> anyhow::Result<()> {
         self.handles.iter().for_each(CoreHandle::stop);
         for (core, handle) in self.handles.into_iter().enumerate() {

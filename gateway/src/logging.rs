@@ -1,17 +1,17 @@
-//! The log on standard error: its form is the document's, what is in it the environment's.
+//! The log on standard error. The document sets its form, and the environment its filter.
 
 use std::io::IsTerminal;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 use trefoil_config::Log;
 
-/// What the log is to hold: `warn`, `info,trefoil_control=debug`.
+/// The environment variable that holds the log's filter, such as `warn` or `info,trefoil_control=debug`.
 const VARIABLE: &str = "TREFOIL_LOG";
-/// Who writes to the log: a line's target begins with one of these.
+/// The sources of log lines: the target of each line begins with one of these.
 const SOURCES: [&str; 2] = ["trefoild", "trefoil_control"];
 
-/// Starts it. A filter that isn't understood is told of in the log, which then is as without one: a wrong letter must not
-/// silence it.
+/// Starts the log. If the filter can't be parsed, logs a warning and uses the default filter: a typing error must not silence the
+/// log.
 pub fn start(form: Log) {
     let wanted = std::env::var_os(VARIABLE).unwrap_or_default();
     let (targets, mistake) = match targets(&wanted.to_string_lossy()) {
@@ -20,7 +20,7 @@ pub fn start(form: Log) {
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // A line that can't be written would be told of on the same standard error, by a macro that panics.
+        // Otherwise a failed write is reported on the same standard error, by a macro that panics.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry();
@@ -33,7 +33,7 @@ pub fn start(form: Log) {
     }
 }
 
-/// The filter that `text` asks for, or what of it can't be understood.
+/// Returns the filter that `text` describes, or a message about the part that can't be parsed.
 fn targets(text: &str) -> Result<Targets, String> {
     let pieces: Vec<&str> = text.split(',').map(str::trim).filter(|piece| !piece.is_empty()).collect();
     for piece in &pieces {
@@ -51,7 +51,7 @@ fn targets(text: &str) -> Result<Targets, String> {
     pieces.join(",").parse().map_err(|e| format!("`{text}`: {e}"))
 }
 
-/// Whether lines can have a target that begins so.
+/// Returns whether a line's target can begin with `target`.
 fn is_source(target: &str) -> bool {
     let inside = |source: &str| target.strip_prefix(source).is_some_and(|rest| rest.starts_with("::"));
     SOURCES.iter().any(|source| source.starts_with(target) || inside(source))

@@ -1,7 +1,7 @@
-//! `trefoild`, the gateway: parse, preflight, place on cores, run.
+//! `trefoild`, the gateway: parses the document, checks the machine, places itself on cores, runs.
 
 #![forbid(unsafe_code)]
-// They panic where the output is full or closed.
+// `print!` and its kin panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cores;
@@ -17,21 +17,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use trefoil_config::Config;
 
-/// Where the document is if nothing is said.
+/// The document's path if none is given.
 const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 
 /// The Trefoil gateway: serves LUNs over NVMe/TCP.
 #[derive(Parser)]
 #[command(name = "trefoild", version)]
 struct Args {
-    /// The system's document, such as those in config/examples. At the first start it seeds the store; later only its
+    /// The system's document, such as those in config/examples. The first start fills the store from it. Later, only its
     /// [gateway] counts, and `trefoil config apply` takes over the rest.
     #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only check the document.
     #[arg(long)]
     check: bool,
-    /// Only say what this machine has and lacks for it, and what it names that can't be had. Changes nothing.
+    /// Only report what this machine has and lacks for the document, and which of its files, devices and addresses can't be had.
+    /// Changes nothing.
     #[arg(long)]
     preflight: bool,
 }
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    // Without a document of its own a preflight looks at what the defaults need.
+    // A preflight without a document checks what the defaults need.
     let given = args.config.exists() || !args.preflight || args.config != Path::new(DEFAULT_CONFIG);
     let config = if given { read(args)? } else { Config::default() };
     if args.check {
@@ -83,7 +84,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 fn read(args: &Args) -> anyhow::Result<Config> {
     let path = args.config.display().to_string();
     let text = std::fs::read_to_string(&args.config).map_err(|e| unreadable(&args.config, e))?;
-    // Its mistakes name the file themselves.
+    // The parser's errors name the file themselves.
     Ok(Config::parse(&path, &text)?)
 }
 

@@ -1,4 +1,4 @@
-//! What this machine has and lacks, said plainly.
+//! A report of what this machine has and lacks for a gateway.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
@@ -12,11 +12,11 @@ use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::socket::CongestionControl;
 use trefoil_sys::uring::Features;
 
-/// Descriptors that a gateway needs besides its connections: rings, mailboxes, files, the store.
+/// Descriptors that a gateway needs besides its connections, for rings, mailboxes, files and the store.
 const OTHER_FILES: u64 = 1024;
-/// Connections that may wait for their Connect, if so many descriptors are allowed. Each costs the kernel some 4 KiB.
+/// The most connections that may wait for their Connect, if so many descriptors are allowed. Each costs the kernel some 4 KiB.
 const LOBBY: u64 = 16_384;
-/// Fewer than that are no lobby.
+/// The fewest such connections: a gateway doesn't start without descriptors for them.
 const SMALL_LOBBY: u64 = 256;
 
 /// One finding.
@@ -26,22 +26,23 @@ enum Finding {
     Lacking(String),
 }
 
-/// All findings.
+/// All findings, and the resources that they are about.
 pub struct Report {
     findings: Vec<Finding>,
     /// The CPU of each core.
     pub cpus: Vec<usize>,
-    /// Connections for which there are descriptors before their Connect.
+    /// The number of connections before their Connect that there are descriptors for.
     pub lobby: usize,
 }
 
 impl Report {
-    /// Whether a gateway can run.
+    /// Returns whether a gateway can run.
     pub fn suffices(&self) -> bool {
         !self.findings.iter().any(|f| matches!(f, Finding::Lacking(_)))
     }
 
-    /// Looks at what `config`, the content of `document`, names too: what a start looks for itself, and with consequences.
+    /// Adds findings about the folders, files, devices and addresses that `config` names. `document` is the file that holds
+    /// `config`. A start looks for the same obstacles itself, but with consequences.
     pub fn add_obstacles(&mut self, config: &Config, document: &Path) {
         let found = obstacles::of_start(config, document);
         if found.is_empty() {
@@ -53,7 +54,7 @@ impl Report {
         }));
     }
 
-    /// What only makes it slower or tighter.
+    /// Returns the findings that only make the gateway slower or tighter.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         self.findings.iter().filter_map(|f| match f {
             Finding::Warning(text) => Some(text.as_str()),
@@ -76,7 +77,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at the machine, and raises our own limits as far as we may.
+/// Checks the machine, and raises this process's own limits as far as allowed.
 pub fn look(config: &Config) -> Report {
     let mut findings = vec![uring()];
     let (finding, cpus) = cpus(&config.gateway.cores);
@@ -92,7 +93,7 @@ pub fn look(config: &Config) -> Report {
     Report { findings, cpus, lobby }
 }
 
-/// Whether the CPUs can be held to what is asked for.
+/// Checks that the resume latency of the CPUs can be limited to `us` microseconds.
 fn resume_latency(us: u32, cpus: &[usize]) -> Finding {
     let known = format!("resume latency: gateway.resume_latency_us = {us}");
     match cpus.iter().find_map(|&cpu| Some((cpu, ResumeLatency::check(cpu).err()?))) {
@@ -144,7 +145,8 @@ fn memory(config: &Config) -> Finding {
     }
 }
 
-/// Whether there are `need` descriptors and some for a lobby; how many for that.
+/// Checks that there are `need` descriptors, and some for connections before their Connect. Also returns the number of the
+/// latter.
 fn files(need: u64) -> (Finding, usize) {
     let lacking = |why: String| (Finding::Lacking(format!("open files: {why}")), SMALL_LOBBY as usize);
     let least = need + SMALL_LOBBY;
@@ -167,7 +169,7 @@ fn files(need: u64) -> (Finding, usize) {
     (Finding::Good(good), lobby as usize)
 }
 
-/// Whether connections can have the algorithm that is asked for, and whether what they get suits storage.
+/// Checks that connections can have the configured congestion control, and that the algorithm they get suits storage.
 fn congestion_control(named: Option<&str>) -> Finding {
     let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let (name, known) = (named.unwrap_or(system.trim()), "gateway.tcp_congestion_control");
@@ -192,7 +194,7 @@ fn congestion_control(named: Option<&str>) -> Finding {
     }
 }
 
-/// Registered buffers count against RLIMIT_MEMLOCK, unless we may lock memory anyway.
+/// Checks RLIMIT_MEMLOCK. Registered buffers count against it, unless this process may lock memory anyway.
 fn locked_memory(need: Bytes) -> Finding {
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((_, hard)) if hard < need.0 && !nix::unistd::geteuid().is_root() => Finding::Warning(format!(

@@ -1,4 +1,4 @@
-//! The gateway's life: open the store, start cores, bring up the engine, answer, stop in order.
+//! The gateway's life: it opens the store, starts the cores, brings up the engine, answers, and stops in order.
 
 use crate::cores::{self, Running};
 use crate::preflight::Report;
@@ -19,41 +19,41 @@ use trefoil_control::notify::Notifier;
 use trefoil_control::store::Store;
 use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, Seed, keep_warm, metrics};
 
-/// For how long hosts' commands may go on when we are asked to stop.
+/// The time limit of a stop: first for the end of hosts' connections, then for closing the backends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM, SIGINT, SIGHUP or a `shutdown` call. `document` is the file that `config` was in.
+/// Runs until SIGTERM, SIGINT, SIGHUP or a `shutdown` call. `document` is the file that holds `config`.
 ///
 /// # Errors
-/// What keeps the gateway from starting.
+/// An error that keeps the gateway from starting, or that it can't go on after.
 pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
     let document = std::path::absolute(document)?;
     let (store, found) = Store::open(&config.gateway.state_dir)?;
-    // Before anything is started: the path tells whether another gateway runs.
+    // The socket comes before anything is started: its path tells whether another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
     let (cpus, lobby) = (report.cpus.clone(), report.lobby);
     let seed = move |cores| Seed { cores, config, document, store, found, cpus, lobby };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
-    // Whoever still asks an array what it has is not waited for.
+    // Does not wait for threads that still ask an array.
     runtime.shutdown_background();
     ended
 }
 
-/// How the control plane ended.
+/// The way in which the control plane ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Nothing is under way any more.
     Settled,
-    /// A backend didn't give back in time what it has.
+    /// Not all backends were closed in time, so something may be under way.
     Unsettled,
 }
 
-/// Runs the control plane until it is done and stops the cores then, or until a core dies.
+/// Runs the control plane until it is done and then stops the cores. Returns early if a core dies.
 ///
 /// # Errors
-/// What either failed with.
+/// The error of the control plane or of a core.
 fn until_end(
     runtime: &Runtime,
     mut running: Running,
@@ -72,8 +72,9 @@ fn until_end(
             running.stop()?;
             Err(error)
         }
-        // In both of these no order is left to stop in: cores end with the process, and may until then write to
-        // memory that the tasks own. As after a kill, the next start finds what was acknowledged.
+        // In both cases no orderly stop is possible. The cores end only with the process, and until then they may write to memory
+        // that the tasks own. So the tasks are never dropped. As after a kill, the next start finds everything that was
+        // acknowledged.
         Ok(Ok(End::Unsettled)) => {
             std::mem::forget(tasks);
             Ok(())
@@ -131,12 +132,13 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     notifier.tell("STOPPING=1");
     let end = stop(&handle).await;
     serving.abort();
-    // Its end removes the socket.
+    // The end of this task removes the socket.
     let _ = serving.await;
     Ok(end)
 }
 
-/// The stream of SIGHUPs; `None` under nohup(1), which has the process ignore the signal so that it outlives its terminal.
+/// Returns the stream of SIGHUPs. Returns `None` if the signal is ignored, as under nohup(1), which lets a process outlive its
+/// terminal.
 fn hangups() -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -155,7 +157,7 @@ async fn hangup_of(hangups: &mut Option<Signal>) {
     }
 }
 
-/// The line that scripts wait for, in the log's form.
+/// Prints the line that scripts wait for, in the log's form.
 async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow::Result<()> {
     let view = handle.view().await.map_err(|e| anyhow::anyhow!(e))?;
     let mut portals: Vec<String> = view.listeners.values().map(ToString::to_string).collect();
@@ -174,7 +176,7 @@ async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow
     Ok(terminal::print(&format!("{line}\n"))?)
 }
 
-/// Tells the watchdog that we live, as long as every core answers.
+/// Tells the watchdog that the gateway is alive, as long as every core answers.
 async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
     loop {
         tokio::time::sleep(every).await;
@@ -185,9 +187,9 @@ async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
     }
 }
 
-/// Lets hosts go, then backends.
+/// Disconnects the hosts, then closes the backends.
 async fn stop(handle: &Handle) -> End {
-    // It may have been asked for already, by a call.
+    // A call may have asked for the shutdown already.
     let _ = handle.act(Action::Shutdown).await;
     let drained = async {
         loop {
@@ -220,7 +222,7 @@ mod tests {
     use trefoil_poll::CoreId;
     use trefoil_storage::Msg;
 
-    /// What only control is told: a core that checks its debug assertions panics.
+    /// Sends a core a message that only the control plane may get. A core with debug assertions panics then.
     #[cfg(debug_assertions)]
     #[test]
     fn a_core_that_dies_ends_the_gateway_with_its_cause() {

@@ -21,13 +21,13 @@ allow_any_host = true
 listeners = [LISTEN]
 "#;
 
-/// A gateway with these listeners.
+/// Starts a gateway with these listeners.
 fn start(listeners: &[String]) -> Daemon {
     let listeners: Vec<String> = listeners.iter().map(|listen| format!("{listen:?}")).collect();
     Daemon::start(&DOCUMENT.replace("LISTEN", &listeners.join(", ")))
 }
 
-/// A port that no address has at the moment.
+/// Returns a port that is free on every address at the moment.
 fn free_port() -> u16 {
     let any = TcpListener::bind("[::]:0").expect("a port");
     any.local_addr().expect("bound").port()
@@ -41,7 +41,7 @@ fn v6(port: u16) -> SocketAddr {
     format!("[::1]:{port}").parse().expect("an address")
 }
 
-/// Connects a host; it stays connected as long as what this gives.
+/// Connects a host. It stays connected as long as the returned value lives.
 fn connect(to: SocketAddr) -> Raw {
     Raw::admin(to, &Who::admin(&host_nqn(1), NQN)).0
 }
@@ -56,7 +56,7 @@ fn both_wildcards_of_a_port_are_served() {
     gateway.kill_and_restart();
     connect(v4(port));
     connect(v6(port));
-    // The IPv6 wildcard takes IPv4 over when it is alone, and gives it back. Its hosts stay connected.
+    // When the IPv6 wildcard is alone, it takes over IPv4, and gives it back later. Its hosts stay connected.
     let listener = |listen: &str| json!({ "nqn": NQN, "listen": listen });
     let mut six = connect(v6(port));
     gateway.call("subsystem_remove_listener", listener(&any4));
@@ -66,7 +66,7 @@ fn both_wildcards_of_a_port_are_served() {
     let mut four = connect(v4(port));
     connect(v6(port));
     six.enable(false);
-    // One in the place of the other, and a change that fails.
+    // One wildcard replaces the other, first in a change that fails.
     gateway.call("subsystem_remove_listener", listener(&any6));
     TcpStream::connect(v6(port)).expect_err("IPv4 alone");
     let document = gateway.toml("config_get");
@@ -109,7 +109,7 @@ fn a_mapped_address_is_the_ipv4_address_on_every_way_in() {
     assert_eq!(gateway.call("subsystem_list", json!({}))[0]["listeners"], json!([]));
 }
 
-/// The listener as each interface shows it: a native method, SPDK's method, and a backup.
+/// Returns the listener as each interface shows it: a native method, SPDK's method, and a backup.
 fn listeners(gateway: &Daemon) -> (Value, Value, String) {
     let ours = gateway.call("subsystem_list", json!({}))[0]["listeners"].clone();
     let spdks =
@@ -132,7 +132,7 @@ fn a_scope_is_kept_as_it_was_written_and_never_told_to_a_host() {
     let saved = check(&gateway);
     gateway.kill_and_restart();
     check(&gateway);
-    // By SPDK's words too, and from a backup.
+    // The scope is also kept by SPDK's methods, and by a backup.
     let spdk = json!({ "trtype": "TCP", "adrfam": "IPv6", "traddr": "::1%lo", "trsvcid": port.to_string() });
     let listener = json!({ "nqn": NQN, "listen_address": spdk });
     gateway.call("nvmf_subsystem_remove_listener", listener.clone());
@@ -141,7 +141,7 @@ fn a_scope_is_kept_as_it_was_written_and_never_told_to_a_host() {
     gateway.call("nvmf_subsystem_remove_listener", listener);
     gateway.call("config_restore", json!({ "toml": saved }));
     check(&gateway);
-    // A host's discovery, asked by an address with a scope itself.
+    // A host's discovery request comes by an address that itself has a scope.
     let found = gateway.call("backend_discover", json!({ "address": scoped }));
     assert_eq!(found[0]["address"], json!(format!("[::1]:{port}")), "{found}");
     let missing = json!({ "nqn": NQN, "listen": format!("[fe80::1%nosuch0]:{port}") });

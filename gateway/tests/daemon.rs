@@ -1,4 +1,4 @@
-//! `trefoild` and `trefoil` as processes: seeding, restarts, kills, a lost database, refusals.
+//! `trefoild` and `trefoil` as processes: first starts, restarts, kills, a lost database, refusals.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -45,12 +45,13 @@ allow_any_host = true
 namespaces = [{ nsid = 1, lun = "a" }]
 "#;
 
-/// [`DOCUMENT`] with a listener.
+/// Returns [`DOCUMENT`] with a listener.
 fn listening() -> String {
     DOCUMENT.replace("allow_any_host = true", "allow_any_host = true\nlisteners = [\"ADDR\"]")
 }
 
-/// 40 queues of 255 flushes, which a disk with much to write takes its time for: the driver has room for all that there can be.
+/// Sends 255 flushes on each of 40 queues. A disk with much to write is slow with them. The driver has
+/// room for all of them.
 #[test]
 fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     let gateway = Daemon::start(&format!("[gateway]\nmax_qpairs = 64\n{}", listening()));
@@ -59,14 +60,14 @@ fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     admin.ask_queues(40);
     let queue = |qid| Raw::queue(gateway.addr, &host.clone().queue(cntlid, qid, 255), (false, false));
     let mut queues: Vec<Raw> = (1..=40).map(queue).collect();
-    // Where no LUN lies.
+    // No LUN is in this part of the file.
     let file = File::options().write(true).open(gateway.path("file0.img")).expect("the pool's file");
     file.write_all_at(&vec![7; 32 << 20], 32 << 20).expect("written");
     ask_for_all(&mut queues);
     expect_all(&gateway, &mut queues);
 }
 
-/// All that they ask for is there when the gateway wakes from a pause, and half of it belongs to another core.
+/// All commands are there when the gateway wakes from a pause, and half of them belong to another core.
 #[test]
 fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
     let document = listening().replace("type = \"file\"\npath = \"DIR/file0.img\"", "type = \"memory\"");
@@ -86,7 +87,7 @@ fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
     expect_all(&gateway, &mut queues);
 }
 
-/// 255 flushes from each queue.
+/// Sends 255 flushes on each queue.
 fn ask_for_all(queues: &mut [Raw]) {
     for queue in queues {
         let flush = |cid| queue.capsule_bytes(IoCommand::Flush.sqe(cid, 1, Sgl::NONE), &[]);
@@ -116,7 +117,7 @@ fn what_was_acknowledged_survives_a_kill() {
     assert!(!gateway.log().contains("config diff"), "{}", gateway.log());
     gateway.kill_and_restart();
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // The document has no LUN `b`, and `a` as it was.
+    // The document has no LUN `b`, and has LUN `a` as it was.
     let objects = "objects=\"-lun/b ~lun/a ~subsystem/nqn.2026-01.org.example:s\"";
     let log = gateway.log();
     let document = gateway.arg("trefoil.toml");
@@ -133,7 +134,7 @@ fn what_was_acknowledged_survives_a_kill() {
     assert!(luns.contains("16MiB") && !luns.contains("\nb "), "{luns}");
 }
 
-/// A host's view of the gateway: the discovery log, and of a subsystem Identify data of all it shows.
+/// Returns a host's view of the gateway: the discovery log, and the Identify data of all that a subsystem shows.
 fn host_view(address: &str, nqn: &str) -> String {
     let nqn_of = |nqn: &str| Nqn::new(nqn).expect("an NQN");
     let ask = |nqn: &str| {
@@ -161,7 +162,7 @@ fn host_view(address: &str, nqn: &str) -> String {
 fn a_lost_database_is_rebuilt_from_the_pool() {
     let mut gateway = Daemon::start(&listening());
     let address = gateway.addr.to_string();
-    // None of this is in the document.
+    // None of these objects are in the document.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "9"]);
@@ -181,7 +182,7 @@ fn a_lost_database_is_rebuilt_from_the_pool() {
         gateway.kill_and_restart();
         assert_eq!((state(&gateway), host_view(&address, NQN), host_view(&address, own)), before);
     }
-    // What is taken away stays away, though the document still says it.
+    // A namespace that is taken away stays away, although the document still has it.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "4"]);
     std::fs::remove_dir_all(gateway.path("state")).expect("removed");
     gateway.kill_and_restart();
@@ -237,7 +238,7 @@ fn a_document_is_compared_applied_and_restored() {
     assert_eq!(gateway.ok(&["config", "apply", &path("more.toml")]), applied("applied"));
     assert_eq!(gateway.ok(&["config", "apply", &path("more.toml")]), "nothing to do\n");
     assert!(gateway.ok(&["lun", "list"]).contains("12MiB"));
-    // A mistake is told by its place in the file.
+    // A mistake is reported with its place in the file.
     let bad = gateway.write("bad.toml", "[gateway]\n[[lun]]\nname = 3\n");
     let refusal = gateway.refused(&["config", "apply", &bad]);
     assert!(refusal.starts_with(&format!("trefoil: {bad}:3:8: lun[0].name")), "{refusal}");
@@ -246,7 +247,7 @@ fn a_document_is_compared_applied_and_restored() {
     // A LUN can't shrink, not even by a backup.
     let refusal = gateway.refused(&["config", "restore", &path("backup.toml")]);
     assert!(refusal.contains("LUN `a` has 12MiB and can't shrink to 8MiB"), "{refusal}");
-    // That is told beside what else differs.
+    // The refusal is reported beside the other differences.
     let smaller = "~ lun/a\n    size: 12MiB → 8MiB\n";
     let why = format!("refused: {}", refusal.trim_start_matches("trefoil: "));
     assert_eq!(gateway.ok(&["config", "diff", &path("backup.toml")]), format!("{smaller}{why}"));
@@ -318,7 +319,7 @@ fn an_orderly_stop_removes_the_socket() {
     assert_eq!(gateway.run(&["info"]).status.code(), Some(3));
 }
 
-/// `trefoild --check` of a document in a file of this name.
+/// Runs `trefoild --check` on a document in a file of this name.
 fn check(name: &str, document: &str) -> Output {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(name);
@@ -388,7 +389,7 @@ fn an_address_without_its_port_is_named() {
     assert!(diff.contains(form) && diff.contains("subsystem[0].listeners[0]"), "{diff}");
 }
 
-/// A gateway that serves as an array: one LUN of memory, for whoever comes.
+/// A gateway that serves as an array: one LUN of memory, for any host.
 const ARRAY: &str = r#"
 [[backend]]
 name = "ram"
@@ -406,7 +407,7 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "l0" }]
 "#;
 
-/// A gateway whose pool lies on that array.
+/// A gateway whose pool is on that array.
 const BEHIND: &str = r#"
 [[backend]]
 name = "far"
@@ -438,7 +439,7 @@ fn counters_tell_what_a_host_did_with_each_lun() {
     let before = writes(count("num_write_ops"));
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     assert!(writes(count("num_write_ops")) > before);
-    // What was zeroed: the units of both LUNs.
+    // The zeroed bytes are the units of both LUNs.
     assert!(writes(count("bytes_unmapped")) >= 16 << 20, "{}", count("bytes_unmapped"));
     assert!(writes(count("max_write_latency_ticks")) >= writes(count("min_write_latency_ticks")));
     assert_eq!(count("io_error"), serde_json::json!({}));
@@ -457,8 +458,8 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
     let (array, mut gateway) = array_and_gateway();
     array.signal(Signal::SIGSTOP);
     let mut first = gateway.begin(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
-    // It has its turn once the pool is taken out of the tables to be changed; from the outside, only that it
-    // doesn't come back can be seen.
+    // The change has its turn once the pool is taken out of the tables to be changed. From the outside, only the missing answer
+    // can be seen.
     let mut second = gateway.begin(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
     for _ in 0..20 {
         for query in
@@ -474,7 +475,7 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
     assert!(first.wait().expect("its end").success() && second.wait().expect("its end").success());
     let luns = gateway.ok(&["lun", "list"]);
     assert!(luns.contains("\nb ") && luns.contains("\nc "), "{luns}");
-    // A stop doesn't wait for a change that can't end, and what was cut short is gone after the next start.
+    // A stop doesn't wait for a change that can't end. The next start removes the remains of such a change.
     array.signal(Signal::SIGSTOP);
     let mut cut = gateway.begin(&["lun", "create", "d", "--pool", "tank", "--size", "8MiB"]);
     let call = [r#"{"toml":""}"#];
@@ -511,7 +512,7 @@ fn the_service_manager_hears_of_start_life_and_stop() {
     let last = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
     assert!(gateway.child.wait().expect("its end").success());
-    // A watchdog that is another process's is not ours to answer: READY and STOPPING are all.
+    // The watchdog is another process's, so this gateway doesn't answer it. It sends only READY and STOPPING.
     gateway.through.push("WATCHDOG_PID=1".into());
     gateway.restart();
     assert_eq!(heard(), "READY=1");
@@ -535,7 +536,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
         (&nvm[0]["address"], &nvm[0]["namespaces"]),
         (&serde_json::json!(address), &serde_json::json!([1, 5]))
     );
-    // By the array's own address, as SPDK's clients do.
+    // The attach names the array's own address, as SPDK's clients do.
     let (ip, port) = address.split_once(':').expect("a port");
     let attach = format!(
         r#"{{"name":"Nvme0","trtype":"TCP","traddr":"{ip}","trsvcid":"{port}","subnqn":"nqn.2026-01.org.example:array"}}"#
@@ -554,7 +555,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     gateway.ok(&["call", "bdev_nvme_detach_controller", r#"{"name":"Nvme0"}"#]);
     assert_eq!(gateway.json("bdev_nvme_get_controllers", "{}"), serde_json::json!([]));
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // By NQN, at the address that its discovery service tells.
+    // This attach names the NQN, and the discovery service gives the address.
     let far = ["backend", "attach", "far", "--address", &address, "--subnqn", ARRAY_NQN, "--discovery"];
     let keep_alive = |seconds| [&far[..], &["--keep-alive-s", seconds]].concat();
     assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: 6 s is not possible"));
@@ -586,7 +587,7 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
     };
     array.kill();
     wait_for("a try that is refused", || lost().contains(&"\"connection refused\"".to_owned()));
-    // Whoever is there now closes at once, so that tries can be counted.
+    // This listener closes each connection at once, so that tries can be counted.
     let closes = std::net::TcpListener::bind(array.addr).expect("its address");
     for _ in 0..4 {
         drop(closes.accept().expect("a try"));
@@ -645,7 +646,7 @@ backend = "far"
     };
     let own = identity(&array, "l0");
     assert_eq!(identity(&gateway, "w"), own);
-    // It is the same disk after a restart, without the database, and when it is imported again.
+    // The disk is the same after a restart, without the database, and after another import.
     gateway.kill_and_restart();
     assert_eq!(identity(&gateway, "w"), own);
     std::fs::remove_dir_all(gateway.path("state")).expect("removed");
@@ -654,12 +655,12 @@ backend = "far"
     gateway.ok(&["lun", "release", "w"]);
     gateway.ok(&["lun", "import", "again", "--backend", "far"]);
     assert_eq!(identity(&gateway, "again"), own);
-    // A second LUN can't have it: the same namespace by another way.
+    // A second LUN can't have the same identity. Here it is the same namespace by another way.
     let attach = ["backend", "attach", "twin", "--address", &address, "--subnqn"];
     gateway.ok(&[&attach[..], &[ARRAY_NQN]].concat());
     gateway.ok(&["lun", "import", "twin", "--backend", "twinn1"]);
     assert_ne!(identity(&gateway, "twin"), own);
-    // One that is lost isn't imported, and isn't waited for.
+    // A lost backend isn't imported, and the import doesn't wait for it.
     gateway.ok(&["lun", "release", "again"]);
     array.kill();
     wait_for("the array is lost", || gateway.ok(&["backend", "list", "far"]).contains(" lost "));
@@ -686,12 +687,12 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
         assert!(why.contains("`one`") && why.contains("`two`") && why.contains("are one namespace"), "{why}");
     };
     refused(&["one", "two"]);
-    // The label would be written over what the LUN's hosts have there.
+    // The label would be written over the data of the LUN's hosts.
     gateway.call("lun_import", json!({ "name": "w", "backend": "one" }));
     refused(&["two"]);
 }
 
-/// What is written to its backend is never there: it can't be finished, nor destroyed.
+/// Bytes that are written to this pool's backend are never there, so the pool can be neither finished nor destroyed.
 #[test]
 fn a_pool_that_a_failed_change_leaves_is_in_no_later_one_s_way() {
     let gateway = Daemon::start(DOCUMENT);
@@ -742,7 +743,7 @@ fn a_pool_s_member_is_not_presented_whole() {
     let refused = gateway.refused(&import);
     assert!(refused.contains("backend copy belongs to pool tank"), "{refused}");
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // With its UUID it was a LUN before, and the pool is one that its hosts made.
+    // With its UUID, it was a LUN before, and its hosts made the pool on it.
     gateway.ok(&[&import[..], &["--uuid", "6d1d4b8e-0000-4000-8000-0000000000aa"]].concat());
     let with = gateway.ok(&["--json", "lun", "list"]);
     gateway.kill_and_restart();
@@ -777,9 +778,9 @@ backend = "file1"
     assert!(pool.contains("down") && pool.contains("all its backends are down"), "{pool}");
     assert_eq!(gateway.ok(&["lun", "list"]).matches(" down ").count(), 2);
     assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
-    // A change of something else is carried out meanwhile.
+    // A change of another object is carried out meanwhile.
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
-    // One of the pool's LUNs can't go by halves.
+    // A LUN of the pool can't be deleted by halves.
     assert!(gateway.refused(&["lun", "delete", "a", "--force"]).contains("pool `tank` is down"));
     for (disk, away) in disks.iter().zip(&away) {
         std::fs::rename(away, disk).expect("moved back");
@@ -789,7 +790,7 @@ backend = "file1"
     assert!(gateway.ok(&["pool", "show", "tank"]).contains("up"));
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
 
-    // A pool that is down is forgotten as a whole, and the rest goes with it.
+    // A pool that is down is forgotten as a whole, with everything else.
     gateway.kill();
     std::fs::rename(&disks[0], &away[0]).expect("moved");
     gateway.restart();
@@ -821,7 +822,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     let gateway = Daemon::start(DOCUMENT);
     let listener = json!({ "nqn": NQN, "listen": gateway.addr });
     gateway.call("subsystem_add_listener", listener.clone());
-    // The second waits while the first is done.
+    // The second call waits while the first is carried out.
     let gone = gateway.ask("subsystem_remove_listener", &listener);
     let back = gateway.ask("subsystem_add_listener", &listener);
     for told in [gone, back] {
@@ -834,7 +835,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
 }
 
-/// Nothing else is told to the cores then, which is what hosts are let in by.
+/// The failed change publishes nothing else to the cores, and hosts are let in only once the cores know the listener.
 #[test]
 fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
     let mut gateway = Daemon::start(&listening());
@@ -851,7 +852,7 @@ fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
     Raw::admin(gateway.addr, &Who::admin(HOST, NQN));
 }
 
-/// It would be told that there is no such subsystem, which a Linux host takes for good.
+/// Otherwise the host would be told that there is no such subsystem, and a Linux host takes that for good.
 #[test]
 fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
     let at = own_addr();
@@ -867,8 +868,8 @@ fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
     host.join().expect("it is let in");
 }
 
-/// As a loop device of its file would be, or an array's namespace without identifiers by a second address. Here it is a copy,
-/// which nobody can tell from that.
+/// The same disk may come under another name as a loop device of its file, or as an array's namespace without identifiers by a
+/// second address. Here it is a copy, which nobody can tell from that.
 #[test]
 fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let gateway = Daemon::start(DOCUMENT);
@@ -882,7 +883,7 @@ fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     gateway.ok(&["pool", "create", "other", "copy"]);
 }
 
-/// SPDK has one name for both.
+/// SPDK has one name for the backend and the LUN.
 #[test]
 fn a_bdev_that_is_another_s_backend_is_not_deleted() {
     let gateway = Daemon::start(DOCUMENT);

@@ -1,4 +1,4 @@
-//! Writes of a host that went away while they were under way to an array: none may land after what the host writes
+//! A host disconnects while its writes are under way to an array. None of these writes may land after a write that the host sends
 //! when it is back.
 
 mod support;
@@ -18,17 +18,17 @@ use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{Allow, BackendId};
 use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
 
-/// Keep Alive Timeout towards the array. A lost write is fenced after twice that.
+/// The Keep Alive Timeout towards the array. A lost write is fenced after twice that time.
 const KATO: Duration = Duration::from_secs(1);
 const OLD: u8 = 0x11;
 const NEW: u8 = 0x22;
 const BLOCK: usize = 4096;
 
-/// Bytes pass.
+/// Bytes pass in both directions.
 const OPEN: u8 = 0;
-/// What the gateway sends vanishes.
+/// Bytes that the gateway sends vanish.
 const MUTE: u8 = 1;
-/// Likewise, and connections are closed as they come.
+/// Bytes that the gateway sends vanish, and new connections are closed at once.
 const AWAY: u8 = 2;
 
 /// The network between a gateway and its array.
@@ -43,7 +43,7 @@ struct Shared {
     mode: AtomicU8,
     ended: AtomicBool,
     swallowed: AtomicUsize,
-    /// A run of [`OLD`] as long as a block's sector reached the array.
+    /// Whether a run of 512 bytes of [`OLD`] reached the array.
     old_passed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -110,7 +110,7 @@ fn pass_both_ways(shared: &Arc<Shared>, gateway: TcpStream) -> Vec<JoinHandle<()
     ways.map(|(from, to, judge)| std::thread::spawn(move || pass(from, to, judge.as_deref()))).into()
 }
 
-/// Passes bytes on until either side ends; those towards the array as `judge` says.
+/// Passes bytes on until either side ends. `judge` decides about bytes towards the array.
 fn pass(mut from: TcpStream, mut to: TcpStream, judge: Option<&Shared>) {
     let mut bytes = [0; 65536];
     let mut run = 0;
@@ -142,7 +142,7 @@ struct Story {
 }
 
 impl Story {
-    /// A gateway of two cores that reaches its array by `queues` I/O queues.
+    /// Starts a gateway of two cores that reaches its array by `queues` I/O queues.
     fn new(queues: u16) -> Self {
         let array = Gateway::with_memory_lun(Shape::new(1), 16);
         let wire = Wire::to(array.addr());
@@ -157,7 +157,7 @@ impl Story {
         Self { array, wire, gateway }
     }
 
-    /// The host, whose I/O queue is on core 1.
+    /// Connects the host. Its I/O queue is on core 1.
     fn host(&self) -> (Raw, Raw) {
         let who = Who::admin(&host_nqn(1), SUBSYSTEM);
         self.gateway.place_next(0);
@@ -166,7 +166,7 @@ impl Story {
         (admin, Raw::queue(self.gateway.addr(), &who.queue(cntlid, 1, 31), (false, false)))
     }
 
-    /// The new write is what is there, and stays it until nothing of the old one can be left.
+    /// Checks that the new write is there, and stays there until nothing of the old write can be left.
     fn end(self, mut host: (Raw, Raw)) {
         let until = Instant::now() + 3 * KATO;
         while Instant::now() < until {
@@ -191,7 +191,7 @@ fn begin_write(io: &mut Raw, fill: u8) {
 
 #[test]
 fn a_write_that_an_array_never_answered_is_not_sent_again_for_a_host_that_left() {
-    // One queue, which is core 0's, so that the write goes there by mailbox.
+    // The one queue is core 0's, so the write goes there by mailbox.
     let mut story = Story::new(1);
     let (admin, mut io) = story.host();
     story.wire.set(MUTE);
@@ -200,7 +200,7 @@ fn a_write_that_an_array_never_answered_is_not_sent_again_for_a_host_that_left()
     while story.wire.shared.swallowed.load(Ordering::SeqCst) < BLOCK {
         patience.pause();
     }
-    // The path is lost and is back at once; the write's fence is still to come.
+    // The path is lost and is back at once. The fence of the write is still to come.
     story.wire.set(AWAY);
     story.wire.cut();
     story.wire.set(OPEN);
@@ -225,7 +225,7 @@ fn a_write_that_waits_for_an_array_ends_with_its_host() {
         rows.iter().any(|(_, row)| row.qid == 1 && row.outstanding == 1)
     });
     drop((admin, io));
-    // While the array is still away: what was never sent needs no fence.
+    // The array is still away. A write that was never sent needs no fence.
     let mut host = story.host();
     begin_write(&mut host.1, NEW);
     story.wire.set(OPEN);
@@ -236,7 +236,7 @@ fn a_write_that_waits_for_an_array_ends_with_its_host() {
 
 #[test]
 fn a_write_that_comes_with_the_end_of_its_queue_ends_too() {
-    // Core 1 passes it on to core 0, and the cancel must not overtake it.
+    // Core 1 passes the write on to core 0, and the cancel must not overtake it.
     let mut story = Story::new(1);
     let (mut admin, mut io) = story.host();
     story.wire.set(AWAY);
@@ -250,7 +250,7 @@ fn a_write_that_comes_with_the_end_of_its_queue_ends_too() {
     bytes.extend([2, 0, 24, 0, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     io.send(&bytes);
     io.wait_closed("the host terminated");
-    // A reset is over only when the write is.
+    // A reset is complete only when the write has ended.
     admin.enable(false);
     drop((admin, io));
     story.wire.set(OPEN);

@@ -1,4 +1,4 @@
-//! Listeners of the discovery subsystem's own.
+//! The discovery subsystem's own listeners.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -34,12 +34,12 @@ hosts = ["nqn.2026-01.org.example:host-1"]
 listeners = ["SECOND"]
 "#;
 
-/// The listener in SPDK's words.
+/// Returns the parameters of SPDK's methods for this listener.
 fn spdks(nqn: &str, at: SocketAddr) -> Value {
     json!({ "nqn": nqn, "listen_address": spdk_address(at) })
 }
 
-/// What a host finds in the discovery log: names and addresses, sorted.
+/// Returns the names and addresses in a host's discovery log, sorted.
 fn log(to: SocketAddr, host: usize) -> Vec<(u8, String, String)> {
     let (mut raw, _) = Raw::admin(to, &Who::admin(&host_nqn(host), DISCOVERY_NQN));
     let page = GetLogPage { lid: lid::DISCOVERY, len_bytes: 8192, ..GetLogPage::default() };
@@ -73,9 +73,9 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
         assert_eq!(log(own, 2), [nvm("open", gateway.addr), itself.clone()], "life {life}");
         let all = [nvm("elsewhere", second), nvm("open", gateway.addr), itself.clone()];
         assert_eq!(log(own, 1), all, "life {life}");
-        // As ever: what is offered at the listener that is asked.
+        // Another listener still reports only the subsystems that it offers itself.
         assert_eq!(log(gateway.addr, 1), [nvm("open", gateway.addr)], "life {life}");
-        // It is nobody else's.
+        // The discovery listener offers no other subsystem.
         let (_, answer) = Raw::asked(own, &Who::admin(&host_nqn(2), "nqn.2026-01.org.example:open"));
         assert_eq!(answer, ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN));
         let refused = format!("listener={own} why=\"the subsystem is not offered on this listener");
@@ -97,7 +97,8 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
 fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     let (gateway, _, own) = start();
     let plain = gateway.toml("config_get");
-    // Its own listeners are what a list of all shows it for. Asked for by name, it is always there.
+    // The list of all subsystems has the discovery subsystem only if it has listeners of its own. Asked for by name, it is always
+    // there.
     assert!(!gateway.ok(&["subsystem", "list"]).contains(DISCOVERY_NQN));
     assert_eq!(gateway.call("subsystem_list", json!({ "nqn": DISCOVERY_NQN }))[0]["listeners"], json!([]));
     gateway.ok(&["subsystem", "add-listener", DISCOVERY_NQN, &own.to_string()]);
@@ -111,7 +112,7 @@ fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     );
     let backup = gateway.toml("config_backup");
     assert!(backup.contains("[discovery]"), "{backup}");
-    // Whoever is connected by it is named, and nothing changes.
+    // The refusal names the listener that a host is connected by, and nothing changes.
     let host = Raw::admin(own, &Who::admin(&host_nqn(1), DISCOVERY_NQN));
     let refused =
         gateway.try_call("config_apply", json!({ "toml": plain })).expect_err("a host is connected");

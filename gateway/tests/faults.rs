@@ -1,5 +1,5 @@
-//! What goes wrong around a whole gateway: it is killed in the middle of a change, disks are full, superblocks are damaged,
-//! databases are lost, arrays go away. Each time hosts of other LUNs must notice nothing.
+//! Faults around a whole gateway: it is killed in the middle of a change, disks are full, superblocks are damaged, databases are
+//! lost, and arrays go away. Hosts of other LUNs must notice nothing.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 /// The largest transfer that every gateway of these tests takes.
 const PIECE: u64 = MIB;
 
-/// Writes `byte` all over a range of a namespace with 512-byte blocks, durably; the first status that isn't success.
+/// Writes `byte` all over a range of a namespace with 512-byte blocks, durably. Returns the first status that isn't success.
 fn fill(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8) -> Result<(), Status> {
     for at in range.step_by(PIECE as usize) {
         let data = vec![byte; PIECE as usize];
@@ -51,7 +51,7 @@ fn expect_filled(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8,
     }
 }
 
-/// Shows a LUN to hosts, takes it away again.
+/// Shows a LUN to hosts. [`hide`] takes it away again.
 fn show(gateway: &Daemon, lun: &str, nsid: u32) {
     gateway.call("subsystem_add_namespace", json!({ "nqn": SUBSYSTEM, "lun": lun, "nsid": nsid }));
 }
@@ -60,7 +60,7 @@ fn hide(gateway: &Daemon, nsid: u32) {
     gateway.call("subsystem_remove_namespace", json!({ "nqn": SUBSYSTEM, "nsid": nsid }));
 }
 
-/// A host of the gateway's one subsystem; each number is one.
+/// Connects host `number` to the gateway's one subsystem.
 fn host(gateway: &Daemon, number: usize) -> Pair {
     Pair::connect(gateway.addr, &support::host_nqn(number), SUBSYSTEM)
 }

@@ -1,4 +1,4 @@
-//! Hosts without permission open all that they can, as slowly as they like: a listed host connects all the same.
+//! Unlisted hosts open as many connections as they can, as slowly as they like. A listed host connects all the same.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -46,7 +46,7 @@ namespaces = [{ nsid = 1, lun = "a" }]
 /// The way in which each connection of a flood behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flood {
-    /// Nothing.
+    /// It sends nothing.
     Silent,
     /// It ends its own direction at once.
     HalfClosed,
@@ -54,9 +54,9 @@ enum Flood {
     Slow,
     /// It sends its ICReq, and no Connect.
     Initialized,
-    /// It sends a Connect whose data is to be asked for, and not the data.
+    /// It sends a Connect whose data must be requested, and never sends the data.
     Owing,
-    /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and no more to say.
+    /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
     Discovery(u32),
     /// It asks for a subsystem under a name that isn't listed, again and again.
     Refused,
@@ -73,17 +73,17 @@ const FLOODS: [Flood; 8] = [
     Flood::Refused,
 ];
 
-/// One connection.
+/// One connection of a flood.
 struct Stranger {
     stream: TcpStream,
-    /// Bytes that it has sent, and received.
+    /// The number of bytes that it has sent, and the number that it has received.
     sent: usize,
     got: usize,
     asked: bool,
 }
 
 impl Flood {
-    /// Does what is next on a connection; false once it is over.
+    /// Does the next step of a connection. Returns false once the connection is over.
     fn step(self, it: &mut Stranger, number: usize) -> bool {
         let mut bytes = [0; 512];
         match it.stream.read(&mut bytes) {
@@ -108,7 +108,7 @@ impl Flood {
             Self::Initialized => return true,
             Self::Owing | Self::Discovery(_) | Self::Refused => {}
         }
-        // ICResp, then one response for each Connect.
+        // The controller sends ICResp, then one response for each Connect.
         let answered = it.got >= 128 && (it.got - 128).is_multiple_of(24);
         if answered && (!it.asked || self == Self::Refused) {
             it.asked = true;
@@ -147,7 +147,7 @@ fn first(bytes: &mut [u8]) -> &mut [u8; CapsuleCmd::LEN] {
     bytes.first_chunk_mut().expect("as long as it was made")
 }
 
-/// Begins to connect to `to` from `from`.
+/// Starts a connection from `from` to `to`.
 fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     let SocketAddr::V4(to) = to else { return None };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -159,12 +159,12 @@ fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Keeps `count` connections open from so many addresses, or from the listed host's own if that is 0, until `stop`; those that
-/// are closed are opened anew. `rounds` counts how
-/// often all have had their turn, `opened` connections.
+/// Keeps `count` connections open until `stop`, from `addresses` addresses, or from the listed host's own if that is 0. Closed
+/// connections are opened again. `rounds` counts how often all connections have had their turn, and `opened` counts the
+/// connections.
 fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &Seen) {
     let from = |n: usize| match addresses {
-        // The listed host's own.
+        // This is the listed host's own address.
         0 => Ipv4Addr::LOCALHOST,
         _ => Ipv4Addr::new(127, 1, 0, (n % addresses) as u8),
     };
@@ -204,20 +204,20 @@ impl Drop for End<'_> {
     }
 }
 
-/// Connects `times` times as the listed host while each flood goes on; `check` is told how long each took. Whatever is refused or
-/// cut off panics.
+/// Connects `times` times as the listed host during each flood, and gives `check` the time that each took. Panics if a connection
+/// is refused or cut off.
 fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(&str, Duration)) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     assert!(most > count as u64 + 100, "{count} connections need more descriptors than {most}");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many as may be had");
     for flood in FLOODS {
         for &addresses in addresses {
-            // A start of its own for each, so that what one leaves behind isn't the next one's.
+            // Each flood has its own gateway, so that it doesn't meet the remains of the one before.
             let gateway = Daemon::start(DOCUMENT);
             let to = gateway.addr;
             let seen = Seen::default();
             std::thread::scope(|scope| {
-                // Also if what is below panics, or the scope would wait for the attack without end.
+                // Ends the attack even if the code below panics. Otherwise the scope would wait for it without end.
                 let _end = End(&seen.stop);
                 let attack = scope.spawn(|| keep_up(flood, count, addresses, to, &seen));
                 while seen.rounds.load(Ordering::Relaxed) < 3 && !attack.is_finished() {
@@ -241,7 +241,7 @@ fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(
     }
 }
 
-/// Reads `len` bytes, or as many as come before the end.
+/// Reads `len` bytes, or fewer if the stream ends before.
 fn read(stream: &mut TcpStream, len: usize) -> Vec<u8> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
     let mut bytes = Vec::new();
@@ -289,7 +289,7 @@ fn what_is_no_opening_gets_its_answer_at_once() {
     }
 }
 
-/// The kernel tells of what is behind urgent data and doesn't show it.
+/// The kernel reports that there is data behind urgent data, but doesn't show it.
 #[test]
 fn an_opening_with_urgent_data_goes_to_a_core() {
     use nix::sys::socket::{MsgFlags, send};
@@ -320,15 +320,15 @@ fn who_waits_at_a_listener_that_goes_is_sent_away() {
     assert_eq!(read(&mut elsewhere, 128).len(), 128);
 }
 
-/// More than a core has places for.
+/// The flood has more connections than a core has places.
 #[test]
 fn a_listed_host_connects_whatever_strangers_open() {
     under_floods(1_500, &[0, 256], 5, |_, _| ());
 }
 
-/// As long as a host waits at most. A measurement, on a machine that has nothing else to do: `cargo test --release -p
-/// trefoil-gateway --test flood -- --ignored --nocapture`. A host that shares its address with the flood is told of and not
-/// judged: it waits behind all that has come from there before it.
+/// A measurement, for a machine with nothing else to do: `cargo test --release -p trefoil-gateway --test flood -- --ignored
+/// --nocapture`. A second is the longest that a host waits. A host that shares its address with the flood is reported but not
+/// judged, because it waits behind all earlier connections from there.
 #[test]
 #[ignore = "it is a measurement"]
 fn a_listed_host_connects_within_a_second_under_ten_thousand_sockets() {

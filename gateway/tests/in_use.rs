@@ -1,4 +1,4 @@
-//! What connected hosts use isn't taken from them by what doesn't name it, nor data destroyed.
+//! A change that takes more from connected hosts than it names, or that destroys data, needs a flag.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -33,7 +33,7 @@ allow_any_host = true
 listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "a" }WHOLE]
 "#;
-/// A LUN of memory, and what shows it.
+/// A LUN on memory, with its backend.
 const WHOLE: &str = r#"
 [[backend]]
 name = "mem"
@@ -52,7 +52,7 @@ fn start() -> Daemon {
     gateway
 }
 
-/// An array, and a gateway with a pool `far` on it.
+/// Starts an array, and a gateway with a pool `far` on the array.
 fn start_with_far_pool() -> (Daemon, Daemon) {
     let (array, gateway) = (start(), start());
     let far = json!({ "name": "far", "type": "nvme-tcp", "address": array.addr, "subnqn": NQN, "nsid": 2 });
@@ -61,7 +61,7 @@ fn start_with_far_pool() -> (Daemon, Daemon) {
     (array, gateway)
 }
 
-/// Whether the gateway still has a queue pair.
+/// Returns whether the gateway still has a queue pair.
 fn is_connected(gateway: &Daemon) -> bool {
     gateway.call("stats_get", json!({}))["qpairs"].as_array().is_some_and(|rows| !rows.is_empty())
 }
@@ -108,14 +108,14 @@ fn a_document_takes_no_lun_from_a_connected_host() {
 fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
     let (array, gateway) = start_with_far_pool();
     let before = gateway.ok(&["config", "get"]);
-    // The namespace of `w` goes, and a LUN comes that takes until the array answers.
+    // The document drops the namespace of `w` and adds a LUN. Making the LUN takes until the array answers.
     let (text, whole) = (before.clone(), "[[subsystem.namespaces]]\nnsid = 2\nlun = \"w\"\n");
     assert!(text.contains(whole), "{text}");
     let new = "[[lun]]\nname = \"b\"\npool = \"far\"\nsize = \"8MiB\"\n";
     let document = gateway.write("new.toml", format!("{}\n{new}", text.replace(whole, "")));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // That it is under way can't be seen; if it were not, it would be refused at its start.
+    // Nothing shows that the change is under way. If it were not, the host's connection would have it refused at its start.
     for _ in 0..20 {
         assert!(!is_connected(&gateway));
         gateway.ok(&["lun", "list"]);
@@ -137,13 +137,13 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     gateway.ok(&["lun", "create", "b", "--pool", "far", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "3"]);
     let before = gateway.ok(&["config", "get"]);
-    // The pool keeps who sees its LUN, and can't be told as long as the array doesn't answer.
+    // The pool stores which subsystems show its LUN, and can't be written as long as the array doesn't answer.
     let shown = "[[subsystem.namespaces]]\nnsid = 3\nlun = \"b\"\n";
     assert!(before.contains(shown), "{before}");
     let document = gateway.write("new.toml", before.replace(shown, ""));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // That it is under way can't be seen; if it were not, it would be refused at its start.
+    // Nothing shows that the change is under way. If it were not, the host's connection would have it refused at its start.
     for _ in 0..20 {
         gateway.ok(&["lun", "list"]);
     }
@@ -157,8 +157,8 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
-/// With all leave that there is: what a LUN has on its pool isn't deleted under the name of another, and no layout is
-/// written over what hosts still use, in a change that may fail yet.
+/// Even with both flags, a document can't delete a LUN's data on its pool by giving the LUN another name. Nor can it write a
+/// layout over data that hosts still use, in a change that may fail later.
 #[test]
 fn a_document_gives_no_lun_s_disk_to_another() {
     let gateway = start();
@@ -205,7 +205,7 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
     let ways: [(&[&str], &str); 3] = [
         (&["subsystem", "delete", NQN], &gone),
         (&["subsystem", "allow-any-host", NQN, "false"], &gone),
-        // The namespace's first list takes it from all others.
+        // The namespace's first list takes the namespace from all other hosts.
         (&["host", "add", NQN, &other, "--nsid", "2"], "loses namespace 2 (LUN `w`)"),
     ];
     let before = gateway.ok(&["config", "get"]);
@@ -213,12 +213,12 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
         let refused = gateway.refused(words);
         assert!(refused.contains(what) && refused.ends_with(": only with --force\n"), "{refused}");
     }
-    // SPDK's clients have no word for force, and what SPDK doesn't do isn't done to its hosts.
+    // SPDK's clients can't ask for force. Hosts that SPDK would leave connected are not disconnected here.
     let params = format!(r#"{{"nqn":"{NQN}","allow_any_host":false}}"#);
     assert!(gateway.refused(&["call", "nvmf_subsystem_allow_any_host", &params]).contains(&gone));
     assert_eq!(gateway.ok(&["config", "get"]), before);
     host.csts();
-    // What is named is done.
+    // A command may do what it names.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "2"]);
     gateway.ok(&["subsystem", "delete", NQN, "--force"]);
     host.wait_closed("its subsystem is deleted");

@@ -59,11 +59,11 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     gateway.ok(&["host", "create", "web", by_name]);
     gateway.ok(&["host", "add", S, "web"]);
     assert!(added.iter().all(|host| is_let_in(&gateway, host)));
-    // A name with a wrong letter would be one of these.
+    // This name could be a misspelt name of a host, so the log warns of it.
     let told = format!("host `{by_spdk}`: no [[host]] has this name, so it is taken for an NQN");
     wait_for("a line about it", || gateway.log().contains(&told));
     assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
-    // A document that says so is taken again, and means the same.
+    // A document with such a name is accepted again and means the same.
     let kept = gateway.ok(&["config", "get"]);
     gateway.ok(&["config", "apply", &gateway.write("kept.toml", kept)]);
     gateway.kill_and_restart();
@@ -113,7 +113,7 @@ fn a_host_without_a_name_is_let_in_only_where_any_host_may_connect() {
     assert!(said.contains("hostid:abababab-abab-abab-abab-abababababab"), "{said}");
 }
 
-/// These Connects are refused before any list of hosts is looked at.
+/// These Connects are refused before any list of hosts is checked.
 #[test]
 fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     let port = own_addr();
@@ -144,7 +144,7 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     }
 }
 
-/// A number parser accepts the month "+1". A subsystem with such a name passed the check, and no host could connect to it.
+/// A number parser accepts the month "+1". A subsystem with such a name once passed the check, and no host could connect to it.
 #[test]
 fn a_subsystem_that_a_check_calls_sound_is_served() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! No core allocates or frees after its start-up, whatever hosts, arrays and control do.
+//! No core allocates or frees after its start-up, whatever hosts, arrays and the control plane do.
 
 mod support;
 
@@ -25,7 +25,7 @@ use trefoil_wire::tcp::{FatalStatus, TermReq, TermReqDirection};
 #[global_allocator]
 static GUARD: Guard = Guard::new();
 
-/// In capsules, by R2T in pieces and straight into blocks.
+/// These sizes go in capsules, by R2T in pieces, and straight into blocks.
 const ALL_SIZES: &[u32] = &[512, 4096, 8192, 16384, 131_072, 1 << 20];
 
 #[test]
@@ -35,7 +35,7 @@ fn steady_io() {
     file.set_len(128 << 20).expect("a sparse file");
     gateway.attach_memory(BackendId(0), CoreId(3), 64 << 20);
     gateway.attach_file(BackendId(1), CoreId(2), &file, 128 << 20);
-    // The second LUN lies on both.
+    // The second LUN is on both backends.
     let mut split = gateway.lun("split", 1, 0, 64 << 20);
     let middle = split.extents[0];
     split.extents = vec![
@@ -55,7 +55,7 @@ fn steady_io() {
             (spec.io_queues, spec.digests) = (1 + host as u16 % 4, host % 2 == 1);
             (spec.nsid, spec.base) = (1 + host as u32 % 2, (host as u64 / 2 * 4) << 20);
             if spec.nsid == 2 {
-                // Across the place where the extents meet.
+                // The range crosses the place where the extents meet.
                 spec.base = (26 << 20) + ((host as u64 / 2 * 4) << 20);
             }
             spec
@@ -69,7 +69,8 @@ fn steady_io() {
     GUARD.assert_clean();
 }
 
-/// An idle core keeps itself warm, in no table, and without it, if the connection ends, it goes on.
+/// An idle core keeps itself warm over a connection that is in no table. It goes on without that connection if the connection
+/// ends.
 #[test]
 fn cores_keep_themselves_warm() {
     let mut gateway = Gateway::with_memory_lun(Shape::new(2), 16);
@@ -97,16 +98,16 @@ fn hosts_come_and_go_and_err() {
     fleet.run(0..1, ENDLESS);
     let mut rng = Rng::new(7);
     for round in 0..2u8 {
-        // In order.
+        // A host disconnects in order.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
         pair.check(1, round);
         let disconnect = FabricsCommand::Disconnect { recfmt: 0 }.sqe(pair.io.cid(), Sgl::NONE);
         assert!(pair.io.command(disconnect, &[]).0.status.is_ok());
         pair.io.wait_closed("it said Disconnect");
-        // Refused.
+        // A Connect is refused.
         let mut raw = Raw::initialized(gateway.addr(), false, false);
         raw.try_connect(&Who::admin(&host_nqn(2), "nqn.2026-01.org.example:nobody"));
-        // Commands that fail, one that is aborted, and an end in the middle of data.
+        // Some commands fail, one is aborted, and the connection ends in the middle of data.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
         assert!(pair.io.read(9, 0, 512).0.is(Status::INVALID_NAMESPACE));
         assert!(pair.io.write(1, u64::MAX, &[0; 512]).is(Status::LBA_OUT_OF_RANGE));
@@ -117,7 +118,7 @@ fn hosts_come_and_go_and_err() {
         let abort = AdminCommand::Abort(Abort { sqid: 1, cid: 900 }).sqe(pair.admin.cid(), 0, Sgl::NONE);
         assert!(pair.admin.command(abort, &[]).0.status.is_ok());
         drop(pair);
-        // Garbage: from the first byte on, and instead of a capsule. Some of it never closes.
+        // A host sends garbage, either from the first byte on or instead of a capsule. It never closes its side.
         for initialized in [false, true] {
             let mut raw = match initialized {
                 true => Raw::initialized(gateway.addr(), false, false),
@@ -127,14 +128,14 @@ fn hosts_come_and_go_and_err() {
             raw.send(&garbage);
             raw.wait_closed("it sent garbage");
         }
-        // A terminate request of the host's.
+        // A host sends a terminate request.
         let mut raw = Raw::initialized(gateway.addr(), false, false);
         let mut bytes = [0; TermReq::MAX_LEN];
         let request = TermReq { status: FatalStatus::SequenceError, offender: &[1; 24] };
         let len = request.emit(TermReqDirection::HostToController, &mut bytes);
         raw.send(&bytes[..len]);
         raw.wait_closed("it sent a terminate request");
-        // One that stops halfway through ICReq, and one that falls silent.
+        // One host stops halfway through ICReq, and one falls silent.
         let mut lazy = Raw::open(gateway.addr());
         lazy.send(&ic_req(false, false)[..100]);
         lazy.wait_closed("it never finished ICReq");
@@ -143,7 +144,7 @@ fn hosts_come_and_go_and_err() {
         let mut io = Raw::queue(gateway.addr(), &silent.queue(cntlid, 1, 31), (true, true));
         admin.wait_closed("no Keep Alive came");
         io.wait_closed("no Keep Alive came");
-        // One that never reads.
+        // A host never reads.
         let mut deaf = Pair::connect(gateway.addr(), &host_nqn(4), SUBSYSTEM);
         for cid in 0..30 {
             let sqe =
@@ -153,7 +154,7 @@ fn hosts_come_and_go_and_err() {
         gateway.wait_event("the deaf queue to be cut off", |event| {
             matches!(event, Event::QpairDown { why: "the host does not read", .. })
         });
-        // A reset from within.
+        // A host resets its controller.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(5), SUBSYSTEM);
         pair.admin.enable(false);
         pair.io.wait_closed("its controller was disabled");
@@ -212,26 +213,26 @@ fn what_is_presented_changes_live() {
     set_events(&mut pair.admin, events);
     set_events(&mut discovery, AsyncEventConfig { discovery_change: true, ..AsyncEventConfig::default() });
     for round in 0..4u32 {
-        // Added.
+        // A namespace is added.
         let namespace = Gateway::namespace(2, 1, Allow::Any);
         gateway.luns.push(Some(gateway.lun("second", 0, 24 << 20, 8 << 20)));
         gateway.subsystems[0].namespaces.push(namespace.clone());
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::NAMESPACE_CHANGED, lid::CHANGED_NAMESPACES);
         pair.check(2, round as u8);
-        // Grown.
+        // The namespace grows.
         gateway.luns[1] = Some(gateway.lun("second", 0, 24 << 20, 16 << 20));
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::NAMESPACE_CHANGED, lid::CHANGED_NAMESPACES);
         assert!(pair.io.write(2, (12 << 20) / 512, &[1; 4096]).is_ok());
-        // Its path gets worse.
+        // The path to the namespace gets worse.
         gateway.subsystems[0].namespaces[1].ana_state = 3;
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::ANA_CHANGE, lid::ANA);
         assert!(pair.io.read(2, 0, 512).0.is(Status::ANA_INACCESSIBLE));
-        // Removed.
+        // The namespace is removed.
         gateway.subsystems[0].namespaces.pop();
         gateway.luns.pop();
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::NAMESPACE_CHANGED, lid::CHANGED_NAMESPACES);
         assert!(pair.io.read(2, 0, 512).0.is(Status::INVALID_NAMESPACE));
-        // Another subsystem.
+        // Another subsystem is added.
         let name = format!("nqn.2026-01.org.example:s{round}");
         let another = gateway.subsystem(&name, Allow::Any, Vec::new());
         gateway.subsystems.push(another);
@@ -239,7 +240,7 @@ fn what_is_presented_changes_live() {
         // A backend comes and goes.
         gateway.attach_memory(BackendId(1), CoreId(0), 4 << 20);
         gateway.detach(BackendId(1));
-        // All that a host may ask.
+        // The host asks for all that it may ask for.
         for cns in 0..=0x1c {
             let identify = AdminCommand::Identify(IdentifyCommand { cns, ..IdentifyCommand::default() });
             let sqe = identify.sqe(pair.admin.cid(), 1, Sgl::Transport { len_bytes: 4096 });
@@ -271,7 +272,7 @@ fn set_events(admin: &mut Raw, events: AsyncEventConfig) {
     assert!(admin.command(sqe, &[]).0.status.is_ok(), "the events that we want");
 }
 
-/// Publishes what was changed; the event comes, and its log is read, so that the next one can come.
+/// Publishes the changes. Expects the event, and reads its log so that the next event can come.
 fn expect_event(admin: &mut Raw, gateway: &mut Gateway, event: AsyncEvent, log: u8) {
     let cid = admin.cid();
     admin.capsule(AdminCommand::AsyncEventRequest.sqe(cid, 0, Sgl::NONE), &[]);

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use support::daemon::Daemon;
 
-/// A full disk, and a pipe whose reader is gone.
+/// Returns a full disk, and a pipe whose reader is gone.
 fn unwritable() -> [(&'static str, Stdio); 2] {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -16,7 +16,7 @@ fn unwritable() -> [(&'static str, Stdio); 2] {
     [("No space left on device", full.into()), ("Broken pipe", writer.into())]
 }
 
-/// Runs `program` into both; it has to say why it failed.
+/// Runs `program` with both outputs. It must report why it failed.
 fn fails_with_a_message(program: &str, args: &[&str]) {
     for (why, stdout) in unwritable() {
         let run = Command::new(program).args(args).stdout(stdout).output().expect("runs");
@@ -68,7 +68,7 @@ fn output_that_can_not_be_written_ends_every_command_of_trefoild() {
     for args in [&["--check", &other][..], &["--preflight", &other], &["--help"], &["--version"]] {
         fails_with_a_message(env!("CARGO_BIN_EXE_trefoild"), args);
     }
-    // It can't say that it is ready.
+    // The gateway can't report that it is ready.
     for (why, stdout) in unwritable() {
         let run =
             Command::new(env!("CARGO_BIN_EXE_trefoild")).arg(&other).stdout(stdout).output().expect("runs");
@@ -95,7 +95,7 @@ fn a_message_that_can_not_be_written_leaves_the_exit_status() {
 #[test]
 fn a_gateway_serves_on_when_its_log_can_not_be_written() {
     let mut gateway = Daemon::start_by("", &["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"]);
-    // Each change is a line of the log.
+    // Each change writes a line to the log.
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
     gateway.ok(&["host", "delete", "web"]);
     gateway.signal(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! `trefoild --preflight`: it says no where the start does, and leaves no trace.
+//! `trefoild --preflight` refuses what a start refuses, and leaves no trace.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::daemon::{Daemon, own_addr};
 
-/// A pool's file, in a folder that the start makes for its state; memory that outlives the gateway; an array that is away.
+/// A document with a backend's file in a folder that the start makes for its state, and memory that outlives the gateway.
 const DOCUMENT: &str = r#"
 [gateway]
 cores = 1
@@ -41,7 +41,7 @@ listeners = ["ADDR"]
 "#;
 
 fn trefoild(args: &[&Path]) -> Output {
-    // None of them waits for what may never come.
+    // No test waits without end for a start that goes wrong.
     Command::new("timeout")
         .args(["120", env!("CARGO_BIN_EXE_trefoild")])
         .args(args)
@@ -49,18 +49,18 @@ fn trefoild(args: &[&Path]) -> Output {
         .expect("it runs")
 }
 
-/// The fields of an array's backend.
+/// Returns the fields of an array's backend.
 fn array(address: SocketAddr) -> String {
     format!("type = \"nvme-tcp\"\naddress = \"{address}\"\nsubnqn = \"nqn.2026-01.org.example:s\"")
 }
 
-/// What the preflight says, and whether it is content.
+/// Runs the preflight. Returns its report, and whether it passed.
 fn preflight(document: &Path) -> (String, bool) {
     let output = trefoild(&[Path::new("--preflight"), document]);
     (String::from_utf8(output.stdout).expect("text"), output.status.success())
 }
 
-/// All that is in a folder, with sizes and times of change.
+/// Returns all that is in a folder, with sizes and times of change.
 fn tree(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry")) {
@@ -74,7 +74,7 @@ fn tree(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     all
 }
 
-/// The line about `what`.
+/// Returns the line about `what`.
 fn line<'a>(said: &'a str, what: &str) -> &'a str {
     said.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("nothing about {what}:\n{said}"))
 }
@@ -96,7 +96,7 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
     std::fs::create_dir(path("fifo")).expect("a folder");
     nix::unistd::mkfifo(&path("fifo/state.redb"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let _datagrams = UnixDatagram::bind(path("datagrams.sock")).expect("a socket");
-    // Its line is full.
+    // The backlog of this socket is full.
     let busy = UnixListener::bind(path("busy.sock")).expect("a socket");
     nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).expect("a length")).expect("a length");
     let _waits = UnixStream::connect(path("busy.sock")).expect("a connection");
@@ -184,7 +184,7 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
             !want.contains("its folder") || error.contains(want.trim_end_matches(" is missing")),
             "{error}"
         );
-        // It has made its folder; the next one begins anew.
+        // The start has made its folder. The next case begins without it.
         let _ = std::fs::remove_dir_all(path("new"));
         let _ = std::fs::remove_file(path("ram0"));
     }
@@ -205,7 +205,8 @@ fn it_is_content_where_the_start_is() {
     assert!(content && !said.contains("LACKING"), "{said}");
     line(&said, "ok       folders, files, devices and addresses");
     assert_eq!(tree(dir.path()).len(), before.len() + 1);
-    // A scraper's port is no host's, and a file is a hole at first.
+    // The metrics port is not for hosts, so a taken one is only a warning. A new file is sparse, so it may be larger than the
+    // free space.
     let big = DOCUMENT.replace("64MiB", "4TiB");
     let big = big.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{at}\""));
     let (said, content) = preflight(&fill(&big, dir.path()));
@@ -233,7 +234,7 @@ fn what_is_stored_counts_and_only_warns() {
     let create =
         ["backend", "create", "far", "--type", "nvme-tcp", "--address", &address, "--subnqn", subnqn];
     gateway.ok(&create);
-    // Killed, so that the store must be mended, which a copy of it is.
+    // A kill leaves a store that must be repaired. The preflight repairs only its copy.
     gateway.kill();
     far.kill();
     std::fs::rename(gateway.path("new/file0.img"), gateway.path("away")).expect("moved");
@@ -259,7 +260,7 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     let try_with = |more: &str| {
         let text = format!("# trefoil backup, schema 1\n{own}\n{more}");
         std::fs::write(path("more.toml"), text).expect("written");
-        // The machine's free memory changes between two questions.
+        // The machine's free memory changes between the two calls.
         let tried = |verb: &str| {
             let said = gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
             let lines = said.lines().map(|line| match line.rsplit_once(" is asked for, and ") {
@@ -312,11 +313,11 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     for (more, want) in cases {
         let said = try_with(&more);
         assert!(said.contains(&want) && said.ends_with("\nwould fail\n"), "{want}: {said}");
-        // It tells the truth.
+        // The dry run is right: the change is refused.
         gateway.refused(&["config", "apply", &path("more.toml")]);
     }
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // What the gateway has itself is in nobody's way, nor what may be lost.
+    // The gateway's own files and addresses are no obstacle, and neither is data that may be lost.
     assert_eq!(try_with(""), "nothing to do\n");
     try_with(&over);
     let told = gateway.ok(&["config", "apply", "--dry-run", "--delete-data", &path("more.toml")]);
@@ -349,7 +350,7 @@ fn a_change_that_fails_leaves_no_file() {
     let apply = ["config", "apply", &path("more.toml")];
     assert!(gateway.refused(&apply).contains("in use"));
     assert!(!gateway.path("f").exists() && !gateway.path("m").exists());
-    // So that it may be another one the next time.
+    // The file may have another size the next time.
     drop(taken);
     std::fs::write(path("more.toml"), more.replace("8MiB", "16MiB")).expect("written");
     gateway.ok(&apply);

@@ -1,4 +1,4 @@
-//! A host or listener that is taken away is gone, in whichever way a list names it; what is not gone is told.
+//! A host or listener that is removed is gone, however a list names it. A host that may still connect is reported.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -36,7 +36,7 @@ fn may_connect(gateway: &Daemon) -> bool {
     matches!(Raw::asked(gateway.addr, &Who::admin(WEB, NQN)).1, ConnectResponse::Connected { .. })
 }
 
-/// What `trefoil` says beside its result.
+/// Returns the notes that `trefoil` prints beside its result.
 fn told(gateway: &Daemon, args: &[&str]) -> String {
     let run = gateway.run(args);
     let said = String::from_utf8_lossy(&run.stderr).into_owned();
@@ -57,7 +57,7 @@ fn a_revoked_host_is_gone_on_every_way_in() {
             gateway.kill_and_restart();
             assert!(!may_connect(&gateway), "{host}, after a restart");
         }
-        // SPDK's method, then a document, list it twice.
+        // SPDK's method and then a document list the host twice.
         gateway.call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": WEB }));
         let twice = gateway.try_call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": "web" }));
         assert!(twice.is_err_and(|why| why.contains("on the list")), "one host, by its name");
@@ -103,7 +103,7 @@ fn one_lun_in_two_subsystems_is_told_by_check_start_and_answer() {
     let document = gateway.arg("trefoil.toml");
     let said = String::from_utf8(trefoild(&["--check", &document]).stdout).expect("text");
     assert!(said.contains("warning: LUN `l` is "), "{said}");
-    // An answer tells what its change has brought, and only that.
+    // An answer has only the notes that its change has caused.
     gateway.ok(&["subsystem", "remove-namespace", other, "1"]);
     let said = told(&gateway, &["subsystem", "add-namespace", other, "l", "--nsid", "1"]);
     assert!(said.starts_with("trefoil: note: ") && said.contains(&what), "{said}");

@@ -1,7 +1,7 @@
-//! The measurements: shares of a floor, taken in turns with it in the same run.
+//! The measurements: the gateway's rate as a share of a floor's rate, both taken in turns in the same run.
 //!
-//! A round measures the gateway, with the floors asleep, and then the floors, with the gateway
-//! stopped (SIGSTOP). A ratio is taken within each round; what is reported is the median of the rounds.
+//! A round measures the gateway, with the floors asleep, and then the floors, with the gateway stopped
+//! (SIGSTOP). Each round gives a ratio; the report shows the median of the rounds.
 
 mod idle;
 mod relay;
@@ -20,16 +20,16 @@ use std::time::Duration;
 const GATEWAY_CPU: usize = 0;
 /// The CPU of the load, or of a floor's client.
 const CLIENT_CPU: usize = 1;
-/// Of the subsystem that is measured.
+/// The NQN of the measured subsystem.
 const NQN: &str = "nqn.2026-01.org.example:perf";
-/// Commands that a queue pair of a load may have under way.
+/// The most commands that a queue pair of a load may have outstanding.
 const QUEUE_DEPTH: u16 = 160;
-/// Above this load average others use the CPUs that are measured.
+/// Above this load average, other programs use the measured CPUs.
 const QUIET_LOAD: f64 = 1.0;
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
-/// What to measure.
+/// The measurements.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Bench {
     /// A memory LUN, against bare TCP.
@@ -44,13 +44,13 @@ pub enum Bench {
     Scale,
 }
 
-/// How to measure.
+/// Options of a measurement.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Options {
-    /// The last line is one JSON object.
+pub struct BenchOptions {
+    /// Prints one JSON object as the last line.
     #[arg(long)]
     pub json: bool,
-    /// Rounds, of which the median counts.
+    /// Number of rounds; the median of all rounds counts.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Size of the LUN in MiB.
@@ -59,10 +59,10 @@ pub struct Options {
     /// I/O connections over which a figure's depth is spread.
     #[arg(long, default_value_t = 1)]
     pub connections: u16,
-    /// Milliseconds a figure, after a quarter as much to warm up.
+    /// Milliseconds per figure, after a warm-up of a quarter of this time.
     #[arg(long, default_value_t = 800)]
     pub time_ms: u64,
-    /// Only the figures of `storage` whose name contains this.
+    /// Measures only the figures of `storage` whose name contains this text.
     #[arg(long, default_value = "")]
     pub only: String,
     /// Hosts of `scale`, with 5 queue pairs each: the admin queue and 4 for I/O.
@@ -72,7 +72,7 @@ pub struct Options {
     pub place: Place,
 }
 
-impl Options {
+impl BenchOptions {
     fn time(&self) -> Duration {
         Duration::from_millis(self.time_ms)
     }
@@ -85,8 +85,8 @@ impl Options {
 /// Measures and prints.
 ///
 /// # Errors
-/// What went wrong.
-pub fn run(bench: Bench, options: &Options) -> Result<()> {
+/// The first failure of the run.
+pub fn run(bench: Bench, options: &BenchOptions) -> Result<()> {
     let load_average = proc::load_average()?;
     if load_average > QUIET_LOAD {
         eprintln!("the machine is busy (load average {load_average}): nothing here will mean much");
@@ -103,7 +103,7 @@ pub fn run(bench: Bench, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Figures of all rounds by name: those that count, and the absolute ones behind them.
+/// The figures of all rounds by name: the figures that count, and the absolute figures behind them.
 #[derive(Default)]
 struct Outcome {
     figures: Vec<(String, Vec<f64>)>,
@@ -146,7 +146,7 @@ fn record(all: &mut Vec<(String, Vec<f64>)>, name: &str, value: f64) {
     }
 }
 
-/// Of an even number, the mean of the two in the middle; zero of none.
+/// Returns the median: for an even number of values the mean of the middle two, for no values zero.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -158,7 +158,7 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// To four significant digits, or to whole numbers above them.
+/// Rounds to four significant digits, or a larger value to a whole number.
 fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return 0.0;

@@ -1,7 +1,7 @@
-//! What runs on the load's core.
+//! The handler on the load's core.
 
-use crate::load::{Msg, Phase, Report, UNIT_BYTES};
 use crate::pattern;
+use crate::phase::{Msg, Phase, Report, UNIT_BYTES};
 use std::time::Duration;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::uring_io::UringIo;
@@ -14,24 +14,24 @@ use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl};
 type Driver = UringIo<Msg>;
 
 const NOBODY: u32 = u32::MAX;
-/// No command of a load takes longer before it is aborted.
+/// The time after which a command of a load is aborted.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The handler of the load's core.
 pub struct Client {
     arena: Arena,
     hosts: Vec<Worker>,
-    /// Whose a socket is, by [`SockId`].
+    /// The host of each socket, by [`SockId`].
     owners: Vec<u32>,
-    /// Hosts that had an event since the last turn, each once.
+    /// Hosts with an event since the last turn, each listed once.
     touched: Vec<u32>,
     phase: Option<Phase>,
     report: Box<Report>,
     since: Instant,
     outstanding: usize,
-    /// When a command last completed, or the first of those under way began.
+    /// The time of the last completion, or of the start of the first outstanding command.
     last_done: Instant,
-    /// `Msg::Quiet` is owed once nothing is under way.
+    /// Set if `Msg::Quiet` must be sent once no command is outstanding.
     quiet_owed: bool,
     stopping: bool,
     random: Rng,
@@ -47,14 +47,14 @@ struct Worker {
     jobs: Vec<Job>,
     outstanding: usize,
     done: u64,
-    /// Where a sequential phase goes on.
+    /// The next unit of a sequential phase.
     next_unit: usize,
     touched: bool,
     deadline: Option<Instant>,
     model: Model,
 }
 
-/// One command under way.
+/// One outstanding command.
 #[derive(Clone, Copy, Default)]
 struct Job {
     since: Instant,
@@ -64,7 +64,7 @@ struct Job {
     verify: bool,
 }
 
-/// Which version each unit of the namespace holds; empty without verification.
+/// The expected version of each unit of the namespace; empty without verification.
 #[derive(Default)]
 struct Model {
     versions: Vec<u32>,
@@ -76,7 +76,8 @@ impl Model {
         (unit as u64) << 32 | u64::from(version)
     }
 
-    /// Whether the units hold what the model says. Version zero is a namespace's zeros.
+    /// Returns whether the units hold the versions of the model. Version zero stands for the zeros of a new
+    /// namespace.
     fn holds(&self, unit: usize, data: &[u8]) -> bool {
         data.chunks(UNIT_BYTES).zip(unit..).all(|(block, unit)| match self.versions[unit] {
             0 => block.iter().all(|&b| b == 0),
@@ -86,7 +87,7 @@ impl Model {
 }
 
 impl Client {
-    /// Hosts by `configs`, each with room for its depth. They start to connect at once.
+    /// Creates the hosts of `configs`, each with room for its depth. The hosts start to connect at once.
     pub fn new(
         io: &mut Driver,
         arena: Arena,
@@ -141,7 +142,7 @@ impl Client {
         }
     }
 
-    /// The host of a socket, which will have its turn.
+    /// Returns the host of a socket, and marks it to have its turn.
     fn host(&mut self, sock: SockId) -> Option<&mut Host> {
         let at = *self.owners.get(sock.0 as usize)? as usize;
         if at >= self.hosts.len() {
@@ -261,7 +262,7 @@ impl Client {
                     self.outstanding += 1;
                 }
                 Err(mut command) => {
-                    // Its queue is full: the next completion makes room.
+                    // The host's queue is full: the next completion makes room.
                     worker.free.push(tag);
                     if phase.verify {
                         worker.model.busy[unit..unit + job_units].fill(false);
@@ -275,7 +276,7 @@ impl Client {
         }
     }
 
-    /// Whether nothing more will begin.
+    /// Returns whether no further command will start.
     fn is_at_end(&self) -> bool {
         let Some(phase) = self.phase else { return true };
         let units = phase.io_bytes / UNIT_BYTES;
@@ -296,7 +297,7 @@ fn stamp(model: &mut Model, unit: usize, data: &mut [u8]) {
     }
 }
 
-/// Looks at each cache line, as whoever asked for the data would.
+/// Reads each cache line, as a user of the data does.
 fn touch_in(data: &[u8]) {
     std::hint::black_box(data.iter().step_by(64).fold(0, |sum, b| sum ^ b));
 }
@@ -355,7 +356,7 @@ impl Handler<Driver> for Client {
                 for worker in &mut self.hosts {
                     (worker.done, worker.next_unit) = (0, 0);
                     if !phase.verify && phase.read_percent < 100 {
-                        // What is written now, nobody can tell later.
+                        // The model doesn't know the contents after writes of an unverified phase.
                         worker.model = Model::default();
                     }
                 }

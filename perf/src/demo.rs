@@ -1,5 +1,5 @@
-//! The demo: a gateway with a LUN in memory and one in a file, a host on each that checks what it
-//! reads, a kill in the middle, and at the end everything that was written is read back.
+//! The demo: a gateway with a LUN in memory and a LUN in a file. A host on each LUN checks its reads. The
+//! gateway is killed in the middle. At the end the hosts read back everything that was written.
 
 mod table;
 
@@ -16,23 +16,23 @@ use trefoil_poll::core::Idle;
 
 const NQN: &str = "nqn.2026-01.org.example:demo";
 const LUNS: [(&str, u64); 2] = [("memory", 64 << 20), ("file", 64 << 20)];
-/// The host of the LUN in memory keeps as many commands under way as that of the file.
+/// Outstanding commands of each host, the same for the LUN in memory and the LUN in the file.
 const DEPTH: usize = 16;
 const READ_PERCENT: u8 = 60;
 const SECONDS: u64 = 12;
-/// When the gateway is killed, and for how long it is gone at the least.
+/// The second of the kill, and the least time for which the gateway is down.
 const KILL_AFTER: u64 = 5;
 const GONE: Duration = Duration::from_millis(700);
-/// The gateway's core and the two hosts.
+/// Busy threads: the gateway's core and the two hosts.
 const THREADS: usize = 3;
-/// For whatever must end soon.
+/// The deadline for every wait that must end soon.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_FILES: &str = "/dev/shm";
 const MEMORY_FILE_PREFIX: &str = "trefoil-demo-";
 
-/// How to show it.
+/// Options of the demo.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Options {
+pub struct DemoOptions {
     /// Leaves the gateway running.
     #[arg(long)]
     pub keep: bool,
@@ -43,8 +43,8 @@ pub struct Options {
 /// Runs the demo.
 ///
 /// # Errors
-/// What went wrong; above all a read that found something else than was written.
-pub fn run(options: &Options) -> Result<()> {
+/// The first failure of the run, above all a read with other contents than were written.
+pub fn run(options: &DemoOptions) -> Result<()> {
     let (dir, memory) = (options.place.fresh()?, MemoryFile::new()?);
     let at = gateway::free_addr()?;
     gateway::file_of_zeros(&dir.path().join("file.img"), LUNS[1].1)?;
@@ -132,7 +132,7 @@ fn system(at: SocketAddr, dir: &Path, memory: &Path) -> trefoil_config::Config {
     gateway::system(settings, at, NQN, backends)
 }
 
-/// One LUN, its host, and what became of it.
+/// One LUN, its host, and the sum of its reports.
 struct Show {
     name: &'static str,
     load: Load,
@@ -166,7 +166,7 @@ impl Show {
         })
     }
 
-    /// What happened since the last time, added to the sum.
+    /// Takes the report since the last call, and adds it to the sum.
     fn take(&mut self) -> Result<Report> {
         let report = self.load.report()?;
         self.ops += report.ops;
@@ -178,7 +178,7 @@ impl Show {
     }
 }
 
-/// The workload, the kill, and the table; for how long the gateway was away.
+/// Runs the workload, the kill and the table. Returns for how long the gateway was down.
 fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<Duration> {
     let phase = Phase { verify: true, ..Phase::random(READ_PERCENT, 4096, DEPTH) };
     for show in shows.iter_mut() {
@@ -251,7 +251,7 @@ fn how_to_connect(at: SocketAddr, gateway: &Gateway) {
     println!("  {} --socket {} lun list", gateway.command_line().display(), socket.display());
 }
 
-/// A file whose contents are memory and outlive the gateway; removed when dropped.
+/// A file in memory whose contents outlive the gateway. Dropping this value removes the file.
 struct MemoryFile(Option<PathBuf>);
 
 impl MemoryFile {
@@ -273,13 +273,13 @@ impl MemoryFile {
 impl Drop for MemoryFile {
     fn drop(&mut self) {
         if let Some(path) = self.0.take() {
-            // It may not exist yet; there is nobody to tell anyway.
+            // The file may not exist yet. A failure here has no one to report to.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Removes what a demo left behind that was killed: nobody has it open.
+/// Removes the files of killed demos: files that no process has open.
 fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
@@ -293,7 +293,7 @@ fn sweep(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process that we may look at has the file mapped: a gateway that was kept does.
+/// Returns whether a process that we may inspect has the file mapped, as a kept gateway does.
 fn is_open(file: &Path) -> bool {
     let Some(file) = file.to_str() else { return true };
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };

@@ -1,13 +1,13 @@
-//! The floor: what bare TCP between two pinned threads does with the same byte counts.
+//! The floor: the rate of bare TCP between two pinned threads with the same byte counts.
 //!
-//! It knows no protocol, only sizes: a request of `request_bytes` is answered with `reply_bytes`; for
-//! solicited writes a grant goes back first and the data follows. It batches as well as a program
-//! can: one read takes all that has come, one write answers all of it; data that is long goes from the
-//! socket straight to its place. Both sides touch each cache line of the payload, if only by the copy
-//! from or to the store. Socket flags are those of the gateway and its initiator (TCP_NODELAY, the kernel's buffer sizes).
+//! The floor knows no protocol, only sizes: a request of `request_bytes` gets a reply of `reply_bytes`. For solicited
+//! writes a grant goes back first, and the data follows. The floor batches as well as a program can: one read takes all
+//! bytes that have arrived, and one write answers them all. Long data goes from the socket straight to its place. Both
+//! sides touch each cache line of the payload, if only by the copy from or to the store. Socket flags are those of the
+//! gateway and its initiator (TCP_NODELAY, the kernel's buffer sizes).
 //!
-//! The server has a [`Store`]: what it sends comes from there and what it gets goes there, as with a
-//! disk of memory; or none, and the same bytes stay hot in the cache.
+//! The server may have a [`Store`]. The server then sends from the store and receives into it, like a disk in
+//! memory. Without a store the same bytes stay hot in the cache.
 
 mod pipe;
 mod relay;
@@ -30,18 +30,20 @@ pub struct Exchange {
     pub request_bytes: usize,
     /// Server to client, then `data_bytes` back, before the reply; zero if there is no grant.
     pub grant_bytes: usize,
-    /// Client to server after a grant.
+    /// Client to server, after a grant.
     pub data_bytes: usize,
     /// Server to client.
     pub reply_bytes: usize,
-    /// At the end of the reply, what the server takes from its store.
+    /// Bytes at the end of the reply that the server takes from its store.
     pub fetched_bytes: usize,
-    /// At the end of the request, or of the data if there is a grant, what the server puts there.
+    /// Bytes at the end of the request (or of the data if there is a grant) that the server puts into its
+    /// store.
     pub stored_bytes: usize,
 }
 
 impl Exchange {
-    /// A read of `payload` bytes: a 72-byte capsule; one C2HData PDU with the SUCCESS flag.
+    /// Returns the sizes of a read of `payload` bytes: a 72-byte capsule, and one C2HData PDU with the
+    /// SUCCESS flag.
     pub fn read(payload: usize) -> Self {
         Self {
             request_bytes: 72,
@@ -53,7 +55,7 @@ impl Exchange {
         }
     }
 
-    /// A write of `payload` bytes: in the capsule up to 8 KiB, else by R2T and H2CData.
+    /// Returns the sizes of a write of `payload` bytes: in the capsule up to 8 KiB, else by R2T and H2CData.
     pub fn write(payload: usize) -> Self {
         let bare = Self {
             request_bytes: 72,
@@ -73,15 +75,15 @@ impl Exchange {
 /// One floor to measure.
 #[derive(Clone, Debug)]
 pub struct Floor {
-    /// What goes back and forth.
+    /// The sizes of one exchange.
     pub exchange: Exchange,
     /// TCP connections.
     pub connections: usize,
-    /// Exchanges under way, over all connections.
+    /// Exchanges in flight, over all connections.
     pub depth: usize,
-    /// How long; a fifth of it more before, to warm up.
+    /// The measured time. A warm-up of a fifth of it comes before.
     pub time: Duration,
-    /// Size of the server's store: each exchange concerns a random aligned place of it. Zero for none.
+    /// Size of the server's store: each exchange uses a random aligned place in the store. Zero for no store.
     pub store_bytes: usize,
 }
 
@@ -99,10 +101,10 @@ impl Floor {
     }
 }
 
-/// Exchanges a second, with a spinning server on `cpus.0` and a spinning client on `cpus.1`.
+/// Measures exchanges per second, with a spinning server on `cpus.0` and a spinning client on `cpus.1`.
 ///
 /// # Errors
-/// What the sockets say; or a depth that the connections can't share.
+/// An error of the sockets, or a depth that the connections can't share.
 pub fn run(floor: &Floor, cpus: (usize, usize)) -> Result<f64> {
     floor.check()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -111,7 +113,7 @@ pub fn run(floor: &Floor, cpus: (usize, usize)) -> Result<f64> {
     let server = std::thread::spawn(move || serve_all(&mine, &listener, cpus.0, None));
     let client = std::thread::spawn(move || ask_all(&other, to, cpus.1, None));
     let rate = joined(client);
-    // The client's sockets are closed now, so the server has ended or will.
+    // The client's sockets are closed now, so the server ends.
     joined(server)?;
     rate
 }
@@ -131,7 +133,7 @@ pub fn pin(cpu: usize) -> Result<()> {
     }
 }
 
-/// The server: until the clients have gone. With a waiter it sleeps when there is nothing to do.
+/// Runs the server until the clients have disconnected. With a waiter, the server sleeps when it has no work.
 fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Option<Waiter>) -> Result<()> {
     pin(cpu)?;
     let mut store = Store::new(floor.store_bytes, floor.exchange)?;
@@ -159,7 +161,7 @@ fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Opti
     Ok(())
 }
 
-/// The client: asks for the floor's time.
+/// Runs the client for the floor's time.
 fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>) -> Result<f64> {
     pin(cpu)?;
     let mut none = Store::none();
@@ -190,7 +192,8 @@ fn ask_all(floor: &Floor, to: SocketAddr, cpu: usize, mut waiter: Option<Waiter>
     turns(floor.time)
 }
 
-/// The server's end. A turn answers all that came; false once the client has gone.
+/// Runs one turn of the server's end: answers all requests that have arrived. Returns `false` once the client
+/// has disconnected.
 fn serve(pipe: &mut Pipe, x: Exchange, store: &mut Store) -> Result<bool> {
     let open = pipe.read(store, |kind| match kind {
         Kind::Request if x.grant_bytes > 0 => Kind::Grant,
@@ -200,7 +203,8 @@ fn serve(pipe: &mut Pipe, x: Exchange, store: &mut Store) -> Result<bool> {
     Ok(open)
 }
 
-/// The client's end. A turn asks anew for each reply that came; returns how many came.
+/// Runs one turn of the client's end: sends a new request for each reply that has arrived. Returns the number
+/// of replies.
 fn ask(pipe: &mut Pipe, none: &mut Store) -> Result<u64> {
     let mut done = 0;
     let open = pipe.read(none, |kind| match kind {
@@ -225,7 +229,7 @@ mod tests {
         Floor { exchange, connections, depth, time: Duration::ZERO, store_bytes: 2 << 20 }
     }
 
-    /// Whether anything comes through: a short time is enough where nobody else wants the CPU.
+    /// Returns whether any exchange completes. A short time is enough if no other program wants the CPU.
     fn comes_through(floor: &Floor, run: fn(&Floor, (usize, usize)) -> Result<f64>) -> bool {
         let try_for = |ms| run(&Floor { time: Duration::from_millis(ms), ..*floor }, (0, 0)).unwrap() > 0.0;
         [20, 500, 10_000].into_iter().any(try_for)

@@ -1,4 +1,4 @@
-//! `trefoild` as a child process: configured, started, stopped, killed, paused, and gone when dropped.
+//! `trefoild` as a child process: configured, started, stopped, killed, paused, and ended when dropped.
 
 use crate::proc;
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,30 +13,30 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use trefoil_config as config;
 
-/// How a line of the program's output begins once it serves.
+/// The start of the output line by which the program says that it serves.
 const READY: &str = "trefoild ready";
 const START_WITHIN: Duration = Duration::from_secs(20);
 const END_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Lines of the log in an error.
+/// Log lines shown in an error.
 const LOG_LINES: usize = 30;
 
-/// Where gateways come from and keep their files.
+/// The gateways' program and the folder for their files.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Place {
     /// The gateway's program [default: `trefoild` beside this one]
     #[arg(long)]
     pub trefoild: Option<PathBuf>,
-    /// Where state, sockets and files of each run go, in a fresh folder.
+    /// Folder for state, sockets and files; each run gets a fresh folder in it.
     #[arg(long, default_value = "var")]
     pub dir: PathBuf,
 }
 
 impl Place {
-    /// A fresh folder, removed when dropped.
+    /// Makes a fresh folder, which is removed when dropped.
     ///
     /// # Errors
-    /// If it can't be made.
+    /// An error if the folder can't be made.
     pub fn fresh(&self) -> Result<TempDir> {
         std::fs::create_dir_all(&self.dir).with_context(|| self.dir.display().to_string())?;
         let dir = self.dir.canonicalize()?;
@@ -58,19 +58,20 @@ impl Place {
     }
 }
 
-/// A loopback address on a port that is free now.
+/// Returns a loopback address with a port that is free now.
 ///
 /// # Errors
-/// If the machine has none left.
+/// An error if the machine has no free port.
 pub fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// A file of zeros that are really written: random writes into a hole, or into space that is only reserved, make
-/// the file system split its extents, which costs much at every write and once more when the file is removed.
+/// Makes a file of zeros that are really written. Random writes into a hole, or into space that is only
+/// reserved, make the file system split its extents. That costs much at every write, and once more when the file
+/// is removed.
 ///
 /// # Errors
-/// What the file system says.
+/// The error of the file system.
 pub fn file_of_zeros(path: &Path, len_bytes: u64) -> Result<()> {
     let mut file = File::create_new(path).with_context(|| path.display().to_string())?;
     std::io::copy(&mut std::io::repeat(0).take(len_bytes), &mut file)
@@ -83,15 +84,15 @@ pub struct Gateway {
     program: PathBuf,
     dir: PathBuf,
     child: Option<Child>,
-    /// Dies with this program, however that ends.
+    /// Set if the gateway must die with this program, however this program ends.
     tied: bool,
 }
 
 impl Gateway {
-    /// Writes `system` to `dir`, where the gateway's state and socket go too. Starts nothing yet.
+    /// Writes `system` to `dir`, which also takes the gateway's state and socket. Starts no process yet.
     ///
     /// # Errors
-    /// If the program is missing, `system` has a mistake, or the disk refuses.
+    /// An error if the program is missing, `system` has a mistake, or the disk refuses.
     pub fn new(place: &Place, dir: &Path, mut system: config::Config) -> Result<Self> {
         let program = place.program()?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
@@ -104,10 +105,10 @@ impl Gateway {
         Ok(Self { program, dir: dir.to_path_buf(), child: None, tied: true })
     }
 
-    /// Starts it and waits until it serves; how long that took.
+    /// Starts the gateway and waits until it serves. Returns how long that took.
     ///
     /// # Errors
-    /// With the end of its log, if it ends or isn't ready in time.
+    /// An error with the end of the gateway's log, if the gateway ends or isn't ready in time.
     pub fn start(&mut self) -> Result<Duration> {
         let begun = Instant::now();
         let log = File::options().create(true).append(true).open(self.log_file())?;
@@ -138,10 +139,10 @@ impl Gateway {
         Ok(begun.elapsed())
     }
 
-    /// Kills it with SIGKILL, paused or not.
+    /// Kills the gateway with SIGKILL, paused or not.
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the gateway is not running")?;
         child.kill()?;
@@ -149,10 +150,10 @@ impl Gateway {
         Ok(())
     }
 
-    /// Asks it to end with SIGTERM, and waits.
+    /// Sends the gateway a SIGTERM, and waits for its end.
     ///
     /// # Errors
-    /// If it isn't running, doesn't end in time, or ends badly.
+    /// An error if the gateway isn't running, doesn't end in time, or ends badly.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         let end = Instant::now() + END_WITHIN;
@@ -171,71 +172,71 @@ impl Gateway {
         if status.success() { Ok(()) } else { Err(self.failure(&format!("ended badly: {status}"))) }
     }
 
-    /// Takes its CPUs away (SIGSTOP).
+    /// Pauses the gateway (SIGSTOP).
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Gives them back (SIGCONT).
+    /// Resumes the gateway (SIGCONT).
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn resume(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Its process.
+    /// Returns the gateway's process ID.
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.child.as_ref().context("the gateway is not running")?.id())
     }
 
-    /// Its CPU time since its start.
+    /// Returns the gateway's CPU time since its start.
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn cpu_time(&self) -> Result<Duration> {
         proc::cpu_time(self.pid()?)
     }
 
-    /// Its resident memory in bytes.
+    /// Returns the gateway's resident memory in bytes.
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn resident_bytes(&self) -> Result<u64> {
         proc::resident_bytes(self.pid()?)
     }
 
-    /// Its control socket.
+    /// Returns the path of the gateway's control socket.
     pub fn rpc_socket(&self) -> PathBuf {
         self.dir.join("rpc.sock")
     }
 
-    /// `trefoil`, which is built beside it.
+    /// Returns the path of `trefoil`, which is built beside the gateway's program.
     pub fn command_line(&self) -> PathBuf {
         let beside = self.program.with_file_name("trefoil");
         beside.canonicalize().unwrap_or(beside)
     }
 
-    /// Lets it outlive this program from its next start on.
+    /// Lets the gateway outlive this program, from the gateway's next start on.
     pub fn untie(&mut self) {
         self.tied = false;
     }
 
-    /// Leaves it running; its process.
+    /// Leaves the gateway running and returns its process ID.
     ///
     /// # Errors
-    /// If it isn't running.
+    /// An error if the gateway isn't running.
     pub fn leave(mut self) -> Result<u32> {
         Ok(self.child.take().context("the gateway is not running")?.id())
     }
 
-    /// An error that shows the end of its log.
+    /// Returns an error that shows the end of the gateway's log.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let log = std::fs::read_to_string(self.log_file()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -263,13 +264,14 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if self.child.is_some() {
-            // Nothing can be done about a failure here.
+            // A drop can't report a failure.
             let _ = self.kill();
         }
     }
 }
 
-/// A gateway's settings for measuring: one core on `cpu`, and room for `hosts` hosts with `qpairs` queue pairs in all.
+/// Returns a gateway's settings for measuring: one core on `cpu`, and room for `hosts` hosts with `qpairs` queue pairs
+/// in all.
 pub fn settings(cpu: u16, idle: config::Idle, spin_us: u32, hosts: u32, qpairs: u32) -> config::Gateway {
     config::Gateway {
         cores: config::Cores::List(vec![cpu]),
@@ -283,7 +285,8 @@ pub fn settings(cpu: u16, idle: config::Idle, spin_us: u32, hosts: u32, qpairs: 
     }
 }
 
-/// A system of one subsystem at `at`, open to every host, whose namespaces 1, 2, … are whole `backends`.
+/// Returns a system of one subsystem at `at`, open to every host. Its namespaces 1, 2, … are whole
+/// `backends`.
 pub fn system(
     gateway: config::Gateway,
     at: SocketAddr,

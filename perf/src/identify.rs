@@ -1,7 +1,8 @@
-//! What a host sees of a subsystem, as hexadecimal text that two runs can be compared by: Identify
-//! Controller, the active namespaces with their Identify data and descriptors, and the discovery log.
+//! A host's view of a subsystem, as hexadecimal text for comparing two runs: Identify Controller, the active
+//! namespaces with their Identify data and descriptors, and the discovery log.
 //!
-//! What differs by nature is masked: the controller ID, and the discovery log's generation counter.
+//! Fields that differ between runs by nature are masked: the controller ID, and the discovery log's
+//! generation counter.
 
 use crate::load::identity;
 use anyhow::{Context, Result};
@@ -20,16 +21,16 @@ const CNTLID: std::ops::Range<usize> = 78..80;
 /// GENCTR in the discovery log page (NVMe base 2.0c figure 264).
 const GENCTR: std::ops::Range<usize> = 0..8;
 
-/// Whose view of what.
+/// The host and the subsystem of the view.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Options {
-    /// Where the subsystem is.
+pub struct IdentifyOptions {
+    /// Address and port of the subsystem.
     #[arg(long)]
     pub addr: SocketAddr,
-    /// The subsystem.
+    /// NQN of the subsystem.
     #[arg(long)]
     pub nqn: String,
-    /// The host.
+    /// NQN of the host.
     #[arg(long)]
     pub host_nqn: String,
 }
@@ -37,8 +38,8 @@ pub struct Options {
 /// Prints the view.
 ///
 /// # Errors
-/// If the subsystem or its discovery service doesn't answer.
-pub fn run(options: &Options) -> Result<()> {
+/// An error if the subsystem or its discovery service doesn't answer.
+pub fn run(options: &IdentifyOptions) -> Result<()> {
     let mut text = String::new();
     let mut admin = Admin::connect(options.addr, identity(&options.host_nqn, &options.nqn)?)
         .with_context(|| format!("{} at {}", options.nqn, options.addr))?;
@@ -72,7 +73,7 @@ fn masked(mut data: Vec<u8>, range: std::ops::Range<usize>) -> Vec<u8> {
     data
 }
 
-/// A heading, then every row that is not all zero, each with its offset.
+/// Appends a heading, then every row that is not all zero, with its offset.
 fn section(text: &mut String, title: &str, data: &[u8]) {
     // Writing to a String can't fail.
     let _ = writeln!(text, "# {title}: {} bytes", data.len());

@@ -1,13 +1,13 @@
-//! The load generator: one pinned core with as many NVMe/TCP hosts as asked for, each in a closed loop.
+//! The load generator: one pinned core with any number of NVMe/TCP hosts, each in a closed loop.
 //!
-//! It is our own initiator on our own runtime, so what it measures is what the `nvme-tcp` backend does.
-//! With `verify`, each block carries its address and version, and a model in memory says which version
-//! a read must find.
+//! The load is our own initiator on our own runtime, so it measures the code of the `nvme-tcp` backend. With
+//! `verify`, each block carries its address and version, and a model in memory holds the version that a read
+//! must find.
 
 use crate::client::Client;
 use crate::pattern;
+pub use crate::phase::{Msg, Phase, Report};
 use anyhow::{Context, Result, bail};
-use hdrhistogram::Histogram;
 use std::net::SocketAddr;
 use std::time::Duration;
 use trefoil_poll::core::{CoreConfig, CoreHandle, Idle, spawn};
@@ -18,128 +18,23 @@ use trefoil_storage::initiator::{ControllerConfig, Facts, FenceRule, Identity, P
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::Nqn;
 
-/// Bytes that one version covers.
-pub const UNIT_BYTES: usize = 4096;
-/// Latencies are kept from 1 µs to 100 s at three digits.
-const SLOWEST_NS: u64 = 100_000_000_000;
-
 /// One host of a load.
 #[derive(Clone, Debug)]
 pub struct HostSpec {
-    /// Where its controller is.
+    /// Address and port of the host's controller.
     pub to: SocketAddr,
-    /// Its NQN.
+    /// The host's NQN.
     pub host_nqn: String,
-    /// The subsystem.
+    /// NQN of the subsystem.
     pub subsystem_nqn: String,
-    /// The namespace.
+    /// NSID of the namespace.
     pub nsid: u32,
     /// I/O queue pairs.
     pub io_queues: u16,
-    /// Commands that it may have under way.
+    /// The most commands that the host may have outstanding.
     pub max_depth: u16,
     /// Header and data digests.
     pub digests: bool,
-}
-
-/// What all hosts do from now on.
-#[derive(Clone, Copy, Debug)]
-pub struct Phase {
-    /// Of 100 commands, how many are reads.
-    pub read_percent: u8,
-    /// Size of each, in bytes; a multiple of [`UNIT_BYTES`].
-    pub io_bytes: usize,
-    /// Commands under way for each host.
-    pub depth: usize,
-    /// Check what is read against what was written. Needs one load for a LUN.
-    pub verify: bool,
-    /// The hosts that take part: the first so many.
-    pub hosts: usize,
-    /// Stop after so many commands of each host; zero for never.
-    pub limit: u64,
-    /// Once over the whole namespace from its start, then stop; else at random, aligned to the size.
-    pub sequential: bool,
-}
-
-impl Phase {
-    /// The first host alone, at random and without end, unchecked.
-    pub fn random(read_percent: u8, io_bytes: usize, depth: usize) -> Self {
-        Self { read_percent, io_bytes, depth, verify: false, hosts: 1, limit: 0, sequential: false }
-    }
-
-    /// All of the first host's namespace once, checked: written anew, or read back.
-    pub fn whole(read_percent: u8) -> Self {
-        Self { verify: true, sequential: true, ..Self::random(read_percent, 128 << 10, 16) }
-    }
-}
-
-/// What happened since the last report.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Commands completed.
-    pub ops: u64,
-    /// Payload bytes moved.
-    pub payload_bytes: u64,
-    /// Commands that failed.
-    pub errors: u64,
-    /// Reads that found something else than was written.
-    pub mismatches: u64,
-    /// Seconds since the last report.
-    pub seconds: f64,
-    /// Latencies in nanoseconds.
-    pub latency_ns: Histogram<u64>,
-    /// Commands under way.
-    pub outstanding: usize,
-    /// The longest time without a completion, while there were commands under way.
-    pub longest_gap: Duration,
-}
-
-impl Report {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    /// If the histogram can't be made.
-    pub fn new() -> Result<Self> {
-        Ok(Self {
-            ops: 0,
-            payload_bytes: 0,
-            errors: 0,
-            mismatches: 0,
-            seconds: 0.0,
-            latency_ns: Histogram::new_with_bounds(1000, SLOWEST_NS, 3)?,
-            outstanding: 0,
-            longest_gap: Duration::ZERO,
-        })
-    }
-
-    /// Commands a second.
-    pub fn per_s(&self) -> f64 {
-        self.ops as f64 / self.seconds
-    }
-
-    /// A latency percentile in microseconds.
-    pub fn latency_us(&self, percentile: f64) -> f64 {
-        self.latency_ns.value_at_percentile(percentile) as f64 / 1000.0
-    }
-}
-
-/// Between the load's core and the program.
-#[derive(Debug)]
-pub enum Msg {
-    /// To the core: do this from now on.
-    Run(Phase),
-    /// To the core: finish what is under way and start nothing.
-    Pause,
-    /// To the core: report, and start counting anew in this histogram. And back.
-    Report(Box<Report>),
-    /// To the core: disconnect in order.
-    Stop,
-    /// From the core: this host is up.
-    Up(usize, Box<Facts>),
-    /// From the core: a host's association ended, for this reason.
-    Down(String),
-    /// From the core: all hosts reached the phase's end, or the pause is complete.
-    Quiet,
 }
 
 /// A running load.
@@ -151,18 +46,18 @@ pub struct Load {
     up: usize,
     /// The first host's namespace.
     pub facts: Option<Facts>,
-    /// Associations that ended, with the reason of the last.
+    /// The number of ended associations, with the reason of the last one.
     pub downs: (u64, String),
 }
 
 impl Load {
-    /// Starts the hosts on `cpu`. They connect by themselves, for as long as it takes.
+    /// Starts the hosts on `cpu`. The hosts keep trying to connect by themselves.
     ///
     /// # Errors
-    /// What memory, io_uring or a bad name say.
+    /// An error of memory or io_uring, or a bad name.
     pub fn start(specs: &[HostSpec], cpu: Option<usize>, idle: Idle, arena_mib: usize) -> Result<Self> {
         let sockets: u32 = specs.iter().map(|s| u32::from(s.io_queues) + 1).sum();
-        // Twice: a reconnecting queue's old socket may not be closed yet.
+        // Two sockets per queue: the old socket of a reconnecting queue may not be closed yet.
         let uring = UringConfig {
             max_sockets: 2 * sockets + 16,
             max_files: 1,
@@ -180,7 +75,7 @@ impl Load {
         let max_sockets = uring.max_sockets as usize;
         let core = spawn(CoreConfig { cpu, idle, uring }, ports, move |io| {
             let arena = Arena::new(ArenaId(100), region);
-            // Without registration the ring still reaches it, a little slower.
+            // Without registration the ring still uses the arena, a little slower.
             let _ = io.register_arenas(&[&arena]);
             Client::new(io, arena, configs, &depths, max_sockets)
         })?;
@@ -190,7 +85,7 @@ impl Load {
     /// Waits until every host is up.
     ///
     /// # Errors
-    /// If they aren't within `within`.
+    /// An error if they aren't up within `within`.
     pub fn wait_up(&mut self, within: Duration) -> Result<()> {
         let end = std::time::Instant::now() + within;
         while self.up < self.hosts {
@@ -206,18 +101,18 @@ impl Load {
         Ok(())
     }
 
-    /// Sets the hosts to work.
+    /// Starts a phase on the hosts.
     ///
     /// # Errors
-    /// If the core has ended.
+    /// An error if the core has ended.
     pub fn run(&mut self, phase: Phase) -> Result<()> {
         self.send(Msg::Run(phase))
     }
 
-    /// Lets what is under way finish.
+    /// Pauses the hosts and lets outstanding commands finish.
     ///
     /// # Errors
-    /// If it doesn't within `within`.
+    /// An error if they don't finish within `within`.
     pub fn pause(&mut self, within: Duration) -> Result<()> {
         self.send(Msg::Pause)?;
         self.wait_quiet(within)
@@ -226,7 +121,7 @@ impl Load {
     /// Waits until the pause, or the phase's end, is reached.
     ///
     /// # Errors
-    /// If it isn't within `within`.
+    /// An error if that takes longer than `within`.
     pub fn wait_quiet(&mut self, within: Duration) -> Result<()> {
         let end = std::time::Instant::now() + within;
         loop {
@@ -238,10 +133,10 @@ impl Load {
         }
     }
 
-    /// What happened since the last report.
+    /// The events since the last report.
     ///
     /// # Errors
-    /// If the core has ended.
+    /// An error if the core has ended.
     pub fn report(&mut self) -> Result<Report> {
         self.send(Msg::Report(Box::new(Report::new()?)))?;
         let end = std::time::Instant::now() + Duration::from_secs(10);
@@ -257,7 +152,7 @@ impl Load {
     /// Disconnects in order and ends the core.
     ///
     /// # Errors
-    /// If the core has ended.
+    /// An error if the core has ended.
     pub fn stop(mut self) -> Result<()> {
         self.send(Msg::Stop)?;
         let end = std::time::Instant::now() + Duration::from_secs(10);
@@ -279,7 +174,7 @@ impl Load {
         Ok(())
     }
 
-    /// The next message until `end`, noting what it says of hosts.
+    /// Returns the next message before `end`, and records news of hosts.
     fn next(&mut self, end: std::time::Instant) -> Result<Option<Msg>> {
         loop {
             if let Some((_, msg)) = self.from.pop() {
@@ -306,10 +201,10 @@ impl Load {
     }
 }
 
-/// Who connects to what; the host identifier follows from the host's name.
+/// Returns the identity of a host at a subsystem. The host identifier follows from the host's name.
 ///
 /// # Errors
-/// If a name is not an NQN.
+/// An error if a name is not an NQN.
 pub fn identity(host: &str, subsystem: &str) -> Result<Identity> {
     let nqn = |name: &str| Nqn::new(name).with_context(|| format!("{name:?} is not an NQN"));
     let mut host_id = [0; 16];

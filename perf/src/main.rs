@@ -1,4 +1,4 @@
-//! Measures Trefoil against floors taken in the same run, shows it at work, and looks at what hosts see.
+//! Measures Trefoil against floors taken in the same run, runs a demo, and prints the view of a host.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -9,6 +9,7 @@ mod gateway;
 mod identify;
 mod load;
 mod pattern;
+mod phase;
 mod proc;
 
 use anyhow::Result;
@@ -26,24 +27,24 @@ struct Arguments {
 enum What {
     /// Measures the gateway against a floor.
     Bench {
-        /// What to measure.
+        /// The measurement to run.
         bench: bench::Bench,
         #[command(flatten)]
-        options: bench::Options,
+        options: bench::BenchOptions,
     },
-    /// A gateway at work, killed in the middle, and everything read back and checked.
-    Demo(demo::Options),
-    /// What a host sees of a subsystem, as text that two runs can be compared by.
-    IdentifyDump(identify::Options),
-    /// Bare TCP exchanges of the byte counts of each storage figure.
+    /// Runs a gateway under load, kills it in the middle, and reads everything back and checks it.
+    Demo(demo::DemoOptions),
+    /// Prints a host's view of a subsystem, as text for comparing two runs.
+    IdentifyDump(identify::IdentifyOptions),
+    /// Measures bare TCP exchanges with the byte counts of each storage figure.
     Floor {
         /// Connections.
         #[arg(long, default_value_t = 1)]
         connections: usize,
-        /// Milliseconds a figure.
+        /// Milliseconds per figure.
         #[arg(long, default_value_t = 1000)]
         time_ms: u64,
-        /// MiB from which the server takes its payload; 0 for the same bytes every time.
+        /// Size in MiB of the store from which the server takes its payload; 0 for the same bytes every time.
         #[arg(long, default_value_t = 64)]
         store_mib: usize,
     },

@@ -1,4 +1,4 @@
-//! Contents that say what they are: a block's bytes follow from one number.
+//! Contents that can be checked: a block's bytes follow from one number.
 
 /// Odd, so that every word of a block differs.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -12,7 +12,8 @@ pub fn fill(block: &mut [u8], seed: u64) {
     }
 }
 
-/// Whether `block` holds the bytes of `seed`. No early exit, so that it is as fast as memory.
+/// Returns whether `block` holds the bytes of `seed`. The loop has no early exit, so that it is as fast as
+/// memory.
 pub fn holds(block: &[u8], seed: u64) -> bool {
     let first = mixed(seed);
     let (words, rest) = block.as_chunks::<8>();
@@ -24,7 +25,8 @@ pub fn holds(block: &[u8], seed: u64) -> bool {
     wrong == 0 && expected(words.len()).to_le_bytes().starts_with(rest)
 }
 
-/// Two seeds never give the same number (the finalizer of SplitMix64, which is a bijection).
+/// Mixes a seed with the finalizer of SplitMix64. The finalizer is a bijection, so two seeds never give the
+/// same number.
 fn mixed(seed: u64) -> u64 {
     let z = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

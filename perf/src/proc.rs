@@ -1,4 +1,4 @@
-//! What /proc says of a process and of the machine's sockets, proc(5), and what the sockets of a measurement are like.
+//! Figures from /proc about a process and the machine's sockets (proc(5)), and the options of a measurement's sockets.
 
 use anyhow::{Context, Result};
 use std::net::TcpStream;
@@ -9,23 +9,24 @@ use trefoil_sys::socket::{self, CongestionControl};
 const TICK: Duration = Duration::from_millis(10);
 const PAGE_BYTES: u64 = 4096;
 
-/// What all connections of a measurement use, the floors' and the gateway's: the kernel's usual algorithm, if we may
-/// choose it. Where the machine's is BBR, pacing by timers is all that would be measured.
+/// Returns the congestion control of all connections of a measurement, of floors and gateway: the kernel's usual
+/// algorithm, if we may choose it. Under a machine's default of BBR, the measurement would show only BBR's pacing by
+/// timers.
 pub fn congestion_control() -> Option<CongestionControl> {
     let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").ok()?;
     let usual = allowed.split_whitespace().find(|&name| name == "cubic")?;
     CongestionControl::new(usual)
 }
 
-/// The options of a measurement's connections.
+/// Returns the options of a measurement's connections.
 pub fn socket_options() -> socket::Options {
     socket::Options { congestion_control: congestion_control(), ..socket::Options::default() }
 }
 
-/// Gives a floor's socket what the gateway's have.
+/// Gives a floor's socket the options of the gateway's sockets.
 ///
 /// # Errors
-/// What the kernel says.
+/// The error of the kernel.
 pub fn prepare(socket: &TcpStream) -> Result<()> {
     socket::prepare_accepted(socket)?;
     if let Some(algorithm) = congestion_control() {
@@ -34,10 +35,10 @@ pub fn prepare(socket: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory (VmRSS) in bytes.
+/// Returns the resident memory (VmRSS) in bytes.
 ///
 /// # Errors
-/// If there is no such process.
+/// An error if there is no such process.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -46,27 +47,29 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib.with_context(|| format!("{path} has no VmRSS"))? << 10)
 }
 
-/// CPU time of all its threads, those that ended included, to 10 ms.
+/// Returns the CPU time of all the process's threads, ended threads included, to 10 ms.
 ///
 /// # Errors
-/// If there is no such process.
+/// An error if there is no such process.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     Ok(TICK * ticks(&text).with_context(|| format!("{path} is not as expected"))?)
 }
 
-/// utime + stime. They are fields 14 and 15; the name in field 2 may hold anything, but ends with the last `)`.
+/// Returns utime + stime, which are fields 14 and 15. The name in field 2 may hold anything, but ends with the
+/// last `)`.
 fn ticks(stat: &str) -> Option<u32> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u32>().ok();
     Some(next()? + next()?)
 }
 
-/// Memory of all TCP sockets of this network namespace, in bytes: buffers, not the sockets' own structures.
+/// Returns the memory of all TCP sockets of this network namespace, in bytes: buffers, not the sockets' own
+/// structures.
 ///
 /// # Errors
-/// If /proc/net/sockstat is not as expected.
+/// An error if /proc/net/sockstat is not as expected.
 pub fn tcp_memory_bytes() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/net/sockstat")?;
     Ok(tcp_pages(&text).context("/proc/net/sockstat has no `TCP: ... mem`")? * PAGE_BYTES)
@@ -77,10 +80,10 @@ fn tcp_pages(sockstat: &str) -> Option<u64> {
     line.split_whitespace().skip_while(|word| *word != "mem").nth(1)?.parse().ok()
 }
 
-/// How many threads wanted to run, on average over the last minute.
+/// Returns the average number of runnable threads over the last minute.
 ///
 /// # Errors
-/// If /proc/loadavg is not as expected.
+/// An error if /proc/loadavg is not as expected.
 pub fn load_average() -> Result<f64> {
     let text = std::fs::read_to_string("/proc/loadavg")?;
     text.split_whitespace().next().and_then(|word| word.parse().ok()).context("/proc/loadavg has no number")

@@ -1,13 +1,9 @@
 //! Payload memory of one core: a buddy allocator over one pinned region.
 
-use crate::buf::Buf;
+use crate::buf::{ArenaId, Buf};
 use crate::lost::{self, Lost};
 use std::ptr::NonNull;
 use trefoil_sys::region::Region;
-
-/// Names an arena in the process. It is also the number of the arena's home in [`lost`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ArenaId(pub u16);
 
 /// The smallest block: one page, so that every block suits O_DIRECT.
 pub const MIN_BLOCK_BYTES: usize = 4096;
@@ -16,21 +12,22 @@ pub const MAX_BLOCK_BYTES: usize = MIN_BLOCK_BYTES << MAX_ORDER;
 
 const MAX_ORDER: u8 = 9;
 const ORDERS: usize = MAX_ORDER as usize + 1;
-/// Blocks of one order kept unmerged, because the next request is likely to want the same size.
+/// The number of free blocks per order that stay unmerged, because the next request is likely to want the
+/// same size.
 const MAGAZINE_LEN: usize = 128;
 const NIL: u32 = u32::MAX;
 /// Set in `state` for the first page of a free block; the low bits are its order.
 const FREE: u8 = 0x80;
 
-/// A power-of-two allocator for one core's payload memory. Not shared: a [`Buf`] that was freed on
-/// another core travels home by mailbox.
+/// A power-of-two allocator for one core's payload memory. An arena is not shared: another core sends a
+/// [`Buf`] home by mailbox.
 pub struct Arena {
     id: ArenaId,
     region: Option<Region>,
     base: NonNull<u8>,
     pages: u32,
     free_pages: u32,
-    /// Heads of the doubly linked free lists, one an order.
+    /// Heads of the doubly linked free lists, one per order.
     heads: [u32; ORDERS],
     next: Box<[u32]>,
     prev: Box<[u32]>,
@@ -45,7 +42,7 @@ impl Arena {
     /// Takes over `region`, whose length is rounded down to whole 2 MiB blocks.
     ///
     /// # Panics
-    /// If the region is smaller than one 2 MiB block or is not aligned to 2 MiB.
+    /// Panics if the region is smaller than one 2 MiB block or is not aligned to 2 MiB.
     pub fn new(id: ArenaId, region: Region) -> Self {
         let base = region.base();
         assert!(
@@ -76,28 +73,30 @@ impl Arena {
         arena
     }
 
-    /// Its number.
+    /// Returns the arena's number.
     pub fn id(&self) -> ArenaId {
         self.id
     }
 
-    /// The whole region, for a device that registers it: address and length in bytes.
+    /// Returns the address and the length in bytes of the whole region, for a device that registers the
+    /// region.
     pub fn span(&self) -> (*mut u8, usize) {
         (self.base.as_ptr(), self.pages as usize * MIN_BLOCK_BYTES)
     }
 
-    /// Bytes that are not handed out. A large block may still not be had, for want of neighbours.
+    /// Returns the bytes that are not handed out. An allocation of fewer bytes can still fail, because the
+    /// free bytes need not adjoin.
     pub fn free_bytes(&self) -> usize {
         self.free_pages as usize * MIN_BLOCK_BYTES
     }
 
-    /// Bytes in all.
+    /// Returns the size of the arena in bytes.
     pub fn capacity_bytes(&self) -> usize {
         self.pages as usize * MIN_BLOCK_BYTES
     }
 
-    /// A block of at least `len_bytes`, or `None` if there is none now or `len_bytes` exceeds 2 MiB.
-    /// Never calls the system's allocator.
+    /// Allocates a block of at least `len_bytes`. Returns `None` if no such block is free, or if `len_bytes`
+    /// exceeds 2 MiB. Never calls the system's allocator.
     pub fn alloc(&mut self, len_bytes: usize) -> Option<Buf> {
         if len_bytes > MAX_BLOCK_BYTES {
             return None;
@@ -115,7 +114,7 @@ impl Arena {
     /// Takes a block back.
     ///
     /// # Panics
-    /// If it is another arena's.
+    /// Panics if the block belongs to another arena.
     pub fn free(&mut self, buf: Buf) {
         assert!(buf.arena() == self.id, "{buf:?} went back to arena {}", self.id.0);
         debug_assert!(buf.order() <= MAX_ORDER);
@@ -123,8 +122,8 @@ impl Arena {
         self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
     }
 
-    /// Frees the blocks whose handles were dropped (a release build's repair of a bug), and gives the
-    /// next other thing that was lost on this home.
+    /// Frees the blocks whose handles were dropped, which is how a release build repairs that bug. Returns
+    /// the next other token that was lost on this home.
     pub fn repair_next(&mut self) -> Option<Lost> {
         while let Some(lost) = lost::take(self.id.0) {
             match lost {
@@ -153,7 +152,8 @@ impl Arena {
         }
     }
 
-    /// A block from the free lists, splitting a larger one; empties the magazines before giving up.
+    /// Takes a block from the free lists and splits a larger block if needed. Empties the magazines before it
+    /// returns `None`.
     fn take(&mut self, order: u8) -> Option<u32> {
         if let Some(page) = self.split(order) {
             return Some(page);
@@ -217,7 +217,8 @@ impl Drop for Arena {
     fn drop(&mut self) {
         while self.repair_next().is_some() {}
         if self.free_pages != self.pages {
-            // Someone still holds a block: the memory must outlive its handle, so it is leaked.
+            // A handle of a block is still alive. The memory must outlive the handle, so the region is
+            // leaked.
             std::mem::forget(self.region.take());
         }
     }
@@ -250,7 +251,8 @@ mod tests {
         two.into_iter().for_each(|b| a.free(b));
     }
 
-    /// A block is one thread's at a time, and its bytes come with it: a race detector (Miri) judges their order.
+    /// One thread owns a block at a time, and the bytes move with the block. A race detector (Miri) checks the
+    /// order of accesses.
     #[test]
     fn a_block_filled_on_another_core_comes_home_by_mailbox() {
         use crate::mailbox::channel;
@@ -272,7 +274,7 @@ mod tests {
             }
         });
         for round in 0..rounds {
-            // Of each size in turn, so that blocks split and merge while they travel.
+            // Each size takes its turn, so that blocks split and merge while others travel.
             let kept = a.alloc(MIN_BLOCK_BYTES << (round as usize % 9)).expect("room");
             assert!(out.push(a.alloc(MIN_BLOCK_BYTES << ((round as usize + 4) % 9)).expect("room")).is_ok());
             let buf = loop {

@@ -1,17 +1,20 @@
 //! Owned handles to payload memory.
 
-use crate::arena::ArenaId;
 use crate::lost::{self, Lost};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+/// The number of an arena in the process, and of the arena's home in [`lost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ArenaId(pub u16);
+
 /// The only handle to one block of an [`Arena`](crate::Arena): (arena, offset), with its address.
 ///
-/// Who holds it may read and write the block. Handing it to a driver, another core or a peer machine
-/// hands over that right, so a block in flight to the kernel can't be touched by anyone. Its memory
-/// is always initialised, though it may hold an earlier owner's bytes.
+/// The holder may read and write the block. Handing the `Buf` to a driver, another core or another machine
+/// hands over that right, so nobody can touch a block that is in flight to the kernel. The block's memory is
+/// always initialised, though it may hold an earlier owner's bytes.
 ///
-/// It goes back with [`Arena::free`](crate::Arena::free) on its home core. Dropping it is a bug: see
+/// [`Arena::free`](crate::Arena::free) takes the block back on its home core. Dropping a `Buf` is a bug; see
 /// [`lost`](crate::lost).
 #[must_use = "a buffer must go back to its arena"]
 pub struct Buf {
@@ -34,22 +37,22 @@ impl Buf {
         Self { ptr, len, order, arena, offset }
     }
 
-    /// The arena that it is from. Devices keep their own keys (registered buffer index, lkey) by it.
+    /// Returns the block's arena. Devices store their own keys (registered buffer index, lkey) per arena.
     pub fn arena(&self) -> ArenaId {
         self.arena
     }
 
-    /// Where it starts, in bytes from the arena's start.
+    /// Returns the block's start, in bytes from the arena's start.
     pub fn offset_bytes(&self) -> u64 {
         self.offset
     }
 
-    /// Its address, for a driver that holds the `Buf` while the kernel or a device uses it.
+    /// Returns the block's address, for a driver that holds the `Buf` while the kernel or a device uses it.
     pub fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
     }
 
-    /// Its size as a power of two of the arena's smallest block.
+    /// Returns the block's size, as a power of two of the arena's smallest block.
     pub(crate) fn order(&self) -> u8 {
         self.order
     }

@@ -1,10 +1,10 @@
-//! A core: a pinned thread that turns one driver and one handler until it is told to stop.
+//! A core: a pinned thread that turns one driver and one handler until a stop is requested.
 //!
-//! What it is: [`spawn`] and the turn loop. A turn gathers (completions, messages), lets the handler
-//! decide, and emits (one submission, one flush of the mailboxes). Without work it spins, or sleeps in
-//! the kernel, as [`Idle`] says.
+//! What it is: [`spawn`] and the turn loop. A turn gathers (completions, messages), lets the handler decide,
+//! and emits (one submission, one flush of the mailboxes). Without work the core spins or sleeps in the
+//! kernel, as [`Idle`] selects.
 //!
-//! What it is not: a scheduler. Whatever a handler does, it does at once and without blocking.
+//! What it is not: a scheduler. A handler finishes each call at once and never blocks.
 
 use crate::io::Handler;
 use crate::mailbox::{Bell, Doze};
@@ -23,17 +23,17 @@ use std::time::Duration;
 use trefoil_sys::cpu;
 use trefoil_sys::uring::Features;
 
-/// How long a core that stops waits for the kernel to end what is outstanding.
+/// The time for which a stopping core waits for the kernel to end outstanding operations.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a core does without work.
+/// The behaviour of a core without work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// It polls on: the lowest latency, a whole CPU.
+    /// The core keeps polling: the lowest latency, for a whole CPU.
     Spin,
-    /// It polls on for a while, then sleeps until there is work.
+    /// The core polls for a while, then sleeps until there is work.
     Adaptive {
-        /// For how long, in microseconds.
+        /// The time of polling, in microseconds.
         spin_us: u32,
     },
 }
@@ -44,14 +44,14 @@ impl Default for Idle {
     }
 }
 
-/// How one core is to run.
+/// Settings of one core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CoreConfig {
-    /// The CPU to pin it to.
+    /// The CPU to pin the core to.
     pub cpu: Option<usize>,
-    /// What it does without work.
+    /// The core's behaviour without work.
     pub idle: Idle,
-    /// Its driver's sizes.
+    /// The sizes of the core's driver.
     pub uring: UringConfig,
 }
 
@@ -64,30 +64,31 @@ pub struct CoreHandle<H> {
 }
 
 impl<H> CoreHandle<H> {
-    /// Its counters, live.
+    /// Returns the core's live counters.
     pub fn metrics(&self) -> &Arc<CoreMetrics> {
         &self.metrics
     }
 
-    /// Asks it to stop: its sockets are closed, its file operations end, and its handler is told.
+    /// Asks the core to stop. The core closes its sockets, ends its file operations, and reports both to its
+    /// handler.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         Doze::order();
         self.bell.wake_if_asleep();
     }
 
-    /// Whether its thread has ended, by itself or because it was asked to.
+    /// Returns whether the core's thread has ended, by itself or on request.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Waits until it ended, and gives its handler back.
+    /// Waits for the core's end and returns its handler.
     ///
     /// # Errors
-    /// What the kernel said when the core could not go on.
+    /// The kernel error that ended the core.
     ///
     /// # Panics
-    /// If the core panicked, with what it said.
+    /// Panics if the core panicked, with the same panic.
     pub fn join(self) -> io::Result<H> {
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -97,17 +98,17 @@ thread_local! {
     static ON_CORE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the calling thread is a core past its start-up, where nothing may allocate or block. A
-/// guarding allocator asks this.
+/// Returns whether the calling thread is a core past its start-up. Such a core must not allocate or block. A
+/// guarding allocator calls this function.
 pub fn is_core_running() -> bool {
     ON_CORE.get()
 }
 
-/// Starts the core that `ports` belong to. `make_handler` runs on its thread, pinned already, so that
-/// memory that it maps is local. Returns once the core turns.
+/// Starts the core that owns `ports`. `make_handler` runs on the core's pinned thread, so that the memory
+/// that it maps is local. Returns once the core turns.
 ///
 /// # Errors
-/// What thread creation, sched_setaffinity(2) and io_uring_setup(2) say.
+/// An error of thread creation, sched_setaffinity(2) or io_uring_setup(2).
 pub fn spawn<M, H, F>(config: CoreConfig, ports: Ports<M>, make_handler: F) -> io::Result<CoreHandle<H>>
 where
     M: Send + 'static,
@@ -124,7 +125,7 @@ where
             Ok(ready) => ready,
             Err(e) => {
                 let copy = io::Error::new(e.kind(), e.to_string());
-                // Whoever started the core waits for this.
+                // `spawn` waits for this message.
                 let _ = started.send(Err(e));
                 return Err(copy);
             }
@@ -137,14 +138,14 @@ where
         drop(deferred);
         ON_CORE.set(false);
         if ended.is_err() || !io.is_quiet() {
-            // The kernel may still write to what the driver owns.
+            // The kernel may still write to memory of the driver.
             std::mem::forget(io);
         }
         ended.map(|()| handler)
     })?;
     match ready.recv() {
         Ok(result) => result?,
-        // It panicked before it turned.
+        // The thread panicked before its first turn.
         Err(_) => {
             let panic = thread.join().map(drop);
             return match panic {
@@ -206,7 +207,7 @@ fn turn_until<M: Send, H: Handler<UringIo<M>>>(
     Ok(())
 }
 
-/// Gathers, decides, emits; says whether there was anything to do.
+/// Gathers, decides and emits. Returns whether there was work.
 fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut H) -> io::Result<bool> {
     let mut worked = io.restart_starved();
     worked |= io.complete(handler);
@@ -218,7 +219,7 @@ fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut
     Ok(worked || io.has_pending())
 }
 
-/// Closes everything and turns until nothing is outstanding.
+/// Closes all sockets and turns until no operation is outstanding.
 fn wind_down<M: Send, H: Handler<UringIo<M>>>(
     io: &mut UringIo<M>,
     handler: &mut H,

@@ -1,7 +1,7 @@
-//! An allocator for tests that watches cores: past their start-up they may neither allocate nor free.
+//! An allocator for tests that watches cores: past its start-up, a core must neither allocate nor free.
 //!
-//! What it is: [`Guard`], for `#[global_allocator]` in a test program. It passes everything on to the
-//! system's allocator, counts what a turning core asks of it, and keeps the stack of the first offence.
+//! What it is: [`Guard`], for `#[global_allocator]` in a test program. It passes every call to the system's
+//! allocator, counts the calls of turning cores, and keeps the stack of the first offence.
 
 use crate::core::is_core_running;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -17,18 +17,18 @@ pub struct Guard {
 }
 
 thread_local! {
-    /// The stack is being kept, which allocates by itself.
+    /// Set while this thread captures a stack, since the capture itself allocates.
     static NOTING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Guard {
-    /// A guard that has seen nothing.
+    /// Creates a guard without offences.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         Self { offences: AtomicUsize::new(0), first: OnceLock::new() }
     }
 
-    /// How often a turning core allocated or freed.
+    /// Returns how often turning cores allocated or freed.
     pub fn offences(&self) -> usize {
         self.offences.load(Ordering::Relaxed)
     }
@@ -36,7 +36,7 @@ impl Guard {
     /// Checks that no turning core allocated or freed.
     ///
     /// # Panics
-    /// If one did, with the stack of the first time.
+    /// Panics if a core did, with the stack of the first offence.
     pub fn assert_clean(&self) {
         let offences = self.offences();
         if let Some((what, bytes, stack)) = self.first.get() {
@@ -59,7 +59,7 @@ impl Guard {
     }
 }
 
-// SAFETY: passes everything on to the system's allocator.
+// SAFETY: passes every call to the system's allocator.
 unsafe impl GlobalAlloc for Guard {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.note("allocated", layout.size());

@@ -1,8 +1,8 @@
 //! The runtime that every core runs: buffers, events, mailboxes, timers, the turn.
 //!
-//! What it is: the seam between pure protocol machines and the world. A machine names the buffers
-//! that it wants filled or sent and is told when that is done ([`Io`] and [`Handler`]). Two drivers
-//! stand behind the seam: the io_uring one here, and the simulator's in `gateway/sim`.
+//! What it is: the seam between pure protocol machines and the world. A machine names the buffers to fill or
+//! to send, and a later event reports the result ([`Io`] and [`Handler`]). Two drivers implement the seam:
+//! the io_uring one here, and the simulator's in `gateway/sim`.
 //!
 //! What it is not: it knows no storage and no network protocol.
 
@@ -24,8 +24,8 @@ pub mod uring_io;
 pub mod wheel;
 
 pub use crate::core::{CoreConfig, CoreHandle, Idle, spawn};
-pub use arena::{Arena, ArenaId};
-pub use buf::Buf;
+pub use arena::Arena;
+pub use buf::{ArenaId, Buf};
 pub use io::{
     CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockId, TableFull,
 };

@@ -1,36 +1,36 @@
-//! Where a token that must not be dropped says that it was.
+//! Queues for the reports of tokens that were dropped although they must not be.
 //!
-//! A buffer that is not given back, or a request that is not completed, is a bug of ours. In tests
-//! it panics on the spot. In a release build one bug must not take a thousand servers down: the
-//! token leaves its identity in its core's queue here, and the core repairs what it can (it frees
-//! the buffer; it completes the request with Internal Error).
+//! A buffer that is not given back, or a request that is not completed, is a bug of ours. In tests the drop
+//! panics at once. In a release build one bug must not take a thousand servers down. There the token leaves
+//! its identity in its core's queue. The core then frees the buffer, or completes the request with Internal
+//! Error.
 
 use crossbeam_queue::ArrayQueue;
 use std::sync::OnceLock;
 
-/// How many cores, over all gateways of one process, can have a queue of their own.
+/// The maximum number of cores with a queue of their own, over all gateways of one process.
 pub const MAX_HOMES: usize = 256;
 
-/// Tokens that one home can lose before it looks; more are only counted by the log line.
+/// The most tokens that one home can lose before its core looks into the queue. Further tokens stay lost.
 const QUEUE_LEN: usize = 1024;
 
-/// What was dropped.
+/// The identity of a dropped token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
     /// A buffer: arena, offset in bytes, order.
     Buf {
-        /// The arena that it is from.
+        /// The buffer's arena.
         arena: u16,
-        /// Where it starts, in bytes from the arena's start.
+        /// The buffer's start, in bytes from the arena's start.
         offset: u64,
-        /// Its size as a power of two of the arena's smallest block.
+        /// The buffer's size, as a power of two of the arena's smallest block.
         order: u8,
     },
     /// A request.
     Request {
-        /// Which, as its owner says it.
+        /// The request's identity, in its owner's encoding.
         identity: u64,
-        /// Who had it, as those say it who carry it.
+        /// The last holder of the request, in the encoding of the code that carries requests.
         holder: u64,
     },
 }
@@ -40,7 +40,7 @@ static HOMES: [OnceLock<ArrayQueue<Lost>>; MAX_HOMES] = [const { OnceLock::new()
 /// Makes the queue of home `home`, so that losing a token never allocates.
 ///
 /// # Panics
-/// If `home` is not below [`MAX_HOMES`].
+/// Panics if `home` is not below [`MAX_HOMES`].
 pub fn open(home: u16) {
     HOMES[usize::from(home)].get_or_init(|| ArrayQueue::new(QUEUE_LEN));
 }
@@ -56,7 +56,7 @@ pub fn report(home: u16, lost: Lost) {
     }
 }
 
-/// The next lost token of `home`, for its core to repair.
+/// Takes the next lost token of `home`, for its core to repair.
 pub fn take(home: u16) -> Option<Lost> {
     HOMES.get(usize::from(home)).and_then(OnceLock::get).and_then(ArrayQueue::pop)
 }

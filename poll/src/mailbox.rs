@@ -1,5 +1,5 @@
-//! Mail between two threads of one process: a bounded ring with one sender and one receiver, and the
-//! flag by which a receiver that sleeps is woken.
+//! Mail between two threads of one process: a bounded ring with one sender and one receiver, and the flag
+//! that wakes a sleeping receiver.
 //!
 //! What it is: [`channel`] makes a ring that is preallocated and never blocks. Each side caches the
 //! other's index, so that a batch costs one cache miss a side. [`Doze`] answers one question without
@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use trefoil_sys::eventfd::EventFd;
 
-/// Alone on its cache line, and on the one that the prefetcher takes with it.
+/// A value alone on its cache line, and on the neighbouring line that the prefetcher loads too.
 #[repr(align(128))]
 struct Padded<T>(T);
 
@@ -26,8 +26,8 @@ struct Ring<T> {
     slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
 }
 
-// SAFETY: a slot is touched by the sender while it lies outside `head..tail`, and by the receiver
-// while inside; the indices hand it over with release and acquire. There is one of each side.
+// SAFETY: the sender touches a slot only outside `head..tail`, and the receiver only inside. The indices hand
+// a slot over with release and acquire. There is one sender and one receiver.
 unsafe impl<T: Send> Sync for Ring<T> {}
 // SAFETY: as above; the values themselves move between threads, which `T: Send` allows.
 unsafe impl<T: Send> Send for Ring<T> {}
@@ -64,7 +64,7 @@ pub struct Receiver<T> {
     tail_seen: usize,
 }
 
-/// A ring for `capacity` messages, rounded up to a power of two.
+/// Creates a ring for `capacity` messages, rounded up to a power of two.
 pub fn channel<T: Send>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let slots = (0..capacity.next_power_of_two()).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
     let ring = Arc::new(Ring { head: Padded(AtomicUsize::new(0)), tail: Padded(AtomicUsize::new(0)), slots });
@@ -75,7 +75,7 @@ impl<T: Send> Sender<T> {
     /// Puts a message into the ring.
     ///
     /// # Errors
-    /// Gives it back if the ring is full.
+    /// Returns the message if the ring is full.
     pub fn push(&mut self, message: T) -> Result<(), T> {
         if self.tail.wrapping_sub(self.head_seen) == self.ring.slots.len() {
             self.head_seen = self.ring.head.0.load(Ordering::Acquire);
@@ -92,13 +92,13 @@ impl<T: Send> Sender<T> {
 }
 
 impl<T: Send> Receiver<T> {
-    /// How many messages can be taken now; the way to bound a batch.
+    /// Returns how many messages can be taken now. A caller bounds its batch by this number.
     pub fn ready(&mut self) -> usize {
         self.tail_seen = self.ring.tail.0.load(Ordering::Acquire);
         self.tail_seen.wrapping_sub(self.head)
     }
 
-    /// The next message.
+    /// Takes the next message.
     pub fn pop(&mut self) -> Option<T> {
         if self.head == self.tail_seen && self.ready() == 0 {
             return None;
@@ -112,8 +112,8 @@ impl<T: Send> Receiver<T> {
     }
 }
 
-/// Whether a receiver sleeps. The two fences make sure that either the sender sees the announcement,
-/// or the receiver, checking after it, sees the message; never neither.
+/// The flag of a sleeping receiver. The two fences guarantee that at least one side notices the other: the
+/// sender sees the announcement, or the receiver sees the message in the check after the announcement.
 #[derive(Debug)]
 pub struct Doze(AtomicBool);
 
@@ -124,44 +124,44 @@ impl Default for Doze {
 }
 
 impl Doze {
-    /// Awake.
+    /// Creates the flag of a receiver that is awake.
     pub fn new() -> Self {
         Self(AtomicBool::new(false))
     }
 
-    /// The receiver is about to sleep: it must check all its mail once more after this, and sleep only
-    /// if there is none.
+    /// Announces that the receiver is about to sleep. The receiver then checks all its mail once more, and
+    /// sleeps only if there is none.
     pub fn announce(&self) {
         self.0.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// The receiver is awake again.
+    /// Notes that the receiver is awake again.
     pub fn retract(&self) {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the receiver announced its sleep. The sender calls [`order`](Self::order) between its
-    /// push and this. Only one of several senders is told to wake it.
+    /// Returns whether the caller must wake the receiver. The sender calls [`order`](Self::order) between its
+    /// push and this call. Only one of several senders gets `true`.
     pub fn must_wake(&self) -> bool {
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::AcqRel)
     }
 
-    /// Orders pushes before the [`must_wake`](Self::must_wake) calls that follow: one for a batch.
+    /// Orders pushes before the [`must_wake`](Self::must_wake) calls that follow. One call serves a batch.
     pub fn order() {
         fence(Ordering::SeqCst);
     }
 }
 
-/// Wakes a receiver through an eventfd, and only if it sleeps.
+/// An eventfd that wakes a receiver, and only a sleeping one.
 #[derive(Clone)]
 pub struct Bell(Arc<(Doze, EventFd)>);
 
 impl Bell {
-    /// A bell whose receiver is awake.
+    /// Creates a bell whose receiver is awake.
     ///
     /// # Errors
-    /// What eventfd(2) says.
+    /// The error of eventfd(2).
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new((Doze::new(), EventFd::new()?))))
     }
@@ -176,7 +176,7 @@ impl Bell {
         self.0.0.retract();
     }
 
-    /// Wakes the receiver if it announced its sleep. [`Doze::order`] comes before.
+    /// Wakes the receiver if it announced its sleep. The caller calls [`Doze::order`] first.
     pub fn wake_if_asleep(&self) -> bool {
         let asleep = self.0.0.must_wake();
         if asleep {
@@ -185,7 +185,7 @@ impl Bell {
         asleep
     }
 
-    /// Takes the eventfd's signal off.
+    /// Clears the eventfd's signal.
     pub fn clear(&self) {
         self.0.1.clear();
     }
@@ -316,7 +316,7 @@ mod loom_tests {
         });
     }
 
-    /// As above with two senders: at least one rings, and the receiver then finds both messages.
+    /// The same check with two senders: at least one rings, and the receiver then finds both messages.
     #[test]
     fn loom_two_senders_wake_one_receiver() {
         loom::model(|| {

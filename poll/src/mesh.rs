@@ -1,11 +1,11 @@
 //! The mailboxes of one gateway: between every two cores, and between each core and the control
 //! thread.
 //!
-//! What it is: [`mesh`] makes them all at start-up. A core's side is its [`Ports`]; the control thread
-//! has a [`ControlSender`] a core and one [`ControlReceiver`]. Each way has a ring and, in front of it,
-//! a preallocated overflow queue, so that sending never fails, and doesn't allocate below the bound that was declared. Above it
-//! a debug build panics, as somebody has counted wrong; a release build grows the queue, as to lose a message, or the
-//! core, would cost more than the allocation.
+//! What it is: [`mesh`] makes all mailboxes at start-up. A core holds its [`Ports`]; the control thread holds one
+//! [`ControlSender`] per core and one [`ControlReceiver`]. A preallocated overflow queue stands in front of every ring that a
+//! core sends into. A core's send therefore never fails, and allocates nothing below the declared bound. A message past that
+//! bound is a bug. There a debug build panics; a release build grows the queue, because losing a message or the core would cost
+//! more than the allocation.
 //!
 //! Memory: cores² × (ring + overflow) messages; 16 cores × 16 × (256 + 4096) × 64 bytes are 68 MiB.
 
@@ -16,12 +16,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// How many messages may be under way.
+/// Bounds on the messages in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MeshBounds {
-    /// In each ring, rounded up to a power of two.
+    /// Messages in each ring, rounded up to a power of two.
     pub ring: usize,
-    /// In front of each ring that a core sends into, and in a core's queue to itself.
+    /// Messages in the overflow queue of each ring that a core sends into, and in a core's queue to itself.
     pub overflow: usize,
 }
 
@@ -31,12 +31,12 @@ impl Default for MeshBounds {
     }
 }
 
-/// A core's way to one receiver.
+/// The sending side from a core to one receiver.
 struct Outbox<M> {
     sender: Sender<M>,
     overflow: VecDeque<M>,
     bell: Bell,
-    /// Something was pushed since the last flush.
+    /// Set if a message was pushed since the last flush.
     pushed: bool,
 }
 
@@ -44,22 +44,23 @@ struct Outbox<M> {
 pub struct Ports<M> {
     core: CoreId,
     bound: usize,
-    /// From whom; `None` is the control thread. Without a ring from itself.
+    /// The rings into this core, each with its sender; `None` is the control thread. There is no ring from
+    /// this core.
     inbox: Vec<(Option<CoreId>, Receiver<M>)>,
-    /// To each core by number (none to itself), then to the control thread.
+    /// The ways out: to each core by number (`None` for this core), then to the control thread.
     outbox: Vec<Option<Outbox<M>>>,
     to_self: VecDeque<M>,
     pub(crate) bell: Bell,
 }
 
-/// The control thread's way to one core.
+/// The sending side from the control thread to one core.
 pub struct ControlSender<M> {
     sender: Sender<M>,
     bell: Bell,
 }
 
-/// What the cores tell the control thread. Its descriptor is readable once there is mail after
-/// [`announce`](Self::announce); made for tokio's `AsyncFd`.
+/// The control thread's inbox, with the messages of all cores. After [`announce`](Self::announce), its
+/// descriptor becomes readable when a message arrives. It suits tokio's `AsyncFd`.
 pub struct ControlReceiver<M> {
     inbox: Vec<Receiver<M>>,
     next: usize,
@@ -68,18 +69,18 @@ pub struct ControlReceiver<M> {
 
 /// All ends of the mailboxes of one gateway.
 pub struct Mesh<M> {
-    /// One a core, in order.
+    /// One per core, in order.
     pub ports: Vec<Ports<M>>,
-    /// One a core, in order.
+    /// One per core, in order.
     pub to_cores: Vec<ControlSender<M>>,
-    /// From all cores.
+    /// The inbox for messages of all cores.
     pub from_cores: ControlReceiver<M>,
 }
 
 /// Makes the mailboxes for `cores` cores.
 ///
 /// # Errors
-/// What eventfd(2) says.
+/// The error of eventfd(2).
 pub fn mesh<M: Send>(cores: u16, bounds: MeshBounds) -> io::Result<Mesh<M>> {
     let bells = (0..cores).map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
     let control_bell = Bell::new()?;
@@ -123,20 +124,21 @@ pub fn mesh<M: Send>(cores: u16, bounds: MeshBounds) -> io::Result<Mesh<M>> {
 }
 
 impl<M: Send> Ports<M> {
-    /// This core.
+    /// Returns this core's number.
     pub fn core(&self) -> CoreId {
         self.core
     }
 
-    /// Cores in this gateway.
+    /// Returns the number of cores in this gateway.
     pub fn cores(&self) -> u16 {
         (self.outbox.len() - 1) as u16
     }
 
-    /// Sends to a core; to this one, for its next turn.
+    /// Sends a message to a core. A message to this core arrives in its next turn.
     ///
     /// # Panics
-    /// If there is no such core; in a debug build if more than ring + overflow messages are under way to it.
+    /// Panics if there is no such core; in a debug build also if more than ring + overflow messages are in
+    /// flight to the core.
     pub(crate) fn post(&mut self, to: CoreId, message: M) {
         if to == self.core {
             debug_assert!(
@@ -151,17 +153,18 @@ impl<M: Send> Ports<M> {
         }
     }
 
-    /// Sends to the control thread.
+    /// Sends a message to the control thread.
     ///
     /// # Panics
-    /// In a debug build, if more than ring + overflow messages are under way to it.
+    /// Panics in a debug build if more than ring + overflow messages are in flight to the control thread.
     pub(crate) fn post_control(&mut self, message: M) {
         self.post_at(self.outbox.len() - 1, message);
     }
 
     fn post_at(&mut self, index: usize, message: M) {
         let Some(out) = &mut self.outbox[index] else { return };
-        // What this core wrote to memory that it lends or gives away comes before the news of it.
+        // The receiver must see this core's writes to lent or handed-over memory before the message that
+        // announces them.
         ram::publish();
         out.pushed = true;
         let message = match out.overflow.is_empty() {
@@ -180,7 +183,8 @@ impl<M: Send> Ports<M> {
         out.overflow.push_back(message);
     }
 
-    /// Moves overflow into the rings and wakes who sleeps; once a turn. Says whether overflow is left.
+    /// Moves overflow into the rings and wakes sleeping receivers. Runs once a turn. Returns whether overflow
+    /// is left.
     pub(crate) fn flush(&mut self) -> bool {
         let mut left = false;
         let mut pushed = false;
@@ -205,17 +209,17 @@ impl<M: Send> Ports<M> {
         left
     }
 
-    /// How many inboxes there are, the one from itself being the last.
+    /// Returns the number of inboxes. The last inbox holds this core's messages to itself.
     pub(crate) fn inboxes(&self) -> usize {
         self.inbox.len() + 1
     }
 
-    /// How many messages wait in inbox `index`: what one turn takes.
+    /// Returns how many messages wait in inbox `index`. One turn takes that many.
     pub(crate) fn ready(&mut self, index: usize) -> usize {
         self.inbox.get_mut(index).map_or(self.to_self.len(), |(_, receiver)| receiver.ready())
     }
 
-    /// The next message of inbox `index`, and from whom.
+    /// Takes the next message of inbox `index`, with its sender.
     pub(crate) fn pop(&mut self, index: usize) -> Option<(Option<CoreId>, M)> {
         match self.inbox.get_mut(index) {
             Some((from, receiver)) => Some((*from, receiver.pop()?)),
@@ -223,17 +227,17 @@ impl<M: Send> Ports<M> {
         }
     }
 
-    /// Whether any message waits.
+    /// Returns whether a message waits in any inbox.
     pub(crate) fn any_ready(&mut self) -> bool {
         (0..self.inboxes()).any(|index| self.ready(index) > 0)
     }
 }
 
 impl<M: Send> ControlSender<M> {
-    /// Sends to the core and wakes it.
+    /// Sends a message to the core and wakes the core.
     ///
     /// # Errors
-    /// Gives the message back if the ring is full: the core is behind, try later.
+    /// Returns the message if the ring is full: the core is behind, and the caller tries again later.
     pub fn send(&mut self, message: M) -> Result<(), M> {
         self.sender.push(message)?;
         Doze::order();
@@ -243,7 +247,7 @@ impl<M: Send> ControlSender<M> {
 }
 
 impl<M: Send> ControlReceiver<M> {
-    /// The next message and the core that sent it, the cores taking turns.
+    /// Takes the next message, with the core that sent it. The cores take turns.
     pub fn pop(&mut self) -> Option<(CoreId, M)> {
         for _ in 0..self.inbox.len() {
             let core = self.next;
@@ -255,8 +259,9 @@ impl<M: Send> ControlReceiver<M> {
         None
     }
 
-    /// Call it when [`pop`](Self::pop) gave nothing and before waiting for the descriptor: `true` if
-    /// there is no mail, so that the next message will make it readable; `false` to pop again.
+    /// Prepares to wait for the descriptor. The caller calls this function after [`pop`](Self::pop) returned
+    /// nothing. Returns `true` if no message waits: the next message then makes the descriptor readable.
+    /// Returns `false` if the caller must pop again.
     pub fn announce(&mut self) -> bool {
         self.bell.clear();
         self.bell.announce();

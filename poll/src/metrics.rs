@@ -1,10 +1,10 @@
-//! What a core counts about itself.
+//! A core's counters about itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Counters of one core, written by it alone and read by anyone. Alone on their cache lines, so that
-/// the writes cost nothing while nobody reads.
+/// Counters of one core. Only the core writes them, and any thread may read them. They have cache lines of
+/// their own, so that the writes cost nothing while nobody reads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct CoreMetrics {
@@ -14,7 +14,7 @@ pub struct CoreMetrics {
     busy_ns: AtomicU64,
 }
 
-/// Counters at one time.
+/// The counters at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CoreSample {
     /// Turns of the loop.
@@ -28,7 +28,7 @@ pub struct CoreSample {
 }
 
 impl CoreMetrics {
-    /// The counters now. They are read one by one, so they may be a turn apart.
+    /// Returns the current counters. They are read one by one, so they may be a turn apart.
     pub fn sample(&self) -> CoreSample {
         CoreSample {
             turns: self.turns.load(Ordering::Relaxed),
@@ -51,7 +51,7 @@ impl CoreMetrics {
     }
 }
 
-/// Plain addition: there is one writer.
+/// Adds without an atomic read-modify-write, because there is only one writer.
 fn add(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }

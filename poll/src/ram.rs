@@ -1,12 +1,12 @@
-//! Memory as a device: bytes at offsets, with bounds checked, that can be lent.
+//! Memory as a device: bytes at offsets, with checked bounds, and zero-copy loans of them.
 //!
-//! What it is: the store of a memory backend. One core owns it; others reach it by mailbox, so that no
-//! byte is ever touched by two threads at a time. Over [`Region::shared_file`] its contents outlive the
-//! process.
+//! What it is: the store of a memory backend. One core owns the store, and other cores reach it by mailbox.
+//! No two threads therefore touch a byte at the same time. Over [`Region::shared_file`] the contents outlive
+//! the process.
 //!
-//! A [`Loan`] lets a reader send bytes from where they are. What is lent can't change: a write that
-//! overlaps a lent stripe is refused ([`RamError::Lent`]), and whoever wanted it tries again once the
-//! loan is back. So a loan's bytes are plain `&[u8]`.
+//! A [`Loan`] lets a reader send bytes without a copy. Lent bytes can't change: a write that overlaps a lent
+//! stripe is refused ([`RamError::Lent`]). The writer tries again once the loan has ended. A loan's bytes are
+//! therefore plain `&[u8]`.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -15,34 +15,36 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use trefoil_sys::region::Region;
 
-/// Loans are counted by pieces of this size: a write waits for a loan only if they share one. 64 KiB
-/// costs 4 bytes of counters for each, and a read of 128 KiB counts two or three.
+/// The size of a stripe. Loans are counted per stripe, so a write waits for a loan only if both touch the
+/// same stripe. A stripe of 64 KiB costs 4 bytes of counters, and a read of 128 KiB counts in two or three
+/// stripes.
 const STRIPE_SHIFT: u32 = 16;
 
-/// From this size on, what is written goes past the caches: it is seldom read soon, and a store that
-/// misses would first fetch what it overwrites.
+/// Writes of at least this size bypass the caches. Such data is seldom read soon, and a store that misses the
+/// cache would first fetch the bytes that it overwrites.
 const STREAM_BYTES: usize = 4096;
 
-/// A cache line.
+/// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
-/// How much of what is lent is fetched ahead. Of 8, 16, 32 and 64 lines of a 4 KiB read the first gave most.
+/// Cache lines of a new loan that are prefetched. Of 8, 16, 32 and 64 lines of a 4 KiB read, 8 lines gained
+/// the most.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const LINES_AHEAD: usize = 8;
 
-/// Bytes `0..len_bytes()`.
+/// A store of the bytes `0..len_bytes()`.
 pub struct Ram {
-    /// Its own box, so that it stays where it is while [`Loan`]s point to it.
+    /// The store lies in its own box, so that its address is stable while [`Loan`]s point to it.
     store: NonNull<Store>,
 }
 
 struct Store {
     region: Region,
-    /// For each stripe, the loans that overlap it.
+    /// For each stripe, the number of loans that overlap it.
     lent: Box<[AtomicU32]>,
 }
 
-/// Bytes of a [`Ram`] that nobody changes until this is dropped, which gives them back.
+/// Bytes of a [`Ram`] that can't change until this loan is dropped. The drop ends the loan.
 #[must_use = "a loan keeps others from writing"]
 pub struct Loan {
     store: NonNull<Store>,
@@ -53,16 +55,16 @@ pub struct Loan {
 /// Why an access was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RamError {
-    /// It reaches past the end.
+    /// The access reaches past the end.
     OutOfRange {
         /// First byte of the access.
         at: u64,
-        /// Its length in bytes.
+        /// Length of the access in bytes.
         len: u64,
-        /// Where the memory ends.
+        /// Length of the memory in bytes.
         end: u64,
     },
-    /// Some of it is lent, and it would have changed.
+    /// The access would change lent bytes.
     Lent,
 }
 
@@ -81,8 +83,8 @@ impl std::error::Error for RamError {}
 unsafe impl Send for Ram {}
 // SAFETY: `&Ram` reads bytes that nothing changes without `&mut Ram`, and counts loans atomically.
 unsafe impl Sync for Ram {}
-// SAFETY: a loan only reads bytes, which nothing changes while its count is up, and its drop, from
-// whatever thread, is an atomic decrement that releases those reads.
+// SAFETY: a loan only reads bytes that nothing changes while the loan is counted. Its drop, on any thread, is
+// an atomic decrement that releases those reads.
 unsafe impl Send for Loan {}
 // SAFETY: `&Loan` gives only `&[u8]` to bytes that nothing changes.
 unsafe impl Sync for Loan {}
@@ -96,19 +98,19 @@ impl Store {
         }
     }
 
-    /// The counters of a range that lies in the memory.
+    /// Returns the counters of a range that lies in the memory.
     fn stripes(&self, range: &Range<usize>) -> &[AtomicU32] {
         let last = range.end.max(range.start + 1) - 1;
         self.lent.get(range.start >> STRIPE_SHIFT..=last >> STRIPE_SHIFT).unwrap_or_default()
     }
 
     fn is_lent(&self, range: &Range<usize>) -> bool {
-        // Acquire: what borrowers read comes before what is written after this.
+        // Acquire: the reads of ended loans come before the writes after this check.
         self.stripes(range).iter().any(|count| count.load(Ordering::Acquire) > 0)
     }
 
-    /// Fetches the first lines of a range into the cache: the processor notices the direction and fetches the rest as it is
-    /// read. More lines than these were slower again: they wait for one another where they could have waited for nobody.
+    /// Prefetches the first lines of a range. The processor notices the direction and fetches the rest during the read.
+    /// More lines were slower again, because the prefetches then wait for one another.
     #[inline]
     fn fetch_ahead(&self, range: &Range<usize>) {
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -128,7 +130,7 @@ impl Store {
 }
 
 impl Ram {
-    /// Takes `region` over. Its bytes are what they were.
+    /// Takes ownership of `region` and leaves its bytes unchanged.
     pub fn new(region: Region) -> Self {
         let stripes = region.len_bytes().div_ceil(1 << STRIPE_SHIFT);
         let lent = (0..stripes).map(|_| AtomicU32::new(0)).collect();
@@ -140,7 +142,7 @@ impl Ram {
         unsafe { self.store.as_ref() }
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     pub fn len_bytes(&self) -> u64 {
         self.store().region.len_bytes() as u64
     }
@@ -148,7 +150,7 @@ impl Ram {
     /// Copies the bytes from `at` on into `into`.
     ///
     /// # Errors
-    /// [`RamError::OutOfRange`], and nothing was copied.
+    /// [`RamError::OutOfRange`]; nothing is copied.
     pub fn read(&self, at: u64, into: &mut [u8]) -> Result<(), RamError> {
         let store = self.store();
         let range = store.range(at, into.len() as u64)?;
@@ -165,16 +167,16 @@ impl Ram {
     pub fn lend(&self, at: u64, len: u32) -> Result<Loan, RamError> {
         let store = self.store();
         let range = store.range(at, u64::from(len))?;
-        // Whoever writes does so on this thread, or got the memory from it since.
+        // A writer runs on this thread, or received the memory from this thread later.
         for count in store.stripes(&range) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        // Its owner sends the bytes after it has looked at some more commands.
+        // The owner of the loan handles some more commands before it sends the bytes, so a prefetch has time.
         store.fetch_ahead(&range);
         Ok(Loan { store: self.store, at, len })
     }
 
-    /// Whether a write of the range would be refused because of loans.
+    /// Returns whether loans would make a write of the range fail.
     pub fn is_lent(&self, at: u64, len: u64) -> bool {
         let store = self.store();
         store.range(at, len).is_ok_and(|range| store.is_lent(&range))
@@ -183,7 +185,7 @@ impl Ram {
     /// Copies `from` to `at`.
     ///
     /// # Errors
-    /// [`RamError`], and nothing was copied.
+    /// [`RamError`]; nothing is copied.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), RamError> {
         let to = self.range_mut(at, from.len() as u64)?;
         if from.len() >= STREAM_BYTES {
@@ -197,7 +199,7 @@ impl Ram {
     /// Copies each `from` to its `at`, with one fence for all.
     ///
     /// # Errors
-    /// [`RamError`] of the first that fails; those before it were copied.
+    /// [`RamError`] of the first write that fails. The writes before it are complete.
     pub fn write_all<'a>(&mut self, all: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<(), RamError> {
         let _once = (FENCING.get() == Fencing::Each).then(DeferredFences::begin);
         all.into_iter().try_for_each(|(at, from)| self.write(at, from))
@@ -206,23 +208,23 @@ impl Ram {
     /// Zeroes `len` bytes from `at` on.
     ///
     /// # Errors
-    /// [`RamError`], and nothing was zeroed.
+    /// [`RamError`]; nothing is zeroed.
     pub fn zero(&mut self, at: u64, len: u64) -> Result<(), RamError> {
         self.range_mut(at, len)?.fill(0);
         Ok(())
     }
 
-    /// Whether [`give_back`](Self::give_back) does anything: see [`Region::can_give_back`].
+    /// Returns whether [`give_back`](Self::give_back) has an effect; see [`Region::can_give_back`].
     #[inline]
     pub fn gives_back(&self) -> bool {
         self.store().region.can_give_back()
     }
 
-    /// Gives the whole pages among `len` bytes from `at` on back to the machine. They read as zeros from now on, and get new
-    /// memory when they are written; the bytes beside them stay.
+    /// Returns to the machine the whole pages within `len` bytes from `at` on. These pages then read as zeros and get new
+    /// memory on the next write. The bytes beside them stay.
     ///
     /// # Errors
-    /// [`RamError`], and nothing was given back.
+    /// [`RamError`]; nothing is given back.
     pub fn give_back(&mut self, at: u64, len: u64) -> Result<(), RamError> {
         let store = self.store();
         let range = store.range(at, len)?;
@@ -235,7 +237,7 @@ impl Ram {
         Ok(())
     }
 
-    /// `len` bytes from `at` on, to be changed in place.
+    /// Returns `len` bytes from `at` on, to be changed in place.
     ///
     /// # Errors
     /// [`RamError`].
@@ -302,14 +304,14 @@ impl std::fmt::Debug for Loan {
     }
 }
 
-/// How the calling thread orders its streaming stores before what tells other threads of them.
+/// How the calling thread orders its streaming stores before the stores that announce them to other threads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fencing {
     /// A fence follows each write.
     Each,
-    /// None is owed; writes will owe one.
+    /// No fence is pending; the next streaming write makes a fence pending.
     Deferred,
-    /// One is owed.
+    /// A fence is pending.
     Owed,
 }
 
@@ -317,13 +319,14 @@ thread_local! {
     static FENCING: Cell<Fencing> = const { Cell::new(Fencing::Each) };
 }
 
-/// While it lives, writes of this thread owe their fence to [`publish`] instead of waiting for it each time: on the
-/// machines that we measured a write of 4 KiB takes a fifth of the time. For the turn loop of a core.
+/// A guard for the turn loop of a core: while the guard lives, [`publish`] runs one pending fence for all writes of
+/// this thread, instead of a fence after each write. On the machines that we measured, a write of 4 KiB takes a
+/// fifth of the time.
 ///
-/// Why that is sound: streaming stores are weakly ordered only towards other processors (this one sees its own), and
-/// there only plain stores can overtake them; a locked instruction drains them as a fence does (Intel SDM vol. 3,
-/// §12.3.1). So every lock, channel and reference count orders them, and what remains are the mailboxes, whose rings are
-/// published by plain stores: they call [`publish`] first.
+/// Why deferral is sound: streaming stores are weakly ordered only for other processors; this processor sees its own
+/// stores. Only plain stores can overtake them, since a locked instruction drains them as a fence does (Intel SDM vol.
+/// 3, §12.3.1). Every lock, channel and reference count therefore orders them. The mailboxes remain, because plain
+/// stores publish their rings. The mailboxes call [`publish`] first.
 pub(crate) struct DeferredFences(PhantomData<*const ()>);
 
 impl DeferredFences {
@@ -340,7 +343,7 @@ impl Drop for DeferredFences {
     }
 }
 
-/// Puts what this thread wrote before whatever it stores from now on.
+/// Orders this thread's earlier writes before its later stores.
 #[inline]
 pub(crate) fn publish() {
     if FENCING.get() == Fencing::Owed {
@@ -358,7 +361,7 @@ fn fence_streams() {
     };
 }
 
-/// Copies `from`, of the same length, past the caches.
+/// Copies `from`, of the same length, with stores that bypass the caches.
 #[cfg(target_arch = "x86_64")]
 fn stream(to: &mut [u8], from: &[u8]) {
     #[cfg(not(miri))]
@@ -386,7 +389,8 @@ fn stream(to: &mut [u8], from: &[u8]) {
     }
     rest.copy_from_slice(from_rest);
     match FENCING.get() {
-        // Streaming stores are weakly ordered: this puts them before whatever tells others that the bytes are there.
+        // Streaming stores are weakly ordered. The fence puts them before the stores that announce the bytes to
+        // other threads.
         Fencing::Each => fence_streams(),
         Fencing::Deferred | Fencing::Owed => FENCING.set(Fencing::Owed),
     }
@@ -448,7 +452,7 @@ mod tests {
         assert_eq!(ram.give_back(0, 4 << 20), Err(RamError::Lent));
         assert_eq!(&*loan, &[7; 16]);
         drop(loan);
-        // Whole pages only.
+        // Only whole pages are given back.
         ram.give_back(page - 1, 2 * page).expect("not lent");
         ram.read(page - 2, &mut got).expect("inside");
         assert_eq!(got, [7, 7, 0]);
@@ -470,7 +474,7 @@ mod tests {
         assert!(!ram.is_lent(0, ram.len_bytes()));
     }
 
-    /// Reads on one thread and writes on another meet in the counters alone: a race detector (Miri) judges their order.
+    /// Only the counters order reads on one thread and writes on another. A race detector (Miri) checks that order.
     #[test]
     fn a_write_that_waited_for_a_loan_comes_after_its_last_read() {
         let mut ram = Ram::new(Region::anonymous(2 << 20).expect("memory"));
@@ -482,7 +486,7 @@ mod tests {
         });
         let rounds = if cfg!(miri) { 40 } else { 2000 };
         for round in 0..rounds {
-            // Over the end of a stripe, so that two counters count.
+            // The loan crosses the end of a stripe, so that two counters count it.
             let at = (1 << STRIPE_SHIFT) - 8;
             while let Err(error) = ram.write(at, &[round as u8; 16]) {
                 assert_eq!(error, RamError::Lent);

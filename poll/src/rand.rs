@@ -1,16 +1,16 @@
 //! Random bits for jitter, identifiers and fault injection; the same seed gives the same bits.
 //!
-//! What it is not: a source of secrets. The generator is xoshiro256** (Blackman and Vigna, 2018), its
-//! state filled by SplitMix64 so that any seed will do.
+//! What it is not: a source of secrets. The generator is xoshiro256** (Blackman and Vigna, 2018). SplitMix64
+//! fills its state, so that any seed will do.
 
-/// A small seeded generator. Not shared: each core has its own.
+/// A small seeded generator. Each core has its own.
 #[derive(Clone, Debug)]
 pub struct Rng {
     state: [u64; 4],
 }
 
 impl Rng {
-    /// A generator whose bits depend on `seed` alone.
+    /// Creates a generator whose bits depend on `seed` alone.
     pub fn new(seed: u64) -> Self {
         let mut x = seed;
         let state = std::array::from_fn(|_| {
@@ -22,7 +22,7 @@ impl Rng {
         Self { state }
     }
 
-    /// 64 bits.
+    /// Returns 64 random bits.
     pub fn bits(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.state;
         let out = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
@@ -36,7 +36,7 @@ impl Rng {
         out
     }
 
-    /// A number below `bound`, or 0 if `bound` is 0. The bias is below 2^-64 times `bound`.
+    /// Returns a number below `bound`, or 0 if `bound` is 0. The bias is below 2^-64 times `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }

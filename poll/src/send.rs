@@ -1,15 +1,15 @@
-//! What one send carries: small header bytes and payload blocks, in wire order.
+//! The contents of one send: small header bytes and payload blocks, in wire order.
 
 use crate::buf::Buf;
 use crate::ram::Loan;
 use libc::iovec;
 
 /// Header bytes that one list can hold: 56 for each of [`BUFS`] small reads (NVMe/TCP's header, response and their digests), and
-/// some to spare for a longer one.
+/// 256 spare bytes for longer headers.
 pub const HEAD_BYTES: usize = 56 * BUFS + 256;
 /// Payload blocks that one list can hold: a queue of 128 small reads answered with one system call.
 pub const BUFS: usize = 128;
-/// Pieces that one list can hold: at worst a header, then a payload, each time.
+/// Pieces that one list can hold: at worst headers and payloads alternate.
 pub const SEGMENTS: usize = 2 * BUFS + 16;
 /// Memory of one list.
 pub const LIST_BYTES: usize = size_of::<SendList>()
@@ -20,18 +20,18 @@ pub const LIST_BYTES: usize = size_of::<SendList>()
 /// Zeros that one piece can hold.
 pub const ZEROS_BYTES: usize = 128 << 10;
 
-/// Every piece of zeros is sent from here, so that it takes no block.
+/// The source of every piece of zeros, so that zeros take no block.
 static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
 
-/// `len` zeros, at most [`ZEROS_BYTES`].
+/// Returns `len` zeros, at most [`ZEROS_BYTES`].
 ///
 /// # Panics
-/// If there are not so many.
+/// Panics if `len` exceeds [`ZEROS_BYTES`].
 pub fn zeros(len: usize) -> &'static [u8] {
     &ZEROS[..len]
 }
 
-/// One piece of a list. There are many, so it is kept small.
+/// One piece of a list. Lists hold many pieces, so a piece is kept small.
 #[derive(Clone, Copy, Debug)]
 enum Segment {
     Head {
@@ -46,7 +46,7 @@ enum Segment {
     Zeros {
         len: u32,
     },
-    /// All of the loan; the block behind it is to take its bytes if it must end.
+    /// All bytes of a loan. If the loan must end early, the block `buf` takes its bytes.
     Loan {
         index: u16,
         buf: u16,
@@ -69,17 +69,17 @@ pub struct SendList {
     gather: Gather,
 }
 
-/// Room for the kernel's view of the pieces, filled by [`SendList::gather`].
+/// Room for the kernel's view of the pieces. [`SendList::gather`] fills it.
 struct Gather(Vec<iovec>);
 
-// SAFETY: the pointers in it lead into the same list's header bytes and blocks, which move with it,
-// and nothing here follows them.
+// SAFETY: the pointers lead into the same list's header bytes and blocks, which move with the list, and
+// nothing here follows the pointers.
 unsafe impl Send for Gather {}
 // SAFETY: as above.
 unsafe impl Sync for Gather {}
 
 impl SendList {
-    /// An empty list with all its room: [`LIST_BYTES`].
+    /// Creates an empty list with all its room: [`LIST_BYTES`].
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
@@ -91,27 +91,27 @@ impl SendList {
         })
     }
 
-    /// Whether nothing is in it.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
-    /// Bytes to send.
+    /// Returns the number of bytes to send.
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
 
-    /// Whether `head_bytes` of header, and a payload block if `with_buf`, still fit.
+    /// Returns whether `head_bytes` of header still fit, together with a payload block if `with_buf`.
     pub fn fits(&self, head_bytes: usize, with_buf: bool) -> bool {
         self.head.len() + head_bytes <= HEAD_BYTES
             && self.bufs.len() + usize::from(with_buf) <= BUFS
             && self.segments.len() + 2 <= SEGMENTS
     }
 
-    /// Appends `len` header bytes, all zero, and gives them to be written.
+    /// Appends `len` header bytes, all zero, and returns them for the caller to write.
     ///
     /// # Panics
-    /// If they don't fit: ask [`fits`](Self::fits) first.
+    /// Panics if they don't fit; the caller asks [`fits`](Self::fits) first.
     pub fn push_head(&mut self, len: usize) -> &mut [u8] {
         assert!(self.fits(len, false), "a send list of {HEAD_BYTES} header bytes overflows");
         let at = self.head.len();
@@ -127,7 +127,7 @@ impl SendList {
     /// Appends `len` bytes of `buf` from byte `at`. The block stays in the list until it is taken out.
     ///
     /// # Panics
-    /// If it doesn't fit, or the range lies outside the block.
+    /// Panics if the block doesn't fit, or if the range lies outside the block.
     pub fn push_buf(&mut self, buf: Buf, at: usize, len: usize) {
         assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
         assert!(at + len <= buf.len(), "bytes {at}..{} of {buf:?}", at + len);
@@ -139,23 +139,23 @@ impl SendList {
     /// Appends `len` zeros, at most [`ZEROS_BYTES`].
     ///
     /// # Panics
-    /// If they don't fit.
+    /// Panics if they don't fit.
     pub fn push_zeros(&mut self, len: usize) {
         assert!(self.fits(0, false) && len <= ZEROS_BYTES, "{len} zeros overflow a send list");
         self.segments.push(Segment::Zeros { len: len as u32 });
         self.len_bytes += len;
     }
 
-    /// Loans that it has.
+    /// Returns the number of loans in the list.
     pub fn loans(&self) -> usize {
         self.loans.len()
     }
 
-    /// Appends the bytes of `loan`. `behind` is a block with room for them, which stays in the list like
-    /// any other: the bytes move there if the loan is to end before they are sent.
+    /// Appends the bytes of `loan`. `behind` is a block with room for these bytes. The block stays in the
+    /// list like any other. The bytes are copied into it if the loan must end before they are sent.
     ///
     /// # Panics
-    /// If it doesn't fit, or the block is smaller than the loan.
+    /// Panics if the loan doesn't fit, or if the block is smaller than the loan.
     pub fn push_loan(&mut self, loan: Loan, behind: Buf) {
         assert!(self.fits(0, true), "a send list of {BUFS} blocks overflows");
         assert!(loan.len() <= behind.len(), "{loan:?} with {behind:?}");
@@ -165,8 +165,9 @@ impl SendList {
         self.bufs.push(behind);
     }
 
-    /// Ends the loans, with `sent` bytes of the list sent: what isn't is copied to the blocks behind. A
-    /// driver does so when it can't send everything at once, so that a slow peer keeps no memory lent.
+    /// Ends the loans after `sent` bytes of the list are sent. Each loan with unsent bytes is copied into its
+    /// block. A driver calls this function when it can't send everything at once, so that a slow peer keeps
+    /// no memory lent.
     pub fn end_loans(&mut self, sent: usize) {
         if self.loans.is_empty() {
             return;
@@ -190,7 +191,8 @@ impl SendList {
         self.loans.clear();
     }
 
-    /// Takes out the next payload block, last first. `None` empties the rest too: the list is new.
+    /// Takes out the next payload block, last first. A call that returns `None` also clears the rest, and the
+    /// list is ready for reuse.
     pub fn take_buf(&mut self) -> Option<Buf> {
         let buf = self.bufs.pop();
         if buf.is_none() {
@@ -202,7 +204,7 @@ impl SendList {
         buf
     }
 
-    /// The bytes to send, piece by piece, in order.
+    /// Returns the bytes to send, piece by piece, in order.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.segments.iter().map(|segment| match *segment {
             Segment::Head { at, len } => &self.head[at as usize..(at + len) as usize],
@@ -216,8 +218,8 @@ impl SendList {
 }
 
 impl SendList {
-    /// The pieces without their first `skip` bytes, at most `max` bytes of them, as the kernel wants
-    /// them. Valid until the list is changed or gathered again; it may be moved.
+    /// Returns the pieces in the kernel's form, without their first `skip` bytes and at most `max` bytes. The
+    /// result is valid until the list is changed or gathered again. The list may be moved meanwhile.
     pub(crate) fn gather(&mut self, mut skip: usize, mut max: usize) -> &mut [iovec] {
         let mut vectors = std::mem::take(&mut self.gather.0);
         vectors.clear();
@@ -268,7 +270,8 @@ mod tests {
 
     #[test]
     fn gathering_skips_and_stops() {
-        use crate::arena::{Arena, ArenaId};
+        use crate::arena::Arena;
+        use crate::buf::ArenaId;
         let region = trefoil_sys::region::Region::anonymous(2 << 20).expect("memory");
         let mut arena = Arena::new(ArenaId(210), region);
         let mut list = SendList::new();
@@ -294,12 +297,13 @@ mod tests {
         }
     }
 
-    /// What the kernel does with a send that is under way: it follows the pieces while a driver has the list.
+    /// Stands for the kernel during a send: the kernel follows the pieces while a driver holds the list.
     #[test]
     fn what_was_gathered_stays_valid_while_the_list_moves() {
-        use crate::arena::{Arena, ArenaId};
+        use crate::arena::Arena;
+        use crate::buf::ArenaId;
         use crate::ram::Ram;
-        /// Pointers for another thread, as the kernel has them.
+        /// Pointers for another thread, as the kernel holds them.
         struct Pieces(Vec<iovec>);
         // SAFETY: only read below, while the list is kept unchanged.
         unsafe impl Send for Pieces {}
@@ -336,7 +340,8 @@ mod tests {
 
     #[test]
     fn a_loan_that_ends_early_leaves_its_bytes() {
-        use crate::arena::{Arena, ArenaId};
+        use crate::arena::Arena;
+        use crate::buf::ArenaId;
         use crate::ram::Ram;
         let region = || trefoil_sys::region::Region::anonymous(2 << 20).expect("memory");
         let mut arena = Arena::new(ArenaId(211), region());

@@ -1,4 +1,4 @@
-//! Atomics, or loom's models of them under `--cfg loom`, with one face.
+//! Atomics, or loom's models of them under `--cfg loom`, with the same interface.
 
 #[cfg(loom)]
 pub(crate) use loom::{
@@ -13,7 +13,7 @@ pub(crate) use std::sync::Arc;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-/// As loom's: a cell whose content is reached through a closure.
+/// A cell with loom's interface: a closure gets the content.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
@@ -24,7 +24,7 @@ impl<T> UnsafeCell<T> {
         Self(std::cell::UnsafeCell::new(value))
     }
 
-    /// Passes a pointer to the content; the caller answers for its use.
+    /// Passes a pointer to the content to `f`. The caller is responsible for its use.
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())
     }

@@ -1,26 +1,26 @@
-//! Time as the machines see it: a number of nanoseconds that only grows.
+//! The time of the machines: a number of nanoseconds that only grows.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point on the driver's monotonic clock, in nanoseconds since an arbitrary start.
 ///
-/// The real driver reads it once a turn; the simulator moves it by itself.
+/// The real driver reads the clock once a turn; the simulator sets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// The point `ns` nanoseconds after the clock's start.
+    /// Returns the point `ns` nanoseconds after the clock's start.
     pub const fn from_ns(ns: u64) -> Self {
         Self(ns)
     }
 
-    /// Nanoseconds since the clock's start.
+    /// Returns the nanoseconds since the clock's start.
     pub const fn as_ns(self) -> u64 {
         self.0
     }
 
-    /// The time from `earlier` to `self`, zero if `earlier` is later.
+    /// Returns the time from `earlier` to `self`, or zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }

@@ -1,16 +1,16 @@
 //! The real driver: [`Io`] on one io_uring.
 //!
-//! What it is: all that a core's machines ask for in a turn becomes entries of one ring, submitted with
-//! one io_uring_enter(2). It owns every block that the kernel may touch until its completion came, so
-//! memory can't be freed under the kernel. What is asked for is told later, never from within a call.
+//! What it is: all operations that a core's machines start in a turn become entries of one ring, submitted
+//! with one io_uring_enter(2). The driver owns every block that the kernel may touch until the completion
+//! arrives, so memory can't be freed under the kernel. Results come as later events, never from within a
+//! call.
 //!
 //! What it is not: the turn itself; see [`core`](crate::core).
 //!
-//! Memory, all at start-up: a socket slot is about 300 bytes, a file operation 100; the receive
-//! buffers are `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB), one more of 256 KiB for
-//! receives without the ring; entries that the
-//! submission queue has no room for wait in a queue of 64 bytes × (4 a socket + 1 a file operation +
-//! the bell's).
+//! Memory, all allocated at start-up: a socket slot takes about 300 bytes, a file operation 100. The receive
+//! buffers take `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB), and one more buffer of 256 KiB
+//! serves receives without the ring. Entries that find the submission queue full wait in a backlog of 64
+//! bytes × (5 per socket + 1 per file operation + 1 for the bell).
 
 mod direct;
 mod faults;
@@ -44,9 +44,9 @@ use trefoil_sys::socket::Options;
 use trefoil_sys::uring::{Entry, Features, Ring, cqueue, opcode, types};
 
 const RECV_GROUP: u16 = 0;
-/// Entries submitted at once; more wait for the next enter of the same turn.
+/// Entries per submission; further entries wait for the next submission.
 const SQ_ENTRIES: u32 = 1024;
-/// Unread completions; past it the kernel keeps them itself and says so.
+/// Unread completions. Past this number the kernel keeps completions itself and reports that.
 const CQ_ENTRIES: u32 = 8192;
 /// Completions fetched at once.
 const BATCH: usize = 256;
@@ -58,18 +58,18 @@ pub struct UringConfig {
     pub max_sockets: u32,
     /// Files at a time.
     pub max_files: u32,
-    /// File operations that are asked for and not answered.
+    /// Outstanding file operations.
     pub max_file_ops: u32,
     /// Receive buffers for [`RecvInto::Stream`]: a power of two, at most 32768.
     pub recv_buffers: u16,
-    /// Bytes of each.
+    /// Bytes of each receive buffer.
     pub recv_buffer_bytes: u32,
-    /// Try sends and receives at once by their own system calls, and leave to the ring what would wait.
-    /// Without it, all goes through the ring.
+    /// Switch for direct transfers: each send and receive is first tried by a system call of its own, and
+    /// only a transfer that would wait goes to the ring. If off, every transfer goes through the ring.
     pub direct: bool,
-    /// For sockets that [`Io::connect`] makes.
+    /// Options of the sockets that [`Io::connect`] makes.
     pub socket_options: Options,
-    /// For [`Io::random`].
+    /// Seed of [`Io::random`].
     pub seed: u64,
     /// Faults to inject, in tests.
     pub faults: Option<Faults>,
@@ -91,9 +91,9 @@ impl Default for UringConfig {
     }
 }
 
-/// The driver of one core. `M` is what cores send each other.
+/// The driver of one core. `M` is the message between cores.
 pub struct UringIo<M> {
-    // The ring comes first: it is dropped before the memory that it knows.
+    // The ring comes first, so that it is dropped before its registered memory.
     ring: Ring,
     recv_buffers: BufRing,
     recv_buffer_bytes: u32,
@@ -101,16 +101,17 @@ pub struct UringIo<M> {
     socks: Table<sock::Sock>,
     files: Table<file::File>,
     running: Table<file::Running>,
-    /// Sockets to settle. Each is in once, and once for the slot's last owner: 2 × `max_sockets`.
+    /// Sockets to settle. A socket is listed at most once, and the slot's last owner at most once more: 2 ×
+    /// `max_sockets`.
     closing: VecDeque<u32>,
-    /// Sockets whose receive found no buffer. Each is in once: `max_sockets`.
+    /// Sockets whose receive found no buffer. A socket is listed at most once: `max_sockets`.
     starved: VecDeque<u32>,
-    /// Operations that ended within the call that began them, as (kind, slot, result), to be told in
-    /// the next turn: a receive and a send a socket.
+    /// Operations that ended within the call that began them, as (kind, slot, result). The next turn reports
+    /// them. A socket has at most a receive and a send here.
     done: VecDeque<(Kind, u32, i32)>,
     /// Sockets whose receive is tried each turn.
     hot: Vec<u32>,
-    /// Where such a receive goes.
+    /// The buffer of such a receive.
     scratch: Box<[u8]>,
     direct: bool,
     /// Entries that found the submission queue full.
@@ -129,13 +130,13 @@ pub struct UringIo<M> {
 }
 
 impl<M: Send> UringIo<M> {
-    /// The driver of the calling thread's core.
+    /// Creates the driver of the calling thread's core.
     ///
     /// # Errors
-    /// What io_uring_setup(2) and io_uring_register(2) say.
+    /// An error of io_uring_setup(2) or io_uring_register(2).
     pub(crate) fn new(config: &UringConfig, features: &Features, ports: Ports<M>) -> io::Result<Self> {
         let ring = Ring::new(features, SQ_ENTRIES, CQ_ENTRIES)?;
-        let recv_buffers = BufRing::new(&ring, RECV_GROUP, config.recv_buffers, config.recv_buffer_bytes)?;
+        let recv_buffers = ring.buf_ring(RECV_GROUP, config.recv_buffers, config.recv_buffer_bytes)?;
         let sockets = config.max_sockets as usize;
         Ok(Self {
             ring,
@@ -148,7 +149,7 @@ impl<M: Send> UringIo<M> {
             closing: VecDeque::with_capacity(sockets * 2),
             starved: VecDeque::with_capacity(sockets),
             done: VecDeque::with_capacity(sockets * 2),
-            hot: Vec::with_capacity(direct::MAX_HOT),
+            hot: Vec::with_capacity(sock::MAX_HOT),
             scratch: vec![0; direct::SCRATCH_BYTES].into(),
             direct: config.direct,
             // A socket has at most a receive, a send, a cancellation and (with faults) two more.
@@ -166,11 +167,12 @@ impl<M: Send> UringIo<M> {
         })
     }
 
-    /// Registers arenas with the ring, so that file operations on their blocks need not pin pages each
-    /// time. Once, at start-up. Without it, or where the kernel refuses, all works, only slower.
+    /// Registers arenas with the ring, so that file operations on their blocks need not pin pages each time.
+    /// The caller registers once, at start-up. Without registration, or where the kernel refuses it, file
+    /// operations work but are slower.
     ///
     /// # Errors
-    /// What io_uring_register(2) says; `ENOMEM` means RLIMIT_MEMLOCK.
+    /// An error of io_uring_register(2); `ENOMEM` means RLIMIT_MEMLOCK.
     pub fn register_arenas(&mut self, arenas: &[&Arena]) -> io::Result<()> {
         let mut spans = Vec::new();
         let mut firsts = Vec::new();
@@ -181,8 +183,8 @@ impl<M: Send> UringIo<M> {
                 spans.push((base.wrapping_add(at), file::SPAN_BYTES.min(len - at)));
             }
         }
-        // SAFETY: the kernel pins the pages themselves, so even an arena that is unmapped too early can
-        // not be written through another mapping.
+        // SAFETY: the kernel pins the pages themselves. Even if an arena is unmapped too early, the kernel
+        // writes to no other mapping.
         unsafe { self.ring.register_spans(&spans)? };
         for (arena, first) in firsts {
             if let Some(span) = self.spans.get_mut(usize::from(arena.0)) {
@@ -192,13 +194,13 @@ impl<M: Send> UringIo<M> {
         Ok(())
     }
 
-    /// Reads the clock: a turn begins.
+    /// Begins a turn: reads the clock and returns the time.
     pub(crate) fn begin_turn(&mut self) -> Instant {
         self.now = Instant::from_ns(clock::monotonic_ns());
         self.now
     }
 
-    /// Tells `handler` what has completed; says whether there was anything.
+    /// Reports completions to `handler`. Returns whether any arrived.
     pub(crate) fn complete<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let at_once = self.done.len();
         for _ in 0..at_once {
@@ -208,8 +210,8 @@ impl<M: Send> UringIo<M> {
                 None => {}
             }
         }
-        // First, since what the ring brings makes sockets hot that have nothing more yet: after a sleep the answer goes
-        // out before they are tried.
+        // Hot sockets come before the ring's completions. Those completions make sockets hot that have no more bytes
+        // yet. After a sleep the answers thus go out before these sockets are tried.
         let hot = self.poll_hot(handler);
         let mut batch = std::mem::take(&mut self.batch);
         let completions = self.ring.completions(&mut batch);
@@ -245,7 +247,7 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Tells `handler` the messages that had come when the turn began; says whether there were any.
+    /// Delivers to `handler` the messages that had arrived when this call began. Returns whether any arrived.
     pub(crate) fn deliver<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let mut any = false;
         for inbox in 0..self.ports.inboxes() {
@@ -259,7 +261,7 @@ impl<M: Send> UringIo<M> {
         any
     }
 
-    /// Submits what was queued.
+    /// Submits the queued entries.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         self.ring.enter()?;
         while let Some(entry) = self.backlog.pop_front() {
@@ -272,7 +274,7 @@ impl<M: Send> UringIo<M> {
         Ok(())
     }
 
-    /// Whether something waits for the next turn already.
+    /// Returns whether work already waits for the next turn.
     pub(crate) fn has_pending(&self) -> bool {
         !(self.backlog.is_empty()
             && self.done.is_empty()
@@ -280,8 +282,8 @@ impl<M: Send> UringIo<M> {
             && self.starved.is_empty())
     }
 
-    /// Submits, and sleeps until a completion, a ring of the bell, or `timeout`; returns at once if
-    /// there is mail already, or `stop` is set.
+    /// Submits the queued entries, and sleeps until a completion, a ring of the bell, or `timeout`. Returns
+    /// at once if a message waits or `stop` is set.
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>, stop: &AtomicBool) -> io::Result<()> {
         self.cool();
         if !self.bell_armed {
@@ -298,15 +300,15 @@ impl<M: Send> UringIo<M> {
         result
     }
 
-    /// Whether nothing is outstanding, so that the driver can be dropped.
+    /// Returns whether no operation is outstanding, so that the driver can be dropped.
     pub(crate) fn is_quiet(&self) -> bool {
         self.socks.len() == 0 && self.running.len() == 0
     }
 
     fn push(&mut self, entry: Entry) {
-        // SAFETY: what an entry points to (blocks, send lists, addresses, message headers) is owned by
-        // `socks` and `running`, which keep it where it is until the completion; the loop does not
-        // drop a driver that is not quiet.
+        // SAFETY: an entry points to blocks, send lists, addresses and message headers. `socks` and `running`
+        // own them and keep their addresses stable until the completion. The loop never drops a driver with
+        // outstanding operations.
         if !self.backlog.is_empty() || !unsafe { self.ring.push(&entry) } {
             self.backlog.push_back(entry);
         }

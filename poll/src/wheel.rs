@@ -19,7 +19,7 @@ const HEADS: usize = LEVELS * SLOTS;
 /// The free list has a head of its own.
 const FREE: u32 = HEADS as u32;
 
-/// Names an armed timer. A key of a timer that fired or was cancelled does nothing.
+/// The key of an armed timer. A key of a timer that fired or was cancelled has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TimerKey {
     node: u32,
@@ -42,19 +42,19 @@ struct Node {
 /// See the module. Never allocates after [`new`](Self::new).
 pub struct TimerWheel {
     nodes: Box<[Node]>,
-    /// Which slots of a level have timers.
+    /// The slots with timers, as one bit mask per level.
     occupied: [u64; LEVELS],
-    /// Every slot that starts before or at this tick was emptied, except the tick's own.
+    /// The current tick. Every slot that starts before or at this tick is empty, except the tick's own slot.
     elapsed: u64,
     armed: usize,
 }
 
 impl TimerWheel {
-    /// A wheel for up to `capacity` timers at a time; `now` is where its time starts. About 40 bytes a
-    /// timer, and 20 KiB.
+    /// Creates a wheel for up to `capacity` armed timers, with the time starting at `now`. Takes about 40
+    /// bytes per timer, and 20 KiB.
     ///
     /// # Panics
-    /// If `capacity` is 2^31 or more.
+    /// Panics if `capacity` is 2^31 or more.
     pub fn new(capacity: usize, now: Instant) -> Self {
         assert!(capacity < 1 << 31, "a timer wheel of {capacity} timers");
         let nodes = (0..=HEADS + capacity)
@@ -74,18 +74,18 @@ impl TimerWheel {
         wheel
     }
 
-    /// Timers armed now.
+    /// Returns the number of armed timers.
     pub fn len(&self) -> usize {
         self.armed
     }
 
-    /// Whether no timer is armed.
+    /// Returns whether no timer is armed.
     pub fn is_empty(&self) -> bool {
         self.armed == 0
     }
 
-    /// Lets `token` come out of [`expire`](Self::expire) once, at `at` or up to a tick later. `None` if
-    /// the wheel is full.
+    /// Arms a timer: [`expire`](Self::expire) returns `token` once, at `at` or up to a tick later. Returns
+    /// `None` if the wheel is full.
     pub fn arm(&mut self, at: Instant, token: u64) -> Option<TimerKey> {
         let node = self.nodes[FREE as usize].next;
         if node == FREE {
@@ -101,7 +101,7 @@ impl TimerWheel {
         Some(key)
     }
 
-    /// Disarms a timer; says whether it was armed.
+    /// Disarms a timer. Returns whether the timer was armed.
     pub fn cancel(&mut self, key: TimerKey) -> bool {
         let current = self.nodes.get(key.node as usize).is_some_and(|n| n.generation == key.generation);
         if current {
@@ -110,7 +110,8 @@ impl TimerWheel {
         current
     }
 
-    /// The token of one timer that is due at `now`, the earliest tick first, or `None` if no more are.
+    /// Returns the token of one timer that is due at `now`, the earliest tick first. Returns `None` if no
+    /// further timer is due.
     pub fn expire(&mut self, now: Instant) -> Option<u64> {
         let now = now.as_ns() >> TICK_SHIFT;
         while let Some((level, slot, start)) = self.first() {
@@ -131,15 +132,16 @@ impl TimerWheel {
         None
     }
 
-    /// When [`expire`](Self::expire) should be called next, or `None` if nothing is armed. Never later
-    /// than the first timer is due; it may be earlier, at most once a level.
+    /// Returns when to call [`expire`](Self::expire) next, or `None` if no timer is armed. The time is never
+    /// later than the first timer's. It may be earlier, at most once per level.
     pub fn next(&self) -> Option<Instant> {
         let (_, _, start) = self.first()?;
         Some(Instant::from_ns(start.saturating_mul(1 << TICK_SHIFT)))
     }
 
-    /// The occupied slot that starts first. All timers of a level are earlier than those above it, as
-    /// they share more leading digits with `elapsed`; slots behind `elapsed`'s digit are empty.
+    /// Finds the occupied slot that starts first. All timers of a level are earlier than those of higher
+    /// levels, because they share more leading digits with `elapsed`. Slots behind `elapsed`'s digit are
+    /// empty.
     fn first(&self) -> Option<(usize, usize, u64)> {
         let level = self.occupied.iter().position(|&slots| slots != 0)?;
         let slot = self.occupied[level].trailing_zeros() as usize;
@@ -148,7 +150,7 @@ impl TimerWheel {
         Some((level, slot, (above | slot as u64) << shift))
     }
 
-    /// Moves the timers of a slot, at whose start `elapsed` is, to lower levels.
+    /// Moves the timers of a slot to lower levels. `elapsed` stands at the start of that slot.
     fn cascade(&mut self, head: u32) {
         loop {
             let node = self.nodes[head as usize].next;

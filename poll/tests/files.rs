@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use trefoil_poll::*;
 use trefoil_sys::region::Region;
 
-/// One step of a script, and what must come of it.
+/// One step of a script, and its expected result.
 #[derive(Debug)]
 enum Step {
     Write { offset: u64, len: u32, fill: u8, durable: bool },

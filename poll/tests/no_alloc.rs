@@ -1,4 +1,4 @@
-//! No core allocates or frees after its start-up: a guarding allocator counts what a turning core asks for.
+//! No core allocates or frees after its start-up: a guarding allocator counts the calls of turning cores.
 
 mod support;
 

@@ -99,7 +99,7 @@ fn closing_gives_everything_back_once() {
             assert!(matches!(rig.next(), (_, Msg::Closed)));
         }
         for client in &mut clients {
-            // Closed at once: the rest, if any, then the end or a reset.
+            // The socket is closed at once: the client gets the rest, if any, then the end or a reset.
             let mut rest = Vec::new();
             let _ = client.read_to_end(&mut rest);
         }
@@ -130,7 +130,7 @@ fn connects_succeed_fail_and_are_abandoned() {
         rig.to_cores[0].send(Msg::Connect(closed)).expect("room");
         assert!(matches!(rig.next().1, Msg::Connected(Err(libc::ECONNREFUSED))));
         assert!(matches!(rig.next().1, Msg::Closed));
-        // TEST-NET-1 answers nothing, or the machine has no route: both end at once.
+        // TEST-NET-1 answers nothing, or the machine has no route. Either connect ends at once.
         for nobody in ["192.0.2.1:9", "[::1]:1", "127.0.0.1:1"] {
             rig.to_cores[0].send(Msg::ConnectAndClose(nobody.parse().expect("an address"))).expect("room");
             assert!(matches!(rig.next().1, Msg::Connected(Err(_))));

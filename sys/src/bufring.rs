@@ -1,8 +1,7 @@
-//! Receive buffers that the kernel picks when bytes are there, so that an idle socket holds none
+//! Receive buffers that the kernel picks when bytes arrive, so that an idle socket holds none
 //! (io_uring_register(2), IORING_REGISTER_PBUF_RING, Linux 5.19).
 
 use crate::region::Region;
-use crate::uring::Ring;
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 const PAGE_BYTES: usize = 4096;
 
-/// The page-aligned array through which buffers are handed to the kernel.
+/// The page-aligned array that hands buffers to the kernel.
 struct Entries {
     base: NonNull<BufRingEntry>,
     layout: Layout,
@@ -54,26 +53,26 @@ impl BufRing {
     /// Registers `count` buffers (a power of two, at most 32768) of `buf_bytes` as `group` of `ring`.
     ///
     /// # Errors
-    /// What mmap(2) and io_uring_register(2) say.
-    pub fn new(ring: &Ring, group: u16, count: u16, buf_bytes: u32) -> io::Result<Self> {
+    /// An error of mmap(2) or io_uring_register(2).
+    pub(crate) fn new(ring: &IoUring, group: u16, count: u16, buf_bytes: u32) -> io::Result<Self> {
         let memory = Region::anonymous(usize::from(count) * buf_bytes as usize)?;
         let entries = Entries::new(count);
-        register(ring.inner(), &entries, group)?;
+        register(ring, &entries, group)?;
         let mut this = Self { entries, memory, buf_bytes, tail: 0, group };
         (0..count).for_each(|id| this.give_back(id));
         Ok(this)
     }
 
-    /// The group's number, for a receive.
+    /// Returns the group's number, for a receive.
     pub fn group(&self) -> u16 {
         self.group
     }
 
-    /// The first `len` bytes of buffer `id`.
+    /// Returns the first `len` bytes of buffer `id`.
     ///
     /// # Safety
-    /// A completion must have named `id` with at least `len` bytes, and it must not be given back while
-    /// the slice is in use.
+    /// A completion must have named `id` with at least `len` bytes, and the buffer must not be given back
+    /// while the slice is in use.
     pub unsafe fn bytes<'a>(&self, id: u16, len: usize) -> &'a [u8] {
         assert!(id < self.entries.count && len <= self.buf_bytes as usize, "buffer {id}, {len} bytes");
         let offset = usize::from(id) * self.buf_bytes as usize;
@@ -102,7 +101,7 @@ impl BufRing {
     }
 }
 
-/// Whether this kernel has buffer rings.
+/// Returns whether this kernel has buffer rings.
 pub(crate) fn supported(ring: &IoUring) -> bool {
     let entries = Entries::new(1);
     let there = register(ring, &entries, 0).is_ok();

@@ -1,6 +1,7 @@
 //! The monotonic clock.
 
-/// Nanoseconds of CLOCK_MONOTONIC: since boot, never set back. About 25 ns through the vDSO.
+/// Returns the nanoseconds of CLOCK_MONOTONIC: since boot, never set back. A call takes about 25 ns through
+/// the vDSO.
 pub fn monotonic_ns() -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `t` is writable. With a valid clock and pointer the call can't fail.

@@ -1,4 +1,4 @@
-//! CPUs: pinning the calling thread, and which NUMA node a CPU belongs to, how deep it may sleep.
+//! CPUs: pinning of the calling thread, a CPU's NUMA node, and limits on a CPU's sleep states.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -9,43 +9,43 @@ use std::path::{Path, PathBuf};
 /// Pins the calling thread to CPU `cpu`.
 ///
 /// # Errors
-/// What sched_setaffinity(2) says: `EINVAL` if there is no such CPU or it is not allowed.
+/// An error of sched_setaffinity(2): `EINVAL` if the CPU doesn't exist or is not allowed.
 pub fn pin(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// The CPUs that the calling thread may run on.
+/// Returns the CPUs that the calling thread may run on.
 ///
 /// # Errors
-/// What sched_getaffinity(2) says.
+/// An error of sched_getaffinity(2).
 pub fn allowed() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect())
 }
 
-/// The NUMA node of `cpu`, or `None` where the kernel knows of no nodes.
+/// Returns the NUMA node of `cpu`, or `None` if the kernel has no nodes.
 pub fn numa_node(cpu: usize) -> Option<u32> {
     let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).ok()?;
     entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
 }
 
-/// A limit on how long a CPU may take to leave a sleep state, in force while this lives (the kernel's per-device PM QoS, as
-/// Documentation/ABI/testing/sysfs-devices-power says). Whoever is killed leaves it in force, until the next that has
-/// limited the same CPU ends.
+/// A limit on the time that a CPU takes to leave a sleep state, in force until this value is dropped. The limit is the
+/// kernel's per-device PM QoS (Documentation/ABI/testing/sysfs-devices-power). A killed process leaves its limit in force,
+/// until the next process that limits the same CPU ends.
 #[derive(Debug)]
 pub struct ResumeLatency(PathBuf);
 
 impl ResumeLatency {
-    /// What the kernel takes for "no sleep state at all", and what for "no limit".
+    /// The kernel's words for "no sleep state at all" and for "no limit".
     const NONE_AT_ALL: &str = "n/a";
     const NO_LIMIT: &str = "0";
 
     /// Limits `cpu` to `us` microseconds; 0 allows no sleep state.
     ///
     /// # Errors
-    /// What open(2) and write(2) say: `ENOENT` without power management, `EACCES` or `EROFS` without the right to it.
+    /// An error of open(2) or write(2): `ENOENT` without power management, `EACCES` or `EROFS` without permission.
     pub fn limit(cpu: usize, us: u32) -> io::Result<Self> {
         let path = Self::path(cpu);
         match us {
@@ -55,10 +55,10 @@ impl ResumeLatency {
         Ok(Self(path))
     }
 
-    /// Whether `cpu` can be limited.
+    /// Checks that `cpu` can be limited.
     ///
     /// # Errors
-    /// As [`limit`](Self::limit), and nothing is changed.
+    /// The errors of [`limit`](Self::limit). Nothing is changed.
     pub fn check(cpu: usize) -> io::Result<()> {
         File::options().write(true).open(Self::path(cpu)).map(drop)
     }
@@ -70,12 +70,12 @@ impl ResumeLatency {
 
 impl Drop for ResumeLatency {
     fn drop(&mut self) {
-        // Nobody is left to tell.
+        // A drop can't report a failure.
         let _ = write_there(&self.0, Self::NO_LIMIT);
     }
 }
 
-/// Without making the file: fs::write would.
+/// Writes to an existing file. Unlike fs::write, never makes the file.
 fn write_there(path: &Path, text: &str) -> io::Result<()> {
     File::options().write(true).open(path)?.write_all(text.as_bytes())
 }
@@ -84,7 +84,7 @@ fn write_there(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Where there is no such file, or no right to it, that is what is said.
+    /// Where the file is missing or not permitted, the error says so.
     #[test]
     fn a_resume_latency_is_limited_for_a_while() {
         let cpu = *allowed().expect("affinity").last().expect("a CPU");

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// Not signalled.
+    /// Creates an eventfd that is not signalled.
     ///
     /// # Errors
-    /// What eventfd(2) says.
+    /// An error of eventfd(2).
     pub fn new() -> io::Result<Self> {
         // SAFETY: takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -22,14 +22,15 @@ impl EventFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Signals it. A counter that is full is signalled already, so nothing can fail.
+    /// Signals the eventfd. The write fails only if the counter is full, and then the eventfd is already
+    /// signalled.
     pub fn signal(&self) {
         let one = 1u64.to_ne_bytes();
         // SAFETY: `one` is readable for its length.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Takes the signal off; harmless if there is none.
+    /// Clears the signal; harmless if there is none.
     pub fn clear(&self) {
         let mut count = [0; 8];
         // SAFETY: `count` is writable for its length.

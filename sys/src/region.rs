@@ -1,4 +1,4 @@
-//! Memory for payloads, 2 MiB-aligned: anonymous, on hugepages where there are any, or a file's.
+//! Memory for payloads, 2 MiB-aligned: anonymous (on hugepages if possible) or of a file.
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 const HUGE_BYTES: usize = 2 << 20;
-/// No page is smaller on any machine that we run on; where pages are larger, the kernel refuses what isn't whole ones.
+/// The smallest page size of our machines. Where pages are larger, the kernel refuses a range that isn't whole pages.
 const PAGE_BYTES: usize = 4096;
 
 /// A readable and writable mapping, aligned to 2 MiB, unmapped on drop.
@@ -29,10 +29,10 @@ unsafe impl Send for Region {}
 
 impl Region {
     /// Maps `len_bytes` of private zeroed memory, rounded up to 2 MiB: on reserved hugepages if enough are free, else on
-    /// ordinary pages with a request for transparent ones.
+    /// ordinary pages with a request for transparent hugepages.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// An error of mmap(2).
     pub fn anonymous(len_bytes: usize) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         if let Ok(map) = map(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE) {
@@ -41,17 +41,17 @@ impl Region {
         Self::on_ordinary_pages(len)
     }
 
-    /// As [`Region::anonymous`], for a thread on a CPU of NUMA node `node`: on reserved hugepages only if enough of that node's
-    /// are free, since another node's are farther away than ordinary pages, which the thread that first touches them gets
-    /// from its own node.
+    /// Maps memory as [`Region::anonymous`] does, for a thread on a CPU of NUMA node `node`. The region uses reserved hugepages
+    /// only if that node has enough free ones. Another node's hugepages are farther away than ordinary pages, because the first
+    /// thread that touches an ordinary page gets it from its own node.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// An error of mmap(2).
     pub fn near(len_bytes: usize, node: u32) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         if let Ok(map) = map(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB) {
             let region = Self::on_hugepages(map, len);
-            // Some containers forbid it. Then the kernel still takes this node's hugepages first.
+            // Some containers forbid the call. Then the kernel still takes this node's hugepages first.
             let _ = region.bind(node);
             if region.populate().is_ok() {
                 return Ok(region);
@@ -64,10 +64,10 @@ impl Region {
         Self { base: map.cast(), len, map, map_len: len, huge: true, _file: None }
     }
 
-    /// As [`Region::anonymous`], without reserved hugepages.
+    /// Maps memory as [`Region::anonymous`] does, without reserved hugepages.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// An error of mmap(2).
     pub fn on_ordinary_pages(len_bytes: usize) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         let map_len = len + HUGE_BYTES;
@@ -83,13 +83,13 @@ impl Region {
         Ok(Self { base, len, map, map_len, huge: false, _file: None })
     }
 
-    /// Maps the first `len_bytes`, rounded up to 2 MiB, of the file at `path`, shared: what is written
-    /// outlives the process, and the machine's memory if the file is on a disk. The file is made if
-    /// need be (mode 0600), grown, locked against other processes, and all its space is reserved now,
-    /// since a full /dev/shm would otherwise kill the process on a write (SIGBUS).
+    /// Maps the first `len_bytes`, rounded up to 2 MiB, of the file at `path`, as shared memory. Writes
+    /// outlive the process, and also a loss of the machine's memory if the file is on a disk. The file is
+    /// made if missing (mode 0600), grown, and locked against other processes. All its space is reserved now,
+    /// because on a full /dev/shm a later write would kill the process (SIGBUS).
     ///
     /// # Errors
-    /// `EWOULDBLOCK` if another process has it; `ENOSPC`; what open(2) and mmap(2) say.
+    /// `EWOULDBLOCK` if another process has locked the file; `ENOSPC`; the errors of open(2) and mmap(2).
     pub fn shared_file(path: &Path, len_bytes: usize) -> io::Result<Self> {
         let len = len_bytes.max(1).next_multiple_of(HUGE_BYTES);
         let file =
@@ -115,12 +115,12 @@ impl Region {
         Ok(this)
     }
 
-    /// Lets its pages come from NUMA node `node` alone; those that it has stay.
+    /// Takes further pages only from NUMA node `node`. Pages that the region already has stay.
     fn bind(&self, node: u32) -> io::Result<()> {
         let mut nodes = [0_u64; 16];
         let word = nodes.get_mut(node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
         *word |= 1 << (node % 64);
-        // The kernel takes one bit less than it is told.
+        // The kernel uses one bit less than the given number.
         let bits = 64 * nodes.len() + 1;
         let (base, mask) = (self.base.as_ptr(), nodes.as_ptr());
         let mode = libc::c_ulong::from(libc::MPOL_BIND.cast_unsigned());
@@ -129,53 +129,54 @@ impl Region {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Gets all its pages now. Where there is none left, a later touch would kill the process (SIGBUS).
+    /// Gets all pages of the region now. If no page is left, a later access would kill the process (SIGBUS).
     fn populate(&self) -> io::Result<()> {
-        // SAFETY: the range is ours, and what it holds stays.
+        // SAFETY: the range is ours, and its contents stay.
         let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Returns whether pieces of the region's memory can be given back. Only ordinary pages can. A reserved hugepage, or a
-    /// file's space, may be gone to somebody else when the region is written again: that would kill the process (SIGBUS).
+    /// Returns whether pieces of the region's memory can be given back. Only ordinary pages can. Another process may take
+    /// a reserved hugepage, or a file's space, in the meantime. The next write to the region would then kill this process
+    /// (SIGBUS).
     #[inline]
     pub fn can_give_back(&self) -> bool {
         !self.huge && self._file.is_none()
     }
 
-    /// Gives the whole pages in `range`, bytes from its start, back to the system, if it [can](Self::can_give_back). They read
-    /// as zeros from then on.
+    /// Gives the whole pages in `range` back to the system, if the region [can](Self::can_give_back). `range` counts bytes
+    /// from the region's start. The pages then read as zeros.
     ///
     /// # Safety
-    /// The range must lie in the region, and nobody may use its bytes meanwhile.
+    /// The range must lie in the region, and nobody may use its bytes during the call.
     pub unsafe fn give_back(&self, range: Range<usize>) {
         let (from, to) = (range.start.next_multiple_of(PAGE_BYTES), range.end / PAGE_BYTES * PAGE_BYTES);
         if !self.can_give_back() || from >= to {
             return;
         }
-        // SAFETY: whole pages of our own private mapping, whose bytes nobody uses, as the caller says. If it fails, they stay
-        // as they are.
+        // SAFETY: whole pages of our own private mapping, whose bytes nobody uses, as the caller says. If the call fails, the
+        // pages stay unchanged.
         unsafe { libc::madvise(self.base.as_ptr().add(from).cast(), to - from, libc::MADV_DONTNEED) };
     }
 
-    /// Its start, aligned to 2 MiB.
+    /// Returns the region's start, aligned to 2 MiB.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// Its length in bytes, a multiple of 2 MiB.
+    /// Returns the region's length in bytes, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> usize {
         self.len
     }
 
-    /// Whether it lies on reserved hugepages.
+    /// Returns whether the region lies on reserved hugepages.
     pub fn is_huge(&self) -> bool {
         self.huge
     }
 }
 
 fn map(len: usize, flags: libc::c_int) -> io::Result<NonNull<libc::c_void>> {
-    // Miri models plain anonymous mappings alone: there are no hugepages, and nothing need be reserved.
+    // Miri models only plain anonymous mappings, without hugepages and reservation.
     #[cfg(miri)]
     let flags = match flags & libc::MAP_HUGETLB {
         0 => 0,
@@ -194,8 +195,8 @@ fn map(len: usize, flags: libc::c_int) -> io::Result<NonNull<libc::c_void>> {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: exactly what `map` returned, unmapped once; `Region`'s owner made sure that no
-        // pointer into it is used any more.
+        // SAFETY: exactly the mapping that `map` returned, unmapped once. `Region`'s owner uses no pointer
+        // into it any more.
         unsafe { libc::munmap(self.map.as_ptr(), self.map_len) };
     }
 }
@@ -219,7 +220,7 @@ mod tests {
     fn a_region_takes_its_pages_from_the_node_that_it_is_bound_to() {
         let region = Region::on_ordinary_pages(HUGE_BYTES).expect("memory");
         match region.bind(0) {
-            // In a container.
+            // A container may forbid the call.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             bound => bound.expect("node 0 is always there"),
         }

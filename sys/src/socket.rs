@@ -1,4 +1,4 @@
-//! TCP sockets with the options that a storage connection wants.
+//! TCP sockets with the options of a storage connection.
 
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt,
@@ -8,25 +8,26 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// After so long without anything from the peer, the kernel asks whether it is there (TCP_KEEPIDLE), in seconds.
+/// The time without data from the peer after which the kernel sends the first probe (TCP_KEEPIDLE), in seconds.
 pub const KEEP_ALIVE_IDLE_S: u32 = 30;
-/// Time from an unanswered question to the next one (TCP_KEEPINTVL), in seconds.
+/// The time from an unanswered probe to the next probe (TCP_KEEPINTVL), in seconds.
 pub const KEEP_ALIVE_INTERVAL_S: u32 = 5;
-/// Unanswered questions after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
+/// Unanswered probes after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
 pub const KEEP_ALIVE_PROBES: u32 = 6;
 
-/// What a connection's sender is paced and limited by; `None` leaves the kernel's own choice and tuning.
+/// Buffer sizes and congestion control of a connection; `None` leaves the kernel's own choice and tuning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_SNDBUF, in bytes; the kernel doubles it for its own overhead.
     pub send_buffer_bytes: Option<usize>,
-    /// SO_RCVBUF, in bytes; likewise.
+    /// SO_RCVBUF, in bytes; the kernel doubles it for its own overhead.
     pub recv_buffer_bytes: Option<usize>,
     /// TCP_CONGESTION.
     pub congestion_control: Option<CongestionControl>,
 }
 
-/// The name of one of the kernel's congestion control algorithms (`cubic`, `dctcp`, ...), as tcp(7) says.
+/// The name of one of the kernel's congestion control algorithms (`cubic`, `dctcp`, ...), as described in
+/// tcp(7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CongestionControl([u8; Self::MAX_LEN]);
 
@@ -34,7 +35,7 @@ impl CongestionControl {
     /// The longest name is one byte shorter (the kernel's TCP_CA_NAME_MAX).
     const MAX_LEN: usize = 16;
 
-    /// `None` if no algorithm can be called that.
+    /// Returns the name, or `None` if no algorithm can have it.
     pub fn new(name: &str) -> Option<Self> {
         let mut bytes = [0; Self::MAX_LEN];
         let fits = !name.is_empty() && name.len() < Self::MAX_LEN && !name.contains('\0');
@@ -42,10 +43,10 @@ impl CongestionControl {
         Some(Self(bytes))
     }
 
-    /// Lets `socket`, or what a listener accepts from now on, use it.
+    /// Sets the algorithm for `socket`, or for later accepted sockets of a listener.
     ///
     /// # Errors
-    /// `ENOENT` if the kernel doesn't have it, `EPERM` if only root may choose it.
+    /// `ENOENT` if the kernel doesn't have the algorithm, `EPERM` if only root may choose it.
     pub fn set(&self, socket: &impl AsFd) -> io::Result<()> {
         let fd = socket.as_fd().as_raw_fd();
         let len = self.name().len() as libc::socklen_t;
@@ -56,7 +57,7 @@ impl CongestionControl {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Its name.
+    /// Returns the algorithm's name.
     pub fn name(&self) -> &str {
         let len = self.0.iter().position(|&b| b == 0).unwrap_or(self.0.len());
         std::str::from_utf8(self.0.get(..len).unwrap_or_default()).unwrap_or_default()
@@ -84,22 +85,23 @@ impl From<SocketAddr> for SockAddr {
 }
 
 impl SockAddr {
-    /// Where it is, for connect(2). Valid while it is neither moved nor dropped.
+    /// Returns a pointer to the address, for connect(2). The pointer is valid while this value is neither
+    /// moved nor dropped.
     pub fn as_ptr(&self) -> *const libc::sockaddr {
         self.0.as_ptr()
     }
 
-    /// Its length in bytes.
+    /// Returns the address's length in bytes.
     pub fn len_bytes(&self) -> u32 {
         self.1
     }
 }
 
-/// A non-blocking listener on `addr` with SO_REUSEADDR, whose accepted sockets inherit `options` and TCP keep-alive. On the IPv6 wildcard it
-/// accepts IPv4 too, whatever the system's `bindv6only` says, unless `v6_only`.
+/// Opens a non-blocking listener on `addr` with SO_REUSEADDR. Accepted sockets inherit `options` and TCP keep-alive. On the IPv6
+/// wildcard the listener accepts IPv4 too, unless `v6_only`; the system's `bindv6only` has no effect.
 ///
 /// # Errors
-/// What socket(2), bind(2) and listen(2) say.
+/// An error of socket(2), bind(2) or listen(2).
 pub fn listen(addr: SocketAddr, v6_only: bool, backlog: i32, options: Options) -> io::Result<TcpListener> {
     let fd = bound(addr, v6_only, options)?;
     let backlog = Backlog::new(backlog)?;
@@ -107,10 +109,10 @@ pub fn listen(addr: SocketAddr, v6_only: bool, backlog: i32, options: Options) -
     Ok(TcpListener::from(fd))
 }
 
-/// Whether [`listen`] could have `addr` now. Nobody can connect to it meanwhile, or is kept from it.
+/// Checks that [`listen`] could use `addr` now. The check accepts no connection, and it disturbs none.
 ///
 /// # Errors
-/// What socket(2) and bind(2) say.
+/// An error of socket(2) or bind(2).
 pub fn may_listen(addr: SocketAddr, v6_only: bool) -> io::Result<()> {
     bound(addr, v6_only, Options::default()).map(drop)
 }
@@ -127,18 +129,18 @@ fn bound(addr: SocketAddr, v6_only: bool, options: Options) -> io::Result<OwnedF
     Ok(fd)
 }
 
-/// The number of the network interface called `name`.
+/// Returns the number of the network interface `name`.
 ///
 /// # Errors
-/// `ENODEV` if there is none.
+/// `ENODEV` if there is no such interface.
 pub fn interface_index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
-/// A non-blocking, unconnected socket for reaching `addr`, with TCP_NODELAY and TCP keep-alive.
+/// Opens a non-blocking, unconnected socket for connecting to `addr`, with TCP_NODELAY and TCP keep-alive.
 ///
 /// # Errors
-/// What socket(2) and setsockopt(2) say.
+/// An error of socket(2) or setsockopt(2).
 pub fn for_connect(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
     let fd = tcp_socket(addr)?;
     keep_alive(&fd)?;
@@ -150,7 +152,7 @@ pub fn for_connect(addr: SocketAddr, options: Options) -> io::Result<OwnedFd> {
 /// Makes an accepted socket ready for a core: non-blocking, TCP_NODELAY.
 ///
 /// # Errors
-/// What fcntl(2) and setsockopt(2) say.
+/// An error of fcntl(2) or setsockopt(2).
 pub fn prepare_accepted(fd: &impl AsFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
@@ -158,10 +160,10 @@ pub fn prepare_accepted(fd: &impl AsFd) -> io::Result<()> {
     Ok(setsockopt(fd, sockopt::TcpNoDelay, &true)?)
 }
 
-/// Lets `fd` be readable only when so many bytes have come, or the peer has closed its side (SO_RCVLOWAT).
+/// Makes `fd` readable only when `bytes` bytes have arrived, or the peer has closed its side (SO_RCVLOWAT).
 ///
 /// # Errors
-/// What setsockopt(2) says.
+/// An error of setsockopt(2).
 pub fn set_low_water(fd: &impl AsFd, bytes: u32) -> io::Result<()> {
     let (fd, value, len) = (fd.as_fd().as_raw_fd(), bytes as libc::c_int, size_of::<libc::c_int>());
     // SAFETY: the kernel reads an int, which lives through the call.
@@ -172,38 +174,39 @@ pub fn set_low_water(fd: &impl AsFd, bytes: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Copies what has come into `into` and leaves it there to be received, without waiting.
+/// Copies received bytes into `into` without waiting, and leaves them in the socket for a later receive.
 ///
 /// # Errors
-/// What recv(2) says; `EAGAIN` if nothing is there.
+/// An error of recv(2); `EAGAIN` if no byte has arrived.
 pub fn peek_now(fd: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     Ok(nix::sys::socket::recv(fd.as_fd().as_raw_fd(), into, flags)?)
 }
 
-/// Sends what the socket takes of `bytes`, without waiting and without SIGPIPE; gives how many.
+/// Sends as many of `bytes` as the socket takes, without waiting and without SIGPIPE. Returns the number of
+/// bytes sent.
 ///
 /// # Errors
-/// What send(2) says; `EAGAIN` if it takes nothing.
+/// An error of send(2); `EAGAIN` if the socket takes nothing.
 pub fn send_bytes_now(fd: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     Ok(nix::sys::socket::send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
-/// Receives what is there into `into`, without waiting. No bytes mean that the peer closed its side.
+/// Receives available bytes into `into`, without waiting. Zero bytes mean that the peer closed its side.
 ///
 /// # Errors
-/// The errno of recv(2); `EAGAIN` if nothing is there.
+/// The errno of recv(2); `EAGAIN` if no byte has arrived.
 pub fn recv_now(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, i32> {
     // SAFETY: `into` is writable for its length.
     let n = unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
     usize::try_from(n).map_err(|_| last_errno())
 }
 
-/// Sends what the socket takes of `pieces`, without waiting and without SIGPIPE.
+/// Sends as much of `pieces` as the socket takes, without waiting and without SIGPIPE.
 ///
 /// # Errors
-/// The errno of sendmsg(2); `EAGAIN` if it takes nothing.
+/// The errno of sendmsg(2); `EAGAIN` if the socket takes nothing.
 ///
 /// # Safety
 /// Every piece must be readable for its length.
@@ -212,29 +215,30 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = pieces.as_mut_ptr();
     message.msg_iovlen = pieces.len();
-    // SAFETY: the header lives through the call; the caller answers for what the pieces point to.
+    // SAFETY: the header lives through the call, and the caller promises that the pieces are readable.
     let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(n).map_err(|_| last_errno())
 }
 
-/// Bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1); 0 if that can't be had.
+/// Returns the bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1), or 0 if the
+/// kernel doesn't tell.
 pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
-    // Where `tcpi_bytes_acked` stands in struct tcp_info (include/uapi/linux/tcp.h).
+    // `tcpi_bytes_acked` ends here in struct tcp_info (include/uapi/linux/tcp.h).
     tcp_info::<128>(fd)
 }
 
-/// Bytes that have come from the peer since the connection came up, read or not (TCP_INFO, Linux 4.1); 0 if that can't
-/// be had.
+/// Returns the bytes that have arrived from the peer since the connection came up, read or not (TCP_INFO, Linux 4.1),
+/// or 0 if the kernel doesn't tell.
 pub fn bytes_received(fd: BorrowedFd<'_>) -> u64 {
-    // `tcpi_bytes_received` is the next.
+    // `tcpi_bytes_received` is the next field.
     tcp_info::<136>(fd)
 }
 
-/// The 64-bit field of struct tcp_info that ends at `END`.
+/// Returns the 64-bit field of struct tcp_info that ends at byte `END`.
 fn tcp_info<const END: usize>(fd: BorrowedFd<'_>) -> u64 {
     let mut info = [0u8; END];
     let mut len = info.len() as libc::socklen_t;
-    // SAFETY: `info` is writable for `len` bytes; the kernel writes no more than that.
+    // SAFETY: `info` is writable for `len` bytes; the kernel writes no more bytes.
     let result = unsafe {
         let to = info.as_mut_ptr().cast();
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len)
@@ -254,8 +258,8 @@ fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
-/// Lets the kernel find a peer that is gone without a word (its power failed, its network was cut) on a connection over which
-/// nothing is sent. Bytes that were sent and not acknowledged have their sender's deadlines.
+/// Lets the kernel detect a peer that vanished (power failure, cut network) on an idle connection. For sent and
+/// unacknowledged bytes the sender has its own deadlines.
 fn keep_alive(fd: &OwnedFd) -> io::Result<()> {
     setsockopt(fd, sockopt::KeepAlive, &true)?;
     setsockopt(fd, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S)?;
@@ -287,7 +291,7 @@ mod tests {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listens");
         let mut sender = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
         let (mut reader, _) = listener.accept().expect("a connection");
-        // It sends until nothing fits: neither here nor there.
+        // The sender sends until the buffers on both sides are full.
         sender.set_nonblocking(true).expect("an option");
         let fill = |sender: &mut TcpStream| {
             let mut sent = 0;
@@ -310,7 +314,7 @@ mod tests {
         assert!((stuck + (1 << 20)..=sent as u64).contains(&came), "{came} of {sent} bytes");
     }
 
-    /// A socket's keep-alive options, read back.
+    /// Returns a socket's keep-alive options, read back from the kernel.
     fn keep_alive_of(fd: &impl AsFd) -> (bool, u32, u32, u32) {
         use nix::sys::socket::getsockopt;
         let seconds = |value: nix::Result<u32>| value.expect("an option");
@@ -340,7 +344,7 @@ mod tests {
         let options = Options {
             send_buffer_bytes: Some(1 << 16),
             recv_buffer_bytes: Some(1 << 16),
-            // Every kernel has this one, and everybody may use it.
+            // Every kernel has `reno`, and every user may choose it.
             congestion_control: CongestionControl::new("reno"),
         };
         let listener = listen(([127, 0, 0, 1], 0).into(), false, 8, options).expect("listens");

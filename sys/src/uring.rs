@@ -1,14 +1,15 @@
-//! io_uring: what the kernel offers, and one ring.
+//! io_uring: the kernel's features, and one ring.
 //!
-//! What it is: [`Features`] is probed, not assumed (Linux 6.1 must do); [`Ring`] submits a turn's
-//! entries and fetches completions with one io_uring_enter(2), or with none where there is nothing to
-//! do. Entries are the `io-uring` crate's.
+//! What it is: [`Features`] is probed, not assumed (Linux 6.1 must do); [`Ring`] submits a turn's entries and
+//! fetches completions with one io_uring_enter(2), or without a call if there is no work. Entries are the
+//! `io-uring` crate's.
 //!
-//! What it is not: it knows nothing of what an entry points to; the caller keeps that memory.
+//! What it is not: it doesn't own the memory that entries point to; the caller keeps that memory.
 
 pub use io_uring::squeue::{Entry, Flags};
 pub use io_uring::{cqueue, opcode, types};
 
+use crate::bufring::{self, BufRing};
 use io_uring::{IoUring, Probe};
 use std::fmt;
 use std::io;
@@ -38,14 +39,14 @@ const NEEDED: [(&str, u8); 13] = [
     ("FALLOCATE", opcode::Fallocate::CODE),
 ];
 
-/// What this kernel's io_uring can do, for the choice of flags and for a preflight to print.
+/// The features of this kernel's io_uring, for the choice of flags and for the output of a preflight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     /// Only the creating thread submits (6.0).
     pub single_issuer: bool,
-    /// Completions are worked off when the thread asks, not by interrupting it (6.1).
+    /// Completions are processed when the thread asks, without interrupting it (6.1).
     pub defer_taskrun: bool,
-    /// No interrupt of the thread for completions (5.19).
+    /// Completions don't interrupt the thread (5.19).
     pub coop_taskrun: bool,
     /// A bad entry does not stop the rest of a batch (5.18).
     pub submit_all: bool,
@@ -53,17 +54,17 @@ pub struct Features {
     pub ext_arg: bool,
     /// Completions are never dropped (5.5).
     pub nodrop: bool,
-    /// Receive buffers are handed over by a shared ring (5.19).
+    /// A shared ring hands over receive buffers (5.19).
     pub buffer_ring: bool,
-    /// Operations that the driver needs and this kernel lacks.
+    /// Needed operations that this kernel lacks.
     pub missing: Vec<&'static str>,
 }
 
 impl Features {
-    /// Asks the kernel.
+    /// Probes the kernel's features.
     ///
     /// # Errors
-    /// `ENOSYS` or `EPERM` if io_uring is not there or not allowed (a sysctl, a seccomp profile).
+    /// `ENOSYS` or `EPERM` if io_uring is missing or not allowed (by a sysctl or a seccomp profile).
     pub fn probe() -> io::Result<Self> {
         let plain = IoUring::new(4)?;
         let with = |set: fn(&mut io_uring::Builder) -> &mut io_uring::Builder| {
@@ -81,7 +82,7 @@ impl Features {
             submit_all: with(|b| b.setup_submit_all()),
             ext_arg: params.is_feature_ext_arg(),
             nodrop: params.is_feature_nodrop(),
-            buffer_ring: crate::bufring::supported(&plain),
+            buffer_ring: bufring::supported(&plain),
             missing: NEEDED
                 .iter()
                 .filter(|(_, op)| !probe.is_supported(*op))
@@ -90,7 +91,7 @@ impl Features {
         })
     }
 
-    /// Whether the driver can run here at all; the rest only makes it faster.
+    /// Returns whether the driver can run here. The other features only make it faster.
     pub fn suffices(&self) -> bool {
         self.missing.is_empty() && self.ext_arg && self.nodrop && self.buffer_ring
     }
@@ -116,18 +117,19 @@ impl fmt::Display for Features {
     }
 }
 
-/// One ring of the thread that made it.
+/// A ring of the thread that made it.
 pub struct Ring {
     ring: IoUring,
     taskrun_flag: bool,
 }
 
 impl Ring {
-    /// A ring for `sq_entries` entries a submission and `cq_entries` unread completions, with the best
-    /// flags of `features`.
+    /// Creates a ring for `sq_entries` entries per submission and `cq_entries` unread completions, with the
+    /// best flags of `features`.
     ///
     /// # Errors
-    /// What io_uring_setup(2) says; `ENOSYS` names the first thing that is missing.
+    /// An error of io_uring_setup(2); [`Unsupported`](io::ErrorKind::Unsupported), with the features in its
+    /// text, if they don't suffice.
     pub fn new(features: &Features, sq_entries: u32, cq_entries: u32) -> io::Result<Self> {
         if !features.suffices() {
             let what = format!("this kernel's io_uring is not enough: {features}");
@@ -150,27 +152,35 @@ impl Ring {
         Ok(Self { ring: builder.build(sq_entries)?, taskrun_flag })
     }
 
-    /// The ring of the crate, for registrations.
+    /// Registers `count` receive buffers (a power of two, at most 32768) of `buf_bytes` as `group` of this ring.
+    ///
+    /// # Errors
+    /// An error of mmap(2) or io_uring_register(2).
+    pub fn buf_ring(&self, group: u16, count: u16, buf_bytes: u32) -> io::Result<BufRing> {
+        BufRing::new(&self.ring, group, count, buf_bytes)
+    }
+
+    /// Returns the ring of the `io-uring` crate, for registrations.
     pub fn inner(&self) -> &IoUring {
         &self.ring
     }
 
-    /// Queues an entry for the next [`enter`](Self::enter); `false` if the submission queue is full.
+    /// Queues an entry for the next [`enter`](Self::enter). Returns `false` if the submission queue is full.
     ///
     /// # Safety
-    /// What the entry points to must stay valid, and untouched where the kernel writes, until its
-    /// completion came.
+    /// The memory that the entry points to must stay valid until the entry's completion, and untouched where
+    /// the kernel writes.
     pub unsafe fn push(&mut self, entry: &Entry) -> bool {
         // SAFETY: the caller's promise.
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
-    /// Submits what is queued and lets the kernel post what is ready, without waiting. Enters the
-    /// kernel only if there is something to do.
+    /// Submits queued entries and lets the kernel post ready completions, without waiting. Enters the kernel
+    /// only if there is work.
     ///
     /// # Errors
-    /// What io_uring_enter(2) says, but for a signal or a full completion queue, after which the
-    /// caller fetches completions and calls again anyway.
+    /// An error of io_uring_enter(2), except a signal or a full completion queue. After those the caller
+    /// fetches completions and calls again anyway.
     pub fn enter(&mut self) -> io::Result<()> {
         let sq = self.ring.submission();
         let queued = sq.len() as u32;
@@ -185,10 +195,10 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Submits what is queued and waits for a completion, at most `timeout` (`None`: without end).
+    /// Submits queued entries and waits for a completion, at most `timeout` (`None`: without limit).
     ///
     /// # Errors
-    /// As [`enter`](Self::enter).
+    /// The errors of [`enter`](Self::enter).
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let queued = self.ring.submission().len() as u32;
         let submitter = self.ring.submitter();
@@ -207,7 +217,7 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Fetches completions into `into`, and returns those.
+    /// Fetches completions into `into`, and returns the fetched ones.
     pub fn completions<'a>(&mut self, into: &'a mut [MaybeUninit<cqueue::Entry>]) -> &'a mut [cqueue::Entry] {
         self.ring.completion().fill(into)
     }
@@ -215,7 +225,7 @@ impl Ring {
     /// Registers `spans` (address, length in bytes) as fixed buffers 0, 1, ... A span is at most 1 GiB.
     ///
     /// # Errors
-    /// What io_uring_register(2) says: `ENOMEM` where RLIMIT_MEMLOCK is too low.
+    /// An error of io_uring_register(2): `ENOMEM` if RLIMIT_MEMLOCK is too low.
     ///
     /// # Safety
     /// The memory must stay mapped while the ring lives.
@@ -226,7 +236,7 @@ impl Ring {
         unsafe { self.ring.submitter().register_buffers(&spans) }
     }
 
-    /// The descriptor, for messages.
+    /// Returns the descriptor, for messages.
     pub fn fd(&self) -> i32 {
         self.ring.as_raw_fd()
     }

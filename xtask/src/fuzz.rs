@@ -1,8 +1,8 @@
-//! `./dev fuzz`: every fuzz target of `gateway/wire/fuzz`, for a bounded time each, from its kept corpus.
+//! `./dev fuzz`: runs every fuzz target of `gateway/wire/fuzz` from its kept corpus, for a bounded time each.
 //!
-//! The targets are built by cargo itself with the coverage flags that libFuzzer wants, on the pinned compiler: no nightly
-//! and no cargo-fuzz (whose layout the folder keeps, so `cargo fuzz run` works too). The code under test has no `unsafe`,
-//! so AddressSanitizer would add nothing; overflow checks and debug assertions are on.
+//! Cargo itself builds the targets, with libFuzzer's coverage flags, on the pinned compiler. The build needs neither a
+//! nightly compiler nor cargo-fuzz. The folder keeps cargo-fuzz's layout, so `cargo fuzz run` works too. The code under
+//! test has no `unsafe`, so AddressSanitizer would add nothing. Overflow checks and debug assertions are on.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,10 +17,10 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
 
-/// The only target triple that the project builds for; naming it keeps [`FLAGS`] away from build scripts.
+/// The only target triple of the project. Naming it keeps [`FLAGS`] away from build scripts.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// Runs each target for `seconds`. What libFuzzer finds is kept under `var/fuzz/TARGET/`.
+/// Runs each target for `seconds`. libFuzzer's findings stay under `var/fuzz/TARGET/`.
 pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
     let folder = repo.root.join("gateway/wire/fuzz");
     let targets = targets(&folder.join("fuzz_targets"))?;
@@ -54,7 +54,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// The names of the targets: one file each.
+/// Returns the names of the targets; each target is one file.
 fn targets(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {

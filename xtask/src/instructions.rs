@@ -1,8 +1,9 @@
-//! `./dev bench instructions`: instructions that the gateway executes for a 4 KiB read and a 4 KiB write.
+//! `./dev bench instructions`: counts the instructions that the gateway executes for a 4 KiB read and a 4 KiB
+//! write.
 //!
 //! `trefoil-sim-script` plays a fixed script against one core in virtual time, and callgrind counts inside the one function
-//! through which the core is called. The count is exact: two runs of the same build on one machine give the same figures. It
-//! leaves out what the kernel does, and says nothing of cache misses.
+//! that calls the core. The count is exact: two runs of the same build on one machine give the same figures. The count
+//! leaves out the kernel and cache misses.
 
 use std::process::Command;
 
@@ -14,10 +15,10 @@ use crate::repo::Repo;
 
 /// The word after `./dev bench`.
 pub const NAME: &str = "instructions";
-/// Commands that are counted: enough that the turns which differ (a timer, a full magazine) are averaged.
+/// The number of counted commands: enough to average out turns that differ (a timer, a full magazine).
 const COMMANDS: u64 = 8192;
 
-/// Counts and prints; `words` are those after `bench`.
+/// Counts and prints; `words` are the words after `bench instructions`.
 pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
     let json = match words {
         [NAME] => false,
@@ -55,7 +56,8 @@ pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The count in what callgrind says at its end; `None` if there is none, or it is zero because no function matched.
+/// Returns the count in callgrind's last output. Returns `None` if there is no count, or if the count is zero
+/// because no function matched.
 fn collected(told: &str) -> Option<u64> {
     let line = told.lines().find_map(|line| line.split_once("Collected :"))?.1;
     line.trim().parse().ok().filter(|count| *count > 0)

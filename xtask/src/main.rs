@@ -1,4 +1,4 @@
-//! The repo's own chores, called through `./dev`. Nothing here ships.
+//! The repo's chores, called through `./dev`. Nothing here ships.
 #![forbid(unsafe_code)]
 
 mod fuzz;
@@ -17,10 +17,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::repo::Repo;
 
-/// What `trefoil-perf bench` measures, and the count of instructions: a wrong name need not wait for their building.
+/// The benches of `trefoil-perf bench`, and the count of instructions. The list is here so that a wrong name fails
+/// before a build.
 const BENCHES: [&str; 6] = ["storage", "relay", "uring", "idle", "scale", instructions::NAME];
 
-/// What there is, with the labs from their table.
+/// Returns the help text, with the labs from their table.
 fn help() -> String {
     HELP.replace("LABS", &lab::names().join(", ")).replace("BENCHES", &BENCHES.join(", "))
 }
@@ -28,6 +29,7 @@ fn help() -> String {
 const HELP: &str = "\
 ./dev demo [--keep]         a gateway, a checked workload, a kill in the middle: what Trefoil does, live
 ./dev test [STAGE...]       every test, or the named stages, each within its time budget
+./dev test quick            format, tidy, clippy, unit tests and 200 seeds: a contributor's loop
 ./dev bench NAME [--json]   a measurement: BENCHES
 ./dev lab NAME              peers that others wrote: LABS
 ./dev lab spdk --spdk DIR   with SPDK built in DIR, instead of in TREFOIL_SPDK_DIR
@@ -36,7 +38,7 @@ const HELP: &str = "\
 ./dev tidy                  the house rules only
 ./dev setup [STAGE...]      installs what the tests (or the named stages) need, and nothing else";
 
-/// The lines of one chore.
+/// Returns the help lines of one chore.
 fn help_of(chore: &str) -> String {
     let begins = format!("./dev {chore} ");
     let help = help();
@@ -72,7 +74,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["bench"] => bail!("./dev bench needs a NAME, one of: {}", BENCHES.join(", ")),
         ["lab", name] => lab::enter(repo, name, None)?,
         ["lab", name @ "spdk", "--spdk", dir] => lab::enter(repo, name, Some(dir))?,
-        // What `lab` becomes inside its own namespaces.
+        // `lab` runs this command inside its own namespaces.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,
         ["bench", rest @ ..] if rest.contains(&instructions::NAME) => instructions::bench(repo, rest)?,
@@ -85,12 +87,13 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds our programs and becomes one of them. The gateway's binaries lie beside it, where it looks for them.
+/// Builds our programs and becomes one of them. The gateway's binaries lie beside the program, and the program
+/// expects them there.
 fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> {
     eprintln!("building the programs (profile {profile}): minutes the first time, seconds later");
     process::run(&mut repo.build_programs(profile))?;
     let mut program = std::process::Command::new(repo.program(profile, name));
-    // What it says of its arguments is then true of ours.
+    // The program's messages about its arguments then also fit ours.
     let called = if name == "trefoil-sim" { "dev sim" } else { "dev" };
     Err(program.arg0(called).args(args).current_dir(&repo.root).exec().into())
 }

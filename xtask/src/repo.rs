@@ -1,4 +1,4 @@
-//! Where things are: the repo's root, cargo's target folder, the folder for everything that chores leave behind.
+//! The repo's paths: its root, cargo's target folder, and the folder for all output of chores.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,13 +11,13 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// The repo that this program was built from.
+    /// Returns the repo that this program was built from.
     pub fn here() -> Self {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
         Self { root: xtask.parent().unwrap_or(xtask).to_path_buf() }
     }
 
-    /// Cargo's target folder, as cargo itself will choose it.
+    /// Returns cargo's target folder, by cargo's own rule.
     pub fn target(&self) -> PathBuf {
         match std::env::var_os("CARGO_TARGET_DIR") {
             Some(dir) => self.root.join(dir),
@@ -25,30 +25,30 @@ impl Repo {
         }
     }
 
-    /// Ignored by git: logs, downloaded kernels, tools.
+    /// Returns the folder for logs, downloaded kernels and tools, which git ignores.
     pub fn var(&self) -> PathBuf {
         self.root.join("var")
     }
 
-    /// `cargo ARGS` at the root, with the toolchain that runs this program.
+    /// Returns the command `cargo ARGS` at the root, with the toolchain that runs this program.
     pub fn cargo<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.args(args).current_dir(&self.root);
         command
     }
 
-    /// Builds all programs of ours with a profile: the workspace's default members, as `cargo build` alone does, so that
-    /// nothing is built twice. Cargo tells how far it is, on standard error.
+    /// Returns the command that builds all our programs with a profile. It builds the workspace's default members, as
+    /// plain `cargo build` does, so that nothing is built twice. Cargo shows its progress on standard error.
     pub fn build_programs(&self, profile: &str) -> Command {
         self.cargo(["build", "--locked", "--profile", profile])
     }
 
-    /// One of the built programs.
+    /// Returns the path of a built program.
     pub fn program(&self, profile: &str, name: &str) -> PathBuf {
         self.target().join(profile).join(name)
     }
 
-    /// This program again, with other words.
+    /// Returns the command that runs this program again, with other words.
     pub fn xtask<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(args).current_dir(&self.root);

@@ -1,5 +1,5 @@
-//! `./dev test`: the stages in order, each with its own time budget. A stage that fails, runs out of time or runs no test is
-//! named, and the rest go on. To add a stage, add a row to [`STAGES`].
+//! `./dev test`: runs the stages in order, each with its own time budget. The report names each stage that fails, runs out
+//! of time or runs no test. The other stages still run. To add a stage, add a row to [`STAGES`].
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -18,30 +18,31 @@ use crate::repo::Repo;
 pub struct Stage {
     /// The word on the command line and in the report.
     pub name: &'static str,
-    /// All its commands together must end within this; what it needs is installed before the clock starts.
+    /// The time budget in seconds for all commands of the stage together. The stage's needs are installed
+    /// before the clock starts.
     pub budget_s: u64,
     needs: &'static [Need],
     plan: fn(&Repo) -> Result<Plan>,
 }
 
-/// What a stage does on this machine.
+/// The work of a stage on this machine.
 enum Plan {
     /// These commands, in order, until one fails.
     Run(Vec<Task>),
-    /// Nothing, for this reason, which the report shows.
+    /// No command, with the reason for the report.
     Skip(String),
 }
 
 /// One command of a stage.
 struct Task {
     command: Command,
-    /// How a line begins that says how many tests ran, with `#` for the number. `None` for a command that can't succeed
-    /// without doing its whole work: its exit status says everything.
+    /// The start of the line that counts the tests, with `#` for the number. `None` for a command whose success proves
+    /// that all its work is done: its exit status is enough.
     count: Option<&'static str>,
 }
 
 impl Task {
-    /// A command that runs tests, and fails if it ran none.
+    /// Returns a task that runs tests, and fails if no test ran.
     fn of_tests(command: Command, count: &'static str) -> Self {
         Self { command, count: Some(count) }
     }
@@ -56,7 +57,15 @@ impl From<Command> for Task {
 /// The last line of each test program under cargo.
 const CARGO_TESTS: &str = "test result: ok. # passed";
 
-/// Budgets are for two cores and a cold cache, with room for a slow day; those of the lab also for a second run.
+/// The word for [`QUICK`] on the command line.
+const QUICK_NAME: &str = "quick";
+/// The stage that only [`QUICK`] has: the stage `sim` runs these seeds and more.
+const SEEDS: &str = "seeds";
+/// The stages of a contributor's loop: under five minutes once everything is built.
+const QUICK: &[&str] = &["fmt", "tidy", "clippy", "unit", SEEDS];
+
+/// The stages. Budgets suit two cores and a cold cache, with a margin for a slow machine. The lab's budgets also
+/// cover a second run.
 pub const STAGES: &[Stage] = &[
     Stage { name: "fmt", budget_s: 60, needs: &[RUSTFMT], plan: fmt },
     Stage { name: "tidy", budget_s: 60, needs: &[], plan: tidy },
@@ -67,6 +76,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "miri", budget_s: 600, needs: &[], plan: miri },
     Stage { name: "fuzz", budget_s: 420, needs: &[CXX], plan: fuzz },
     Stage { name: "build", budget_s: 900, needs: &[], plan: build },
+    Stage { name: SEEDS, budget_s: 300, needs: &[], plan: seeds },
     Stage { name: "sim", budget_s: 900, needs: &[], plan: sim },
     Stage { name: "spdk", budget_s: 300, needs: &[SPDK_RPC], plan: spdk },
     Stage { name: "demo", budget_s: 600, needs: &[], plan: demo },
@@ -101,14 +111,16 @@ fn unit(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![Task::of_tests(repo.cargo(["test", "--workspace", "--locked"]), CARGO_TESTS)]))
 }
 
-/// Rings and shared atomics under every interleaving. Its own target folder, or the flag would rebuild everything twice.
+/// Tests rings and shared atomics under every interleaving. The stage has its own target folder, because its flag would
+/// otherwise rebuild everything twice.
 fn loom(repo: &Repo) -> Result<Plan> {
     let mut command = repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target().join("loom"));
     Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
 
-/// The runtime's own tests, which touch no OS that Miri doesn't model: undefined behaviour and data races in its `unsafe`.
+/// Runs the runtime's own tests under Miri, to find undefined behaviour and data races in its `unsafe`. These tests use
+/// only OS calls that Miri models.
 fn miri(repo: &Repo) -> Result<Plan> {
     let mut probe = Command::new("rustup");
     probe.args(["run", "nightly", "cargo", "miri", "--version"]);
@@ -121,7 +133,7 @@ fn miri(repo: &Repo) -> Result<Plan> {
     command.args(["run", "nightly", "cargo", "miri", "test", "--locked", "-p", "trefoil-poll", "--lib"]);
     command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(&repo.root);
     command.env("CARGO_TARGET_DIR", repo.target().join("miri"));
-    // Memory whose blocks or loans are still out is leaked on purpose.
+    // Memory with outstanding blocks or loans is leaked on purpose.
     command.env("MIRIFLAGS", "-Zmiri-ignore-leaks");
     Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
@@ -138,12 +150,21 @@ fn sim(repo: &Repo) -> Result<Plan> {
     ]))
 }
 
-/// What the stages after it run.
+/// The first seeds, for `./dev test quick`.
+fn seeds(repo: &Repo) -> Result<Plan> {
+    let build = repo.build_programs("release");
+    Ok(Plan::Run(vec![
+        build.into(),
+        Task::of_tests(repo.xtask(["sim", "--seeds", "200"])?, "# seeds passed"),
+    ]))
+}
+
+/// Builds the programs that later stages run.
 fn build(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.build_programs("release").into()]))
 }
 
-/// The stock SPDK client drives the gateway.
+/// Drives the gateway with the stock SPDK client.
 fn spdk(repo: &Repo) -> Result<Plan> {
     let mut command = Command::new(repo.root.join("gateway/tests/spdk_rpc.sh"));
     command.arg(repo.target().join("release")).current_dir(&repo.root);
@@ -175,7 +196,7 @@ fn lab_gateway_6_1(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.xtask(["lab", "gateway-6.1"])?.into()]))
 }
 
-/// SPDK as host and as array, where somebody has built one.
+/// Runs SPDK as host and as array, if a built SPDK is present.
 fn lab_spdk(repo: &Repo) -> Result<Plan> {
     if lab::spdk_dir().is_none() {
         return Ok(Plan::Skip(lab::NO_SPDK.into()));
@@ -183,7 +204,7 @@ fn lab_spdk(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.xtask(["lab", "spdk"])?.into()]))
 }
 
-/// How a stage ended.
+/// The result of a stage.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Passed,
@@ -191,23 +212,28 @@ enum Verdict {
     Skipped(String),
 }
 
-/// The named stages in the table's order, or all.
+/// Returns the named stages in the table's order. `quick` names those of [`QUICK`]; no name means all but [`SEEDS`].
 fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
-    if let Some(unknown) = names.iter().find(|n| STAGES.iter().all(|s| s.name != **n)) {
+    if let Some(unknown) = names.iter().find(|n| *n != QUICK_NAME && STAGES.iter().all(|s| s.name != **n)) {
         let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
-        bail!("no stage '{unknown}'; there are: {}", known.join(" "));
+        bail!("no stage '{unknown}'; there are: {QUICK_NAME} {}", known.join(" "));
     }
-    Ok(STAGES.iter().filter(|s| names.is_empty() || names.iter().any(|n| n == s.name)).collect())
+    let is_chosen = |stage: &&Stage| {
+        let is_quick = QUICK.contains(&stage.name) && names.iter().any(|name| name == QUICK_NAME);
+        let is_default = names.is_empty() && stage.name != SEEDS;
+        is_default || is_quick || names.iter().any(|name| name == stage.name)
+    };
+    Ok(STAGES.iter().filter(is_chosen).collect())
 }
 
-/// The stages with their budgets, a line each.
+/// Returns a line for each stage, with its budget.
 pub fn table() -> String {
     let lines: Vec<String> =
         STAGES.iter().map(|stage| format!("  {:16} within {:4} s", stage.name, stage.budget_s)).collect();
     lines.join("\n")
 }
 
-/// Installs what the named stages, or all of them, need.
+/// Installs the needs of the named stages, or of all stages.
 pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
     for stage in chosen(names)? {
         need::ensure(repo, stage.needs).with_context(|| format!("for the stage {}", stage.name))?;
@@ -215,7 +241,8 @@ pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the named stages, or all of them, and prints a line for each and the sum at the end. An error if one failed.
+/// Runs the named stages, or all stages, and prints a line for each and a summary. Returns an error if a stage
+/// failed.
 pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
     let stages = chosen(names)?;
     let logs = repo.var().join("test");
@@ -251,7 +278,7 @@ pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// On a terminal, shows what is running; the stage's line then overwrites it.
+/// Shows the running stage on a terminal; the stage's line then overwrites it.
 fn announce(stage: &Stage) {
     let mut out = std::io::stdout();
     if out.is_terminal() {
@@ -293,7 +320,7 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
-/// Adds up the numbers of all lines that begin as `count` does. A program that a filter leaves without tests counts as none.
+/// Adds up the numbers of all lines that begin as `count` does. A program that a filter leaves without tests counts as zero.
 fn tests_run(said: &str, count: &str) -> u64 {
     let (before, after) = count.split_once('#').unwrap_or((count, ""));
     let number = |line: &str| {
@@ -368,6 +395,18 @@ mod tests {
         assert_eq!(tests_run("fuzz: 5 targets, no crash", "fuzz: # targets"), 5);
         assert_eq!(tests_run("5 mutations found, 0 missed", "# seeds passed"), 0);
         assert_eq!(tests_run("fuzz: pdu for 10 s", "fuzz: # targets"), 0);
+    }
+
+    #[test]
+    fn quick_is_the_contributors_loop_and_no_name_means_everything_once() {
+        let names = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            chosen(&words).unwrap().iter().map(|stage| stage.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["quick"]), QUICK);
+        assert_eq!(names(&["tidy", "quick", "demo"]), ["fmt", "tidy", "clippy", "unit", SEEDS, "demo"]);
+        assert_eq!(names(&[]).len(), STAGES.len() - 1);
+        assert!(!names(&[]).contains(&SEEDS) && names(&[]).contains(&"sim"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Everything that can be asked of a gateway, in one enum.
 //!
-//! Methods, native and SPDK's, only translate into these. Each variant says when it is legal.
+//! Methods, native and SPDK's, only translate into these actions. Each variant says when it is legal.
 
 use crate::error::{Fault, Refusal};
 use crate::loss::Permit;
@@ -8,133 +8,136 @@ use crate::state::Transport;
 use trefoil_config::{Address, Backend, Bytes, Config, Host, Lun, Pool, Subsystem};
 use uuid::Uuid;
 
-/// Where a gateway is in its life.
+/// The phase of a gateway's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It is being brought up from its store; hosts can't connect yet.
+    /// The gateway is being brought up from its store. Hosts can't connect yet.
     Starting,
-    /// It serves.
+    /// The gateway serves.
     Running,
-    /// It was asked to stop.
+    /// The gateway was asked to stop.
     Stopping,
 }
 
-/// What is asked.
+/// An action that a client asks for.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Legal when running: changes the desired state, all or nothing.
+    /// Changes the desired state, all or nothing. Legal when running.
     Change(Change),
-    /// Legal when running: says what a change would do.
+    /// Tells what a change would do. Legal when running.
     Preview(Change),
-    /// Legal always: the state, and what the engine knows about its parts.
+    /// Returns the state, and what the engine knows about its parts. Legal always.
     View,
-    /// Legal when running or stopping: asks every core for its queue pairs.
+    /// Asks every core for its queue pairs. Legal when running or stopping.
     Survey,
-    /// Legal when running or stopping: asks every core what hosts did with LUNs.
+    /// Asks every core for its statistics of LUNs. Legal when running or stopping.
     LunStats,
-    /// Legal when starting or running: an orderly stop. Listeners close and hosts are disconnected.
+    /// Begins an orderly stop: closes listeners and disconnects hosts. Legal when starting or running.
     Shutdown,
-    /// Legal when stopping: nothing is presented any more, and backends are let go.
+    /// Presents nothing any more, and detaches the backends. Legal when stopping.
     Halt,
 }
 
-/// A change of the desired state. All are legal when running, and their other conditions are the
-/// plan's: see [`crate::plan`].
+/// A change of the desired state. All changes are legal when running. Their other conditions are the plan's: see
+/// [`crate::plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Legal if nothing has its name.
+    /// Makes a backend. Legal if no backend has its name.
     BackendCreate(Backend),
-    /// Legal if no pool and no LUN uses it.
+    /// Deletes a backend. Legal if no pool and no LUN uses it.
     BackendDelete {
-        /// Which.
+        /// The backend's name.
         name: String,
     },
-    /// Legal if nothing has its name and its backends are there and unused.
+    /// Makes a pool. Legal if no pool has its name, and its backends exist and are unused.
     PoolCreate {
-        /// What it is to be.
+        /// The pool to make.
         pool: Pool,
-        /// Though a file system or the like is recognised on a backend, and will be lost.
+        /// Makes the pool even if a file system or the like is recognised on a backend, and will be lost.
         delete_data: bool,
     },
-    /// Legal if no LUN is in it, or with `delete_data`; one that is down keeps its labels on its backends.
+    /// Deletes a pool. Legal if no LUN is in the pool, or with `delete_data`. A pool that is down keeps its labels on its
+    /// backends.
     PoolDelete {
-        /// Which.
+        /// The pool's name.
         name: String,
-        /// With its LUNs. Legal if no subsystem shows one, or with `force`.
+        /// Deletes the pool's LUNs too. Legal if no subsystem shows such a LUN, or with `force`.
         delete_data: bool,
-        /// Take its LUNs out of their subsystems.
+        /// Takes the pool's LUNs out of their subsystems.
         force: bool,
     },
-    /// Legal if nothing has its name; from a pool, or a whole backend (an import).
+    /// Makes a LUN from a pool or from a whole backend (an import). Legal if no LUN has its name, or if the LUN of its name
+    /// is the same LUN with the same given UUID.
     LunCreate(Lun),
-    /// Legal if no subsystem shows it, or with `force`; one from a pool loses its data.
+    /// Deletes a LUN of a pool, with its data. Legal if no subsystem shows the LUN, or with `force`.
     LunDelete {
-        /// Which.
+        /// The LUN's name.
         name: String,
-        /// Take it out of its subsystems.
+        /// Takes the LUN out of its subsystems.
         force: bool,
     },
-    /// Legal for a whole backend that no subsystem shows, or with `force`; its data stays.
+    /// Releases a LUN that is a whole backend. Legal if no subsystem shows the LUN, or with `force`. The data stays.
     LunRelease {
-        /// Which.
+        /// The LUN's name.
         name: String,
-        /// Take it out of its subsystems.
+        /// Takes the LUN out of its subsystems.
         force: bool,
     },
-    /// Legal for a LUN of a pool, to a larger size.
+    /// Grows a LUN. Legal for a LUN of a pool, to a larger size.
     LunGrow {
-        /// Which.
+        /// The LUN's name.
         name: String,
-        /// Its new size.
+        /// The LUN's new size.
         size: Bytes,
     },
-    /// Legal if nothing has its NQN.
+    /// Makes a subsystem. Legal if no subsystem has its NQN.
     SubsystemCreate(Subsystem),
-    /// Legal if it is there, and nobody is connected or with `force`; its hosts are disconnected.
+    /// Deletes a subsystem. Legal if the subsystem exists, and no host is connected or with `force`. Its hosts are
+    /// disconnected.
     SubsystemDelete {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
-        /// Though hosts are connected.
+        /// Deletes the subsystem even if hosts are connected.
         force: bool,
     },
-    /// Legal if the LUN is there and not in this subsystem, and the NSID is free.
+    /// Shows a LUN in a subsystem. Legal if the LUN exists and is not in this subsystem, and the NSID is free.
     NamespaceAdd {
         /// The subsystem.
         nqn: String,
-        /// The NSID, or the lowest that is free.
+        /// The NSID. If `None`, the lowest free NSID.
         nsid: Option<u32>,
         /// The LUN.
         lun: String,
-        /// Who sees it; all who may connect if `None`.
+        /// The hosts that see the namespace. If `None`, all hosts that may connect.
         hosts: Option<Vec<String>>,
-        /// Give the LUN this UUID. Legal if no other subsystem shows it.
+        /// Gives the LUN this UUID. Legal if no other subsystem shows the LUN.
         uuid: Option<Uuid>,
-        /// Give the LUN this NGUID. Likewise.
+        /// Gives the LUN this NGUID. Legal if no other subsystem shows the LUN.
         nguid: Option<String>,
     },
-    /// Legal if it is there.
+    /// Removes a namespace from a subsystem. Legal if the namespace exists.
     NamespaceRemove {
         /// The subsystem.
         nqn: String,
-        /// Which.
+        /// The namespace's NSID.
         nsid: u32,
     },
-    /// Legal if the subsystem is not offered there yet.
+    /// Offers a subsystem on a listener. Legal if the subsystem is not offered there yet.
     ListenerAdd {
         /// The subsystem.
         nqn: String,
-        /// Where.
+        /// The listener's address.
         listen: Address,
     },
-    /// Legal if the subsystem is offered there.
+    /// Ends the offer of a subsystem on a listener. Legal if the subsystem is offered there.
     ListenerRemove {
         /// The subsystem.
         nqn: String,
-        /// Where.
+        /// The listener's address.
         listen: Address,
     },
-    /// Legal if the host isn't on the list yet. A namespace that all could see gets its first list by it, so that the others
-    /// see it no more: if one of them is connected, only with `force`.
+    /// Puts a host on a list. Legal if the host isn't on the list yet. If all hosts could see the namespace, it now gets its
+    /// first list, so that other hosts no longer see it. If such a host is connected, the change is legal only with `force`.
     HostAllow {
         /// The subsystem.
         nqn: String,
@@ -142,10 +145,10 @@ pub enum Change {
         nsid: Option<u32>,
         /// The host: an NQN or a name.
         host: String,
-        /// Though connected hosts lose the namespace.
+        /// Puts the host on the list even if connected hosts lose the namespace.
         force: bool,
     },
-    /// Legal if the host is on the list.
+    /// Takes a host off a list. Legal if the host is on the list.
     HostRevoke {
         /// The subsystem.
         nqn: String,
@@ -154,62 +157,65 @@ pub enum Change {
         /// The host: an NQN or a name.
         host: String,
     },
-    /// Legal if the subsystem is there, and if no connected host loses it or with `force`.
+    /// Sets whether every host may connect. Legal if the subsystem exists, and no connected host loses it or with `force`.
     AllowAnyHost {
         /// The subsystem.
         nqn: String,
-        /// Whether every host may connect.
+        /// `true` if every host may connect.
         allow: bool,
-        /// Though connected hosts lose it.
+        /// Makes the change even if connected hosts lose the subsystem.
         force: bool,
     },
-    /// Legal if nothing has its name.
+    /// Gives a host a name. Legal if no host has the name or the NQN.
     HostCreate(Host),
-    /// Legal if it is there; lists keep its NQN.
+    /// Deletes a host's name. Legal if the name exists. Lists keep the host's NQN.
     HostDelete {
-        /// Which.
+        /// The host's name.
         name: String,
     },
-    /// Legal if there is none yet.
+    /// Makes the TCP transport. Legal if there is none yet.
     TransportCreate(Transport),
-    /// A backend and the LUN that presents it whole, both with its name: what SPDK calls a bdev.
-    /// Legal if nothing has its name.
+    /// Makes a backend and the LUN that presents it whole, both with the backend's name: what SPDK calls a bdev. Legal if no
+    /// backend and no LUN has the name.
     BdevCreate {
         /// The backend.
         backend: Backend,
         /// The LUN's UUID.
         uuid: Option<Uuid>,
     },
-    /// The namespaces of an array's subsystem as backends. Legal if nothing has their names.
+    /// Makes backends of the namespaces of an array's subsystem. Legal if nothing has their names.
     Attach {
-        /// One for each.
+        /// One backend for each namespace.
         backends: Vec<Backend>,
-        /// Each with a LUN of its name that presents it whole.
+        /// Also makes, for each backend, a LUN of its name that presents it whole.
         whole: bool,
     },
-    /// Backends, the LUNs that present them whole, and their namespaces. Legal as [`Change::BdevDelete`].
+    /// Deletes backends, the LUNs that present them whole, and the namespaces of these LUNs. Legal as [`Change::BdevDelete`].
     Detach {
-        /// Which.
+        /// The names of the backends.
         names: Vec<String>,
     },
-    /// Both again. Legal if they belong together; its namespaces go too, as with SPDK.
+    /// Deletes a backend and the LUN that presents it whole. Legal if they belong together. The LUN's namespaces go too, as
+    /// with SPDK.
     BdevDelete {
-        /// Which.
+        /// The name of both.
         name: String,
     },
-    /// Legal for a sound document that changes no backend, pool or identity in place, as far as it loses only what may be.
+    /// Moves to the state that a document asks for. Legal if the document is sound, changes no backend, pool or identity in
+    /// place, and loses only what `permit` allows.
     Apply {
-        /// What the system is to be like.
+        /// The document that the system is to follow.
         config: Box<Config>,
-        /// What may be lost by it.
+        /// The losses that are allowed.
         permit: Permit,
     },
-    /// All of these, one after another, as one change. Legal if each is after the ones before it.
+    /// Makes these changes, one after another, as one change. Legal if each change is legal after the changes before it.
     Load(Vec<Change>),
 }
 
 impl Change {
-    /// What it may take without naming it; `None` if it names all that it takes, which is leave enough.
+    /// Returns which losses the change may cause without naming them. Returns `None` if the change names all that it takes,
+    /// which is permission enough.
     pub fn permit(&self) -> Option<Permit> {
         match self {
             Self::SubsystemDelete { force, .. }
@@ -241,7 +247,7 @@ impl Change {
         }
     }
 
-    /// Its name, for the log.
+    /// Returns the change's name, for the log.
     pub fn name(&self) -> &'static str {
         match self {
             Self::BackendCreate(_) => "backend_create",
@@ -275,7 +281,7 @@ impl Change {
 }
 
 impl Action {
-    /// Whether it is answered without waiting for changes.
+    /// Returns whether the action is answered without waiting for changes.
     pub fn is_query(&self) -> bool {
         match self {
             Self::View | Self::Survey | Self::LunStats | Self::Preview(_) => true,
@@ -283,7 +289,7 @@ impl Action {
         }
     }
 
-    /// Whether it may be done in this phase.
+    /// Checks that the action is legal in this phase.
     ///
     /// # Errors
     /// [`Fault::WrongState`], naming the phase.

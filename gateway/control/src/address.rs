@@ -1,4 +1,4 @@
-//! From addresses as they are written to addresses of sockets, and which listeners are in each other's way.
+//! Resolves written addresses to socket addresses, and tells which listeners exclude each other.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use trefoil_config::Address;
 use trefoil_sys::socket::interface_index;
 
-/// The address for a socket that is opened now: looks up the number of the scope's interface.
+/// Returns the address for a socket that is opened now. Looks up the number of the scope's interface.
 ///
 /// # Errors
-/// There is no such interface at the moment, or a link-local address lacks one.
+/// There is no such interface at the moment, or a link-local address lacks its interface.
 pub fn resolve(address: Address) -> io::Result<SocketAddr> {
     let Some(scope) = address.scope() else {
         if !address.is_link_local() {
@@ -26,8 +26,8 @@ pub fn resolve(address: Address) -> io::Result<SocketAddr> {
     Ok(address.at(index))
 }
 
-/// Whether a listener leaves IPv4 to another one: an IPv6 wildcard serves both families unless the IPv4 wildcard of the same
-/// port is one of `all` listeners.
+/// Returns whether a listener leaves IPv4 to another listener. An IPv6 wildcard serves both families unless the IPv4 wildcard
+/// of the same port is one of `all` listeners.
 pub fn is_v6_only(listen: Address, all: &BTreeSet<Address>) -> bool {
     let v4 = Address::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port())));
     listen.ip() == Ipv6Addr::UNSPECIFIED && all.contains(&v4)

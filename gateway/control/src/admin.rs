@@ -1,7 +1,7 @@
-//! One admin queue to another subsystem, command by command: what a host's tool does, without a host's own life
-//! cycle. So one learns what an array offers before a backend is made of it.
+//! One admin queue to another subsystem, command by command, as a host's tool uses it, without a host's own life cycle. The
+//! queue shows what an array offers before the array becomes a backend.
 //!
-//! What it is not: on the cores that serve. It blocks, on a core and a ring of its own that end with it.
+//! The queue is not on the cores that serve. It blocks its caller, and has a core and a ring of its own that end with it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,19 +24,19 @@ const WITHIN: Duration = Duration::from_secs(10);
 const ARENA_BYTES: usize = 2 << 20;
 /// Bytes of a log page that are read at a time.
 const LOG_STEP_BYTES: u64 = 64 << 10;
-/// Entries of a discovery log that are read; what is beyond is left out.
+/// Most entries of a discovery log that are read. Entries beyond the limit are left out.
 const MAX_ENTRIES: u64 = 4096;
-/// Namespaces that are listed: far more than the backends that a gateway can have.
+/// Most namespaces that are listed: far more than the backends that a gateway can have.
 const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
-/// How often a discovery log that changes while it is read is read again.
+/// Attempts to read a discovery log that changes while it is read.
 const ATTEMPTS: usize = 8;
-/// Home of its blocks: beyond any core's.
+/// Home of the blocks of this core: beyond the home of any core that serves.
 const HOME: u16 = 255;
 
-/// What another subsystem, or the way to it, did.
+/// A failure of another subsystem, or of the way to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    /// No ring, thread or memory for it.
+    /// There is no ring, thread or memory for the core.
     #[error("no core of its own: {0}")]
     Core(String),
     /// The connection ended, or never began.
@@ -50,7 +50,7 @@ pub enum AdminError {
     Refused {
         /// The command.
         what: String,
-        /// Its status.
+        /// The command's status.
         status: String,
     },
     /// An answer makes no sense.
@@ -65,13 +65,13 @@ fn core_error(e: impl std::fmt::Display) -> AdminError {
 }
 
 enum Msg {
-    /// To the core: send this; its data has so many bytes.
+    /// To the core: send this command, whose data has so many bytes.
     Do(Sqe, u32),
-    /// From the core: connected.
+    /// From the core: the queue is connected.
     Up,
     /// From the core: the answer with its data.
     Done(Cqe, Vec<u8>),
-    /// From the core: it is over.
+    /// From the core: the connection is over.
     Down(String),
 }
 
@@ -136,7 +136,7 @@ impl Admin {
         Err(AdminError::Silent(WITHIN))
     }
 
-    /// Identify data.
+    /// Reads Identify data.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -147,7 +147,7 @@ impl Admin {
         Ok(self.command(&format!("Identify, CNS {cns:#04x}, namespace {nsid}"), sqe, len)?.1)
     }
 
-    /// The first `len_bytes` of a log page.
+    /// Reads the first `len_bytes` of a log page.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -164,10 +164,10 @@ impl Admin {
         Ok(page)
     }
 
-    /// The NSIDs of all active namespaces, in order (NVMe base 2.0c §5.17.2.3).
+    /// Returns the NSIDs of all active namespaces, in order (NVMe base 2.0c §5.17.2.3).
     ///
     /// # Errors
-    /// [`AdminError`]; also if there are more than we could make backends of, since a list may go on without end.
+    /// [`AdminError`]. More namespaces than could become backends are an error too, because a list may go on without end.
     pub fn namespaces(&mut self) -> Result<Vec<u32>> {
         let mut nsids = Vec::new();
         loop {
@@ -179,7 +179,7 @@ impl Admin {
         }
     }
 
-    /// The entries of the discovery log that have valid names, all of one generation.
+    /// Returns the entries of the discovery log that have valid names, all of one generation.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -234,7 +234,7 @@ impl Admin {
     }
 }
 
-/// Takes a page of a list of namespaces; says whether the list ends there.
+/// Takes in a page of a list of namespaces, and returns whether the list ends there.
 fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
     let page = page.first_chunk().ok_or(AdminError::Senseless("a list of namespaces that is too short"))?;
     let after = nsids.last().copied().unwrap_or(0);
@@ -253,12 +253,12 @@ fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        // After a failure nobody waits for its end.
+        // After a failure, no caller waits for the core's end.
         self.core.iter().for_each(CoreHandle::stop);
     }
 }
 
-/// What runs on the core.
+/// The handler that runs on the core.
 struct Client {
     arena: Arena,
     qpair: Qpair,

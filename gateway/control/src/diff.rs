@@ -1,14 +1,15 @@
-//! What separates two states, object by object and field by field, for people and programs.
+//! The differences between two states, object by object and field by field, for people and programs.
 
 use crate::state::{Row, RowChange, State};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Objects that a log line names.
+/// Most objects that a log line names.
 const NAMED: usize = 8;
 
-/// One step from `rows`: `{"change": "add", "object": "lun/a", "fields": [{"field": "size", "old": null, "new": "8MiB"}]}`.
-/// The change is `add`, `modify` or `remove`; of lists, only what is different is told, an element a field.
+/// Describes one change of `rows`:
+/// `{"change": "add", "object": "lun/a", "fields": [{"field": "size", "old": null, "new": "8MiB"}]}`.
+/// The change is `add`, `modify` or `remove`. For a list, only elements that differ are described, each as a field.
 pub fn describe(change: &RowChange, rows: &BTreeMap<String, Row>) -> Value {
     let (key, row) = match change {
         RowChange::Remove(key) => return json!({ "change": "remove", "object": key, "fields": [] }),
@@ -19,14 +20,14 @@ pub fn describe(change: &RowChange, rows: &BTreeMap<String, Row>) -> Value {
     let mut fields = Vec::new();
     compare("", &old.map_or_else(nothing, Row::value), &row.value(), &mut fields);
     if old.is_none() {
-        // They are the object's name.
+        // These fields are the object's name.
         fields
             .retain(|field| field["field"] != "name" && !key.ends_with(field["new"].as_str().unwrap_or("?")));
     }
     json!({ "change": if old.is_some() { "modify" } else { "add" }, "object": key, "fields": fields })
 }
 
-/// What a log says of a change: `+lun/b ~subsystem/NQN`, and how many more.
+/// Summarizes a change for a log line: `+lun/b ~subsystem/NQN`, and how many more.
 pub fn summary(before: &State, after: &State) -> String {
     let (rows, changes) = (before.rows(), before.changes_to(after));
     let named = changes.iter().take(NAMED).map(|change| match change {
@@ -43,7 +44,7 @@ pub fn summary(before: &State, after: &State) -> String {
 
 fn compare(path: &str, old: &Value, new: &Value, fields: &mut Vec<Value>) {
     let tell = |old: &Value, new: &Value| json!({ "field": path, "old": old, "new": new });
-    // An object has its lists even when they are empty and so not written; a namespace's own list is another thing than none.
+    // An empty list of an object is not written, but is still a list. An empty list of a namespace differs from no list.
     let is_own_list = !path.contains('[');
     let empty = Vec::new();
     match (old, new) {
@@ -63,7 +64,7 @@ fn compare(path: &str, old: &Value, new: &Value, fields: &mut Vec<Value>) {
     }
 }
 
-/// Of two lists. Namespaces are told apart by their NSIDs, anything else by what it is.
+/// Compares two lists. Namespaces are matched by their NSIDs, and other elements by their values.
 fn elements(path: &str, old: &[Value], new: &[Value], fields: &mut Vec<Value>) {
     let nsids: BTreeSet<u64> = old.iter().chain(new).filter_map(|item| item["nsid"].as_u64()).collect();
     for nsid in &nsids {
@@ -79,7 +80,7 @@ fn elements(path: &str, old: &[Value], new: &[Value], fields: &mut Vec<Value>) {
     let come = new.iter().filter(|item| !old.contains(item));
     fields.extend(come.map(|item| json!({ "field": path, "old": null, "new": item })));
     if fields.len() == before {
-        // Only their order.
+        // Only the order differs.
         fields.push(json!({ "field": path, "old": old, "new": new }));
     }
 }

@@ -1,22 +1,22 @@
-//! Why an action was refused or failed, sorted by who can do something about it.
+//! Refusals: why an action was refused or failed, sorted by who can do something about it.
 
 use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
 use trefoil_config::{FieldError, cut_quotations};
 
-/// Whose fault it is, and what a client can do.
+/// The party at fault, from which a client knows what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The parameters are wrong.
     Invalid,
-    /// What they name isn't there.
+    /// The named object doesn't exist.
     NotFound,
-    /// What they would make is there already.
+    /// The object to be made exists already.
     Exists,
-    /// Something uses it.
+    /// The object is in use.
     InUse,
     /// There is no room.
     NoSpace,
-    /// Not now.
+    /// The action is not legal now.
     WrongState,
     /// A backend, file, socket or disk failed.
     Device,
@@ -28,14 +28,14 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// Whose fault.
+    /// The party at fault.
     pub fault: Fault,
-    /// For a person; names the offender.
+    /// The message for a person. It names the offender.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// Makes a refusal.
     pub fn new(fault: Fault, message: impl Into<String>) -> Self {
         Self { fault, message: cut_quotations(&message.into()) }
     }
@@ -48,7 +48,7 @@ impl From<FieldError> for Refusal {
 }
 
 impl From<Refusal> for RpcError {
-    /// Codes as SPDK's: a negated errno where there is one.
+    /// Uses SPDK's codes: a negated errno where there is one.
     fn from(e: Refusal) -> Self {
         use nix::errno::Errno;
         let code = match e.fault {

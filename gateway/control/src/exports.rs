@@ -1,14 +1,14 @@
-//! Who sees a pool's LUNs, as the pool itself keeps it: so that a lost database is rebuilt up to the NSIDs.
+//! A pool's own record of who sees its LUNs. From the record, a lost database is rebuilt up to the NSIDs.
 //!
-//! What it is: the record's form, and how it comes back into a state that was made from a document. A pool's record
-//! holds the subsystems that show LUNs of that pool, each with all of its properties and with the namespaces that
-//! are LUNs of that pool; LUNs go by UUID and hosts by NQN. It is JSON, version 1:
-//! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`, the subsystems as in a configuration, then the UUIDs of
-//! LUNs that are about to be deleted, if any.
+//! This module has the record's form, and puts records back into a state that was made from a document. A pool's record holds
+//! the subsystems that show LUNs of that pool. Each subsystem has all of its properties, and the namespaces that are LUNs of
+//! that pool. LUNs are named by UUID and hosts by NQN. The record is JSON, version 1:
+//! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`. The subsystems are as in a configuration. `deleting` has the
+//! UUIDs of LUNs that are about to be deleted, if any.
 //!
-//! What it is not: read while there is a database. That is newer or equal, and the record is brought up to it. Only what
-//! is being deleted is read then, to finish what a crash cut short: the record is written before the database, and the
-//! LUN goes after it.
+//! While there is a database, the record is not read: the database is newer or equal, and the record is updated from it. Only
+//! `deleting` is read then, to finish a deletion that a crash cut short. The record is written before the database, and the
+//! LUN is deleted after the database is written.
 
 use crate::state::{State, fill_subsystem};
 use serde::{Deserialize, Serialize};
@@ -19,26 +19,26 @@ use uuid::Uuid;
 /// The version that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
 
-/// What one pool keeps.
+/// The record that a pool keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    /// Counts changes over all pools: of two that hold the same subsystem, the higher one knows it better.
+    /// Counts changes over all pools. If two records hold the same subsystem, the record with the higher revision is right.
     pub revision: u64,
     subsystems: Vec<Subsystem>,
-    /// LUNs that the pool still held when this was written, and the state did not.
+    /// LUNs that the pool still held and the state no longer had when the record was written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     deleting: Vec<Uuid>,
 }
 
-/// Only enough to see whether the rest can be read.
+/// The part of a record that shows whether the rest can be read.
 #[derive(Deserialize)]
 struct Head {
     version: u32,
 }
 
 impl Record {
-    /// What `pool` is to keep in this state.
+    /// Returns the record that `pool` has to keep in this state.
     pub fn of(state: &State, pool: &str, revision: u64) -> Self {
         let uuid = |name: &str| {
             let lun = state.luns.get(name).filter(|lun| lun.pool.as_deref() == Some(pool));
@@ -54,21 +54,21 @@ impl Record {
         Self { version: VERSION, revision, subsystems: subsystems.collect(), deleting: Vec::new() }
     }
 
-    /// With what is deleted: those of the LUNs that the pool holds which `state` has not.
+    /// Adds the deletions to the record: the LUNs in `held`, which the pool holds, that `state` lacks.
     pub fn deleting(mut self, held: impl Iterator<Item = Uuid>, state: &State) -> Self {
         self.deleting = held.filter(|uuid| !state.has_lun(*uuid)).collect();
         self
     }
 
-    /// LUNs whose deletion was begun, unless the database has them: then it was not.
+    /// Returns the LUNs whose deletion was begun. If the database still has a LUN, its deletion was not begun.
     pub fn deleted<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Uuid> + 'a {
         self.deleting.iter().copied().filter(|uuid| !state.has_lun(*uuid))
     }
 
-    /// Reads what a pool keeps; `None` if it never kept anything.
+    /// Reads a pool's record. Returns `None` if the pool never kept a record.
     ///
     /// # Errors
-    /// What is wrong with it, for the log.
+    /// The text says what is wrong with the record, for the log.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
         if bytes.is_empty() {
             return Ok(None);
@@ -84,23 +84,23 @@ impl Record {
         }
     }
 
-    /// Its bytes.
+    /// Returns the record as bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        // Only a map with keys that are no strings, or a failing Serialize, could make this fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Whether it does for this state, for which `wanted` would be written now. What is deleted has to be in it only together
-    /// with what shows it: a LUN that nobody sees may as well be there again after a crash. One that `state` has again may
-    /// not be in it.
+    /// Returns whether the record is good enough for `state`, for which `wanted` would be written now. A deletion has to be
+    /// in the record only if the LUN was shown: a LUN that nobody sees may as well exist again after a crash. A LUN that
+    /// `state` has again must not be among the deletions.
     pub fn does_for(&self, wanted: &Self, state: &State) -> bool {
         self.subsystems == wanted.subsystems && self.deleted(state).count() == self.deleting.len()
     }
 }
 
-/// Puts the records of pools into a state that a document made. A record is the truth about its pool's LUNs: a namespace
-/// of theirs that only the document has was taken away later, and isn't shown. `held` names the LUNs that the pools
-/// held before the document was read, by UUID.
+/// Puts the records of pools into a state that a document made. A record is the truth about its pool's LUNs. If only the
+/// document has a namespace of such a LUN, the namespace was removed later, and isn't shown. `held` has the names, by UUID,
+/// of the LUNs that the pools held before the document was read.
 pub fn adopt(state: &mut State, held: &BTreeMap<Uuid, String>, records: Vec<Record>) {
     let names: BTreeSet<&String> = held.values().collect();
     for subsystem in state.subsystems.values_mut() {
@@ -197,7 +197,7 @@ mod tests {
         let luns = held(&again);
         adopt(&mut again, &luns, vec![read]);
         assert_eq!(again.subsystems, now.subsystems);
-        // And a second time changes nothing.
+        // A second time changes nothing.
         let kept = Record::of(&again, "p", 5);
         assert!(record.does_for(&kept, &again) && kept != record);
     }
@@ -216,10 +216,10 @@ mod tests {
         let record = of(&next, &["a", "b"]);
         assert!(!before.does_for(&record, &next), "it is written with the change");
         let read = Record::parse(&record.bytes()).expect("sound").expect("a record");
-        // The database took the change, or it didn't.
+        // In the first case the database took the change, and in the second it did not.
         assert_eq!(read.deleted(&next).collect::<Vec<_>>(), [ids["a"]]);
         assert_eq!(read.deleted(&now).count(), 0);
-        // That the LUN is gone needs no writing; that one with its UUID is there again does.
+        // The absence of the LUN needs no writing. The return of a LUN with its UUID does.
         assert!(record.does_for(&of(&next, &["b"]), &next));
         let mut again = next.clone();
         again.luns.insert("a".into(), now.luns["a"].clone());

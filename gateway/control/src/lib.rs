@@ -1,13 +1,13 @@
 //! The control plane: JSON-RPC, actions, durable state.
 //!
-//! What it is: one tokio thread. A request becomes an [`action::Action`], that a [`plan`], that
-//! messages to cores; the new state is stored durably before the answer goes out. Modules stand in
-//! the order in which a request flows.
+//! The control plane is one tokio thread. A request becomes an [`action::Action`], the action becomes a [`plan`], and the
+//! plan becomes messages to cores. The new state is stored durably before the answer goes out. Modules stand in the order in
+//! which a request flows.
 //!
-//! What it is not: on the data path. Cores go on without it.
+//! The control plane is not on the data path. Cores go on without it.
 
 #![forbid(unsafe_code)]
-// They panic where the output is full or closed.
+// These macros panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod action;
@@ -26,6 +26,7 @@ pub mod notes;
 pub mod notify;
 pub mod obstacles;
 pub mod plan;
+mod rpc;
 mod spdk;
 pub mod state;
 pub mod store;

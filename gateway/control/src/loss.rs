@@ -1,41 +1,43 @@
-//! What a change takes from connected hosts, and which data it destroys.
+//! Losses: what a change takes from connected hosts, and which data the change destroys.
 //!
-//! What it is: the one judge of changes that take more than they name: whole documents, and a few others (see
-//! [`Change::permit`](crate::Change::permit)). Each loss needs leave of its kind. Pure: who is connected is told.
+//! This module alone judges changes that take more than they name: whole documents, and a few others (see
+//! [`Change::permit`](crate::Change::permit)). Each loss needs permission of its kind. The module does no I/O: the caller
+//! says who is connected.
 //!
-//! What it is not: asked about a change that names what it takes, such as a namespace to be removed.
+//! The module is not asked about a change that names what it takes, such as the removal of a namespace.
 
 use crate::error::{Fault, Refusal};
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Namespace, Subsystem};
 
-/// Losses that a refusal names.
+/// Most losses that a refusal names.
 const NAMED: usize = 20;
 
-/// Who is connected: a host's NQN and a subsystem's, and the listeners by which it came, as far as they still are.
+/// The connected hosts. The key is a host's NQN and a subsystem's NQN. The value is the set of listeners by which the host
+/// came, as far as they still exist.
 pub type Links = BTreeMap<(String, String), BTreeSet<Address>>;
 
-/// What whoever asks for a change allows.
+/// The losses that the client allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Permit {
-    /// To take from connected hosts what they see.
+    /// Allows a change to take from connected hosts what they see.
     pub force: bool,
-    /// To destroy data.
+    /// Allows a change to destroy data.
     pub delete_data: bool,
 }
 
-/// Which leave a loss needs.
+/// The permission that a loss needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A connected host sees what goes.
+    /// A connected host sees the object that goes.
     InUse,
     /// Data is lost for good.
     Data,
 }
 
 impl Kind {
-    /// Its name for programs.
+    /// Returns the kind's name for programs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InUse => "in_use",
@@ -43,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// What allows it on the command line.
+    /// Returns the command-line option that allows losses of this kind.
     pub fn flag(self) -> &'static str {
         match self {
             Self::InUse => "--force",
@@ -53,7 +55,7 @@ impl Kind {
 }
 
 impl Permit {
-    /// Whether such a loss is allowed.
+    /// Returns whether losses of this kind are allowed.
     pub fn allows(self, kind: Kind) -> bool {
         match kind {
             Kind::InUse => self.force,
@@ -62,18 +64,18 @@ impl Permit {
     }
 }
 
-/// One thing that is lost.
+/// A single loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// Which leave it needs.
+    /// The permission that the loss needs.
     pub kind: Kind,
-    /// The row that it is about: `lun/a`.
+    /// The key of the row that the loss is about, such as `lun/a`.
     pub object: String,
-    /// For a person; names LUN, namespace and host.
+    /// The message for a person. It names LUN, namespace and host.
     pub what: String,
 }
 
-/// All that is lost on the way from `now` to `next`, while `links` are connected.
+/// Returns all losses on the way from `now` to `next`, while `links` are connected.
 pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
     let mut losses = Vec::new();
     for ((host, nqn), listeners) in links {
@@ -109,10 +111,10 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
     losses
 }
 
-/// Refuses losses for which there is no leave.
+/// Refuses losses that `permit` does not allow.
 ///
 /// # Errors
-/// [`Fault::InUse`], naming them and what allows them.
+/// [`Fault::InUse`], with the losses and the options that allow them.
 pub fn check(losses: &[Loss], permit: Permit) -> Result<(), Refusal> {
     let refused: Vec<&Loss> = losses.iter().filter(|loss| !permit.allows(loss.kind)).collect();
     let tell = |loss: &&Loss| format!("{}: only with {}", loss.what, loss.kind.flag());
@@ -139,7 +141,7 @@ fn sees(namespace: &Namespace, host: &str) -> bool {
     namespace.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|allowed| allowed == host))
 }
 
-/// What a host that is connected to `old` by these listeners loses.
+/// Returns the losses of a host that is connected to `old` by `listeners`.
 fn taken(
     now: &State,
     next: &State,
@@ -176,7 +178,8 @@ fn taken(
     taken
 }
 
-/// Whether what is in this backend goes with it. What a pool has there goes with the pool's LUNs.
+/// Returns whether the contents of this backend are lost with the backend. A pool's data is lost with the pool's LUNs
+/// instead.
 fn forgets(now: &State, next: &State, backend: &Backend) -> bool {
     let is_gone = !next.backends.contains_key(&backend.name);
     let in_pool = now.pools.values().any(|pool| pool.backends.contains(&backend.name));
@@ -235,7 +238,7 @@ mod tests {
         BTreeMap::from([((HOST.into(), NQN.into()), BTreeSet::from([listener]))])
     }
 
-    /// What the edited document takes while the host is connected.
+    /// Returns the losses by the edited document while hosts are connected by `links`.
     fn lost(links: &Links, edit: impl FnOnce(&mut Config)) -> Vec<(Kind, String)> {
         let now = State::from_config(&config(), &State::default());
         let mut config = config();
@@ -271,12 +274,12 @@ mod tests {
             used(|c| c.subsystems[0].listeners.retain(|l| l.ip() != std::net::Ipv4Addr::LOCALHOST))[0]
                 .contains("by listener 127.0.0.1:4420")
         );
-        // What it doesn't see or isn't connected by, and what it gets.
+        // These edits take nothing: the host doesn't see or use the object, or the host gains something.
         assert_eq!(used(|c| drop(c.subsystems[0].namespaces.remove(2))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].listeners.truncate(1)), [""; 0]);
         assert_eq!(used(|c| c.luns[0].size = Some(Bytes(16 << 20))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].allow_any_host = true), [""; 0]);
-        // Discovery is answered by any listener that is left.
+        // Any listener that is left answers discovery.
         let only = |listen: &str| {
             let mut state = State::from_config(&config(), &State::default());
             state.discovery.listeners = vec![listen.parse().expect("an address")];
@@ -286,7 +289,7 @@ mod tests {
         };
         assert!(only("127.0.0.1:8009")[0].contains("for discovery by listener 127.0.0.1:8009"));
         assert_eq!(only("127.0.0.1:4420"), [""; 0]);
-        // Nobody is connected.
+        // No host is connected.
         assert_eq!(lost(&Links::new(), |c| c.subsystems.clear()), []);
     }
 
@@ -301,7 +304,7 @@ mod tests {
         };
         let one = |what: &str| vec![(true, what.to_owned())];
         assert_eq!(data(|c| drop(c.luns.remove(0))), one("LUN `a` loses its data in pool `p`"));
-        // A LUN that is a whole backend is only let go, as long as there is the backend.
+        // A LUN that is a whole backend is only released, as long as the backend stays.
         assert_eq!(data(|c| drop(c.luns.remove(1))), []);
         let gone = |c: &mut Config| {
             c.luns.remove(1);

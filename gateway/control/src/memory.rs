@@ -1,25 +1,27 @@
-//! Whether the machine has the memory that a system reserves: asked before a start, and before a change that adds some.
+//! Checks that the machine has the memory that a system reserves, before a start, and before a change that adds memory.
 //!
-//! Most of it is mapped and not touched yet, so that the kernel would give any amount; a host's write would find out.
+//! Most of the memory is mapped and not touched yet, so the kernel would grant any amount. A shortage would show only at a
+//! host's write.
 
 use std::fmt;
 use std::fs::read_to_string;
 use std::os::unix::fs::MetadataExt;
 use trefoil_config::{BackendType, Bytes, Config, Worked};
 
-/// What is asked for, and what there is for it.
+/// The memory that is asked for, and the memory that is available for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
     /// The sum of all that the system reserves.
     pub asked: Worked,
-    /// What it can have, in bytes: what is available, and what this process and the backends' files have of it already.
+    /// The bytes that the system can have: the available memory, and the memory that this process and the backends' files
+    /// have already.
     pub available_bytes: u64,
-    /// How much of that lies on reserved hugepages.
+    /// The part of the available bytes that lies on reserved hugepages.
     pub huge_bytes: u64,
 }
 
 impl MemoryNeed {
-    /// Looks at the machine; `None` if /proc doesn't tell.
+    /// Examines the machine. Returns `None` if /proc doesn't tell.
     pub fn look(config: &Config) -> Option<Self> {
         let machine = read_to_string("/proc/meminfo").ok()?;
         let process = read_to_string("/proc/self/status").unwrap_or_default();
@@ -30,7 +32,7 @@ impl MemoryNeed {
         Some(Self { asked: config.memory(), available_bytes, huge_bytes })
     }
 
-    /// Whether more is asked for than there is.
+    /// Returns whether more memory is asked for than is available.
     pub fn lacks(&self) -> bool {
         self.asked.total_bytes() > self.available_bytes
     }
@@ -49,14 +51,14 @@ impl fmt::Display for MemoryNeed {
     }
 }
 
-/// What memory backends' files have of their sizes.
+/// Returns the bytes that memory backends' files have of their sizes already.
 fn held_bytes(config: &Config) -> u64 {
     let memory = config.backends.iter().filter(|b| b.kind == BackendType::Memory);
     let held = memory.filter_map(|b| Some(b.size?.0.min(b.path.as_ref()?.metadata().ok()?.blocks() * 512)));
     held.fold(0, u64::saturating_add)
 }
 
-/// A number in one of the kernel's tables.
+/// Returns a number from one of the kernel's tables.
 fn field(table: &str, name: &str) -> Option<u64> {
     let line = table.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse().ok()

@@ -1,7 +1,7 @@
 //! Prometheus metrics over HTTP on a loopback address, if one is configured.
 //!
-//! Every scrape asks the engine and the cores anew; nothing is counted here. Whoever connects, by design or by mistake, can
-//! cost no more than [`LIMITS`] says: a connection is one request, short and soon over.
+//! Every scrape asks the engine and the cores anew; nothing is counted here. A client, by design or by mistake, can cost no
+//! more than [`LIMITS`] allows: a connection is one request, short and soon over.
 
 use crate::address::resolve;
 use crate::engine::handle::{Handle, Outcome};
@@ -53,14 +53,14 @@ struct Reason {
     reason: &'static str,
 }
 
-/// What all who connect may have.
+/// The limits of all clients' connections.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Connections at a time; more wait in the kernel's backlog.
+    /// Connections at a time. More connections wait in the kernel's backlog.
     connections: usize,
-    /// What a connection may send.
+    /// Bytes that a connection may send.
     request_bytes: usize,
-    /// For how long a connection lives, its answer included.
+    /// Time for which a connection lives, its answer included.
     lifetime: Duration,
 }
 
@@ -69,18 +69,18 @@ const LIMITS: Limits = Limits { connections: 8, request_bytes: 16 << 10, lifetim
 /// Serves `/metrics` until the future is dropped.
 ///
 /// # Errors
-/// The address can't be had.
+/// The address is not available.
 pub async fn serve(at: Address, handle: Handle) -> io::Result<()> {
-    serve_on(Listener::new(TcpListener::bind(resolve(at)?).await?, LIMITS), handle).await
+    serve_on(MetricsListener::new(TcpListener::bind(resolve(at)?).await?, LIMITS), handle).await
 }
 
-async fn serve_on(listener: Listener, handle: Handle) -> io::Result<()> {
+async fn serve_on(listener: MetricsListener, handle: Handle) -> io::Result<()> {
     let app = axum::Router::new().route("/metrics", get(scrape)).with_state(handle);
     axum::serve(listener, app).await
 }
 
 async fn scrape(Shared(handle): Shared<Handle>) -> Response {
-    // A connection that stayed would keep its place from others.
+    // A connection that stayed open would keep its place from others.
     let close = (header::CONNECTION, "close");
     match gather(&handle).await {
         Ok(text) => {
@@ -91,25 +91,25 @@ async fn scrape(Shared(handle): Shared<Handle>) -> Response {
     }
 }
 
-/// Accepts no more than it may, and gives each connection its limits.
-struct Listener {
+/// A listener that accepts no more connections than it may, and gives each its limits.
+struct MetricsListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
     limits: Limits,
 }
 
-impl Listener {
+impl MetricsListener {
     fn new(listener: TcpListener, limits: Limits) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(limits.connections)), limits }
     }
 }
 
-impl axum::serve::Listener for Listener {
+impl axum::serve::Listener for MetricsListener {
     type Io = Bounded;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Bounded, SocketAddr) {
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
         let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
         let until = Box::pin(tokio::time::sleep(self.limits.lifetime));
@@ -177,7 +177,7 @@ async fn gather(handle: &Handle) -> Result<String, Refusal> {
     Ok(exposition(&view, &survey, handle.lun_stats().await?))
 }
 
-/// What a scraper reads.
+/// Returns the text that a scraper reads.
 fn exposition(view: &View, survey: &[(CoreId, Box<Survey>)], luns: BTreeMap<String, LunTotals>) -> String {
     let mut all = registry(view, survey);
     all.register_collector(Box::new(Luns(luns)));
@@ -285,7 +285,7 @@ impl Collector for Luns {
     }
 }
 
-/// A count for each power of two: an eighth is more than a scrape needs.
+/// Returns a count for each power of two. The latency's own eighths are more than a scrape needs.
 fn octaves(latency: &Latency) -> Vec<(f64, u64)> {
     let bounds = (0..BUCKETS).map(|at| Latency::above_ns(at).map_or(f64::INFINITY, |ns| ns as f64 / 1e9));
     let eighths: Vec<_> = bounds.zip(latency.0).collect();
@@ -431,13 +431,13 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 
-    /// Runs `test` with the address of a port that has `limits`, behind which nobody knows any metrics.
+    /// Runs `test` with the address of a port that has `limits`. No engine answers behind the port.
     fn on_port<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketAddr) -> F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let at = listener.local_addr().expect("its address");
-            tokio::spawn(serve_on(Listener::new(listener, limits), Handle::dangling()));
+            tokio::spawn(serve_on(MetricsListener::new(listener, limits), Handle::dangling()));
             let end = tokio::time::timeout(Duration::from_secs(60), test(at)).await;
             end.expect("an end, as every connection has its time");
         });
@@ -487,7 +487,7 @@ mod tests {
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let at = listener.local_addr().expect("its address");
-            let mut listener = Listener::new(listener, Limits { connections: 1, ..LIMITS });
+            let mut listener = MetricsListener::new(listener, Limits { connections: 1, ..LIMITS });
             let _peers =
                 [TcpStream::connect(at).await, TcpStream::connect(at).await].map(|p| p.expect("a peer"));
             let (first, _) = axum::serve::Listener::accept(&mut listener).await;

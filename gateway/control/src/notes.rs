@@ -1,13 +1,13 @@
-//! What an answer tells beside that a change was done: that a revoked host is not gone, what hosts take for one thing
-//! though it is two, and which host may be listed by a name with a wrong letter. Each note is a line of the log, too.
+//! Notes: what an answer tells beside the success of a change. For example, a note says that a revoked host still has access,
+//! that hosts take two things for one, or that a host may be listed by a misspelled name. Each note is a line of the log, too.
 //!
-//! What it is not: a refusal. The change was legal, and is in force.
+//! A note is not a refusal. The change was legal, and is in force.
 
 use crate::action::Change;
 use crate::state::State;
 use trefoil_config::{Gateway, Subsystem};
 
-/// The notes on `change`, which led from `now` to `next`.
+/// Returns the notes on `change`, which led from `now` to `next`.
 pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) -> Vec<String> {
     let mut notes = match change {
         Change::HostRevoke { nqn, nsid: None, host } => {
@@ -39,7 +39,7 @@ pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) 
     notes
 }
 
-/// Tells by what a host that was taken from a subsystem's list still has, or will have, to do with it.
+/// Tells which access to a subsystem a host still has, or will have, after its removal from the subsystem's list.
 fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     let nqn = &subsystem.nqn;
     let mut notes = Vec::new();
@@ -61,7 +61,7 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     notes
 }
 
-/// Tells which hosts may see a namespace and can't, because they may not connect.
+/// Tells which hosts may see a namespace but can't, because they may not connect.
 fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
     let Some(subsystem) = next.subsystems.get(nqn).filter(|s| !s.allow_any_host) else { return Vec::new() };
     let hosts = hosts.iter().map(|host| next.host_nqn(host));
@@ -71,7 +71,7 @@ fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
     hosts.map(told).collect()
 }
 
-/// Tells where a host is listed whose name is gone.
+/// Tells where a host is still listed whose name is gone.
 fn forgotten(next: &State, name: &str, host: &str) -> Option<String> {
     let is_listed = |s: &&Subsystem| {
         let namespaces = s.namespaces.iter().flat_map(|ns| ns.hosts.iter().flatten());

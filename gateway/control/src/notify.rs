@@ -1,4 +1,4 @@
-//! Telling systemd how we are: datagrams on `$NOTIFY_SOCKET` (sd_notify(3), sd_watchdog_enabled(3)).
+//! Tells systemd the gateway's state by datagrams on `$NOTIFY_SOCKET` (sd_notify(3), sd_watchdog_enabled(3)).
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +13,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// From the environment. Without `$NOTIFY_SOCKET` every call does nothing.
+    /// Makes a notifier from the environment. Without `$NOTIFY_SOCKET`, every call does nothing.
     pub fn from_env() -> Self {
         let usec = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok());
         let pid = std::env::var("WATCHDOG_PID").ok().and_then(|text| text.parse::<u32>().ok());
@@ -21,12 +21,12 @@ impl Notifier {
         Self { to: open(), watchdog: usec.filter(|_| ours).map(Duration::from_micros) }
     }
 
-    /// How often the watchdog wants to hear of us: half of its timeout.
+    /// Returns how often the watchdog wants to hear of us: half of its timeout.
     pub fn watchdog(&self) -> Option<Duration> {
         self.to.as_ref().and(self.watchdog).map(|timeout| timeout / 2)
     }
 
-    /// Sends a state, such as `READY=1`. A manager that is gone is no reason to stop.
+    /// Sends a state, such as `READY=1`. A failure is only logged: a manager that is gone is no reason to stop.
     pub fn tell(&self, state: &str) {
         let Some((fd, address)) = &self.to else { return };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;

@@ -1,8 +1,9 @@
-//! What keeps a gateway, or what a change adds to one, from coming up here: folders, files, devices and addresses are looked
-//! at before they are needed.
+//! Obstacles that keep a gateway, or the additions of a change, from coming up on this machine. Folders, files, devices and
+//! addresses are checked before they are needed.
 //!
-//! What it is not: a promise. Nothing is made, written or kept; for a moment files are locked and addresses bound, as they
-//! will be. What is free now may be taken by then, and of arrays it only tells whether they accept a connection.
+//! The check is no promise. It makes, writes and keeps nothing. For a moment it locks files and binds addresses, as the
+//! gateway later does. A resource that is free now may be taken by then. For an array, the check only tells whether the array
+//! accepts a connection.
 
 use crate::address::{is_v6_only, overlap, resolve};
 use crate::engine::backends::{self, Locked, OwnFile, folder, whole};
@@ -23,17 +24,18 @@ use trefoil_config::{Address, Backend, BackendType, Bytes, Config, Gateway};
 use trefoil_storage::pool::{LOOKED_AT_BYTES, Label, LabelState, recognise};
 use trefoil_sys::socket;
 
-/// For how long an array may take to accept a connection.
+/// Time in which an array has to accept a connection.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(2);
-/// The space of a memory backend's file is reserved in pieces of this size.
+/// Size of the pieces in which the space of a memory backend's file is reserved.
 const MEMORY_FILE_BYTES: u64 = 2 << 20;
 
-/// One of them.
+/// A single obstacle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
-    /// Names the object, its field and what is wrong.
+    /// The message names the object, its field and what is wrong.
     pub message: String,
-    /// Whether a start or a change fails for it; otherwise it goes on without, or until it matters.
+    /// `true` if a start or a change fails for the obstacle. Otherwise the start or change goes on without the object, or
+    /// until the obstacle matters.
     pub is_fatal: bool,
 }
 
@@ -43,8 +45,8 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// What keeps a gateway from starting with `config`. Where there is a store, what is in it counts and not the document's
-/// objects, and a start goes on without those that it can't have. `document` is the file that `config` was in. Blocks.
+/// Returns the obstacles to a start with `config`. If there is a store, its contents count and not the document's objects,
+/// and a start goes on without the objects that can't come up. `document` is the file that `config` was in. Blocks.
 pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
     let own_files = backends::own_files(document, &Store::path_in(state_dir));
@@ -63,7 +65,7 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
             look.objects(&none.changes_to(&State::from_rows(found.rows)), &nothing);
         }
         Ok(_) => look.objects(&none.changes_to(&State::from_config(config, &none)), &nothing),
-        // Whoever has the state folder has the rest too.
+        // The process that has the state folder has the rest too.
         Err(error) => look.check(Err(error.to_string()), "gateway.state_dir", true),
     }
     for (field, listen) in [("metrics_listen", metrics_listen), ("rpc_listen", rpc_listen)] {
@@ -73,8 +75,8 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     look.found
 }
 
-/// What keeps what `changes` add to the objects `before`, which are up, from coming up too; with `delete_data`, new pools may
-/// be made over anything, and it is only told what. Blocks.
+/// Returns the obstacles to the additions that `changes` make to the objects `before`, which are up. With `delete_data`, new
+/// pools may overwrite any data, and the overwritten data is only reported. Blocks.
 pub fn of_changes(
     changes: &[RowChange],
     before: &BTreeMap<String, Row>,
@@ -86,25 +88,26 @@ pub fn of_changes(
     look.found
 }
 
-/// What was found, and what it goes by.
+/// A check in progress: its findings and its inputs.
 #[derive(Default)]
 struct Look<'a> {
     found: Vec<Obstacle>,
-    /// Of the gateway's.
+    /// Files of the gateway's own.
     own_files: &'a [OwnFile],
     /// Folders that a start makes before anything else.
     made: Vec<PathBuf>,
-    /// The objects were served before: no file is made for them, and the gateway starts without them.
+    /// `true` if the objects were served before. No file is then made for them, and the gateway starts without them.
     is_stored: bool,
-    /// What is on the backends of new pools may be lost.
+    /// `true` if the data on the backends of new pools may be lost.
     delete_data: bool,
-    /// Files and devices of the backends so far.
+    /// Files and devices of the backends checked so far.
     held: Vec<Locked>,
-    /// Where they are, links followed; also what isn't there yet.
+    /// Paths of the backends checked so far, with links followed, even where nothing exists yet.
     paths: BTreeSet<PathBuf>,
-    /// Listeners so far.
+    /// Listeners checked so far.
     open: BTreeSet<Address>,
-    /// What the backends so far need of each file system, by its device: at once, and with what files may grow to.
+    /// Space that the backends checked so far need on each file system, by the file system's device. The first number is
+    /// needed at once. The second includes what files may grow to.
     need_bytes: BTreeMap<u64, (u64, u64)>,
 }
 
@@ -115,7 +118,7 @@ impl Look<'_> {
         }
     }
 
-    /// Looks at the backends and listeners that `changes` add.
+    /// Checks the backends and listeners that `changes` add.
     fn objects(&mut self, changes: &[RowChange], before: &BTreeMap<String, Row>) {
         let listeners = |row: &Row| match row {
             Row::Subsystem(subsystem) => subsystem.listeners.clone(),
@@ -156,7 +159,7 @@ impl Look<'_> {
         self.arrays(&arrays);
     }
 
-    /// Looks for what new pools would be made over, in files and devices.
+    /// Finds the data in files and devices that new pools would overwrite.
     fn pools(&mut self, changes: &[RowChange], before: &BTreeMap<String, Row>) {
         let added = || {
             changes
@@ -176,10 +179,10 @@ impl Look<'_> {
         for row in added().filter(|row| !before.contains_key(&row.key())) {
             let Row::Pool(pool) = row else { continue };
             for name in &pool.backends {
-                // What can't be read was told of already.
+                // Unreadable files and devices were reported already.
                 let Some(Ok(start)) = files.get(name.as_str()).map(|path| start(path)) else { continue };
                 let what = match (recognise(&start), Label::newest(&start)) {
-                    // One of that name may be this pool, which is opened then.
+                    // A pool of the same name may be this pool. It is then opened.
                     (_, Some(label)) if label.state == LabelState::Ready && label.pool_name != pool.name => {
                         format!("belongs to pool `{}`, from which it would be taken", label.pool_name)
                     }
@@ -202,7 +205,7 @@ impl Look<'_> {
     fn listener(&mut self, listen: Address, what: &str, is_fatal: bool) {
         let free = match self.open.iter().find(|other| overlap(**other, listen)) {
             Some(other) => Err(format!("the gateway listens on {other} already")),
-            // It was had before the IPv4 wildcard, and leaves IPv4 to that.
+            // The gateway's IPv6 wildcard was open before the IPv4 wildcard, and leaves IPv4 to the IPv4 wildcard.
             None if self.open.iter().any(|other| is_v6_only(*other, &BTreeSet::from([listen]))) => Ok(()),
             None => may_listen(listen, is_v6_only(listen, &self.open)),
         };
@@ -233,7 +236,7 @@ impl Look<'_> {
             }
             Ok(_) => match backends::try_open(backend, path, &self.held) {
                 Ok(held) => self.held.push(held),
-                // It says itself what it is about.
+                // The refusal names the backend itself.
                 Err(refusal) => self.found.push(Obstacle { message: refusal.message, is_fatal }),
             },
             Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(Err(e.to_string()), &what, is_fatal),
@@ -244,7 +247,7 @@ impl Look<'_> {
                 let why = "there is no such file; with a `size` it is made";
                 self.check(Err(why.into()), &what, is_fatal);
             }
-            // What comes later has the data.
+            // The file that comes later has the data.
             Err(_) if self.is_stored && !is_memory => {
                 self.check(Err("the file is missing, and is not made anew".into()), &what, false);
             }
@@ -254,15 +257,15 @@ impl Look<'_> {
                 let missing = || format!("its folder {} is missing", folder(path).display());
                 let makeable = if exists { may_write(folder(path)) } else { Err(missing()) };
                 self.check(makeable, &what, is_fatal);
-                // A file begins as a hole: it is its hosts' writes that may fail.
+                // A file begins as a hole, so a lack of room fails only the hosts' writes.
                 let room = self.room(path, size_bytes, is_memory);
                 self.check(room, &what, is_fatal && is_memory);
             }
         }
     }
 
-    /// Whether the file system of `path` has room for so much more, with all that others need there: what is needed at once
-    /// goes before what is not.
+    /// Checks that the file system of `path` has room for `more_bytes`, beside what other backends need there. Space that is
+    /// needed at once goes before other space.
     fn room(&mut self, path: &Path, more_bytes: u64, at_once: bool) -> Result<(), String> {
         let (at, found) = nearest(folder(path));
         let (Ok(meta), Ok(fs)) = (found, statvfs(at)) else { return Ok(()) };
@@ -278,7 +281,7 @@ impl Look<'_> {
         Err(format!("its file system has {free} left, and {need} are asked for there"))
     }
 
-    /// Arrays that were there before may come later.
+    /// Checks that the arrays accept connections. Arrays that existed before may come later, so their silence is not fatal.
     fn arrays(&mut self, arrays: &[(&String, Address)]) {
         let answers: Vec<_> = std::thread::scope(|scope| {
             let ask = |&(_, at): &(&String, Address)| {
@@ -295,7 +298,7 @@ impl Look<'_> {
     }
 }
 
-/// The start of a file or device; of anything else nothing.
+/// Returns the start of a file or block device, and nothing for other objects.
 fn start(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(LOOKED_AT_BYTES);
     let kind = path.metadata()?.file_type();
@@ -313,7 +316,7 @@ fn may_listen(at: Address, v6_only: bool) -> Result<(), String> {
     })
 }
 
-/// Whether a file that is there can be a memory backend's.
+/// Checks that an existing file can be a memory backend's file.
 fn may_map(path: &Path) -> Result<(), String> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| e.to_string())?;
     match file.try_lock() {
@@ -322,7 +325,7 @@ fn may_map(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether files can be made in a folder, which is made first if it is missing.
+/// Checks that files can be made in a folder. The gateway makes a missing folder first.
 fn may_write(dir: &Path) -> Result<(), String> {
     let (at, found) = nearest(dir);
     let fail = |e: io::Error| format!("{}: {e}", at.display());
@@ -332,7 +335,8 @@ fn may_write(dir: &Path) -> Result<(), String> {
     eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| fail(e.into()))
 }
 
-/// What there is of a path: itself or the folder, the closest to it, that exists. A link to what is not there is there.
+/// Returns the part of a path that exists: the path itself, or its closest folder that exists. A link counts as existing even
+/// if its target is missing.
 fn nearest(path: &Path) -> (&Path, io::Result<Metadata>) {
     let is_gone = |e: &io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let here = Path::new(".");

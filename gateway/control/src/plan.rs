@@ -1,6 +1,6 @@
-//! From a change to the state that it leads to. Pure: no I/O, nothing done yet.
+//! Plans a change: computes the state to which the change leads. A plan does no I/O and carries nothing out.
 //!
-//! A plan is judged twice: here by the objects that it names, and then as a whole document by
+//! A plan is checked twice: here by the objects that it names, and then as a whole document by
 //! [`Config::check`](trefoil_config::Config::check), which knows limits and references.
 
 use crate::action::Change;
@@ -10,10 +10,10 @@ use trefoil_config::{
     Address, Backend, Config, Gateway, Lun, Namespace, Subsystem, check_host_nqn, check_listeners,
 };
 
-/// The state after `change`.
+/// Returns the state after `change`.
 ///
 /// # Errors
-/// Why it isn't legal in this state; see [`Change`].
+/// The change isn't legal in this state; see [`Change`].
 pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Refusal> {
     let mut next = now.clone();
     apply(&mut next, gateway, change)?;
@@ -21,11 +21,12 @@ pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Re
     Ok(next)
 }
 
-/// Checks that a state as a whole can be served. Every way to a state ends here: a change is asked before anything is
-/// brought up, and again with what the pools and arrays that were brought up have added; so are a first start and a later one.
+/// Checks that a state as a whole can be served. Every way to a state ends here. A change is checked before anything is
+/// brought up, and again with the additions of the pools and arrays that were brought up. The states of a first start and of
+/// a later start are checked too.
 ///
 /// # Errors
-/// What a document of this state would be refused for.
+/// A document of this state would be refused.
 pub fn check_whole(state: &State, gateway: &Gateway) -> Result<(), Refusal> {
     hosts_told_apart(state)?;
     match state.to_config(gateway).check().into_iter().next() {
@@ -52,7 +53,7 @@ fn free<T>(map: &std::collections::BTreeMap<String, T>, what: &str, name: &str) 
 /// Carries out `change` on `state`. Doesn't check the state as a whole.
 ///
 /// # Errors
-/// Why it isn't legal in this state. Then `state` may be half changed.
+/// The change isn't legal in this state. `state` may then be half changed.
 pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<(), Refusal> {
     match change {
         Change::BackendCreate(backend) => backend_create(state, backend)?,
@@ -214,7 +215,7 @@ fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A LUN that presents the backend of its own name.
+/// Returns a LUN that presents the backend of its own name.
 fn whole(name: String, uuid: Option<uuid::Uuid>) -> Lun {
     Lun {
         backend: Some(name.clone()),
@@ -241,7 +242,7 @@ fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
 fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     lun.check()?;
     if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
-        // A replayed configuration meets the LUN in its pool, which was opened with it.
+        // A replayed configuration meets the LUN in its pool: the LUN came when the pool was opened.
         return Ok(());
     }
     free(&state.luns, "LUN", &lun.name)?;
@@ -261,7 +262,7 @@ fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether `there` is what `lun` asks for.
+/// Returns whether the existing LUN `there` matches the request `lun`.
 fn is_same(there: &Lun, lun: &Lun) -> bool {
     let mut wanted = lun.clone();
     fill_lun(&mut wanted);
@@ -312,7 +313,7 @@ fn subsystem_create(state: &mut State, subsystem: &Subsystem) -> Result<(), Refu
     Ok(())
 }
 
-/// Sets a LUN's identity, as long as no host can know another one.
+/// Sets a LUN's identity, as long as no host can know the LUN by another identity.
 fn identify(
     state: &mut State,
     nqn: &str,
@@ -383,8 +384,8 @@ fn host_of(state: &State, host: &str) -> Result<String, Refusal> {
     Ok(nqn.into())
 }
 
-/// Refuses a state in which the NQN of a listed host is the name of another host: the document of that state would mean
-/// the other one.
+/// Refuses a state in which the NQN of a listed host is the name of another host: in the document of that state, the NQN
+/// would mean the other host.
 fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
     let of_namespaces = |s: &'a Subsystem| s.namespaces.iter().filter_map(|ns| ns.hosts.as_ref()).flatten();
     let mut listed = state.subsystems.values().flat_map(|s| s.hosts.iter().chain(of_namespaces(s)));
@@ -399,7 +400,7 @@ fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
     }
 }
 
-/// The list that `nsid` means; a namespace without a list of its own gets an empty one.
+/// Returns the host list that `nsid` means. A namespace without a list of its own gets an empty list.
 fn list_mut<'a>(state: &'a mut State, nqn: &str, nsid: Option<u32>) -> Result<&'a mut Vec<String>, Refusal> {
     let subsystem = subsystem_mut(state, nqn)?;
     let Some(nsid) = nsid else { return Ok(&mut subsystem.hosts) };
@@ -441,7 +442,7 @@ fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> R
     refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`{why}"))
 }
 
-/// The state that a document asks for.
+/// Returns the state that a document asks for.
 fn wanted(now: &State, gateway: &Gateway, config: &Config) -> Result<State, Refusal> {
     let config = Config { gateway: gateway.clone(), ..config.clone() };
     match config.check().into_iter().next() {
@@ -450,7 +451,7 @@ fn wanted(now: &State, gateway: &Gateway, config: &Config) -> Result<State, Refu
     }
 }
 
-/// Goes to the state that a document asks for. What is lost on the way is judged apart: [`crate::loss`].
+/// Moves `state` to the state that a document asks for. Losses on the way are judged apart: [`crate::loss`].
 fn document(state: &mut State, gateway: &Gateway, config: &Config) -> Result<(), Refusal> {
     let next = wanted(state, gateway, config)?;
     match in_place(state, &next).into_iter().next() {
@@ -462,11 +463,11 @@ fn document(state: &mut State, gateway: &Gateway, config: &Config) -> Result<(),
     }
 }
 
-/// As [`plan`], to compare: a document leads to the state that it asks for even where it would be refused for what can't change
-/// in place, and each such refusal is told.
+/// Returns the state after `change`, for comparison. Unlike [`plan`], it also accepts a document with changes that can't be
+/// made in place. Each such change yields a refusal.
 ///
 /// # Errors
-/// As [`plan`]'s, those refusals excepted.
+/// The errors of [`plan`], except for those refusals.
 pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State, Vec<Refusal>), Refusal> {
     let Change::Apply { config, .. } = change else { return Ok((plan(now, gateway, change)?, Vec::new())) };
     let next = wanted(now, gateway, config)?;
@@ -475,7 +476,7 @@ pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State
     Ok((next, refusals))
 }
 
-/// What a document can't do to objects that are there, and how it is done instead.
+/// Returns the changes that a document can't make to existing objects, and what to do instead.
 fn in_place(now: &State, next: &State) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse = |fault, what: String| refusals.push(Refusal::new(fault, what));
@@ -489,7 +490,8 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
         refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
     }
     for pool in next.pools.values().filter(|pool| !now.pools.contains_key(&pool.name)) {
-        // Its layout would be written before the rest is known to succeed, and while hosts still write to what is there.
+        // The new pool's layout would be written before the other changes are known to succeed, and while hosts still write
+        // to the old data.
         for in_use in pool.backends.iter().filter_map(|backend| unused_backend(now, backend).err()) {
             let what = format!("pool `{}`: {}; let it go in a step of its own", pool.name, in_use.message);
             refuse(in_use.fault, what);
@@ -505,7 +507,7 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
                 );
             }
             Some(_) => {}
-            // What is deleted of it would be the other's.
+            // Deletion of the old LUN would delete the data of the LUN that has its identity.
             None => {
                 let twin = next.luns.values().find(|new| lun.pool.is_some() && new.uuid == lun.uuid);
                 if let Some(twin) = twin {
@@ -669,7 +671,7 @@ mod tests {
         let nguid =
             Lun { nguid: own.map(|uuid| uuid.simple().to_string().to_uppercase()), ..import(uuid(7)) };
         let document = |uuid| {
-            // As it is before anybody has checked it.
+            // The document has not been checked by anybody yet.
             let mut config = Config::parse("t", TEXT).expect("sound");
             config.luns.push(import(uuid));
             Box::new(config)

@@ -1,10 +1,9 @@
-//! The desired state: what the operator asked for, as stored.
+//! The desired state, as the operator asked for it and as it is stored.
 //!
-//! What it is: the objects of a [`Config`] by name, without the gateway's own settings, with every
-//! identity filled in and every host named by its NQN. Two states are compared row by row, which is
-//! how a change reaches the store.
+//! The state has the objects of a [`Config`] by name, without the gateway's own settings. Every identity is filled in, and
+//! every host is named by its NQN. Two states are compared row by row; the rows that differ go to the store.
 //!
-//! What it is not: what is going on. Sizes found, paths lost and who is connected are the engine's.
+//! The state doesn't say what is going on. Sizes found, paths lost and connected hosts are the engine's.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,21 +13,21 @@ use trefoil_config::{
 use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
 
-/// The TCP transport as SPDK's clients made it. Its values are kept to be given back; the limits that
-/// are in force are the gateway's.
+/// The TCP transport as SPDK's clients made it. Its values are kept only to be reported back. The limits that are in force
+/// are the gateway's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transport {
-    /// Commands an I/O queue.
+    /// Commands per I/O queue.
     pub max_queue_depth: u32,
-    /// I/O queue pairs a controller.
+    /// I/O queue pairs per controller.
     pub max_io_qpairs_per_ctrlr: u32,
     /// Bytes of data in a command capsule.
     pub in_capsule_data_size: u32,
     /// Bytes of the largest transfer.
     pub max_io_size: u32,
-    /// Commands an admin queue.
+    /// Commands per admin queue.
     pub max_aq_depth: u32,
-    /// Whether reads end without a response capsule where the host allows it.
+    /// `true` if reads end without a response capsule where the host allows it.
     pub c2h_success: bool,
 }
 
@@ -45,8 +44,8 @@ impl Default for Transport {
     }
 }
 
-/// Which of an array's namespaces a backend is, as it said itself when it answered first. The document doesn't have it: what
-/// a document's backend is, its array says.
+/// The identity of the array's namespace that is a backend, as the namespace reported it at its first answer. A document
+/// doesn't have the identity: the array says which namespace a document's backend is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayNamespace {
     backend: String,
@@ -54,19 +53,20 @@ pub struct ArrayNamespace {
     uuid: [u8; 16],
     eui64: [u8; 8],
     block_bytes: u32,
-    /// As it was last, so that hosts see what they had though it is away when the gateway starts; 0 if it isn't known.
+    /// The last size, so that hosts see their LUNs even if the array is away when the gateway starts; 0 if the size isn't
+    /// known.
     #[serde(default)]
     pub len_bytes: u64,
 }
 
 impl ArrayNamespace {
-    /// The namespace that answered as `backend`.
+    /// Makes the entry of the namespace that answered as `backend`.
     pub fn new(backend: &str, found: NamespaceIdentity) -> Self {
         let NamespaceIdentity { nguid, uuid, eui64, block_bytes } = found;
         Self { backend: backend.into(), nguid, uuid, eui64, block_bytes, len_bytes: 0 }
     }
 
-    /// For the initiator to compare.
+    /// Returns the identity, for the initiator to compare.
     pub fn identity(&self) -> NamespaceIdentity {
         let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
         NamespaceIdentity { nguid, uuid, eui64, block_bytes }
@@ -90,7 +90,7 @@ pub struct State {
     pub hosts: BTreeMap<String, Host>,
     /// The TCP transport, once there is one.
     pub transport: Option<Transport>,
-    /// What answered as each backend that is an array's namespace.
+    /// The namespace that answered as each backend on an array.
     pub namespaces: BTreeMap<String, ArrayNamespace>,
 }
 
@@ -111,21 +111,21 @@ pub enum Row {
     Host(Host),
     /// The TCP transport.
     Transport(Transport),
-    /// What answered as a backend.
+    /// The namespace that answered as a backend.
     Namespace(ArrayNamespace),
 }
 
 /// One step from a state to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowChange {
-    /// Add or replace.
+    /// Adds or replaces a row.
     Put(Row),
-    /// Remove the row with this key.
+    /// Removes the row with this key.
     Remove(String),
 }
 
 impl Row {
-    /// `kind/name`.
+    /// Returns the row's key, `kind/name`.
     pub fn key(&self) -> String {
         match self {
             Self::Backend(b) => format!("backend/{}", b.name),
@@ -139,12 +139,12 @@ impl Row {
         }
     }
 
-    /// The object as JSON text.
+    /// Returns the object as JSON text.
     pub fn json(&self) -> String {
         self.value().to_string()
     }
 
-    /// The object as JSON.
+    /// Returns the object as JSON.
     pub fn value(&self) -> serde_json::Value {
         let value = match self {
             Self::Backend(b) => serde_json::to_value(b),
@@ -156,14 +156,14 @@ impl Row {
             Self::Transport(t) => serde_json::to_value(t),
             Self::Namespace(n) => serde_json::to_value(n),
         };
-        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        // Only a map with keys that are no strings, or a failing Serialize, could make this fail.
         value.unwrap_or_default()
     }
 
     /// Reads a row back.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The text says what is wrong with the row.
     pub fn parse(key: &str, json: &str) -> Result<Self, String> {
         let kind = key.split_once('/').map_or(key, |(kind, _)| kind);
         let row = match kind {
@@ -183,7 +183,7 @@ impl Row {
 }
 
 impl State {
-    /// The state that these rows make.
+    /// Returns the state that these rows make.
     pub fn from_rows(rows: Vec<Row>) -> Self {
         let mut state = Self::default();
         for row in rows {
@@ -205,7 +205,7 @@ impl State {
         state
     }
 
-    /// Every object by its key.
+    /// Returns every object by its key.
     pub fn rows(&self) -> BTreeMap<String, Row> {
         let backends = self.backends.values().cloned().map(Row::Backend);
         let pools = self.pools.values().cloned().map(Row::Pool);
@@ -220,7 +220,7 @@ impl State {
         all.map(|row| (row.key(), row)).collect()
     }
 
-    /// What leads from `self` to `next`.
+    /// Returns the changes that lead from `self` to `next`.
     pub fn changes_to(&self, next: &Self) -> Vec<RowChange> {
         let (old, new) = (self.rows(), next.rows());
         let removed = old.keys().filter(|key| !new.contains_key(*key)).cloned().map(RowChange::Remove);
@@ -228,8 +228,8 @@ impl State {
         removed.chain(put.map(|(_, row)| RowChange::Put(row.clone()))).collect()
     }
 
-    /// The state that a document asks for. Identities that it leaves open are taken from `now`, where
-    /// an object of the same name has them, else made up.
+    /// Returns the state that a document asks for. If the document leaves an identity open, it comes from the object of the
+    /// same name in `now`, or else is made up.
     pub fn from_config(config: &Config, now: &Self) -> Self {
         let mut state = Self {
             backends: config.backends.iter().map(|b| (b.name.clone(), b.clone())).collect(),
@@ -284,13 +284,13 @@ impl State {
         state
     }
 
-    /// Where its subsystems listen, and the discovery subsystem.
+    /// Returns the listeners of all subsystems and of the discovery subsystem.
     pub fn listeners(&self) -> BTreeSet<Address> {
         let subsystems = self.subsystems.values().flat_map(|subsystem| &subsystem.listeners);
         subsystems.chain(&self.discovery.listeners).copied().collect()
     }
 
-    /// The listeners of a subsystem's own, the discovery subsystem's too; `None` if there is no such subsystem.
+    /// Returns a subsystem's own listeners, also for the discovery subsystem, or `None` if there is no such subsystem.
     pub fn listeners_of(&self, nqn: &str) -> Option<&Vec<Address>> {
         match nqn == DISCOVERY_NQN {
             true => Some(&self.discovery.listeners),
@@ -298,7 +298,7 @@ impl State {
         }
     }
 
-    /// The same, to be changed.
+    /// Returns the same listeners, to be changed.
     pub fn listeners_of_mut(&mut self, nqn: &str) -> Option<&mut Vec<Address>> {
         match nqn == DISCOVERY_NQN {
             true => Some(&mut self.discovery.listeners),
@@ -306,8 +306,9 @@ impl State {
         }
     }
 
-    /// Gives LUNs that are whole backends the identities that they lack: what `own` says of the backend (UUID and NGUID),
-    /// unless another LUN has that, else made up ones. Says which LUNs lacked a UUID.
+    /// Gives LUNs that are whole backends the identities that they lack. A LUN gets the UUID and NGUID that `own` returns for
+    /// its backend, unless another LUN has them. Otherwise the LUN gets made-up identities. Returns the LUNs that lacked a
+    /// UUID.
     pub fn identify_whole(&mut self, own: impl Fn(&str) -> Option<(Uuid, String)>) -> BTreeSet<String> {
         let lack = |lun: &&Lun| lun.backend.is_some() && lun.uuid.is_none();
         let names: BTreeSet<String> = self.luns.values().filter(lack).map(|lun| lun.name.clone()).collect();
@@ -327,7 +328,7 @@ impl State {
         names
     }
 
-    /// The document that asks for this state.
+    /// Returns the document that asks for this state.
     pub fn to_config(&self, gateway: &Gateway) -> Config {
         Config {
             gateway: gateway.clone(),
@@ -340,24 +341,24 @@ impl State {
         }
     }
 
-    /// Another LUN that has one of this one's identities.
+    /// Returns another LUN that has one of the identities of `lun`.
     pub fn twin(&self, lun: &Lun) -> Option<&Lun> {
         let own = lun.identities();
         let is_same = |other: &Lun| other.identities().iter().zip(&own).any(|(a, b)| a.is_some() && a == b);
         self.luns.values().find(|other| other.name != lun.name && is_same(other))
     }
 
-    /// Whether a LUN has this UUID.
+    /// Returns whether a LUN has this UUID.
     pub fn has_lun(&self, uuid: Uuid) -> bool {
         self.luns.values().any(|lun| lun.uuid == Some(uuid))
     }
 
-    /// The NQN of a host given by NQN or by name.
+    /// Returns the NQN of a host that is given by NQN or by name.
     pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
         self.hosts.get(host).map_or(host, |h| &h.nqn)
     }
 
-    /// The subsystems that show a LUN, each with its NSID.
+    /// Returns the subsystems that show a LUN, each with the LUN's NSID.
     pub fn exports<'a>(&'a self, lun: &'a str) -> impl Iterator<Item = (&'a Subsystem, u32)> + 'a {
         self.subsystems.values().flat_map(move |s| {
             s.namespaces.iter().filter(move |ns| ns.lun == lun).map(move |ns| (s, ns.nsid))
@@ -371,7 +372,7 @@ pub fn fill_lun(lun: &mut Lun) {
         lun.uuid.get_or_insert_with(Uuid::new_v4);
     }
     if let Some(uuid) = lun.uuid {
-        // As SPDK's default: the UUID's bytes.
+        // The NGUID has the UUID's bytes, as is SPDK's default.
         lun.nguid.get_or_insert_with(|| uuid.simple().to_string());
     }
     if let Some(nguid) = &mut lun.nguid {
@@ -379,7 +380,8 @@ pub fn fill_lun(lun: &mut Lun) {
     }
 }
 
-/// Gives a subsystem what it lacks, sorts its namespaces, and folds its lists: each is a set of hosts, by NQN, or of addresses.
+/// Gives a subsystem the fields that it lacks, sorts its namespaces, and folds its lists. Each list is a set of hosts, by
+/// NQN, or of addresses.
 pub fn fill_subsystem(subsystem: &mut Subsystem) {
     fold(&mut subsystem.hosts);
     fold(&mut subsystem.listeners);
@@ -390,13 +392,13 @@ pub fn fill_subsystem(subsystem: &mut Subsystem) {
     subsystem.namespaces.sort_by_key(|ns| ns.nsid);
 }
 
-/// Leaves the first of each element that is there more than once.
+/// Removes repeated elements from a list, and keeps the first of each.
 fn fold<T: Ord + Clone>(list: &mut Vec<T>) {
     let mut seen = BTreeSet::new();
     list.retain(|element| seen.insert(element.clone()));
 }
 
-/// A list that has the elements of `known` in another order is the same set, and so no change.
+/// Keeps the order of `known` if the list has the same elements: another order is the same set, and so no change.
 fn keep_order<T: Ord + Clone>(list: &mut Vec<T>, known: Option<&Vec<T>>) {
     let set = |list: &[T]| list.iter().cloned().collect::<BTreeSet<T>>();
     if let Some(known) = known.filter(|known| set(list) == set(known)) {
@@ -510,11 +512,11 @@ mod tests {
         assert_eq!(state.luns["l"].uuid, None, "nothing is made up before the backend is asked");
         state.identify_whole(tell);
         assert_eq!((state.luns["l"].uuid, state.luns["l"].nguid.as_deref()), (Some(own), Some(digits)));
-        // Again: there is nothing left to do.
+        // A second call has nothing left to do.
         let before = state.clone();
         assert!(state.identify_whole(|_| panic!("it isn't asked")).is_empty());
         assert_eq!(state, before);
-        // A second LUN of the same backend's identity gets another, and one that is told an NGUID keeps it.
+        // A second LUN on the same backend gets another identity, and a LUN with a given NGUID keeps the NGUID.
         let twin = Lun { name: "m".into(), uuid: None, nguid: None, ..before.luns["l"].clone() };
         let mut told = twin.clone();
         told.nguid = Some("f".repeat(32));

@@ -1,7 +1,7 @@
 //! The durable store: every object of the desired state as a row, in one embedded database.
 //!
-//! A change is committed and on stable media before it is acknowledged. It runs on a thread that may
-//! block, so that the control runtime goes on meanwhile.
+//! A change is committed and on stable media before it is acknowledged. The commit runs on a thread that may block, so that
+//! the control runtime goes on meanwhile.
 
 use crate::state::{Row, RowChange};
 use redb::backends::InMemoryBackend;
@@ -22,40 +22,40 @@ const ROWS: TableDefinition<'_, &str, &str> = TableDefinition::new("rows");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The version of the rows' shape.
 pub const SCHEMA: u64 = 1;
-/// The database in its folder.
+/// The database's file name in its folder.
 const FILE: &str = "state.redb";
 
-/// Why the store can't be used.
+/// The reason why the store can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Its directory or file can't be made or read.
+    /// The store's directory or file can't be made or read.
     #[error("{}: {error}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("another trefoild uses the state folder {}", .dir.display())]
     InUse {
         /// The folder.
         dir: PathBuf,
     },
-    /// The database refused: a full disk, a damaged file.
+    /// The database refused an access, for example because the disk is full or the file is damaged.
     #[error("{}: {message}", .path.display())]
     Database {
         /// The file.
         path: PathBuf,
-        /// What the database said.
+        /// The database's message.
         message: String,
     },
-    /// A newer program wrote it.
+    /// A newer program wrote the store.
     #[error("{}: its schema version is {found}, and this program knows up to {SCHEMA}", .path.display())]
     Schema {
         /// The file.
         path: PathBuf,
-        /// What it has.
+        /// The schema version of the store.
         found: u64,
     },
     /// A row that this program can't read.
@@ -63,34 +63,34 @@ pub enum StoreError {
     Row {
         /// The file.
         path: PathBuf,
-        /// Its key.
+        /// The row's key.
         key: String,
-        /// Why.
+        /// The reason.
         message: String,
     },
 }
 
-/// What was found in a store when it was opened.
+/// The contents of a store when it was opened.
 #[derive(Debug, PartialEq)]
 pub struct Found {
     /// Every row.
     pub rows: Vec<Row>,
-    /// Whether nothing was ever committed: the first start, or a lost database.
+    /// `true` if nothing was ever committed: at the first start, or after the loss of the database.
     pub is_new: bool,
 }
 
-/// An open store. Cloning gives another handle.
+/// An open store. A clone is another handle of the same store.
 #[derive(Clone)]
 pub struct Store {
-    /// Held during a commit, so only by a thread that may block.
+    /// Locked during a commit, so only a thread that may block locks it.
     inner: Arc<Mutex<Inner>>,
     path: Arc<Path>,
 }
 
 struct Inner {
-    /// `None` after a failed commit: the database takes nothing more until it is opened again.
+    /// `None` after a failed commit: the database accepts nothing more until it is opened again.
     database: Option<Database>,
-    /// What a failed commit may have left in the file: keys, each with the value that it should have.
+    /// The keys that a failed commit may have changed in the file, each with the value that it should have.
     unsure: BTreeMap<String, Option<String>>,
 }
 
@@ -111,21 +111,21 @@ impl Store {
         Ok((store, found))
     }
 
-    /// What [`open`](Self::open) would find in `dir`, if there is a store. It changes nothing: what must be mended is mended
-    /// in a copy in memory.
+    /// Returns the contents that [`open`](Self::open) would find in `dir`, or `None` if there is no store. Changes nothing:
+    /// repairs are made in a copy in memory.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn peek(dir: &Path) -> Result<Option<Found>, StoreError> {
         let path: Arc<Path> = Self::path_in(dir).into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
-        // A FIFO at its place would be waited for.
+        // The open would wait for a FIFO in the file's place.
         let flags = nix::libc::O_NONBLOCK;
         let mut file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(io)?,
         };
-        // The database's own lock, which not every file system has.
+        // This is the database's own lock. Not every file system has it.
         if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             return Err(StoreError::InUse { dir: dir.into() });
         }
@@ -141,7 +141,7 @@ impl Store {
         Ok(Some(found))
     }
 
-    /// Where the database of the state folder `dir` is.
+    /// Returns the path of the database in the state folder `dir`.
     pub fn path_in(dir: &Path) -> PathBuf {
         dir.join(FILE)
     }
@@ -151,13 +151,13 @@ impl Store {
         Self { inner: Arc::new(Mutex::new(inner)), path: path.clone() }
     }
 
-    /// The database's file.
+    /// Returns the path of the database.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens the file and reads it. Every page is held against its checksum first, as what is damaged in a value would pass
-    /// for another setting.
+    /// Opens the file and reads it. Checks every page against its checksum first, because a damaged value would pass for
+    /// another setting.
     fn checked(
         &self,
         dir: &Path,
@@ -180,7 +180,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // What a panic may have left half-done is a transaction, which then doesn't count.
+        // A panic may leave only a transaction half done, and a half-done transaction doesn't count.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,10 +217,10 @@ impl Store {
         Ok(Found { is_new: !seeded, rows })
     }
 
-    /// Makes the changes, all or none, durable. Blocks. After a failure, such as a full disk, it can be tried again.
+    /// Makes the changes durable, all or none. Blocks. After a failure, such as a full disk, the commit can be tried again.
     ///
     /// # Errors
-    /// [`StoreError::Database`]; then nothing has changed.
+    /// [`StoreError::Database`]. Nothing has changed then.
     pub fn commit_blocking(&self, changes: &[RowChange]) -> Result<(), StoreError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
@@ -233,10 +233,10 @@ impl Store {
         Ok(())
     }
 
-    /// [`commit_blocking`](Self::commit_blocking) on a thread of its own.
+    /// Runs [`commit_blocking`](Self::commit_blocking) on a thread of its own.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`commit_blocking`](Self::commit_blocking).
     pub async fn commit(&self, changes: Vec<RowChange>) -> Result<(), StoreError> {
         let store = self.clone();
         match tokio::task::spawn_blocking(move || store.commit_blocking(&changes)).await {
@@ -253,8 +253,8 @@ impl Store {
     }
 }
 
-/// One transaction: what an earlier one may have left is set right, then the changes are made. Keys that it touches are in
-/// `unsure` if it fails, since it may count all the same.
+/// Runs one transaction. It first repairs what an earlier transaction may have left, and then makes the changes. If the
+/// transaction fails, `unsure` has the keys that it touched, because the transaction may count all the same.
 fn write(
     database: &Database,
     unsure: &mut BTreeMap<String, Option<String>>,
@@ -292,11 +292,12 @@ fn write(
     Ok(())
 }
 
-/// Makes the database if it is missing, and under another name until it is one: half of one would never open.
+/// Makes the database if it is missing. The file has another name until the database is whole, because half a database would
+/// never open.
 fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     let io = |error| StoreError::Io { path: path.to_path_buf(), error };
     let parent = File::open(dir).map_err(io)?;
-    // Two at a time would take each other's. Not every file system has the lock.
+    // Two processes at a time would take each other's file. Not every file system has the lock.
     let _ = parent.lock();
     if path.try_exists().map_err(io)? {
         return Ok(());
@@ -313,9 +314,9 @@ fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     parent.sync_all().map_err(io)
 }
 
-/// Makes the file if it is missing, for its owner only; so is one that was made otherwise.
+/// Makes the file if it is missing, for its owner only. Restricts an existing file to its owner too.
 fn make_private(path: &Path) -> std::io::Result<()> {
-    // A FIFO at its place would be waited for.
+    // The open would wait for a FIFO in the file's place.
     let (flags, mode) = (nix::libc::O_NONBLOCK, 0o600);
     let options = &mut OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(mode).custom_flags(flags).open(path)?;
@@ -369,7 +370,7 @@ mod tests {
     fn a_store_whose_making_was_cut_short_is_made() {
         let dir = tempfile::tempdir().expect("a directory");
         let half = dir.path().join("state.redb.new");
-        // No database yet: it begins with zeros.
+        // The file is no database yet: it begins with zeros.
         std::fs::write(&half, [0; 8192]).expect("written");
         let (store, found) = Store::open(dir.path()).expect("a store");
         assert_eq!(found, Found { rows: vec![], is_new: true });
@@ -384,13 +385,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("file"), "").expect("written");
         let error = Store::open(&dir.path().join("file/state")).err().expect("no directory");
-        // Whoever prints the chain of causes would say it again.
+        // A caller that prints the chain of causes would print the same text twice.
         assert!(std::error::Error::source(&error).is_none() && error.to_string().contains("Not a directory"));
     }
 
     #[test]
     fn a_copy_taken_at_any_moment_opens() {
-        // What a crash leaves behind is some state of the file between commits.
+        // A crash leaves the file as it was at some moment between commits.
         let dir = tempfile::tempdir().expect("a directory");
         let (store, _) = Store::open(dir.path()).expect("a store");
         for n in 0..20 {

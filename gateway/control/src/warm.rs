@@ -1,4 +1,4 @@
-//! Gives each core a connection to itself, over which it keeps itself warm; see [`trefoil_storage::warm`].
+//! Gives each core a connection to itself, over which the core keeps itself warm; see [`trefoil_storage::warm`].
 
 use crate::engine::cores::{Cores, device};
 use crate::engine::socket_options;
@@ -15,12 +15,12 @@ use trefoil_sys::socket;
 use trefoil_wire::fabrics::Nqn;
 use uuid::Uuid;
 
-/// A connection over loopback comes up at once or, where a firewall drops it, not for minutes, in which nobody would be
-/// served.
+/// A connection over loopback comes up at once. If a firewall drops it, it would take minutes, and no host would be served
+/// meanwhile.
 const WITHIN: Duration = Duration::from_millis(200);
 
-/// As `gateway.keep_warm_ms` says, for cores that sleep at all. A core for which it fails is told of in the log, and goes
-/// without.
+/// Gives the connections as `gateway.keep_warm_ms` says, to cores that sleep at all. If this fails for a core, a log line
+/// says so, and the core goes without.
 pub async fn keep_warm(cores: &Cores, gateway: &Gateway) {
     if gateway.idle == Idle::Spin || gateway.keep_warm_ms == 0 {
         return;
@@ -48,8 +48,8 @@ async fn give(cores: &Cores, gateway: &Gateway, core: CoreId, every: Duration) -
     cores.send(core, Msg::KeepWarm { socket: asks.into(), to: local, host }).await
 }
 
-/// A connection over loopback with the gateway's options: the end that connected, then the one that accepted, each with its
-/// address.
+/// Returns a connection over loopback with the gateway's options: the end that connected, then the end that accepted, each
+/// with its address.
 fn pair(gateway: &Gateway) -> io::Result<(TcpStream, SocketAddr, TcpStream, SocketAddr)> {
     pair_over(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, gateway)
 }
@@ -65,7 +65,7 @@ fn pair_over(
     let asks = TcpStream::connect_timeout(&local, WITHIN)?;
     let peer = asks.local_addr()?;
     let answers = loop {
-        // Any process here may have been faster.
+        // Another process on this machine may have connected first.
         let (answers, from) = listener.accept()?;
         if from == peer {
             break answers;
@@ -85,7 +85,7 @@ mod tests {
     fn a_connection_that_does_not_come_up_is_not_waited_for() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let to = listener.local_addr().expect("its address");
-        // With its backlog full, it is as deaf as behind a firewall.
+        // With its backlog full, the listener is as deaf as behind a firewall.
         let connect = || TcpStream::connect_timeout(&to, WITHIN).ok();
         let held: Vec<_> = std::iter::from_fn(connect).take(10_000).collect();
         let begun = Instant::now();

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
+use trefoil_storage::backend::Attach;
+use trefoil_storage::cx::InstantMemory;
 
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{
@@ -17,22 +19,22 @@ use crate::simio::{SimFile, SimIo, SimSocket};
 use crate::workload::Workload;
 use crate::world::Machine;
 
-/// What the cores of a simulated gateway send each other.
-pub type StorageMsg = Msg<SimSocket, SimFile>;
+/// The messages that the cores of a simulated gateway send each other.
+pub type StorageMsg = Msg<SimSocket, Attach<SimFile>>;
 /// The driver of a simulated gateway's core.
 pub type StorageSim = SimIo<StorageMsg>;
 
 /// Operations that one core keeps under way.
 const DEPTH: usize = 8;
-/// When a core looks for work that the model refused.
+/// The pause before a core looks again for work that the model refused.
 const RETRY: Duration = Duration::from_micros(40);
 
-/// What a read was lent and has not looked at yet, as if it were being sent.
+/// A read's loan that the workload has not looked at yet, as if it were being sent.
 struct Borrowed {
-    /// Mutation: it was given back at once, and another is taken for the look.
+    /// The loan. Under a mutation it is returned at once, and another loan is taken for the look.
     loan: Option<Loan>,
     job: Job,
-    /// What the memory held when it was lent.
+    /// The memory's contents when it was lent.
     then: Vec<u8>,
     until: Instant,
 }
@@ -40,9 +42,9 @@ struct Borrowed {
 /// Longest time for which the workload keeps a loan.
 const BORROWED: Duration = Duration::from_micros(300);
 
-/// See the module.
+/// The machine of a core; see the module.
 pub struct LunCore {
-    // First, so that memory is free when it goes.
+    // Declared first, so that loans end before the memory is dropped.
     borrowed: Vec<Borrowed>,
     luns: Luns<StorageSim>,
     requests: VecDeque<Request>,
@@ -50,7 +52,7 @@ pub struct LunCore {
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
-    // Last, so that what the others hold is dropped before.
+    // Declared last, so that everything holding its blocks is dropped first.
     arena: Arena,
 }
 
@@ -67,10 +69,10 @@ macro_rules! cx {
 }
 
 impl LunCore {
-    /// A core without backends and LUNs.
+    /// Returns a core without backends and LUNs.
     pub fn new(io: &StorageSim, arena: Arena, workload: Rc<RefCell<Workload>>) -> Self {
         Self {
-            // All cores' and some of control's.
+            // Room for the requests of all cores, and for some of the control thread.
             luns: Luns::new(io.core(), DEPTH * usize::from(io.cores()) + 64),
             requests: VecDeque::new(),
             done: VecDeque::new(),
@@ -82,27 +84,27 @@ impl LunCore {
         }
     }
 
-    /// Bytes of its arena that are handed out.
+    /// Returns the bytes of its arena that are handed out.
     pub fn held_bytes(&self) -> usize {
         self.arena.capacity_bytes() - self.arena.free_bytes()
     }
 
-    /// The memory of a backend, if this core has it.
+    /// Returns the memory of a backend, if this core has it.
     pub fn ram(&self, id: BackendId) -> Option<&Ram> {
         self.luns.ram(id)
     }
 
-    /// Requests that wait for their backend.
+    /// Returns the number of requests that wait for their backend.
     pub fn waiting(&self) -> usize {
         self.luns.waiting()
     }
 
-    /// Whether its workload has borrowed memory.
+    /// Returns whether the core's workload has borrowed memory.
     pub fn borrows(&self) -> bool {
         !self.borrowed.is_empty()
     }
 
-    /// Gives back the loans whose time is over, and finishes their reads. Whether there were any.
+    /// Ends the loans whose time is over, and finishes their reads. Returns true if a loan ended.
     fn give_back(&mut self) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -166,7 +168,7 @@ impl LunCore {
 
     fn begin(&mut self, io: &StorageSim) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
-        // The largest operation must fit before it is begun.
+        // The largest operation must fit before an operation begins.
         let Some(buf) = self.arena.alloc(crate::workload::MAX_BYTES) else {
             return false;
         };
@@ -191,7 +193,7 @@ impl LunCore {
         };
         let buf = match op {
             Op::Read | Op::Write => {
-                // What is not read or stamped must not pass for it.
+                // Bytes that are neither read nor stamped must not look valid.
                 buf[..len].fill(0xEE);
                 if op == Op::Write {
                     stamp(job, &mut buf[..len]);

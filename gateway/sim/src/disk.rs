@@ -3,32 +3,32 @@
 use std::collections::{BTreeMap, VecDeque};
 use trefoil_poll::rand::Rng;
 
-/// A disk of the world. It outlives the node that uses it.
+/// A disk of the world. The disk outlives the node that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub u32);
 
-/// What a disk never tears, at least.
+/// Smallest unit in bytes that a disk never tears.
 pub const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
-/// Writes that the cache holds; beyond that the disk writes the oldest back by itself.
+/// Writes that the cache holds. When the cache is full, the disk writes the oldest back by itself.
 const CACHE_LEN: usize = 512;
 
-/// What may go wrong with a disk, besides power cuts. Rates are per 1000 operations.
+/// Faults of a disk, besides power cuts. Rates are per 1000 operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskFault {
     /// Reads that fail with EIO.
     pub read_eio: u32,
-    /// Writes, zeroes and punches that fail with EIO, having landed in part or not at all.
+    /// Writes, zeroes and punches that fail with EIO after they landed in part or not at all.
     pub write_eio: u32,
     /// Syncs that fail with EIO.
     pub sync_eio: u32,
-    /// Writes to space never written before that fail with ENOSPC.
+    /// True if writes to space never written before fail with ENOSPC.
     pub full: bool,
-    /// Every operation takes this many times as long; 0 is as 1.
+    /// Factor on the time of every operation; 0 means 1.
     pub slow: u32,
 }
 
-/// Deliberate defects, with which the simulator proves that it finds such. Rates are per 1000.
+/// Deliberate defects, which prove that the simulator finds such defects. Rates are per 1000.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskDefect {
     /// Syncs that are answered without effect.
@@ -37,9 +37,9 @@ pub struct DiskDefect {
     pub drop_durable: u32,
     /// Writes that are answered without effect.
     pub lose_write: u32,
-    /// Writes of which only a first part lands.
+    /// Writes of which only the first part lands.
     pub tear_write: u32,
-    /// Reads that answer from the neighbouring 4 KiB.
+    /// Reads that return the data of the neighbouring 4 KiB.
     pub shift_read: u32,
     /// Writes that land a second time, some milliseconds later.
     pub replay_write: u32,
@@ -53,7 +53,7 @@ pub struct DiskDefect {
 
 type Page = Box<[u8; PAGE_BYTES]>;
 
-/// Sparse bytes; what was never written reads as zeros.
+/// Sparse bytes. Bytes never written read as zeros.
 #[derive(Clone, Debug, Default)]
 struct Image {
     pages: BTreeMap<u64, Page>,
@@ -66,25 +66,25 @@ pub(crate) enum Change {
     Zeros(u64, u64),
 }
 
-/// See the module.
+/// A simulated disk; see the module.
 #[derive(Debug)]
 pub struct Disk {
-    /// For the story.
+    /// Name of the disk in the story.
     pub name: String,
     len_bytes: u64,
     now: Image,
     stable: Image,
     cache: VecDeque<Change>,
-    /// What it never tears, in bytes.
+    /// Unit in bytes that this disk never tears.
     pub sector_bytes: usize,
-    /// What goes wrong now.
+    /// Faults that happen now.
     pub fault: DiskFault,
-    /// What is broken on purpose.
+    /// Deliberate defects of the disk.
     pub defect: DiskDefect,
 }
 
 impl Change {
-    /// Whether it changes its bytes to zeros.
+    /// Returns whether the change sets all its bytes to zero.
     pub fn is_zeros(&self) -> bool {
         match self {
             Self::Bytes(_, bytes) => bytes.iter().all(|byte| *byte == 0),
@@ -109,7 +109,8 @@ impl Change {
         self.start() < at + len && at < self.start() + self.len()
     }
 
-    /// What lands of it if power goes while it is written: nothing, all, or any of its sectors.
+    /// Returns the part of the change that lands if power fails during the write: nothing, all of it, or any of its
+    /// sectors.
     fn torn(self, sector_bytes: usize, rng: &mut Rng) -> Vec<Change> {
         match rng.below(3) {
             0 => Vec::new(),
@@ -118,7 +119,7 @@ impl Change {
         }
     }
 
-    /// Its first half, rounded down to sectors: what a torn write leaves.
+    /// Returns the first half of the change, rounded down to sectors. A torn write leaves this part.
     pub fn first_half(self) -> Self {
         let keep = |len: u64| len / 2 / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
         match self {
@@ -194,7 +195,7 @@ impl Image {
 }
 
 impl Disk {
-    /// A disk of zeros.
+    /// Returns a disk of zeros.
     pub fn new(name: &str, len_bytes: u64) -> Self {
         Self {
             name: name.into(),
@@ -208,33 +209,33 @@ impl Disk {
         }
     }
 
-    /// Its size.
+    /// Returns the size of the disk.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
-    /// Makes it larger; a smaller size changes nothing.
+    /// Makes the disk larger. A smaller size changes nothing.
     pub fn grow(&mut self, len_bytes: u64) {
         self.len_bytes = self.len_bytes.max(len_bytes);
     }
 
-    /// What a read would see now, for oracles. Past the end: zeros.
+    /// Copies the current bytes into `into`, for oracles. Bytes past the end are zeros.
     pub fn peek(&self, at: u64, into: &mut [u8]) {
         self.now.read(at, into);
     }
 
-    /// Overwrites bytes behind the gateway's back (a corrupted superblock, say), durably.
+    /// Overwrites bytes durably without the gateway's knowledge (to corrupt a superblock, for example).
     pub fn scribble(&mut self, at: u64, bytes: &[u8]) {
         self.now.write(at, bytes);
         self.stable.write(at, bytes);
     }
 
-    /// Whether the range lies inside the disk.
+    /// Returns whether the range lies inside the disk.
     pub(crate) fn holds(&self, at: u64, len: u64) -> bool {
         at.checked_add(len).is_some_and(|end| end <= self.len_bytes)
     }
 
-    /// Whether a write there needs space that it doesn't have.
+    /// Returns whether a write to the range needs space that the disk does not have.
     pub(crate) fn lacks_space(&self, at: u64, len: u64) -> bool {
         self.fault.full && !self.now.has_all(at, len)
     }
@@ -242,8 +243,8 @@ impl Disk {
     pub(crate) fn write(&mut self, change: Change, durable: bool) {
         self.now.apply(&change);
         if durable {
-            // An older cached write of the same place must not land after this one, nor must those
-            // before it land after it: write back in order, up to the last that overlaps.
+            // An older cached write of the same place must not land after this write. Nor may the writes before that
+            // older write land after it. So write back in order, up to the last overlapping write.
             let (at, len) = (change.start(), change.len());
             if let Some(last) = self.cache.iter().rposition(|cached| cached.overlaps(at, len)) {
                 for older in self.cache.drain(..=last) {
@@ -267,14 +268,14 @@ impl Disk {
         }
     }
 
-    /// An operation that was under way when its node died: it lands whole, in part, or not at all.
+    /// Ends an operation that was under way when its node died: the change lands whole, in part, or not at all.
     pub(crate) fn interrupt(&mut self, change: Change, rng: &mut Rng) {
         for part in change.torn(self.sector_bytes, rng) {
             self.write(part, false);
         }
     }
 
-    /// Power goes: each cached write has landed whole, in part, or not at all.
+    /// Cuts the power. Each cached write lands whole, in part, or not at all.
     pub fn cut_power(&mut self, rng: &mut Rng) {
         for change in std::mem::take(&mut self.cache) {
             for part in change.torn(self.sector_bytes, rng) {

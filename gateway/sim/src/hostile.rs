@@ -1,9 +1,10 @@
-//! A hostile host: connections that say what no host may say, or nothing, and what the gateway must answer.
+//! A hostile host: its connections send what no host may send, or nothing, and the gateway must give the right
+//! answer.
 //!
-//! Each attack is a future over [`Lines`], polled after each event of its core. It ends in the answer that the specs ask
-//! for, or in [`Cut::Wrong`], or it was cut off by something else; of a path error the run says whether it is right. One
-//! attack goes on all the time. Their writes carry bytes that no LUN may ever hold, so that the model of the polite hosts
-//! finds any that land.
+//! Each attack is a future over [`Lines`], polled after each event of its core. An attack ends with the answer that
+//! the specs require, with [`Cut::Wrong`], or because something else cut it off. The run judges whether a path error
+//! is right. One attack is always under way. The attacks' writes carry bytes that no LUN may ever hold, so that the
+//! model of the polite hosts finds each such write that lands.
 
 mod attacks;
 mod line;
@@ -23,27 +24,28 @@ pub use attacks::ATTACKS;
 use attacks::STANDING;
 use line::Shared;
 
-/// Its NQN; it may connect as any other host may.
+/// NQN of the hostile host. It may connect like any other host.
 pub const HOST: &str = "nqn.2014-08.org.trefoil.sim:hostile";
-/// The same under another name, which takes its whole share of memory while attacks in the first one need some too.
+/// Second NQN of the hostile host. Under this name it takes its whole share of memory, while attacks under the first
+/// name need memory too.
 pub const GREEDY: &str = "nqn.2014-08.org.trefoil.sim:greedy";
-/// It may connect to nothing but discovery.
+/// Third NQN of the hostile host. It may connect only to discovery.
 pub const UNLISTED: &str = "nqn.2014-08.org.trefoil.sim:unlisted";
-/// Attacks at a time.
+/// Number of attacks at a time.
 const AT_ONCE: usize = 3;
 
 /// Why an attack ended without its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// Its connection ended, or what it needs isn't there.
+    /// The connection ended, or something that the attack needs is missing.
     Gone(&'static str),
-    /// The gateway answered something else, or not in time.
+    /// The gateway gave a wrong answer, or no answer in time.
     Wrong(String),
-    /// A command that was sent at `since` got a path error, which is right only if its LUN's array couldn't be reached.
+    /// A command sent at `since` got a path error. The error is right only if the LUN's array couldn't be reached.
     Refused {
-        /// When it was sent, or earlier.
+        /// When the command was sent, or earlier.
         since: Instant,
-        /// What it got.
+        /// The status of the command.
         status: Status,
     },
 }
@@ -51,17 +53,17 @@ pub enum Cut {
 /// How an attack ended.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// Which of [`ATTACKS`].
+    /// The kind, from [`ATTACKS`].
     pub kind: &'static str,
-    /// What [`HostileCore::attack`] was given.
+    /// The epoch passed to [`HostileCore::attack`].
     pub epoch: u64,
-    /// The end.
+    /// The result.
     pub result: Result<(), Cut>,
 }
 
 type Attack = Pin<Box<dyn Future<Output = Result<(), Cut>>>>;
 
-/// See the module.
+/// The machine of the hostile host; see the module.
 pub struct HostileCore {
     shared: Rc<RefCell<Shared>>,
     running: Vec<(&'static str, u64, Attack)>,
@@ -70,17 +72,18 @@ pub struct HostileCore {
 }
 
 impl HostileCore {
-    /// A host that attacks the gateway at `addr`.
+    /// Returns a host that attacks the gateway at `addr`.
     pub fn new(io: &StorageSim, arena: Arena, addr: std::net::SocketAddr) -> Self {
         let shared = Rc::new(RefCell::new(Shared::new(io, addr)));
         Self { shared, running: Vec::new(), verdicts: Vec::new(), arena }
     }
 
-    /// Starts attack `which`, in a variant that follows from `bits`, unless enough are under way. `epoch` comes back with
-    /// the verdict.
+    /// Starts attack `which` in a variant determined by `bits`, unless enough attacks are under way. The verdict
+    /// carries `epoch`.
     pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
         let (kind, start) = ATTACKS[which % ATTACKS.len()];
-        // Two greedy ones would share what one host may have, and wait for each other; two crowds would have no sockets.
+        // Two greedy attacks would share the memory of one host and wait for each other. Two crowds would run out of
+        // sockets.
         let alone = !matches!(kind, "hostile-owing" | "hostile-crowd")
             || self.running.iter().all(|(other, ..)| *other != kind);
         let others = self.running.iter().filter(|(kind, ..)| *kind != STANDING.0);
@@ -89,23 +92,23 @@ impl HostileCore {
         }
     }
 
-    /// Whether the attack that goes on all the time is under way.
+    /// Returns whether the standing attack is under way.
     pub fn stands(&self) -> bool {
         self.running.iter().any(|(kind, ..)| *kind == STANDING.0)
     }
 
-    /// Starts it anew. `epoch` as in [`attack`](Self::attack).
+    /// Starts the standing attack again. `epoch` as in [`attack`](Self::attack).
     pub fn stand(&mut self, epoch: u64) {
         let (kind, start) = STANDING;
         self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), 0)));
     }
 
-    /// Takes what ended.
+    /// Takes the verdicts of the attacks that ended.
     pub fn take_verdicts(&mut self) -> Vec<Verdict> {
         std::mem::take(&mut self.verdicts)
     }
 
-    /// Lets attacks go on as far as they can, and the driver carry out what they want.
+    /// Polls the attacks, and asks the driver to carry out their requests.
     fn go_on(&mut self, io: &mut StorageSim) {
         self.shared.borrow_mut().begin(io);
         let mut cx = Context::from_waker(Waker::noop());

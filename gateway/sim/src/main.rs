@@ -58,7 +58,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     if args.threads == 0 {
         bail!("--threads must be at least 1");
     }
-    // A machine's panic is a finding, reported with its seed; the hook's text would interleave.
+    // A machine's panic is a finding, reported with its seed. The hook's text would interleave with the report.
     if args.seed.is_none() {
         std::panic::set_hook(Box::new(|_| {}));
     }
@@ -82,7 +82,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     }
 }
 
-/// Every third seed leaves the network out.
+/// Returns the frontend of a seed. Every third seed leaves the network out.
 fn frontend(seed: u64) -> Frontend {
     if seed.is_multiple_of(3) { Frontend::Direct } else { Frontend::NvmeTcp }
 }
@@ -112,9 +112,9 @@ struct Totals {
     failed: Vec<Outcome>,
     operations: u64,
     faults: u64,
-    /// The most that one connection held, and what it may at most.
+    /// The most bytes that one connection held, and the bound.
     conn_bytes: (usize, usize),
-    /// Seeds that fired each kind.
+    /// Number of seeds that fired each kind of fault.
     seeds_by_kind: BTreeMap<&'static str, u64>,
 }
 
@@ -134,7 +134,8 @@ impl Totals {
         }
     }
 
-    /// What is said at the end of `seeds` seeds, and whether it is good. The last line tells.
+    /// Returns the final text after `seeds` seeds, and whether the result is good. The last line of the text states
+    /// the result.
     fn verdict(&self, seeds: u64) -> (String, bool) {
         let never: Vec<_> =
             FAULTS.iter().copied().filter(|kind| !self.seeds_by_kind.contains_key(kind)).collect();
@@ -151,7 +152,7 @@ impl Totals {
     }
 }
 
-/// So many seeds must fire every kind of fault; fewer may miss the rare ones.
+/// Number of seeds that must fire every kind of fault. Fewer seeds may miss rare kinds.
 const FIRES_ALL_SEEDS: u64 = 500;
 
 fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {

@@ -1,4 +1,4 @@
-//! Arenas for simulated cores, and the end of machines that still hold blocks.
+//! Arenas for simulated cores, and the crash of machines that still hold blocks.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,11 +10,11 @@ use trefoil_sys::region::Region;
 static NEXT_HOME: AtomicU16 = AtomicU16::new(0);
 
 thread_local! {
-    /// Numbers of arenas that this thread has used and may use again.
+    /// Arena numbers that this thread has used and may use again.
     static HOMES: RefCell<Vec<u16>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A number for an arena that no other thread uses; give it back with [`release_home`].
+/// Returns an arena number that no other thread uses. Callers give the number back with [`release_home`].
 ///
 /// # Panics
 /// If more than 256 are in use in the process.
@@ -31,7 +31,7 @@ pub fn release_home(home: u16) {
     HOMES.with_borrow_mut(|homes| homes.push(home));
 }
 
-/// A fresh arena of `len_bytes` (rounded up to 2 MiB) with the number `home`.
+/// Returns a fresh arena of `len_bytes` (rounded up to 2 MiB) with the number `home`.
 ///
 /// # Panics
 /// If the system has no memory.
@@ -39,10 +39,10 @@ pub fn arena(home: u16, len_bytes: usize) -> Arena {
     Arena::new(ArenaId(home), Region::anonymous(len_bytes).expect("memory for a simulated core"))
 }
 
-/// Drops a machine at once, as kill -9 does, with whatever blocks and requests it holds.
+/// Drops a machine at once, as kill -9 does, with all blocks and requests that it holds.
 ///
-/// A lost token panics in a debug build unless its thread is panicking already; a crash is the one
-/// time when tokens are lost on purpose, so the drop runs as part of an unwinding that ends here.
+/// In a debug build, a lost token panics unless its thread is already panicking. Only a crash loses tokens on
+/// purpose, so the drop runs within an unwinding that ends here.
 pub fn crash_drop<T>(machine: T) {
     if std::thread::panicking() {
         drop(machine);
@@ -61,8 +61,8 @@ pub fn crash_drop<T>(machine: T) {
 
 struct Crashed;
 
-/// Drops machines as [`crash_drop`] does, their arenas last, so that blocks which they held of each
-/// other's go home before.
+/// Drops machines as [`crash_drop`] does, and their arenas last. Before that, blocks that the machines held of each
+/// other's arenas go home.
 pub(crate) fn crash_machines<H>(machines: Vec<H>, into_arena: fn(H) -> Option<Arena>) {
     crash_drop(Fall { machines, into_arena });
 }

@@ -1,24 +1,25 @@
-//! What a LUN may answer: the oracle.
+//! The oracle: which data a LUN may return.
 //!
-//! Every write has a version of its own, stamped into each block with the block's place. A block has
-//! a set of versions that a read may see. A write that completed leaves one; a write whose fate is
-//! unknown adds one; a read that saw one removes the others: what was seen stays. Beside it stands
-//! what a power cut may leave: what was there at the last flush, and everything since.
+//! Every write has its own version, which is stamped into each block together with the block's address. Each block
+//! has a set of versions that a read may see. A completed write leaves only its own version. A write with an unknown
+//! result adds its version. A read that saw one version removes the others, because a version that was seen stays.
+//! The model also tracks what a power cut may leave: the versions at the last flush, and all later ones.
 //!
-//! A write has its blocks to itself while it is under way: the model refuses an overlapping job. On a LUN that is shared
-//! ([`Model::share`]) only other writes are refused. There a read may see what a block held at any moment since the read
-//! began, and the write that is under way; and no read that begins later may see anything older.
+//! A write owns its blocks while it is under way: the model refuses an overlapping job. On a shared LUN
+//! ([`Model::share`]), the model refuses only overlapping writes. There, a read may see any version that the block
+//! held since the read began, and the version of the write under way. No read that begins later may see an older
+//! version.
 
 use std::collections::BTreeMap;
 use trefoil_storage::Fault;
 
-/// Smallest logical block size; others are multiples of it.
+/// Smallest logical block size. Other block sizes are multiples of this one.
 pub const BLOCK_BYTES: usize = 512;
 
-/// Which write a block holds; 0 is zeros.
+/// The write that a block holds; 0 stands for zeros.
 pub type Version = u64;
 
-/// What a job does.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Read.
@@ -42,16 +43,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether it changes what the LUN holds.
+    /// Returns whether the job changes the LUN's data.
     pub fn writes(self) -> bool {
         !matches!(self, Self::Read | Self::Flush)
     }
 }
 
-/// One operation on its way.
+/// One operation under way.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Names it in the model.
+    /// Identifier of the job in the model.
     pub id: u64,
     /// Index of the LUN.
     pub lun: usize,
@@ -61,20 +62,20 @@ pub struct Job {
     pub blocks: u64,
     /// The LUN's block size in bytes.
     pub block_bytes: usize,
-    /// What it does.
+    /// The job's kind.
     pub kind: Kind,
-    /// What a write stamps.
+    /// The version that a write stamps.
     pub version: Version,
-    /// Whether an error would be no surprise.
+    /// True if an error has a cause.
     pub excused: bool,
-    /// Whether a path error would be none.
+    /// True if a path error has a cause.
     pub path_excused: bool,
-    /// Whether power went since it began: an acknowledgement may tell of what was lost then.
+    /// True if power or memory was lost since the job began. If so, acknowledged data may be lost.
     pub cut: bool,
 }
 
 impl Job {
-    /// Bytes that it covers.
+    /// Returns the number of bytes that the job covers.
     pub fn len_bytes(&self) -> usize {
         self.blocks as usize * self.block_bytes
     }
@@ -82,21 +83,21 @@ impl Job {
 
 #[derive(Clone, Debug)]
 struct Block {
-    /// What a read may see.
+    /// Versions that a read may see.
     now: Vec<Version>,
-    /// What a power cut may leave, apart from `since`.
+    /// Versions that a power cut may leave, apart from `since`.
     stable: Vec<Version>,
-    /// What came after, by time; not certain if the operation failed.
+    /// Later versions with their times. The flag is false if the operation failed, so that the version is uncertain.
     since: Vec<(u64, Version, bool)>,
-    /// What a read could see before power cuts that the readers there are now have lived through: the answer may have been on
-    /// its way.
+    /// Versions that a read could see before the power cuts during the current reads. The answer to such a read may
+    /// already have been on its way.
     before: Vec<Version>,
-    /// What a read could see before other versions took its place, by that time; kept while there are readers.
+    /// Versions that a read could see earlier, each with the time of its replacement. Kept while there are readers.
     past: Vec<(u64, Version)>,
     readers: u32,
-    /// What the writer under way writes.
+    /// Version of the write under way.
     writer: Option<Version>,
-    /// When a write last ended here.
+    /// Time at which a write last ended here.
     written_at: u64,
 }
 
@@ -105,17 +106,17 @@ struct Lun {
     blocks: Vec<Block>,
     block_bytes: usize,
     open: bool,
-    /// Path errors have a cause now.
+    /// True while path errors have a cause.
     path_excused: bool,
-    /// Reads and writes may overlap.
+    /// True if reads and writes may overlap.
     shared: bool,
-    /// Write errors have a cause now: it is read-only, or was a moment ago.
+    /// True while write errors have a cause: the LUN is read-only, or was until a moment ago.
     write_excused: bool,
-    /// Since when it is read-only on every core.
+    /// Time since which the LUN is read-only on every core.
     read_only_since: Option<u64>,
 }
 
-/// See the module.
+/// The model of all LUNs; see the module.
 #[derive(Debug, Default)]
 pub struct Model {
     luns: Vec<Lun>,
@@ -124,10 +125,10 @@ pub struct Model {
     completed: u64,
     failed: u64,
     path_failed: u64,
-    /// Errors have a cause now (a disk fails, say).
+    /// True while errors have a cause (a failing disk, for example).
     pub excused: bool,
     violation: Option<String>,
-    /// What the story will tell of operations, if it is told.
+    /// Lines about operations for the story, if the story is told.
     pub log: Option<Vec<String>>,
 }
 
@@ -145,7 +146,7 @@ impl Block {
         }
     }
 
-    /// Whether an operation may begin on it.
+    /// Returns whether an operation may begin on the block.
     fn admits(&self, reads: bool, shared: bool) -> bool {
         match reads {
             true => shared || self.writer.is_none(),
@@ -162,7 +163,7 @@ impl Block {
         self.since.push((at, version, certain));
     }
 
-    /// It holds `version` and nothing else.
+    /// Makes `version` the only version that the block holds.
     fn replace(&mut self, at: u64, version: Version) {
         let now = std::mem::replace(&mut self.now, vec![version]);
         if self.readers > 0 {
@@ -170,7 +171,7 @@ impl Block {
         }
     }
 
-    /// Everything up to `at` is on stable media.
+    /// Moves everything older than `at` to stable media.
     fn flush(&mut self, at: u64) {
         let upto = self.since.partition_point(|&(when, ..)| when < at);
         for (_, version, certain) in self.since.drain(..upto) {
@@ -193,22 +194,22 @@ impl Block {
         self.now = self.stable.clone();
     }
 
-    /// The memory that holds it is gone, and there are zeros in its place.
+    /// Replaces the block with zeros, because its memory is lost.
     fn lose(&mut self) {
         self.before.extend(&self.now);
         self.since.clear();
         (self.now, self.stable) = (vec![0], vec![0]);
     }
 
-    /// Whether a read that began at `began` and ends at `at` may see `version`. If that says what the block holds now, it
-    /// stays, unless power went since the read began (`cut`).
+    /// Returns whether a read that began at `began` and ends at `at` may see `version`. If `version` proves what the
+    /// block holds now, the block keeps only `version`, unless power failed since the read began (`cut`).
     fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
         let writes = self.writer == Some(version);
         let was = self.past.iter().any(|&(until, old)| old == version && until > began);
         if !writes && !self.now.contains(&version) {
             return was || cut && self.before.contains(&version);
         }
-        // What it saw may be older than a write that ended meanwhile; zeros have no version of their own.
+        // The version may be older than a write that ended during the read. All zeros share version 0.
         let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
         if !cut && is_latest && self.now != [version] {
             self.replace(at, version);
@@ -233,93 +234,93 @@ impl Lun {
 }
 
 impl Model {
-    /// LUNs of so many blocks of [`BLOCK_BYTES`], all zeros.
+    /// Returns a model of LUNs with the given numbers of blocks of [`BLOCK_BYTES`], all zeros.
     pub fn new(blocks: &[u64]) -> Self {
         Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks, BLOCK_BYTES)).collect(), ..Self::default() }
     }
 
-    /// Gives an untouched LUN blocks of another size; what is left of one at the end is lost.
+    /// Gives an untouched LUN another block size. A partial block at the end is dropped.
     pub fn set_block_bytes(&mut self, lun: usize, block_bytes: usize) {
         let len = self.luns[lun].blocks.len() * self.luns[lun].block_bytes;
         self.luns[lun] = Lun::new((len / block_bytes) as u64, block_bytes);
     }
 
-    /// The LUN's block size in bytes.
+    /// Returns the LUN's block size in bytes.
     pub fn block_bytes(&self, lun: usize) -> usize {
         self.luns[lun].block_bytes
     }
 
-    /// How many LUNs there are.
+    /// Returns the number of LUNs.
     pub fn luns(&self) -> usize {
         self.luns.len()
     }
 
-    /// Size of a LUN in blocks.
+    /// Returns the size of a LUN in blocks.
     pub fn blocks(&self, lun: usize) -> u64 {
         self.luns[lun].blocks.len() as u64
     }
 
-    /// Whether jobs may begin on it.
+    /// Returns whether jobs may begin on the LUN.
     pub fn is_open(&self, lun: usize) -> bool {
         self.luns[lun].open
     }
 
-    /// Operations that succeeded, and that failed with a cause.
+    /// Returns the numbers of operations that succeeded and that failed.
     pub fn counts(&self) -> (u64, u64) {
         (self.completed, self.failed)
     }
 
-    /// Operations under way, on one LUN or on all.
+    /// Returns the number of operations under way, on one LUN or on all.
     pub fn under_way(&self, lun: Option<usize>) -> usize {
         self.jobs.values().filter(|job| lun.is_none_or(|lun| job.lun == lun)).count()
     }
 
-    /// The first thing that was wrong.
+    /// Returns the first violation.
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
 
-    /// Notes that something is wrong.
+    /// Records a violation.
     pub fn violate(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
 
-    /// From now on errors have a cause, for what is under way too.
+    /// Gives errors a cause from now on, also for operations under way.
     pub fn excuse(&mut self) {
         self.excused = true;
         self.jobs.values_mut().for_each(|job| job.excused = true);
     }
 
-    /// From now on path errors have a cause on the LUNs of which `is_lost` is true, for what is under way too, and
-    /// have none for new operations on the others.
+    /// Gives path errors a cause from now on for the LUNs where `is_lost` is true, also for operations under way.
+    /// Path errors of new operations on the other LUNs have no cause.
     pub fn path_errors(&mut self, is_lost: impl Fn(usize) -> bool) {
         self.luns.iter_mut().enumerate().for_each(|(at, lun)| lun.path_excused = is_lost(at));
         self.jobs.values_mut().for_each(|job| job.path_excused |= is_lost(job.lun));
     }
 
-    /// Whether errors have a cause, for new operations or for one under way.
+    /// Returns whether errors have a cause, for new operations or for one under way.
     pub fn has_excuses(&self) -> bool {
         self.excused
             || self.luns.iter().any(|lun| lun.path_excused || lun.write_excused || !lun.open)
             || self.jobs.values().any(|job| job.excused || job.path_excused)
     }
 
-    /// Operations that failed with a path error, for which there was no other cause.
+    /// Returns the number of operations that failed with a path error and had no other cause.
     pub fn path_failures(&self) -> u64 {
         self.path_failed
     }
 
-    /// The operation under way that was begun first.
+    /// Returns the identifier of the oldest operation under way.
     pub fn first_under_way(&self) -> Option<u64> {
         self.jobs.keys().next().copied()
     }
 
-    /// Operations that were begun by now have this identifier or a lower one.
+    /// Returns an identifier that no operation begun so far exceeds.
     pub fn last_begun(&self) -> u64 {
         self.clock
     }
 
-    /// Starts an operation, unless an overlapping one forbids it or the LUN is closed.
+    /// Starts an operation, unless an overlapping operation forbids it or the LUN is closed.
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
@@ -348,7 +349,7 @@ impl Model {
         Some(job)
     }
 
-    /// An operation completed; `data` is what a read got.
+    /// Ends an operation with `result`. `data` is the data of a read.
     pub fn finish(&mut self, id: u64, result: Result<(), Fault>, data: &[u8]) {
         let Some(job) = self.jobs.remove(&id) else {
             return self.violate(format!("operation {id} completed twice, or was never begun"));
@@ -383,21 +384,21 @@ impl Model {
         }
     }
 
-    /// An operation was begun but never left its server.
+    /// Removes an operation that began but never left its server.
     pub fn withdraw(&mut self, id: u64) {
         if let Some(job) = self.jobs.remove(&id) {
             self.release(&job);
         }
     }
 
-    /// A line for the story.
+    /// Adds a line to the story.
     pub fn note(&mut self, line: String) {
         if let Some(log) = &mut self.log {
             log.push(line);
         }
     }
 
-    /// The gateway died. What was under way may or may not have landed, and will not land later.
+    /// Records a crash of the gateway. Operations under way may or may not have landed, and do not land later.
     pub fn crash(&mut self, power: bool) {
         self.clock += 1;
         for (_, job) in std::mem::take(&mut self.jobs) {
@@ -410,31 +411,32 @@ impl Model {
         }
     }
 
-    /// What `hit` LUNs are on lost power, and the servers, or the gateway, will try again what was under way.
+    /// Cuts the power of the backends under the LUNs where `hit` is true. The servers or the gateway retry the
+    /// operations under way.
     pub fn power_cut(&mut self, hit: impl Fn(usize) -> bool) {
         self.jobs.values_mut().for_each(|job| job.cut |= hit(job.lun));
         let luns = self.luns.iter_mut().enumerate().filter(|(at, _)| hit(*at));
         luns.flat_map(|(_, lun)| &mut lun.blocks).for_each(Block::power_cut);
     }
 
-    /// Whether reads and writes of the LUN may overlap.
+    /// Returns whether reads and writes of the LUN may overlap.
     pub fn is_shared(&self, lun: usize) -> bool {
         self.luns[lun].shared
     }
 
-    /// Reads and writes of the LUN may overlap from now on.
+    /// Lets reads and writes of the LUN overlap from now on.
     pub fn share(&mut self, lun: usize) {
         self.luns[lun].shared = true;
     }
 
-    /// Of the memory that blocks `range` of the LUN lie in nothing is left, and the servers will try again what was under way.
+    /// Records the loss of the memory under blocks `range` of the LUN. The servers retry the operations under way.
     pub fn lose(&mut self, lun: usize, range: std::ops::Range<u64>) {
         self.jobs.values_mut().for_each(|job| job.cut |= job.lun == lun);
         let blocks = self.luns[lun].blocks.iter_mut();
         blocks.skip(range.start as usize).take((range.end - range.start) as usize).for_each(Block::lose);
     }
 
-    /// The LUN becomes read-only, or no longer is: writes under way may fail for it.
+    /// Gives writes under way a cause to fail: the LUN becomes read-only, or stops being read-only.
     pub fn excuse_writes(&mut self, lun: usize) {
         let of_lun = |job: &&mut Job| job.lun == lun && job.kind.writes();
         self.jobs.values_mut().filter(of_lun).for_each(|job| job.excused = true);
@@ -442,7 +444,7 @@ impl Model {
         self.luns[lun].read_only_since = None;
     }
 
-    /// Every core knows whether the LUN is read-only.
+    /// Records that every core knows whether the LUN is read-only.
     pub fn set_read_only(&mut self, lun: usize, read_only: bool) {
         let clock = self.clock;
         let lun = &mut self.luns[lun];
@@ -450,24 +452,24 @@ impl Model {
         lun.read_only_since = read_only.then(|| lun.read_only_since.unwrap_or(clock));
     }
 
-    /// Jobs may begin again on a LUN that was closed and is what it was.
+    /// Lets jobs begin again on a closed LUN whose data is unchanged.
     pub fn reopen(&mut self, lun: usize) {
         self.luns[lun].open = true;
     }
 
-    /// No job may begin on the LUN.
+    /// Stops jobs from beginning on the LUN.
     pub fn close(&mut self, lun: usize) {
         self.luns[lun].open = false;
         self.jobs.values_mut().filter(|job| job.lun == lun).for_each(|job| job.excused = true);
     }
 
-    /// A LUN is new: all zeros, durably.
+    /// Replaces a LUN by a new one: all zeros, durably.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
         let Lun { path_excused, block_bytes, shared, .. } = self.luns[lun];
         self.luns[lun] = Lun { path_excused, shared, ..Lun::new(blocks, block_bytes) };
     }
 
-    /// A LUN has grown: what is new reads as zeros.
+    /// Grows a LUN. The new blocks read as zeros.
     pub fn grow(&mut self, lun: usize, blocks: u64) {
         self.luns[lun].blocks.resize(blocks as usize, Block::zero());
     }
@@ -493,10 +495,10 @@ impl Model {
                 self.luns[job.lun].blocks.iter_mut().for_each(|b| b.flush(job.id))
             }
             Kind::Flush => {}
-            // Reads as zeros or as before.
+            // The blocks then read as zeros or as before.
             Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
             Kind::Write { durable } | Kind::Zero { durable, .. } => {
-                // Memory that is lost takes durable writes with it.
+                // Lost memory loses durable writes as well.
                 let survives = durable && !self.luns[job.lun].shared;
                 let (version, ok) = (job.version, ok && (survives || !job.cut));
                 for block in self.range(job) {
@@ -553,7 +555,7 @@ pub fn stamp(job: &Job, data: &mut [u8]) {
     }
 }
 
-/// The version that a block holds, if it is whole and in its place.
+/// Returns the version that a block holds, if the block is whole and at its own address.
 fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
     let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let version = at(0)?;
@@ -626,7 +628,7 @@ mod tests {
         assert!(!read(&mut m, &new), "what was lost came back");
     }
 
-    /// A write of block 3 that is under way, with its data.
+    /// Begins a write of block 3, and returns its identifier and data.
     fn begin_write(m: &mut Model) -> (u64, Vec<u8>) {
         let job = m.begin(0, Kind::Write { durable: false }, 3, 1).expect("free");
         let mut data = vec![0; BLOCK_BYTES];

@@ -1,31 +1,12 @@
-//! Deliberate defects: the proof that the simulator finds what it is for.
+//! Deliberate defects, which prove that the simulator finds the defects it is for.
 
 use std::time::Duration;
 
 use trefoil_storage::initiator::FenceRule;
 
-use crate::run::Run;
+use crate::run::{Mutation, Run};
 
-/// One defect, and within how many seeds it must be found.
-#[derive(Clone, Copy, Debug)]
-pub struct Mutation {
-    /// Its name on the command line.
-    pub name: &'static str,
-    /// Seeds that may pass before it is found.
-    pub within_seeds: u64,
-    /// How the world is broken; nothing if it is the code that asks for the name ([`trefoil_poll::Io::is_broken`]).
-    apply: fn(&mut Run),
-}
-
-impl Mutation {
-    /// Breaks a system that has not started yet.
-    pub fn apply(&self, run: &mut Run) {
-        run.world.broken = Some(self.name);
-        (self.apply)(run);
-    }
-}
-
-/// Every mutation, in the order in which they run.
+/// Every mutation, in the order of their runs.
 pub const ALL: &[Mutation] = &[
     Mutation {
         name: "lost-flush",
@@ -98,7 +79,7 @@ pub const ALL: &[Mutation] = &[
         apply: |run| (run.discovery.max_ctrlrs, run.discovery.max_discovery) = (24, usize::MAX),
     },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
-    // Of memory that reads lend and writes change in place.
+    // Defects of memory that reads lend and writes change in place.
     Mutation { name: "kept-loan", within_seeds: 40, apply: |run| run.world.link_defect.keep_loan = 1000 },
     Mutation { name: "blank-loan", within_seeds: 20, apply: |run| run.world.link_defect.blank_loan = 1000 },
     Mutation { name: "lost-memory", within_seeds: 20, apply: |run| run.lose_kept = true },

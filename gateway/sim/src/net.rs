@@ -6,23 +6,25 @@ use std::time::Duration;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{Instant, SendList, SockId};
 
-use crate::world::NodeId;
+/// A node: a gateway, a server, an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u16);
 
-/// A connection of the world; never reused within a seed.
+/// A connection of the world. Its number is never reused within a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u32);
 
-/// Who connected and who accepted.
+/// The end of a connection that connected, or the end that accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
-    /// Who connected.
+    /// The end that connected.
     Client,
-    /// Who accepted.
+    /// The end that accepted.
     Server,
 }
 
 impl Side {
-    /// The other one.
+    /// Returns the other side.
     pub fn other(self) -> Self {
         match self {
             Self::Client => Self::Server,
@@ -31,18 +33,18 @@ impl Side {
     }
 }
 
-/// Who has an end of a connection.
+/// The holder of one end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Holder {
     /// A core's socket.
     Core { core: u16, sock: SockId },
-    /// A detached socket: with the control thread, or in a message.
+    /// A detached socket, held by the control thread or in a message.
     Detached(Arc<()>),
     /// Closed, or its node is dead.
     Gone,
 }
 
-/// One direction.
+/// One direction of a connection.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     /// Bytes accepted and not yet received; the first `arrived` can be received.
@@ -51,7 +53,7 @@ pub(crate) struct Pipe {
     capacity: usize,
     pub fin_arrived: bool,
     last_arrival: Instant,
-    /// Bytes that ever went in.
+    /// Bytes that were ever written.
     pub total: u64,
 }
 
@@ -59,37 +61,37 @@ pub(crate) struct Pipe {
 pub(crate) struct End {
     pub node: NodeId,
     pub holder: Holder,
-    /// Set once the connection failed for this end.
+    /// The error number, once the connection has failed for this end.
     pub error: Option<i32>,
-    /// What comes to this end.
+    /// The bytes sent to this end.
     pub rx: Pipe,
 }
 
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub ends: [End; 2],
-    /// Nothing arrives before then.
+    /// Time before which nothing arrives.
     pub stalled_until: Instant,
-    /// What comes to this end never arrives any more, and nobody is told.
+    /// For each end, whether bytes sent to it are lost without notice to either end.
     pub black: [bool; 2],
-    /// Bits to flip in what comes to each end.
+    /// Bits to flip in the bytes sent to each end.
     pub flips: [u32; 2],
 }
 
-/// How bytes travel between two nodes, and how soon those hear of them.
+/// Conditions under which bytes travel between two nodes, and how soon the nodes learn of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
-    /// Least time that a segment takes.
+    /// Shortest time that a segment takes.
     pub latency: Duration,
-    /// Most that is added to it, at random.
+    /// Longest random time added to the latency.
     pub jitter: Duration,
     /// Bytes that one direction of a connection holds, in both sockets together.
     pub buffer_bytes: usize,
-    /// Of 100 sends, how many are cut into arbitrary segments.
+    /// Percentage of sends that are cut into arbitrary segments.
     pub cut_percent: u64,
-    /// Of 100 sends, how many a socket takes in two parts although it has room.
+    /// Percentage of sends that a socket takes in two parts although it has room.
     pub short_percent: u64,
-    /// Most that each turn of a core comes later than usual, so that more has come by then.
+    /// Longest random delay of a core's turn. During the delay more events arrive.
     pub late_turns: Duration,
 }
 
@@ -134,7 +136,7 @@ impl Pipe {
         !self.bytes.is_empty()
     }
 
-    /// Takes as much of `list` from byte `from` as there is room for, at most `max` bytes; says how much.
+    /// Appends bytes of `list` from byte `from` on, at most `max` and as many as fit. Returns their number.
     pub fn fill(&mut self, list: &SendList, from: usize, max: usize) -> usize {
         let want = self.room().min(list.len_bytes() - from).min(max);
         let (mut skip, mut left) = (from, want);
@@ -154,7 +156,7 @@ impl Pipe {
         want
     }
 
-    /// When the next segment arrives, in order after those before it.
+    /// Returns when the next segment arrives. Segments arrive in order.
     pub fn arrival(&mut self, now: Instant, weather: &Weather, rng: &mut Rng) -> Instant {
         let jitter = Duration::from_nanos(rng.below(weather.jitter.as_nanos() as u64));
         let at = (now + weather.latency + jitter).max(self.last_arrival);
@@ -193,7 +195,7 @@ impl Pipe {
 }
 
 impl End {
-    /// Whether nothing that comes to it will be received any more.
+    /// Returns whether the end will receive nothing more.
     pub fn is_deaf(&self) -> bool {
         self.error.is_some() || matches!(self.holder, Holder::Gone)
     }

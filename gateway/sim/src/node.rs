@@ -1,4 +1,4 @@
-//! What a core of a simulated system can be.
+//! The machines that a core of a simulated system can run.
 
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
@@ -10,7 +10,7 @@ use crate::hostile::HostileCore;
 use crate::server::ServerCore;
 use crate::world::Machine;
 
-/// See the module.
+/// The machine of a core; see the module.
 pub enum Node {
     /// A core of a gateway.
     Gateway(Box<StorageCore<StorageSim>>),
@@ -18,12 +18,12 @@ pub enum Node {
     Lun(Box<LunCore>),
     /// A server that uses the gateway.
     Server(Box<ServerCore>),
-    /// A host that attacks it.
+    /// A host that attacks the gateway.
     Hostile(Box<HostileCore>),
 }
 
 impl Node {
-    /// Bytes of blocks that it holds.
+    /// Returns the bytes of blocks that the core holds.
     pub fn held_bytes(&self) -> usize {
         match self {
             Self::Gateway(core) => core.arena().capacity_bytes() - core.arena().free_bytes(),
@@ -32,7 +32,7 @@ impl Node {
         }
     }
 
-    /// The memory of a backend, if this core has it.
+    /// Returns the memory of a backend, if this core has it.
     pub fn ram(&self, id: BackendId) -> Option<&Ram> {
         match self {
             Self::Gateway(core) => core.ram(id),
@@ -41,7 +41,7 @@ impl Node {
         }
     }
 
-    /// Requests that wait for others of the same bytes.
+    /// Returns the number of requests that wait for other requests on the same bytes.
     pub fn waiting(&self) -> usize {
         match self {
             Self::Gateway(core) => core.waiting(),
@@ -50,7 +50,8 @@ impl Node {
         }
     }
 
-    /// Whether something of a backend's `len` bytes is lent, besides what a workload of this core has borrowed.
+    /// Returns true if any of a backend's `len` bytes are lent. Returns false while a workload of this core borrows
+    /// memory.
     pub fn lends(&self, id: BackendId, len: u64) -> bool {
         let borrows = matches!(self, Self::Lun(core) if core.borrows());
         !borrows && self.ram(id).is_some_and(|ram| ram.is_lent(0, len))

@@ -1,12 +1,13 @@
 //! One seed: a gateway of one to four cores with its disks, memory and LUNs, a workload, faults, and the verdict.
 //!
-//! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code,
-//! publishes topologies and restarts the gateway when it died. [`faults`] says what goes wrong.
+//! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code, publishes
+//! topologies, and restarts the gateway after a crash. [`faults`] decides which faults happen.
 //!
-//! What is checked: every read against the [model](crate::model), which knows what was acknowledged and flushed; that no
-//! operation fails without a cause; the pool's layout after each opening; that the gateway keeps to the protocol and to
-//! who may see what; that no block is held at rest; what [`memory`] says of loans and [`warm`] of idle cores. With an array behind the gateway also what
-//! [`array`] says, and with a hostile host that each of its attacks gets the answer of the specs, and costs the others nothing.
+//! The checks: every read against the [model](crate::model), which knows the acknowledged and the flushed data. No
+//! operation fails without a cause. The pool's layout is right after each opening. The gateway follows the protocol
+//! and the rules of visibility. No block is held at rest. [`memory`] checks loans, and [`warm`] checks idle cores.
+//! With an array behind the gateway, [`array`] adds its checks. With a hostile host, each attack gets the answer that
+//! the specs require, and costs the other hosts nothing.
 
 mod array;
 mod control;
@@ -27,20 +28,21 @@ use std::time::Duration;
 use trefoil_poll::Instant;
 use trefoil_poll::rand::Rng;
 use trefoil_storage::core::CoreLimits;
+use trefoil_storage::frontend::{Capacity, TargetLimits};
 use trefoil_storage::initiator::FenceRule;
-use trefoil_storage::target::{Capacity, TargetLimits};
 use trefoil_storage::topology::{Access, Extent};
 
 use crate::direct::StorageMsg;
 use crate::disk::{Disk, DiskId};
 use crate::memory::{claim_home, release_home};
 use crate::model::BLOCK_BYTES;
-use crate::mutation::Mutation;
+use crate::net::NodeId;
 use crate::net::{ConnId, Side};
 use crate::node::Node;
 use crate::simio::SOCKETS;
+use crate::timeouts::{CONNECT_TIMEOUT, DISCOVERY_TIMEOUT, PROGRESS_TIMEOUT};
 use crate::workload::Workload;
-use crate::world::{Loans, NodeId, Step, World};
+use crate::world::{Loans, Step, World};
 use array::Array;
 pub use faults::FAULTS;
 use memory::{MEMORIES, Memories};
@@ -54,38 +56,36 @@ const SERVERS: u16 = 2;
 /// Command slots of a core.
 const SLOTS: usize = 768;
 const PORT: u16 = 4420;
-/// Disks: the members of the pool, whose metadata takes 4 MiB and which then have 20 units of 64 KiB each,
-/// so that LUNs are cut; and one that is imported.
+/// Sizes of the disks in bytes. The first three are the members of the pool: metadata takes 4 MiB, which leaves 20
+/// units of 64 KiB on each, so that LUNs are cut into several extents. The last disk is imported.
 const DISK_BYTES: [u64; 4] = [POOLED_BYTES, POOLED_BYTES, POOLED_BYTES, 1 << 20];
 const POOLED_BYTES: u64 = (4 << 20) + (20 << 16);
-/// Sizes of the LUNs in blocks at first. The third is removed and made anew, the fourth is imported, and the rest is memory.
+/// Initial sizes of the LUNs in blocks. The third LUN is removed and created again, the fourth is imported, and the
+/// others are memory.
 const LUN_BLOCKS: [u64; LUNS] = [2900, 1500, 1024, 2048, 600, 400, 320];
 const LUNS: usize = 7;
 const GROWN: usize = 1;
 const REPLACED: usize = 2;
 const IMPORTED: usize = 3;
 const FIRST_MEMORY: usize = 4;
-/// The backend of the pool that an array may have.
+/// The pool member that may be on the array.
 const MEMBER: usize = 1;
 const GROW_BLOCKS: u64 = 200;
-/// From there on it grows no more: 23 units of the first LUN, 25 of this one and 12 of the third are all 60.
+/// Size at which the LUN grows no more. 23 units for the first LUN, 25 for this LUN and 12 for the third are all 60
+/// units.
 const GROWN_MOST: u64 = 2900;
-/// Nothing takes longer than this in virtual time.
+/// Limit on the virtual time of a run.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
-/// How long the gateway waits for a Connect, and for a host to read or to send what it owes.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-pub(crate) const PROGRESS_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Without progress for so long, nothing more goes wrong: the servers must recover within their loss
+/// Time without progress after which no more faults happen, because the servers must recover within their loss
 /// timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// What is still on its way when the work is done lands before everything is read once more: late writes of lost
-/// associations, which are held for 2 × KATO, too.
+/// Pause between the end of the work and the final read of everything. All pending writes land within this time,
+/// including late writes of lost associations, which are held for 2 × KATO.
 const LANDED: Duration = Duration::from_secs(4);
 
-/// By then every timeout has fired.
+/// Time after which every timeout has fired.
 const REST: Duration = Duration::from_secs(120);
 
 const TICK: u64 = 1;
@@ -101,13 +101,13 @@ const ANA_END: u64 = 10;
 const ANA_OVER: u64 = 11;
 const CUT: u64 = 12;
 const SPLIT: u64 = 13;
-/// And one more for each memory LUN after the first.
+/// Token of the first memory LUN. Each further memory LUN has the next token.
 const MEMORY_BACK: u64 = 14;
 
-/// By then every core knows that a path is back.
+/// Time after which every core knows that a path is up again.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// What stands before the LUN layer.
+/// The layer above the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frontend {
     /// The workload itself, on every core.
@@ -116,35 +116,35 @@ pub enum Frontend {
     NvmeTcp,
 }
 
-/// What to run.
+/// The setting of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// Everything follows from it.
+    /// The seed, which determines everything.
     pub seed: u64,
-    /// What stands before the LUN layer.
+    /// The layer above the LUN layer.
     pub frontend: Frontend,
-    /// Operations of the workload.
+    /// Number of operations of the workload.
     pub operations: u64,
-    /// Keep the story as text.
+    /// True to keep the story as text.
     pub told: bool,
-    /// Break this first.
+    /// The defect to apply before the start.
     pub mutation: Option<Mutation>,
 }
 
-/// What came of a seed.
+/// The outcome of a seed.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The seed.
     pub seed: u64,
-    /// Of the story.
+    /// Hash of the story.
     pub hash: u64,
-    /// Operations that succeeded, and that failed for a reason.
+    /// Operations that succeeded, and operations that failed with a cause.
     pub operations: (u64, u64),
     /// How often each kind of fault fired.
     pub faults: BTreeMap<&'static str, u64>,
-    /// What was wrong, if anything.
+    /// The violation, if there was one.
     pub violation: Option<String>,
-    /// The most that one connection of a host held, and what it may at most, in bytes; zeros without a network.
+    /// The most bytes that one connection of a host held, and its bound in bytes. Both are zero without a network.
     pub conn_bytes: (usize, usize),
     /// The story's lines, if it was told.
     pub story: Vec<String>,
@@ -156,73 +156,73 @@ pub struct Run {
     pub world: World<StorageMsg, Node>,
     frontend: Frontend,
     gateway: NodeId,
-    /// How many cores the gateway has.
+    /// Number of cores of the gateway.
     cores: u16,
-    /// Send lists that each has.
+    /// Send lists of each core.
     send_lists: usize,
     servers: Vec<NodeId>,
     digests: bool,
     disks: Vec<DiskId>,
-    /// Sizes of the backends in bytes, as control knows them.
+    /// Sizes of the backends in bytes, as the control thread knows them.
     lens: [u64; 4],
     array: Option<Array>,
     /// Block size of each LUN in bytes.
     block_bytes: [usize; LUNS],
     memories: Memories,
-    /// By core; none without a network.
+    /// Each core's connection to itself. Empty without a network.
     warm: Vec<Warm>,
     hostile: Option<NodeId>,
-    /// Counts what may cut an attack off.
+    /// Number of events so far that may have cut off an attack.
     disturbances: u64,
-    /// Connections that are to fail for their server alone.
+    /// Connections that are to fail at their server's end only.
     split: Vec<(ConnId, Side)>,
-    /// Nothing reaches the gateway until then.
+    /// Time before which nothing reaches the gateway.
     dark_until: Instant,
-    /// Failed commands have had a cause since the last look.
+    /// True if failed commands have had a cause since the last check.
     error_cause: bool,
     homes: Vec<u16>,
-    /// What each backend lets its users do.
+    /// Access that each backend allows its users.
     access: [Access; 4],
-    /// Mutation: hosts aren't told of it.
+    /// Mutation: hosts are not told of `access`.
     pub hide_access: bool,
     /// The core that has each backend's file.
     owners: Vec<u16>,
     workload: Rc<RefCell<Workload>>,
     rng: Rng,
     faults: BTreeMap<&'static str, u64>,
-    /// Size in blocks and extents of what is presented.
+    /// Size in blocks and extents of each presented LUN.
     luns: Vec<Option<(u64, Vec<Extent>)>>,
     epoch: u64,
     attach_left: usize,
     publish_left: usize,
     pools: Pools,
-    /// No more faults: the end is near, from then on.
+    /// Start of the final phase, in which no more faults happen.
     calm: Option<Instant>,
-    /// Mutation: a grown LUN gets an extent that another has.
+    /// Mutation: a grown LUN gets an extent that belongs to another LUN.
     pub reuse_extent: bool,
-    /// How servers fence lost writes. Mutation: not at all.
+    /// How servers fence lost writes. Mutation: servers do not fence.
     pub fence: FenceRule,
-    /// Operations that were done at the last fault.
+    /// Operations that were finished at `last_fault`.
     finished_at_fault: u64,
-    /// When work last went on well enough for a fault.
+    /// Time of the last fault before which enough operations had finished.
     last_fault: Instant,
-    /// Mutation: bits flip where there are no digests, as if nobody checked them.
+    /// Mutation: bits flip although there are no digests, as if nobody checked digests.
     flip_unprotected: bool,
     /// Mutation: every server may see every LUN.
     pub show_all: bool,
-    /// Mutation: after a restart two extents have changed places.
+    /// Mutation: two extents have changed places after a restart.
     pub swap_extents: bool,
     /// Mutation: memory that outlives the process is lost with it.
     pub lose_kept: bool,
     /// As in [`Outcome`].
     conn_bytes: (usize, usize),
-    /// The gateway died before.
+    /// True if the gateway has died before.
     restarted: bool,
     /// The server that may not connect now.
     banned: Option<u16>,
-    /// Mutation: a host that may no longer connect stays.
+    /// Mutation: a host that may no longer connect stays connected.
     pub keep_banned: bool,
-    /// What discovery controllers may have. Mutations: more than is left to hosts, for ever.
+    /// Limits of discovery controllers. Mutations let them take the hosts' places, or stay for ever.
     pub discovery: DiscoveryLimits,
 }
 
@@ -246,24 +246,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or("without a message"))
 }
 
-/// Sockets of all cores that hosts may have. They are fewer than what the hostile crowd opens.
+/// Sockets that hosts may have on all cores together. The hostile crowd opens more.
 const HOST_SOCKETS: u32 = 176;
-/// After so long without a command, a discovery controller without a Keep Alive Timeout ends.
-pub(crate) const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// What the cores of one gateway share: room for the servers' hosts, and for what attackers that may connect can have.
+/// Returns the capacity that the cores of one gateway share: room for the servers' hosts, and for everything that
+/// attackers allowed to connect can have.
 fn capacity() -> Arc<Capacity> {
     Arc::new(Capacity::new(48, 256))
 }
 
-/// What mutations change of a core's limits.
+/// The limits of a core that mutations change.
 #[derive(Clone, Copy)]
 pub struct DiscoveryLimits {
     /// Controllers of a core.
     pub max_ctrlrs: usize,
-    /// Those of them that may be discovery controllers.
+    /// Most of these controllers that may be discovery controllers.
     pub max_discovery: usize,
-    /// When an idle one ends.
+    /// Time after which an idle discovery controller ends.
     pub timeout: Duration,
 }
 
@@ -285,6 +284,25 @@ fn limits(cores: u16, send_lists: usize, discovery: DiscoveryLimits) -> CoreLimi
         ..TargetLimits::default()
     };
     CoreLimits { max_sockets: SOCKETS as u32, host_sockets, target, foreign_requests: 256 }
+}
+
+/// One defect, and the number of seeds within which it must be found.
+#[derive(Clone, Copy, Debug)]
+pub struct Mutation {
+    /// Name of the defect on the command line.
+    pub name: &'static str,
+    /// Number of seeds within which the defect must be found.
+    pub within_seeds: u64,
+    /// Breaks the world. Does nothing if the code itself asks for the name ([`trefoil_poll::Io::is_broken`]).
+    pub(crate) apply: fn(&mut Run),
+}
+
+impl Mutation {
+    /// Applies the defect to a system that has not started yet.
+    pub fn apply(&self, run: &mut Run) {
+        run.world.broken = Some(self.name);
+        (self.apply)(run);
+    }
 }
 
 impl Run {
@@ -310,7 +328,7 @@ impl Run {
             frontend: setting.frontend,
             gateway,
             cores,
-            // A gateway has one for every socket.
+            // A gateway has one send list for every socket.
             send_lists: [16, SOCKETS][rng.below(2) as usize],
             servers,
             digests: rng.below(2) == 0,
@@ -352,7 +370,7 @@ impl Run {
             finished_at_fault: 0,
             last_fault: Instant::default(),
         };
-        // Without a network there are no hosts that wait until a dead gateway's writes have landed.
+        // Without a network, no host waits until a dead gateway's writes have landed.
         if run.frontend == Frontend::NvmeTcp {
             run.make_array(array_home);
             run.hostile = Some(run.world.add_node("hostile"));
@@ -362,8 +380,9 @@ impl Run {
         run
     }
 
-    /// Some LUNs have blocks of 4096 bytes. The hostile host's attacks count on 512 of the first. The imported backend has
-    /// its LUN's; those of the pool have 512, and don't tear the largest that a LUN of theirs has.
+    /// Gives some LUNs blocks of 4096 bytes. The first LUN keeps 512 bytes, because the hostile host's attacks rely
+    /// on that. The imported backend has its LUN's block size. The pool's backends have blocks of 512 bytes, but
+    /// never tear the largest block of a pool LUN.
     fn draw_block_sizes(&mut self) {
         for lun in 1..self.block_bytes.len() {
             if self.rng.below(3) == 0 {
@@ -380,17 +399,17 @@ impl Run {
         self.pools.renewed_blocks = self.pools.first_blocks[REPLACED];
     }
 
-    /// As many of the LUN's blocks as `blocks` of 512 bytes are.
+    /// Converts `blocks` of 512 bytes into blocks of the LUN.
     fn scaled(&self, lun: usize, blocks: u64) -> u64 {
         blocks * BLOCK_BYTES as u64 / self.block_bytes[lun] as u64
     }
 
-    /// Block size of a backend in bytes.
+    /// Returns the block size of a backend in bytes.
     fn backend_block_bytes(&self, backend: usize) -> u32 {
         if backend == IMPORTED { self.block_bytes[IMPORTED] as u32 } else { BLOCK_BYTES as u32 }
     }
 
-    /// Mutation: what a new LUN gets is not zeroed.
+    /// Mutation: the extents of a new LUN are not zeroed.
     pub fn skip_zeroing(&mut self) {
         self.pools.skip_zeroing();
     }
@@ -400,7 +419,7 @@ impl Run {
         self.pools.forget_layout();
     }
 
-    /// Leaves digests out, whatever the seed says, and flips bits all the same.
+    /// Turns digests off, whatever the seed says, but still flips bits.
     pub fn drop_digests(&mut self) {
         (self.digests, self.flip_unprotected) = (false, true);
     }
@@ -502,7 +521,8 @@ impl Run {
         self.world.story.tell(self.world.now(), format_args!("fault: {kind}"));
     }
 
-    /// What connections hold: each within its bound at its peak, and together no more than there is.
+    /// Checks the bytes that connections hold: each peak is within its bound, and all connections together hold no
+    /// more than the core has in use.
     fn check_conns(&mut self) -> Option<String> {
         for core in 0..self.cores {
             let Some(Node::Gateway(machine)) = self.world.machine(self.gateway, core) else { continue };
@@ -523,7 +543,7 @@ impl Run {
         None
     }
 
-    /// At rest no core holds a block, once timeouts have ended what waits for dead peers.
+    /// Checks that no core holds a block at rest, once timeouts have ended everything that waits for dead peers.
     fn check_leaks(&mut self) -> Option<String> {
         let until = self.world.now() + REST;
         loop {

@@ -1,10 +1,11 @@
-//! A fixed script of 4 KiB reads and writes against one core, to count the instructions of.
+//! A fixed script of 4 KiB reads and writes against one core, for counting instructions.
 //!
-//! What it is: a gateway's core over [`SimIo`], and a host with one I/O queue whose bytes are made beforehand. During the
-//! script every call into the core goes through [`counted`], so that a profiler which collects inside that function alone
-//! counts the gateway's own code: not the host, not the script, not what a kernel would do. What is read is checked.
+//! The script runs a gateway's core over [`SimIo`] against a host with one I/O queue, whose bytes are made
+//! beforehand. During the script, every call into the core goes through [`counted`]. A profiler that collects only
+//! inside that function counts the gateway's own code, without the host, the script and the work of a kernel. The
+//! script checks the data it reads.
 //!
-//! What it is not: under a seed. Nothing is cut, reordered or late, so the same code gives the same count.
+//! The script has no seed. Nothing is cut, reordered or late, so the same code gives the same count.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -16,7 +17,7 @@ use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{Buf, CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockId};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
-use trefoil_storage::target::Capacity;
+use trefoil_storage::frontend::Capacity;
 use trefoil_storage::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
 };
@@ -40,34 +41,34 @@ const HOST: &str = "nqn.2014-08.org.trefoil.sim:script";
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 1024;
 const LUN_BYTES: u64 = BLOCKS * BLOCK as u64;
-/// Between two turns of the core.
+/// Time between two turns of the core.
 const TURN: Duration = Duration::from_micros(10);
-/// Of a whole run, before the count begins: every table has been used by then.
+/// Commands of a run before the count begins. By then, every table has been used.
 const WARM_UP: u64 = 256;
 
-/// What the LUN's bytes are on.
+/// The storage of the LUN's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// The core's own memory: reads are lent, writes go to their place.
+    /// The core's own memory. Reads lend it, and writes go directly to their place.
     Memory,
-    /// A file, whose operations end at once: every command is a request.
+    /// A file whose operations end at once. Every command becomes a request.
     File,
 }
 
-/// One figure.
+/// One script, which gives one figure.
 #[derive(Clone, Copy, Debug)]
 pub struct Script {
-    /// As on the command line.
+    /// Name of the script on the command line.
     pub name: &'static str,
-    /// Where the bytes are.
+    /// The storage of the bytes.
     pub store: Store,
-    /// Writes instead of reads.
+    /// True if the script writes instead of reading.
     pub writes: bool,
-    /// Commands that come at a time.
+    /// Number of commands sent at a time.
     pub depth: u16,
 }
 
-/// All figures.
+/// All scripts.
 pub const SCRIPTS: [Script; 6] = [
     Script { name: "read_4k_qd1", store: Store::Memory, writes: false, depth: 1 },
     Script { name: "read_4k_qd32", store: Store::Memory, writes: false, depth: 32 },
@@ -77,21 +78,21 @@ pub const SCRIPTS: [Script; 6] = [
     Script { name: "file_write_4k_qd32", store: Store::File, writes: true, depth: 32 },
 ];
 
-/// What the driver tells the core.
+/// An event that the driver tells the core.
 enum Told<'a> {
     Bytes(SockId, &'a [u8]),
     Filled(SockId, Buf),
     Sent(SockId, Box<SendList>),
     File(FileDone),
-    /// From the core itself, or from control.
+    /// A message from the core itself, or from control.
     Mail(Option<CoreId>, StorageMsg),
     Turn,
 }
 
-/// The only way into the core while the script runs. Never inlined, so that a profiler finds it by its name.
+/// The only way into the core while the script runs. Never inlined, so that a profiler finds this function by name.
 #[inline(never)]
 fn counted(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>) -> bool {
-    // Not a tail call, which would end this function too early.
+    // Without `black_box` this would be a tail call, which ends this function too early.
     black_box(tell(core, io, told))
 }
 
@@ -108,15 +109,16 @@ fn tell(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>)
     true
 }
 
-/// Runs one script: `commands` of them, rounded up to a multiple of its depth, are counted. Returns how many were.
+/// Runs one script and counts `commands` commands, rounded up to a multiple of the script's depth. Returns the number
+/// of counted commands.
 ///
 /// # Errors
-/// A command failed, or a block was not what was written to it.
+/// If a command failed, or if a block differed from the data written to it.
 pub fn run(script: &Script, commands: u64) -> Result<u64> {
     let mut bench = Bench::new(script.store)?;
     let outcome = bench.run(script, commands);
     let counted = bench.counted_commands;
-    // Its connections are open, and their receives hold blocks.
+    // The core's connections are open, and their receives hold blocks.
     crash_drop(bench);
     outcome.map(|()| counted)
 }
@@ -126,13 +128,13 @@ struct Bench {
     core: StorageCore<StorageSim>,
     io: StorageSim,
     receives: Vec<Option<RecvInto>>,
-    /// What is to be told at the next turn.
+    /// Completions that the core is told at the next turn.
     sent: VecDeque<(SockId, Box<SendList>)>,
     files: VecDeque<FileDone>,
     mail: VecDeque<StorageMsg>,
-    /// Bytes of the file, if there is one.
+    /// Bytes of the file, if the store is a file.
     file: Vec<u8>,
-    /// What the core has sent, by socket.
+    /// Bytes that the core has sent, by socket.
     got: Vec<Vec<u8>>,
     counting: bool,
     counted_commands: u64,
@@ -187,7 +189,7 @@ impl Bench {
         let depth = u64::from(script.depth);
         for batch in 0..(WARM_UP + commands).div_ceil(depth) {
             self.counting = batch >= WARM_UP.div_ceil(depth);
-            // No block twice in a batch: what a read finds would depend on the order.
+            // No batch contains a block twice: the data of a read would depend on the order.
             let first = rng.below(BLOCKS);
             let lbas: Vec<u64> = (0..depth).map(|at| (first + at * 29) % BLOCKS).collect();
             self.exchange(queue, script.writes, &lbas, &mut stamps)?;
@@ -204,7 +206,7 @@ impl Bench {
         worked
     }
 
-    /// What the core asked of its driver.
+    /// Carries out the core's calls to its driver.
     fn carry_out(&mut self) {
         while let Some(ask) = self.io.asked.pop_front() {
             match ask {
@@ -218,7 +220,7 @@ impl Bench {
                     self.files.push_back(done);
                 }
                 Ask::Close(sock) => unreachable!("{sock:?} is closed in the middle of the script"),
-                // Nobody else is there.
+                // The script has no peer for these calls.
                 Ask::Adopt(..) | Ask::Attach(..) | Ask::PostControl(_) => {}
                 Ask::Post(_, msg) => self.mail.push_back(msg),
                 Ask::Connect(..) | Ask::Detach(_) => unreachable!("a core without arrays"),
@@ -242,7 +244,7 @@ impl Bench {
         FileDone { token, buf, result: Ok(()) }
     }
 
-    /// Turns until nothing more happens by itself.
+    /// Gives the core turns until nothing more happens by itself.
     fn settle(&mut self) {
         loop {
             self.io.now = self.io.now + TURN;
@@ -264,7 +266,7 @@ impl Bench {
         }
     }
 
-    /// Gives the core all of `bytes` on a connection, as it asks for them.
+    /// Gives the core all of `bytes` on a connection, as the core asks for them.
     fn deliver(&mut self, sock: SockId, mut bytes: &[u8]) -> Result<()> {
         let at = sock.0 as usize;
         while !bytes.is_empty() {
@@ -293,7 +295,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Opens a connection and sends ICReq.
+    /// Opens a connection, sends ICReq, and checks the answer.
     fn dial(&mut self) -> Result<SockId> {
         let socket = SimSocket { conn: ConnId(0), side: Side::Server, _held: Arc::new(()) };
         let used = self.receives.iter().position(Option::is_none).unwrap_or_default();
@@ -313,7 +315,7 @@ impl Bench {
         Ok(sock)
     }
 
-    /// An enabled controller with one I/O queue; gives the queue's connection.
+    /// Enables a controller with one I/O queue. Returns the queue's connection.
     fn connect(&mut self) -> Result<SockId> {
         let admin = self.dial()?;
         let cntlid = self.one(admin, &connect(0, DYNAMIC_CNTLID)?)?.result as u16;
@@ -325,7 +327,7 @@ impl Bench {
         Ok(queue)
     }
 
-    /// A command and its answer.
+    /// Sends a command, and returns its completion.
     fn one(&mut self, sock: SockId, bytes: &[u8]) -> Result<Cqe> {
         self.deliver(sock, bytes)?;
         match self.answers(sock)?.as_slice() {
@@ -334,7 +336,7 @@ impl Bench {
         }
     }
 
-    /// Reads or writes blocks, one command each, all at once, and checks what comes back.
+    /// Reads or writes blocks with one command each, all at once, and checks the answers.
     fn exchange(&mut self, queue: SockId, writes: bool, lbas: &[u64], stamps: &mut [u64]) -> Result<()> {
         let mut bytes = Vec::new();
         for (cid, &lba) in lbas.iter().enumerate() {
@@ -366,7 +368,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Takes out the commands' ends that have come. An error if a command failed.
+    /// Takes the answers that have arrived. Returns an error if a command failed.
     fn answers(&mut self, sock: SockId) -> Result<Vec<Answer>> {
         let bytes = std::mem::take(&mut self.got[sock.0 as usize]);
         let (mut rest, mut answers) = (bytes.as_slice(), Vec::new());
@@ -394,14 +396,14 @@ impl Bench {
     }
 }
 
-/// The end of a command.
+/// The answer to a command.
 enum Answer {
     Response(Cqe),
-    /// With success, which saves the response.
+    /// Data with the success flag, which replaces the response.
     Data(u16, Vec<u8>),
 }
 
-/// What is written to a block.
+/// Returns the data written to a block.
 fn block(lba: u64, stamp: u64) -> Vec<u8> {
     let word = (lba << 32 | stamp).to_le_bytes();
     word.iter().copied().cycle().take(BLOCK).collect()
@@ -430,7 +432,7 @@ fn connect(qid: u16, cntlid: u16) -> Result<Vec<u8>> {
     Ok(capsule(FabricsCommand::Connect(connect).sqe(0, sgl), &bytes))
 }
 
-/// One LUN for everybody.
+/// Returns a topology with one LUN for every host.
 fn topology() -> Topology {
     let extent = Extent { lun_offset: 0, len: LUN_BYTES, backend: BackendId(0), backend_offset: 0 };
     let lun = Lun {

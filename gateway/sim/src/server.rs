@@ -1,4 +1,4 @@
-//! A server: our own NVMe/TCP host under a verified workload, one controller for each LUN.
+//! A server: our own NVMe/TCP host under a verified workload, with one controller for each LUN.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -23,64 +23,65 @@ use crate::simio::SOCKETS;
 use crate::workload::{MAX_BYTES, Workload};
 use crate::world::Machine;
 
-/// The subsystem that every gateway of the simulator presents.
+/// NQN of the subsystem that every gateway of the simulator presents.
 pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
-/// Keep alive timeout that servers ask for.
+/// Keep alive timeout that servers request.
 pub const KATO: Duration = Duration::from_secs(1);
 const DEPTH: usize = 12;
-/// When a server looks for work that the model refused, at first and at last.
+/// Shortest and longest pause before a server looks again for work that the model refused.
 const RETRY: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
-/// How long servers wait for a lost path. A removed LUN's commands wait as long.
+/// Time that servers wait for a lost path. Commands of a removed LUN wait as long.
 pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a server waits before it sends a command again that ended with an ANA status.
+/// Pause before a server retries a command that ended with an ANA status.
 const ANA_PAUSE: Duration = Duration::from_millis(50);
 
-/// The NQN of the server with this number.
+/// Returns the NQN of server `number`.
 pub fn host_nqn(number: u16) -> String {
     format!("nqn.2014-08.org.trefoil.sim:server{number}")
 }
 
-/// What a server is told at its start.
+/// Configuration of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Its number.
+    /// Number of the server.
     pub number: u16,
-    /// The gateway.
+    /// Address of the gateway.
     pub addr: SocketAddr,
-    /// LUNs that it may see; the NSID is one more.
+    /// LUNs that the server may see. The NSID is the LUN's index plus 1.
     pub luns: Vec<usize>,
-    /// LUNs that it tries to reach although it may not.
+    /// LUNs that the server tries to reach without permission.
     pub forbidden: Vec<usize>,
-    /// Ask for both digests.
+    /// True if the server requests both digests.
     pub digests: bool,
-    /// When lost writes go again.
+    /// Rule for when lost writes are retried.
     pub fence: FenceRule,
 }
 
-/// See the module.
+/// The machine of a server; see the module.
 pub struct ServerCore {
     number: u16,
     hosts: Vec<(usize, Host)>,
     /// LUNs that must never come up.
     forbidden: Vec<usize>,
-    /// Whether each came up and has not given up since.
+    /// For each LUN, true if its controller came up and has not given up since.
     usable: Vec<bool>,
-    /// What each LUN lets its hosts do, as the gateway says.
+    /// For each LUN, the access that the gateway reports.
     access: Vec<Access>,
-    /// Commands that ended with an ANA status, and when they go again: as with multipath, no user sees such an end.
+    /// Commands that ended with an ANA status, with the times of their retries. As with multipath, no user sees such
+    /// a status.
     held: Vec<(Instant, usize, Command)>,
     owners: Vec<Option<usize>>,
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
-    /// When it last began something.
+    /// When the server last began an operation.
     began: Instant,
     arena: Arena,
 }
 
 impl ServerCore {
-    /// A server that starts to connect at once.
+    /// Returns a server that starts to connect at once.
     pub fn new(
         io: &mut StorageSim,
         arena: Arena,
@@ -132,7 +133,7 @@ impl ServerCore {
         }
     }
 
-    /// The LUNs that the server is connected to, and what they let it do as far as it knows.
+    /// Returns the LUNs that the server is connected to, each with the access that the server knows of.
     pub fn accesses(&self) -> impl Iterator<Item = (usize, Access)> {
         let hosts = self.hosts.iter().zip(&self.access).filter(|((_, host), _)| host.controller().is_ready());
         hosts.map(|((lun, _), access)| (*lun, *access))
@@ -158,7 +159,7 @@ impl ServerCore {
             unreachable!("the workload was asked for LUNs of ours only");
         };
         if let Err(mut command) = host.submit(now, command) {
-            // Its lanes are full: this one never went out.
+            // The host's lanes are full, so the command was never sent.
             command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
             self.settle(tag, Err(Fault::Aborted), &[], true);
         }
@@ -371,7 +372,7 @@ impl Handler<StorageSim> for ServerCore {
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.slots.iter().any(|(_, job)| job.is_none());
-        // The longer there was none, the longer it may take.
+        // The pause grows with the time since the last operation began.
         let pause = (self.now.since(self.began) / 8).clamp(RETRY.0, RETRY.1);
         let work = (idle && self.workload.borrow().wants_more()).then(|| self.now + pause);
         let held = self.held.iter().map(|(at, ..)| *at);

@@ -1,6 +1,6 @@
-//! [`Io`] as the simulator does it: it checks the machine's manners and notes what was asked.
+//! [`Io`] of the simulator: checks that the machine follows the rules of the trait, and records its calls.
 //!
-//! The world carries out what was noted once the machine returns, so nothing here touches it.
+//! The world carries out the recorded calls after the machine returns. Nothing in this module touches the world.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,17 +11,17 @@ use trefoil_poll::{CoreId, FileId, FileOp, Instant, Io, RecvInto, SendList, Sock
 use crate::disk::DiskId;
 use crate::net::{ConnId, Side};
 
-/// Sockets that one simulated core has room for.
+/// Sockets for which one simulated core has room.
 pub const SOCKETS: usize = 256;
-/// Files that one simulated core has room for.
+/// Files for which one simulated core has room.
 pub const FILES: usize = 64;
 
-/// One end of a connection that no core has. Dropping it closes the connection.
+/// One end of a connection that no core has. Dropping the socket closes the connection.
 #[derive(Debug)]
 pub struct SimSocket {
     pub(crate) conn: ConnId,
     pub(crate) side: Side,
-    /// The world has the other clone; alone with it, it knows that the socket was dropped.
+    /// The world holds the other clone. When only that clone is left, the world knows that the socket was dropped.
     pub(crate) _held: Arc<()>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) enum Ask<M> {
     PostControl(M),
 }
 
-/// What a machine may do with a socket or file now.
+/// State of a socket or file, which determines the calls that a machine may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Manners {
     pub open: bool,
@@ -52,7 +52,7 @@ pub(crate) struct Manners {
     pub sending: bool,
 }
 
-/// The driver of one simulated core. `M` is what its cores send each other.
+/// The driver of one simulated core. `M` is the type of messages between cores.
 pub struct SimIo<M> {
     pub(crate) now: Instant,
     rng: Rng,
@@ -61,7 +61,7 @@ pub struct SimIo<M> {
     pub(crate) socks: Vec<Manners>,
     pub(crate) files: Vec<Manners>,
     pub(crate) asked: VecDeque<Ask<M>>,
-    /// What the machine's code does wrong on purpose.
+    /// The deliberate defect in the machine's code.
     pub(crate) broken: Option<&'static str>,
     /// Turns of this core that ended with requests waiting for their backend.
     pub(crate) waits: u64,
@@ -82,7 +82,7 @@ impl<M> SimIo<M> {
         }
     }
 
-    /// Whether the machine has closed `sock` and not yet been told the end, for test machines that
+    /// Returns whether the machine has closed `sock` but the close has not been reported yet. For test machines that
     /// keep no state of their own.
     pub fn is_closing(&self, sock: SockId) -> bool {
         self.socks[sock.0 as usize].closing

@@ -1,12 +1,12 @@
-//! What happened, for a reader and for the proof that a seed always tells the same.
+//! The record of a run, for a reader and as proof that a seed always tells the same story.
 
 use std::fmt::Arguments;
 use trefoil_poll::Instant;
 
-/// Lines of the story that are kept; the oldest go first.
+/// Lines of the story that are kept. The oldest are dropped first.
 const KEPT_LINES: usize = 200_000;
 
-/// A running hash of everything that happened, and its text if somebody wants to read it.
+/// A running hash of all events, and their text if the story is told.
 #[derive(Debug)]
 pub struct Story {
     hash: u64,
@@ -16,12 +16,12 @@ pub struct Story {
 }
 
 impl Story {
-    /// An empty story. Text is only made if `told`; the hash is the same either way.
+    /// Returns an empty story. The story keeps text only if `told`. The hash is the same either way.
     pub fn new(told: bool) -> Self {
         Self { hash: 0xcbf2_9ce4_8422_2325, events: 0, told, lines: Default::default() }
     }
 
-    /// Adds an event to the hash. `what` is unlike for unlike events.
+    /// Adds an event to the hash. Different events have a different `what`.
     pub fn note(&mut self, now: Instant, what: &[u64]) {
         self.events += 1;
         self.mix(now.as_ns());
@@ -40,22 +40,22 @@ impl Story {
         self.lines.push_back(format!("{:>6}.{:06}s  {line}", us / 1_000_000, us % 1_000_000));
     }
 
-    /// Whether lines are kept, so that a caller need not format in vain.
+    /// Returns whether lines are kept, so that a caller does not format in vain.
     pub fn is_told(&self) -> bool {
         self.told
     }
 
-    /// The hash of everything so far.
+    /// Returns the hash of all events so far.
     pub fn hash(&self) -> u64 {
         self.hash
     }
 
-    /// How many events it is about.
+    /// Returns the number of events in the hash.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// The lines, oldest first.
+    /// Returns the lines, oldest first.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(String::as_str)
     }

@@ -1,4 +1,4 @@
-//! What the servers do: verified reads, writes, flushes and the rest, from one generator.
+//! The operations of the servers: verified reads, writes, flushes and others, from one generator.
 
 use std::collections::VecDeque;
 
@@ -9,33 +9,33 @@ use crate::model::{Job, Kind, Model};
 /// Largest operation, in bytes.
 pub const MAX_BYTES: usize = 256 << 10;
 
-/// An operation hangs when so many beginnings and ends came after its own beginning.
+/// Number of later begins and ends after which an operation counts as hanging.
 const HANGS: u64 = 600;
 
-/// Places of a LUN's last writes that are remembered.
+/// Number of remembered places of a LUN's last writes.
 const LATELY: usize = 2;
 
-/// The work of one seed, shared by all that do it.
+/// The work of one seed, shared by all cores that do it.
 pub struct Workload {
-    /// What may be read.
+    /// The oracle of all reads.
     pub model: Model,
     rng: Rng,
-    /// Operations still to be begun.
+    /// Operations that have not begun.
     left: u64,
-    /// The final reading of everything: LUN and next block.
+    /// Progress of the final read of everything: the LUN and its next block.
     verify: Option<(usize, u64)>,
-    /// Bits were flipped on links, so that broken PDUs are no surprise.
+    /// True if bits were flipped on links. In that case, broken PDUs have a cause.
     pub bits_flip: bool,
-    /// The gateway serves.
+    /// True while the gateway serves.
     pub serving: bool,
     /// A LUN that gets half of the operations.
     pub hot: Option<usize>,
-    /// By LUN, where its last writes were begun: the first block and how many.
+    /// For each LUN, the places of its last writes: the first block and the number of blocks.
     lately: Vec<VecDeque<(u64, u64)>>,
 }
 
 impl Workload {
-    /// `operations` of them on LUNs of so many blocks.
+    /// Returns a workload of `operations` operations on LUNs with the given numbers of blocks.
     pub fn new(rng: Rng, operations: u64, blocks: &[u64]) -> Self {
         Self {
             model: Model::new(blocks),
@@ -49,32 +49,32 @@ impl Workload {
         }
     }
 
-    /// Whether every operation has begun.
+    /// Returns whether every operation has begun.
     pub fn is_spent(&self) -> bool {
         self.left == 0
     }
 
-    /// Reads everything once more.
+    /// Starts the final read of everything.
     pub fn start_verify(&mut self) {
         self.verify = Some((0, 0));
     }
 
-    /// Whether everything is being read once more, or was.
+    /// Returns whether the final read has started.
     pub fn is_verifying(&self) -> bool {
         self.verify.is_some()
     }
 
-    /// Whether everything was read once more.
+    /// Returns whether the final read has begun all its reads.
     pub fn is_verified(&self) -> bool {
         self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
     }
 
-    /// Whether [`take`](Self::take) may give something soon.
+    /// Returns whether [`take`](Self::take) may return an operation soon.
     pub fn wants_more(&self) -> bool {
         self.serving && (self.left > 0 || (self.verify.is_some() && !self.is_verified()))
     }
 
-    /// The next operation to do on one of the LUNs that `may` allows, if there is one now.
+    /// Returns the next operation on a LUN that `may` allows, if there is one now.
     pub fn take(&mut self, may: impl Fn(usize) -> bool) -> Option<Job> {
         if !self.serving {
             return None;
@@ -85,7 +85,7 @@ impl Workload {
         if self.left == 0 {
             return None;
         }
-        // While something hangs the rest goes on slowly, so that there is work left when it is over.
+        // While an operation hangs, the others continue slowly, so that work is left when it ends.
         let hangs = self.model.first_under_way().is_some_and(|first| first + HANGS < self.model.last_begun());
         if hangs && self.rng.below(16) > 0 {
             return None;
@@ -121,10 +121,11 @@ impl Workload {
             _ => max,
         };
         let blocks = (1 + rng.below(most.min(max))).min(size);
-        // A hot spot, so that blocks are written again and again.
+        // Some operations go to a small area, so that its blocks are written again and again.
         let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
         let lba = rng.below(span + 1);
-        // And what was written a moment ago, while something late may still land there. Memory has nothing late.
+        // Other operations repeat the place of a recent write, while late data may still land there. Memory LUNs have
+        // no late data.
         let lately = &mut self.lately[lun];
         let rare = if kind.writes() { 2 } else { 4 };
         let again = !self.model.is_shared(lun) && !lately.is_empty() && rng.below(rare) == 0;

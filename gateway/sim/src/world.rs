@@ -1,13 +1,14 @@
 //! The world: nodes with cores, links, disks and mailboxes, moved event by event.
 //!
-//! A harness calls [`World::step`] in a loop and acts on what it returns. It plays each node's
-//! control thread ([`World::post`], [`World::take_control`], [`World::take_accepted`]) and decides
-//! which faults happen when ([`World::after`]).
+//! A harness calls [`World::step`] in a loop and acts on the returned [`Step`]. The harness plays each node's control
+//! thread ([`World::post`], [`World::take_control`], [`World::take_accepted`]) and decides which faults happen when
+//! ([`World::after`]).
 
 mod drive;
 mod events;
 mod faults;
 mod files;
+mod running;
 mod socks;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,51 +21,47 @@ use trefoil_poll::{Arena, CoreId, Handler, Instant};
 
 use crate::disk::{Disk, DiskId};
 use crate::memory::crash_drop;
-use crate::net::{Conn, ConnId, Holder, Side, Weather};
+use crate::net::{Conn, ConnId, Holder, NodeId, Side, Weather};
 use crate::simio::{SimFile, SimIo, SimSocket};
 use crate::story::Story;
 use drive::Core;
 use events::{Event, Events};
 
-/// What a core of the world runs.
+/// The machine that a core of the world runs.
 pub trait Machine<M: Send>: Handler<SimIo<M>> + Sized {
-    /// Ends it at once and gives back its arena, if it has one. Called within a crash, where blocks
-    /// and requests may be dropped.
+    /// Ends the machine at once and returns its arena, if it has one. The world calls this within a crash, where
+    /// blocks and requests may be dropped.
     fn into_arena(self) -> Option<Arena>;
 }
-
-/// A node: a gateway, a server, an array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub u16);
 
 /// How a node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// kill -9: all state is gone; its disks keep what they had taken; its peers get resets.
+    /// kill -9: all state is lost. The node's disks keep the data they have taken. Its peers get resets.
     Kill,
-    /// Power goes: also the disks' caches are lost or torn, and its peers hear nothing.
+    /// A power cut: all state is lost, the disks' caches are lost or torn, and the peers hear nothing.
     Power,
 }
 
-/// What [`World::step`] did, where the harness may have something to do about it.
+/// Result of [`World::step`]: the kind of event that happened, for the harness to react to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Something between the machines.
+    /// An event between the machines.
     Ran,
     /// The node's control thread has messages.
     Control(NodeId),
     /// The node's control thread has a new connection.
     Accepted(NodeId),
-    /// A time that the harness had set with [`World::after`].
+    /// The end of a delay that the harness set with [`World::after`].
     Timer(u64),
-    /// Nothing will ever happen again by itself.
+    /// No event is left: without the harness, nothing happens any more.
     Idle,
 }
 
-/// A connection that came to a listener.
+/// A connection that a listener accepted.
 #[derive(Debug)]
 pub struct Accepted {
-    /// To be adopted by a core.
+    /// The socket, which a core is to adopt.
     pub socket: SimSocket,
     /// The address that the peer connected to.
     pub local: SocketAddr,
@@ -81,76 +78,76 @@ pub struct MailDefect {
     pub lose: u32,
 }
 
-/// Deliberate defects of what nodes send. Rates are per 1000 sends.
+/// Deliberate defects of sends. Rates are per 1000 sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkDefect {
-    /// Sends that are one NVMe/TCP response capsule without digest and go out twice.
+    /// Sends that consist of one NVMe/TCP response capsule without digest and go out twice.
     pub double: u32,
-    /// Sends whose loans last until the socket has taken everything.
+    /// Sends whose loans last until the socket has taken all bytes.
     pub keep_loan: u32,
-    /// Sends whose loans end without their bytes, as far as the socket has not taken them.
+    /// Sends whose loans end without a copy of the bytes that the socket has not taken.
     pub blank_loan: u32,
 }
 
-struct Node<M, H> {
+struct WorldNode<M, H> {
     name: String,
     ip: IpAddr,
     up: bool,
     powered: bool,
-    /// Counts restarts: events of an earlier life are void.
+    /// Number of starts. Events of an earlier life are void.
     life: u32,
-    /// The network around it is dark until then.
+    /// Time until which the network around the node is dark.
     dark_until: Instant,
     cores: Vec<Core<M, H>>,
-    /// From each core to the control thread, and what has arrived.
+    /// Messages from each core to the control thread. Those that arrived are in `control`.
     to_control: Vec<VecDeque<M>>,
     control: VecDeque<(CoreId, M)>,
     accepted: VecDeque<Accepted>,
     next_port: u16,
 }
 
-/// See the module. `M` is the message of mailboxes, `H` the machine of a core.
+/// The simulated world; see the module. `M` is the message type of mailboxes, `H` the machine of a core.
 pub struct World<M: Send, H: Machine<M>> {
     now: Instant,
     rng: Rng,
     events: Events,
-    nodes: Vec<Node<M, H>>,
+    nodes: Vec<WorldNode<M, H>>,
     conns: Vec<Conn>,
     listeners: BTreeMap<SocketAddr, NodeId>,
-    /// Detached ends, to be looked after in case they are dropped.
+    /// Detached ends. The world closes them when they are dropped.
     detached: Vec<(ConnId, Side)>,
     disks: Vec<(NodeId, Disk)>,
     replays: Vec<Option<(DiskId, crate::disk::Change)>>,
     /// Messages that a defect swallowed.
     swallowed: Vec<M>,
     scratch: Vec<u8>,
-    /// What happens.
+    /// The record of all events.
     pub story: Story,
-    /// How bytes travel.
+    /// Conditions under which bytes travel.
     pub weather: Weather,
-    /// What is broken on purpose.
+    /// Deliberate defects of the mailboxes.
     pub mail_defect: MailDefect,
-    /// What is broken on purpose.
+    /// Deliberate defects of sends.
     pub link_defect: LinkDefect,
-    /// What the code of machines does wrong on purpose, see [`trefoil_poll::Io::is_broken`].
+    /// The deliberate defect in the machines' code, see [`trefoil_poll::Io::is_broken`].
     pub broken: Option<&'static str>,
-    /// What nodes sent from where it lay.
+    /// Counts of zero-copy loans.
     pub loans: Loans,
 }
 
-/// Counts of what happened to memory that was lent to be sent.
+/// Counts of events that concern zero-copy loans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loans {
     /// Sends with loans.
     pub sends: u64,
-    /// Those of which a socket left something over, to be copied out.
+    /// Sends with loans that the socket took only in part, so that the rest was copied out.
     pub cut: u64,
     /// Turns that ended with a request waiting for its backend.
     pub waits: u64,
 }
 
 impl<M: Send, H: Machine<M>> World<M, H> {
-    /// An empty world, in which everything follows from `seed`. The story is text too if `told`.
+    /// Returns an empty world that `seed` determines completely. If `told`, the story also has text.
     pub fn new(seed: u64, told: bool) -> Self {
         Self {
             now: Instant::from_ns(1_000_000),
@@ -173,12 +170,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Virtual time.
+    /// Returns the virtual time.
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// A generator that follows from this world's, for the harness's own choices.
+    /// Returns a generator derived from the world's own, for the harness's choices.
     pub fn fork_rng(&mut self) -> Rng {
         Rng::new(self.rng.bits())
     }
@@ -186,7 +183,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
     /// Adds a node that is off. Its address is 10.0.0.(its number + 1).
     pub fn add_node(&mut self, name: &str) -> NodeId {
         let id = NodeId(self.nodes.len() as u16);
-        self.nodes.push(Node {
+        self.nodes.push(WorldNode {
             name: name.into(),
             ip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, id.0 as u8 + 1)),
             up: false,
@@ -202,10 +199,10 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         id
     }
 
-    /// Starts a node of `count` cores with what `make` makes for each; each gets a first turn.
+    /// Starts a node with `count` cores. `make` creates each core's machine, and each core gets a first turn.
     ///
     /// # Panics
-    /// If it is up.
+    /// If the node is up.
     pub fn start(&mut self, node: NodeId, count: u16, mut make: impl FnMut(&mut SimIo<M>) -> H) {
         let mut cores = Vec::new();
         for core in 0..count {
@@ -225,25 +222,25 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         (0..count).for_each(|core| self.wake(node, core));
     }
 
-    /// Whether the node runs.
+    /// Returns whether the node runs.
     pub fn is_up(&self, node: NodeId) -> bool {
         self.nodes[node.0 as usize].up
     }
 
-    /// The node's address at `port`.
+    /// Returns the node's address with port `port`.
     pub fn addr(&self, node: NodeId, port: u16) -> SocketAddr {
         SocketAddr::new(self.nodes[node.0 as usize].ip, port)
     }
 
-    /// Accepts connections to `port`; ends with the node's life.
+    /// Accepts connections to `port` until the node's life ends.
     pub fn listen(&mut self, node: NodeId, port: u16) -> SocketAddr {
         let addr = self.addr(node, port);
         self.listeners.insert(addr, node);
         addr
     }
 
-    /// A connection of the node to itself: the end that connected, and the one that accepted, each with its address. No
-    /// fault of the network touches it.
+    /// Connects the node to itself. Returns the end that connected and the end that accepted, each with its address.
+    /// Faults of the network do not touch this connection.
     pub fn pair(&mut self, node: NodeId) -> [(SimSocket, SocketAddr); 2] {
         let id = ConnId(self.conns.len() as u32);
         let held = [Arc::new(()), Arc::new(())];
@@ -259,18 +256,18 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         })
     }
 
-    /// The next connection for the control thread of `node`.
+    /// Takes the next connection for the control thread of `node`.
     pub fn take_accepted(&mut self, node: NodeId) -> Option<Accepted> {
         self.nodes[node.0 as usize].accepted.pop_front()
     }
 
-    /// The next message to the control thread of `node`, and the core that it is from.
+    /// Takes the next message to the control thread of `node`, with the core that sent it.
     pub fn take_control(&mut self, node: NodeId) -> Option<(CoreId, M)> {
         self.nodes[node.0 as usize].control.pop_front()
     }
 
-    /// The control thread of `node` sends a message to a core. To a node that is down it is lost
-    /// as in a crash.
+    /// Sends a message from the control thread of `node` to a core. If the node is down, the message is lost as in a
+    /// crash.
     pub fn post(&mut self, node: NodeId, core: CoreId, msg: M) {
         let Some(c) = self.nodes[node.0 as usize].cores.get(usize::from(core.0)) else {
             return crash_drop(msg);
@@ -285,7 +282,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         DiskId(self.disks.len() as u32 - 1)
     }
 
-    /// A disk, for faults and oracles.
+    /// Returns a disk, for faults and oracles.
     pub fn disk(&mut self, disk: DiskId) -> &mut Disk {
         &mut self.disks[disk.0 as usize].1
     }
@@ -300,12 +297,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(self.now + delay, Event::Timer(token));
     }
 
-    /// A core's machine, if its node is up.
+    /// Returns a core's machine, if its node is up.
     pub fn machine(&mut self, node: NodeId, core: u16) -> Option<&mut H> {
         self.nodes[node.0 as usize].cores.get_mut(usize::from(core)).map(Core::machine)
     }
 
-    /// Calls into a core's machine from outside (a workload, a test), as part of a turn.
+    /// Calls into a core's machine from outside (from a workload or a test), as part of a turn.
     pub fn with<R>(
         &mut self,
         node: NodeId,
@@ -330,7 +327,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.happen(event)
     }
 
-    fn node(&mut self, node: NodeId) -> &mut Node<M, H> {
+    fn node(&mut self, node: NodeId) -> &mut WorldNode<M, H> {
         &mut self.nodes[node.0 as usize]
     }
 
@@ -339,7 +336,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         n.up && n.life == life
     }
 
-    /// Sees to detached sockets that were dropped.
+    /// Closes the ends of detached sockets that were dropped.
     fn sweep_detached(&mut self) {
         let mut dropped = Vec::new();
         let conns = &mut self.conns;

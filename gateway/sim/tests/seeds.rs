@@ -1,4 +1,4 @@
-//! Whole seeds: a seed tells one story, the first ones pass, and every mutation is found.
+//! Whole seeds: a seed always tells one story, seeds pass, and a set of mutations is found with each frontend.
 
 use trefoil_sim::mutation;
 use trefoil_sim::run::{Frontend, Setting, run_seed};

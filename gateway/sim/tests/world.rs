@@ -1,5 +1,5 @@
-//! The world proved with small machines: bytes come whole and in order or not at all, mailboxes
-//! keep their order, disks keep what was synced, and a seed always tells the same story.
+//! Tests of the world with small machines. Bytes arrive whole and in order, or not at all. Mailboxes keep their order.
+//! Disks keep synced data. A seed always tells the same story.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,10 +19,10 @@ enum Msg {
     File(SimFile),
 }
 
-/// Sends a byte sequence that its receiver can check, echoes, or writes to a disk.
+/// A machine that sends a byte sequence for its receiver to check, echoes bytes, or writes to a disk.
 struct Peer {
     arena: Option<Arena>,
-    /// Next byte to send and next expected, by socket.
+    /// Next byte to send and next byte expected, by socket.
     sent: HashMap<u32, u64>,
     seen: HashMap<u32, u64>,
     /// Bytes that the receive of a socket waits for.
@@ -133,7 +133,7 @@ impl Handler<SimIo<Msg>> for Peer {
             self.arena().free(buf);
         }
         match r {
-            // A machine may not send on a socket that it closed; the close is told last.
+            // A machine must not send on a socket that it closed. The end of the close is reported last.
             Ok(()) if io.random().is_multiple_of(64) => io.close(sock),
             Ok(()) if io.is_closing(sock) => {}
             Ok(()) => self.send_more(io, sock),
@@ -198,7 +198,8 @@ fn homes(n: usize) -> Vec<u16> {
     (0..n).map(|_| claim_home()).collect()
 }
 
-/// Two nodes that send each other checked bytes under faults; returns the hash and what was moved.
+/// Runs two nodes that send each other checked bytes under faults. Returns the hash, the bytes moved and the
+/// sockets closed.
 fn chatter(seed: u64) -> (u64, u64, u32) {
     let ids = homes(4);
     let mut world = Net::new(seed, false);

@@ -1,15 +1,15 @@
 //! One core of a gateway: the target, the LUNs and their channels, joined by two queues.
 //!
-//! It routes what the driver tells it to the machine that it concerns, and then carries requests
-//! down and completions up until both queues are empty, so that a command which memory can answer is
-//! done within the event that brought it.
+//! The core routes each event of the driver to the machine concerned. Then it carries requests down and completions up
+//! until both queues are empty. So a command that memory can answer is done within the event that brought it.
 
+use crate::backend::BackendIo;
 use crate::crowd::Waiting;
 use crate::cx::Cx;
+use crate::frontend::{Capacity, ConnAddrs, Room, Target, TargetLimits};
 use crate::lun::Luns;
-use crate::msg::{Msg, StorageIo};
+use crate::msg::Msg;
 use crate::request::{Completed, Owner, Request, Rest, Stream};
-use crate::target::{Capacity, Place, Room, Target, TargetLimits};
 use crate::topology::{BackendId, PortalId, Topology};
 use crate::warm::WarmHost;
 use std::collections::VecDeque;
@@ -19,34 +19,34 @@ use trefoil_poll::lost::Lost;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
 
-/// Everything that one core runs.
-pub struct StorageCore<I: StorageIo> {
+/// All that one core runs.
+pub struct StorageCore<I: BackendIo> {
     arena: Arena,
     target: Target,
     luns: Luns<I>,
-    /// Frontend → LUN layer. Never longer than the requests of this core's commands and control's own.
+    /// Frontend → LUN layer. Never longer than the requests of this core's commands plus control's own.
     requests: VecDeque<Request>,
     /// Channels → LUN layer → frontend. Never longer than the requests that this core's channels have.
     done: VecDeque<Completed>,
     owners: Box<[SockOwner]>,
-    /// Who keeps this core warm, with their socket.
+    /// The host that keeps this core warm, with its socket.
     warm: Option<Box<WarmHost>>,
     conn_bound_bytes: usize,
-    /// Hosts' connections that wait for a place.
+    /// Hosts' connections that wait for a socket slot.
     newcomers: Waiting<Newcomer<I::Socket>>,
-    /// Those that no longer wait, and of which control hasn't been told.
+    /// Connections that no longer wait and that control has not been told of.
     adopted: u32,
-    /// When there may be a place for them, unless one becomes free before.
+    /// Time at which a slot can be made free, if none becomes free before.
     room_at: Option<Instant>,
-    /// Hosts' connections that have a place.
+    /// Hosts' connections that have a slot.
     host_socks: usize,
     max_host_socks: usize,
-    /// Hosts' connections that may still get one in this turn.
+    /// Hosts' connections that may still get a slot in this turn.
     admissions: usize,
     admissions_per_turn: usize,
 }
 
-/// A connection that a host has made.
+/// A connection that a host has made and that waits for a slot.
 struct Newcomer<S> {
     socket: S,
     portal: PortalId,
@@ -56,13 +56,13 @@ struct Newcomer<S> {
     initialized: bool,
 }
 
-/// Connections that may wait for a core's place. The others wait in control's lobby.
+/// Connections that may wait for a core's slots. Further connections wait in control's lobby.
 pub const NEWCOMERS: usize = 256;
 
-/// Whose a socket is.
+/// The owner of a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SockOwner {
-    /// Nobody's: closed or never used.
+    /// No owner: the socket is closed or was never used.
     Free,
     /// A host's connection.
     Target,
@@ -77,17 +77,17 @@ enum SockOwner {
 pub struct CoreLimits {
     /// Sockets, as many as the driver has.
     pub max_sockets: u32,
-    /// Of `max_sockets`, those that hosts' connections may have. The others are left to arrays, and to the core's connection to
-    /// itself, of which one end counts as a host's.
+    /// The part of `max_sockets` that hosts' connections may have. The rest is for arrays, and for the core's connection
+    /// to itself. One end of that connection counts as a host's.
     pub host_sockets: u32,
-    /// The target's share.
+    /// The target's share of the limits.
     pub target: TargetLimits,
-    /// Requests that the other cores and control can have under way here.
+    /// Requests that the other cores and control can have in flight here.
     pub foreign_requests: usize,
 }
 
-/// Makes the [`Cx`] of one event from the parts of a core, so that a machine beside them can borrow it: with the LUN
-/// layer for the target, and without for the LUN layer.
+/// Makes the [`Cx`] of one event from fields of a core, so that another field (the target or the LUN layer) can be borrowed
+/// at the same time. `with luns` adds the LUN layer, for the target.
 macro_rules! cx {
     ($core:ident, $io:ident) => {
         cx!($core, $io, luns: None)
@@ -106,16 +106,16 @@ macro_rules! cx {
     };
 }
 
-impl<I: StorageIo> StorageCore<I> {
-    /// A core with all the memory that it will ever need; it presents nothing until the first topology. All cores of a gateway
-    /// have the same `capacity`.
+impl<I: BackendIo> StorageCore<I> {
+    /// Creates a core with all the memory that it will ever need. It presents nothing until its first topology. All cores
+    /// of a gateway share one `capacity`.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits, capacity: Arc<Capacity>) -> Self {
         let home = arena.id().0;
         let own = limits.target.requests() + limits.foreign_requests;
-        // Another core may pass on all that it has.
+        // Another core may pass on all its requests.
         let all = limits.target.requests() * usize::from(io.cores()) + limits.foreign_requests;
         Self {
-            conn_bound_bytes: limits.target.conn_bound_bytes(arena.capacity_bytes()),
+            conn_bound_bytes: Target::conn_bound_bytes(&limits.target, arena.capacity_bytes()),
             arena,
             target: Target::new(limits.target, io.core(), io.cores(), home, capacity),
             luns: Luns::new(io.core(), all),
@@ -133,46 +133,46 @@ impl<I: StorageIo> StorageCore<I> {
         }
     }
 
-    /// This core's payload memory.
+    /// Returns this core's payload memory.
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
-    /// The hosts' side, for its counts.
+    /// Returns the target, for its counts.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The memory of a backend, if it is this core's: for the simulator.
+    /// Returns the memory of a backend if it belongs to this core. For the simulator.
     pub fn ram(&self, id: BackendId) -> Option<&Ram> {
         self.luns.ram(id)
     }
 
-    /// Requests that wait for their backend.
+    /// Returns the number of requests that wait for their backend.
     pub fn waiting(&self) -> usize {
         self.luns.waiting()
     }
 
-    /// What [`Target::peak_conn_bytes`] must never exceed here.
+    /// Returns the bound that [`Target::peak_conn_bytes`] never exceeds on this core.
     pub fn conn_bound_bytes(&self) -> usize {
         self.conn_bound_bytes
     }
 
-    /// Ends the core at once and keeps its memory: the simulator's kill -9. Blocks and requests that it
-    /// holds are dropped, so the caller must be unwinding, or they count as lost.
+    /// Ends the core at once and returns its memory: the simulator's kill -9. The core's blocks and requests are dropped,
+    /// and count as lost unless the caller is unwinding.
     pub fn into_arena(self) -> Arena {
         self.arena
     }
 
-    /// A host's connection comes. Of too many that wait, one is dropped, which its host sees as a reset.
+    /// Adopts a host's connection. If too many wait, drops one of them; its host sees a reset.
     fn adopt(&mut self, io: &mut I, newcomer: Newcomer<I::Socket>) {
         let (_, dropped) = self.newcomers.push(newcomer.peer, newcomer);
         self.adopted += u32::from(dropped.is_some());
         self.admit(io);
     }
 
-    /// Drops who waits and came by a listener that is gone, as [`Target::sweep`] closes those that have a place: another
-    /// may have its number next.
+    /// Drops the waiting connections of a listener that is gone, as [`Target::sweep`] closes its adopted ones. The
+    /// listener's number may belong to another listener next.
     fn dismiss(&mut self, old: &Topology, new: &Topology) {
         let gone = |newcomer: &Newcomer<_>| new.lacks_portal_of(old, newcomer.portal);
         for number in self.newcomers.numbers(gone) {
@@ -180,9 +180,9 @@ impl<I: StorageIo> StorageCore<I> {
         }
     }
 
-    /// Gives places to hosts' connections that wait. Without a free one, evictable connections are closed, and their places go
-    /// to those who wait once the driver has let go of them. If all places are I/O controllers', who comes is dropped. Returns
-    /// whether there was one.
+    /// Gives slots to waiting connections of hosts. If no slot is free, closes evictable connections; their slots become
+    /// free once the driver has closed them. If all slots belong to I/O controllers, drops the waiting connections.
+    /// Returns whether a connection got a slot.
     fn admit(&mut self, io: &mut I) -> bool {
         let mut any = false;
         self.room_at = None;
@@ -209,17 +209,17 @@ impl<I: StorageIo> StorageCore<I> {
             any = true;
             self.admissions -= 1;
             self.adopted += 1;
-            // The driver refuses only when it stops.
+            // The driver refuses only while it stops.
             if let Ok(sock) = io.adopt(socket) {
                 self.host_socks += 1;
                 self.set_owner(sock, SockOwner::Target);
-                self.target.adopt(cx!(self, io), sock, Place { portal, local, peer }, initialized);
+                self.target.adopt(cx!(self, io), sock, ConnAddrs { portal, local, peer }, initialized);
             }
         }
         any
     }
 
-    /// Carries requests down and completions up until neither is left. Whether there were any.
+    /// Carries requests down and completions up until both queues are empty. Returns whether there was work.
     fn drain(&mut self, io: &mut I) -> bool {
         let mut any = false;
         loop {
@@ -242,8 +242,8 @@ impl<I: StorageIo> StorageCore<I> {
         any
     }
 
-    /// A queue of this core's is gone: its requests are cancelled wherever they are. They are all on their way by now, so
-    /// that the message comes after them.
+    /// Cancels a stream of this core everywhere, after its queue is gone. Its requests have all left this core's queues
+    /// by now, so each message arrives after the requests.
     #[cold]
     fn cancel(&mut self, io: &mut I, stream: Stream) {
         self.luns.cancel(cx!(self, io), None, stream);
@@ -252,7 +252,7 @@ impl<I: StorageIo> StorageCore<I> {
         }
     }
 
-    /// One completion: on to its next part, to its owner here, or home.
+    /// Routes one completion: to its next part, to its owner on this core, or to its home core.
     fn finish(&mut self, io: &mut I, done: Completed) {
         let target = &self.target;
         let is_wanted = |origin| target.is_wanted(origin);
@@ -275,10 +275,10 @@ impl<I: StorageIo> StorageCore<I> {
         }
     }
 
-    /// Frees what a bug of ours dropped, and completes the requests among it with Internal Error.
+    /// Repairs what a bug dropped: frees blocks, and completes requests with Internal Error.
     fn repair(&mut self, io: &mut I) {
         while let Some(Lost::Request { identity, holder }) = self.arena.repair_next() {
-            // It no longer keeps its backend: not here, nor on the core to which it went.
+            // The request no longer counts as the backend's, neither here nor on the core to which it went.
             let (backend, core) = Rest::holder(holder);
             self.luns.on_lost(cx!(self, io), backend);
             if core != io.core() && backend != Rest::NOWHERE {
@@ -289,7 +289,7 @@ impl<I: StorageIo> StorageCore<I> {
     }
 }
 
-impl<I: StorageIo> Handler<I> for StorageCore<I> {
+impl<I: BackendIo> Handler<I> for StorageCore<I> {
     fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
         match self.owner(sock) {
             SockOwner::Target => self.target.on_received(cx!(self, io, with luns), sock, bytes),
@@ -377,7 +377,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         self.drain(io);
     }
 
-    fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: Msg<I::Socket, I::File>) {
+    fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: I::Msg) {
         match msg {
             Msg::Adopt { socket, portal, local, peer, initialized } => {
                 self.adopt(io, Newcomer { socket, portal, local, peer, initialized });
@@ -389,7 +389,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 }
             }
             Msg::Topology(new) => {
-                // The target holds the same old snapshot for somewhat longer, and sends it back.
+                // The target keeps the same old snapshot a little longer, and sends it back.
                 let old = self.luns.on_topology(new.clone());
                 old.iter().for_each(|old| self.dismiss(old, &new));
                 self.target.on_topology(new);
@@ -407,8 +407,8 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 None => debug_assert!(false, "control sent {msg:?}"),
             },
             Msg::Initiator(id, msg) => {
-                // From a core that knows the backend when this one doesn't (yet, or any more) it is
-                // dropped: a channel that comes late asks for what it missed.
+                // If this core doesn't know the backend (yet, or any more), the message is dropped. A channel that
+                // attaches late asks for the messages that it missed.
                 if let Some(from) = from {
                     self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_msg(cx, from, msg));
                 }
@@ -442,7 +442,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
                 self.target.close_hosts(all);
             }
             Msg::Refused(place) => self.target.give_back(place),
-            // What only control is told.
+            // Messages for control only.
             Msg::Adopted(_)
             | Msg::TopologyDone { .. }
             | Msg::Attached(_)
@@ -469,7 +469,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
         worked |= self.target.sweep(cx!(self, io));
         worked |= self.target.on_turn(cx!(self, io, with luns));
         if self.drain(io) {
-            // A timer or freed memory let a command go on; what that completes leaves in this turn.
+            // A timer or freed memory let a command continue. Send its completion in this turn too.
             worked = true;
             self.target.on_turn(cx!(self, io, with luns));
         }
@@ -478,7 +478,7 @@ impl<I: StorageIo> Handler<I> for StorageCore<I> {
 
     fn next_deadline(&self) -> Option<Instant> {
         let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
-        // There are places, and this turn has given as many as it may.
+        // Slots are free, but this turn has already admitted as many connections as it may.
         let may_admit = !self.newcomers.is_empty() && self.host_socks < self.max_host_socks;
         let admission = if may_admit { Some(Instant::default()) } else { self.room_at };
         [self.target.next_deadline(), self.luns.next_deadline(), warm, admission].into_iter().flatten().min()

@@ -1,18 +1,18 @@
-//! Many who wait for a place, or who may lose theirs, told apart by the address that they come from.
+//! Fair queueing by address, for connections that wait for a slot or that may lose theirs.
 //!
-//! A flood mustn't keep others out. So places are given to one address after the other, and when one must go, it is the
-//! oldest of the address that has most. Whoever has an address of its own is then served after at most one of each
-//! other address, and loses nothing while another address has more. An IPv6 address counts as its first 64 bits, since one host
-//! may have all the others.
+//! A flood must not keep others out. So addresses are served in turn. When a member must go, the oldest member of the
+//! address with the most members goes. A host alone at its address then waits for at most one member of each other
+//! address, and loses nothing while another address has more members. An IPv6 address counts as its first 64 bits, since
+//! one host may have all addresses of a prefix.
 //!
-//! Each call takes constant time, however many there are. All memory is allocated at the start.
+//! Each call takes constant time, whatever the number of members. All memory is allocated at the start.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 const NIL: u32 = u32::MAX;
 
-/// Before and after a member of a [`List`].
+/// The neighbours of a member of a [`List`].
 #[derive(Clone, Copy)]
 struct Links {
     prev: u32,
@@ -23,7 +23,7 @@ impl Links {
     const NONE: Self = Self { prev: NIL, next: NIL };
 }
 
-/// Numbers in the order in which they were pushed. Their links are in a table beside it.
+/// A list of numbers in the order in which they were pushed. A separate table holds their links.
 #[derive(Clone, Copy)]
 struct List {
     head: u32,
@@ -55,25 +55,26 @@ impl List {
     }
 }
 
-/// Whoever is there from one address.
+/// An address and its members.
 #[derive(Clone, Copy)]
 struct Address {
     key: u64,
-    /// Oldest first.
+    /// The members, oldest first.
     members: List,
     count: u32,
 }
 
-/// Numbers from 0, each with the address that it came from. See the module.
+/// A set of numbers from 0, each with the address that it came from. See the module.
 pub struct Crowd {
-    /// By number: the place of its address, or [`NIL`].
+    /// By number: the index of its address, or [`NIL`].
     at: Box<[u32]>,
     links: Box<[Links]>,
     addresses: Box<[Address]>,
-    /// Places of addresses that nobody has.
+    /// Indices in `addresses` that are unused.
     free: Vec<u32>,
     places: HashMap<u64, u32>,
-    /// By how many an address has: the addresses, those first that have had so many for longest.
+    /// Lists of addresses, by their number of members. The address that has had this number for the longest time comes
+    /// first.
     by_count: Box<[List]>,
     count_links: Box<[Links]>,
     most: u32,
@@ -84,7 +85,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// For the numbers `0..size`, about 130 B each.
+    /// Creates a crowd for the numbers `0..size`, about 130 B each.
     pub fn new(size: usize) -> Self {
         let nobody = Address { key: 0, members: List::EMPTY, count: 0 };
         Self {
@@ -92,7 +93,7 @@ impl Crowd {
             links: vec![Links::NONE; size].into(),
             addresses: vec![nobody; size].into(),
             free: (0..size as u32).collect(),
-            // With room for twice as many it makes order in its own memory and takes no more.
+            // With twice the capacity, the map reorganizes in place and never allocates.
             places: HashMap::with_capacity(2 * size),
             by_count: vec![List::EMPTY; size + 1].into(),
             count_links: vec![Links::NONE; size].into(),
@@ -103,14 +104,14 @@ impl Crowd {
         }
     }
 
-    /// `number` comes from `peer`. It must not be there.
+    /// Adds `number`, which comes from `peer`. `number` must not be present.
     pub fn add(&mut self, number: u32, peer: SocketAddr) {
         debug_assert_eq!(self.at[number as usize], NIL, "{number} is there already");
         let key = key_of(peer.ip());
         let at = match self.places.get(&key) {
             Some(&at) => at,
             None => {
-                // There are as many as numbers.
+                // There are as many indices as numbers.
                 let Some(at) = self.free.pop() else { return };
                 self.places.insert(key, at);
                 self.addresses[at as usize] = Address { key, members: List::EMPTY, count: 0 };
@@ -124,7 +125,7 @@ impl Crowd {
         self.recount(at, self.addresses[at as usize].count + 1);
     }
 
-    /// `number` goes. Harmless if it isn't there.
+    /// Removes `number`. Does nothing if it isn't present.
     pub fn remove(&mut self, number: u32) {
         let at = std::mem::replace(&mut self.at[number as usize], NIL);
         let Some(address) = self.addresses.get_mut(at as usize) else { return };
@@ -139,20 +140,20 @@ impl Crowd {
         }
     }
 
-    /// How many are there.
+    /// Returns the number of members.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The one to go first: the oldest of the address that has most. Of several such addresses, it is the one that has had so
-    /// many for longest.
+    /// Returns the member to drop first: the oldest of the address with the most members. Among several such addresses,
+    /// the address that has had this number for the longest time counts.
     pub fn oldest_of_most(&self) -> Option<u32> {
         let most = self.by_count[self.most as usize].head;
         self.addresses.get(most as usize).map(|address| address.members.head)
     }
 
-    /// Takes out the one to be served next: the oldest of the address whose turn it is, which then has its next turn after all
-    /// others.
+    /// Removes and returns the member to serve next: the oldest of the address whose turn it is. That address then has
+    /// its next turn after all others.
     pub fn take_next(&mut self) -> Option<u32> {
         let at = self.turns.head;
         let number = self.addresses.get(at as usize)?.members.head;
@@ -170,14 +171,15 @@ impl Crowd {
         if count > 0 {
             self.by_count[count as usize].push(&mut self.count_links, at);
         }
-        // One more or one less, so the next lower count has somebody, or nobody is there.
+        // The count changes by one. So if no address has the old maximum now, `count` is the new one, and 0 if nobody is left.
         if count > self.most || (before == self.most && self.by_count[before as usize].head == NIL) {
             self.most = count;
         }
     }
 }
 
-/// A queue in turn by address. When it is full, the oldest of the address with most makes room.
+/// A queue that serves addresses in turn. When the queue is full, the oldest member of the address with the most members
+/// makes room.
 pub struct Waiting<T> {
     places: Box<[Option<T>]>,
     free: Vec<u32>,
@@ -185,7 +187,7 @@ pub struct Waiting<T> {
 }
 
 impl<T> Waiting<T> {
-    /// Room for `size`, at least one.
+    /// Creates a queue with room for `size`, but at least one.
     pub fn new(size: usize) -> Self {
         let size = size.max(1);
         Self {
@@ -195,17 +197,17 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// How many wait.
+    /// Returns how many wait.
     pub fn len(&self) -> usize {
         self.crowd.count()
     }
 
-    /// Whether nobody waits.
+    /// Returns whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// `newcomer` waits from now on. Gives its number, and who lost it to the newcomer, if one had to.
+    /// Queues `newcomer`. Returns its number, and the member that was dropped to make room, if one was.
     pub fn push(&mut self, peer: SocketAddr, newcomer: T) -> (u32, Option<T>) {
         let lost = if self.free.is_empty() { self.crowd.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));
@@ -215,18 +217,18 @@ impl<T> Waiting<T> {
         (number, lost)
     }
 
-    /// What waits under `number`.
+    /// Returns the member under `number`.
     pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
         self.places.get_mut(number as usize)?.as_mut()
     }
 
-    /// The numbers of those for which `is_one` holds. Looks at all places.
+    /// Returns the numbers of the members for which `is_one` holds. Examines all slots.
     pub fn numbers(&self, is_one: impl Fn(&T) -> bool) -> Vec<u32> {
         let those = (0u32..).zip(&self.places).filter(|(_, one)| one.as_ref().is_some_and(&is_one));
         those.map(|(number, _)| number).collect()
     }
 
-    /// Takes `number` out, if it still waits.
+    /// Removes and returns member `number`, if it still waits.
     pub fn take(&mut self, number: u32) -> Option<T> {
         let taken = self.places.get_mut(number as usize)?.take()?;
         self.crowd.remove(number);
@@ -234,7 +236,7 @@ impl<T> Waiting<T> {
         Some(taken)
     }
 
-    /// Takes out whose turn it is.
+    /// Removes and returns the member whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
         let number = self.crowd.take_next()?;
         self.free.push(number);
@@ -244,7 +246,7 @@ impl<T> Waiting<T> {
 
 fn key_of(ip: IpAddr) -> u64 {
     match ip.to_canonical() {
-        // Beside all prefixes that IPv6 hosts have: ::/8 is reserved (RFC 4291 §2.4).
+        // No IPv6 host has such a prefix: ::/8 is reserved (RFC 4291 §2.4).
         IpAddr::V4(v4) => 1 << 32 | u64::from(v4.to_bits()),
         IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
     }
@@ -263,7 +265,7 @@ mod tests {
     fn the_oldest_of_the_largest_crowd_goes_first() {
         let mut crowd = Crowd::new(16);
         assert_eq!(crowd.oldest_of_most(), None);
-        // The quiet one is the oldest of all.
+        // The quiet host is the oldest of all.
         crowd.add(9, peer(1));
         (0..3).for_each(|c| crowd.add(c, peer(2)));
         assert_eq!(crowd.oldest_of_most(), Some(0));
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn it_says_what_a_plain_list_says() {
-        // Compared with a list that is searched, over steps that a fixed generator chooses.
+        // A plain list, searched linearly, must agree in each of the steps that a fixed generator chooses.
         let mut crowd = Crowd::new(64);
         let capacity = crowd.places.capacity();
         let mut plain: Vec<(u32, u16)> = Vec::new();

@@ -1,22 +1,23 @@
 //! From LUNs to backends: one core's LUN table and its channels.
 //!
-//! A request for a LUN is checked against the LUN, mapped to a backend's bytes and handed to that
-//! backend's channel. Where it crosses extents, or is a flush of several backends, its parts go one
-//! after the other, and the request itself carries how far it got ([`Rest`]); so there are no parent
-//! requests and no table of parts.
+//! A request for a LUN is checked against the LUN, mapped to a backend's bytes, and handed to that backend's channel. A
+//! request that crosses extents, or a flush of several backends, runs its parts one after another. The request itself
+//! carries its progress ([`Rest`]), so there are no parent requests and no table of parts.
 //!
-//! What it is not: it knows neither hosts nor namespaces, and it doesn't retry.
+//! What this layer does not do: it knows neither hosts nor namespaces, and it doesn't retry.
 //!
-//! Invariants: a channel's count is the number of requests that it has; a request's `rest.at` names
-//! the channel that has it on its home core (and, on its way over another core, there too); whatever lets one go on that
-//! waits is an event, or is said to be work, so that a turn follows and the core may sleep until then.
+//! Invariants:
+//! - A channel's count is the number of requests that it has.
+//! - A request's `rest.at` names the channel that has it on its home core. If the request went to another core, it names
+//!   the channel there too.
+//! - A waiting request resumes only on an event or on work reported by `on_turn`, so a core never sleeps past it.
 
 mod line;
 
 use crate::backend::nvme_tcp::NvmeTcpChannel;
-use crate::backend::{AnyChannel, Attach, AttachKind, Channel, Memory, Slab};
-use crate::cx::Cx;
-use crate::msg::{Msg, StorageIo};
+use crate::backend::{AnyChannel, Attach, AttachKind, BackendIo, Channel, Memory, Slab};
+use crate::cx::{Cx, InstantMemory};
+use crate::msg::Msg;
 use crate::request::{Completed, Fault, Op, Origin, Request, Rest, Stream};
 use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Topology};
 use line::{Line, Waiter};
@@ -25,25 +26,26 @@ use std::sync::Arc;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
 
-/// One core's LUNs and channels: 4,096 × 24 bytes and 256 × about 200 bytes.
-pub struct Luns<I: StorageIo> {
+/// One core's LUNs and channels: 4,096 × 24 bytes, and 256 × about 200 bytes.
+pub struct Luns<I: BackendIo> {
     core: CoreId,
     maps: Box<[Map]>,
-    /// For LUNs of several extents.
+    /// The topology, in which LUNs of several extents are looked up.
     topology: Option<Arc<Topology>>,
     channels: Box<[Place<I>]>,
-    /// Those that have a channel.
+    /// The backends that have a channel.
     attached: Vec<BackendId>,
-    /// Those of them that the next turn asks, each once: whatever else is attached costs a turn nothing.
+    /// The backends that the next turn asks, each once. Other attached backends cost a turn nothing.
     awake: Vec<BackendId>,
-    /// No channel's deadline is earlier.
+    /// A lower bound of all channels' deadlines.
     next_due: Option<Instant>,
-    /// How often channels were asked.
+    /// The number of times that channels were asked.
     #[cfg(test)]
     asked: usize,
-    /// Sockets that channels opened, until the core takes them: at most two a backend.
+    /// Sockets that channels opened and the core has not taken yet: at most two for each backend.
     new_socks: VecDeque<(SockId, BackendId)>,
-    /// Requests whose channel says [`Channel::must_wait`], counted as the channel's, in their places' lines. At most all.
+    /// Requests for which [`Channel::must_wait`] holds, in the backlogs of their places. They count as the channel's.
+    /// There is room for all requests that can exist.
     waiting: Slab<Waiter>,
 }
 
@@ -51,43 +53,58 @@ pub struct Luns<I: StorageIo> {
 #[derive(Clone, Copy, Default)]
 struct Map {
     len_bytes: u64,
-    /// Where it starts on its backend, if it is there in one piece.
+    /// Offset on its backend, if the LUN is there in one piece.
     backend_offset: u64,
     backend: u32,
-    kind: Kind,
+    kind: MapKind,
     read_only: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Kind {
+enum MapKind {
     #[default]
     Absent,
-    /// One extent.
+    /// A LUN of one extent.
     Whole,
-    /// Several, to be looked up.
+    /// A LUN of several extents, which are looked up in the topology.
     Extents,
 }
 
-/// Requests that waited for a backend which one turn starts: a crowd doesn't hold the core up.
+/// Waiting requests of a backend that one turn starts. The bound keeps a crowd from blocking the core.
 const STARTS: usize = 256;
 
-/// Where a backend's channel stands.
-struct Place<I: StorageIo> {
+/// A backend's channel and its state.
+struct Place<I: BackendIo> {
     channel: Option<AnyChannel>,
-    /// Requests that it has, those that wait among them.
+    /// Requests that the channel has, including those that wait.
     requests: usize,
     line: Line,
     detaching: bool,
-    /// It is in `awake`.
+    /// The backend is in `awake`.
     is_awake: bool,
-    /// When its channel must be asked.
+    /// The channel's deadline.
     due: Option<Instant>,
-    /// The box that it came in, in which its memory goes home.
+    /// The box that brought the channel's memory, and that takes it back.
     attach: Option<Box<Attach<I::File>>>,
 }
 
-impl<I: StorageIo> Luns<I> {
-    /// Empty tables for `core`, of their final size, with room for `requests` to wait: all that there can be.
+impl<I: BackendIo> InstantMemory for Luns<I> {
+    #[inline]
+    fn lend(&mut self, lun: LunId, offset: u64, len: u32) -> Option<Loan> {
+        let (memory, at) = self.memory(lun, offset, u64::from(len), false)?;
+        memory.lend(at, len)
+    }
+
+    #[inline]
+    fn write(&mut self, lun: LunId, offset: u64, data: &[u8]) -> bool {
+        let place = self.memory(lun, offset, data.len() as u64, true);
+        place.is_some_and(|(memory, at)| memory.write(at, data))
+    }
+}
+
+impl<I: BackendIo> Luns<I> {
+    /// Creates empty tables of their final size for `core`. `requests` is the room for waiting requests, enough for all
+    /// requests that can exist.
     pub fn new(core: CoreId, requests: usize) -> Self {
         let place = || Place {
             channel: None,
@@ -113,8 +130,8 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// Serves the LUNs of `new` from now on, and gives the old snapshot back. Parts of requests that
-    /// are under way end where they were sent; their next parts follow the new map.
+    /// Serves the LUNs of `new` from now on, and returns the old snapshot. Parts in flight end where they were sent; a
+    /// request's next parts follow the new map.
     pub fn on_topology(&mut self, new: Arc<Topology>) -> Option<Arc<Topology>> {
         debug_assert!(new.luns.len() <= MAX_LUNS);
         for (at, map) in self.maps.iter_mut().enumerate() {
@@ -123,8 +140,8 @@ impl<I: StorageIo> Luns<I> {
         self.topology.replace(new)
     }
 
-    /// Takes a backend's channel over and answers control: [`Msg::Attached`], or [`Msg::Detached`]
-    /// with the unused box if it can't be had.
+    /// Adopts a backend's channel and answers control with [`Msg::Attached`]. If the channel can't be attached, answers
+    /// with [`Msg::Detached`] and the unused box.
     pub fn attach(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut attach: Box<Attach<I::File>>) {
         let free = self.channels.get_mut(id.0 as usize).filter(|place| place.channel.is_none());
         let Some(place) = free.filter(|_| attach.id == id) else {
@@ -142,8 +159,8 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// Lets a backend go as soon as nothing is on its way there, and then answers control with
-    /// [`Msg::Detached`]. New requests for it end with [`Fault::Gone`].
+    /// Detaches a backend once it has no request in flight, and then answers control with [`Msg::Detached`]. From now on
+    /// new requests for the backend end with [`Fault::Gone`].
     pub fn detach(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         match self.channels.get_mut(id.0 as usize) {
             Some(place) if place.channel.is_some() => {
@@ -158,9 +175,10 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// A request of a frontend's, for a LUN.
+    /// Submits a frontend's request for a LUN.
     pub fn submit(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
-        let Some(&map) = self.maps.get(request.lun.0 as usize).filter(|map| map.kind != Kind::Absent) else {
+        let Some(&map) = self.maps.get(request.lun.0 as usize).filter(|map| map.kind != MapKind::Absent)
+        else {
             return cx.complete(request, Err(Fault::Gone));
         };
         if request.op == Op::Flush {
@@ -173,7 +191,7 @@ impl<I: StorageIo> Luns<I> {
             Some(end) if end <= map.len_bytes => {}
             _ => return cx.complete(request, Err(Fault::OutOfRange)),
         }
-        if map.kind == Kind::Whole {
+        if map.kind == MapKind::Whole {
             request.offset += map.backend_offset;
             return self.submit_backend(cx, BackendId(map.backend), request);
         }
@@ -181,27 +199,12 @@ impl<I: StorageIo> Luns<I> {
         self.submit_part(cx, request);
     }
 
-    /// Lends `len` bytes of `lun` at `offset` at once, if they lie in this core's memory and nothing holds them up.
-    /// Otherwise a request finds out what there is to say.
-    #[inline]
-    pub fn lend(&mut self, lun: LunId, offset: u64, len: u32) -> Option<Loan> {
-        let (memory, at) = self.memory(lun, offset, u64::from(len), false)?;
-        memory.lend(at, len)
-    }
-
-    /// Writes `data` to `lun` at `offset` at once, on the same terms. Whether it did.
-    #[inline]
-    pub fn write(&mut self, lun: LunId, offset: u64, data: &[u8]) -> bool {
-        let place = self.memory(lun, offset, data.len() as u64, true);
-        place.is_some_and(|(memory, at)| memory.write(at, data))
-    }
-
-    /// Requests that wait for their backend.
+    /// Returns the number of requests that wait for their backend.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// The memory of backend `id`, if it is this core's: for tests and the simulator.
+    /// Returns the memory of backend `id` if it belongs to this core. For tests and the simulator.
     pub fn ram(&self, id: BackendId) -> Option<&Ram> {
         match &self.channels.get(id.0 as usize)?.channel {
             Some(AnyChannel::Memory(memory)) => Some(memory.ram()),
@@ -209,15 +212,15 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// The memory in which a range of a LUN lies whole, and where.
+    /// Returns the memory that holds a whole range of a LUN, and the range's offset there.
     #[inline]
     fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
-        let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == Kind::Whole)?;
+        let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == MapKind::Whole)?;
         let inside = offset.checked_add(len).is_some_and(|end| end <= map.len_bytes);
         if !inside || (write && map.read_only) {
             return None;
         }
-        // Who waits for loans to end comes first.
+        // Requests that wait for loans to end come first.
         let is_open = |place: &&mut Place<I>| !place.detaching && place.line.is_empty();
         let place = self.channels.get_mut(map.backend as usize).filter(is_open)?;
         match &mut place.channel {
@@ -226,17 +229,17 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// A request that is mapped already: control's own, or one from a core without a channel.
+    /// Submits a request that is already mapped to a backend: control's own, or one from a core without a channel.
     pub fn submit_backend(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut request: Request) {
         let Some(place) = self.channels.get_mut(id.0 as usize) else {
             return cx.complete(request, Err(Fault::Gone));
         };
-        // Counted even if it is refused, as every completion is.
+        // Count the request even if it is refused, since every completion counts it out.
         place.requests += 1;
         place.wake(id, &mut self.awake);
         (request.rest.at, request.rest.core) = (id, self.core);
         match &mut place.channel {
-            // Two cores that sent each other's requests on would do so for ever.
+            // Refuse it here: two cores that forward to each other would never stop.
             Some(AnyChannel::Remote(_)) if request.origin.core != self.core => {
                 cx.complete(request, Err(Fault::Gone));
             }
@@ -249,7 +252,7 @@ impl<I: StorageIo> Luns<I> {
                     }
                     return;
                 }
-                // While somebody waits for loans to end, no new ones are made.
+                // Make no new loans while a request waits for loans to end.
                 request.may_lend &= request.origin.core == self.core && alone;
                 channel.submit(cx, request);
             }
@@ -257,8 +260,8 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// The queue of these requests is gone: what this core's channels have of them (or that of backend `only`) ends as
-    /// soon as it can't take effect any more.
+    /// Cancels the requests of a queue that is gone, in all of this core's channels or only in that of backend `only`.
+    /// Each of them ends as soon as it can't take effect any more.
     pub fn cancel(&mut self, cx: &mut Cx<'_, I>, only: Option<BackendId>, stream: Stream) {
         for id in self.attached.iter().filter(|id| only.is_none_or(|only| only == **id)) {
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
@@ -280,10 +283,9 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// A completion: of a channel of this core's, or one that another core sent home. Gives back
-    /// what is wholly done, or (if its origin is another core) what must go there; `None` if the next
-    /// part of the request is on its way. A request that its owner has no use for any more, as `is_wanted` says, is done
-    /// with the part that it is at.
+    /// Handles a completion, from one of this core's channels or sent home by another core. Returns the completion if the
+    /// request is over, or if the completion must go to another core, its origin. Returns `None` if the request's next part
+    /// is on its way. If `is_wanted` says that the owner no longer needs the request, no further part follows.
     pub fn on_completed(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -308,7 +310,7 @@ impl<I: StorageIo> Luns<I> {
         None
     }
 
-    /// A backend has one request less.
+    /// Counts out one request of a backend.
     #[inline]
     fn count_out(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         if let Some(place) = self.channels.get_mut(id.0 as usize) {
@@ -320,12 +322,12 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// A request was dropped that this core counts as backend `id`'s; [`Rest::NOWHERE`] is nobody's.
+    /// Counts out a dropped request that this core counts as backend `id`'s. [`Rest::NOWHERE`] is no backend.
     pub fn on_lost(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         self.count_out(cx, id);
     }
 
-    /// An answer to a file operation.
+    /// Handles the answer to a file operation.
     pub fn on_file(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         let id = BackendId((done.token >> 32) as u32);
         match self.woken(id) {
@@ -334,12 +336,12 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// Turns the channels that have an event or a deadline that has passed, and those that wait for something that is no
-    /// event. Returns whether a channel did work.
+    /// Asks the channels that have an event or an expired deadline, and those that wait for something that is no event.
+    /// Returns whether a channel did work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         self.wake_due(cx.io.now());
         let mut worked = false;
-        // Backwards, because one that goes to sleep is swapped with the last.
+        // Iterate backwards, because a channel that goes to sleep is swapped with the last one.
         for at in (0..self.awake.len()).rev() {
             let Some(&id) = self.awake.get(at) else { continue };
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
@@ -356,7 +358,7 @@ impl<I: StorageIo> Luns<I> {
             let any = channel.on_turn(cx) || any;
             worked |= any;
             if let Some(initiator) = channel.nvme_tcp() {
-                // They are another core's now, and no completion of theirs comes by here.
+                // These requests belong to another core now, and their completions don't come by here.
                 place.requests = place.requests.saturating_sub(initiator.take_passed_on());
             }
             place.due = channel.next_deadline();
@@ -373,7 +375,7 @@ impl<I: StorageIo> Luns<I> {
         worked
     }
 
-    /// Wakes the channels whose time has come. Where none's has, nothing is looked at.
+    /// Wakes the channels whose deadline has passed. Looks at no channel if no deadline has.
     fn wake_due(&mut self, now: Instant) {
         if self.next_due.is_none_or(|at| at > now) {
             return;
@@ -388,7 +390,7 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// Lets the next turn ask the channel of backend `id`, and gives the channel, if there is one.
+    /// Makes the next turn ask the channel of backend `id`. Returns the channel, if there is one.
     #[inline]
     fn woken(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
         let place = self.channels.get_mut(id.0 as usize)?;
@@ -396,13 +398,12 @@ impl<I: StorageIo> Luns<I> {
         place.channel.as_mut()
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.next_due
     }
 
-    /// Gives an event to the initiator's channel of backend `id`, if there is one, and passes on what
-    /// `event` gives back.
+    /// Gives an event to the initiator's channel of backend `id`, if there is one. Returns the result of `event`.
     pub fn initiator<T>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -414,7 +415,7 @@ impl<I: StorageIo> Luns<I> {
         given
     }
 
-    /// The next socket that a channel opened, with the channel's backend.
+    /// Takes the next socket that a channel opened, with the channel's backend.
     pub fn take_new_sock(&mut self) -> Option<(SockId, BackendId)> {
         self.new_socks.pop_front()
     }
@@ -427,7 +428,7 @@ impl<I: StorageIo> Luns<I> {
         }
     }
 
-    /// The part of `request` that starts at `rest.offset`, as long as its extent goes.
+    /// Submits the part of `request` from `rest.offset` to the end of its extent.
     fn submit_part(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
         let Some(extent) = self.extents(&request).and_then(|all| extent_at(all, request.rest.offset)) else {
             return cx.complete(request, Err(Fault::Gone));
@@ -441,14 +442,14 @@ impl<I: StorageIo> Luns<I> {
         self.submit_backend(cx, extent.backend, request);
     }
 
-    /// What is left of `request`, one part of which is done.
+    /// Submits the rest of `request` after one of its parts is done.
     fn go_on(&mut self, cx: &mut Cx<'_, I>, mut request: Request) {
         if request.op == Op::Flush {
             let next = request.rest.backend;
             return self.submit_flush_from(cx, request, next);
         }
         if request.buf.is_some() {
-            // A part of a read or write is shorter than its buffer, of 2 MiB at most.
+            // A part of a read or write is shorter than its buffer, which has at most 2 MiB.
             request.buf_at += request.len as u32;
         }
         self.submit_part(cx, request);
@@ -456,13 +457,13 @@ impl<I: StorageIo> Luns<I> {
 
     fn submit_flush(&mut self, cx: &mut Cx<'_, I>, request: Request, map: Map) {
         match map.kind {
-            Kind::Whole => self.submit_backend(cx, BackendId(map.backend), request),
+            MapKind::Whole => self.submit_backend(cx, BackendId(map.backend), request),
             _ => self.submit_flush_from(cx, request, BackendId(0)),
         }
     }
 
-    /// Flushes the LUN's first backend from `from` on, in the order of their numbers, so that each
-    /// is visited once.
+    /// Flushes the LUN's first backend from `from` on. Backends follow in the order of their numbers, so a flush visits
+    /// each once.
     fn submit_flush_from(&mut self, cx: &mut Cx<'_, I>, mut request: Request, from: BackendId) {
         let Some(extents) = self.extents(&request) else {
             return cx.complete(request, Err(Fault::Gone));
@@ -474,7 +475,7 @@ impl<I: StorageIo> Luns<I> {
         self.submit_backend(cx, first, request);
     }
 
-    /// The extents of the request's LUN as the topology has them now.
+    /// Returns the extents of the request's LUN in the current topology.
     fn extents(&self, request: &Request) -> Option<&[Extent]> {
         let lun = self.topology.as_ref()?.luns.get(request.lun.0 as usize)?.as_ref()?;
         Some(&lun.extents)
@@ -496,8 +497,8 @@ impl<I: StorageIo> Luns<I> {
     }
 }
 
-impl<I: StorageIo> Place<I> {
-    /// Lets the next turn ask this place, which is `id`'s.
+impl<I: BackendIo> Place<I> {
+    /// Makes the next turn ask this place, which belongs to backend `id`.
     #[inline]
     fn wake(&mut self, id: BackendId, awake: &mut Vec<BackendId>) {
         if !self.is_awake {
@@ -506,7 +507,7 @@ impl<I: StorageIo> Place<I> {
         }
     }
 
-    /// Starts the requests that nothing holds up any more, in their order. Whether there were any.
+    /// Starts, in order, the waiting requests that can start now. Returns whether it started any.
     fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Waiter>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
         let mut any = false;
@@ -527,8 +528,8 @@ impl Map {
     fn new(lun: &Lun) -> Self {
         let (kind, extent) = match lun.extents.as_slice() {
             [] => return Self::default(),
-            [extent] => (Kind::Whole, extent),
-            [extent, ..] => (Kind::Extents, extent),
+            [extent] => (MapKind::Whole, extent),
+            [extent, ..] => (MapKind::Extents, extent),
         };
         Self {
             len_bytes: lun.len_bytes(),
@@ -540,14 +541,14 @@ impl Map {
     }
 }
 
-/// The extent in which the LUN's byte `offset` lies.
+/// Returns the extent that holds the LUN's byte `offset`.
 fn extent_at(extents: &[Extent], offset: u64) -> Option<&Extent> {
     let after = extents.partition_point(|extent| extent.lun_offset <= offset);
     let extent = extents.get(after.checked_sub(1)?)?;
     (offset - extent.lun_offset < extent.len).then_some(extent)
 }
 
-/// The lowest-numbered backend from `from` on.
+/// Returns the lowest-numbered backend from `from` on.
 fn next_backend(extents: &[Extent], from: BackendId) -> Option<BackendId> {
     extents.iter().map(|extent| extent.backend).filter(|&backend| backend >= from).min()
 }

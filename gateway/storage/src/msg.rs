@@ -1,6 +1,5 @@
-//! What cores and the control thread say to each other.
+//! Messages between cores, and between cores and the control thread.
 
-use crate::backend::Attach;
 use crate::initiator::{InitiatorMsg, NamespaceIdentity};
 use crate::request::{Completed, Request, Stream};
 use crate::stats::LunSurvey;
@@ -11,108 +10,116 @@ use std::sync::Arc;
 use trefoil_poll::{Io, SockId};
 use trefoil_wire::fabrics::Nqn;
 
-/// The drivers that the storage path runs on.
-pub trait StorageIo: Io<Msg = Msg<<Self as Io>::Socket, <Self as Io>::File>> + Sized {}
+/// A driver that the storage path can run on.
+pub trait StorageIo: Io<Msg = Msg<<Self as Io>::Socket, Self::Attach>> + Sized {
+    /// A backend as control hands it to a core: [`crate::backend::Attach`].
+    type Attach;
+}
 
-impl<I> StorageIo for I where I: Io<Msg = Msg<<I as Io>::Socket, <I as Io>::File>> {}
+impl<I, A> StorageIo for I
+where
+    I: Io<Msg = Msg<<I as Io>::Socket, A>>,
+{
+    type Attach = A;
+}
 
-/// A message in a mailbox. `S` and `F` are the driver's detached socket and file.
+/// A message in a mailbox. `S` is the driver's detached socket, and `A` a backend as control hands it to a core.
 #[derive(Debug)]
-pub enum Msg<S, F> {
-    /// Control → core: a host connected to `portal`; the connection is this core's from now on.
+pub enum Msg<S, A> {
+    /// Control → core: a host connected to `portal`. The connection belongs to this core from now on.
     Adopt {
         /// The connection.
         socket: S,
-        /// Which portal it came to.
+        /// The portal that it came to.
         portal: PortalId,
-        /// The local address that the host used (for its discovery log).
+        /// The local address that the host used, for the host's discovery log.
         local: SocketAddr,
         /// The host's address.
         peer: SocketAddr,
-        /// The ICReq, with which the stream begins, has got its [`ic_resp`](crate::target::ic_resp) already.
+        /// The stream begins with an ICReq, whose [`ic_resp`](crate::frontend::ic_resp) has already been sent.
         initialized: bool,
     },
-    /// Core → control: so many connections of [`Msg::Adopt`] no longer wait for a place. Of those that do, a core takes
-    /// [`NEWCOMERS`](crate::core::NEWCOMERS).
+    /// Core → control: this many connections of [`Msg::Adopt`] no longer wait for a slot. A core lets up to
+    /// [`NEWCOMERS`](crate::core::NEWCOMERS) wait.
     Adopted(u32),
-    /// Control → core: ask yourself for something over this connection every so often, so that requests after idle find
-    /// you warm. Its other end is adopted with [`PortalId::OWN`].
+    /// Control → core: query yourself over this connection at intervals, so that you are warm for requests after idle
+    /// time. The connection's other end is adopted with [`PortalId::OWN`].
     KeepWarm {
-        /// Your side as a host.
+        /// Your end as a host.
         socket: S,
-        /// The address of your other side.
+        /// The address of your other end.
         to: SocketAddr,
-        /// Who asks.
+        /// The host that asks.
         host: Box<WarmHost>,
     },
     /// Control → core: present this from now on. Answered by [`Msg::TopologyDone`].
     Topology(Arc<Topology>),
-    /// Core → control: the snapshot of this epoch is in force, and all who are connected have been told; here is the one
-    /// before.
+    /// Core → control: the snapshot of this epoch is in force, and all connected hosts have been told. The message
+    /// returns the previous snapshot.
     TopologyDone {
         /// The epoch in force.
         epoch: u64,
-        /// To be dropped on the control thread.
+        /// The previous snapshot, to be dropped on the control thread.
         old: Option<Arc<Topology>>,
     },
     /// Control → core: here is a backend's channel. Answered by [`Msg::Attached`].
-    Attach(BackendId, Box<Attach<F>>),
+    Attach(BackendId, Box<A>),
     /// Core → control: the channel is in place.
     Attached(BackendId),
-    /// Control → core: let the channel go; what is on its way is completed first. No topology names
-    /// the backend any more. Answered by [`Msg::Detached`].
+    /// Control → core: detach the channel once its requests in flight have completed. No topology names the backend any
+    /// more. Answered by [`Msg::Detached`].
     Detach(BackendId),
-    /// Core → control: the channel is gone; its memory is dropped on the control thread.
-    Detached(BackendId, Option<Box<Attach<F>>>),
-    /// Control → core: I/O of control's own, straight to a backend (offset and len are the
-    /// backend's). Comes back as [`Msg::Completed`] with [`crate::Owner::Control`].
+    /// Core → control: the channel is gone. The control thread drops its memory.
+    Detached(BackendId, Option<Box<A>>),
+    /// Control → core: control's own I/O, straight to a backend (offset and len are the backend's). Comes back as
+    /// [`Msg::Completed`] with [`crate::Owner::Control`].
     BackendIo(BackendId, Request),
-    /// Core → core: a request for a channel that only the receiver has (already mapped to the backend).
+    /// Core → core: a request for a channel that only the receiver has, already mapped to the backend.
     Submit(BackendId, Request),
-    /// Core → core or → control: a request on its way home.
+    /// Core → core or control: a request on its way home.
     Completed(Completed),
-    /// Core → core: the queue whose requests these are is gone; end those that you have (at one backend, or at all), as
-    /// soon as they can't take effect any more. Comes after the requests themselves.
+    /// Core → core: the queue that made these requests is gone. End those that you have, at one backend or at all, as
+    /// soon as they can't take effect any more. This message arrives after the requests.
     Cancel(Option<BackendId>, Stream),
-    /// Core → core: about a controller that we present; see the target.
+    /// Core → core: a message about a controller that the gateway presents; see the target.
     Ctrlr(CtrlrMsg),
-    /// Core → core: about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
+    /// Core → core: a message about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
     Initiator(BackendId, InitiatorMsg),
 
     /// Core → core: a request was dropped that the receiver counts as this backend's (see [`trefoil_poll::lost`]).
     Lost(BackendId),
-    /// Control → core: list what is connected; comes back filled.
+    /// Control → core: list the connected queue pairs. Comes back filled.
     Survey(Box<Survey>),
-    /// Control → core: say what hosts did with LUNs; comes back filled.
+    /// Control → core: report the statistics of LUNs. Comes back filled.
     LunSurvey(Box<LunSurvey>),
-    /// Control → core: say how many requests of your hosts' for this LUN are under way; comes back with the number. A core
-    /// that has not looked at all its slots in one turn goes on by sending it to itself.
+    /// Control → core: count the requests of your hosts in flight for this LUN. Comes back with the number. A core that
+    /// has not examined all its slots in one turn sends the message to itself and continues.
     UnderWay {
         /// The LUN, which no topology presents any more.
         lun: LunId,
-        /// Requests that were found.
+        /// Requests found so far.
         requests: usize,
-        /// The slot to go on with.
+        /// The slot to continue with.
         from: u32,
     },
-    /// Core → control: something that an operator or a table wants to know.
+    /// Core → control: something that an operator or a table needs to know.
     Event(Event),
-    /// Core → control: a Connect was refused. Control → core: it has been told of, and here is its place for another. A
-    /// core has some few places, so that hosts that are refused often make it neither allocate nor send much.
+    /// Core → control: a Connect was refused. Control → core: the refusal has been reported, and its box is free again. A
+    /// core has few of these boxes, so frequent refusals make it neither allocate nor send much.
     Refused(Box<Refused>),
-    /// Control → core: end all connections of hosts that may no longer connect, or of all if `all`,
-    /// as part of an orderly stop.
+    /// Control → core: close the connections of hosts that may no longer connect. With `all`, close every connection, as
+    /// part of an orderly stop.
     CloseHosts {
         /// Every connection.
         all: bool,
     },
 }
 
-/// Between the core of a controller's admin queue (its owner) and the cores of its I/O queues.
-/// Every core can look the owner up ([`Capacity::owner`](crate::target::Capacity::owner)).
+/// A message between the core of a controller's admin queue (its owner) and the cores of its I/O queues. Every core can
+/// look up the owner ([`Capacity::owner`](crate::frontend::Capacity::owner)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CtrlrMsg {
-    /// I/O queue's core → owner: a Connect for queue `qid` of `cntlid` came in on `sock`.
+    /// I/O queue's core → owner: `sock` received a Connect for queue `qid` of `cntlid`.
     Join {
         /// The controller.
         cntlid: u16,
@@ -122,14 +129,14 @@ pub enum CtrlrMsg {
         sock: SockId,
         /// Guards against a reused `sock`.
         generation: u32,
-        /// The Connect's subsystem (index into the topology is not stable; the NQN's hash is).
+        /// Hash of the NQN of the Connect's subsystem. (An index into the topology is not stable.)
         subnqn_hash: u64,
-        /// Likewise for the host, as [`HostName::of`] names it.
+        /// Hash of the host's name, as [`HostName::of`] gives it.
         host_hash: u64,
         /// The Connect's host identifier.
         hostid: [u8; 16],
     },
-    /// Owner → I/O queue's core: the answer to `Join`: an NVMe status (0 is success).
+    /// Owner → I/O queue's core: the answer to `Join`, an NVMe status. 0 is success.
     Joined {
         /// As in `Join`.
         sock: SockId,
@@ -138,34 +145,34 @@ pub enum CtrlrMsg {
         /// Status field without phase: SCT << 8 | SC; bit 14 is Do Not Retry.
         status: u16,
     },
-    /// I/O queue's core → owner: the queue's connection is gone, and each request of its has completed.
+    /// I/O queue's core → owner: the queue's connection is gone, and all the queue's requests have completed.
     Left {
         /// The controller.
         cntlid: u16,
         /// The queue.
         qid: u16,
-        /// As in `Join`, so that only the queue itself is let go.
+        /// As in `Join`, so that the owner releases exactly this queue.
         sock: SockId,
         /// As in `Join`.
         generation: u32,
     },
-    /// New controller's owner → every core: does any controller of this host that has ended still have a queue that has
-    /// not left?
+    /// New controller's owner → every core: does a controller of this host that has ended still have a queue that has not
+    /// left?
     Settle {
         /// The new controller.
         cntlid: u16,
-        /// Of its admin queue, since an identifier may be reused.
+        /// The generation of its admin queue, since a CNTLID may be reused.
         generation: u32,
         /// The host, as in `Join`.
         host_hash: u64,
     },
-    /// The answer to `Settle`.
+    /// Answer to `Settle`.
     Settled {
         /// As in `Settle`.
         cntlid: u16,
         /// As in `Settle`.
         generation: u32,
-        /// None has.
+        /// No such controller has such a queue.
         settled: bool,
     },
     /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
@@ -175,7 +182,7 @@ pub enum CtrlrMsg {
         /// Guards against a reused `sock`.
         generation: u32,
     },
-    /// Owner → I/O queue's core: abort the command if it is still waiting; answered by `AbortDone`.
+    /// Owner → I/O queue's core: abort the command if it still waits. Answered by `AbortDone`.
     Abort {
         /// The queue's connection.
         sock: SockId,
@@ -183,31 +190,32 @@ pub enum CtrlrMsg {
         generation: u32,
         /// The command to abort.
         cid: u16,
-        /// Given back in the answer: the owner's slot of the Abort command.
+        /// The owner's slot of the Abort command, returned in the answer.
         slot: u32,
     },
-    /// I/O queue's core → owner.
+    /// I/O queue's core → owner: the answer to `Abort`.
     AbortDone {
         /// As in `Abort`.
         slot: u32,
-        /// Whether it was aborted.
+        /// The command was aborted.
         aborted: bool,
     },
 }
 
-/// An NQN inline, so that telling it allocates nothing: all of it, or its first `N` bytes.
+/// An NQN stored inline, so that sending it allocates nothing: the whole NQN, or its first `N` bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HostName<const N: usize = 223> {
     len: u8,
     bytes: [u8; N],
 }
 
-/// As much of an NQN as fits into a message without making it larger; all of the UUID form (68 bytes), which Linux has.
+/// As much of an NQN as fits into a message without making the message larger. The UUID form (68 bytes), which Linux
+/// uses, fits whole.
 pub type ShortName = HostName<72>;
 
 impl<const N: usize> HostName<N> {
-    /// The first `N` bytes of `nqn`, or somewhat fewer where that would cut a character. An NQN has at most 223 (NVMe base
-    /// 2.0 §4.5).
+    /// Keeps the first `N` bytes of `nqn`, or fewer if that would cut a character. An NQN has at most 223 bytes (NVMe
+    /// base 2.0 §4.5).
     pub fn new(nqn: &str) -> Self {
         let mut bytes = [0; N];
         let len = nqn.floor_char_boundary(N);
@@ -215,15 +223,15 @@ impl<const N: usize> HostName<N> {
         Self { len: len as u8, bytes }
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
     }
 }
 
 impl HostName {
-    /// Which host a Connect's HOSTNQN and HOSTID are, wherever hosts are told apart: the NQN, or for a host without a name
-    /// `hostid:` and its HOSTID as a UUID is written.
+    /// Returns the name that tells hosts apart everywhere: a Connect's HOSTNQN, or for a host without an NQN `hostid:`
+    /// and its HOSTID in UUID form.
     pub fn of(hostnqn: &Nqn, hostid: &[u8; 16]) -> Self {
         let mut name = Self::new(hostnqn.as_str());
         if hostnqn.is_empty() {
@@ -240,8 +248,8 @@ impl HostName {
         name
     }
 
-    /// What can be shown of a field that should hold a name: up to its NUL, with U+FFFD for each control character and for
-    /// what is not UTF-8.
+    /// Returns a printable form of a field that should hold a name: the text up to its NUL. Each control character and
+    /// each invalid UTF-8 sequence becomes U+FFFD.
     pub fn lossy(field: &[u8]) -> Self {
         let mut name = Self::new("");
         let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -255,7 +263,7 @@ impl HostName {
         name
     }
 
-    /// Appends, as long as there is room.
+    /// Appends `c` if there is room.
     fn push(&mut self, c: char) {
         let at = usize::from(self.len);
         if let Some(to) = self.bytes.get_mut(at..at + c.len_utf8()) {
@@ -271,68 +279,68 @@ impl<const N: usize> std::fmt::Debug for HostName<N> {
     }
 }
 
-/// What is connected to one core. Control makes it with room for what it wants to see, and the core
-/// fills the room, so that the core allocates nothing.
+/// One core's connected queue pairs. Control makes the survey with room for the rows that it wants, and the core fills
+/// the room without allocating.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// Rows; the core adds no more than the vector's capacity.
     pub qpairs: Vec<QpairRow>,
-    /// Where to go on: a core that has not looked at all its queues in one turn sends it to itself.
+    /// The queue to continue with. A core that has not examined all its queues in one turn sends the survey to itself.
     pub next: Option<u32>,
-    /// Queue pairs in all, also those for which there was no room.
+    /// All queue pairs, including those for which there was no room.
     pub total: usize,
-    /// Connects that were refused since the core started, by [`ConnectRefusal`]'s order.
+    /// Connects refused since the core started, in the order of [`ConnectRefusal`].
     pub refused: [u64; ConnectRefusal::ALL.len()],
 }
 
-/// A Connect that was refused.
+/// A refused Connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The host, as [`HostName::of`] or [`HostName::lossy`] says; empty if its Connect's data never came.
+    /// The host, as [`HostName::of`] or [`HostName::lossy`] gives it. Empty if the Connect's data never came.
     pub host_nqn: HostName,
-    /// The subsystem that it asked for, likewise.
+    /// The subsystem that the host asked for, as [`HostName::lossy`] gives it. Empty if the Connect's data never came.
     pub subsystem_nqn: HostName,
     /// The host's address.
     pub peer: SocketAddr,
-    /// Our address as the host used it.
+    /// The gateway's address as the host used it.
     pub local: SocketAddr,
-    /// Why.
+    /// The reason.
     pub why: ConnectRefusal,
 }
 
-/// Why a Connect was refused.
+/// The reason for refusing a Connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectRefusal {
     /// The host is not on the subsystem's list.
     Host,
     /// There is no such subsystem.
     Subsystem,
-    /// The subsystem isn't offered where the host came in.
+    /// The subsystem isn't offered on the portal that the host used.
     Listener,
     /// HOSTNQN isn't a name that a host may have.
     HostNqn,
     /// HOSTID is zero.
     HostId,
-    /// SQSIZE is 0, or more than a queue may have.
+    /// SQSIZE is 0, or larger than a queue may be.
     SqSize,
     /// RECFMT isn't 0.
     RecFmt,
     /// CNTLID isn't FFFFh on an admin queue, or there is no such controller.
     CntlId,
-    /// QID is one that the controller has not granted, or has already.
+    /// The controller has not granted this QID, or its queue exists already.
     Qid,
-    /// The controller is another host's.
+    /// The controller belongs to another host.
     OtherHost,
-    /// There is no place for a controller, or no controller ID.
+    /// There is no free slot for a controller, or no free controller ID.
     Full,
     /// The queue is connected already, or its controller isn't ready.
     Sequence,
-    /// Something else, such as the length of the data.
+    /// Another reason, such as the length of the data.
     Other,
 }
 
 impl ConnectRefusal {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 13] = [
         Self::Host,
         Self::Subsystem,
@@ -353,7 +361,7 @@ impl ConnectRefusal {
 /// One queue pair of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QpairRow {
-    /// The core's socket.
+    /// Its socket on the core.
     pub sock: SockId,
     /// Controller.
     pub cntlid: u16,
@@ -361,9 +369,9 @@ pub struct QpairRow {
     pub qid: u16,
     /// Queue depth (SQSIZE + 1).
     pub depth: u16,
-    /// Commands that it has under way.
+    /// Commands in flight.
     pub outstanding: u16,
-    /// The host, as [`HostName::of`] names it.
+    /// The host, as [`HostName::of`] gives it.
     pub host_nqn: HostName,
     /// The subsystem.
     pub subsystem_nqn: HostName,
@@ -371,17 +379,17 @@ pub struct QpairRow {
     pub peer: SocketAddr,
     /// The portal that it came to.
     pub portal: PortalId,
-    /// Header and data digest.
+    /// Use of header and data digests.
     pub digests: (bool, bool),
-    /// Commands completed since the queue came up.
+    /// Commands completed since the queue pair came up.
     pub commands: u64,
     /// Payload bytes moved since then.
     pub payload_bytes: u64,
-    /// Time from command to response, summed over those commands, in nanoseconds.
+    /// Sum, over those commands, of the time from command to response, in nanoseconds.
     pub latency_ns: u64,
 }
 
-/// Something worth a table row or a log line.
+/// An event for a table or the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A host's queue pair came up.
@@ -390,67 +398,68 @@ pub enum Event {
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
-        /// The host, as [`HostName::of`] names it.
+        /// The host, as [`HostName::of`] gives it.
         host: ShortName,
         /// The host's address.
         peer: SocketAddr,
     },
-    /// It went down.
+    /// A host's queue pair went down.
     QpairDown {
         /// Controller.
         cntlid: u16,
         /// Queue, 0 for admin.
         qid: u16,
-        /// The host, as [`HostName::of`] names it.
+        /// The host, as [`HostName::of`] gives it.
         host: ShortName,
         /// The host's address.
         peer: SocketAddr,
-        /// Why, for the log.
+        /// The reason, for the log.
         why: &'static str,
     },
     /// A backend's path came up or was lost.
     BackendState {
         /// The backend.
         backend: BackendId,
-        /// Whether I/O can go on.
+        /// I/O can proceed.
         usable: bool,
-        /// Why, for the log.
+        /// The reason, for the log.
         why: &'static str,
-        /// It said itself that trying again is useless, as long as nobody changes anything. It is tried all the same.
+        /// The backend itself reported that retries are useless until somebody changes something. The gateway retries all
+        /// the same.
         is_final: bool,
     },
-    /// What a backend is, as it says itself; told each time that it is reached.
+    /// A backend's own description, sent each time the gateway reaches the backend.
     BackendInfo {
         /// The backend.
         backend: BackendId,
         /// Size in bytes.
         len_bytes: u64,
-        /// Which namespace answered.
+        /// The namespace that answered.
         namespace: NamespaceIdentity,
-        /// TRIM is passed on to it: it takes Deallocate, and promises that what it deallocates reads as zeros.
+        /// TRIM goes to this backend: it supports Deallocate, and promises that deallocated blocks read as zeros.
         deallocates: bool,
     },
-    /// Another namespace answers as a backend than before, and isn't taken.
+    /// A different namespace answers as this backend than before. The gateway refuses it.
     BackendReplaced {
         /// The backend.
         backend: BackendId,
-        /// The namespace that it has been.
+        /// The namespace so far.
         was: NamespaceIdentity,
-        /// The one that answers now.
+        /// The namespace that answers now.
         is: NamespaceIdentity,
     },
-    /// What a backend lets its users do is this now; at first everything.
+    /// A backend's access changed. At first a backend gives full access.
     BackendAccess {
         /// The backend.
         backend: BackendId,
-        /// What it lets them do.
+        /// The new access.
         access: Access,
     },
-    /// A backend's size changed, in bytes.
+    /// A backend's size changed.
     BackendResized {
         /// The backend.
         backend: BackendId,
-        /// Its size now.
+        /// The new size in bytes.
         len_bytes: u64,
     },
 }

@@ -1,75 +1,76 @@
 //! The one currency of the storage path.
 //!
-//! A frontend makes a [`Request`], the LUN layer and a channel carry it, and exactly one
-//! [`Completed`] comes back to the frontend that made it, on the core where it was made. Both are
-//! the same token; dropping it anywhere on the way is a bug that [`trefoil_poll::lost`] reports.
+//! A frontend makes a [`Request`]; the LUN layer and a channel carry it. Exactly one [`Completed`] comes back to that
+//! frontend, on the core where it made the request. Both types are the same token. Dropping the token on the way is a
+//! bug, which [`trefoil_poll::lost`] reports.
 
 use crate::topology::{BackendId, LunId};
 use trefoil_poll::lost::{self, Lost};
 use trefoil_poll::{Buf, CoreId, Loan};
 
-/// What is asked of a LUN or a backend.
+/// An operation on a LUN or a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Fill the buffer.
     Read,
-    /// Store the buffer; done when later reads see it, and durable only with `Request::durable`.
+    /// Store the buffer. Later reads see the bytes once this completes; the bytes are durable only with
+    /// `Request::durable`.
     Write,
-    /// Everything that completed before is durable when this completes.
+    /// Make all writes durable that completed before. Done when they are durable.
     Flush,
-    /// The range reads as zeros afterwards; with `deallocate` its space may be given back.
+    /// Make the range read as zeros. With `deallocate` the backend may free the range's space.
     WriteZeroes {
         /// The host's DEAC bit.
         deallocate: bool,
     },
-    /// The range's contents are no longer needed: a hint. It reads as zeros or as before.
+    /// Take the hint that the range's contents are no longer needed. Afterwards the range reads as zeros or as before.
     Deallocate,
 }
 
-/// Who made a request on its home core.
+/// The part of its home core that made a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Owner {
-    /// A command slot of the target's.
+    /// The target, from one of its command slots.
     Target = 1,
     /// The control thread, through its core.
     Control = 2,
-    /// A workload that runs on the core itself (perf, the simulator).
+    /// A workload on the core itself (perf, the simulator).
     Workload = 3,
 }
 
-/// Where a completion goes.
+/// The destination of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The core that made it and to which it returns.
+    /// The core that made the request, to which it returns.
     pub core: CoreId,
-    /// That core's arena, which is also its home in [`trefoil_poll::lost`].
+    /// That core's arena, which is also the core's home in [`trefoil_poll::lost`].
     pub home: u16,
-    /// Who there.
+    /// The owner on that core.
     pub owner: Owner,
-    /// Its slot there.
+    /// The owner's slot.
     pub slot: u32,
-    /// Guards against a reused slot; the low 24 bits count.
+    /// A number that detects a reused slot. Only its low 24 bits are used.
     pub generation: u32,
 }
 
 impl Origin {
-    /// Everything but the core in one word, as [`Lost::Request`]'s identity carries it.
+    /// Packs everything but the core into one word, which [`Lost::Request`] carries as its identity.
     pub fn pack(&self) -> u64 {
         u64::from(self.slot) << 32 | u64::from(self.generation & 0xFF_FFFF) << 8 | self.owner as u64
     }
 }
 
-/// The requests of one of a frontend's queues, which are cancelled together when the queue is gone.
+/// The requests of one frontend queue. They are cancelled together once the queue is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// The core that made them.
+    /// The core that made the requests.
     pub core: CoreId,
-    /// Unique on that core; 0 is no stream.
+    /// The stream's number, unique on that core; 0 means no stream.
     pub number: u32,
 }
 
-/// How a request failed. Frontends translate it into their protocol's status.
+/// The reason why a request failed. Frontends translate it into their protocol's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The range ends past the end of the LUN or backend.
@@ -81,85 +82,85 @@ pub enum Fault {
     /// The medium failed to write or to make durable.
     #[error("a write error")]
     MediaWrite,
-    /// The backend has no space for it (a full file system under a file).
+    /// The backend has no space left for the write, for example because the file system under a file is full.
     #[error("no space left")]
     NoSpace,
     /// The LUN or backend can't be written.
     #[error("read-only")]
     ReadOnly,
-    /// No path to the backend is usable; a retry, perhaps elsewhere, may succeed.
+    /// No path to the backend is usable. A retry, perhaps elsewhere, may succeed.
     #[error("no path to it")]
     PathLost,
-    /// Its array says that it is inaccessible by the only path that there is (ANA): it has to be waited for.
+    /// The array reports the backend as inaccessible (ANA) by the only path to it. I/O has to wait until that changes.
     #[error("inaccessible")]
     Inaccessible,
     /// The LUN or backend went away.
     #[error("it went away")]
     Gone,
-    /// The backend doesn't do this.
+    /// The backend doesn't support the operation.
     #[error("not supported")]
     Unsupported,
-    /// Aborted on its owner's wish.
+    /// The request's owner cancelled it.
     #[error("aborted")]
     Aborted,
-    /// A bug of ours, contained.
+    /// A bug of the gateway, contained.
     #[error("an internal error")]
     Internal,
 }
 
-/// One I/O on its way. `offset` and `len` are bytes: of the LUN until the LUN layer maps it, of the
-/// backend from there on.
+/// One I/O in flight. `offset` and `len` are in bytes: of the LUN until the LUN layer maps the request, of the backend
+/// from then on.
 #[derive(Debug)]
 #[must_use = "a request must be completed"]
 pub struct Request {
-    /// What to do.
+    /// The operation.
     pub op: Op,
-    /// Force unit access: not done until it is on stable media.
+    /// Force unit access: the request completes only when its bytes are on stable media.
     pub durable: bool,
-    /// The LUN that it is for.
+    /// The request's LUN.
     pub lun: LunId,
     /// First byte.
     pub offset: u64,
-    /// Bytes; for reads and writes at most the buffer's from `buf_at`; zero for a flush.
+    /// Length in bytes. A read or write has at most as many as `buf` has from `buf_at` on; a flush has zero.
     pub len: u64,
-    /// Payload of reads and writes.
+    /// Payload of a read or write.
     pub buf: Option<Buf>,
-    /// Where in `buf` this (part of the) request's bytes start.
+    /// Offset in `buf` at which the bytes of this request, or of its current part, start.
     pub buf_at: u32,
-    /// A read may be answered with a [`Loan`] instead of by filling the buffer, which then comes back as
-    /// it was. For an owner that sends the bytes on at once: until then nobody can write them.
+    /// A read may be answered with a [`Loan`]; its buffer then comes back unfilled. This is for an owner that sends the
+    /// bytes at once, since nobody can write them during the loan.
     pub may_lend: bool,
     pub(crate) loan: Option<Loan>,
-    /// Where the completion goes.
+    /// The destination of the completion.
     pub origin: Origin,
-    /// Its [`Stream`] on its origin's core; 0 if nobody cancels it.
+    /// The request's [`Stream`] on its origin's core; 0 if nobody cancels it.
     stream: u32,
-    /// What the LUN layer still has to do after this part.
+    /// The work that remains for the LUN layer after this part.
     pub(crate) rest: Rest,
     armed: bool,
 }
 
-/// Where a LUN request stands: the part that a backend has, and what is not yet handed to one.
-/// Kept by the LUN layer.
+/// Progress of a LUN request: the part that a backend has, and the rest that no backend has yet. The LUN layer maintains
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rest {
-    /// Next byte of the LUN.
+    /// The next byte of the LUN.
     pub offset: u64,
-    /// Bytes from there; of a flush, whether another backend is to be visited.
+    /// The bytes from there. For a flush, 1 if it must visit another backend, else 0.
     pub len: u64,
     /// The backend that a flush visits next.
     pub backend: BackendId,
     /// The backend that has the request now; [`Rest::NOWHERE`] if none has.
     pub at: BackendId,
-    /// The core that last counted it as that backend's; its home core counts it too.
+    /// The core that last counted the request as that backend's. The request's home core counts it too.
     pub core: CoreId,
 }
 
 impl Rest {
-    /// Stands in for a backend where there is none.
+    /// The value for "no backend".
     pub const NOWHERE: BackendId = BackendId(u32::MAX);
 
-    /// Backend and core of a lost request's `holder`.
+    /// Returns backend and core from the `holder` of a lost request.
     pub fn holder(holder: u64) -> (BackendId, CoreId) {
         (BackendId(holder as u32), CoreId((holder >> 32) as u16))
     }
@@ -172,7 +173,7 @@ impl Default for Rest {
 }
 
 impl Request {
-    /// A request for a range of a LUN. It must be completed, whatever happens.
+    /// Creates a request for a range of a LUN. The request must be completed in every case.
     pub fn new(op: Op, lun: LunId, offset: u64, len: u64, buf: Option<Buf>, origin: Origin) -> Self {
         Self {
             op,
@@ -191,36 +192,36 @@ impl Request {
         }
     }
 
-    /// The same with force unit access.
+    /// Sets force unit access.
     pub fn durable(mut self, durable: bool) -> Self {
         self.durable = durable;
         self
     }
 
-    /// The same, and a read may be answered with a loan.
+    /// Sets whether a read may be answered with a loan.
     pub fn may_lend(mut self, may_lend: bool) -> Self {
         self.may_lend = may_lend;
         self
     }
 
-    /// The same, as one of stream `number` of its origin's core.
+    /// Makes the request part of stream `number` of its origin's core.
     pub fn of_stream(mut self, number: u32) -> Self {
         self.stream = number;
         self
     }
 
-    /// Whether a cancel of `stream` means it.
+    /// Returns whether the request belongs to `stream`.
     pub fn is_of(&self, stream: Stream) -> bool {
         self.stream == stream.number && self.origin.core == stream.core
     }
 
-    /// What it leaves behind if it is dropped.
+    /// Returns the report that the request leaves if it is dropped.
     pub(crate) fn loss(&self) -> Lost {
         let holder = u64::from(self.rest.core.0) << 32 | u64::from(self.rest.at.0);
         Lost::Request { identity: self.origin.pack(), holder }
     }
 
-    /// Ends it. The only way to get rid of a request.
+    /// Completes the request. There is no other way to end one.
     pub fn complete(self, result: Result<(), Fault>) -> Completed {
         Completed { request: self, result }
     }
@@ -234,27 +235,27 @@ impl Drop for Request {
     }
 }
 
-/// A request that is done, on its way home.
+/// A finished request on its way home.
 #[derive(Debug)]
 #[must_use = "a completion must reach its owner"]
 pub struct Completed {
     pub(crate) request: Request,
-    /// How it went.
+    /// The result.
     pub result: Result<(), Fault>,
 }
 
 impl Completed {
-    /// Where it goes.
+    /// Returns the destination.
     pub fn origin(&self) -> Origin {
         self.request.origin
     }
 
-    /// What answers a read instead of the buffer, if its owner said that it may.
+    /// Takes the loan that answers a read instead of the buffer, if the owner allowed a loan.
     pub fn take_loan(&mut self) -> Option<Loan> {
         self.request.loan.take()
     }
 
-    /// Takes it apart at its owner: the payload block and the result.
+    /// Consumes the completion at its owner. Returns the payload block and the result.
     pub fn settle(mut self) -> (Option<Buf>, Result<(), Fault>) {
         self.request.armed = false;
         (self.request.buf.take(), self.result)

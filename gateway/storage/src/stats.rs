@@ -1,30 +1,30 @@
-//! What hosts did with a LUN: counts by kind of command, and a histogram of latency.
+//! Statistics of each LUN's commands: counts by kind of command, and a histogram of latency.
 //!
-//! Each core counts for itself, and control adds up what the cores send. Counters only grow, until their LUN is gone.
+//! Each core counts for itself, and control adds up the counts of all cores. Counters only grow until their LUN is gone.
 
 use crate::topology::LunId;
 
-/// Buckets of a [`Latency`]: [`STEPS`] for each power of two from 2⁸ ns, the last one open.
+/// Buckets of a [`Latency`]: [`STEPS`] for each power of two from 2⁸ ns on. The last bucket is open.
 pub const BUCKETS: usize = 208;
-/// Buckets a power of two: a value is known to an eighth.
+/// Buckets for each power of two, so a value is known to an eighth.
 const STEPS: u64 = 8;
-/// LUNs that one turn looks at for a survey, at 168 B each.
+/// LUNs that one turn examines for a survey, at 168 B each.
 const LOOKED_AT: usize = 512;
-/// Latency is counted in units of 2⁸ ns.
+/// The unit of latency is 2⁸ ns; this is the exponent.
 const UNIT_SHIFT: u32 = 8;
 
 /// Commands of one kind that succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpStats {
-    /// How many.
+    /// The number of commands.
     pub ops: u64,
-    /// Bytes that they moved, or of the ranges that they named.
+    /// The bytes that the commands moved, or the lengths of the ranges that they named.
     pub bytes: u64,
-    /// Time from arrival to the backend's answer, summed, in nanoseconds.
+    /// Sum of the times from arrival to the backend's answer, in nanoseconds.
     pub latency_ns: u64,
-    /// The longest of those times.
+    /// The longest of these times.
     pub max_ns: u64,
-    /// The shortest; 0 if there was none.
+    /// The shortest of these times; 0 if there was no command.
     pub min_ns: u64,
 }
 
@@ -50,7 +50,7 @@ impl OpStats {
     }
 }
 
-/// What a command did to its LUN.
+/// The kind of a command, by its effect on the LUN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Read.
@@ -74,12 +74,12 @@ pub struct LunStats {
     pub trim: OpStats,
     /// Flushes, which move no bytes.
     pub flush: OpStats,
-    /// Commands that the backend failed.
+    /// Commands that failed at the backend.
     pub errors: u64,
 }
 
 impl LunStats {
-    /// A command of this kind succeeded.
+    /// Counts a command of this kind that succeeded.
     #[inline]
     pub fn count(&mut self, kind: Kind, bytes: u64, ns: u64) {
         let op = match kind {
@@ -91,7 +91,7 @@ impl LunStats {
         op.count(bytes, ns);
     }
 
-    /// Adds what another core counted.
+    /// Adds the counts of another core.
     pub fn add(&mut self, other: &Self) {
         self.read.add(&other.read);
         self.write.add(&other.write);
@@ -101,7 +101,7 @@ impl LunStats {
     }
 }
 
-/// How many commands took how long; every kind of command counts.
+/// The number of commands in each range of latency, over all kinds of command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latency(pub [u64; BUCKETS]);
 
@@ -112,12 +112,12 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// Adds what another core counted.
+    /// Adds the counts of another core.
     pub fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(to, from)| *to += from);
     }
 
-    /// The first value in nanoseconds that lies above bucket `at`; `None` for the last bucket, which is open.
+    /// Returns the first value in nanoseconds above bucket `at`; `None` for the last bucket, which is open.
     pub fn above_ns(at: usize) -> Option<u64> {
         let next = at as u64 + 1;
         if next >= BUCKETS as u64 {
@@ -131,7 +131,7 @@ impl Latency {
     }
 }
 
-/// The bucket of a latency.
+/// Returns the bucket of a latency.
 #[inline]
 fn bucket(ns: u64) -> usize {
     let units = ns >> UNIT_SHIFT;
@@ -145,22 +145,22 @@ fn bucket(ns: u64) -> usize {
 /// The counters of all LUNs on one core.
 pub struct LunCounters {
     stats: Box<[LunStats]>,
-    /// One allocation that the kernel gives zeroed, so that a LUN without I/O costs no memory.
+    /// A single allocation, which the kernel zeroes on first use, so a LUN without I/O costs no memory.
     latency: Box<[u64]>,
 }
 
 impl LunCounters {
-    /// For `luns` LUNs: 168 B each, and 1,664 B for each that is used.
+    /// Creates the counters of `luns` LUNs: 168 B for each, and 1,664 B more for each LUN with I/O.
     pub fn new(luns: usize) -> Self {
         Self { stats: vec![LunStats::default(); luns].into(), latency: vec![0; luns * BUCKETS].into() }
     }
 
-    /// The counts of a LUN.
+    /// Returns the counts of a LUN.
     pub fn get(&self, lun: LunId) -> Option<&LunStats> {
         self.stats.get(lun.0 as usize)
     }
 
-    /// A command succeeded.
+    /// Counts a command that succeeded.
     #[inline]
     pub fn done(&mut self, lun: LunId, kind: Kind, bytes: u64, ns: u64) {
         let at = lun.0 as usize;
@@ -172,24 +172,24 @@ impl LunCounters {
         }
     }
 
-    /// A command failed.
+    /// Counts a command that failed.
     pub fn failed(&mut self, lun: LunId) {
         if let Some(stats) = self.stats.get_mut(lun.0 as usize) {
             stats.errors += 1;
         }
     }
 
-    /// Another LUN has this number now.
+    /// Clears the counts of a number that now belongs to another LUN.
     pub fn forget(&mut self, lun: LunId) {
         let at = lun.0 as usize;
-        // What was never counted was never touched, and stays so.
+        // Leave the memory of a LUN without counts untouched.
         if let Some(stats) = self.stats.get_mut(at).filter(|stats| **stats != LunStats::default()) {
             *stats = LunStats::default();
             self.latency.iter_mut().skip(at * BUCKETS).take(BUCKETS).for_each(|count| *count = 0);
         }
     }
 
-    /// Lists LUNs that were used, from `into.next` on, as far as there is room and a turn allows.
+    /// Adds rows of used LUNs to `into`, from `into.next` on, until `into` is full or the turn has done its share.
     pub fn survey(&self, into: &mut LunSurvey) {
         let from = into.next.take().unwrap_or(0);
         let end = from as usize + LOOKED_AT;
@@ -208,17 +208,17 @@ impl LunCounters {
     }
 }
 
-/// What one core's hosts did with LUNs. Control makes it with as much room as a turn may well be kept busy with
-/// (a row is 1.8 KiB), and asks again from `next` until that is `None`.
+/// One core's counts of its LUNs. Control gives it room for as many rows as may well occupy one turn (a row is 1.8 KiB),
+/// and asks again from `next` on until `next` is `None`.
 #[derive(Debug, Default)]
 pub struct LunSurvey {
-    /// LUNs that were used; the core adds no more than the vector's capacity.
+    /// LUNs that were used. The core adds no more than the vector's capacity.
     pub rows: Vec<LunRow>,
-    /// The number to begin with; then the first for which there was no room.
+    /// The number of the LUN to begin with. The core sets it to the LUN to continue with, or `None` at the end.
     pub next: Option<u32>,
 }
 
-/// What one core's hosts did with one LUN.
+/// One core's counts of one LUN.
 #[derive(Clone, Debug)]
 pub struct LunRow {
     /// The LUN.
@@ -243,7 +243,7 @@ mod tests {
             below = above;
         }
         assert_eq!(Latency::above_ns(BUCKETS - 1), None);
-        // The open one begins beyond a minute, where every command has long timed out.
+        // The open bucket begins beyond a minute, when every command has long timed out.
         assert!(below > 60_000_000_000 && bucket(u64::MAX) == BUCKETS - 1);
     }
 

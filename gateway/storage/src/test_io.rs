@@ -1,5 +1,6 @@
-//! A driver for unit tests of this crate: files are byte vectors, messages are kept for the test.
+//! A driver for this crate's unit tests. Files are byte vectors, and messages are kept for the test.
 
+use crate::backend::Attach;
 use crate::msg::Msg;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,17 +8,19 @@ use trefoil_poll::{
     CoreId, FileDone, FileError, FileId, FileOp, Instant, Io, RecvInto, SendList, SockId, TableFull,
 };
 
-/// Sockets are refused; file operations wait in `ops` until the test runs them.
+type TestMsg = Msg<(), Attach<Vec<u8>>>;
+
+/// A driver that refuses sockets. File operations wait in `ops` until the test runs them.
 pub struct TestIo {
     pub core: CoreId,
     pub files: Vec<Vec<u8>>,
     pub detached: Vec<FileId>,
     pub ops: VecDeque<(FileId, FileOp, u64)>,
-    pub posts: VecDeque<(CoreId, Msg<(), Vec<u8>>)>,
-    pub control: Vec<Msg<(), Vec<u8>>>,
-    /// What was run, by name, for tests that look at the order.
+    pub posts: VecDeque<(CoreId, TestMsg)>,
+    pub control: Vec<TestMsg>,
+    /// The operations that ran, by name, for tests that check their order.
     pub story: Vec<(u32, &'static str)>,
-    /// Errno for operations of these names.
+    /// Errors (errno) for operations of these names.
     pub errors: Vec<(&'static str, i32)>,
 }
 
@@ -73,7 +76,7 @@ impl TestIo {
 impl Io for TestIo {
     type Socket = ();
     type File = Vec<u8>;
-    type Msg = Msg<(), Vec<u8>>;
+    type Msg = TestMsg;
 
     fn now(&self) -> Instant {
         Instant::from_ns(0)

@@ -1,59 +1,59 @@
-//! What the gateway presents to whom: an immutable snapshot that control publishes to every core.
+//! The gateway's presentation to hosts: an immutable snapshot that control publishes to every core.
 //!
-//! A core swaps its snapshot between two turns and sends the old one back to be dropped on the
-//! control thread, so the data path neither locks nor frees.
+//! A core swaps its snapshot between two turns and sends the old one back. The control thread drops the old snapshot, so
+//! the data path neither locks nor frees.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_wire::nvme::log::AnaState;
 
-/// Index of a LUN in every core's LUN table. Reused only after the LUN is gone from all cores.
+/// Index of a LUN in every core's LUN table. An index is reused only after its LUN is gone from all cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LunId(pub u32);
 
-/// Index of a backend in every core's channel table. Reused only after it is gone from all cores.
+/// Index of a backend in every core's channel table. An index is reused only after its backend is gone from all cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(pub u32);
 
-/// A listener on which servers reach us.
+/// A listener at which hosts reach the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortalId(pub u16);
 
 impl PortalId {
-    /// No listener's: where a core's own connection to itself comes in. It is in no table and no count.
+    /// No listener: the portal of a core's connection to itself. It appears in no table and no count.
     pub const OWN: Self = Self(u16::MAX);
 }
 
-/// LUNs that one gateway can have (a core's LUN table: 4,096 × about 32 bytes).
+/// LUNs that one gateway can have. A core's LUN table takes 4,096 × about 24 bytes.
 pub const MAX_LUNS: usize = 4096;
-/// The largest NSID: control refuses a subsystem with more namespaces.
+/// The largest NSID. Control refuses a subsystem with more namespaces.
 pub const MAX_NSID: u32 = 4096;
 /// Backends that one gateway can have.
 pub const MAX_BACKENDS: usize = 256;
 
-/// CQT where all backends are local: the longest time for which commands of a lost association can still take effect, in
-/// milliseconds. Commands that have not begun end at once, so the time is for those that a disk is doing. A disk that hangs
-/// keeps to no bound. Where some backends are arrays, CQT is [`crate::initiator::ARRAY_QUIESCE_MS`].
+/// CQT in milliseconds if all backends are local: the longest time for which commands of a lost association can still
+/// take effect. Commands that have not begun end at once, so the time covers only commands that a disk is executing. A
+/// disk that hangs keeps to no bound. If some backends are arrays, CQT is [`crate::initiator::ARRAY_QUIESCE_MS`].
 pub const LOCAL_QUIESCE_MS: u16 = 1_000;
-/// ANATT as reported to hosts: the longest time for which an ANA group may be in the state Change, in seconds. Linux resets a
-/// controller if one of its groups stays in Change for twice as long.
+/// ANATT in seconds, as reported to hosts: the longest time for which an ANA group may stay in the state Change. Linux
+/// resets a controller if one of its groups stays in Change for twice as long.
 pub const ANA_TRANSITION_S: u8 = 10;
 
 /// The access that a backend gives its users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// ANA state of an array's namespace; Optimized where there is no such thing. Never Change: see
-    /// [`crate::initiator::AnaWatch`].
+    /// ANA state of an array's namespace; Optimized for other backends. Never Change: see [`crate::initiator::AnaWatch`].
     pub ana_state: AnaState,
-    /// It can't be written.
+    /// The backend can't be written.
     pub read_only: bool,
 }
 
 impl Access {
-    /// Whatever there is to do.
+    /// Full access.
     pub const FULL: Self = Self { ana_state: AnaState::Optimized, read_only: false };
 
-    /// What a LUN in these places lets its users do: what its worst place does. One whose places aren't known is inaccessible.
+    /// Combines the access of a LUN's backends: the worst ANA state, and read-only if any of them is. A LUN whose extents
+    /// aren't known is Inaccessible.
     pub fn of_lun(extents: &[Extent], of: impl Fn(BackendId) -> Self) -> Self {
         let severity = |state: AnaState| match state {
             AnaState::Optimized => 0,
@@ -70,13 +70,13 @@ impl Access {
     }
 }
 
-/// Everything a core must know about what is presented. Epochs only grow.
+/// All that a core must know about the presentation to hosts. Epochs only grow.
 #[derive(Debug, Default)]
 pub struct Topology {
-    /// Counts publications.
+    /// The number of the publication.
     pub epoch: u64,
-    /// What hosts are told of how long that which a lost association has under way may still take effect (CQT), in
-    /// milliseconds; 0 says nothing.
+    /// CQT in milliseconds, as reported to hosts: the longest time for which commands of a lost association can still
+    /// take effect. 0 reports no time.
     pub quiesce_ms: u16,
     /// By [`LunId`]; gaps are `None`.
     pub luns: Vec<Option<Lun>>,
@@ -84,33 +84,33 @@ pub struct Topology {
     pub discovery_serial: String,
     /// NVM subsystems, sorted by NQN. The discovery subsystem is implied and not listed.
     pub subsystems: Vec<Subsystem>,
-    /// The discovery subsystem's own portals. Every portal answers discovery; at these a host is told of all subsystems to which
-    /// it may connect.
+    /// The discovery subsystem's own portals. Every portal answers discovery. At these portals, a host is told of all
+    /// subsystems to which it may connect.
     pub discovery: Vec<PortalId>,
     /// By [`PortalId`]; gaps are `None`.
     pub portals: Vec<Option<Portal>>,
 }
 
 impl Topology {
-    /// The subsystem of this name, with its place in the list.
+    /// Returns the subsystem with this NQN, and its index in the list.
     pub fn subsystem(&self, nqn: &str) -> Option<(usize, &Subsystem)> {
         let at = self.subsystems.binary_search_by(|s| s.nqn.as_str().cmp(nqn)).ok()?;
         Some((at, self.subsystems.get(at)?))
     }
 
-    /// The portal of this number.
+    /// Returns the portal with this number.
     pub fn portal(&self, id: PortalId) -> Option<&Portal> {
         self.portals.get(usize::from(id.0))?.as_ref()
     }
 
-    /// Returns whether a portal of `before` is gone here. Its number may be another portal's now.
+    /// Returns whether portal `id` of `before` is gone here. Its number may belong to another portal now.
     pub fn lacks_portal_of(&self, before: &Self, id: PortalId) -> bool {
         let was = before.portal(id);
         was.is_some() && was != self.portal(id)
     }
 
-    /// Takes over from `before` the host lists that are the same, so that cores see without comparing them that nothing
-    /// has changed there.
+    /// Takes over from `before` the host lists that are equal, so that cores see without a comparison that these lists
+    /// have not changed.
     pub fn share_lists(&mut self, before: &Self) {
         for subsystem in &mut self.subsystems {
             let Some((_, was)) = before.subsystem(&subsystem.nqn) else { continue };
@@ -124,18 +124,18 @@ impl Topology {
     }
 }
 
-/// An address that we listen on, as the discovery log gives it to hosts.
+/// An address on which the gateway listens, as the discovery log reports it to hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portal {
-    /// The bound address. Where it is a wildcard, the log gives each host the local address that its
-    /// own connection came to, never the wildcard.
+    /// The bound address. If it is a wildcard, the log reports to each host the local address of that host's own
+    /// connection, never the wildcard.
     pub listen: SocketAddr,
 }
 
 /// A virtual disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lun {
-    /// For messages and tables.
+    /// A name for messages and tables.
     pub name: String,
     /// Logical block size in bytes: 512 or 4096.
     pub block_bytes: u32,
@@ -145,10 +145,10 @@ pub struct Lun {
     pub uuid: [u8; 16],
     /// Identity: the namespace's NGUID (descriptor type 2).
     pub nguid: [u8; 16],
-    /// Where its bytes are: contiguous from LUN offset 0, in order, covering the whole size. None if that isn't known at the
-    /// moment: then its namespaces have to be inaccessible.
+    /// The places of its bytes: contiguous from LUN offset 0, in order, covering the whole size. Empty while the places
+    /// aren't known; the LUN's namespaces must then be inaccessible.
     pub extents: Vec<Extent>,
-    /// Refuses writes.
+    /// The LUN refuses writes.
     pub read_only: bool,
 }
 
@@ -159,7 +159,7 @@ impl Lun {
     }
 }
 
-/// A run of a LUN's bytes on one backend. All in bytes, multiples of the LUN's block size.
+/// A run of a LUN's bytes on one backend. All values are in bytes, and multiples of the LUN's block size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// First byte in the LUN.
@@ -181,20 +181,20 @@ pub struct Subsystem {
     pub serial: String,
     /// Model number (MN), ASCII, at most 40 bytes.
     pub model: String,
-    /// Who may connect.
+    /// The hosts that may connect.
     pub hosts: Allow,
-    /// The portals on which it is offered.
+    /// The portals at which the subsystem is offered.
     pub portals: Vec<PortalId>,
-    /// Sorted by NSID.
+    /// Its namespaces, sorted by NSID.
     pub namespaces: Vec<Namespace>,
-    /// The largest NSID that it may ever have (NN, MNAN).
+    /// The largest NSID that the subsystem may ever have (NN, MNAN).
     pub max_namespaces: u32,
-    /// Lowest and highest cntlid that it hands out.
+    /// The lowest and highest CNTLID that the subsystem hands out.
     pub cntlid_range: (u16, u16),
 }
 
 impl Subsystem {
-    /// The namespace `nsid` if `host_nqn` may see it.
+    /// Returns namespace `nsid` if `host_nqn` may see it.
     pub fn visible(&self, nsid: u32, host_nqn: &str) -> Option<&Namespace> {
         let at = self.namespaces.binary_search_by_key(&nsid, |n| n.nsid).ok()?;
         self.namespaces.get(at).filter(|n| n.hosts.contains(host_nqn))
@@ -206,27 +206,27 @@ impl Subsystem {
 pub struct Namespace {
     /// Its NSID, from 1.
     pub nsid: u32,
-    /// What it shows.
+    /// The LUN that it presents.
     pub lun: LunId,
-    /// Who sees it, among those who may connect.
+    /// The hosts that see it, among those that may connect to the subsystem.
     pub hosts: Allow,
-    /// ANA group, from 1: no lower than that of a lower NSID.
+    /// ANA group, from 1. A higher NSID never has a lower group.
     pub ana_group: u32,
-    /// The group's state for this gateway (NVMe base 2.0 §8.1): Optimized 1h, Non-Optimized 2h,
-    /// Inaccessible 3h, Persistent Loss 4h, Change Fh.
+    /// The group's state for this gateway (NVMe base 2.0 §8.1): Optimized 1h, Non-Optimized 2h, Inaccessible 3h,
+    /// Persistent Loss 4h, Change Fh.
     pub ana_state: u8,
 }
 
-/// A list of hosts. Empty allows nobody.
+/// A list of hosts. An empty list allows no host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allow {
-    /// Every host: only where the operator said so.
+    /// Every host. Used only if the operator asks for it.
     Any,
     /// These hosts.
     Only(HostList),
 }
 
-/// Host NQNs, sorted. Clones are one list.
+/// Host NQNs, sorted. Clones share one list in memory.
 #[derive(Clone, Debug)]
 pub struct HostList(Arc<[String]>);
 
@@ -245,7 +245,7 @@ impl PartialEq for HostList {
 impl Eq for HostList {}
 
 impl Allow {
-    /// The hosts with these NQNs, in whatever order.
+    /// Creates the list of the hosts with these NQNs, given in any order.
     pub fn only(hosts: impl IntoIterator<Item = String>) -> Self {
         let mut hosts: Vec<String> = hosts.into_iter().collect();
         hosts.sort_unstable();
@@ -253,11 +253,11 @@ impl Allow {
         Self::Only(HostList(hosts.into()))
     }
 
-    /// Whether `host_nqn` is on it.
+    /// Returns whether `host_nqn` is allowed.
     pub fn contains(&self, host_nqn: &str) -> bool {
         match self {
             Self::Any => true,
-            // A host without a name is nobody whom a list could mean.
+            // No list can name a host that has no name.
             Self::Only(_) if host_nqn.is_empty() => false,
             Self::Only(HostList(list)) => list
                 .binary_search_by(|nqn| {
@@ -269,7 +269,7 @@ impl Allow {
         }
     }
 
-    /// Returns whether both are the same list in memory, without a comparison of their entries.
+    /// Returns whether both are the same list in memory. Doesn't compare entries.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, Self::Any) => true,
@@ -285,7 +285,8 @@ impl Allow {
     }
 }
 
-/// What this thread has done since a test asked last: comparisons of names, looks at namespaces, queues and controllers.
+/// The work of this thread since a test last asked: comparisons of names, and looks at namespaces, queues and
+/// controllers.
 #[cfg(test)]
 pub(crate) mod work {
     use std::cell::Cell;

@@ -1,11 +1,11 @@
-//! Keeps a core that sleeps much ready to be fast: a host of its own, connected to it over loopback.
+//! Keeps a mostly idle core fast: a host inside the gateway queries the core over loopback.
 //!
-//! What a core does for a request lies in its caches only while it does it. After a quarter of a second of sleep the code,
-//! the tables and the kernel's TCP path are cold, and the first request takes three times the CPU time of the next. So
-//! the core asks itself for something now and then ([`WarmHost`]), over a connection like any other: what a host's first
-//! request needs is then warm.
+//! A core's code and data stay in the CPU's caches only while the core works. After a quarter of a second of sleep the
+//! code, the tables and the kernel's TCP path are cold. The first request then takes three times the CPU time of the
+//! next. So the core queries itself at intervals ([`WarmHost`]), over a connection like any other. The parts that a
+//! host's first request needs are then warm.
 //!
-//! What it is not: a check. If its connection ends, requests are slower after idle, and nothing else happens.
+//! What it is not: a health check. If its connection ends, requests are slower after idle time, and nothing else happens.
 
 use crate::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use std::time::Duration;
@@ -18,11 +18,12 @@ use trefoil_wire::nvme::{AdminCommand, IdentifyCommand, Sgl, Sqe};
 const ENTRIES: QueueEntries = QueueEntries::new(3);
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// See the module. It has all its memory from the start: 16 KiB, and 4 KiB of the core's arena while it asks.
+/// The host that queries its own core. See the module. All its memory exists from the start: 16 KiB, plus 4 KiB of the
+/// core's arena during a query.
 pub struct WarmHost {
     qpair: Qpair,
     every: Duration,
-    /// When it asks next; `None` while it waits for an answer or isn't connected.
+    /// Time of the next query. `None` while a query is in flight or the host isn't connected.
     due: Option<Instant>,
 }
 
@@ -33,14 +34,14 @@ impl std::fmt::Debug for WarmHost {
 }
 
 impl WarmHost {
-    /// A host that will ask every so often. Its names are its own alone: a core waits until what an earlier association of
-    /// the same host had under way is over.
+    /// Creates a host that queries at the interval `every`. No other host may have its names: a core waits until the
+    /// commands of a host's earlier association are over.
     pub fn new(host_nqn: Nqn, host_id: [u8; 16], every: Duration) -> Self {
         let identity = Identity { host_nqn, host_id, subsystem_nqn: Nqn::DISCOVERY };
         Self { qpair: Qpair::new(identity, 0, ENTRIES, (false, false), WITHIN), every, due: None }
     }
 
-    /// `sock` is its side of the connection.
+    /// Connects as a host over `sock`, its end of the connection.
     pub fn start<I: Io>(&mut self, io: &mut I, sock: SockId, to: std::net::SocketAddr) {
         let open = Open {
             to,
@@ -53,32 +54,32 @@ impl WarmHost {
         self.qpair.open_on(io, sock, open);
     }
 
-    /// Bytes came in.
+    /// Handles received bytes.
     pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         self.qpair.on_received(io, bytes);
     }
 
-    /// A receive into a block is full.
+    /// Handles a block that a receive has filled.
     pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
         self.qpair.on_filled(io, buf);
     }
 
-    /// A receive ended without its bytes.
+    /// Handles a receive that ended without its bytes.
     pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
         self.qpair.on_recv_end(io, buf, why);
     }
 
-    /// A send is done.
+    /// Handles a finished send.
     pub fn on_sent<I: Io>(&mut self, io: &mut I, list: Box<SendList>, result: Result<(), SockError>) {
         self.qpair.on_sent(io, list, result);
     }
 
-    /// The last word about its socket.
+    /// Handles the last event of its socket.
     pub fn on_closed<I: Io>(&mut self, io: &mut I) {
         self.qpair.on_closed(io);
     }
 
-    /// Asks if it is time to; says whether there was work.
+    /// Sends a query if one is due. Returns whether there was work.
     pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) -> bool {
         let now = io.now();
         let mut worked = false;
@@ -100,7 +101,7 @@ impl WarmHost {
             worked = true;
         }
         if self.due.is_some_and(|at| at <= now) {
-            // A core without a block to spare is not idle.
+            // A core without a free block is not idle.
             match arena.alloc(IDENTIFY_LEN) {
                 Some(buf) => self.ask(Command::fill(0, identify(), buf, 0, IDENTIFY_LEN as u32)),
                 None => self.due = Some(now + self.every),
@@ -111,14 +112,15 @@ impl WarmHost {
         worked
     }
 
-    /// Without a deadline: a core that doesn't answer itself has more to do than to hang up, or stood still (SIGSTOP).
+    /// Submits `command` without a deadline. A core that doesn't answer itself is busy or was stopped (SIGSTOP), so there
+    /// is no reason to disconnect.
     fn ask(&mut self, command: Command) {
         self.due = None;
         let refused = self.qpair.submit_untimed(command).is_err();
         debug_assert!(!refused, "one command at a time fits any queue that is up");
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.due.into_iter().chain(self.qpair.next_deadline()).min()
     }

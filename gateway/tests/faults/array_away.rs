@@ -1,5 +1,5 @@
-//! An array that goes silent, or dies, and comes back. The array is a second `trefoild`, which is stopped (SIGSTOP: its
-//! connections stay, and nothing answers) or killed (they are reset, and refused until it is back).
+//! An array that goes silent, or dies, and comes back. The array is a second `trefoild`. It is either stopped (SIGSTOP: its
+//! connections stay, and nothing answers) or killed (its connections are reset, and new ones are refused until it is back).
 
 use super::*;
 use nix::sys::signal::Signal;
@@ -78,10 +78,10 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "far" }, { nsid = 2, lun = "near" }]
 "#;
 
-/// How long the array is away where the gateway is to wait for it.
+/// How long the array is away in the tests where the gateway waits for it.
 const AWAY: Duration = Duration::from_secs(11);
 
-/// The array, the gateway before it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.
+/// The array, the gateway in front of it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.
 struct Rig {
     array: Daemon,
     gateway: Daemon,
@@ -101,7 +101,7 @@ impl Rig {
         Self { array, gateway, fleet }
     }
 
-    /// Stops the array; when this returns, all its threads have stopped.
+    /// Stops the array. All its threads have stopped when this returns.
     fn stop(&self) {
         self.array.signal(Signal::SIGSTOP);
         let pid = self.array.pid();
@@ -113,7 +113,7 @@ impl Rig {
         self.array.signal(Signal::SIGCONT);
     }
 
-    /// Both hosts go on, and neither has seen an error or a new connection.
+    /// Checks that both hosts go on, without an error or a new connection.
     #[track_caller]
     fn nobody_noticed(&mut self, what: &str) {
         for at in 0..2 {
@@ -128,7 +128,7 @@ impl Rig {
         }
     }
 
-    /// Host 0 waits, host 1 works, for as long as the array is away.
+    /// Checks that host 0 waits and host 1 works while the array is away.
     fn wait_away(&mut self) {
         let before = [0, 1].map(|at| self.fleet.tally(at).ops);
         std::thread::sleep(AWAY);
@@ -136,7 +136,7 @@ impl Rig {
         assert!(after[0] - before[0] < 100 && after[1] - before[1] > 100, "{before:?}, {after:?}");
     }
 
-    /// Waits until the gateway tells of the backend's state that it is this one.
+    /// Waits until the gateway reports that the backend is in this state.
     fn wait_state(&self, wanted: &str) {
         let patience = Patience::new(format!("the backend to be {wanted}"));
         while self.gateway.call("backend_list", json!({ "name": "array" }))[0]["state"] != wanted {
@@ -172,8 +172,9 @@ fn a_new_array_is_refused_with_what_it_said() {
         "hostnqn": "nqn.2026-01.org.example:gateway",
     });
     let mut made = gateway.call("backend_create", new);
-    // A machine that stands still for longer than the keep-alive time loses an array that has just been reached. That has
-    // reasons of its own, and passes; nothing may be left of the namesakes that were refused.
+    // If the machine stands still for longer than the keep-alive time, the gateway loses an array that it has just reached. The
+    // reason is then another one, and the state passes. The new backend must not have the reasons of the refused backends of the
+    // same name.
     let patience = Patience::new("the array to be up");
     while made["state"] != "up" {
         let why = made["why"].as_str().expect("a reason");
@@ -197,7 +198,7 @@ fn a_stop_lets_go_of_a_new_array_that_is_waited_for() {
     }
     gateway.signal(Signal::SIGTERM);
     let end = gateway.child.wait().expect("its end");
-    // A core that still has its channel at the end, with a block in it, panics in a test.
+    // If a core still has the backend's channel at the end, with a block in it, a debug build panics.
     assert!(end.success(), "{end}: {}", gateway.log());
     let answer = support::daemon::answer(asked).expect("an answer");
     let told = answer["error"]["message"].as_str().unwrap_or_default();
@@ -247,7 +248,8 @@ fn what_lies_on_a_lost_array_is_lost_too() {
     wait_states(["up"; 3]);
 }
 
-/// The pool is open, as its array was there when the gateway started: it goes, or gives errors from now on.
+/// The pool is open, because its array was there when the gateway started. The array then goes away, or gives errors from then
+/// on.
 #[test]
 fn a_pool_whose_array_fails_for_good_can_be_given_up() {
     for dies in [true, false] {
@@ -273,7 +275,7 @@ fn a_pool_whose_array_fails_for_good_can_be_given_up() {
     }
 }
 
-/// The array answers all the time, and it gives an error where the layout is.
+/// The array answers all the time, but gives an error for the blocks of the layout.
 #[test]
 fn a_member_that_can_be_read_again_is_a_member_again() {
     let array = Daemon::start(ARRAY);
@@ -333,7 +335,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.run(0..1, 0);
     rig.fleet.wait_done(0..1);
     rig.stop();
-    // The first commands wait until it is given up. Then hosts are told to wait.
+    // The first commands wait until the array is given up. After that, hosts are told to wait.
     for round in 0..3 {
         let read = pair.io.read(1, 0, 4096).0;
         let write = pair.io.write(1, 8, &[0x99; 4096]);
@@ -347,14 +349,14 @@ fn silent_past_the_loss_timeout() {
     }
     let ops = rig.fleet.tally(1).ops;
     rig.fleet.wait_ops(1, ops + 100);
-    // The host's connection and its other namespace are as good as before.
+    // The host's connection and its other namespace still work.
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
     rig.go_on();
     let patience = Patience::new("the array's LUN to be there again");
     while pair.io.read(1, 0, 4096).0 != Status::SUCCESS {
         patience.pause();
     }
-    // What failed is not there in part, and what was there is.
+    // A failed write is not there in part, and the earlier data is there.
     let (status, data) = pair.io.read(1, 0, MIB as usize);
     assert!(status.is_ok(), "{status}");
     let held = |range: std::ops::Range<usize>, byte: u8| data[range].iter().all(|&found| found == byte);
@@ -366,7 +368,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.finish();
 }
 
-/// The array is a gateway itself, which loses the disk behind it.
+/// The array is itself a gateway, and loses the disk behind it.
 #[test]
 fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     let disk = Daemon::start(ARRAY);
@@ -396,7 +398,7 @@ fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     assert!(!gateway.log().contains("backend lost"), "the array was there all the time");
 }
 
-/// Far more commands than the array's one queue takes, from both cores, of which one has no queue to it.
+/// Sends far more commands than the array's one queue takes, from both cores. Only one core has a queue to the array.
 #[test]
 fn a_crowd_at_an_array_that_goes_silent_is_served_to_the_last() {
     let array = Daemon::start(ARRAY);
@@ -447,7 +449,7 @@ fn a_crowd_at_an_array_that_goes_silent_is_served_to_the_last() {
     }
 }
 
-/// A pool whose layout is on two disks of the gateway's own. Its LUN fits on the array alone.
+/// A pool whose layout is on two of the gateway's own disks. Its LUN fits only on the array.
 const POOL: &str = r#"
 [gateway]
 cores = 1
@@ -509,7 +511,7 @@ fn a_late_write_to_a_deleted_lun_lands_nowhere() {
         patience.pause();
     }
     let mut deleted = gateway.ask("lun_delete", &json!({ "name": "old", "force": true }));
-    // The pool's layout could be changed at once.
+    // The pool's layout itself could be changed at once.
     deleted.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
     let early = std::io::Read::read(&mut deleted, &mut [0]);
     assert!(early.is_err(), "it was deleted with writes to it under way");
@@ -586,7 +588,7 @@ fn hosts_find_the_lun_of_an_array_that_is_away_at_the_start_and_wait_for_it() {
     assert_eq!(pair.io.read(1, 8, 4096), (Status::SUCCESS, vec![0x3c; 4096]));
 }
 
-/// Of its LUNs only what the store knows can be shown: their size and identity.
+/// The store knows only the size and identity of the pool's LUNs, so only these can be shown.
 #[test]
 fn hosts_find_the_luns_of_a_pool_that_is_down_at_the_start_and_wait_for_them() {
     let array = Daemon::start(ARRAY);
@@ -613,7 +615,7 @@ fn hosts_find_the_luns_of_a_pool_that_is_down_at_the_start_and_wait_for_them() {
     expect_filled(&mut pair.io, 1, 0..4 * MIB, 0x3c, "what was written before");
 }
 
-/// Waits until a host has the array's LUN, as it was.
+/// Waits until a host can read the array's LUN, with its content unchanged.
 fn wait_served(pair: &mut Pair) {
     let patience = Patience::new("the array's LUN to be served");
     while !pair.io.read(1, 0, 4096).0.is_ok() {
@@ -622,7 +624,7 @@ fn wait_served(pair: &mut Pair) {
     expect_filled(&mut pair.io, 1, 0..MIB, 0x3c, "the LUN as it was");
 }
 
-/// What an array does that is restored wrong: `lun` is its namespace 1 now.
+/// Makes `lun` the array's namespace 1, as an array does that is restored wrong.
 fn swap(array: &Daemon, lun: &str) {
     let nqn = "nqn.2026-01.org.example:array";
     array.call("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": 1 }));
@@ -662,7 +664,7 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     }
     swap(&array, "disk");
     wait_served(&mut pair);
-    // Whoever wants the other one makes the backend anew, and has that one from then on.
+    // A user who wants the other namespace makes the backend anew. The backend then has that namespace from then on.
     hide(&gateway, 1);
     gateway.call("lun_release", json!({ "name": "far" }));
     gateway.call("backend_delete", json!({ "name": "array" }));
@@ -685,7 +687,7 @@ fn a_store_that_lacks_the_namespace_learns_it_when_the_array_answers() {
         let mut gateway = Daemon::start(&document);
         fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
         gateway.kill();
-        // As an earlier version left it.
+        // An earlier version leaves the store like this.
         let (store, _) = Store::open(&gateway.path("state")).expect("the store");
         let forget = RowChange::Remove("namespace/array".into());
         store.commit_blocking(&[forget]).expect("forgotten");

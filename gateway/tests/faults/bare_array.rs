@@ -1,5 +1,5 @@
-//! A pool on an array that lacks Write Zeroes, or a promise of what deallocated blocks read as. Hosts never read former content
-//! of its blocks: neither the array's own, nor that of a deleted LUN.
+//! A pool on an array that lacks Write Zeroes, or that doesn't promise zeros from deallocated blocks. Hosts never read former
+//! content of its blocks: neither the array's own content nor that of a deleted LUN.
 
 use super::*;
 use std::fs::File;
@@ -11,7 +11,7 @@ use trefoil_storage::topology::{Allow, BackendId};
 use trefoil_wire::nvme::{DsmCommand, DsmRange};
 
 const ARRAY_BYTES: u64 = 48 * MIB;
-/// The former content of the array, then what hosts write to the first and to the second LUN.
+/// The former content of the array, then the content that hosts write to the first and to the second LUN.
 const OLD: u8 = 0xa5;
 const FIRST: u8 = 0x77;
 const SECOND: u8 = 0x3c;
@@ -35,14 +35,14 @@ allow_any_host = true
 listeners = ["ADDR"]
 "#;
 
-/// A target of our own that lacks something, on a file.
+/// A target of our own on a file, which lacks a feature.
 struct BareArray {
     disk: File,
     target: Gateway,
 }
 
 impl BareArray {
-    /// One that doesn't offer Write Zeroes.
+    /// Starts an array that doesn't offer Write Zeroes.
     fn without_write_zeroes() -> Self {
         let array = Self::start(|shape| shape.target.has_write_zeroes = false);
         let mut pair = Pair::connect(array.target.addr(), &host_nqn(9), SUBSYSTEM);
@@ -63,7 +63,7 @@ impl BareArray {
         Self { disk, target }
     }
 
-    /// How many of its blocks have nothing but `byte`.
+    /// Returns the number of blocks that are filled with `byte`.
     fn blocks_of(&self, byte: u8) -> usize {
         let mut all = vec![0; ARRAY_BYTES as usize];
         self.disk.read_exact_at(&mut all, 0).expect("read");
@@ -71,14 +71,14 @@ impl BareArray {
     }
 }
 
-/// Write Zeroes to blocks of namespace 1.
+/// Sends Write Zeroes for blocks of namespace 1.
 fn zero(io: &mut Raw, blocks: Range<u64>, deac: bool) -> Status {
     let range = BlockRange::new(blocks.start, (blocks.end - blocks.start) as u32);
     let sqe = IoCommand::WriteZeroes { range, deac }.sqe(io.cid(), 1, Sgl::NONE);
     io.command(sqe, &[]).0.status
 }
 
-/// Dataset Management, Deallocate, of blocks of namespace 1.
+/// Sends Dataset Management with Deallocate for blocks of namespace 1.
 fn trim(io: &mut Raw, blocks: Range<u64>) -> Status {
     let mut data = [0; DsmRange::LEN];
     DsmRange { attributes: 0, nlb: (blocks.end - blocks.start) as u32, slba: blocks.start }.emit(&mut data);
@@ -88,7 +88,7 @@ fn trim(io: &mut Raw, blocks: Range<u64>) -> Status {
     io.command(sqe, &data).0.status
 }
 
-/// The blocks of namespace 1 from 0 on, each by its first byte; expects that its others are the same.
+/// Reads the blocks of namespace 1 from 0 on. Returns the first byte of each, which all its other bytes must equal.
 fn read_blocks(io: &mut Raw, blocks: usize) -> Vec<u8> {
     let (status, data) = io.read(1, 0, blocks * 512);
     assert!(status.is_ok(), "{status}");
@@ -113,7 +113,7 @@ fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
     expect_filled(io, 1, 0..whole, 0, "a new LUN");
     fill(io, 1, 0..whole, FIRST).expect("written");
     expect_filled(io, 1, 0..whole, FIRST, "what was written");
-    // Where one write of zeros ends and the next begins, and at both ends, is what matters.
+    // The ranges test both ends, and places where one write of zeros ends and the next begins.
     for (blocks, deac) in [(3..4, false), (8..1031, true), (1040..2000, false)] {
         assert_eq!(zero(io, blocks, deac), Status::SUCCESS);
     }
@@ -122,12 +122,12 @@ fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
         _ => FIRST,
     };
     assert_eq!(read_blocks(io, 2048), (0..2048).map(expected).collect::<Vec<_>>());
-    // A hint, which the array may take or not.
+    // Deallocate is a hint, which the array may follow or not.
     assert_eq!(trim(io, 2000..2040), Status::SUCCESS);
     let found = read_blocks(io, 2048);
     assert!(found[2000..2040].iter().all(|&byte| byte == 0 || byte == FIRST), "{found:?}");
     assert_eq!((found[1999], &found[2040..]), (0, &[FIRST; 8][..]));
-    // The most that one command zeroes: 65536 blocks.
+    // One command zeroes at most 65536 blocks.
     assert_eq!(zero(io, 4096..4096 + 65536, true), Status::SUCCESS);
     expect_filled(io, 1, 2 * MIB..34 * MIB, 0, "what was zeroed at once");
     expect_filled(io, 1, 34 * MIB..whole, FIRST, "what is behind it");

@@ -1,4 +1,4 @@
-//! Superblocks that are bad when the gateway starts, and a lost database.
+//! Superblocks that are damaged when the gateway starts, and a lost database.
 
 use super::*;
 use std::fs::File;
@@ -79,22 +79,22 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "a" }, { nsid = 2, lun = "b" }, { nsid = 3, lun = "c" }, { nsid = 4, lun = "d" }]
 "#;
 
-/// What each LUN holds: name, NSID, size, bytes.
+/// Each LUN's name, NSID, size and content.
 const LUNS: [(&str, u32, u64, u8); 4] =
     [("a", 1, 4 * MIB, 0xa1), ("b", 2, 16 * MIB, 0xb2), ("c", 3, 4 * MIB, 0xc3), ("d", 4, 4 * MIB, 0xd4)];
 
-/// The slots of a member's label and of its layout table (see `trefoil_storage::pool`).
+/// The positions of the two slots of a member's label, and of those of its layout table (see `trefoil_storage::pool`).
 const LABEL_AT: [u64; 2] = [0, 4096];
 const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
 const SLOT_BYTES: usize = 4096;
-/// Where data begins.
+/// The start of the data.
 const DATA_AT: usize = 4 << 20;
 
 fn start() -> Daemon {
     filled(Daemon::start(DOCUMENT))
 }
 
-/// With all LUNs written.
+/// Fills all LUNs.
 fn filled(gateway: Daemon) -> Daemon {
     let mut pair = host(&gateway, 1);
     for (_, nsid, len, byte) in LUNS {
@@ -107,14 +107,14 @@ fn image(gateway: &Daemon, backend: &str) -> PathBuf {
     gateway.path(&format!("{backend}.img"))
 }
 
-/// Kills the gateway, damages slots of a backend, and starts it again. Gives what was there.
+/// Kills the gateway, damages slots of a backend, and starts the gateway again. Returns the former content of the backend.
 fn damage(gateway: &mut Daemon, backend: &str, slots: &[u64]) -> Vec<u8> {
     gateway.kill();
     let path = image(gateway, backend);
     let before = std::fs::read(&path).expect("read");
     let file = File::options().write(true).open(path).expect("opened");
     for &at in slots {
-        // A slot that was torn, or a whole block of something else.
+        // The slot is torn, or is a whole block of something else.
         let garbage = if at % 8192 == 0 { vec![0x6b; SLOT_BYTES / 2] } else { vec![0x6b; SLOT_BYTES] };
         file.write_all_at(&garbage, at + (SLOT_BYTES - garbage.len()) as u64).expect("damaged");
     }
@@ -122,19 +122,19 @@ fn damage(gateway: &mut Daemon, backend: &str, slots: &[u64]) -> Vec<u8> {
     before
 }
 
-/// The named LUNs are served with what they hold.
+/// Checks that the named LUNs are served with their content.
 #[track_caller]
 fn served(gateway: &Daemon, names: &[&str], what: &str) {
     let mut pair = host(gateway, 1);
     for (name, nsid, len, byte) in LUNS.iter().filter(|(name, ..)| names.contains(name)) {
         assert_eq!(gateway.lun(name)["state"], "up", "{what}: {}", gateway.lun(name));
         expect_filled(&mut pair.io, *nsid, 0..*len, *byte, &format!("{what}: LUN {name}"));
-        // A write in place, and it can be read.
+        // A write in place succeeds, and the data can be read.
         fill(&mut pair.io, *nsid, 0..MIB, *byte).expect(what);
     }
 }
 
-/// State of a pool and why.
+/// Returns a pool's state and its reason.
 fn pool(gateway: &Daemon, name: &str) -> (String, String) {
     let pool = gateway.call("pool_show", json!({ "name": name }));
     let text = |field: &str| pool[field].as_str().unwrap_or_default().to_owned();
@@ -170,7 +170,7 @@ fn what_has_a_good_copy_is_repaired() {
         assert_eq!(repaired, slots.len(), "{what}");
         let after = std::fs::read(image(&gateway, backend)).expect("read");
         assert!(before[..DATA_AT] == after[..DATA_AT], "{what}: it is not as it was");
-        // The pool takes changes.
+        // The pool accepts changes.
         let pool = if backend == "single" { "one" } else { "two" };
         gateway.call("lun_create", json!({ "name": "v", "pool": pool, "size": 4 * MIB }));
         gateway.call("lun_delete", json!({ "name": "v" }));
@@ -182,7 +182,7 @@ fn what_has_none_is_an_error_that_names_it() {
     let mut gateway = start();
     let whole = [LABEL_AT, TABLE_AT].concat();
     let lun = |pool: &str| json!({ "name": "v", "pool": pool, "size": 4 * MIB });
-    // Backend, what is damaged, its pool, the pool's state, what its reason says, LUNs that are served.
+    // The backend, its damaged slots, its pool, the pool's state, parts of the pool's reason, and the LUNs that are served.
     type Case<'a> = (&'a str, &'a [u64], &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
     let cases: [Case; 4] = [
         ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
@@ -200,14 +200,14 @@ fn what_has_none_is_an_error_that_names_it() {
             found == state && reasons.iter().all(|reason| why.contains(reason)),
             "{what}: {found}, {why}"
         );
-        // LUN b is on both backends of its pool, c on the right one.
+        // LUN b is on both backends of its pool, and LUN c on the right one.
         let affected = if name == "one" { "a" } else { "b" };
         assert_eq!(gateway.lun(affected)["state"], "down", "{what}");
         let refused = gateway.try_call("lun_create", lun(name)).expect_err(&what);
         assert!(refused.contains(name), "{what}: {refused}");
         gateway.call("lun_create", lun("other"));
         gateway.call("lun_delete", json!({ "name": "v" }));
-        // Nothing is written where it is not known whose it is; with the old bytes all is well.
+        // Nothing is written to a backend whose owner is unknown. With its old bytes, everything works again.
         assert!(std::fs::read(image(&gateway, backend)).expect("read") == damaged, "{what}");
         gateway.kill();
         std::fs::write(image(&gateway, backend), before).expect("restored");
@@ -222,7 +222,7 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     let dir = tempfile::tempdir().expect("a directory");
     let whole = File::create(dir.path().join("left.img")).expect("a file");
     whole.set_len(16 * MIB).expect("its size");
-    // A size that is configured would tell before the pool does.
+    // A configured size would be reported before the pool is looked at.
     let sized = "path = \"DIR/left.img\"\nsize = \"16MiB\"";
     assert!(DOCUMENT.contains(sized));
     let document = DOCUMENT.replace(sized, "path = \"DIR/left.img\"");
@@ -274,7 +274,7 @@ fn a_pool_that_lost_a_disk_for_good_can_be_given_up() {
     gateway.call("lun_create", json!({ "name": "e", "pool": "new", "size": "20MiB" }));
 }
 
-/// The name alone doesn't make it the pool that lies there: that had another disk, which is gone for good.
+/// The name alone doesn't make this the old pool: that pool had another disk, which is gone for good.
 #[test]
 fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
     let mut gateway = start();
@@ -295,7 +295,7 @@ fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
     gateway.call("lun_create", json!({ "name": "e", "pool": "two", "size": "8MiB" }));
 }
 
-/// Its LUN's name is another's by now, and is as long as a name may be.
+/// The name of the pool's LUN belongs to another LUN by now. It is as long as a name may be.
 #[test]
 fn a_pool_that_was_given_up_comes_back_beside_what_took_its_names() {
     let mut gateway = start();
@@ -324,12 +324,13 @@ fn a_pool_that_was_given_up_comes_back_beside_what_took_its_names() {
     served(&gateway, &["a", "b", "d"], "it is back");
 }
 
-/// As a kill leaves its labels, between the first and the last: the pool exists, and neither its making nor its destroying is
-/// in the way of that.
+/// A kill leaves the labels like this, between the first and the last. The pool exists, and a half-done creation or destruction
+/// doesn't prevent that.
 #[test]
 fn a_pool_that_was_not_wholly_made_or_destroyed_is_whole_again() {
     let mut gateway = start();
-    // The last one is not ready yet, or the first one not any more. The database knows nothing of it, or is an old one.
+    // Either the last label is not ready yet, or the first is not any more. The database either doesn't know the pool, or is an
+    // old one.
     let cases = [("right", -1, true), ("left", 1, true), ("right", -1, false), ("left", 1, false)];
     for (backend, generations, forgotten) in cases {
         let what = format!("{backend} is {generations} further, forgotten: {forgotten}");
@@ -355,7 +356,7 @@ fn a_pool_that_was_not_wholly_made_or_destroyed_is_whole_again() {
 #[test]
 fn a_lost_database_costs_no_data_and_no_identity() {
     let mut gateway = start();
-    // One LUN that no document knows.
+    // This LUN is in no document.
     let made = gateway.call("lun_create", json!({ "name": "e", "pool": "other", "size": 4 * MIB }));
     show(&gateway, "e", 5);
     fill(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5).expect("written");
@@ -373,7 +374,7 @@ fn a_lost_database_costs_no_data_and_no_identity() {
     }
     served(&gateway, &["a", "b", "c", "d"], "a lost database");
     expect_filled(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5, "a lost database");
-    // And once more from the database that was made anew.
+    // The database that was made anew is read once more.
     gateway.kill_and_restart();
     assert_eq!(look(&gateway), before);
 }

@@ -1,4 +1,4 @@
-//! A full disk under a file backend, under a pool, and under the state store; a file system without holes.
+//! A full disk under a file backend, under a pool and under the state store, and a file system without holes.
 
 use super::*;
 use std::io::{BufRead, BufReader, Write};
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use support::fleet::{ENDLESS, Fleet, Spec};
 use trefoil_storage::pool::Table;
 
-/// Bytes of the small file system.
+/// The size of the small file system, in MiB.
 const DISK_MIB: u64 = 24;
 
 const DOCUMENT: &str = r#"
@@ -61,16 +61,16 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "other" }, { nsid = 2, lun = "thin" }]
 "#;
 
-/// mount(8)'s words for a small file system.
+/// Returns the arguments of mount(8) for a small file system.
 fn small() -> String {
     format!("tmpfs -o size={DISK_MIB}m")
 }
 
-/// A file system, mounted at `small` in a directory, in a mount namespace that lives as long as this.
+/// A file system, mounted at `small` in a directory. It is in a mount namespace that lives as long as this value.
 struct SmallDisk {
-    /// Keeps the namespace until its standard input ends.
+    /// The process that keeps the namespace until its standard input ends.
     holder: Child,
-    /// The mount point, as this process reaches it.
+    /// The mount point's path from this process.
     root: PathBuf,
 }
 
@@ -83,7 +83,8 @@ impl SmallDisk {
         if !nix::unistd::geteuid().is_root() {
             unshare.arg("--map-root-user");
         }
-        // In a chroot, / need not be a mount point that could be made private; then others may see the disk until it goes.
+        // In a chroot, / may not be a mount point, and then it can't be made private. Other processes may then see the disk until
+        // it goes.
         let script = format!(
             "mount --make-rprivate / 2>/dev/null; mount -t {kind} none \"$0\" && echo mounted && cat; \
              umount --lazy \"$0\""
@@ -97,7 +98,7 @@ impl SmallDisk {
         Self { holder, root }
     }
 
-    /// What a program is started through to see it.
+    /// Returns the program and arguments through which another program is started, so that it sees the disk.
     fn through(&self) -> Vec<String> {
         let mut words = vec![
             "nsenter".to_owned(),
@@ -116,7 +117,7 @@ impl SmallDisk {
         self.root.join("filler")
     }
 
-    /// Leaves no byte but `spare_bytes`.
+    /// Fills the disk, up to `spare_bytes` bytes.
     fn fill(&self, spare_bytes: u64) {
         let spare = self.root.join("spare");
         std::fs::write(&spare, vec![1; spare_bytes as usize]).expect("room for what is to be spared");
@@ -133,12 +134,12 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         drop(self.holder.stdin.take());
-        // It ends by itself now.
+        // The process ends by itself now.
         let _ = self.holder.wait();
     }
 }
 
-/// A gateway beside a small disk, with its store at `state`, and a host at work on LUN `other`.
+/// Starts a gateway with a small disk, its store at `state`, and a host at work on LUN `other`.
 fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
     let dir = tempfile::tempdir().expect("a directory");
     let disk = SmallDisk::mount(dir.path(), &small());
@@ -149,7 +150,7 @@ fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
     (gateway, disk, fleet)
 }
 
-/// The host at work goes on and nothing has failed.
+/// Checks that the host at work goes on and that nothing has failed.
 #[track_caller]
 fn goes_on(fleet: &mut Fleet, what: &str) {
     let ops = fleet.tally(0).ops;
@@ -164,18 +165,18 @@ fn under_a_file_backend() {
     let mut pair = host(&gateway, 1);
     fill(&mut pair.io, 2, 0..2 * MIB, 0x11).expect("room");
     disk.fill(3 * MIB + MIB / 2);
-    // Three more fit, and half of the fourth.
+    // Three more MiB fit, and half of the fourth.
     fill(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22).expect("room");
     for _ in 0..2 {
         let refused = fill(&mut pair.io, 2, 5 * MIB..6 * MIB, 0x33).expect_err("a full disk");
         assert_eq!(refused, Status::CAPACITY_EXCEEDED.dnr());
         goes_on(&mut fleet, "a full disk under another LUN");
     }
-    // What is there can be read and written.
+    // The written data can be read, and written again.
     expect_filled(&mut pair.io, 2, 0..2 * MIB, 0x11, "a full disk");
     expect_filled(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22, "a full disk");
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("no room is needed");
-    // What was never written reads as zeros.
+    // Blocks that were never written read as zeros.
     expect_filled(&mut pair.io, 2, 8 * MIB..9 * MIB, 0, "a full disk");
     disk.free();
     fill(&mut pair.io, 2, 5 * MIB..8 * MIB, 0x55).expect("room again");
@@ -206,7 +207,8 @@ fn under_a_pool() {
     let refused = gateway.try_call("lun_grow", grow.clone()).expect_err("a full disk");
     assert!(refused.contains("thin-pool") && refused.contains("no space left"), "{refused}");
     assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
-    // The layout's table has its space since the pool was made: who sees the LUN now takes several of its blocks.
+    // The layout's table has had its space since the pool was made. Now the list of hosts that see the LUN takes several of its
+    // blocks.
     let wide = "nqn.2026-01.org.example:wide";
     let hosts: Vec<String> = (0..300).map(support::host_nqn).collect();
     let namespaces = json!([{ "nsid": 1, "lun": "v" }]);
@@ -217,10 +219,10 @@ fn under_a_pool() {
     let before = gateway.call("pool_show", json!({ "name": "small" }));
     assert_eq!(before["state"], "up", "{before}");
     expect_filled(&mut pair.io, 3, 0..8 * MIB, 0x66, "a LUN that could not grow");
-    // Where it is, there is room.
+    // The LUN's own units have room.
     fill(&mut pair.io, 3, 0..8 * MIB, 0x77).expect("its own units");
     goes_on(&mut fleet, "a full disk under another pool");
-    // Still full after a restart.
+    // The disk is still full after a restart.
     gateway.kill_and_restart();
     expect_filled(&mut host(&gateway, 1).io, 3, 0..8 * MIB, 0x77, "restarted on a full disk");
     disk.free();
@@ -239,7 +241,7 @@ fn under_the_state_store() {
     show(&gateway, "v", 3);
     fill(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88).expect("written");
     disk.fill(0);
-    // The store goes on within what it has, then it is full.
+    // The store goes on within the space that it has, then it is full.
     let named = |number: usize| json!({ "name": format!("h{number}"), "nqn": support::host_nqn(number) });
     let until_full = |gateway: &Daemon, first: usize| {
         let store =
@@ -252,12 +254,12 @@ fn under_the_state_store() {
         error.contains("nothing has changed") && error.contains(&path) && error.contains("No space left")
     };
     assert!(is_clear(&error), "{error}");
-    // Each kind of change is refused the same way and leaves no trace.
+    // Each kind of change is refused in the same way and leaves no trace.
     let look = |gateway: &Daemon| {
         let whole = ["config_get", "pool_list", "lun_list", "subsystem_list"]
             .map(|what| gateway.call(what, json!({})));
         let mut whole = whole;
-        // Counts what was published, refused or not.
+        // The epoch counts every publication, also that of a change that was refused.
         whole[0]["epoch"].take();
         whole
     };
@@ -278,7 +280,7 @@ fn under_the_state_store() {
         goes_on(&mut fleet, method);
     }
     expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "a full store");
-    // With room it works again, and what is acknowledged then is durable.
+    // With room, the store works again, and acknowledged changes are durable.
     disk.free();
     assert_eq!(look(&gateway), before);
     gateway.call("lun_create", lun);
@@ -291,7 +293,7 @@ fn under_the_state_store() {
     expect_filled(&mut pair.io, 3, 0..4 * MIB, 0x88, "room again");
     expect_filled(&mut pair.io, 3, 4 * MIB..8 * MIB, 0, "room again");
     goes_on(&mut fleet, "room again");
-    // A gateway that comes back on a full store serves what is there.
+    // A gateway that starts on a full store serves all that is stored.
     disk.fill(0);
     until_full(&gateway, stored + 1);
     let full = look(&gateway);
@@ -302,7 +304,7 @@ fn under_the_state_store() {
     fleet.finish();
 }
 
-/// The log's warnings of a backend whose file can have no holes.
+/// Returns the number of warnings in the log that the backend's file can have no holes.
 fn told_of_holes(gateway: &Daemon, backend: &str) -> usize {
     let named = format!("backend=\"{backend}\" ");
     let is_told =
@@ -310,7 +312,7 @@ fn told_of_holes(gateway: &Daemon, backend: &str) -> usize {
     gateway.log().lines().filter(is_told).count()
 }
 
-/// It is named in the log, and what has to read as zeros does.
+/// The log names such a backend. New LUNs still read as zeros.
 #[test]
 fn on_a_file_system_without_holes() {
     for (kind, warnings) in [(small(), 0), ("ramfs".into(), 1)] {

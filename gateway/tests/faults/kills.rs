@@ -1,5 +1,5 @@
-//! SIGKILL at the steps of each change, with a host at work on another LUN. Afterwards the change is done or not done, the pool
-//! has lost no unit and gave none twice, and what was durable is there.
+//! SIGKILL at each step of each change, with a host at work on another LUN. Afterwards the change is either done or not done, the
+//! pool has lost no unit and given none twice, and everything that was durable is still there.
 
 use super::*;
 use std::fs::File;
@@ -50,18 +50,18 @@ namespaces = [{ nsid = 1, lun = "other" }]
 
 /// The slots of a pool's layout table (see `trefoil_storage::pool`).
 const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
-/// What is read of a slot: more than the tables of these tests take.
+/// The number of bytes that are read of a slot. The tables of these tests are smaller.
 const TABLE_BYTES: usize = 8192;
 const UNIT: u64 = 4 * MIB;
-/// What the quiet part of LUN `other` holds. The host at work keeps off the first MiB.
+/// The content of the quiet part of LUN `other`, which is its first MiB. The host at work doesn't touch it.
 const QUIET: u8 = 0x5a;
-/// Kills by the clock a change, spread over the time that it takes undisturbed.
+/// The number of kills by the clock for each change. They are spread over the time that the change takes undisturbed.
 const BY_CLOCK: u32 = 8;
 
-/// When to kill.
+/// The moment of a kill.
 #[derive(Clone, Copy, Debug)]
 enum When {
-    /// As soon as that slot of the table is so many generations further.
+    /// As soon as that slot of the table has advanced by so many generations.
     Written { slot: usize, generations: u64 },
     /// So long after the request was sent.
     After(Duration),
@@ -70,9 +70,9 @@ enum When {
 struct Victim {
     gateway: Daemon,
     fleet: Fleet,
-    /// Where LUN `other` lies.
+    /// The place of LUN `other`.
     other: Vec<Run>,
-    /// The killed change's answer came all the same.
+    /// Whether the killed change was answered nevertheless.
     acknowledged: bool,
     kills: u64,
 }
@@ -89,7 +89,7 @@ impl Victim {
         victim
     }
 
-    /// A slot of the table, read behind the gateway's back; `None` while it is being written.
+    /// Reads a slot of the table without the gateway. Returns `None` while the slot is being written.
     fn table(&self, slot: usize) -> Option<Table> {
         let mut bytes = vec![0; TABLE_BYTES];
         let file = File::open(self.gateway.path("file.img")).expect("the pool's file");
@@ -97,7 +97,7 @@ impl Victim {
         Table::parse(&bytes).ok()
     }
 
-    /// Asks for a change and kills the gateway meanwhile; restarts it and looks at the whole.
+    /// Asks for a change and kills the gateway meanwhile. Then restarts the gateway and checks the whole.
     fn kill_during(&mut self, when: When, method: &str, params: &Value) {
         self.wait_busy();
         let before = self.table(0).expect("a table").generation;
@@ -131,13 +131,13 @@ impl Victim {
         self.settled(&format!("{method}, {when:?}"));
     }
 
-    /// The other LUN's host is at work: it has connected since the last kill, which `finish` counts on.
+    /// Waits until the other LUN's host is at work. It has then connected since the last kill, as `finish` requires.
     fn wait_busy(&mut self) {
         let ops = self.fleet.tally(0).ops;
         self.fleet.wait_ops(0, ops + 20);
     }
 
-    /// The pool is whole: both copies of its layout are alike, no unit is lost, the other LUN is where it was.
+    /// Checks that the pool is whole: both copies of its layout are alike, no unit is lost, and the other LUN has kept its place.
     #[track_caller]
     fn settled(&mut self, what: &str) {
         let table = self.table(0).expect(what);
@@ -161,14 +161,14 @@ impl Victim {
         assert_eq!((tally.errors, tally.mismatches), (0, 0), "{what}: {tally:?}");
     }
 
-    /// Makes, shows, and fills a LUN.
+    /// Makes, shows and fills a LUN.
     fn filled(&self, name: &str, len_bytes: u64, byte: u8) {
         self.create(name, len_bytes);
         show(&self.gateway, name, 2);
         fill(&mut host(&self.gateway, 1).io, 2, 0..len_bytes, byte).expect("written");
     }
 
-    /// LUN `v` is there as namespace 2 with what it holds, or neither is there.
+    /// Checks that LUN `v` is there as namespace 2 with its content, or that neither is there.
     #[track_caller]
     fn whole_or_gone(&self, what: &str) {
         let shown = self.gateway.call("subsystem_list", json!({ "nqn": SUBSYSTEM }))[0]["namespaces"].clone();
@@ -191,7 +191,7 @@ impl Victim {
         self.gateway.lun(name)["len_bytes"].as_u64()
     }
 
-    /// Every write of the table that the change makes, and moments spread over the time `change` takes undisturbed.
+    /// Returns every write of the table that the change makes, and moments spread over the time that `change` takes undisturbed.
     fn moments(&self, generations: u64, change: impl FnOnce()) -> Vec<When> {
         let begun = Instant::now();
         change();
@@ -205,7 +205,7 @@ impl Victim {
     fn finish(mut self) {
         let ops = self.fleet.tally(0).ops;
         self.fleet.wait_ops(0, ops + 100);
-        // It has been at work between all kills.
+        // The host has been at work between all kills.
         let tally = self.fleet.tally(0);
         assert!(tally.ups > self.kills, "{tally:?} after {} kills", self.kills);
         assert_eq!((tally.errors, tally.mismatches), (0, 0), "{tally:?}");
@@ -217,7 +217,7 @@ impl Victim {
 fn create() {
     let mut victim = Victim::new();
     let params = json!({ "name": "v", "pool": "tank", "size": 2 * UNIT });
-    // Reserved, then visible: two generations. Whatever units it gets have been used.
+    // The LUN is reserved, then visible: two generations. All units that it can get have been used before.
     let moments = victim.moments(2, || victim.create("v", 2 * UNIT));
     victim.delete("v");
     victim.filled("v", 12 * UNIT, 0xe5);
@@ -292,7 +292,7 @@ fn delete_of_a_shown_lun() {
     let mut victim = Victim::new();
     let params = json!({ "name": "v", "force": true });
     victim.filled("v", 2 * UNIT, 0x22);
-    // Who sees it, then the LUN: two generations.
+    // First the namespace goes from the LUN's exports, then the LUN goes: two generations.
     let moments = victim.moments(2, || victim.delete("v"));
     for when in moments {
         victim.filled("v", 2 * UNIT, 0x22);
@@ -303,8 +303,8 @@ fn delete_of_a_shown_lun() {
             victim.delete("v");
         }
     }
-    // The moment between the store and the pool, for certain: the store as it is afterwards, the pool as it was.
-    // Who looks too rarely misses it, and looks again.
+    // Tests the moment between store and pool for certain: the store as it is afterwards, with the pool as it was. A loop that
+    // polls too rarely can miss the moment, so it tries again.
     let between = (0..100).find_map(|_| {
         victim.filled("v", 2 * UNIT, 0x22);
         let before = victim.table(0).expect("a table").generation;
@@ -335,7 +335,7 @@ fn delete_of_a_shown_lun() {
 #[test]
 fn import_and_release() {
     let mut victim = Victim::new();
-    // A namespace that others have used.
+    // The backend has data from earlier users.
     let path = victim.gateway.path("whole.img");
     let mut content: Vec<u8> = (0..4 * MIB).map(|at| (at / 509) as u8).collect();
     File::options().write(true).open(&path).expect("opened").write_all_at(&content, 0).expect("written");
@@ -352,7 +352,7 @@ fn import_and_release() {
             begin(&victim);
         }
         show(&victim.gateway, "w", 2);
-        // Its host writes one block a round.
+        // The LUN's host writes one block in each round.
         let at = number * 3 * 512;
         let block = [number as u8; 512];
         assert!(host(&victim.gateway, 1).io.write(2, at as u64 / 512, &block).is_ok());

@@ -1,4 +1,4 @@
-//! `trefoild` as a process in a directory of its own: started, asked, killed, started again.
+//! `trefoild` as a process in its own directory: a test starts it, calls it, kills it and starts it again.
 
 use super::PATIENCE;
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Lines of the log that a failed test shows.
+/// The number of lines of the log that a failed test shows.
 const LOG_LINES: usize = 30;
 
 /// The fields of `[gateway]` that a document gets if it doesn't set them.
@@ -25,19 +25,19 @@ const DEFAULTS: [(&str, &str); 6] = [
     ("rpc_socket", "\"DIR/rpc.sock\""),
 ];
 
-/// A gateway, or the rest of one that was killed.
+/// A gateway, running or killed.
 pub struct Daemon {
     pub child: Child,
     pub dir: tempfile::TempDir,
-    /// What `ADDR` became in its document.
+    /// The address that replaced `ADDR` in the gateway's document.
     pub addr: SocketAddr,
-    /// The line by which it said that it is ready.
+    /// The line with which the gateway reported that it was ready.
     pub said: String,
-    /// What it is started through: a program and its first arguments, or nothing.
+    /// The program and first arguments that start `trefoild`, or none if it is started directly.
     pub through: Vec<String>,
 }
 
-/// An address that nobody else listens on: a loopback address of this process and this call.
+/// Returns an address that nobody else listens on: a loopback address of this process and this call.
 pub fn own_addr() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
@@ -45,7 +45,7 @@ pub fn own_addr() -> SocketAddr {
     SocketAddr::from((ip, 4420 + u16::from(high)))
 }
 
-/// Adds [`DEFAULTS`] to a document, and `[gateway]` if the document has none.
+/// Adds [`DEFAULTS`] to a document, and `[gateway]` if the document has no such table.
 fn with_defaults(document: &str) -> String {
     let (before, after) = document.split_once("[gateway]\n").unwrap_or(("", document));
     let is_set = |key: &str| {
@@ -61,7 +61,7 @@ pub fn trefoild(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_trefoild")).args(args).output().expect("trefoild runs")
 }
 
-/// A listener's address as SPDK's methods take it.
+/// Returns a listener's address in the form of SPDK's methods.
 pub fn spdk_address(at: SocketAddr) -> Value {
     let family = if at.is_ipv4() { "IPv4" } else { "IPv6" };
     json!({
@@ -70,18 +70,18 @@ pub fn spdk_address(at: SocketAddr) -> Value {
 }
 
 impl Daemon {
-    /// Starts one with `document`; see [`document`](Self::document).
+    /// Starts a gateway with `document`; see [`document`](Self::document).
     pub fn start(document: &str) -> Self {
         Self::start_through(document, tempfile::tempdir().expect("a directory"), Vec::new())
     }
 
-    /// Starts one by the program and the arguments of `through`, with `trefoild`'s own after them.
+    /// Starts a gateway by the program and the arguments of `through`, followed by `trefoild` and its own arguments.
     pub fn start_by(document: &str, through: &[&str]) -> Self {
         let through = through.iter().map(|word| (*word).to_owned()).collect();
         Self::start_through(document, tempfile::tempdir().expect("a directory"), through)
     }
 
-    /// Starts one in `dir`, by the program and the arguments of `through` with `trefoild`'s own after them.
+    /// Starts a gateway in `dir`, by the program and the arguments of `through`, followed by `trefoild` and its own arguments.
     pub fn start_through(document: &str, dir: tempfile::TempDir, through: Vec<String>) -> Self {
         let addr = own_addr();
         let text = document_in(dir.path(), addr, document);
@@ -96,17 +96,17 @@ impl Daemon {
         document_in(self.dir.path(), self.addr, text)
     }
 
-    /// A path in its directory.
+    /// Returns a path in the gateway's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// A path in its directory, as an argument of a command.
+    /// Returns a path in the gateway's directory, as an argument of a command.
     pub fn arg(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    /// Writes a file in its directory; gives the path as an argument of a command.
+    /// Writes a file in the gateway's directory. Returns its path as an argument of a command.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
         std::fs::write(self.path(name), contents).expect("written");
         self.arg(name)
@@ -123,31 +123,31 @@ impl Daemon {
         self.trefoil(args).output().expect("trefoil runs")
     }
 
-    /// Starts `trefoil` and doesn't wait for it.
+    /// Starts `trefoil` without waiting for it.
     pub fn begin(&self, args: &[&str]) -> Child {
         self.trefoil(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("trefoil runs")
     }
 
-    /// What a `trefoil` that succeeds prints.
+    /// Runs `trefoil`, which must succeed. Returns its output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// What a `trefoil` that is refused says.
+    /// Runs `trefoil`, which must be refused. Returns its error message.
     pub fn refused(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         String::from_utf8(output.stderr).expect("text")
     }
 
-    /// What `trefoil call` that succeeds prints.
+    /// Runs `trefoil call`, which must succeed. Returns its output.
     pub fn json(&self, method: &str, params: &str) -> Value {
         serde_json::from_str(&self.ok(&["--json", "call", method, params])).expect("JSON")
     }
 
-    /// Sends a request; its answer comes on the stream that this gives.
+    /// Sends a request. Returns the stream that its answer comes on.
     pub fn ask(&self, method: &str, params: &Value) -> UnixStream {
         let mut stream = UnixStream::connect(self.path("rpc.sock")).expect("the control socket");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option");
@@ -156,7 +156,7 @@ impl Daemon {
         stream
     }
 
-    /// A call and its result, or the error's message.
+    /// Calls a method. Returns its result, or the error's message.
     pub fn try_call(&self, method: &str, params: Value) -> Result<Value, String> {
         let answer = answer(self.ask(method, &params)).unwrap_or_else(|| panic!("{method}: no answer"));
         match answer.get("error") {
@@ -165,24 +165,24 @@ impl Daemon {
         }
     }
 
-    /// A call that succeeds.
+    /// Calls a method, which must succeed. Returns its result.
     pub fn call(&self, method: &str, params: Value) -> Value {
         self.try_call(method, params.clone()).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
     }
 
-    /// The document in the answer of `config_get` or `config_backup`.
+    /// Returns the document in the answer of `config_get` or `config_backup`.
     pub fn toml(&self, method: &str) -> String {
         self.call(method, json!({}))["toml"].as_str().expect("TOML").to_owned()
     }
 
-    /// The LUN `name`, or null.
+    /// Returns the LUN `name`, or null.
     pub fn lun(&self, name: &str) -> Value {
         let luns = self.call("lun_list", json!({}));
         let found = luns.as_array().and_then(|luns| luns.iter().find(|lun| lun["name"] == name));
         found.cloned().unwrap_or_default()
     }
 
-    /// Its process.
+    /// Returns the process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
@@ -191,13 +191,13 @@ impl Daemon {
         kill(self.pid(), signal).expect("a signal");
     }
 
-    /// Ends it without a chance to tidy up.
+    /// Kills the gateway without a chance to tidy up.
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("its end");
     }
 
-    /// Starts it again where it was.
+    /// Starts the gateway again, in the same directory.
     pub fn restart(&mut self) {
         let (child, said) = spawn(self.dir.path(), &self.through);
         (self.child, self.said) = (child, said);
@@ -208,7 +208,7 @@ impl Daemon {
         self.restart();
     }
 
-    /// What all its lives have logged.
+    /// Returns the log of all starts of this gateway.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("trefoild.log")).expect("its log")
     }
@@ -216,7 +216,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -228,12 +228,12 @@ impl Drop for Daemon {
     }
 }
 
-/// The answer to [`Daemon::ask`]; `None` if the gateway ended without one.
+/// Returns the answer to [`Daemon::ask`], or `None` if the gateway ended without an answer.
 pub fn answer(stream: UnixStream) -> Option<Value> {
     serde_json::Deserializer::from_reader(stream).into_iter().next()?.ok()
 }
 
-/// What a gateway's Prometheus port tells.
+/// Returns the metrics of a gateway's Prometheus port.
 pub fn metrics(at: SocketAddr) -> String {
     let mut stream = TcpStream::connect(at).expect("the metrics port");
     stream.set_read_timeout(Some(PATIENCE)).expect("an option");

@@ -1,8 +1,8 @@
-//! Many hosts of our own initiator on one core, each with its own part of a namespace.
+//! Many hosts on one core, each an initiator of ours with its own part of a namespace.
 //!
-//! Each tag of a host goes round by itself: write, read back, flush, write zeroes, read zeros, write
-//! with FUA, read back, deallocate. Nothing else touches its part, so it knows what a read must find.
-//! The core keeps to the rules of the data path: it allocates nothing once it turns.
+//! Each tag of a host repeats one round by itself: write, read back, flush, write zeroes, read zeros, write with FUA, read back,
+//! deallocate. Nothing else touches the tag's part of the namespace, so the tag knows the content that a read must find. The core
+//! keeps the rules of the data path: it allocates nothing once it turns.
 
 use super::{PATIENCE, Patience, arena_ids, host_nqn};
 use std::net::SocketAddr;
@@ -22,11 +22,11 @@ use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Statu
 
 const NOBODY: u32 = u32::MAX;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
-/// Rounds that no test lives to see the end of; summed over all tags they still fit.
+/// More rounds than any test waits for. Their sum over all tags doesn't overflow.
 pub const ENDLESS: u64 = 1 << 40;
-/// Where the first host's part begins: what is below is for other hosts of a test.
+/// The start of the first host's part. The bytes before it are for other hosts of a test.
 const FIRST_BYTE: u64 = 1 << 20;
-/// Steps of one round.
+/// The number of steps of one round.
 const STEPS: u8 = 8;
 
 /// One host.
@@ -38,16 +38,16 @@ pub struct Spec {
     pub nsid: u32,
     pub io_queues: u16,
     pub digests: bool,
-    /// Tags, each of which has one command under way.
+    /// The number of tags. Each has one command under way.
     pub tags: u32,
-    /// First byte of its part of the namespace.
+    /// The first byte of the host's part of the namespace.
     pub base: u64,
-    /// Transfer sizes in bytes, one a round.
+    /// The transfer sizes in bytes, one for each round in turn.
     pub sizes: &'static [u32],
 }
 
 impl Spec {
-    /// Host `number`, with a part of the namespace to itself. Parts are as large as `tags` largest sizes.
+    /// Makes host `number`, with its own part of the namespace. Each part is as large as `tags` transfers of the largest size.
     pub fn new(to: SocketAddr, number: usize, tags: u32, sizes: &'static [u32]) -> Self {
         let part = u64::from(tags) * u64::from(largest(sizes));
         Self {
@@ -68,7 +68,7 @@ fn largest(sizes: &[u32]) -> u32 {
     sizes.iter().copied().max().unwrap_or(512)
 }
 
-/// How a controller is reached by a host of a test.
+/// Returns the settings with which a host of a test reaches a controller.
 pub fn controller_config(
     to: SocketAddr,
     host: &str,
@@ -99,24 +99,24 @@ pub fn controller_config(
     }
 }
 
-/// What a host did since it was last asked.
+/// The counts of one host since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     /// Commands that succeeded.
     pub ops: u64,
-    /// Reads that found something else than was written.
+    /// Reads that found other content than was written.
     pub mismatches: u64,
-    /// Commands that failed, and the last status; `None` for a lost path.
+    /// Commands that failed. `last_error` is the last one's status, or `None` for a lost path.
     pub errors: u64,
     pub last_error: Option<Status>,
-    /// How often it came up.
+    /// The number of times that the host has connected.
     pub ups: u64,
     pub last_down: Option<ControllerError>,
 }
 
 #[derive(Debug)]
 enum FleetMsg {
-    /// To the core: hosts `first..end` go so many rounds a tag from now on.
+    /// To the core: each tag of hosts `first..end` runs `rounds` rounds from now on.
     Run {
         first: u32,
         end: u32,
@@ -146,7 +146,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts them; they connect by themselves for as long as it takes.
+    /// Starts the hosts. They connect by themselves, for as long as that takes.
     pub fn start(specs: &[Spec], arena_mib: usize) -> Self {
         let sockets: u32 = specs.iter().map(|spec| u32::from(spec.io_queues) + 1).sum();
         let uring = UringConfig {
@@ -170,7 +170,7 @@ impl Fleet {
         Self { core, to, from: mesh.from_cores, hosts: specs.len() as u32 }
     }
 
-    /// Waits until all of `hosts` have been up `times` times since they were last asked for.
+    /// Waits until each of `hosts` has connected `times` times since its start.
     pub fn wait_ups(&mut self, hosts: std::ops::Range<u32>, times: u64) {
         for host in hosts {
             let patience = Patience::new(format!("host {host} to come up {times} times"));
@@ -185,12 +185,12 @@ impl Fleet {
         }
     }
 
-    /// Sets hosts to work, for `rounds` rounds a tag; zero stops them after what is under way.
+    /// Starts `rounds` rounds on each tag of these hosts. Zero stops the tags after their present commands.
     pub fn run(&mut self, hosts: std::ops::Range<u32>, rounds: u64) {
         self.tell(FleetMsg::Run { first: hosts.start, end: hosts.end, rounds });
     }
 
-    /// Waits until the hosts have nothing left to do; gives what each did in all.
+    /// Waits until the hosts have nothing left to do. Returns the counts of each.
     pub fn wait_done(&mut self, hosts: std::ops::Range<u32>) -> Vec<Tally> {
         hosts
             .map(|host| {
@@ -210,7 +210,7 @@ impl Fleet {
             .collect()
     }
 
-    /// Waits until a host has done `ops` commands in all.
+    /// Waits until a host has done `ops` commands since its start.
     pub fn wait_ops(&mut self, host: u32, ops: u64) {
         let patience = Patience::new(format!("{ops} commands of host {host}"));
         while self.ask(host).0.ops < ops {
@@ -218,12 +218,12 @@ impl Fleet {
         }
     }
 
-    /// What a host did in all.
+    /// Returns a host's counts since its start.
     pub fn tally(&mut self, host: u32) -> Tally {
         self.ask(host).0
     }
 
-    /// Sets all to work for `rounds` and checks that all goes well.
+    /// Runs `rounds` rounds on all hosts and checks that nothing fails.
     pub fn check(&mut self, rounds: u64) {
         let before: Vec<_> = (0..self.hosts).map(|host| self.tally(host)).collect();
         self.run(0..self.hosts, rounds);
@@ -237,7 +237,7 @@ impl Fleet {
         }
     }
 
-    /// Disconnects in order, ends the core and checks its arena.
+    /// Disconnects the hosts in order, ends the core and checks its arena.
     pub fn finish(mut self) {
         self.run(0..self.hosts, 0);
         self.wait_done(0..self.hosts);
@@ -284,7 +284,7 @@ impl Fleet {
     }
 }
 
-/// The handler.
+/// The handler of the hosts' core.
 struct Crew {
     arena: Arena,
     hosts: Vec<Sailor>,
@@ -306,7 +306,7 @@ struct Sailor {
     stopped: bool,
 }
 
-/// Where one tag is.
+/// The progress of one tag.
 #[derive(Clone, Copy, Default)]
 struct Job {
     round: u64,
@@ -316,7 +316,7 @@ struct Job {
     content: Content,
 }
 
-/// What a read of a tag's part must find.
+/// The content that a read of a tag's part must find.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Content {
     #[default]
@@ -335,7 +335,7 @@ impl Content {
     }
 }
 
-/// Eight bytes at a time that depend on `seed` and on where they are.
+/// Returns words of eight bytes that depend on `seed` and on their position.
 fn words(seed: u64) -> impl Iterator<Item = [u8; 8]> {
     (seed..).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes())
 }
@@ -377,7 +377,7 @@ impl Sailor {
         }
     }
 
-    /// Starts what each idle tag is to do next.
+    /// Starts the next command of each idle tag.
     fn refill(&mut self, now: Instant, arena: &mut Arena) {
         if self.block_bytes == 0 {
             return;
@@ -401,7 +401,7 @@ impl Sailor {
         }
     }
 
-    /// The next command of a tag; `None` if there is no memory now.
+    /// Returns the next command of a tag, or `None` if there is no memory now.
     fn command(&mut self, tag: usize, arena: &mut Arena) -> Option<Command> {
         let job = &mut self.jobs[tag];
         let len = self.sizes[job.round as usize % self.sizes.len()];
@@ -529,7 +529,8 @@ impl Handler<UringIo<FleetMsg>> for Crew {
             FleetMsg::Run { first, end, rounds } => {
                 for sailor in &mut self.hosts[first as usize..end as usize] {
                     for job in &mut sailor.jobs {
-                        // A tag that was stopped within a round goes on there, with the size that it has written.
+                        // A tag that was stopped within a round goes on with that round, so that its reads have the size of its
+                        // write.
                         job.rounds = job.round + rounds;
                     }
                 }

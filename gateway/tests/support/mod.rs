@@ -1,11 +1,10 @@
-//! A gateway in this process: cores on the real driver, and the part of control that a test needs.
+//! A gateway in this process: cores on the real driver, and the parts of the control plane that tests need.
 //!
-//! What it is: [`Gateway`] hands connections out, attaches backends, publishes topologies, and at the
-//! end checks that each core gave everything back. [`raw`] is a host that says what the test tells it
-//! to, byte by byte; [`fleet`] is many well-behaved hosts on a core of their own; [`daemon`] is a whole
-//! gateway as a process.
+//! What it is: [`Gateway`] hands out connections, attaches backends and publishes topologies. At the end, it checks that each
+//! core has all its resources back. [`raw`] is a host that sends what a test wants, byte by byte. [`fleet`] is many well-behaved
+//! hosts on their own core. [`daemon`] is a whole gateway as a process.
 //!
-//! Every wait is bounded by [`PATIENCE`] and says what did not come.
+//! Every wait is bounded by [`PATIENCE`], and its failure names what did not come.
 #![allow(dead_code)]
 
 pub mod daemon;
@@ -26,8 +25,8 @@ use trefoil_poll::{
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::frontend::Capacity;
 use trefoil_storage::msg::{Event, QpairRow, Survey};
-use trefoil_storage::target::Capacity;
 use trefoil_storage::topology::*;
 use trefoil_storage::warm::WarmHost;
 use trefoil_storage::{Msg, TargetLimits};
@@ -35,29 +34,29 @@ use trefoil_sys::region::Region;
 use trefoil_sys::socket;
 use trefoil_wire::fabrics::Nqn;
 
-/// How long anything may take before a test gives up.
+/// The time limit of every wait, after which a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The subsystem that [`Gateway::present`] makes.
 pub const SUBSYSTEM: &str = "nqn.2026-01.org.example:subsystem";
 
-pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
+pub type CoreMsg = Msg<OwnedFd, Attach<OwnedFd>>;
 pub type Driver = UringIo<CoreMsg>;
 type Senders = Arc<Mutex<Vec<ControlSender<CoreMsg>>>>;
 
-/// Arena numbers are the process's; tests of one program run side by side.
+/// The next arena number. Arena numbers are unique in the process, and tests of one program run side by side.
 static NEXT_ARENA: AtomicU16 = AtomicU16::new(1);
 
-/// Room for `count` arenas, by the first one's number.
+/// Reserves `count` arena numbers. Returns the first.
 pub fn arena_ids(count: u16) -> u16 {
     NEXT_ARENA.fetch_add(count, Ordering::Relaxed)
 }
 
-/// The NQN of host `number`.
+/// Returns the NQN of host `number`.
 pub fn host_nqn(number: usize) -> String {
     format!("nqn.2026-01.org.example:host-{number}")
 }
 
-/// Bounded waiting.
+/// A bounded wait.
 pub struct Patience {
     until: Instant,
     what: String,
@@ -69,23 +68,23 @@ impl Patience {
         Self { until: Instant::now() + PATIENCE, what: what.into() }
     }
 
-    /// What is left of the time.
+    /// Returns the rest of the time.
     ///
     /// # Panics
-    /// If nothing is.
+    /// If no time is left.
     pub fn left(&self) -> Duration {
         let left = self.until.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "waited {PATIENCE:?} in vain for {}", self.what);
         left
     }
 
-    /// Lets a moment pass between two looks at something.
+    /// Pauses for a moment between two checks.
     pub fn pause(&self) {
         std::thread::sleep(self.left().min(Duration::from_millis(2)));
     }
 }
 
-/// Looks again and again until `is_done`.
+/// Checks again and again, until `is_done`.
 ///
 /// # Panics
 /// If [`PATIENCE`] passes first.
@@ -101,20 +100,20 @@ pub fn wait_for(what: &str, mut is_done: impl FnMut() -> bool) {
 pub struct Shape {
     pub cores: u16,
     pub arena_mib: usize,
-    /// `max_conns` is the number of sockets too.
+    /// The limits of each core. `max_conns` is also its number of sockets.
     pub target: TargetLimits,
-    /// Of each core's sockets, those that hosts may have.
+    /// The sockets of each core that hosts may use.
     pub host_sockets: u32,
-    /// I/O controllers of all cores.
+    /// The I/O controllers of all cores together.
     pub max_hosts: u32,
-    /// Queue pairs of all cores.
+    /// The queue pairs of all cores together.
     pub max_qpairs: u32,
-    /// Where to listen.
+    /// The addresses to listen on.
     pub portals: Vec<SocketAddr>,
 }
 
 impl Shape {
-    /// Small but with all that `cores` cores need, listening on one loopback port.
+    /// Returns small sizes that are enough for `cores` cores, with one loopback port.
     pub fn new(cores: u16) -> Self {
         let target = TargetLimits {
             max_conns: 256,
@@ -138,7 +137,7 @@ impl Shape {
     }
 }
 
-/// A running gateway and its control.
+/// A running gateway and its control plane.
 pub struct Gateway {
     shape: Shape,
     cores: Vec<CoreHandle<StorageCore<Driver>>>,
@@ -150,17 +149,17 @@ pub struct Gateway {
     addrs: Vec<SocketAddr>,
     epoch: u64,
     attached: Vec<BackendId>,
-    /// What cores told that no wait has looked at.
+    /// Events from cores that no wait has looked at yet.
     events: Vec<(CoreId, Event)>,
-    /// Presented by the next [`publish`](Self::publish).
+    /// The LUNs that the next [`publish`](Self::publish) presents.
     pub luns: Vec<Option<Lun>>,
-    /// Likewise.
+    /// The subsystems that the next [`publish`](Self::publish) presents.
     pub subsystems: Vec<Subsystem>,
     portals: Vec<Option<Portal>>,
 }
 
 impl Gateway {
-    /// Starts the cores and the listeners; nothing is presented yet.
+    /// Starts the cores and the listeners. Nothing is presented yet.
     pub fn start(shape: Shape) -> Self {
         let Mesh { ports, to_cores, from_cores } =
             mesh::<CoreMsg>(shape.cores, MeshBounds { ring: 1024, overflow: 16384 }).expect("mailboxes");
@@ -187,7 +186,7 @@ impl Gateway {
                 let config = CoreConfig { cpu: None, idle: Idle::default(), uring };
                 spawn(config, ports, move |io| {
                     let arena = Arena::new(id, Region::anonymous(arena_bytes).expect("memory"));
-                    // Without the right to pin memory, it works all the same.
+                    // Without the right to pin memory, the gateway works just as well.
                     let _ = io.register_arenas(&[&arena]);
                     StorageCore::new(io, arena, limits, capacity)
                 })
@@ -238,8 +237,8 @@ impl Gateway {
         }
     }
 
-    /// A gateway with one memory LUN of `lun_mib` in [`SUBSYSTEM`], open to all hosts. The memory is on
-    /// the last core; other cores reach it there.
+    /// Starts a gateway with one memory LUN of `lun_mib` MiB in [`SUBSYSTEM`], open to all hosts. The memory is on the last core,
+    /// where the other cores reach it.
     pub fn with_memory_lun(shape: Shape, lun_mib: u64) -> Self {
         let mut gateway = Self::start(shape);
         let last = CoreId(gateway.shape.cores - 1);
@@ -248,22 +247,22 @@ impl Gateway {
         gateway
     }
 
-    /// An address that a host can connect to.
+    /// Returns an address that a host can connect to.
     pub fn addr(&self) -> SocketAddr {
         self.addrs[0]
     }
 
-    /// The address of one portal.
+    /// Returns the address of one portal.
     pub fn portal_addr(&self, portal: usize) -> SocketAddr {
         self.addrs[portal]
     }
 
-    /// The core that gets the next connection; the ones after it go round.
+    /// Sets the core that gets the next connection. Later connections go round from there.
     pub fn place_next(&self, core: u16) {
         self.place.store(usize::from(core), Ordering::SeqCst);
     }
 
-    /// A LUN of 512-byte blocks in one piece on `backend`.
+    /// Makes a LUN of 512-byte blocks in one piece on `backend`.
     pub fn lun(&self, name: &str, backend: u32, backend_offset: u64, len: u64) -> Lun {
         let identity = name.bytes().fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
         Lun {
@@ -277,12 +276,12 @@ impl Gateway {
         }
     }
 
-    /// A namespace that `hosts` see.
+    /// Makes a namespace that `hosts` see.
     pub fn namespace(nsid: u32, lun: u32, hosts: Allow) -> Namespace {
         Namespace { nsid, lun: LunId(lun), hosts, ana_group: 1, ana_state: 1 }
     }
 
-    /// Publishes `luns` as namespaces 1.. of [`SUBSYSTEM`] on every portal.
+    /// Publishes `luns` as namespaces 1, 2 and so on of [`SUBSYSTEM`], on every portal.
     pub fn present(&mut self, hosts: Allow, luns: Vec<Lun>) {
         let namespaces = (0..luns.len() as u32).map(|at| Self::namespace(at + 1, at, Allow::Any)).collect();
         self.luns = luns.into_iter().map(Some).collect();
@@ -290,7 +289,7 @@ impl Gateway {
         self.publish();
     }
 
-    /// A subsystem on every portal.
+    /// Makes a subsystem on every portal.
     pub fn subsystem(&self, nqn: &str, hosts: Allow, namespaces: Vec<Namespace>) -> Subsystem {
         Subsystem {
             nqn: nqn.into(),
@@ -326,7 +325,7 @@ impl Gateway {
         );
     }
 
-    /// Memory that `owner` has; the other cores reach it by mailbox.
+    /// Attaches memory that `owner` has. The other cores reach it by mailbox.
     pub fn attach_memory(&mut self, id: BackendId, owner: CoreId, len_bytes: u64) {
         let mut ram = Some(Ram::new(Region::anonymous(len_bytes as usize).expect("memory")));
         self.attach(id, len_bytes, |core| match ram.take_if(|_| core == owner) {
@@ -335,7 +334,7 @@ impl Gateway {
         });
     }
 
-    /// A file that `owner` has; the other cores reach it by mailbox.
+    /// Attaches a file that `owner` has. The other cores reach it by mailbox.
     pub fn attach_file(&mut self, id: BackendId, owner: CoreId, file: &std::fs::File, len_bytes: u64) {
         self.attach(id, len_bytes, |core| {
             if core != owner {
@@ -346,7 +345,7 @@ impl Gateway {
         });
     }
 
-    /// A namespace of another gateway, which plays the array.
+    /// Attaches a namespace of another gateway, which plays the array.
     pub fn attach_array(&mut self, id: BackendId, config: &NvmeTcpConfig, len_bytes: u64) {
         let cores = self.shape.cores;
         self.attach(id, len_bytes, |core| {
@@ -354,7 +353,7 @@ impl Gateway {
         });
     }
 
-    /// Attaches what `kind` makes for each core, and waits.
+    /// Attaches the backends that `kind` makes, one for each core, and waits until all are attached.
     pub fn attach(
         &mut self,
         id: BackendId,
@@ -368,7 +367,7 @@ impl Gateway {
         self.attached.push(id);
     }
 
-    /// Detaches a backend from every core, and waits.
+    /// Detaches a backend from every core, and waits until that is done.
     pub fn detach(&mut self, id: BackendId) {
         self.tell_all(|_| Msg::Detach(id));
         self.each_core(
@@ -378,12 +377,12 @@ impl Gateway {
         self.attached.retain(|other| *other != id);
     }
 
-    /// Ends all connections of hosts, who may come again.
+    /// Ends all connections of hosts. The hosts may connect again.
     pub fn close_all_hosts(&mut self) {
         self.tell_all(|_| Msg::CloseHosts { all: true });
     }
 
-    /// Who is connected.
+    /// Returns the connected queue pairs of all cores.
     pub fn survey(&mut self) -> Vec<(CoreId, QpairRow)> {
         self.tell_all(|_| {
             Msg::Survey(Box::new(Survey { qpairs: Vec::with_capacity(512), ..Survey::default() }))
@@ -399,7 +398,7 @@ impl Gateway {
         rows
     }
 
-    /// Waits for a survey that satisfies `is`.
+    /// Waits until a survey satisfies `is`.
     pub fn wait_survey(&mut self, what: &str, is: impl Fn(&[(CoreId, QpairRow)]) -> bool) {
         let patience = Patience::new(what);
         while !is(&self.survey()) {
@@ -407,7 +406,7 @@ impl Gateway {
         }
     }
 
-    /// Waits until a core tells an event that satisfies `is`; events are looked at once.
+    /// Waits until a core sends an event that satisfies `is`. Each event satisfies only one wait.
     pub fn wait_event(&mut self, what: &str, is: impl Fn(&Event) -> bool) -> (CoreId, Event) {
         let patience = Patience::new(what);
         loop {
@@ -420,8 +419,8 @@ impl Gateway {
         }
     }
 
-    /// Gives each core a connection to itself, over which it asks itself for something every so often. Gives the
-    /// asking ends' doubles: shut down, they end such a connection.
+    /// Gives each core a connection to itself, over which the core asks itself for something once in `every`. Returns duplicates
+    /// of the asking ends. A shutdown of a duplicate ends its connection.
     pub fn keep_warm(&mut self, every: Duration) -> Vec<TcpStream> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let to = listener.local_addr().expect("bound");
@@ -448,7 +447,7 @@ impl Gateway {
         (0..self.cores.len()).map(give).collect()
     }
 
-    /// Waits until each core has had so many more turns with work.
+    /// Waits until each core has had `more` more turns with work.
     pub fn wait_busy_turns(&self, more: u64) {
         let patience = Patience::new(format!("{more} turns with work on each core"));
         let now = || self.cores.iter().map(|core| core.metrics().sample().busy_turns);
@@ -459,15 +458,15 @@ impl Gateway {
         }
     }
 
-    /// Whether all cores still turn.
+    /// Checks that all cores still turn.
     pub fn assert_turning(&self) {
         for (at, core) in self.cores.iter().enumerate() {
             assert!(!core.is_finished(), "core {at} has ended; its panic is above");
         }
     }
 
-    /// Ends all connections, lets everything go, stops the cores and checks that each has its arena,
-    /// slots and controllers back.
+    /// Ends all connections, withdraws everything, stops the cores and checks that each core has its arena, slots and controllers
+    /// back.
     pub fn finish(mut self) {
         self.close_all_hosts();
         self.wait_survey("all hosts to be gone", <[_]>::is_empty);
@@ -480,7 +479,7 @@ impl Gateway {
         self.assert_turning();
         self.stop.store(true, Ordering::SeqCst);
         for addr in &self.addrs {
-            // Wakes the thread that accepts; if it is gone already, so much the better.
+            // Wakes the thread that accepts. The thread may have ended already.
             let _ = TcpStream::connect(addr);
         }
         for core in &self.cores {
@@ -508,12 +507,12 @@ impl Gateway {
         }
     }
 
-    /// Waits until each core sent one message that satisfies `is`.
+    /// Waits until each core has sent one message that satisfies `is`.
     fn each_core(&mut self, what: &str, is: impl Fn(&CoreMsg) -> bool) {
         self.each_core_with(what, |_, msg| (!is(&msg)).then_some(msg));
     }
 
-    /// Waits until each core sent one message that `take` takes.
+    /// Waits until each core has sent one message that `take` takes.
     fn each_core_with(&mut self, what: &str, mut take: impl FnMut(CoreId, CoreMsg) -> Option<CoreMsg>) {
         let patience = Patience::new(format!("{what} from each core"));
         let mut left = self.cores.len();
@@ -527,7 +526,7 @@ impl Gateway {
         }
     }
 
-    /// The next message that is not an event; events are kept.
+    /// Returns the next message that is not an event. Events are kept for later.
     fn next(&mut self, patience: &Patience) -> Option<(CoreId, CoreMsg)> {
         self.assert_turning();
         match self.mail.recv_timeout(patience.left().min(Duration::from_millis(50))) {
@@ -546,7 +545,7 @@ impl Gateway {
     }
 }
 
-/// Takes the cores' mail, so that they never run into the bound of their mailboxes.
+/// Takes the cores' messages, so that their mailboxes never fill up.
 fn pump(mut from: ControlReceiver<CoreMsg>, to: &mpsc::Sender<(CoreId, CoreMsg)>, stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {
         while let Some(got) = from.pop() {
@@ -569,7 +568,7 @@ fn send(to_cores: &Senders, core: usize, mut msg: CoreMsg) {
     }
 }
 
-/// Accepts, and hands connections out to the cores in turn.
+/// Accepts connections, and hands them out to the cores in turn.
 struct Door {
     listener: TcpListener,
     portal: PortalId,

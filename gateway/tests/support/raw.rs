@@ -1,4 +1,4 @@
-//! A host that a test drives PDU by PDU over a plain socket: well-behaved unless told otherwise.
+//! A host that a test drives PDU by PDU over a plain socket. It behaves well unless the test says otherwise.
 
 use super::{PATIENCE, Patience};
 use std::io::{ErrorKind, Read, Write};
@@ -15,7 +15,7 @@ use trefoil_wire::tcp::{
     R2t, Receiver, TermReq, digest,
 };
 
-/// What the controller said.
+/// A PDU from the controller, or the end of the connection.
 #[derive(Debug, PartialEq)]
 pub enum Pdu {
     IcResp(IcResp),
@@ -26,18 +26,18 @@ pub enum Pdu {
         status: FatalStatus,
         offender: Vec<u8>,
     },
-    /// It closed or reset the connection.
+    /// The controller closed or reset the connection.
     Closed,
 }
 
-/// A connection.
+/// A connection to a controller.
 pub struct Raw {
     stream: TcpStream,
     pub framing: Framing,
     next_cid: u16,
 }
 
-/// Who connects a queue to what. Each field is sent as it is.
+/// The identity and parameters of a Connect. Each field is sent as it is.
 #[derive(Clone, Debug)]
 pub struct Who {
     pub hostid: [u8; 16],
@@ -48,7 +48,7 @@ pub struct Who {
 }
 
 impl Who {
-    /// The admin queue of `host` at `subsystem`.
+    /// Returns the Connect of the admin queue of `host` at `subsystem`.
     pub fn admin(host: &str, subsystem: &str) -> Self {
         let sum = host.bytes().fold(7u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
         let connect =
@@ -62,25 +62,25 @@ impl Who {
         }
     }
 
-    /// I/O queue `qid` of `cntlid`, with `sqsize` (0's based).
+    /// Changes the Connect to that of I/O queue `qid` of `cntlid`, with `sqsize` (0's based).
     pub fn queue(mut self, cntlid: u16, qid: u16, sqsize: u16) -> Self {
         self.cntlid = cntlid;
         (self.connect.qid, self.connect.sqsize, self.connect.kato_ms) = (qid, sqsize, 0);
         self
     }
 
-    /// With a Keep Alive Timeout.
+    /// Sets the Keep Alive Timeout.
     pub fn kato_ms(mut self, kato_ms: u32) -> Self {
         self.connect.kato_ms = kato_ms;
         self
     }
 
-    /// Connect's data.
+    /// Returns Connect's data.
     pub fn data(&self) -> [u8; ConnectData::LEN] {
         let nqn = Nqn::DISCOVERY;
         let mut bytes = [0; ConnectData::LEN];
         ConnectData { hostid: self.hostid, cntlid: self.cntlid, subnqn: nqn, hostnqn: nqn }.emit(&mut bytes);
-        // The names as they are, so that they may be wrong.
+        // The names are copied as they are, so that they may be wrong.
         for (at, name) in [(256, &self.subsystem), (512, &self.host)] {
             bytes[at..at + 256].fill(0);
             bytes[at..at + name.len()].copy_from_slice(name);
@@ -90,7 +90,7 @@ impl Who {
 }
 
 impl Raw {
-    /// A bare connection: nothing is said.
+    /// Opens a connection and sends nothing.
     pub fn open(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).expect("connects");
         stream.set_nodelay(true).expect("an option");
@@ -99,12 +99,12 @@ impl Raw {
         Self { stream, framing: Framing::initial(Receiver::Host), next_cid: 0 }
     }
 
-    /// The host's own address.
+    /// Returns the host's own address.
     pub fn local_addr(&self) -> SocketAddr {
         self.stream.local_addr().expect("an address")
     }
 
-    /// A connection after ICReq and ICResp.
+    /// Opens a connection, up to ICReq and ICResp.
     pub fn initialized(addr: SocketAddr, header_digest: bool, data_digest: bool) -> Self {
         let mut raw = Self::open(addr);
         raw.send(&ic_req(header_digest, data_digest));
@@ -119,7 +119,7 @@ impl Raw {
         raw
     }
 
-    /// A connection whose data is to start at multiples of `alignment_bytes`.
+    /// Opens a connection whose data starts at multiples of `alignment_bytes`.
     pub fn aligned(addr: SocketAddr, alignment_bytes: u32) -> Self {
         let mut raw = Self::open(addr);
         let mut bytes = [0; IcReq::LEN];
@@ -132,14 +132,14 @@ impl Raw {
         raw
     }
 
-    /// A connection after Connect, and the answer to it.
+    /// Opens a connection and sends Connect. Returns the answer too.
     pub fn asked(addr: SocketAddr, who: &Who) -> (Self, ConnectResponse) {
         let mut raw = Self::initialized(addr, false, false);
         let answer = raw.try_connect(who);
         (raw, answer)
     }
 
-    /// A connected and enabled admin queue, and its CNTLID.
+    /// Connects and enables an admin queue. Returns its CNTLID too.
     pub fn admin(addr: SocketAddr, who: &Who) -> (Self, u16) {
         let mut raw = Self::initialized(addr, false, false);
         let cntlid = raw.connect(who);
@@ -147,14 +147,14 @@ impl Raw {
         (raw, cntlid)
     }
 
-    /// A connected I/O queue.
+    /// Connects an I/O queue.
     pub fn queue(addr: SocketAddr, who: &Who, digests: (bool, bool)) -> Self {
         let mut raw = Self::initialized(addr, digests.0, digests.1);
         raw.connect(who);
         raw
     }
 
-    /// Connects the queue; gives the CNTLID.
+    /// Connects the queue. Returns the CNTLID.
     pub fn connect(&mut self, who: &Who) -> u16 {
         match self.try_connect(who) {
             ConnectResponse::Connected { cntlid, .. } => cntlid,
@@ -162,14 +162,14 @@ impl Raw {
         }
     }
 
-    /// Says Connect; gives the answer.
+    /// Sends Connect. Returns the answer.
     pub fn try_connect(&mut self, who: &Who) -> ConnectResponse {
         let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: ConnectData::LEN as u32 };
         let sqe = FabricsCommand::Connect(who.connect).sqe(self.cid(), sgl);
         ConnectResponse::parse(&self.command(sqe, &who.data()).0)
     }
 
-    /// Sets CC.EN and waits for CSTS.RDY to follow.
+    /// Sets CC.EN and waits until CSTS.RDY follows.
     pub fn enable(&mut self, en: bool) {
         let cc = Cc { en, iosqes: 6, iocqes: 4, ..Cc::default() };
         assert!(self.set_cc(cc).is_ok(), "CC.EN = {en}");
@@ -179,14 +179,14 @@ impl Raw {
         }
     }
 
-    /// Property Set of CC.
+    /// Sets the property CC.
     pub fn set_cc(&mut self, cc: Cc) -> Status {
         let set = PropertySet { size: PropertySize::Four, offset: offset::CC, value: u64::from(cc.bits()) };
         let sqe = FabricsCommand::PropertySet(set).sqe(self.cid(), Sgl::NONE);
         self.command(sqe, &[]).0.status
     }
 
-    /// Property Get of CSTS.
+    /// Gets the property CSTS.
     pub fn csts(&mut self) -> Csts {
         let get = PropertyGet { size: PropertySize::Four, offset: offset::CSTS };
         let sqe = FabricsCommand::PropertyGet(get).sqe(self.cid(), Sgl::NONE);
@@ -195,7 +195,7 @@ impl Raw {
         Csts::from_bits(cqe.dw0())
     }
 
-    /// Writes `data` to the blocks of 512 bytes from `slba` on.
+    /// Writes `data` to blocks of 512 bytes, from block `slba` on.
     pub fn write(&mut self, nsid: u32, slba: u64, data: &[u8]) -> Status {
         let verb = IoCommand::Write(BlockRange::new(slba, (data.len() / 512) as u32));
         let len_bytes = data.len() as u32;
@@ -207,7 +207,7 @@ impl Raw {
         self.command(sqe, data).0.status
     }
 
-    /// Reads `len` bytes from the block `slba` on.
+    /// Reads `len` bytes, from block `slba` on.
     pub fn read(&mut self, nsid: u32, slba: u64, len: usize) -> (Status, Vec<u8>) {
         let verb = IoCommand::Read(BlockRange::new(slba, (len / 512) as u32));
         let sqe = verb.sqe(self.cid(), nsid, Sgl::Transport { len_bytes: len as u32 });
@@ -215,14 +215,14 @@ impl Raw {
         (cqe.status, data)
     }
 
-    /// One command after the other: sends `sqe`, gives `out` as it is asked for, gathers what comes.
+    /// Runs one command to its end: sends `sqe`, sends `out` on request, and collects the data that comes.
     pub fn command(&mut self, sqe: Sqe, out: &[u8]) -> (Cqe, Vec<u8>) {
         let in_capsule = matches!(sqe.sgl1, Sgl::InCapsule { .. });
         self.capsule(sqe, if in_capsule { out } else { &[] });
         self.finish(sqe.cid, out)
     }
 
-    /// Goes on with a command that was sent until its completion.
+    /// Continues a command that was sent, until its completion.
     pub fn finish(&mut self, cid: u16, out: &[u8]) -> (Cqe, Vec<u8>) {
         let mut data = Vec::new();
         loop {
@@ -264,7 +264,7 @@ impl Raw {
         self.send(&bytes);
     }
 
-    /// A command capsule with in-capsule `data`, digests and all.
+    /// Returns a command capsule with in-capsule `data`, including the digests.
     pub fn capsule_bytes(&self, sqe: Sqe, data: &[u8]) -> Vec<u8> {
         let mut header = [0; CapsuleCmd::LEN];
         let (hd, dd) = (self.framing.header_digest, self.framing.data_digest);
@@ -278,7 +278,7 @@ impl Raw {
         self.send(&bytes);
     }
 
-    /// An H2CData, digests and all.
+    /// Returns an H2CData, including the digests.
     pub fn h2c_bytes(&self, pdu: H2cData, data: &[u8]) -> Vec<u8> {
         let mut header = [0; H2cData::LEN];
         let common = pdu.emit(self.framing.header_digest, self.framing.data_digest, 4, &mut header);
@@ -300,7 +300,7 @@ impl Raw {
         bytes
     }
 
-    /// Sends bytes. That the controller has closed already is for [`pdu`](Self::pdu) to see.
+    /// Sends bytes. If the controller has closed already, [`pdu`](Self::pdu) reports that later.
     pub fn send(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {
             Ok(()) => {}
@@ -309,13 +309,13 @@ impl Raw {
         }
     }
 
-    /// Says that nothing more comes.
+    /// Closes the sending side.
     pub fn shut(&mut self) {
         // The controller may have closed already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// The next PDU, its digests checked.
+    /// Returns the next PDU, after a check of its digests.
     pub fn pdu(&mut self) -> Pdu {
         let mut bytes = [0; CommonHeader::LEN].to_vec();
         if !self.fill(&mut bytes) {
@@ -357,7 +357,7 @@ impl Raw {
         }
     }
 
-    /// Waits until the controller closes, whatever it says before.
+    /// Waits until the controller closes. Ignores anything that it sends before.
     pub fn wait_closed(&mut self, why: &str) {
         let patience = Patience::new(format!("the controller to close: {why}"));
         let mut bytes = [0; 4096];
@@ -367,7 +367,7 @@ impl Raw {
         patience.left();
     }
 
-    /// Expects a terminate request with `status`, then the end.
+    /// Expects a terminate request with `status`, then the end of the connection.
     pub fn expect_terminate(&mut self, status: FatalStatus, what: &str) {
         loop {
             match self.pdu() {
@@ -375,7 +375,7 @@ impl Raw {
                     assert_eq!(said, status, "{what}");
                     break;
                 }
-                // Of commands before.
+                // These belong to earlier commands.
                 Pdu::Response(_) | Pdu::R2t(_) | Pdu::Data(..) => {}
                 other => panic!("{what}: {other:?} came instead of a terminate request"),
             }
@@ -384,7 +384,7 @@ impl Raw {
         self.wait_closed(what);
     }
 
-    /// Whether the bytes came before the end.
+    /// Returns whether all bytes came before the connection ended.
     fn fill(&mut self, bytes: &mut [u8]) -> bool {
         match self.stream.read_exact(bytes) {
             Ok(()) => true,
@@ -393,7 +393,7 @@ impl Raw {
         }
     }
 
-    /// Sets Number of Queues, and expects as many.
+    /// Sets Number of Queues, and expects that all are granted.
     pub fn ask_queues(&mut self, count: u16) {
         let value = u32::from(count - 1) << 16 | u32::from(count - 1);
         let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
@@ -402,21 +402,21 @@ impl Raw {
         assert!(cqe.status.is_ok() && cqe.dw0() == value, "{count} I/O queues: {cqe:?}");
     }
 
-    /// A fresh command identifier.
+    /// Returns a fresh command identifier.
     pub fn cid(&mut self) -> u16 {
         self.next_cid = self.next_cid.wrapping_add(1);
         self.next_cid
     }
 }
 
-/// An ICReq with digests as asked.
+/// Returns an ICReq that asks for these digests.
 pub fn ic_req(header_digest: bool, data_digest: bool) -> [u8; IcReq::LEN] {
     let mut bytes = [0; IcReq::LEN];
     IcReq { host_alignment_bytes: 4, header_digest, data_digest, max_r2t: 1 }.emit(&mut bytes);
     bytes
 }
 
-/// An admin and one I/O queue of a host that does as the spec says.
+/// An admin queue and an I/O queue of a host that follows the spec.
 pub struct Pair {
     pub admin: Raw,
     pub io: Raw,
@@ -424,12 +424,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Connects both.
+    /// Connects both queues.
     pub fn connect(addr: SocketAddr, host: &str, subsystem: &str) -> Self {
         Self::connect_for(addr, host, subsystem, 1)
     }
 
-    /// The same, with so many I/O queues granted.
+    /// Connects both queues, after asking for `io_queues` I/O queues.
     pub fn connect_for(addr: SocketAddr, host: &str, subsystem: &str, io_queues: u16) -> Self {
         let who = Who::admin(host, subsystem);
         let (mut admin, cntlid) = Raw::admin(addr, &who);
@@ -438,7 +438,7 @@ impl Pair {
         Self { admin, io, cntlid }
     }
 
-    /// Writes and reads back something that depends on `seed`, in capsules and by R2T.
+    /// Writes and reads back data that depends on `seed`, in capsules and by R2T.
     pub fn check(&mut self, nsid: u32, seed: u8) {
         for (slba, len) in [(8, 512), (16, 4096), (64, 65536)] {
             let data: Vec<u8> = (0..len).map(|at: usize| (at / 512) as u8 ^ (at as u8) ^ seed).collect();

@@ -5,13 +5,13 @@
 
 /// A value of fixed size within a `layout!`.
 ///
-/// `load` and `store` are given exactly `LEN` bytes by the macro, whose offsets are checked at compile time.
+/// The macro gives `load` and `store` exactly `LEN` bytes. Its offsets are checked at compile time.
 pub trait Field: Copy {
     /// Size in bytes.
     const LEN: usize;
     /// Reads the value from `LEN` bytes.
     fn load(bytes: &[u8]) -> Self;
-    /// Writes the value to `LEN` bytes, all of them.
+    /// Writes all `LEN` bytes of the value.
     fn store(self, bytes: &mut [u8]);
 }
 
@@ -86,7 +86,7 @@ macro_rules! layout {
                 }
             }
 
-            /// Writes every byte; what is not a field becomes zero.
+            /// Writes every byte; bytes outside fields become zero.
             #[inline]
             pub fn emit(&self, bytes: &mut [u8; $len]) {
                 bytes.fill(0);
@@ -119,11 +119,11 @@ macro_rules! layout {
     };
 }
 
-/// A value of some bits within a `bits!`.
+/// A bit field within a `bits!`.
 pub trait BitField: Copy {
     /// Takes the value from the low bits of `bits`.
     fn from_bits(bits: u64) -> Self;
-    /// The value in the low bits.
+    /// Returns the value in the low bits.
     fn into_bits(self) -> u64;
 }
 
@@ -157,7 +157,7 @@ integer_bits!(u8, u16, u32, u64);
 /// Declares a register or dword as named bit fields: `name: type = lowest bit, width`.
 ///
 /// Generates the struct with public fields, `from_bits(repr) -> Self` (reserved bits are dropped) and `bits(self) -> repr`
-/// (a value too wide for its field is cut to it). It is a [`Field`], so it can stand in a `layout!`.
+/// (a value too wide for its field is cut to it). The struct is a [`Field`], so a `layout!` can contain it.
 macro_rules! bits {
     ($(#[$meta:meta])* pub struct $name:ident : $repr:ident {
         $($(#[$field_meta:meta])* $field:ident : $type:ty = $low:literal, $width:literal);* $(;)?
@@ -188,7 +188,8 @@ macro_rules! bits {
                 }
             }
 
-            /// The register's value; reserved bits are zero, and a value too wide for its field is cut to it.
+            /// Returns the register's value; reserved bits are zero, and a value too wide for its field is
+            /// cut to it.
             #[inline]
             pub fn bits(self) -> $repr {
                 let mut bits = 0u64;
@@ -212,21 +213,21 @@ macro_rules! bits {
     };
 }
 
-/// `width` ones in the low bits.
+/// Returns `width` ones in the low bits.
 #[inline(always)]
 pub(crate) const fn mask(width: u32) -> u64 {
     if width >= 64 { u64::MAX } else { (1 << width) - 1 }
 }
 
-/// A buffer is too short for what it should hold.
+/// An error: a buffer is too short for its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} needs {need_bytes} bytes, the buffer has {have_bytes}")]
 pub struct Truncated {
-    /// The format that does not fit.
+    /// The format that doesn't fit.
     pub what: &'static str,
-    /// Bytes that it takes.
+    /// Size of the format in bytes.
     pub need_bytes: usize,
-    /// Bytes that there are.
+    /// Size of the buffer in bytes.
     pub have_bytes: usize,
 }
 
@@ -234,7 +235,7 @@ pub struct Truncated {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ascii<const N: usize>([u8; N]);
 
-/// Why a text can't be an [`Ascii`] field.
+/// The reason why a text can't be an [`Ascii`] field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AsciiError {
     /// The text has more bytes than the field.
@@ -271,12 +272,12 @@ impl<const N: usize> Ascii<N> {
         Ok(Self(array))
     }
 
-    /// The field as it is on the wire, padding included.
+    /// Returns the field's bytes on the wire, padding included.
     pub const fn bytes(&self) -> &[u8; N] {
         &self.0
     }
 
-    /// The text without its padding; empty if a peer sent bytes that are not UTF-8.
+    /// Returns the text without its padding, or an empty text if a peer sent bytes that are not UTF-8.
     pub fn text(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default().trim_end_matches([' ', '\0'])
     }

@@ -1,6 +1,6 @@
-//! Test helper: what golden-byte tests share.
+//! Helpers for golden-byte tests.
 
-/// `N` zero bytes with `parts` laid over them at their offsets.
+/// Returns `N` zero bytes with `parts` laid over them at their offsets.
 pub(crate) fn bytes<const N: usize>(parts: &[(usize, &[u8])]) -> [u8; N] {
     let mut bytes = [0; N];
     for (at, part) in parts {

@@ -1,15 +1,15 @@
-//! Bytes to values and back for the formats that a gateway speaks: NVMe, NVMe over Fabrics, NVMe/TCP.
+//! Conversion between bytes and values for the formats of a gateway: NVMe, NVMe over Fabrics, NVMe/TCP.
 //!
 //! What it is: for each format a plain value with named fields (a *Repr*), `parse` from bytes and `emit` into the
-//! caller's bytes. Both sides of each format are here, since a gateway is a target to its servers and a host to its
-//! arrays.
+//! caller's bytes. Both sides of each format are here, because a gateway is a target for its servers and a host of
+//! its arrays.
 //!
-//! What it is not: it does no I/O, keeps no state between calls, allocates nothing and takes no decision. Whether a
-//! command is allowed is for the controller above; this crate says only what the bytes mean.
+//! What it is not: it does no I/O, keeps no state between calls, allocates nothing and makes no decision. This
+//! crate only gives the meaning of bytes; the controller above decides whether a command is allowed.
 //!
 //! Rules that hold everywhere:
 //! - `parse` never panics, whatever the bytes. Fixed-size formats take a reference to an array of exactly that size, so
-//!   a short buffer is refused by the type; `slice::first_chunk` is the way there.
+//!   the type refuses a short buffer; `slice::first_chunk` makes such a reference.
 //! - `emit` writes every byte of its format, reserved ones as zero, so a dirty buffer never leaks through.
 //! - Multi-byte fields are little-endian unless a field says otherwise.
 //! - Reserved bits are ignored on parse and zero on emit (NVMe base 2.0c §1.4.2).

@@ -1,4 +1,4 @@
-//! Properties of every format: parse never panics, and what is emitted parses back to the same value.
+//! Properties of every format: parse never panics, and an emitted value parses back to the same value.
 
 use proptest::array::uniform32;
 use proptest::collection::vec;
@@ -81,7 +81,7 @@ proptest! {
 
     #[test]
     fn connect_data(bytes in array::<1024>()) {
-        // Most arbitrary data is refused; what matters is that it is refused without a panic.
+        // Most arbitrary data is refused; it must be refused without a panic.
         if let Ok(data) = ConnectData::parse(&bytes) {
             let mut dirty = [0xff; 1024];
             data.emit(&mut dirty);
@@ -182,7 +182,7 @@ fn framing(receiver: Receiver) -> impl Strategy<Value = Framing> {
     })
 }
 
-/// The layout that a receiver sees of an emitted header.
+/// Returns the layout that a receiver sees of an emitted header.
 fn received(header: &[u8], framing: &Framing) -> Layout {
     CommonHeader::parse(header.first_chunk().unwrap()).unwrap().layout(framing).unwrap()
 }

@@ -1,11 +1,12 @@
-//! A gateway whose hosts are connected and do nothing: what it costs, and how fast it wakes up.
+//! A gateway whose hosts are connected and idle: its CPU cost, and its time to wake up.
 //!
-//! The gateway's CPU is kept out of its sleep states (`resume_latency_us = 0`), and the hosts' side spins, so that what is
-//! measured is the gateway's waking and not the hypervisor's, the hardware's or the client's; `cpu_share` is what the
-//! gateway's process takes. Beside it stands what a bare thread needs that sleeps in recv(2) under the same limit.
+//! The gateway's CPU is kept out of its sleep states (`resume_latency_us = 0`), and the hosts' side spins. The figure is
+//! therefore the gateway's time to wake up, not that of the hypervisor, the hardware or the client. `cpu_share` is the CPU
+//! share of the gateway's process. The result also has the time of a bare thread that sleeps in recv(2) under the same
+//! limit.
 
 use super::shape::sound;
-use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
+use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
 use crate::floor;
 use crate::gateway::{self, Gateway};
 use crate::load::{HostSpec, Load, Phase};
@@ -14,13 +15,13 @@ use std::time::{Duration, Instant};
 use trefoil_config::{Backend, BackendType, Bytes, Idle};
 
 const HOSTS: u32 = 100;
-/// For how long nothing happens while the CPU time is taken.
+/// The idle time over which the CPU time is measured.
 const QUIET: Duration = Duration::from_secs(10);
-/// For how long a host is idle before a request whose latency counts.
+/// The idle time of a host before a request whose latency counts.
 const PAUSE: Duration = Duration::from_millis(250);
 const WAKES: usize = 15;
 
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let (dir, at) = (options.place.fresh()?, gateway::free_addr()?);
     let memory =
         Backend { size: Some(Bytes(options.lun_bytes())), ..Backend::new("ram", BackendType::Memory) };
@@ -32,7 +33,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Gateway::new(&options.place, dir.path(), gateway::system(settings, at, NQN, vec![memory]))?;
     gateway.start()?;
     let mut outcome = Outcome::default();
-    // Before the load spins on the same CPU.
+    // The bare thread runs before the load spins on the same CPU.
     for _ in 0..options.rounds {
         let bare = floor::run_wake(WAKES, PAUSE, (GATEWAY_CPU, CLIENT_CPU))?;
         outcome.absolute("first_answer_of_a_bare_thread_us", super::median(&bare));
@@ -65,12 +66,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
         outcome.absolute("hosts_lost", load.downs.0 as f64);
     }
     load.stop()?;
-    // In order, since only then it gives the CPU its sleep states back.
+    // The gateway must end in order, because only then it gives the CPU its sleep states back.
     gateway.terminate()?;
     Ok(outcome)
 }
 
-/// Host number `n` with small queues.
+/// Returns host number `n` with small queues.
 pub fn idle_host(to: std::net::SocketAddr, n: u32, io_queues: u16) -> HostSpec {
     HostSpec {
         to,

@@ -1,8 +1,8 @@
-//! A LUN on another gateway: the relaying gateway spins on one CPU; the array and the load share the
-//! other and sleep as soon as they have nothing to do. All that is read is checked.
+//! A LUN on another gateway: the relaying gateway spins on one CPU. The array and the load share the other
+//! CPU, and sleep as soon as they have no work. Every read is checked.
 
 use super::shape::{self, Shape};
-use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUEUE_DEPTH};
+use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome, QUEUE_DEPTH};
 use crate::floor;
 use crate::gateway::{self, Gateway};
 use crate::load::Phase;
@@ -12,11 +12,11 @@ use trefoil_config::{Backend, BackendType, Bytes, Idle};
 const SHAPE: Shape = Shape::read("randread_4k_qd32", 4096, 32);
 const ARRAY_NQN: &str = "nqn.2026-01.org.example:perf-array";
 
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let (dir, at, array_at) = (options.place.fresh()?, gateway::free_addr()?, gateway::free_addr()?);
     let memory =
         Backend { size: Some(Bytes(options.lun_bytes())), ..Backend::new("ram", BackendType::Memory) };
-    // Two that share a CPU must not spin.
+    // Two processes that share a CPU must not spin.
     let settings = gateway::settings(CLIENT_CPU as u16, Idle::Adaptive, 0, 16, 128);
     let system = gateway::system(settings, array_at, ARRAY_NQN, vec![memory]);
     let mut array = Gateway::new(&options.place, &dir.path().join("array"), system)?;

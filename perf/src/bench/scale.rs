@@ -1,12 +1,12 @@
-//! A thousand hosts with five queue pairs each (the admin queue and four for I/O): memory, staying
-//! connected, everybody at once, and the latency of one while the rest are idle.
+//! A thousand hosts with five queue pairs each (the admin queue and four for I/O): memory, staying connected,
+//! all hosts at once, and the latency of one host while the rest are idle.
 //!
-//! Memory is the gateway's resident set plus the TCP buffers of the whole network namespace; the
-//! load's ends of the connections are in that too, so the real figure is lower.
+//! Memory is the gateway's resident set plus the TCP buffers of the whole network namespace; the buffers
+//! include the load's ends of the connections, so the real figure is lower.
 
 use super::idle::idle_host;
 use super::shape::{measure, sound};
-use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome, QUIET_WITHIN};
+use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome, QUIET_WITHIN};
 use crate::gateway::{self, Gateway};
 use crate::load::{HostSpec, Load, Phase};
 use crate::proc;
@@ -21,7 +21,7 @@ const STAY: Duration = Duration::from_secs(12);
 const UP_WITHIN: Duration = Duration::from_secs(120);
 const MIB: f64 = (1 << 20) as f64;
 
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let hosts = options.hosts;
     let qpairs = hosts * (1 + u32::from(IO_QUEUES));
     allow_files(u64::from(qpairs) + 1024)?;
@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     outcome.absolute("resident_at_start_mib", gateway.resident_bytes()? as f64 / MIB);
     let adaptive = trefoil_poll::core::Idle::Adaptive { spin_us: 50 };
-    // A load of its own, so that the load's work for the rest doesn't count.
+    // This host has a load of its own, so that the work for the other hosts doesn't count.
     let mut one = Load::start(&[idle_host(at, hosts, 1)], Some(CLIENT_CPU), adaptive, 16)?;
     one.wait_up(UP_WITHIN)?;
     let qd1 = Phase::random(100, 4096, 1);
@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let mut most = Memory::now(&gateway, tcp_before)?;
 
-    // Everybody at once, to the depth of the queues.
+    // All hosts work at once, to the depth of their queues.
     let everybody = Phase {
         hosts: hosts as usize,
         limit: u64::from(IO_QUEUES),
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// What the gateway and its connections hold.
+/// The memory of the gateway and its connections.
 #[derive(Clone, Copy)]
 struct Memory {
     process_bytes: u64,

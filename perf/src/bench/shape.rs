@@ -1,13 +1,13 @@
-//! The shapes of load that are measured, and one measurement of each.
+//! The measured shapes of load, and one measurement of each shape.
 
-use super::{CLIENT_CPU, NQN, Options, Outcome, QUEUE_DEPTH, QUIET_WITHIN, UP_WITHIN};
+use super::{BenchOptions, CLIENT_CPU, NQN, Outcome, QUEUE_DEPTH, QUIET_WITHIN, UP_WITHIN};
 use crate::floor::{Exchange, Floor};
 use crate::load::{HostSpec, Load, Phase, Report};
 use anyhow::{Result, bail};
 use std::net::SocketAddr;
 use trefoil_poll::core::Idle;
 
-/// A name as in the results, and what it stands for.
+/// A shape's name in the results, and its parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub name: &'static str,
@@ -29,8 +29,8 @@ impl Shape {
         Phase::random(if self.reads { 100 } else { 0 }, self.io_bytes, self.depth)
     }
 
-    /// What bare TCP is to do for it, with a store of so many bytes.
-    pub fn floor(&self, options: &Options, store_bytes: usize) -> Floor {
+    /// Returns the floor of bare TCP for this shape, with a store of `store_bytes`.
+    pub fn floor(&self, options: &BenchOptions, store_bytes: usize) -> Floor {
         Floor {
             exchange: match self.reads {
                 true => Exchange::read(self.io_bytes),
@@ -44,8 +44,9 @@ impl Shape {
     }
 }
 
-/// A load of one host on the client's CPU, up and having written every block.
-pub fn host(options: &Options, to: SocketAddr, idle: Idle) -> Result<Load> {
+/// Starts a load of one host on the client's CPU. Returns once the host is connected and has written every
+/// block.
+pub fn host(options: &BenchOptions, to: SocketAddr, idle: Idle) -> Result<Load> {
     let spec = HostSpec {
         to,
         host_nqn: "nqn.2026-01.org.example:perf-host".into(),
@@ -63,8 +64,8 @@ pub fn host(options: &Options, to: SocketAddr, idle: Idle) -> Result<Load> {
     Ok(load)
 }
 
-/// Runs `phase` for the options' time after warming up, and lets it finish.
-pub fn measure(options: &Options, load: &mut Load, phase: Phase) -> Result<Report> {
+/// Runs `phase` for the options' time after a warm-up, and lets outstanding commands finish.
+pub fn measure(options: &BenchOptions, load: &mut Load, phase: Phase) -> Result<Report> {
     load.run(phase)?;
     std::thread::sleep(options.time() / 4);
     let warm = load.report()?;
@@ -77,7 +78,7 @@ pub fn measure(options: &Options, load: &mut Load, phase: Phase) -> Result<Repor
     sound(report)
 }
 
-/// A report, unless something went wrong while it was made.
+/// Returns the report, or an error if it has errors or mismatches.
 pub fn sound(report: Report) -> Result<Report> {
     if report.errors > 0 || report.mismatches > 0 {
         bail!("{} commands failed, {} reads found wrong data", report.errors, report.mismatches);
@@ -85,7 +86,7 @@ pub fn sound(report: Report) -> Result<Report> {
     Ok(report)
 }
 
-/// Notes how one shape went, beside its floor.
+/// Records the figures of one shape, as a share of its floor.
 pub fn record(outcome: &mut Outcome, name: &str, report: &Report, floor_iops: f64) {
     outcome.figure(name, report.per_s() / floor_iops);
     outcome.absolute(&format!("{name}_iops"), report.per_s());

@@ -1,7 +1,7 @@
 //! A memory LUN: the gateway spins on one CPU, the load on another.
 
 use super::shape::{self, Shape};
-use super::{CLIENT_CPU, GATEWAY_CPU, NQN, Options, Outcome};
+use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome};
 use crate::floor;
 use crate::gateway::{self, Gateway};
 use anyhow::Result;
@@ -16,7 +16,7 @@ const SHAPES: [Shape; 6] = [
     Shape::write("write_128k_qd16", 128 << 10, 16),
 ];
 
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let (dir, at) = (options.place.fresh()?, gateway::free_addr()?);
     let memory =
         Backend { size: Some(Bytes(options.lun_bytes())), ..Backend::new("ram", BackendType::Memory) };

@@ -1,7 +1,7 @@
-//! A LUN in a file, opened past the page cache, against fio with io_uring on the same file.
+//! A LUN in a file that bypasses the page cache, against fio with io_uring on the same file.
 
 use super::shape::{self, Shape};
-use super::{GATEWAY_CPU, NQN, Options, Outcome};
+use super::{BenchOptions, GATEWAY_CPU, NQN, Outcome};
 use crate::gateway::{self, Gateway};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use trefoil_config::{Backend, BackendType, Bytes, Idle};
 const SHAPES: [Shape; 2] =
     [Shape::read("randread_4k_qd32", 4096, 32), Shape::write("write_128k_qd16", 128 << 10, 16)];
 
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &BenchOptions) -> Result<Outcome> {
     if Command::new("fio").arg("--version").output().is_err() {
         bail!("fio is not installed, and it is what this measures against (Debian: apt-get install fio)");
     }
@@ -45,8 +45,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// fio's IOPS for a shape on the gateway's CPU.
-fn fio(options: &Options, shape: &Shape, file: &Path) -> Result<f64> {
+/// Measures fio's IOPS for a shape on the gateway's CPU.
+fn fio(options: &BenchOptions, shape: &Shape, file: &Path) -> Result<f64> {
     let mut fio = Command::new("fio");
     fio.args(["--name=floor", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"]);
     fio.arg(format!("--filename={}", file.display())).arg(format!("--size={}", options.lun_bytes()));

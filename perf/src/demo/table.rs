@@ -1,4 +1,4 @@
-//! The table that grows by a row a LUN each second, with a progress bar below it on a terminal.
+//! A table that grows by one row per LUN each second. On a terminal, a progress bar stands below it.
 
 use crate::load::Report;
 use std::io::Write;
@@ -14,12 +14,13 @@ pub struct Table {
 }
 
 impl Table {
-    /// With a progress bar that is drawn over, if it is on a terminal.
+    /// Creates a table, with a progress bar if the output is a terminal.
     pub fn new(terminal: bool) -> Self {
         Self { terminal, rows: 0 }
     }
 
-    /// What one LUN did in this second; `cpu` is the gateway's share of a CPU, for one of the LUNs.
+    /// Prints the figures of one LUN for this second. `cpu` is the gateway's share of a CPU, given with only
+    /// one of the LUNs.
     pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: Option<f64>) {
         self.clear();
         if self.rows.is_multiple_of(HEADING_EVERY) {
@@ -38,7 +39,7 @@ impl Table {
         println!("{second:>4}  {name:<8} {:>8.0} {mib_per_s:>8.1} {latencies} {cpu}", report.per_s());
     }
 
-    /// How far it is.
+    /// Draws the progress bar.
     pub fn progress(&self, done: u64, all: u64) {
         if self.terminal {
             let full = (done as usize * BAR) / all as usize;
@@ -47,7 +48,7 @@ impl Table {
         }
     }
 
-    /// A line between the rows.
+    /// Prints a line between the rows.
     pub fn note(&self, text: &str) {
         self.clear();
         println!("      -- {text}");

@@ -1,4 +1,4 @@
-//! One connection's end: walks what comes in message by message, and sends messages by their kind.
+//! One end of a connection: splits received bytes into messages, and sends messages by their kind.
 
 use super::{Exchange, Store};
 use anyhow::{Context, Result, bail};
@@ -8,15 +8,15 @@ use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
 
-/// Bytes read or written by one call at the most.
+/// The most bytes that one call reads or writes.
 pub const IO_BYTES: usize = 256 << 10;
-/// Pieces that one write gathers at the most; a message has up to two.
+/// The most pieces that one write gathers; a message has up to two pieces.
 const SLICES: usize = 256;
-/// From this size on, what is left of a message's data is read straight to its place.
+/// The least rest of a message's data that is read straight to its place.
 const DIRECT_BYTES: usize = 16 << 10;
 const CACHE_LINE: usize = 64;
 
-/// The kinds of message; the first byte of each says which it is.
+/// The kinds of message. The first byte of a message is its kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Kind {
@@ -40,22 +40,22 @@ pub struct Pipe {
     fetched_bytes: usize,
     /// Bytes at the end of each kind that the server stores.
     stored_bytes: [usize; 4],
-    /// Bytes of the message under way that have not come, and its place in the store.
+    /// Missing bytes of the current message, and the message's place in the store.
     rest: usize,
     place: usize,
-    /// What one read brought for the store: where to, and where it is in the inbox.
+    /// Bytes that one read received for the store: the place in the store, and the range in the inbox.
     puts: Vec<(u64, Range<usize>)>,
     under_way: Kind,
-    /// What to send, in order, each with its place in the store; the first is sent up to `sent`.
+    /// Messages to send, in order, each with its place in the store. `sent` bytes of the first are sent.
     queue: VecDeque<(Kind, usize)>,
     sent: usize,
 }
 
 impl Pipe {
-    /// An end for up to `depth` exchanges.
+    /// Creates an end for up to `depth` exchanges.
     ///
     /// # Errors
-    /// What the socket says.
+    /// The error of the socket.
     pub fn new(socket: TcpStream, x: Exchange, depth: usize) -> Result<Self> {
         crate::proc::prepare(&socket)?;
         let sizes = [x.request_bytes, x.data_bytes, x.grant_bytes, x.reply_bytes];
@@ -81,7 +81,8 @@ impl Pipe {
         })
     }
 
-    /// Queues a message, having touched its payload; what comes from the store is touched by the send.
+    /// Touches a message's payload and queues the message. The send itself touches the payload from the
+    /// store.
     pub fn push(&mut self, kind: Kind, store: &mut Store) {
         let mut at = 0;
         if kind == Kind::Reply && store.lends() {
@@ -92,11 +93,11 @@ impl Pipe {
         self.queue.push_back((kind, at));
     }
 
-    /// Reads once and queues the answer that `each` gives to every message that is now whole; false at
+    /// Reads once, and queues the answer of `each` to every message that is now complete. Returns `false` at
     /// the end of the stream.
     ///
     /// # Errors
-    /// What the socket says; a message of no kind.
+    /// The error of the socket, or a message of unknown kind.
     pub fn read(&mut self, store: &mut Store, mut each: impl FnMut(Kind) -> Kind) -> Result<bool> {
         if self.rest >= DIRECT_BYTES
             && self.rest <= self.stored_bytes[self.under_way as usize]
@@ -128,7 +129,7 @@ impl Pipe {
                     self.place = store.pick();
                 }
             }
-            // The head, then what is stored.
+            // A message's head comes first, then its stored bytes.
             let stored = self.stored_bytes[self.under_way as usize];
             let head = self.rest.saturating_sub(stored).min(n - at);
             (self.rest, at) = (self.rest - head, at + head);
@@ -145,15 +146,15 @@ impl Pipe {
         Ok(true)
     }
 
-    /// Where in the store the next byte that comes belongs.
+    /// Returns the place in the store of the next received byte.
     fn here(&self) -> usize {
         self.place + self.stored_bytes[self.under_way as usize] - self.rest
     }
 
-    /// Sends what is queued, as much as the socket takes.
+    /// Sends queued messages, as far as the socket takes them.
     ///
     /// # Errors
-    /// What the socket says; a peer that went away is none.
+    /// The error of the socket. A peer that has disconnected is no error.
     pub fn write(&mut self, store: &Store) -> Result<()> {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
@@ -199,7 +200,7 @@ impl Pipe {
     }
 }
 
-/// How many bytes a read brought; `None` at the end of the stream.
+/// Returns how many bytes a read received, or `None` at the end of the stream.
 fn came(result: std::io::Result<usize>) -> Result<Option<usize>> {
     match result {
         Ok(0) => Ok(None),
@@ -218,14 +219,14 @@ fn touch_in(payload: &[u8]) {
     std::hint::black_box(payload.iter().step_by(CACHE_LINE).fold(0u8, |sum, b| sum ^ b));
 }
 
-/// Sleeps until one of the sockets that it watches can be read.
+/// A waiter that sleeps until one of its sockets can be read.
 pub struct Waiter(Epoll);
 
 impl Waiter {
-    /// Watches nothing yet.
+    /// Creates a waiter without sockets.
     ///
     /// # Errors
-    /// What epoll_create1(2) says.
+    /// The error of epoll_create1(2).
     pub fn new() -> Result<Self> {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
@@ -233,15 +234,15 @@ impl Waiter {
     /// Watches `socket` until it is closed.
     ///
     /// # Errors
-    /// What epoll_ctl(2) says.
+    /// The error of epoll_ctl(2).
     pub fn watch(&self, socket: &TcpStream) -> Result<()> {
         Ok(self.0.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?)
     }
 
-    /// Sleeps, 10 ms at the most: who could not write tries again then, unless something came before.
+    /// Sleeps until a socket can be read, but at most 10 ms, so that a blocked write is tried again.
     ///
     /// # Errors
-    /// What epoll_wait(2) says.
+    /// The error of epoll_wait(2).
     pub fn wait(&mut self) -> Result<()> {
         let mut events = [EpollEvent::empty(); 16];
         self.0.wait(&mut events, EpollTimeout::from(10u8))?;

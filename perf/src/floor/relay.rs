@@ -1,5 +1,5 @@
-//! The floor of a relay: client and server on one CPU, both asleep when idle, and between them a thread
-//! that spins on the other and passes bytes on as they come.
+//! The floor of a relay: client and server share one CPU and sleep when idle. Between them a thread spins on
+//! the other CPU and passes bytes on as they arrive.
 
 use super::pipe::{IO_BYTES, Waiter};
 use super::{Floor, ask_all, joined, pin, serve_all};
@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-/// Exchanges a second, with the relay on `cpus.0`, server and client on `cpus.1`.
+/// Measures exchanges per second, with the relay on `cpus.0`, and server and client on `cpus.1`.
 ///
 /// # Errors
-/// What the sockets say; or a depth that the connections can't share.
+/// An error of the sockets, or a depth that the connections can't share.
 pub fn run(floor: &Floor, cpus: (usize, usize)) -> Result<f64> {
     floor.check()?;
     let (front, back) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
@@ -21,7 +21,7 @@ pub fn run(floor: &Floor, cpus: (usize, usize)) -> Result<f64> {
     let relay = std::thread::spawn(move || pass_all(&front, to_server, connections, cpus.0));
     let client = std::thread::spawn(move || ask_all(&other, to_relay, cpus.1, Some(client_waiter)));
     let rate = joined(client);
-    // The client's sockets are closed now, so the others end one after the other.
+    // The client's sockets are closed now, so the relay ends, and then the server.
     joined(relay)?;
     joined(server)?;
     rate
@@ -39,7 +39,7 @@ impl Way {
         Self { bytes: vec![0; IO_BYTES], start: 0, end: 0 }
     }
 
-    /// Passes on what there is; false at the end of the stream.
+    /// Passes on the bytes that are there. Returns `false` at the end of the stream.
     fn pass(&mut self, mut from: &TcpStream, mut to: &TcpStream) -> Result<bool> {
         if self.start == self.end {
             (self.start, self.end) = match from.read(&mut self.bytes) {

@@ -1,4 +1,4 @@
-//! What the server of a floor keeps its payload in.
+//! The payload memory of a floor's server.
 
 use super::Exchange;
 use anyhow::{Result, anyhow};
@@ -6,29 +6,29 @@ use trefoil_poll::Loan;
 use trefoil_poll::ram::Ram;
 use trefoil_sys::region::Region;
 
-/// Memory of the same kind as a memory backend's, used the cheapest way: replies are sent from where
-/// the bytes are, and what comes is put where it belongs.
+/// Memory of the same kind as a memory backend's, used in the cheapest way: replies are sent without a copy,
+/// and received bytes go straight to their place.
 pub struct Store {
-    /// To write to, unless all of it is lent to be read.
+    /// The memory to write to, unless all of it is lent for reads.
     ram: Option<Ram>,
     all: Option<Loan>,
-    /// Each exchange concerns a piece of this size.
+    /// The size of the piece that each exchange uses.
     piece_bytes: usize,
     pieces: usize,
     random: u64,
 }
 
 impl Store {
-    /// No store: what is sent and what comes stays hot in the cache.
+    /// Creates no store: sent and received bytes stay hot in the cache.
     pub fn none() -> Self {
         Self { ram: None, all: None, piece_bytes: 0, pieces: 0, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
-    /// `len_bytes` of memory for exchanges of `x`, every page of which is really there and was read lately, as that of a
-    /// gateway has been which runs longer than this.
+    /// Creates a store of `len_bytes` for exchanges of `x`. Every page is present and was read recently, like the pages
+    /// of a gateway that has run for longer.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// The error of mmap(2).
     pub fn new(len_bytes: usize, x: Exchange) -> Result<Self> {
         let piece_bytes = x.fetched_bytes.max(x.stored_bytes);
         if piece_bytes == 0 || len_bytes < piece_bytes {
@@ -53,7 +53,7 @@ impl Store {
         Ok(this)
     }
 
-    /// Where a random piece starts; 0 without a store.
+    /// Returns the start of a random piece, or 0 without a store.
     pub fn pick(&mut self) -> usize {
         if self.pieces == 0 {
             return 0;
@@ -65,15 +65,15 @@ impl Store {
         self.random as usize % self.pieces * self.piece_bytes
     }
 
-    /// The piece at `at`, to be sent; `None` if there is nothing to send from.
+    /// Returns the piece at `at`, to be sent, or `None` if the store lends nothing.
     pub fn piece(&self, at: usize) -> Option<&[u8]> {
         self.all.as_ref()?.get(at..at + self.piece_bytes)
     }
 
-    /// Puts what came in one read, each piece given with its place, where it belongs, if there is such a place.
+    /// Puts the pieces of one read, each with its place, into the store, if the store takes writes.
     ///
     /// # Errors
-    /// A place past the end.
+    /// An error if a place lies past the end.
     pub fn put<'a>(&mut self, pieces: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<()> {
         match &mut self.ram {
             Some(ram) => Ok(ram.write_all(pieces)?),
@@ -81,17 +81,17 @@ impl Store {
         }
     }
 
-    /// `len` bytes at `at`, to be filled from the socket; `None` if there is no place for them.
+    /// Returns `len` bytes at `at`, to be filled from the socket, or `None` if the store has no such place.
     pub fn place(&mut self, at: usize, len: usize) -> Option<&mut [u8]> {
         self.ram.as_mut()?.range_mut(at as u64, len as u64).ok()
     }
 
-    /// Whether there is anything to send from.
+    /// Returns whether the store has memory to send from.
     pub fn lends(&self) -> bool {
         self.all.is_some()
     }
 
-    /// Whether what comes is put anywhere.
+    /// Returns whether received bytes go into the store.
     pub fn keeps(&self) -> bool {
         self.ram.is_some() && self.all.is_none()
     }

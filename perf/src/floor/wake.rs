@@ -1,4 +1,4 @@
-//! The floor of waking up: a bare thread that sleeps in recv(2), and how long its first answer takes.
+//! The floor of waking up: the time to the first answer of a bare thread that sleeps in recv(2).
 
 use super::{joined, pin};
 use crate::proc;
@@ -7,16 +7,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// As large as a command capsule.
+/// Bytes of a message: the size of a command capsule.
 const MESSAGE_BYTES: usize = 72;
-/// When an answer is given up.
+/// The deadline for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Round trips in microseconds to a thread on `cpus.0` that has slept for `pause` before each, seen from one on `cpus.1`
-/// that spins.
+/// Measures round trips in microseconds from a spinning thread on `cpus.1` to a thread on `cpus.0`. The latter sleeps
+/// for `pause` before each round trip.
 ///
 /// # Errors
-/// What the sockets say; a thread that doesn't answer.
+/// An error of the sockets, or a thread that doesn't answer.
 pub fn run(count: usize, pause: Duration, cpus: (usize, usize)) -> Result<Vec<f64>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?;

@@ -1,29 +1,21 @@
-//! Transfers without the ring: a system call now, and the ring only for what would have to wait.
+//! Transfers without the ring: a system call at once, and the ring only for transfers that would wait.
 //!
-//! Why: a completion costs an entry, a poll armed and fired, and task work. On loopback, 4 KiB replies
-//! one at a time reached 0.81 of a bare loop's rate through the ring alone, and 1.0 this way.
+//! Why: a completion costs an entry, an armed poll that fires, and task work. On loopback, 4 KiB replies one
+//! at a time reached 0.81 of a bare loop's rate through the ring alone, and 1.0 this way.
 
 use super::UringIo;
-use super::sock::{Recv, Sending};
+use super::sock::{HOT_TIME, Recv, Sending};
 use super::tag::Kind;
 use crate::io::{Handler, RecvEnd, SockError, SockId};
 use std::os::fd::AsFd;
-use std::time::Duration;
 use trefoil_sys::socket;
 
-/// Sockets whose receive is tried each turn (about 0.2 µs each) rather than left to the ring (about
-/// 0.9 µs more from arrival to completion). Measured on loopback against a bare loop that scans all its
-/// sockets: with 8 to 64 busy sockets this reaches 0.89 to 1.0 of it and the ring alone 0.78 to 0.9;
-/// above 64 the ring's batches win. A table smaller than the busy sockets does worse than either.
-pub(super) const MAX_HOT: usize = 64;
-/// How long a socket is tried after it had bytes: several exchanges of 64 sockets that take turns.
-pub(super) const HOT_TIME: Duration = Duration::from_micros(200);
-/// The most that one such receive takes. A host with 128 reads of 4 KiB under way completes 1.3 times as many a second
-/// as with 64 KiB, since all of what a turn answered comes in two receives.
+/// The most bytes of one receive without the ring. A host with 128 reads of 4 KiB in flight completes 1.3 times as many per second
+/// as with 64 KiB, because all answers of a turn arrive in two receives.
 pub(super) const SCRATCH_BYTES: usize = 256 << 10;
 
 impl<M: Send> UringIo<M> {
-    /// Takes what is there already; the ring waits for the rest.
+    /// Receives the bytes that are already there; the ring waits for the rest.
     pub(super) fn try_filling(&mut self, index: u32) {
         let Some(sock) = self.socks.get_mut(index) else { return };
         if let (true, Some(fd), Recv::Buf { buf, at, len, done }) = (self.direct, &sock.fd, &mut sock.recv) {
@@ -43,7 +35,7 @@ impl<M: Send> UringIo<M> {
         self.start_recv(index);
     }
 
-    /// Gives the socket what it takes now; the ring waits until it takes the rest.
+    /// Sends the bytes that the socket accepts now; the ring sends the rest.
     pub(super) fn try_sending(&mut self, index: u32) {
         let Some(sock) = self.socks.get_mut(index) else { return };
         if let (true, Some(fd), Some(Sending { list, sent })) = (self.direct, &sock.fd, &mut sock.send) {
@@ -64,11 +56,11 @@ impl<M: Send> UringIo<M> {
         self.start_send(index);
     }
 
-    /// Tries the receives of sockets that had bytes a moment ago; says whether any had more.
+    /// Tries the receives of hot sockets. Returns whether any socket left the list of hot sockets.
     pub(crate) fn poll_hot<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let mut any = false;
         let mut at = 0;
-        // Those that the handler adds wait for the next turn.
+        // Sockets that the handler adds wait for the next turn.
         for _ in 0..self.hot.len() {
             let Some(&index) = self.hot.get(at) else { break };
             let mut scratch = std::mem::take(&mut self.scratch);
@@ -94,7 +86,7 @@ impl<M: Send> UringIo<M> {
         let max = self.faults.cap((*max_bytes).min(scratch.len() as u32));
         match socket::recv_now(fd.as_fd(), &mut scratch[..max as usize]) {
             Err(libc::EAGAIN | libc::EINTR) if self.now.since(sock.last_rx) < HOT_TIME => Err(libc::EAGAIN),
-            // Cold: the ring waits for it.
+            // The socket has gone cold: the ring waits for its bytes.
             Err(libc::EAGAIN | libc::EINTR) => Err(libc::ETIME),
             result => result,
         }
@@ -111,7 +103,7 @@ impl<M: Send> UringIo<M> {
         sock.hot = false;
         let id = SockId(index);
         match tried {
-            // Closed; `settle` tells.
+            // The socket is closed; `settle` reports that.
             Err(libc::ECANCELED) => {}
             Err(libc::ETIME) => self.start_recv(index),
             Ok(n @ 1..) => {
@@ -130,7 +122,7 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Hands all hot receives to the ring, before a sleep.
+    /// Hands all hot receives to the ring. Runs before a sleep.
     pub(super) fn cool(&mut self) {
         while let Some(index) = self.hot.pop() {
             if let Some(sock) = self.socks.get_mut(index) {

@@ -2,18 +2,18 @@
 
 use crate::rand::Rng;
 
-/// How often what happens; per thousand operations.
+/// The rate of each fault, per thousand operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults {
-    /// The same seed gives the same choices for the same operations.
+    /// The seed of the choices. The same seed gives the same choices for the same operations.
     pub seed: u64,
-    /// The kernel is asked for fewer bytes than wanted.
+    /// Operations that ask the kernel for fewer bytes than wanted.
     pub short_per_mille: u16,
-    /// The operation is cancelled right after it was submitted, and started again.
+    /// Operations that are cancelled right after submission, and started again.
     pub cancel_per_mille: u16,
 }
 
-/// The state of an injector that may be off.
+/// A fault injector, which may be off.
 pub(super) struct Injector(Option<(Faults, Rng)>);
 
 const PAGE_BYTES: u32 = 4096;
@@ -23,7 +23,7 @@ impl Injector {
         Self(faults.map(|faults| (faults, Rng::new(faults.seed))))
     }
 
-    /// `len`, or less but not zero.
+    /// Returns `len`, or a smaller length that is not zero.
     pub fn cap_len(&mut self, len: usize) -> usize {
         let Some((faults, rng)) = &mut self.0 else { return len };
         if len > 1 && rng.below(1000) < u64::from(faults.short_per_mille) {
@@ -33,17 +33,17 @@ impl Injector {
         }
     }
 
-    /// As [`cap_len`](Self::cap_len).
+    /// Does the same as [`cap_len`](Self::cap_len).
     pub fn cap(&mut self, len: u32) -> u32 {
         self.cap_len(len as usize) as u32
     }
 
-    /// `len`, or fewer whole pages of it, which O_DIRECT takes too.
+    /// Returns `len`, or fewer whole pages, which suit O_DIRECT too.
     pub fn cap_pages(&mut self, len: u32) -> u32 {
         if len > PAGE_BYTES { (self.cap(len) / PAGE_BYTES).max(1) * PAGE_BYTES } else { len }
     }
 
-    /// Whether to cancel the next operation.
+    /// Returns whether to cancel the next operation.
     pub fn cancels(&mut self) -> bool {
         match &mut self.0 {
             Some((faults, rng)) => rng.below(1000) < u64::from(faults.cancel_per_mille),

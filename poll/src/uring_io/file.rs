@@ -1,4 +1,4 @@
-//! Files of the io_uring driver: starting operations, and what their completions mean.
+//! Files of the io_uring driver: starting operations and handling their completions.
 
 use super::UringIo;
 use super::tag::{Kind, pack};
@@ -21,7 +21,7 @@ pub(super) struct File {
 pub(super) struct Running {
     file: u32,
     op: FileOp,
-    /// Bytes done by earlier, short answers of the kernel.
+    /// Bytes that earlier, short completions transferred.
     done: u32,
     token: u64,
 }
@@ -103,7 +103,7 @@ impl<M: Send> UringIo<M> {
         } else if result > 0 || matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED) {
             return self.continue_op(index);
         } else {
-            // Zero bytes: past the end of the file.
+            // A transfer of zero bytes means the end of the file.
             Err(FileError(if errno == 0 { libc::EIO } else { errno }))
         };
         let Some(running) = self.running.remove(index) else { return };
@@ -121,12 +121,12 @@ impl<M: Send> UringIo<M> {
     }
 }
 
-/// Where byte `at` of `buf` is, and the registered buffer that it lies in.
+/// Returns the address of byte `at` of `buf`, and the registered buffer that contains that byte.
 fn place(buf: &Buf, at: u32, spans: &[Option<u16>]) -> (*mut u8, Option<u16>) {
-    // SAFETY: `at` lies inside the block, as checked when the operation was asked for.
+    // SAFETY: `at` lies inside the block, as `file_start` checked.
     let start = unsafe { buf.as_ptr().add(at as usize) };
     let first = spans.get(usize::from(buf.arena().0)).copied().flatten();
-    // Blocks are at most 2 MiB and aligned to their size: none crosses a span's end.
+    // Blocks are at most 2 MiB and aligned to their size: no block crosses a span's end.
     (start, first.map(|first| first + (buf.offset_bytes() as usize / SPAN_BYTES) as u16))
 }
 

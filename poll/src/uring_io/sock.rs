@@ -1,6 +1,5 @@
-//! Sockets of the io_uring driver: starting operations, and what their completions mean.
+//! Sockets of the io_uring driver: starting operations and handling their completions.
 
-use super::direct::{HOT_TIME, MAX_HOT};
 use super::tag::{Kind, pack};
 use super::{RECV_GROUP, UringIo};
 use crate::buf::Buf;
@@ -9,8 +8,18 @@ use crate::send::SendList;
 use crate::time::Instant;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 use trefoil_sys::socket::{self, SockAddr};
 use trefoil_sys::uring::{Flags, cqueue, opcode, types};
+
+/// The most sockets whose receive is tried each turn. A try costs about 0.2 µs; the ring takes about 0.9 µs
+/// more from arrival to completion. Measured on loopback against a bare loop that scans all its sockets: with
+/// 8 to 64 busy sockets, trying reaches 0.89 to 1.0 of the loop's rate and the ring alone 0.78 to 0.9. Above
+/// 64 the ring's batches win. A table with fewer places than busy sockets does worse than either.
+pub(super) const MAX_HOT: usize = 64;
+/// The time for which a socket stays hot after its last bytes: several exchanges of 64 sockets that take
+/// turns.
+pub(super) const HOT_TIME: Duration = Duration::from_micros(200);
 
 /// Wait for readiness before the first try (IORING_RECVSEND_POLL_FIRST).
 const POLL_FIRST: u16 = 1;
@@ -19,21 +28,21 @@ const POLL_FIRST: u16 = 1;
 pub(super) struct Sock {
     pub fd: Option<OwnedFd>,
     pub closing: bool,
-    /// It is in the queue of sockets to be settled.
+    /// Set while the socket is in the queue of sockets to settle.
     settling: bool,
-    /// Completions to come.
+    /// The number of completions to come.
     pub in_kernel: u8,
     pub recv: Recv,
     pub send: Option<Sending>,
-    /// The receive is tried anew each turn, and not in the kernel.
+    /// Set while the receive is tried each turn instead of waiting in the ring.
     pub hot: bool,
-    /// When bytes last came.
+    /// The time of the last received bytes.
     pub last_rx: Instant,
-    /// More bytes waited when the last receive ended, so the next need not poll first.
+    /// Set if more bytes waited when the last receive ended. The next receive then need not poll first.
     nonempty: bool,
-    /// Where to; the kernel reads it when the connect is submitted.
+    /// The address to connect to. The kernel reads it when the connect is submitted.
     peer: Option<SockAddr>,
-    /// Why there is no socket to connect, told by the connect's completion.
+    /// The errno for which no socket could be made. The connect's completion reports it.
     refused: i32,
     message: libc::msghdr,
 }
@@ -74,7 +83,7 @@ impl Sock {
     }
 }
 
-/// An errno that only means: again.
+/// Returns whether the errno only means to try again.
 fn transient(errno: i32) -> bool {
     matches!(errno, libc::EINTR | libc::EAGAIN)
 }
@@ -155,7 +164,7 @@ impl<M: Send> UringIo<M> {
             }
             Recv::Buf { buf, at, len, done } => {
                 let left = self.faults.cap(len - done);
-                // SAFETY: `at + len` lies inside the block, as checked when the receive was asked for.
+                // SAFETY: `at + len` lies inside the block, as `sock_recv` checked.
                 let start = unsafe { buf.as_ptr().add((at + done) as usize) };
                 opcode::Recv::new(sock.fd(), start, left).flags(libc::MSG_WAITALL).build()
             }
@@ -187,7 +196,7 @@ impl<M: Send> UringIo<M> {
         let entry = match vectors {
             [one] => opcode::Send::new(fd, one.iov_base.cast(), one.iov_len as u32).flags(flags).build(),
             vectors => {
-                // Header, vectors and what they point to stay where they are until the completion.
+                // The header, the vectors and their bytes keep their addresses until the completion.
                 sock.message.msg_iov = vectors.as_mut_ptr();
                 sock.message.msg_iovlen = vectors.len();
                 opcode::SendMsg::new(fd, &raw const sock.message).flags(flags as u32).build()
@@ -202,8 +211,8 @@ impl<M: Send> UringIo<M> {
         let Some(sock) = self.socks.get_mut(id.0).filter(|sock| !sock.closing) else { return };
         sock.closing = true;
         if sock.in_kernel > 0 {
-            // Entries are submitted in order, so this one finds the descriptor still ours, or, if all
-            // ended by then, a new owner's without operations of its own yet.
+            // Entries are submitted in order. When this cancellation runs, the descriptor is still ours, or,
+            // if all operations had ended, it has a new owner without operations yet.
             let by_fd = types::CancelBuilder::fd(sock.fd()).all();
             let entry = opcode::AsyncCancel2::new(by_fd).build();
             self.push(entry.user_data(pack(Kind::Ignored, 0, 0)));
@@ -211,7 +220,7 @@ impl<M: Send> UringIo<M> {
         self.settle_soon(id.0);
     }
 
-    /// Looks at a closing socket again when the calls of this turn are over.
+    /// Queues a closing socket, to look at it again after the calls of this turn.
     fn settle_soon(&mut self, index: u32) {
         if let Some(sock) = self.socks.get_mut(index).filter(|sock| !sock.settling) {
             sock.settling = true;
@@ -219,7 +228,7 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Closes every socket, at the end.
+    /// Closes every socket when the core stops.
     pub(crate) fn close_all(&mut self) {
         self.stopping = true;
         for index in 0..self.socks.capacity() {
@@ -229,7 +238,8 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Restarts receives that found no buffer: some were given back since.
+    /// Restarts receives that found no buffer, as buffers may have been given back since. Returns whether any
+    /// receive was waiting.
     pub(crate) fn restart_starved(&mut self) -> bool {
         let starved = self.starved.len();
         for _ in 0..starved {
@@ -240,7 +250,7 @@ impl<M: Send> UringIo<M> {
         starved > 0
     }
 
-    /// Ends the sockets that were closed since the last turn and have nothing outstanding.
+    /// Ends the closed sockets without outstanding operations. Returns whether any socket waited.
     pub(crate) fn settle_closing<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let closing = self.closing.len();
         for _ in 0..closing {
@@ -268,7 +278,7 @@ impl<M: Send> UringIo<M> {
         let recv = std::mem::replace(&mut sock.recv, Recv::Idle);
         let send = sock.send.take();
         sock.fd = None;
-        // What was asked for after the close, or waited for a receive buffer.
+        // An operation that was started after the close, or a receive that waited for a buffer, ends here.
         match recv {
             Recv::Idle => {}
             Recv::Stream { .. } => handler.on_recv_end(self, SockId(index), None, RecvEnd::Closed),
@@ -277,7 +287,7 @@ impl<M: Send> UringIo<M> {
         if let Some(Sending { list, .. }) = send {
             handler.on_sent(self, SockId(index), list, Err(SockError(libc::ECANCELED)));
         }
-        // Those calls may have asked for more; then it is in the queue again.
+        // These calls may have started further operations. The socket is then in the queue again.
         if self.socks.get_mut(index).is_some_and(|sock| !sock.settling) {
             self.socks.remove(index);
             handler.on_closed(self, SockId(index));
@@ -313,7 +323,7 @@ impl<M: Send> UringIo<M> {
             Recv::Stream { max_bytes } => match picked {
                 Some(buffer) if result > 0 => {
                     sock.last_rx = self.now;
-                    // SAFETY: this completion named the buffer, which is given back only below.
+                    // SAFETY: this completion named the buffer, and the buffer is given back only below.
                     let bytes = unsafe { self.recv_buffers.bytes(buffer, result as usize) };
                     handler.on_received(self, id, bytes);
                 }
@@ -359,7 +369,7 @@ impl<M: Send> UringIo<M> {
             sock.send = Some(sending);
             return self.start_send(index);
         } else {
-            // Nothing accepted without an error does not happen on a stream.
+            // A stream never accepts zero bytes without an error.
             Err(SockError(errno.max(libc::EPERM)))
         };
         handler.on_sent(self, SockId(index), sending.list, outcome);

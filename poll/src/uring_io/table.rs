@@ -1,4 +1,5 @@
-//! A table of fixed size: dense indices, free slots in a list, a generation against stale answers.
+//! A table of fixed size: dense indices, a list of free slots, and a generation per slot against stale
+//! completions.
 
 /// Up to a fixed number of values that never move.
 pub(super) struct Table<T> {
@@ -12,7 +13,7 @@ struct Slot<T> {
 }
 
 impl<T> Table<T> {
-    /// Room for `capacity` values.
+    /// Creates a table with room for `capacity` values.
     pub fn new(capacity: u32) -> Self {
         Self {
             slots: (0..capacity).map(|_| Slot { generation: 0, value: None }).collect(),
@@ -20,29 +21,29 @@ impl<T> Table<T> {
         }
     }
 
-    /// Values that are in.
+    /// Returns the number of values in the table.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Values that fit.
+    /// Returns the number of values that fit.
     pub fn capacity(&self) -> u32 {
         self.slots.len() as u32
     }
 
-    /// Whether no value fits.
+    /// Returns whether the table is full.
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Puts a value in and says where, or gives it back.
+    /// Inserts a value and returns its index, or returns the value if the table is full.
     pub fn insert(&mut self, value: T) -> Result<u32, T> {
         let Some(index) = self.free.pop() else { return Err(value) };
         self.slots[index as usize].value = Some(value);
         Ok(index)
     }
 
-    /// Takes a value out.
+    /// Removes a value and returns it.
     pub fn remove(&mut self, index: u32) -> Option<T> {
         let slot = self.slots.get_mut(index as usize)?;
         let value = slot.value.take()?;
@@ -55,7 +56,7 @@ impl<T> Table<T> {
         self.slots.get_mut(index as usize)?.value.as_mut()
     }
 
-    /// How often the slot was freed.
+    /// Returns how often the slot was freed.
     pub fn generation(&self, index: u32) -> u32 {
         self.slots.get(index as usize).map_or(0, |slot| slot.generation)
     }

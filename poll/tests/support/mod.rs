@@ -1,4 +1,4 @@
-//! A core that echoes, and what the tests need to talk to it.
+//! A core that echoes, and the tools with which tests talk to it.
 #![allow(dead_code)]
 
 use std::io::{Read, Write};
@@ -8,12 +8,12 @@ use std::time::Duration;
 use trefoil_poll::*;
 use trefoil_sys::region::Region;
 
-/// What the control side and the cores of a test tell each other.
+/// The messages between the control side and the cores of a test.
 #[derive(Debug)]
 pub enum Msg {
     /// Serve this socket.
     Adopt(OwnedFd),
-    /// Connect there, say how it went, close.
+    /// Connect there, report the result, close.
     Connect(SocketAddr),
     /// Connect there and close at once.
     ConnectAndClose(SocketAddr),
@@ -29,7 +29,7 @@ pub enum Msg {
     Closed,
     /// Fire a timer.
     Timer(Duration),
-    /// It fired, this much after it was asked for.
+    /// The timer fired, with the time since its request.
     Fired(Duration),
 }
 
@@ -243,7 +243,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// `arena_id` numbers the first core's arena; tests of one binary run side by side.
+    /// Starts the cores. `arena_id` numbers the first core's arena, because tests of one binary run side by
+    /// side.
     pub fn new(cores: u16, config: CoreConfig, arena_id: u16) -> Self {
         let Mesh { ports, to_cores, from_cores } = mesh(cores, MeshBounds::default()).expect("mailboxes");
         let cores = ports
@@ -252,7 +253,7 @@ impl Rig {
                 let id = arena_id + ports.core().0;
                 spawn(config, ports, move |io| {
                     let echo = Echo::new(id, config.uring.max_sockets as usize);
-                    // Without the right to pin memory, it works all the same.
+                    // Where the process may not pin memory, the ring works without registration.
                     let _ = io.register_arenas(&[&echo.arena]);
                     echo
                 })
@@ -263,7 +264,7 @@ impl Rig {
         Self { cores, to_cores, from_cores, listener }
     }
 
-    /// A connection whose other end core `core` serves.
+    /// Returns a connection whose other end is served by core `core`.
     pub fn client(&mut self, core: usize) -> TcpStream {
         let client = TcpStream::connect(self.listener.local_addr().expect("bound")).expect("connects");
         let (server, _) = self.listener.accept().expect("accepted");
@@ -273,7 +274,7 @@ impl Rig {
         client
     }
 
-    /// The next message from a core; blocks, as the control thread would, on the descriptor.
+    /// Returns the next message from a core. Blocks on the descriptor, as the control thread does.
     pub fn next(&mut self) -> (CoreId, Msg) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
@@ -303,7 +304,7 @@ impl Rig {
     }
 }
 
-/// `len` bytes that depend on `seed`.
+/// Returns `len` bytes that depend on `seed`.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let mut bytes: Vec<_> = (0..len.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).collect();
@@ -311,7 +312,7 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Sends one frame and checks what comes back.
+/// Sends one frame and checks the echo.
 pub fn exchange(client: &mut TcpStream, len: usize, mode: u32, seed: u64) {
     let payload = pattern(len, seed);
     let mut frame = (len as u32).to_le_bytes().to_vec();

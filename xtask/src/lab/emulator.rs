@@ -1,19 +1,20 @@
-//! Guests that the emulator broke, told from guests that failed.
+//! Tells guests that the emulator broke from guests that failed by themselves.
 //!
-//! QEMU keeps the condition codes apart from EFLAGS and puts the two together when it needs them. Where it loses track, any
-//! number may become EFLAGS: whatever of it is the trap flag then stops the guest somewhere. No program can load EFLAGS with
-//! its reserved bits set, since the CPU ignores them. So a kernel that prints such a value runs on a broken CPU, and nothing
-//! that we do to it over a network can be the reason.
+//! QEMU stores the condition codes apart from EFLAGS and joins the two on demand. When QEMU makes a mistake there, any
+//! number can become EFLAGS. If that number has the trap flag set, the guest stops at a random place. No program can set the
+//! reserved bits of EFLAGS, because the CPU ignores them. A kernel that prints such a value therefore runs on a broken CPU,
+//! and nothing that we send over the network can be the cause.
 
 use std::path::Path;
 
-/// What QEMU writes of a guest, in the folder of the guest.
+/// The name of QEMU's log of a guest, in the guest's folder.
 pub const CONSOLE: &str = "console.log";
 
 /// The bits of EFLAGS that read as zero on every x86: 3, 5, 15, and from 22 on.
 const ZERO_BITS: u64 = !0x3f_ffff | 1 << 15 | 1 << 5 | 1 << 3;
 
-/// Looks through the consoles of a run's guests for one on a broken CPU: its name, and the line that shows it.
+/// Finds a guest of the run on a broken CPU, by the guests' consoles. Returns the guest's name and the line
+/// that proves it.
 pub fn broken_guest(run: &Path) -> Option<(String, String)> {
     let guests = std::fs::read_dir(run).ok()?.flatten();
     guests.into_iter().find_map(|guest| {
@@ -23,12 +24,12 @@ pub fn broken_guest(run: &Path) -> Option<(String, String)> {
     })
 }
 
-/// The first line of a kernel's dump of registers with an EFLAGS that no CPU can have.
+/// Returns the first line of a kernel's register dump with an EFLAGS that no CPU can have.
 fn impossible_flags(console: &str) -> Option<&str> {
     console.lines().find(|line| saved_flags(line).is_some_and(|flags| flags & ZERO_BITS != 0))
 }
 
-/// The flags in a line of Linux's such as `RSP: 0018:ffffc900001b7d28 EFLAGS: 00010246`.
+/// Returns the flags in a line of Linux's dump, such as `RSP: 0018:ffffc900001b7d28 EFLAGS: 00010246`.
 fn saved_flags(line: &str) -> Option<u64> {
     let (before, after) = line.split_once(" EFLAGS: ")?;
     before.contains("RSP: ").then_some(())?;
@@ -63,7 +64,8 @@ mod tests {
             [    4.2] CR2: 0000000000000028 CR3: 00000000045ae000 CR4: 00000000003506f0\n\
             [    4.2] RSP: 002b:00007ffec2394cc0 EFLAGS: 00000202 ORIG_RAX: ffffffffffffffff\n";
         assert_eq!(impossible_flags(oops), None);
-        // All that a CPU can have, a kernel thread's frame that nobody has saved, and words that are no dump.
+        // All flags that a CPU can have, a kernel thread's frame that was never saved, and text that is no
+        // dump.
         for line in [
             "RSP: 0018:ffffc900001b7d28 EFLAGS: 003f7fd7",
             "RSP: 0000:0000000000000000 EFLAGS: 00000000 ORIG_RAX: 0000000000000000",

@@ -1,7 +1,7 @@
 //! Our gateway as the target: as a process beside this program, or in a VM with an older kernel.
 //!
-//! How it is started, configured and told to grow a LUN stands here and in the templates `gateway/tests/lab/*.toml`, and
-//! nowhere else in the lab.
+//! Only this file and the templates `gateway/tests/lab/*.toml` know how the gateway is started, configured and told to
+//! grow a LUN.
 
 use std::fs::File;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -13,16 +13,16 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::scenario::{HOST_NQN, MIB, NQN, NQN_2, PORT, Target};
+use super::peer::{HOST_NQN, MIB, NQN, NQN_2, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 use super::{Lab, net};
 use crate::process;
 use crate::repo::Repo;
 
-/// The LUN's size at first, as in the templates.
+/// The LUN's initial size, as in the templates.
 const SIZE_MIB: u64 = 96;
 const GROW_MIB: u64 = 32;
-/// The file or disk under the pool: room for the LUN after all its growth, and the pool's own records.
+/// The file or disk under the pool: room for the LUN after all its growth, and for the pool's own records.
 pub const POOL_MIB: u64 = 512;
 /// The LUN's name, as in the templates.
 const LUN: &str = "disk";
@@ -39,23 +39,25 @@ pub struct Gateway<'a> {
 }
 
 impl<'a> Gateway<'a> {
-    /// With a pool on a file.
+    /// Makes a gateway with a pool on a file.
     pub fn on_file_pool(lab: &'a Lab) -> Result<Self> {
         File::create(lab.run.join("pool.img"))?.set_len(POOL_MIB * MIB)?;
         Self::new(lab, "file-pool.toml", "")
     }
 
-    /// With a pool on the NVMe/TCP array at that address.
+    /// Makes a gateway with a pool on the NVMe/TCP array at that address.
     pub fn on_array_pool(lab: &'a Lab, array: &str) -> Result<Self> {
         Self::new(lab, "array-pool.toml", array)
     }
 
-    /// With the NVMe/TCP array at that address, of which it presents nothing until it is told to.
+    /// Makes a gateway with the NVMe/TCP array at that address as a backend. The gateway presents nothing of
+    /// the array until a command says so.
     pub fn before_array(lab: &'a Lab, array: &str) -> Result<Self> {
         Self::new(lab, "import.toml", array)
     }
 
-    /// With the document that `gateway/tests/lab/` has under that name, and the array's address in it.
+    /// Makes a gateway from the template of that name in `gateway/tests/lab/`, with the array's address
+    /// filled in.
     pub fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
         let programs = lab.repo.target().join("release");
         let dir = lab.run.display().to_string();
@@ -64,12 +66,12 @@ impl<'a> Gateway<'a> {
         Ok(Self { lab, programs, config, size_mib: SIZE_MIB, running: None })
     }
 
-    /// Tells it something by its command line.
+    /// Runs a command of the gateway's command line.
     pub fn tell(&self, args: &[&str]) -> Result<()> {
         process::run(&mut self.trefoil(args))
     }
 
-    /// Asks it something by its command line and returns what that prints.
+    /// Runs a command of the gateway's command line and returns its output.
     pub fn ask(&self, args: &[&str]) -> Result<String> {
         process::output(&mut self.trefoil(args))
     }
@@ -80,12 +82,12 @@ impl<'a> Gateway<'a> {
         trefoil
     }
 
-    /// What all its lives have logged.
+    /// Returns the path of the log of all the gateway's runs.
     pub fn log(&self) -> PathBuf {
         self.lab.run.join("trefoild.log")
     }
 
-    /// An error that shows the end of the gateway's log.
+    /// Returns an error that shows the end of the gateway's log.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         anyhow!(
             "trefoild {what}\n--- the end of {}\n{}",
@@ -110,7 +112,7 @@ impl Target for Gateway<'_> {
             .stderr(log)
             .spawn()
             .context("can't start trefoild")?;
-        // Ready when it listens: its LUNs are open by then.
+        // The gateway is ready when it listens: its LUNs are open by then.
         let port =
             format!("{}:{PORT}", net::HERE).to_socket_addrs()?.next().context("the lab's own address")?;
         while TcpStream::connect_timeout(&port, Duration::from_millis(100)).is_err() {
@@ -179,7 +181,8 @@ impl Drop for Gateway<'_> {
     }
 }
 
-/// `trefoild` in a VM with two NUMA nodes, its pool on a disk of that VM; see `guest/gateway.sh` for its orders.
+/// `trefoild` in a VM with two NUMA nodes, with its pool on a disk of that VM. `guest/gateway.sh` has its
+/// orders.
 pub struct GatewayVm<'a> {
     lab: &'a Lab,
     images: PathBuf,
@@ -192,7 +195,7 @@ pub struct GatewayVm<'a> {
 impl<'a> GatewayVm<'a> {
     const HOST_BYTE: u8 = 30;
 
-    /// On Debian's kernel of that series.
+    /// Makes the VM, with Debian's kernel of that series.
     pub fn new(lab: &'a Lab, series: &str) -> Result<Self> {
         let disk = lab.run.join("pool.img");
         File::create(&disk)?.set_len(POOL_MIB * MIB)?;
@@ -264,12 +267,12 @@ impl Target for GatewayVm<'_> {
     }
 }
 
-/// Builds the gateway's programs, before the lab has no network.
+/// Builds the gateway's programs, before the lab loses the network.
 pub fn build(repo: &Repo) -> Result<()> {
     process::run(&mut repo.build_programs("release"))
 }
 
-/// A template of `gateway/tests/lab/` with its places filled in.
+/// Returns a template of `gateway/tests/lab/` with its placeholders filled in.
 pub fn filled(lab: &Lab, template: &str, dir: &str, address: &str, array: &str) -> Result<String> {
     let path = lab.scripts.join(template);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;

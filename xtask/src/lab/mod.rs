@@ -1,16 +1,17 @@
-//! `./dev lab NAME`: NVMe/TCP that others wrote, as the other side of ours: Linux's in virtual machines, and SPDK's beside this
-//! program.
+//! `./dev lab NAME`: tests the gateway against NVMe/TCP of others: Linux's in virtual machines, and SPDK's beside this program.
 //!
-//! QEMU emulates in software, so that the lab runs where KVM doesn't. Everything happens in namespaces of network and
-//! processes made for the run: a bridge that no one else sees, on it this program (10.77.0.1), what it starts, and the VMs; and
-//! when the run ends, however it ends, the kernel removes the lot. Timings under emulation mean nothing.
+//! QEMU emulates in software, so that the lab runs where KVM doesn't. Each run has its own namespaces of network and processes,
+//! with a private bridge. On the bridge are this program (10.77.0.1), its child processes, and the VMs. When the run ends, in
+//! any way, the kernel removes all of them. Timings under emulation mean nothing.
 //!
-//! The guests' side is in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make what is booted, `guest/` has the scripts.
+//! The guests' side is in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make the boot images, `guest/` has the
+//! scripts.
 
 mod emulator;
 mod gateway;
 mod net;
 mod nvmet;
+mod peer;
 mod scenario;
 mod spdk;
 mod spdk_tree;
@@ -31,7 +32,7 @@ pub use spdk_tree::{NO_SPDK, spdk_dir};
 use scenario::Scenario;
 use spdk_tree::{DIR_VARIABLE, SpdkTree};
 
-/// What every part of a run needs to know.
+/// The paths that every part of a run needs.
 pub struct Lab {
     repo: Repo,
     /// `gateway/tests/lab`.
@@ -42,7 +43,7 @@ pub struct Lab {
     run: PathBuf,
 }
 
-/// Makes the namespaces and runs the scenario in them, as a new process. `spdk` is what `--spdk` names.
+/// Makes the namespaces and runs the scenario in them, as a new process. `spdk` is the value of `--spdk`.
 pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
     let scenario = scenario::named(name)?;
     let lab = Lab::new(repo, name);
@@ -59,7 +60,7 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
         _ => None,
     };
     need::ensure(repo, if scenario.kernels.is_empty() { need::NAMESPACES } else { need::LAB })?;
-    // What the network is needed for comes first: there is none inside.
+    // Work that needs the network comes first, because the namespaces have none.
     for series in scenario.kernels {
         lab.images(series)?;
     }
@@ -68,7 +69,8 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
     }
     let mut unshare = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
-        // A user namespace gives the rights over the new network; the tap device must be open to this user, as on Debian.
+        // A user namespace gives the rights over the new network. This user must be able to open the tap device, as on
+        // Debian.
         if !scenario.kernels.is_empty()
             && std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err()
         {
@@ -77,7 +79,7 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
         unshare.arg("--map-root-user");
     }
     unshare.args(["--net", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "--"]);
-    // In a chroot, / need not be a mount point that could be made private, as --mount-proc wants it; /proc always is.
+    // --mount-proc makes / private, but in a chroot / need not be a mount point. /proc always is one.
     unshare.args([
         "sh",
         "-c",
@@ -133,14 +135,14 @@ impl Lab {
         }
     }
 
-    /// Runs the scenario from its start, in a folder with nothing in it.
+    /// Runs the scenario from its start, in an empty folder.
     fn attempt(&self, scenario: &Scenario) -> Result<()> {
         remove(&self.run)?;
         std::fs::create_dir_all(&self.run).with_context(|| self.run.display().to_string())?;
         (scenario.run)(self)
     }
 
-    /// The boot images of a kernel series, made if they are missing.
+    /// Returns the folder of the boot images of a kernel series. Makes missing images.
     fn images(&self, series: &str) -> Result<PathBuf> {
         let kernel =
             process::output(Command::new(self.scripts.join("kernel.sh")).arg(&self.cache).arg(series))?;

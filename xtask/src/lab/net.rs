@@ -1,4 +1,4 @@
-//! The lab's wire: one bridge in the run's own network namespace, a tap on it for each VM.
+//! The lab's network: one bridge in the run's own network namespace, with a tap for each VM.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::need;
 use crate::process;
 
-/// Where this program and what it starts are reached.
+/// The address of this program and its child processes.
 pub const HERE: &str = "10.77.0.1";
 
 /// The prefix length of the lab's network.
@@ -28,9 +28,9 @@ pub fn make_bridge() -> Result<()> {
     ip(&format!("link set {BRIDGE} up"))
 }
 
-/// Makes a tap on the bridge, or finds it made.
+/// Makes a tap on the bridge, if there is none yet.
 pub fn make_tap(name: &str) -> Result<()> {
-    // Not through /sys, which still shows the network that it was mounted in.
+    // The check doesn't use /sys, because /sys still shows the network in which it was mounted.
     if nix::net::if_::if_nametoindex(name).is_ok() {
         return Ok(());
     }

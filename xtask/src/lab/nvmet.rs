@@ -1,4 +1,4 @@
-//! Linux's own NVMe/TCP target in a VM: the array of some scenarios, and the reference that the lab checks itself with.
+//! Linux's own NVMe/TCP target in a VM: the array of some scenarios, and the reference for the lab's self-check.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::Lab;
-use super::scenario::{MIB, NQN, NQN_2, PORT, Target};
+use super::peer::{MIB, NQN, NQN_2, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 
 const GROW_MIB: u64 = 32;
@@ -18,14 +18,14 @@ pub struct Nvmet<'a> {
     images: PathBuf,
     disk: PathBuf,
     size_mib: u64,
-    /// Waits in its order loop, or is dead.
+    /// The running VM, which waits in its order loop; `None` if it is dead.
     vm: Option<Vm>,
 }
 
 impl<'a> Nvmet<'a> {
     const HOST_BYTE: u8 = 20;
 
-    /// The size of the namespace where the host uses it directly.
+    /// The size of the namespace when the host uses it directly.
     pub const LUN_MIB: u64 = 96;
 
     /// The namespace's identity.
@@ -39,12 +39,12 @@ impl<'a> Nvmet<'a> {
         Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib, vm: None })
     }
 
-    /// The disk, as a file of this side.
+    /// Returns the disk's file on this side.
     pub fn disk(&self) -> &Path {
         &self.disk
     }
 
-    /// Puts the namespace's ANA group into this state, as Linux names it.
+    /// Puts the namespace's ANA group into `state`, by Linux's name of it.
     pub fn set_ana(&mut self, state: &str, deadline: Instant) -> Result<()> {
         let vm = self.vm.as_mut().context("the target is dead")?;
         vm.go(&format!("ana {state}"))?;

@@ -1,4 +1,4 @@
-//! The scenarios: which target the Linux host of `guest/linux-host.sh` meets.
+//! The scenarios: each names a target for the Linux host of `guest/linux-host.sh`.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,20 +7,10 @@ use anyhow::{Context, Result, bail};
 
 use super::gateway::{Gateway, GatewayVm, POOL_MIB};
 use super::nvmet::Nvmet;
+use super::peer::{HOST_NQN, MIB, NQN, NQN_2, PORT, Target};
 use super::vm::{Event, Spec, Vm};
 use super::{Lab, spdk};
 use crate::process;
-
-/// The subsystem that every target of the lab offers.
-pub const NQN: &str = "nqn.2026-01.test.lab:disk";
-/// One that a target offers besides, once it is told to; it has no namespace.
-pub const NQN_2: &str = "nqn.2026-01.test.lab:second";
-/// The TCP port of both.
-pub const PORT: &str = "4420";
-/// Who the Linux host says it is.
-pub const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
-/// 2^20 bytes.
-pub const MIB: u64 = 1 << 20;
 
 const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
 
@@ -30,36 +20,16 @@ const BUDGET: Duration = Duration::from_secs(720);
 /// The size of the namespace that is imported.
 const IMPORT_MIB: u64 = 32;
 
-/// What the Linux host is connected to. Its LUN keeps its identity and its acknowledged data over `kill` and `start`.
-pub trait Target {
-    /// Where it listens (IPv4), on [`PORT`].
-    fn address(&self) -> String;
-    /// Starts it and waits until it serves.
-    fn start(&mut self, deadline: Instant) -> Result<()>;
-    /// Ends it without a chance to tidy up.
-    fn kill(&mut self) -> Result<()>;
-    /// Enlarges the LUN while it is in use; its new size in bytes.
-    fn grow(&mut self, deadline: Instant) -> Result<u64>;
-    /// Offers [`NQN_2`], too, from now on.
-    fn offer(&mut self, deadline: Instant) -> Result<()>;
-    /// Shows the host a second LUN, which isn't on the array that the first one is on, or takes it away again.
-    fn beside(&mut self, _shown: bool) -> Result<()> {
-        bail!("this target has one LUN")
-    }
-    /// Ends it in good order; an error if it doesn't end well.
-    fn stop(&mut self, deadline: Instant) -> Result<()>;
-}
-
 /// A runnable scenario.
 pub struct Scenario {
     name: &'static str,
-    /// Debian's kernels that it boots, if it has VMs.
+    /// Debian's kernels that the scenario boots, if it has VMs.
     pub kernels: &'static [&'static str],
-    /// Whether our gateway takes part.
+    /// True if our gateway takes part.
     pub gateway: bool,
-    /// Whether SPDK takes part; without one, the scenario is skipped.
+    /// True if SPDK takes part. Without SPDK the scenario is skipped.
     pub spdk: bool,
-    /// Its course, inside the lab's namespaces.
+    /// The scenario's course, inside the lab's namespaces.
     pub run: fn(&Lab) -> Result<()>,
 }
 
@@ -72,28 +42,29 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "spdk", kernels: &[], gateway: true, spdk: true, run: spdk::run },
 ];
 
-/// Of every scenario.
+/// Returns the names of all scenarios.
 pub fn names() -> Vec<&'static str> {
     SCENARIOS.iter().map(|s| s.name).collect()
 }
 
-/// The scenario of that name, or an error that lists them.
+/// Returns the scenario of that name, or an error that lists all names.
 pub fn named(name: &str) -> Result<&'static Scenario> {
     let found = SCENARIOS.iter().find(|s| s.name == name);
     found.with_context(|| format!("no lab '{name}'; there are: {}", names().join(" ")))
 }
 
-/// Linux against Linux: shows that the lab and the host's script are right, whatever state the gateway is in.
+/// Runs Linux against Linux. The run proves that the lab and the host's script work, independent of the
+/// gateway.
 fn self_check(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Nvmet::new(lab, Nvmet::LUN_MIB)?, None)
 }
 
-/// The gateway with a LUN carved from a file pool.
+/// Runs the gateway with a LUN carved from a file pool.
 fn linux_host(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Gateway::on_file_pool(lab)?, None)
 }
 
-/// The gateway with a LUN carved from Linux's nvmet array, which our initiator reaches.
+/// Runs the gateway with a LUN carved from Linux's nvmet array, through our initiator.
 fn array(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let mut array = Nvmet::new(lab, POOL_MIB)?;
@@ -103,8 +74,8 @@ fn array(lab: &Lab) -> Result<()> {
     array.stop(deadline)
 }
 
-/// A namespace of Linux's nvmet array that is full of what others wrote: imported, used by a Linux host, released. Afterwards
-/// the array holds what it held, but for what that host wrote.
+/// Runs the gateway with a namespace of Linux's nvmet array that is full of foreign data. The namespace is imported, used by
+/// a Linux host, and released. Afterwards the array holds the same data, except for that host's writes.
 fn import(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let mut array = Nvmet::new(lab, IMPORT_MIB)?;
@@ -152,11 +123,12 @@ fn import(lab: &Lab) -> Result<()> {
     compare(&before, &after)
 }
 
-/// What `guest/import-host.sh` writes: first byte, length, and the byte, or fio's own blocks.
+/// The writes of `guest/import-host.sh`: first byte, length, and the repeated byte, or `None` for fio's own
+/// blocks.
 const WRITTEN: [(usize, usize, Option<u8>); 3] =
     [(128 << 16, 64 << 16, Some(b'T')), (40001 * 512, 512, Some(b'U')), (24 << 20, 4 << 20, None)];
 
-/// Expects what the host wrote where it wrote, and everywhere else what was there.
+/// Checks that the host's writes are in place, and that all other bytes are unchanged.
 fn compare(before: &[u8], after: &[u8]) -> Result<()> {
     if before.len() != after.len() {
         bail!("the array's disk had {} bytes and has {}", before.len(), after.len());
@@ -181,13 +153,13 @@ fn compare(before: &[u8], after: &[u8]) -> Result<()> {
     }
 }
 
-/// The gateway itself on Debian 12's own kernel, whose io_uring lacks what newer ones have.
+/// Runs the gateway itself on Debian 12's own kernel, whose io_uring lacks newer features.
 fn gateway_6_1(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut GatewayVm::new(lab, "6.1")?, None)
 }
 
-/// Boots the Linux host against the target and carries out the steps that it asks for. `array` is what the target's LUN is on,
-/// if it can be lost: the host then asks for that, too.
+/// Boots the Linux host against the target and carries out the steps that the host asks for. `array` is the array under the
+/// target's LUN, if the array can be lost. The host then asks for that loss, too.
 fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nvmet>) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let started = Instant::now();
@@ -253,7 +225,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
     Ok(())
 }
 
-/// The array that loses its power or gets it back, or changes its mind.
+/// Returns the array for a step on it: power loss, power return, or a change of ANA state.
 fn lost<'a, 'b>(array: &'a mut Option<&mut Nvmet<'b>>) -> Result<&'a mut Nvmet<'b>> {
     array.as_deref_mut().context("there is no array")
 }

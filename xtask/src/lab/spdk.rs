@@ -1,7 +1,7 @@
-//! `./dev lab spdk`: SPDK against the gateway from both sides, on this machine. SPDK's programs are hosts of the gateway, and
-//! SPDK's nvmf_tgt is an array under it. Neither side may report an error.
+//! `./dev lab spdk`: runs SPDK against the gateway from both sides, on this machine. SPDK's programs are hosts of the
+//! gateway, and SPDK's nvmf_tgt is an array under it. Neither side may report an error.
 //!
-//! SPDK's own `reset` program finds PCIe controllers alone, so the resets are bdevperf's.
+//! SPDK's own `reset` program finds only PCIe controllers, so bdevperf does the resets.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 
 use super::gateway::{Gateway, POOL_MIB, filled};
-use super::scenario::{HOST_NQN, MIB, PORT, Target};
+use super::peer::{HOST_NQN, MIB, PORT, Target};
 use super::spdk_tree::{NO_SPDK, SpdkProcess, SpdkProgram, SpdkTree, spdk_dir};
 use super::{Lab, net};
 use crate::process;
@@ -22,7 +22,7 @@ use crate::process;
 /// A run takes two minutes on two idle cores.
 const BUDGET: Duration = Duration::from_secs(480);
 
-/// Where nvmf_tgt listens, on [`PORT`].
+/// The address of nvmf_tgt, on [`PORT`].
 const ARRAY: &str = "127.0.0.1";
 const ARRAY_MIB: u64 = 256;
 
@@ -35,16 +35,16 @@ const ARRAY_LUNS: &str = "nqn.2026-01.test.lab:array-luns";
 const LATE_LUN: &str = "late";
 const LATE_NSID: &str = "3";
 
-/// What the gateway's log says of a Connect of nvme_fuzz's: it comes on a queue that is connected, and without data.
+/// The gateway's log line for a Connect of nvme_fuzz: the Connect comes on a connected queue, and without data.
 const FUZZED_CONNECT: &str = "a host's Connect was refused host=\"\" subsystem=\"\" ";
-/// What the gateway's log says when the array is killed.
+/// The gateway's log line when the array is killed.
 const ARRAY_LOST: &str = "backend lost backend=\"array-";
 
-/// After this, the gateway has sent again what it had under way when the array was lost: twice the array's keep-alive time,
-/// which SPDK rounds up to 10 s.
+/// The time after which the gateway has sent the commands again that were outstanding when the array was lost: twice the
+/// array's keep-alive time, which SPDK rounds up to 10 s.
 const FENCE_S: u64 = 20;
 
-/// The course, inside the lab's namespaces.
+/// Runs the course, inside the lab's namespaces.
 pub fn run(lab: &Lab) -> Result<()> {
     let root = spdk_dir().context(NO_SPDK)?;
     hide_pci_devices()?;
@@ -56,7 +56,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     course.aer()?;
     course.verify()?;
     course.reset()?;
-    // nvme_fuzz sends Connects, too, which are refused.
+    // nvme_fuzz also sends Connects, which are refused.
     course.gateway.no_complaints(&[])?;
     course.gateway.no_refusals()?;
     course.fuzz()?;
@@ -64,7 +64,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     course.finish()
 }
 
-/// Lets SPDK's programs find no device of this machine: not all of them have an option for that.
+/// Hides this machine's devices from SPDK's programs, because not all programs have an option for that.
 fn hide_pci_devices() -> Result<()> {
     let devices = Path::new("/sys/bus/pci/devices");
     if devices.exists() {
@@ -80,7 +80,7 @@ struct Course<'a> {
     tree: SpdkTree,
     gateway: Gateway<'a>,
     array: SpdkProcess,
-    /// How often nvmf_tgt has been started.
+    /// The number of starts of nvmf_tgt.
     array_starts: usize,
     started: Instant,
     deadline: Instant,
@@ -109,7 +109,8 @@ impl<'a> Course<'a> {
         println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
 
-    /// Runs a host to its end, and expects that it reports no error and leaves no controller. Returns its output.
+    /// Runs a host to its end, and checks that the host reports no error and leaves no controller. Returns the
+    /// host's output.
     fn host(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<String> {
         let output = self.tree.start(program, name, args)?.end(self.deadline)?;
         self.departed(name)?;
@@ -117,7 +118,7 @@ impl<'a> Course<'a> {
         Ok(output)
     }
 
-    /// Waits until the gateway has no controller of a host left.
+    /// Waits until the gateway has no host controller left.
     fn departed(&self, name: &str) -> Result<()> {
         let by = Instant::now() + Duration::from_secs(10);
         for nqn in [ANY, LISTED, ARRAY_LUNS] {
@@ -151,7 +152,7 @@ impl<'a> Course<'a> {
 
     fn perf(&self) -> Result<()> {
         let (small, large) = (["-q", "32", "-o", "4096"], ["-q", "16", "-o", "131072"]);
-        // spdk_nvme_perf's own host NQN is the empty one.
+        // spdk_nvme_perf's default host NQN is empty.
         let runs: [(&str, [&str; 4], &[&str], String); 5] = [
             ("perf-nameless", small, &[], transport_id(ANY, None)),
             ("perf-4k", small, &[], transport_id(LISTED, Some(HOST_NQN))),
@@ -185,7 +186,7 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// A host waits for the notice of a namespace that it gets meanwhile.
+    /// Runs a host that waits for the notice of a new namespace, which it gets meanwhile.
     fn aer(&self) -> Result<()> {
         let (ready, to) = (self.lab.run.join("aer-ready"), transport_id(ANY, None));
         let touched = ready.display().to_string();
@@ -200,7 +201,7 @@ impl<'a> Course<'a> {
         self.gateway.tell(&["subsystem", "remove-namespace", ANY, LATE_NSID])
     }
 
-    /// bdevperf's arguments, with the configuration of a host of that subsystem.
+    /// Returns bdevperf's arguments, with the configuration of a host of that subsystem.
     fn bdevperf_config(&self, name: &str, nqn: &str) -> Result<String> {
         let text = filled(self.lab, "spdk-host.json", "", net::HERE, "")?.replace("@SUBNQN@", nqn);
         let file = self.lab.run.join(format!("{name}.json"));
@@ -223,8 +224,8 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// Verified I/O that bdevperf interrupts after 10 s and again after 20 s, by resets of the controller. One namespace only:
-    /// with more, bdevperf's jobs reset the one controller under each other.
+    /// Runs verified I/O that bdevperf interrupts after 10 s and after 20 s, by resets of the controller. The host uses only
+    /// one namespace: with more, bdevperf's jobs reset the shared controller under each other.
     fn reset(&self) -> Result<()> {
         let config = self.bdevperf_config("reset", ANY)?;
         let args = ["-c", &config, "-T", "Nvme0n1", "-q", "32", "-o", "4096", "-w", "reset", "-t", "22"];
@@ -233,7 +234,7 @@ impl<'a> Course<'a> {
         expect(&output, "reset", &["Resetting controller successful"])
     }
 
-    /// Random commands: of all kinds to no namespace in particular, then with NSIDs that exist, admin commands among them.
+    /// Sends random commands: first of all kinds to any namespace, then with valid NSIDs, admin commands included.
     fn fuzz(&self) -> Result<()> {
         self.fuzz_with("fuzz-io", &[])?;
         // With more than one namespace, nvme_fuzz sends more admin commands than it has room for.
@@ -254,7 +255,7 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// Verified I/O on a pool on the array, which is killed and started again meanwhile.
+    /// Runs verified I/O on a pool on the array, while the array is killed and started again.
     fn array_outage(&mut self) -> Result<()> {
         let config = self.bdevperf_config("outage", ARRAY_LUNS)?;
         let seconds = (FENCE_S + 12).to_string();
@@ -273,7 +274,7 @@ impl<'a> Course<'a> {
         did_io(&output, "outage")
     }
 
-    /// Stops both in order, and looks through their logs.
+    /// Stops gateway and array in order, and checks their logs.
     fn finish(mut self) -> Result<()> {
         self.gateway.stop(self.deadline)?;
         self.gateway.no_complaints(&[FUZZED_CONNECT, ARRAY_LOST])?;
@@ -285,7 +286,7 @@ impl<'a> Course<'a> {
 }
 
 impl Gateway<'_> {
-    /// Expects that the log has no warning and no error but for those that contain one of `expected`.
+    /// Checks that the log has no warnings and errors except those that contain one of `expected`.
     fn no_complaints(&self, expected: &[&str]) -> Result<()> {
         let log = std::fs::read_to_string(self.log())?;
         let is_complaint = |line: &&str| {
@@ -298,7 +299,7 @@ impl Gateway<'_> {
         }
     }
 
-    /// Expects that the metrics count no refused Connect.
+    /// Checks that the metrics count no refused Connect.
     fn no_refusals(&self) -> Result<()> {
         let mut stream = TcpStream::connect("127.0.0.1:9420").context("the gateway's metrics port")?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -319,7 +320,7 @@ impl Gateway<'_> {
 
 /// Starts nvmf_tgt, for the `times`th time, and waits until it listens.
 fn start_array(tree: &SpdkTree, times: usize, deadline: Instant) -> Result<SpdkProcess> {
-    // Apart from the hosts, which poll the first core.
+    // The array runs apart from the hosts, which poll the first core.
     let cores = if std::thread::available_parallelism()?.get() > 1 { "0x2" } else { "0x1" };
     let mut array = tree.start(SpdkProgram::NvmfTgt, "array", &["-m", cores, "-c", "array.json"])?;
     let listens = |said: &str| said.matches("NVMe/TCP Target Listening on").count() == times;
@@ -327,7 +328,7 @@ fn start_array(tree: &SpdkTree, times: usize, deadline: Instant) -> Result<SpdkP
     Ok(array)
 }
 
-/// How SPDK's programs name a subsystem of the gateway, and who they are.
+/// Returns the transport ID by which SPDK's programs name a subsystem of the gateway and their own host NQN.
 fn transport_id(nqn: &str, host_nqn: Option<&str>) -> String {
     let host = host_nqn.map(|nqn| format!(" hostnqn:{nqn}")).unwrap_or_default();
     format!("trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{PORT} subnqn:{nqn}{host}", net::HERE)
@@ -340,7 +341,7 @@ fn expect(output: &str, name: &str, texts: &[&str]) -> Result<()> {
     }
 }
 
-/// Expects that the sum of perf's or bdevperf's table says that there was I/O.
+/// Checks that the total in perf's or bdevperf's table shows I/O.
 fn did_io(output: &str, name: &str) -> Result<()> {
     let total = output.lines().find_map(|line| {
         let (label, numbers) = line.trim().strip_prefix("Total")?.split_once(':')?;
@@ -353,7 +354,7 @@ fn did_io(output: &str, name: &str) -> Result<()> {
     }
 }
 
-/// The numbers that follow `text` wherever it stands.
+/// Returns the numbers that follow each occurrence of `text`.
 fn numbers_after<'a>(output: &'a str, text: &'a str) -> impl Iterator<Item = u64> + 'a {
     output.split(text).skip(1).filter_map(|rest| {
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -361,7 +362,7 @@ fn numbers_after<'a>(output: &'a str, text: &'a str) -> impl Iterator<Item = u64
     })
 }
 
-/// What SPDK's `abort` counts.
+/// The counts in the output of SPDK's `abort`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct AbortCounts {
     completed: u64,
@@ -388,8 +389,8 @@ impl AbortCounts {
         counts
     }
 
-    /// Whether commands were completed and aborts answered, and no command failed that wasn't aborted. Several Aborts can
-    /// name one command: SPDK queues them, and by the time they are sent the command's id may stand for its successor.
+    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. Several Aborts can
+    /// name one command: SPDK queues them, and when they are sent the command's id may belong to its successor.
     fn are_sound(&self) -> bool {
         self.completed > 0
             && self.aborted + self.too_late > 0

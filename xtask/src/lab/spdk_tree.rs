@@ -1,5 +1,5 @@
-//! A built SPDK source tree: its programs, how each is started so that it leaves nothing behind, and what of its output is an
-//! error. The repo neither holds nor builds SPDK.
+//! A built SPDK source tree: its programs, a start of each that leaves nothing behind, and the errors in their output. The
+//! repo neither holds nor builds SPDK.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,16 @@ use crate::process;
 /// The environment variable that names the folder of a built SPDK source tree.
 pub const DIR_VARIABLE: &str = "TREFOIL_SPDK_DIR";
 
-/// Why a run against SPDK is skipped.
+/// The reason why a run against SPDK is skipped.
 pub const NO_SPDK: &str =
     "no SPDK here (TREFOIL_SPDK_DIR, or --spdk of `./dev lab spdk`, names a built source tree)";
 
-/// What a line of SPDK's programs contains that reports an error. Some of them exit with 0 all the same.
+/// Texts that mark a line of SPDK's output as an error. Some of SPDK's programs exit with 0 despite errors.
 const ERROR_MARKS: [&str; 6] =
     ["*ERROR*", "*WARNING*", "has timed out", "Unable to submit", "errors occurred", "Buffer mismatch"];
 
-/// Lines with one of [`ERROR_MARKS`] that SPDK's programs write against SPDK's own target too, and why.
+/// Lines with one of [`ERROR_MARKS`] that SPDK's programs write against SPDK's own target too, with the
+/// reason.
 const EXPECTED: [(&str, &str); 4] = [
     (
         "*WARNING*: spdk_sock_group_add_sock_callbacks: deprec",
@@ -39,7 +40,7 @@ const EXPECTED: [(&str, &str); 4] = [
     ),
 ];
 
-/// The folder that [`DIR_VARIABLE`] names, if it names one.
+/// Returns the folder that [`DIR_VARIABLE`] names, if the variable is set.
 pub fn spdk_dir() -> Option<PathBuf> {
     std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
@@ -47,21 +48,21 @@ pub fn spdk_dir() -> Option<PathBuf> {
 /// One of SPDK's programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpdkProgram {
-    /// Shows what a controller says of itself.
+    /// Shows a controller's Identify data.
     Identify,
-    /// I/O through SPDK's NVMe driver.
+    /// Does I/O through SPDK's NVMe driver.
     Perf,
-    /// I/O through SPDK's block layer, verified or under resets.
+    /// Does I/O through SPDK's block layer, verified or under resets.
     Bdevperf,
     /// Waits for an event of a namespace.
     Aer,
-    /// Aborts I/O under way.
+    /// Aborts outstanding I/O.
     Abort,
     /// Connects and disconnects without a pause.
     ConnectStress,
-    /// Random commands.
+    /// Sends random commands.
     NvmeFuzz,
-    /// The target: an array.
+    /// Serves as the array: SPDK's target.
     NvmfTgt,
 }
 
@@ -77,7 +78,7 @@ impl SpdkProgram {
         Self::NvmfTgt,
     ];
 
-    /// Its place in a built tree.
+    /// Returns the program's path in a built tree.
     fn path(self) -> &'static str {
         match self {
             Self::Identify => "build/bin/spdk_nvme_identify",
@@ -91,7 +92,7 @@ impl SpdkProgram {
         }
     }
 
-    /// Whether it is made with SPDK's application framework, which has options of its own.
+    /// Returns whether the program uses SPDK's application framework, which has options of its own.
     fn has_framework(self) -> bool {
         matches!(self, Self::Bdevperf | Self::NvmeFuzz | Self::NvmfTgt)
     }
@@ -104,10 +105,10 @@ pub struct SpdkTree {
 }
 
 impl SpdkTree {
-    /// Looks every program up under `root`.
+    /// Opens the tree at `root` and looks for every program.
     ///
     /// # Errors
-    /// Names every program that is missing.
+    /// An error that names every missing program.
     pub fn open(root: &Path, run: &Path) -> Result<Self> {
         let missing: Vec<&str> =
             SpdkProgram::ALL.into_iter().map(SpdkProgram::path).filter(|p| !root.join(p).is_file()).collect();
@@ -121,12 +122,13 @@ impl SpdkTree {
         Ok(Self { root: root.to_path_buf(), run: run.to_path_buf() })
     }
 
-    /// Starts a program. `name` names its log, and its control socket where it has one ([`SpdkTree::socket`]).
+    /// Starts a program. `name` names the program's log, and its control socket if it has one
+    /// ([`SpdkTree::socket`]).
     pub fn start(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<SpdkProcess> {
         let log = self.run.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(self.root.join(program.path()));
-        // Hugepages would be a setting of the whole machine.
+        // Without hugepages, because they are a setting of the whole machine.
         command.args(["--no-huge", "-s", if program == SpdkProgram::NvmfTgt { "1024" } else { "512" }]);
         if program.has_framework() {
             command.args(["--no-pci", "--num-trace-entries", "0", "--disable-cpumask-locks", "-r"]);
@@ -134,9 +136,9 @@ impl SpdkTree {
         }
         let child = command
             .args(args)
-            // Where SPDK is built with shared libraries.
+            // This serves an SPDK that is built with shared libraries.
             .env("LD_LIBRARY_PATH", self.root.join("build/lib"))
-            // DPDK's files, which it would put into /var/run.
+            // DPDK would put its files into /var/run.
             .env("RUNTIME_DIRECTORY", &self.run)
             .current_dir(&self.run)
             .stdin(Stdio::null())
@@ -147,13 +149,13 @@ impl SpdkTree {
         Ok(SpdkProcess { name: name.to_owned(), log, child })
     }
 
-    /// The control socket of the program that was started with this name.
+    /// Returns the control socket of the program that was started with this name.
     pub fn socket(&self, name: &str) -> PathBuf {
         self.run.join(format!("{name}.sock"))
     }
 }
 
-/// One of SPDK's programs as it runs. Dropping it kills it.
+/// A running SPDK program. Dropping this value kills the program.
 pub struct SpdkProcess {
     name: String,
     log: PathBuf,
@@ -161,17 +163,17 @@ pub struct SpdkProcess {
 }
 
 impl SpdkProcess {
-    /// Its process.
+    /// Returns the program's process ID.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// All that it, and others of its name before it, have written so far.
+    /// Returns all output so far of this program and of earlier programs of the same name.
     fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until it did `what`, of which `done` judges by its output so far.
+    /// Waits until the program did `what`; `done` decides by the output so far.
     pub fn wait_for(&mut self, what: &str, done: impl Fn(&str) -> bool, deadline: Instant) -> Result<()> {
         while !done(&self.output()) {
             if let Some(status) = self.child.try_wait()? {
@@ -185,7 +187,7 @@ impl SpdkProcess {
         Ok(())
     }
 
-    /// Waits for its end and returns its output; an error if it reports any.
+    /// Waits for the program's end and returns its output. Returns an error if the output reports one.
     pub fn end(mut self, deadline: Instant) -> Result<String> {
         match process::wait_until(&mut self.child, deadline)? {
             None => return Err(self.failure("doesn't end")),
@@ -199,7 +201,7 @@ impl SpdkProcess {
         }
     }
 
-    /// An error that shows the end of its output.
+    /// Returns an error that shows the end of the program's output.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let log = self.log.display();
         anyhow!("{} {what}\n--- the end of {log}\n{}", self.name, process::tail(&self.log, 40))
@@ -213,7 +215,7 @@ impl Drop for SpdkProcess {
     }
 }
 
-/// The lines of an output that report an error, but for those of [`EXPECTED`].
+/// Returns the lines of an output that report an error, except those of [`EXPECTED`].
 fn errors(output: &str) -> Vec<&str> {
     let is_expected = |line: &str| EXPECTED.iter().any(|(text, _)| line.contains(text));
     output

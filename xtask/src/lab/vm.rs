@@ -1,8 +1,8 @@
 //! One virtual machine: its boot archive, its QEMU, its steps.
 //!
-//! The guest's second serial port is QEMU's standard input and output. The guest writes `STEP name words` and waits; the
-//! runner does what the step asks for and answers `GO words`, or `NO reason`, which ends the guest's test. When the guest is
-//! through, QEMU exits with the test's status (isa-debug-exit).
+//! The guest's second serial port is QEMU's standard input and output. The guest writes `STEP name words` and waits. The
+//! runner carries out the step and answers `GO words`, or `NO reason`, which ends the guest's test. When the guest has
+//! finished, QEMU exits with the test's status (isa-debug-exit).
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -20,33 +20,33 @@ use super::emulator::CONSOLE;
 use super::{Lab, net};
 use crate::process;
 
-/// Warnings are shown when they come: who dies at once can't show its log at the end. How long something takes under emulation
-/// is nothing to warn of.
+/// The guest prints warnings at once, because a guest that dies can't print its log at the end. Warnings about long delays are
+/// off, because delays mean nothing under emulation.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
     rcupdate.rcu_cpu_stall_suppress=1 nowatchdog random.trust_cpu=on";
 
-/// What to boot.
+/// The VM to boot.
 pub struct Spec<'a> {
-    /// Names the folder of its log, and its tap.
+    /// The VM's name, which also names the folder of its log and its tap.
     pub name: &'a str,
-    /// Of [`Lab::images`].
+    /// A folder from [`Lab::images`].
     pub images: &'a Path,
-    /// The last byte of its address in the lab's network; also of its MAC.
+    /// The last byte of the VM's address in the lab's network, and of its MAC.
     pub host_byte: u8,
     /// A script of `gateway/tests/lab/guest/`.
     pub script: &'a str,
     /// Shell variables of the script, besides `LAB_ADDRESS`. Values must not hold a single quote.
     pub env: &'a [(&'a str, &'a str)],
-    /// Programs from this side to put in the guest: the file, its path there.
+    /// Programs from this side to put in the guest: the file, and its path in the guest.
     pub files: &'a [(PathBuf, &'a str)],
     /// Raw images that become /dev/vda, /dev/vdb, ...
     pub disks: &'a [PathBuf],
-    /// Whether each of its CPUs is a NUMA node of its own.
+    /// True if each CPU of the VM is a NUMA node of its own.
     pub numa: bool,
 }
 
 impl Spec<'_> {
-    /// The guest's address.
+    /// Returns the guest's address.
     pub fn address(&self) -> String {
         format!("10.77.0.{}", self.host_byte)
     }
@@ -61,7 +61,7 @@ pub struct Vm {
     log: PathBuf,
 }
 
-/// A turn that the guest hands over.
+/// A request of the guest to the runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The first word.
@@ -70,32 +70,33 @@ pub struct Step {
     pub words: String,
 }
 
-/// What a VM did next.
+/// The next event of a VM.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It waits for an answer.
+    /// The guest waits for an answer.
     Step(Step),
-    /// Its test ended with this status.
+    /// The guest's test ended with this status.
     Ended(u8),
 }
 
 impl Vm {
-    /// Boots it and returns at once.
+    /// Boots the VM and returns at once.
     pub fn boot(lab: &Lab, spec: &Spec) -> Result<Self> {
         let dir = lab.run.join(spec.name);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let initrd = make_initrd(lab, spec, &dir)?;
         let tap = format!("tap-{}", spec.name);
         net::make_tap(&tap)?;
-        // A VM that is booted again goes on in the same log.
+        // A VM that boots again continues the same log.
         let log = dir.join(CONSOLE);
         let console = File::options().create(true).append(true).open(&log)?;
         let mut qemu = Command::new("qemu-system-x86_64");
-        // One thread for both virtual CPUs: with a thread each, the emulator sometimes lets one run into code that
-        // the other is patching, and the kernel dies of its own breakpoint.
+        // One thread for both virtual CPUs: with a thread each, the emulator sometimes lets one CPU run into code
+        // that the other is patching, and the kernel dies of its own breakpoint.
         qemu.args("-accel tcg,thread=single,tb-size=256 -M q35,usb=off,vmport=off,hpet=off".split(' '));
-        // QEMU 7.2 makes the flags after cmpxchg16b from condition codes that belong to an older instruction. If the CPU is
-        // switched just then, garbage becomes its EFLAGS. Linux allocates with it, unless the CPU has none.
+        // QEMU 7.2 makes the flags after cmpxchg16b from condition codes that belong to an older instruction. If QEMU
+        // switches to another CPU at that moment, garbage becomes the CPU's EFLAGS. Linux uses cmpxchg16b for allocations,
+        // unless the CPU lacks it.
         qemu.args(["-cpu", "max,-cx16"]);
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -146,7 +147,7 @@ impl Vm {
         Ok(Self { name: spec.name.to_owned(), child, to_guest, steps, log })
     }
 
-    /// Waits for the guest's next step or its end, no longer than until `deadline`.
+    /// Waits until `deadline` for the guest's next step or its end.
     pub fn next(&mut self, deadline: Instant) -> Result<Event> {
         match self.steps.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(step) => Ok(Event::Step(step)),
@@ -167,7 +168,7 @@ impl Vm {
         }
     }
 
-    /// Ends the guest's wait; `words` is what its `step` prints.
+    /// Ends the guest's wait. The guest's `step` prints `words`.
     pub fn go(&mut self, words: &str) -> Result<()> {
         writeln!(self.to_guest, "GO {words}").with_context(|| format!("{} is gone", self.name))
     }
@@ -178,7 +179,7 @@ impl Vm {
             .with_context(|| format!("{} is gone", self.name))
     }
 
-    /// Ends the VM as a power cut would: the guest gets to write nothing more.
+    /// Ends the VM like a power cut: the guest writes nothing more.
     pub fn cut_power(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -199,7 +200,7 @@ impl Vm {
         Ok(())
     }
 
-    /// An error that shows the end of the guest's console.
+    /// Returns an error that shows the end of the guest's console.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         anyhow!(
             "the VM {} {what}\n--- the end of {}\n{}",
@@ -217,7 +218,8 @@ impl Drop for Vm {
     }
 }
 
-/// The abstract socket of a VM's monitor: it belongs to the run's network namespace, so runs don't meet.
+/// Returns the name of the abstract socket of a VM's monitor. The socket belongs to the run's network
+/// namespace, so runs don't collide.
 fn monitor_name(vm: &str) -> String {
     format!("trefoil-lab-{vm}")
 }
@@ -238,7 +240,7 @@ fn parse_step(line: &str) -> Option<Step> {
     Some(Step { name: name.to_owned(), words: words.to_owned() })
 }
 
-/// The base archive followed by one with the test: the kernel unpacks both.
+/// Makes an archive from the base archive and an archive with the test. The kernel unpacks both.
 fn make_initrd(lab: &Lab, spec: &Spec, dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("tree");
     std::fs::create_dir_all(&tree)?;

@@ -19,7 +19,8 @@ pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
         .collect()
 }
 
-/// Files that are compiled for tests alone: integration tests and benches, and modules declared under `#[cfg(test)]`.
+/// Returns the files that are compiled for tests alone: integration tests and benches, and modules declared under
+/// `#[cfg(test)]`.
 pub fn tests_only(sources: &[Source]) -> BTreeSet<PathBuf> {
     let by_path: BTreeMap<&Path, &Source> = sources.iter().map(|s| (s.path.as_path(), s)).collect();
     let mut starts: Vec<PathBuf> =
@@ -36,7 +37,7 @@ fn is_test_root(path: &Path) -> bool {
         && !path.components().any(|c| c.as_os_str() == "src")
 }
 
-/// Everything that `mod` leads to from the starts, the starts included.
+/// Returns all files that `mod` reaches from the starts, the starts included.
 fn reach(by_path: &BTreeMap<&Path, &Source>, starts: Vec<PathBuf>) -> BTreeSet<PathBuf> {
     let mut reached = BTreeSet::new();
     let mut open = starts;
@@ -50,7 +51,7 @@ fn reach(by_path: &BTreeMap<&Path, &Source>, starts: Vec<PathBuf>) -> BTreeSet<P
     reached
 }
 
-/// The files that cargo starts from: those of its conventions, and those that a manifest names.
+/// Returns cargo's root files: the conventional ones, and those that a manifest names.
 fn roots(files: &[TextFile], sources: &[Source]) -> Vec<PathBuf> {
     let mut roots = Vec::new();
     for manifest in files.iter().filter(|f| f.path.file_name().is_some_and(|n| n == "Cargo.toml")) {
@@ -72,7 +73,7 @@ fn roots(files: &[TextFile], sources: &[Source]) -> Vec<PathBuf> {
     roots
 }
 
-/// `path` of `[lib]` and of each `[[bin]]`, `[[test]]`, `[[bench]]`, `[[example]]`.
+/// Returns the `path` of `[lib]` and of each `[[bin]]`, `[[test]]`, `[[bench]]`, `[[example]]`.
 fn named_paths(manifest: &Table) -> impl Iterator<Item = &str> {
     ["lib", "bin", "test", "bench", "example"].into_iter().filter_map(|kind| manifest.get(kind)).flat_map(
         |value| {
@@ -85,14 +86,14 @@ fn named_paths(manifest: &Table) -> impl Iterator<Item = &str> {
     )
 }
 
-/// A `mod name;` of a file.
+/// A `mod name;` in a file.
 struct Module {
-    /// Where the compiler looks for it.
+    /// The paths where the compiler looks for the module.
     candidates: Vec<PathBuf>,
     for_tests: bool,
 }
 
-/// The modules that a file declares without a body, `#[path]` and `include!` heeded.
+/// Returns the modules that a file declares without a body. `#[path]` and `include!` are respected.
 fn modules(source: &Source) -> Vec<Module> {
     let dir = source.path.parent().unwrap_or(Path::new(""));
     let stem = source.path.file_stem().unwrap_or_default();
@@ -118,13 +119,14 @@ fn modules(source: &Source) -> Vec<Module> {
     modules
 }
 
-/// Roots whose modules lie beside them although they are not called lib, main or mod: programs and integration tests.
+/// Returns whether the file is a root with its modules beside it although its name is not lib, main or mod, as for
+/// programs and integration tests.
 fn is_flat_root(path: &Path) -> bool {
     let parent = path.parent().and_then(Path::file_name);
     is_test_root(path) || parent.is_some_and(|p| p == "bin" || p == "fuzz_targets" || p == "examples")
 }
 
-/// The name in `mod name;`, whatever its visibility.
+/// Returns the name in `mod name;`, with any visibility.
 fn declared(code: &str) -> Option<&str> {
     let (before, name) = code.trim().strip_suffix(';')?.rsplit_once("mod ")?;
     let before = before.trim_end();

@@ -1,21 +1,21 @@
-//! Rules that look at one file.
+//! Rules that check one file.
 
 use super::source::{Source, has_word};
 use super::{Finding, TextFile};
 
-/// Lines that a file may have without its tests.
+/// The most lines of a file without its tests.
 const MAX_LINES: usize = 800;
 
-/// Where `unsafe` may stand; elsewhere the crate root forbids it.
+/// Folders that may use `unsafe`; elsewhere the crate root forbids it.
 const UNSAFE_FOLDERS: &[&str] = &["sys/", "poll/"];
 
-/// Where a panic could take every server down with it.
+/// Folders where a panic could take down every server.
 const NO_PANIC_FOLDERS: &[&str] = &["sys/src/", "poll/src/", "gateway/wire/src/", "gateway/storage/src/"];
 
-/// The exception to the rule on unwrap; a reason must follow.
+/// The exception mark for the unwrap rule; a reason must follow.
 const ALLOW_UNWRAP: &str = "// tidy: allow unwrap: ";
 
-// Put together here, so that this file doesn't find itself.
+// The words are joined here, so that the rule doesn't fire on this file.
 const NOTES: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 const NOTE_MACROS: [&str; 2] = [concat!("to", "do!"), concat!("unimpl", "emented!")];
 const MACHINE_PATHS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
@@ -34,13 +34,13 @@ pub fn any_text(file: &TextFile) -> Vec<Finding> {
     findings
 }
 
-/// True if `path` starts a path in the line, rather than being a part of a longer one.
+/// Returns whether `path` starts a path in the line, and isn't the middle of a longer path.
 fn has_absolute(line: &str, path: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || "_-./$}~".contains(c);
     line.match_indices(path).any(|(at, _)| !line[..at].ends_with(inside))
 }
 
-/// Rules for Rust files. `all_tests` says that the file is only compiled for tests.
+/// Rules for Rust files. `all_tests` is set for a file that is compiled only for tests.
 pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     let path = source.path.to_string_lossy();
     let is_in = |folders: &[&str]| folders.iter().any(|f| path.starts_with(f));
@@ -73,7 +73,8 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     findings
 }
 
-/// A library or program; integration tests, examples and fuzz targets don't ship.
+/// Returns whether the file is the root of a library or program. Integration tests, examples and fuzz targets
+/// don't ship.
 fn is_crate_root(path: &str) -> bool {
     let program =
         path.split_once("src/bin/").map(|(_, rest)| !rest.contains('/') || rest.ends_with("/main.rs"));

@@ -1,17 +1,20 @@
-//! `./dev tidy`: the house rules, enforced. Each rule is a function from the files to findings, with a test beside it that
-//! shows it fire. The rules:
+//! `./dev tidy`: enforces the house rules. Each rule is a function from the files to findings, with a test that shows the
+//! rule fire. The rules:
 //!
 //! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; wire is the leaf, config uses it;
 //! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
 //! - no file over 800 lines without its tests;
 //! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage, unless the line or the one above it says
 //!   `// tidy: allow unwrap: reason`;
+//! - no circle between the modules of a folder, no import against a crate's stated order of modules, and no type name with two
+//!   meanings in one crate;
 //! - no Rust file that no crate reaches;
-//! - no notes to self in place of work, no paths of somebody's machine.
+//! - no notes to self in place of work, no paths of a developer's machine.
 
 mod dead;
 mod direction;
 mod lines;
+mod modules;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +30,7 @@ use source::Source;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     path: PathBuf,
-    /// Counted from 1; 0 for the file as a whole.
+    /// The line, counted from 1, or 0 for the whole file.
     line: usize,
     message: String,
 }
@@ -45,7 +48,7 @@ pub struct TextFile {
     text: String,
 }
 
-/// Checks the whole repo and prints what it finds; an error if that is anything.
+/// Checks the whole repo and prints the findings. Returns an error if there are any.
 pub fn tidy(repo: &Repo) -> Result<()> {
     let files = files(repo)?;
     let findings = check(&files);
@@ -59,7 +62,7 @@ pub fn tidy(repo: &Repo) -> Result<()> {
     Ok(())
 }
 
-/// All rules over all files.
+/// Applies all rules to all files.
 fn check(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = direction::check(files);
     for file in files {
@@ -75,18 +78,19 @@ fn check(files: &[TextFile]) -> Vec<Finding> {
         findings.extend(lines::rust(source, tests_only.contains(&source.path)));
     }
     findings.extend(dead::check(files, &sources));
+    findings.extend(modules::check(&sources, &tests_only));
     findings.sort();
     findings
 }
 
-/// Every file that git tracks or would track, if it is text.
+/// Returns every text file that git tracks or would track.
 fn files(repo: &Repo) -> Result<Vec<TextFile>> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&repo.root);
     let mut files = Vec::new();
     for name in process::output(&mut git)?.split('\0').filter(|n| !n.is_empty()) {
         let path = repo.root.join(name);
-        // Listed, but deleted in the work tree.
+        // git lists the file, but the work tree has lost it.
         if !path.is_file() {
             continue;
         }

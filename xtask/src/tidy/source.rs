@@ -1,18 +1,18 @@
-//! A Rust file as the rules want it: with comments and literals blanked out, and with the lines of its tests known. Not a
-//! parser: rustfmt and the compiler have seen the file before.
+//! A Rust file in the form for the rules: comments and literals are blanked out, and the lines of tests are marked. This
+//! is not a parser: rustfmt and the compiler have seen the file before.
 
 use std::path::{Path, PathBuf};
 
 /// A Rust file, read once.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// From the repo's root.
+    /// The path from the repo's root.
     pub path: PathBuf,
-    /// As it is in the file.
+    /// The text of the file.
     pub text: String,
     /// `text` with comments, strings and characters replaced by spaces: same length, same lines.
     pub code: String,
-    /// Line by line, whether it belongs to an item under `#[cfg(test)]` or the like.
+    /// For each line, `true` if the line belongs to an item under `#[cfg(test)]` or the like.
     pub in_test: Vec<bool>,
 }
 
@@ -24,14 +24,14 @@ impl Source {
         Self { path: path.to_path_buf(), text: text.to_owned(), code, in_test }
     }
 
-    /// Lines of code with their numbers from 1, tests left out.
+    /// Returns the lines of code outside tests, with their numbers from 1.
     pub fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.code.lines().zip(&self.in_test).enumerate();
         lines.filter(|(_, (_, test))| !**test).map(|(n, (line, _))| (n + 1, line))
     }
 }
 
-/// True if `line` has `word` with no letter, digit or underscore on either side.
+/// Returns whether `line` has `word` with no letter, digit or underscore on either side.
 pub fn has_word(line: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word)
@@ -61,7 +61,7 @@ fn blank(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The end of the comment or literal that starts at `at`, if one does.
+/// Returns the end of the comment or literal that starts at `at`, or `None` if there is none.
 fn token_end(bytes: &[u8], at: usize) -> Option<usize> {
     let rest = &bytes[at..];
     let word_before = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
@@ -102,7 +102,7 @@ fn quoted_len(rest: &[u8], quote: u8) -> usize {
     (at + 1).min(rest.len())
 }
 
-/// The length of `#"..."#` with any number of hashes.
+/// Returns the length of `#"..."#` with any number of hashes.
 fn raw_string_len(rest: &[u8]) -> Option<usize> {
     let hashes = rest.iter().take_while(|b| **b == b'#').count();
     if rest.get(hashes) != Some(&b'"') {
@@ -115,7 +115,7 @@ fn raw_string_len(rest: &[u8]) -> Option<usize> {
     Some(hashes + 1 + end)
 }
 
-/// The length of a one-character literal such as 'x' or 'é'; `None` for a lifetime.
+/// Returns the length of a one-character literal such as 'x' or 'é', or `None` for a lifetime.
 fn char_len(rest: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(&rest[1..rest.len().min(6)])
         .or_else(|e| std::str::from_utf8(&rest[1..1 + e.valid_up_to()]));
@@ -123,7 +123,7 @@ fn char_len(rest: &[u8]) -> Option<usize> {
     (rest.get(1 + c.len_utf8()) == Some(&b'\'')).then_some(2 + c.len_utf8())
 }
 
-/// Marks the lines of each item that stands under an attribute for tests, the attribute included.
+/// Marks the lines of each item under an attribute for tests, the attribute included.
 fn test_lines(text: &str, code: &str) -> Vec<bool> {
     let mut marks = vec![false; text.lines().count()];
     let mut from = 0;
@@ -144,7 +144,8 @@ fn test_lines(text: &str, code: &str) -> Vec<bool> {
     marks
 }
 
-/// `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]`, `#[cfg(all(loom, test))]`; not `#[cfg(not(test))]`.
+/// Returns whether the attribute marks tests: `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]`,
+/// `#[cfg(all(loom, test))]`; not `#[cfg(not(test))]`.
 fn is_for_tests(attribute: &str) -> bool {
     let tight: String = attribute.split_whitespace().collect();
     tight == "#[test]"
@@ -152,7 +153,8 @@ fn is_for_tests(attribute: &str) -> bool {
         || tight == "#[cfg(loom)]"
 }
 
-/// The length of the item at the start of `code`: up to its closing brace, or its semicolon if that comes first.
+/// Returns the length of the item at the start of `code`: up to its closing brace, or its semicolon if that
+/// comes first.
 fn item_len(code: &str) -> usize {
     let mut at = 0;
     while let Some(c) = code[at..].chars().next() {
@@ -166,7 +168,7 @@ fn item_len(code: &str) -> usize {
     code.len()
 }
 
-/// The length of the bracketed text at the start of `code`.
+/// Returns the length of the bracketed text at the start of `code`.
 fn balanced_len(code: &str) -> usize {
     let mut depth = 0_i32;
     for (at, c) in code.char_indices() {

@@ -1,4 +1,4 @@
-//! Bringing a backend up: opening what it is, and giving each core its channel.
+//! Brings a backend up: opens its storage and gives each core a channel.
 
 use super::cores::{Cores, device};
 use crate::address::resolve;
@@ -26,17 +26,18 @@ use trefoil_storage::topology::BackendId;
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::{Nqn, NqnError};
 
-/// Long zeroings that a memory backend carries on at a time.
+/// Long zeroing operations that a memory backend runs at a time.
 const ZEROINGS: usize = 64;
 const _: () = assert!(MAX_KEEP_ALIVE_S * 1000 == MAX_KATO_MS, "hosts are told a CQT that is made from it");
-/// For how long a new array may take to answer.
+/// Time in which a new array has to answer.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
-/// For how long a file may still be locked by the last requests of a gateway that was killed.
+/// Time for which the last requests of a killed gateway can still lock a file.
 pub const DEAD_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same by those of a backend that was deleted: the kernel lets go of a ring's files by and by.
+/// Time for which the last requests of a deleted backend can still lock a file: the kernel releases a ring's files with a
+/// delay.
 pub const OLD_LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A hole that every file system with holes can make.
+/// Size of a hole that every file system with holes can make.
 const HOLE_BYTES: u64 = 64 << 10;
 
 /// A backend that is up.
@@ -48,32 +49,34 @@ pub struct Live {
     pub len_bytes: u64,
     /// Its logical block size in bytes.
     pub block_bytes: u32,
-    /// The core that has its channel, where only one has.
+    /// The core that has the backend's channel, if only one core has a channel.
     pub owner: Option<CoreId>,
-    /// A file's identity, and a device's hold; as long as the backend is up. The lock is where the I/O is, on the cores.
+    /// The identity of a file, and the exclusive hold on a block device, for as long as the backend is up. The cores hold the
+    /// file's lock, because they do the I/O.
     lock: Option<Locked>,
-    /// The file that was made for it.
+    /// The file that was made for the backend.
     made: Option<PathBuf>,
 }
 
-/// A file or block device that is a backend: no other backend can be the same, and while this is held nobody can mount a device.
-/// Other gateways are kept off by a lock on the description that I/O goes by, which isn't here.
+/// A file or block device that is a backend. No other backend can be the same file or device. While this value exists, nobody
+/// can mount the device. Other gateways are kept off by a lock on the open file description for I/O, which is not part of
+/// this value.
 #[derive(Debug)]
 pub struct Locked {
     /// Opened with `O_EXCL`.
     _file: File,
-    /// Device and inode, or the block device's own number.
+    /// Device and inode of a file, or `u64::MAX` and the number of a block device.
     identity: (u64, u64),
 }
 
-/// What was opened for a backend, before any core has it.
+/// The opened storage of a backend, before any core has it.
 struct Opened {
     len_bytes: u64,
     block_bytes: u32,
     source: Source,
 }
 
-/// What was opened, and the file that was made for it.
+/// An opened backend, and the file that was made for it.
 type New = (Opened, Option<PathBuf>);
 
 enum Source {
@@ -90,7 +93,7 @@ impl Live {
         Self { id, len_bytes: 0, block_bytes: 512, owner: None, lock: None, made: None }
     }
 
-    /// Removes the file that was made for it, when the change that made it has failed.
+    /// Removes the file that was made for the backend, after the change that made the file has failed.
     pub fn unmake(&self) {
         if let Some(path) = &self.made
             && let Err(error) = std::fs::remove_file(path)
@@ -99,35 +102,35 @@ impl Live {
         }
     }
 
-    /// The core to ask for I/O of control's own.
+    /// Returns the core to ask for control's own I/O.
     pub fn core(&self) -> CoreId {
         self.owner.unwrap_or(CoreId(0))
     }
 }
 
-/// What a backend is brought up with.
+/// The circumstances in which [`bring_up`] brings up a backend.
 pub struct Setting<'a> {
     /// The cores.
     pub cores: &'a Cores,
     /// Requests that can be under way on one core's channel.
     pub requests: usize,
-    /// For arrays: who we say that we are, where the backend doesn't say.
+    /// For arrays: the gateway's name, from which the host NQN derives if the backend sets none.
     pub gateway: &'a str,
-    /// The backend was there before: an array that doesn't answer now may come later and isn't waited for (see
-    /// [`await_arrays`]), and a file that is missing is not made anew, for what comes later has the data.
+    /// Whether the backend existed before. If so, an array that doesn't answer now is not waited for, because it may come
+    /// later (see [`await_arrays`]). A missing file is not made anew, because the file that comes later has the data.
     pub patient: bool,
-    /// For arrays: the namespace that answered before; no other is taken.
+    /// For arrays: the namespace that answered before. No other namespace is accepted.
     pub known: Option<NamespaceIdentity>,
-    /// Until when a file is waited for that is locked.
+    /// The time until which a locked file is waited for.
     pub lock_until: Instant,
     /// The gateway's own files.
     pub own_files: &'a [OwnFile],
 }
 
-/// Opens `backend` and attaches it everywhere. On failure nothing is left attached.
+/// Opens `backend` and attaches it to every core. After a failure nothing is left attached.
 ///
 /// # Errors
-/// What can't be opened, a core without room, or an array that doesn't answer.
+/// The storage can't be opened, a core has no room, or an array doesn't answer.
 pub async fn bring_up<'a>(
     setting: Setting<'_>,
     backend: &Backend,
@@ -202,7 +205,7 @@ pub async fn bring_up<'a>(
     Ok(live)
 }
 
-/// What a new array is refused with.
+/// Returns the message with which a new array is refused.
 fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
     let at = backend.address.map(|address| format!(" at {address}")).unwrap_or_default();
     let what = format!("backend `{}`: the array{at}", backend.name);
@@ -214,8 +217,8 @@ fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
     }
 }
 
-/// Waits for the arrays that were brought up with patience and have not answered yet: for all of them together as long as for
-/// one, so that many that are away don't keep what is there from being served.
+/// Waits for the arrays that were brought up with `patient` and have not answered yet. The wait for all of them together is
+/// as long as the wait for one, so that many absent arrays don't keep the other backends from service.
 pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>) {
     let by = Instant::now() + ARRAY_TIMEOUT;
     for live in lives.filter(|live| live.len_bytes == 0) {
@@ -226,7 +229,7 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
     }
 }
 
-/// What an array's channels are made from.
+/// Returns the settings from which an array's channels are made.
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
     let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
     let address = backend.address.ok_or_else(missing)?;
@@ -252,10 +255,10 @@ fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Re
     Ok(Opened { len_bytes: 0, block_bytes: 512, source: Source::NvmeTcp(Box::new(config)) })
 }
 
-/// Who we are to an array, and which of its subsystems we mean.
+/// Returns the gateway's identity for an array, with the array's subsystem.
 ///
 /// # Errors
-/// The backend's names are no NQNs.
+/// A name of the backend is not an NQN.
 pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     let invalid = |field: &str, e: NqnError| {
         Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
@@ -263,7 +266,7 @@ pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     let subnqn = backend.subnqn.as_deref().unwrap_or_default();
     let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
     let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
-    // The host identifier goes with the host NQN, so that an array knows both by either.
+    // The host identifier derives from the host NQN, so that both mean the same host to an array.
     let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
     let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
     Ok(Identity {
@@ -273,7 +276,7 @@ pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     })
 }
 
-/// A UUID (version 8) that follows from a name.
+/// Derives a UUID (version 8) from a name.
 fn identifier(name: &str) -> uuid::Uuid {
     let hash = |text: &str| u64::from_str_radix(&default_serial(text)[2..], 16).unwrap_or_default();
     let bytes = uuid::Uuid::from_u64_pair(hash(name), hash(&format!("{name}/2"))).into_bytes();
@@ -291,25 +294,25 @@ pub async fn take_down(cores: &Cores, id: BackendId) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The core that owns a memory backend: follows from its name, so that it stays the same.
+/// Returns the core that owns a memory backend. The core derives from the backend's name, so that it stays the same.
 fn owner_of(name: &str, cores: u16) -> CoreId {
     let hash =
         default_serial(name).bytes().fold(0u32, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
-/// A file of the gateway's own, which no host may have, and what it is.
+/// A file of the gateway's own, which no host may have, and its description.
 pub type OwnFile = (PathBuf, &'static str);
 
-/// All of them.
+/// Returns all files of the gateway's own.
 pub fn own_files(document: &Path, database: &Path) -> Vec<OwnFile> {
     vec![(document.into(), "the gateway's own document"), (database.into(), "the gateway's own database")]
 }
 
-/// Refuses memory backends that are in `next` alone if the machine has no memory for all that `next` reserves.
+/// Refuses memory backends that only `next` has if the machine lacks memory for all that `next` reserves.
 ///
 /// # Errors
-/// What is wanted, and what is there.
+/// The memory is short. The refusal says how much is asked for, and how much there is.
 pub fn check_memory(before: &State, next: &State, gateway: &Gateway) -> Result<(), Refusal> {
     let is_new = |b: &&Backend| b.kind == BackendType::Memory && !before.backends.contains_key(&b.name);
     let Some(new) = next.backends.values().find(is_new) else { return Ok(()) };
@@ -321,10 +324,11 @@ pub fn check_memory(before: &State, next: &State, gateway: &Gateway) -> Result<(
     }
 }
 
-/// Refuses a path at which there is what can't be a backend. It isn't opened for that: to open some devices is to use them.
+/// Refuses a path to an object that can't be a backend. Does not open the path, because opening some devices already uses
+/// them.
 ///
 /// # Errors
-/// What is there.
+/// The path can't be a backend. The refusal says what the object at the path is.
 pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusal> {
     let Some(path) = &backend.path else { return Ok(()) };
     let is = |is: &str| format!("backend `{}`: path {} is {is}", backend.name, path.display());
@@ -334,7 +338,7 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
         return Err(Refusal::new(Fault::InUse, is(what)));
     }
-    // What can't be looked at is told when it is opened.
+    // An object that can't be examined here is reported when it is opened.
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(e) if e.kind() == io::ErrorKind::NotFound && is_devices_place(path) => {
@@ -363,22 +367,23 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
 }
 
-/// Whether what would be made at `path` would lie where devices do: a file there fills the machine's memory under a device's
+/// Returns whether a file made at `path` would lie among devices: a file there fills the machine's memory under a device's
 /// name.
 fn is_devices_place(path: &Path) -> bool {
     let mut at = path.to_path_buf();
-    // As many links as the kernel follows (path_resolution(7)).
+    // The kernel follows at most 40 links (path_resolution(7)).
     for _ in 0..40 {
         let Ok(to) = std::fs::read_link(&at) else { break };
         at = folder(&at).join(to);
     }
-    // Other file systems are mounted below: /dev/shm, /dev/hugepages.
+    // Other file systems are mounted below /dev, such as /dev/shm and /dev/hugepages.
     let device = |dir: &Path| dir.metadata().map(|meta| meta.dev());
     let dir = folder(&at).canonicalize();
     dir.is_ok_and(|dir| dir.starts_with("/dev") && device(&dir).ok() == device(Path::new("/dev")).ok())
 }
 
-/// Opens it. With `make`, a file that has a size and isn't there is made first, and doesn't stay if it can't be opened.
+/// Opens the storage of a backend. With `make`, first makes a missing file if its size is given, and removes the new file
+/// again if it can't be opened.
 fn make_and_open(
     backend: &Backend,
     taken: &[(u64, u64)],
@@ -387,7 +392,7 @@ fn make_and_open(
 ) -> Result<New, Refusal> {
     let mut made = None;
     if let (true, Some(path), Some(size)) = (make, &backend.path, backend.size) {
-        // A memory backend's space is reserved when it is opened.
+        // The space of a memory backend is reserved when its file is opened.
         let len_bytes = if backend.kind == BackendType::File { size.0 } else { 0 };
         let is_made = create_file(path, len_bytes).map_err(|e| at_path(backend, path, &e))?;
         made = is_made.then(|| path.clone());
@@ -434,10 +439,11 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
     }
 }
 
-/// A file or block device that is there, if it can be opened as a backend now; no later one of `others` can be the same.
+/// Opens an existing file or block device, if it can be a backend now. If the caller adds the result to `others`, no later
+/// backend can be the same file or device.
 ///
 /// # Errors
-/// What [`bring_up`] would refuse it with, beside `others`; but see [`check_path`].
+/// The file is among `others`, or [`bring_up`] would refuse it. [`check_path`] makes further checks that are not made here.
 pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
     match open_file(backend, path, &taken, Instant::now())?.source {
@@ -446,7 +452,7 @@ pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Loc
     }
 }
 
-/// One that is locked is waited for.
+/// Opens a file or block device. Waits for a locked file until `lock_until`.
 fn open_file(
     backend: &Backend,
     path: &Path,
@@ -455,8 +461,8 @@ fn open_file(
 ) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: path {}", backend.name, path.display());
     let fail = |e: io::Error| at_path(backend, path, &e);
-    // O_EXCL holds a block device against mounts and other users of its, or is refused while it has them; a file knows no
-    // such thing.
+    // `O_EXCL` holds a block device against mounts and other exclusive users, or fails while they have the device. It has no
+    // effect on a file.
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
@@ -471,15 +477,16 @@ fn open_file(
     let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
     let io = match direct {
         Ok(io) => io,
-        // tmpfs before Linux 6.6, for one.
+        // For example, tmpfs before Linux 6.6 does not know O_DIRECT.
         Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
             tracing::info!(backend = backend.name, path = %path.display(), "no O_DIRECT here; going through the page cache");
             OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
         }
         Err(e) => return Err(fail(e)),
     };
-    // On the description that I/O goes by: the kernel holds it until the last request is done, also of a gateway that was
-    // killed. A write of its that a slow device carries out late must not come after one of ours.
+    // The lock is on the open file description for I/O. The kernel holds the lock until the last request is done, even after
+    // the gateway was killed. A killed gateway's write that a slow device carries out late must not come after a write of
+    // ours.
     loop {
         match io.try_lock() {
             Ok(()) => break,
@@ -511,8 +518,8 @@ fn open_file(
     Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
 }
 
-/// Returns whether the file system can make holes in a file; `true` for block devices, and if the kernel's answer is neither yes
-/// nor no. Asks for a hole behind the file's end, which changes nothing.
+/// Returns whether the file system can make holes in a file. Returns `true` for block devices, and if the kernel's answer is
+/// neither yes nor no. Asks for a hole behind the file's end, which changes nothing.
 fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     // `len_bytes` is rounded down to whole blocks.
@@ -521,7 +528,7 @@ fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
     !matches!(answer, Err(Errno::EOPNOTSUPP | Errno::ENOSYS))
 }
 
-/// What a backend whose file can't be had is refused with; it names the folder if that is what is missing.
+/// Returns the refusal of a backend whose file can't be opened. If the folder is missing, the refusal names the folder.
 fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
     let mut what = format!("backend `{}`: path {}", backend.name, path.display());
     if e.kind() == io::ErrorKind::NotFound && !folder(path).exists() {
@@ -531,7 +538,7 @@ fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
         io::ErrorKind::ResourceBusy => {
             Refusal::new(Fault::InUse, format!("{what} is mounted, or something else has it: {e}"))
         }
-        // A lock that another has.
+        // Another backend or process has the lock.
         io::ErrorKind::WouldBlock => {
             Refusal::new(Fault::InUse, format!("{what} is in use by another backend or process"))
         }
@@ -539,18 +546,18 @@ fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
     }
 }
 
-/// The folder of a file.
+/// Returns the folder of a file.
 pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A path without links, as far as it is there.
+/// Resolves the links of a path, as far as the path exists.
 pub fn whole(path: &Path) -> PathBuf {
     let dir = || folder(path).canonicalize().unwrap_or_else(|_| folder(path).into());
     path.canonicalize().unwrap_or_else(|_| dir().join(path.file_name().unwrap_or_default()))
 }
 
-/// Makes the file with its size if it isn't there; says whether it did. What is there stays as it is.
+/// Makes the file with its size if it is missing. Returns whether the file is new. An existing file stays as it is.
 fn create_file(path: &Path, len_bytes: u64) -> io::Result<bool> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => {
@@ -568,7 +575,7 @@ fn create_file(path: &Path, len_bytes: u64) -> io::Result<bool> {
     }
 }
 
-/// A block device's logical block size, from sysfs; a partition's is its disk's.
+/// Reads a block device's logical block size from sysfs. A partition has the block size of its disk.
 fn device_block_bytes(rdev: u64) -> io::Result<u32> {
     let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
     let dir = format!("/sys/dev/block/{major}:{minor}");
@@ -636,7 +643,7 @@ mod tests {
                 assert_eq!(refusal.fault, Fault::Device);
             }
         }
-        // In a bare chroot it is a folder of devices like the others.
+        // In a bare chroot, /dev/shm is a folder of devices like the others.
         let device = |path: &str| std::fs::metadata(path).expect("a folder").dev();
         let memory = (device("/dev") != device("/dev/shm")).then(|| "/dev/shm/nosuch-trefoil".into());
         for path in memory.into_iter().chain([at("missing")]) {
@@ -659,7 +666,7 @@ mod tests {
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, io } = opened.source else { panic!("not a file") };
         assert_eq!(refused(None, &[lock.identity], true).fault, Fault::InUse);
-        // As a killed gateway leaves it, whose last requests the kernel still has.
+        // A killed gateway leaves a file so while the kernel still has its last requests.
         drop(lock);
         assert_eq!(refused(None, &[], true).fault, Fault::InUse);
         let waited = std::thread::scope(|scope| {

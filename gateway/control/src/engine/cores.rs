@@ -1,7 +1,7 @@
-//! The control thread's side of the mailboxes: what it asks of cores, and who waits for the answer.
+//! The control thread's side of the mailboxes: its questions to cores, and the tasks that wait for answers.
 //!
-//! One task takes the mail in ([`Cores::listen`]); everything else sends and awaits. Cores answer
-//! every question once, so a wait ends as long as the core turns.
+//! One task receives the mail ([`Cores::listen`]). All other tasks send and wait. A core answers every question once, so a
+//! wait ends as long as the core runs.
 
 use super::refused::RefusedHosts;
 use crate::error::{Fault, Refusal};
@@ -31,33 +31,33 @@ use trefoil_storage::topology::{Access, BackendId, LunId, Topology};
 use trefoil_wire::nvme::log::AnaState;
 use uuid::Uuid;
 
-/// What travels between the control thread and the cores of the real driver.
-pub type CoreMsg = Msg<OwnedFd, OwnedFd>;
+/// A message between the control thread and the cores of the real driver.
+pub type CoreMsg = Msg<OwnedFd, Attach<OwnedFd>>;
 
-/// What a core that no longer turns is given before an action fails.
+/// Time after which an action fails because a core does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two questions after what is under way.
+/// Pause between two questions about requests under way.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
-/// How long control keeps a core's place for a refusal, which bounds how often it is told of one.
+/// Time for which control keeps a core's [`Refused`] box. The time bounds how often the core reports a refusal.
 const RETURN_AFTER: Duration = Duration::from_millis(100);
-/// LUNs that a core tells of at a time: some microseconds of its time.
+/// LUNs that a core reports at a time. The report takes some microseconds of the core's time.
 const LUN_ROWS: usize = 32;
-/// Requests of control's own under way at a time.
+/// Limit of control's own requests under way at a time.
 const MAX_REQUESTS: usize = 64;
 
-/// The control thread's ends, as the gateway made them.
+/// The control thread's ends of the mailboxes, as the gateway made them.
 pub struct Ends {
-    /// To each core, in order.
+    /// The sender to each core, in order.
     pub to_cores: Vec<ControlSender<CoreMsg>>,
-    /// From all of them.
+    /// The receiver from all cores.
     pub from_cores: ControlReceiver<CoreMsg>,
     /// Each core's counters, in order.
     pub metrics: Vec<Arc<CoreMetrics>>,
-    /// Control's own payload memory, for what it reads from and writes to backends.
+    /// Control's own payload memory, for reads from backends and writes to them.
     pub arena: Arena,
 }
 
-/// What tokio watches.
+/// The mailbox as tokio watches it.
 struct Mail(ControlReceiver<CoreMsg>);
 
 impl AsRawFd for Mail {
@@ -70,10 +70,10 @@ type AttachBox = Box<Attach<OwnedFd>>;
 type AttachAnswer = Result<(), Option<AttachBox>>;
 type Wait<T> = oneshot::Sender<T>;
 
-/// Why something is so, in words.
+/// A reason, in words.
 pub type Why = Cow<'static, str>;
 
-/// What a backend said of itself. An identity that it hasn't is zero.
+/// The properties that a backend reported. An identity that the backend lacks is zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Told {
     len_bytes: u64,
@@ -81,18 +81,18 @@ struct Told {
     deallocates: bool,
 }
 
-/// Why I/O to a backend can't go on.
+/// The reason why I/O to a backend can't go on.
 #[derive(Clone, PartialEq, Eq)]
 struct Lost {
     why: Why,
-    /// The backend said that trying again is useless.
+    /// `true` if the backend said that a retry is useless.
     is_final: bool,
 }
 
 #[derive(Default)]
 struct Waits {
     topology: HashMap<(CoreId, u64), Wait<()>>,
-    /// Answers to Attach (`Ok`) and Detach or a refused Attach (the box, if there was one).
+    /// Answers to Attach (`Ok`), and to Detach or a refused Attach (the box, if there was one).
     backends: HashMap<(CoreId, BackendId), Wait<AttachAnswer>>,
     requests: Vec<Option<(u32, Wait<Completed>)>>,
     surveys: HashMap<CoreId, Wait<Box<Survey>>>,
@@ -109,30 +109,30 @@ pub struct Cores {
     arena: RefCell<Arena>,
     home: u16,
     waits: RefCell<Waits>,
-    /// What backends said of themselves.
+    /// The properties that backends reported.
     told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on.
     lost: RefCell<HashMap<BackendId, Lost>>,
     /// The access that backends give. A backend that is missing here gives full access.
     access: RefCell<HashMap<BackendId, Access>>,
-    /// For the log.
+    /// Names of backends, for the log.
     names: RefCell<HashMap<BackendId, String>>,
-    /// Told with each event that changes `told` or adds to `lost`.
+    /// Notified with each event that changes `told` or `access`, or adds to `lost`.
     reached: tokio::sync::Notify,
-    /// Surveys of one core look alike, so only one is asked for at a time.
+    /// Held during a survey. The surveys of one core look alike, so only one is requested at a time.
     surveying: tokio::sync::Mutex<()>,
-    /// Connections that each core takes now.
+    /// The number of connections that each core accepts now.
     room: Vec<Cell<usize>>,
-    /// Told when a core takes more.
+    /// Notified when a core accepts more connections.
     has_room: tokio::sync::Notify,
     refused: RefCell<RefusedHosts>,
-    /// What goes back to a core, and when; soonest first.
+    /// The [`Refused`] boxes that go back to cores, each with its due time, soonest first.
     returns: RefCell<VecDeque<(Instant, CoreId, Box<Refused>)>>,
     on_event: RefCell<Option<EventSink>>,
     dropped_events: Cell<u64>,
 }
 
-/// Who is told what cores report.
+/// The receiver of events that cores report.
 pub type EventSink = Box<dyn Fn(CoreId, Event)>;
 
 fn gone(core: CoreId) -> Refusal {
@@ -140,13 +140,13 @@ fn gone(core: CoreId) -> Refusal {
 }
 
 impl Cores {
-    /// Takes the ends over. Needs a tokio runtime.
+    /// Takes over the ends. Needs a tokio runtime.
     ///
     /// # Errors
-    /// What epoll_ctl(2) says.
+    /// epoll_ctl(2) fails.
     pub fn new(ends: Ends) -> io::Result<Rc<Self>> {
-        // Deprecated for types that may close their descriptor while it is registered, and the new way is
-        // unsafe; a ControlReceiver keeps its eventfd for as long as it lives.
+        // The function is deprecated for types that may close their descriptor while it is registered, and the replacement is
+        // unsafe. A ControlReceiver keeps its eventfd for as long as it lives.
         #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
         let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
         Ok(Rc::new(Self {
@@ -171,31 +171,31 @@ impl Cores {
         }))
     }
 
-    /// How many there are.
+    /// Returns the number of cores.
     pub fn count(&self) -> u16 {
         self.to_cores.len() as u16
     }
 
-    /// All of them.
+    /// Returns the ids of all cores.
     pub fn all(&self) -> impl Iterator<Item = CoreId> + use<> {
         (0..self.count()).map(CoreId)
     }
 
-    /// Each core's counters.
+    /// Returns each core's counters.
     pub fn metrics(&self) -> &[Arc<CoreMetrics>] {
         &self.metrics
     }
 
-    /// Tells `sink` of every event from now on.
+    /// Passes every event to `sink` from now on.
     pub fn set_event_sink(&self, sink: EventSink) {
         *self.on_event.borrow_mut() = Some(sink);
     }
 
-    /// Takes the mail in until the future is dropped. Only the first call does anything.
+    /// Receives mail until the future is dropped. Only the first call does anything.
     pub async fn listen(&self) {
         let Some(mut mail) = self.mail.borrow_mut().take() else { return };
         loop {
-            // A bounded batch, so that a core that talks much doesn't starve the other tasks.
+            // The batch is bounded, so that a core that sends many messages doesn't starve the other tasks.
             for _ in 0..256 {
                 match mail.get_mut().0.pop() {
                     Some((core, msg)) => self.take(core, msg),
@@ -241,7 +241,7 @@ impl Cores {
                 let slot = waits.requests.get_mut(origin.slot as usize);
                 match slot.and_then(|slot| slot.take_if(|(generation, _)| *generation == origin.generation)) {
                     Some((_, wait)) => {
-                        // Whoever asked may have given up; its block goes back all the same.
+                        // The task that asked may have given up. Its block goes back all the same.
                         if let Err(done) = wait.send(done) {
                             self.free(done.settle().0);
                         }
@@ -286,14 +286,14 @@ impl Cores {
         }
     }
 
-    /// Gives cores back in which they tell of refusals, late enough that hosts that are refused all the time don't keep this
-    /// thread busy. Gives when the next one is due.
+    /// Gives cores their [`Refused`] boxes back. The delay keeps hosts that are refused all the time from keeping this thread
+    /// busy. Returns the time at which the next box is due.
     fn give_back(&self) -> Option<Instant> {
         let mut returns = self.returns.borrow_mut();
         let now = Instant::now();
         while let Some((_, core, place)) = returns.pop_front_if(|(due, ..)| *due <= now) {
             let Some(sender) = self.to_cores.get(usize::from(core.0)) else { continue };
-            // A core without room now has it later.
+            // A core whose ring is full gets the box later.
             if let Err(Msg::Refused(place)) = sender.borrow_mut().send(Msg::Refused(place)) {
                 returns.push_back((now + RETURN_AFTER, core, place));
             }
@@ -301,7 +301,7 @@ impl Cores {
         returns.front().map(|(due, ..)| *due)
     }
 
-    /// Notes what an event says of a backend. The log gets what is new: a cause that stays is not told at every try.
+    /// Notes what an event says of a backend. Logs only changes: a lasting cause is not logged at every retry.
     fn note(&self, event: &Event) {
         let names = self.names.borrow();
         let name = |id: &BackendId| names.get(id).map(String::as_str).unwrap_or_default();
@@ -361,17 +361,17 @@ impl Cores {
         }
     }
 
-    /// Whether a core takes another connection; the one that it is sent then is counted.
+    /// Returns whether a core accepts another connection. [`send`](Self::send) counts the connections that it sends.
     pub fn has_room(&self, core: CoreId) -> bool {
         self.room.get(usize::from(core.0)).is_some_and(|room| room.get() > 0)
     }
 
-    /// Waits until a core takes more connections than before.
+    /// Waits until a core accepts more connections than before.
     pub async fn room(&self) {
         self.has_room.notified().await;
     }
 
-    /// Sends to a core, waiting while its ring is full.
+    /// Sends a message to a core. Waits while the core's ring is full.
     pub async fn send(&self, core: CoreId, msg: CoreMsg) -> Result<(), Refusal> {
         let Some(sender) = self.to_cores.get(usize::from(core.0)) else { return Err(gone(core)) };
         if let (Msg::Adopt { .. }, Some(room)) = (&msg, self.room.get(usize::from(core.0))) {
@@ -434,8 +434,8 @@ impl Cores {
         self.answer(core, wait).await?.map_err(refused)
     }
 
-    /// The block size and size in bytes that a backend tells once it is reached; `None` after `within`, and with `is_new`
-    /// once it says that trying again is useless.
+    /// Returns the block size and the size in bytes that a backend reports once it is reached. Returns `None` after `within`.
+    /// With `is_new`, also returns `None` once the backend says that a retry is useless.
     pub async fn geometry(&self, id: BackendId, within: Duration, is_new: bool) -> Option<(u32, u64)> {
         let told = async {
             loop {
@@ -450,34 +450,34 @@ impl Cores {
         tokio::time::timeout(within, told).await.ok().flatten()
     }
 
-    /// Whether a backend says that trying again is useless.
+    /// Returns whether a backend says that a retry is useless.
     pub fn is_refused(&self, id: BackendId) -> bool {
         self.lost.borrow().get(&id).is_some_and(|lost| lost.is_final)
     }
 
-    /// The same if it was told already.
+    /// Returns the block size and the size in bytes, if the backend has reported them already.
     pub fn told_geometry(&self, id: BackendId) -> Option<(u32, u64)> {
         self.told.borrow().get(&id).map(|told| (told.namespace.block_bytes, told.len_bytes))
     }
 
-    /// The array's namespace that answered as this backend, once one did.
+    /// Returns the array's namespace that answered as this backend, once a namespace did.
     pub fn namespace(&self, id: BackendId) -> Option<NamespaceIdentity> {
         self.told.borrow().get(&id).map(|told| told.namespace)
     }
 
-    /// The UUID and NGUID that a LUN has by which this backend is presented whole; `None` if the backend has neither. What
-    /// has only one of them gets the other from its bytes.
+    /// Returns the UUID and NGUID of a LUN that presents this backend whole, or `None` if the backend has neither. If the
+    /// backend has only one of the two, the other is made from its bytes.
     pub fn identity(&self, id: BackendId) -> Option<(Uuid, String)> {
         let NamespaceIdentity { nguid, uuid, .. } = self.namespace(id)?;
         let known = |id: [u8; 16]| (id != [0; 16]).then_some(id);
         let (uuid, nguid) = (known(uuid), known(nguid));
-        // An NGUID isn't made like a UUID, so that its own version says nothing: RFC 9562 §5.8.
+        // An NGUID isn't made like a UUID, so its version bits say nothing. The UUID gets version 8 (RFC 9562 §5.8).
         let derived = |nguid| uuid::Builder::from_custom_bytes(nguid).into_uuid();
         let own = uuid.map(Uuid::from_bytes).or(nguid.map(derived))?;
         Some((own, nguid.map_or(own, Uuid::from_bytes).simple().to_string()))
     }
 
-    /// A backend of this name has this number from now on. What is known of the one that had it before is forgotten.
+    /// Gives number `id` to the backend `name`. Forgets all that is known of the backend that had the number before.
     pub fn name_backend(&self, id: BackendId, name: &str) {
         self.told.borrow_mut().remove(&id);
         self.lost.borrow_mut().remove(&id);
@@ -485,7 +485,7 @@ impl Cores {
         self.names.borrow_mut().insert(id, name.into());
     }
 
-    /// Whether I/O to a backend can go on, and why not.
+    /// Returns `Ok` if I/O to a backend can go on, and otherwise the reason why it can't.
     pub fn usable(&self, id: BackendId) -> Result<(), Why> {
         if let Some(lost) = self.lost.borrow().get(&id) {
             return Err(lost.why.clone());
@@ -502,12 +502,12 @@ impl Cores {
         self.access.borrow().get(&id).copied().unwrap_or(Access::FULL)
     }
 
-    /// I/O to a backend can't go on until it says otherwise.
+    /// Marks a backend as lost until the backend says otherwise.
     pub fn set_lost(&self, id: BackendId, why: &'static str) {
         self.lost.borrow_mut().insert(id, Lost { why: Why::Borrowed(why), is_final: false });
     }
 
-    /// Takes a backend's channel from a core, once what is on its way is done.
+    /// Takes a backend's channel from a core, once the requests under way are done.
     ///
     /// # Errors
     /// The core doesn't answer.
@@ -518,7 +518,7 @@ impl Cores {
         Ok(self.answer(core, wait).await?.err().flatten())
     }
 
-    /// What is connected to a core: at most `rows` rows.
+    /// Returns the queue pairs that are connected to a core, in at most `rows` rows.
     ///
     /// # Errors
     /// The core doesn't answer.
@@ -531,7 +531,7 @@ impl Cores {
         self.answer(core, wait).await
     }
 
-    /// Which hosts are connected to which subsystems, and by which of these listeners.
+    /// Returns which hosts are connected to which subsystems, and by which of these listeners.
     ///
     /// # Errors
     /// A core doesn't answer.
@@ -544,7 +544,7 @@ impl Cores {
                 if survey.total <= rows {
                     break survey;
                 }
-                // More may come meanwhile.
+                // More hosts may connect meanwhile.
                 rows = survey.total * 2;
             };
             for row in &survey.qpairs {
@@ -555,7 +555,7 @@ impl Cores {
         Ok(links)
     }
 
-    /// What a core's hosts did with LUNs, row by row.
+    /// Passes the statistics of each LUN on a core to `tell`, row by row.
     ///
     /// # Errors
     /// The core doesn't answer.
@@ -572,8 +572,8 @@ impl Cores {
         Ok(())
     }
 
-    /// Waits until no request of a host for `lun` is under way on any core. No topology presents it any more, so that no
-    /// new ones start. Those that an array has may take until its loss timeout.
+    /// Waits until no host's request for `lun` is under way on any core. No topology presents `lun` any more, so no new
+    /// requests start. Requests that an array has can take until the array's loss timeout.
     ///
     /// # Errors
     /// A core doesn't answer.
@@ -592,22 +592,22 @@ impl Cores {
         Ok(())
     }
 
-    /// A block of control's own memory for [`request`](Self::request).
+    /// Allocates a block of control's own memory for [`request`](Self::request).
     pub fn alloc(&self, len_bytes: usize) -> Option<Buf> {
         self.arena.borrow_mut().alloc(len_bytes)
     }
 
-    /// Gives a block back.
+    /// Frees a block.
     pub fn free(&self, buf: Option<Buf>) {
         if let Some(buf) = buf {
             self.arena.borrow_mut().free(buf);
         }
     }
 
-    /// One request of control's own, straight to a backend of `core`'s. The block comes back.
+    /// Sends one request of control's own straight to a backend on `core`. Gives the block back.
     ///
     /// # Errors
-    /// The fault that the backend gave, or that the core doesn't answer.
+    /// The backend's fault, or `Gone` if the core doesn't answer, or `Internal` if `MAX_REQUESTS` are under way.
     pub async fn request(
         &self,
         core: CoreId,
@@ -646,7 +646,7 @@ impl Cores {
     }
 }
 
-/// An errno as a refusal of a device's.
+/// Turns an I/O error of a device into a refusal.
 pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
     let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
     Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
@@ -658,7 +658,7 @@ pub(super) mod tests {
     use trefoil_poll::{ArenaId, MeshBounds, mesh};
     use trefoil_sys::region::Region;
 
-    /// A core that never answers, whose events the test makes. Needs a tokio runtime.
+    /// Makes a core that never answers. The test makes its events. Needs a tokio runtime.
     pub fn mute() -> Rc<Cores> {
         let mesh = mesh(1, MeshBounds::default()).expect("mailboxes");
         let memory = Region::anonymous(2 << 20).expect("memory for a test");
@@ -667,7 +667,7 @@ pub(super) mod tests {
         Cores::new(ends).expect("cores")
     }
 
-    /// Core 0 reports this.
+    /// Lets core 0 report `event`.
     pub fn hear(cores: &Cores, event: Event) {
         cores.take(CoreId(0), Msg::Event(event));
     }

@@ -1,4 +1,4 @@
-//! The way to the engine: changes stand in line for it, and queries are answered beside it.
+//! The way to the engine: changes queue up for the engine, and queries are answered beside them.
 
 use super::view::View;
 use crate::action::{Action, Change, Phase};
@@ -11,59 +11,59 @@ use trefoil_poll::CoreId;
 use trefoil_storage::msg::Survey;
 use trefoil_storage::stats::{Latency, LunStats};
 
-/// What a change would do.
+/// The effects that a change would have.
 #[derive(Debug)]
 pub struct Preview {
-    /// The rows that it would store.
+    /// The rows that the change would store.
     pub changes: Vec<RowChange>,
-    /// What would be lost, whether allowed or not.
+    /// The losses, whether the change permits them or not.
     pub losses: Vec<Loss>,
-    /// As after the change.
+    /// The notes, as after the change.
     pub notes: Vec<String>,
-    /// What it is refused for, although it can be told what it asks for.
+    /// The reasons for which the change is refused, although its effects are known.
     pub refusals: Vec<Refusal>,
 }
 
-/// What came of an action.
+/// The outcome of an action.
 #[derive(Debug)]
 pub enum Outcome {
     /// The change is stored and in force.
     Changed(Box<View>),
-    /// A change that was not carried out.
+    /// The effects of a change that was not carried out.
     Preview(Box<Preview>),
-    /// What there is.
+    /// The state, and what is known about its parts.
     View(Box<View>),
-    /// What is connected, core by core.
+    /// The connected queue pairs, core by core.
     Survey(Vec<(CoreId, Box<Survey>)>),
-    /// What hosts did with each LUN that is served, by name.
+    /// The statistics of each LUN in service, by the LUN's name.
     LunStats(BTreeMap<String, LunTotals>),
     /// The stop has begun.
     Stopping,
 }
 
-/// What hosts did with a LUN, on all cores.
+/// The statistics of a LUN, over all cores.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LunTotals {
-    /// Counts.
+    /// Counters of commands.
     pub stats: LunStats,
     /// Latencies of all commands.
     pub latency: Latency,
 }
 
-/// An action, and who waits for its outcome.
+/// An action, and the sender for its outcome.
 pub(super) type Asked = (Action, oneshot::Sender<Result<Outcome, Refusal>>);
 
-/// The engine's end.
+/// The engine's end of a handle.
 pub struct Queue {
-    /// What the engine does, one after another.
+    /// The actions that the engine takes, one after another.
     pub(super) asks: mpsc::Receiver<Asked>,
-    /// What is answered meanwhile.
+    /// The queries that are answered meanwhile.
     pub(super) queries: mpsc::Receiver<Asked>,
     /// Whether a stop was asked for.
     pub(super) hurried: watch::Receiver<bool>,
 }
 
-/// A way to ask the engine. Cloning gives another.
+/// A way to ask the engine. A clone asks the same engine.
 #[derive(Clone, Debug)]
 pub struct Handle {
     asks: mpsc::Sender<Asked>,
@@ -73,7 +73,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle, and its other end.
+    /// Makes a handle, and the engine's end of the handle.
     pub(super) fn new(phase: watch::Receiver<Phase>) -> (Self, Queue) {
         let (asks, asked) = mpsc::channel(64);
         let (queries, queried) = mpsc::channel(64);
@@ -81,10 +81,10 @@ impl Handle {
         (Self { asks, queries, hurry, phase }, Queue { asks: asked, queries: queried, hurried })
     }
 
-    /// Asks, and waits for the outcome. A change waits for the one before it.
+    /// Sends an action, and waits for its outcome. A change waits for the change before it.
     ///
     /// # Errors
-    /// Why it was refused or failed.
+    /// The action was refused or failed, or the gateway has stopped.
     pub async fn act(&self, action: Action) -> Result<Outcome, Refusal> {
         let gone = || Refusal::new(Fault::WrongState, "the gateway has stopped");
         let (tell, wait) = oneshot::channel();
@@ -96,7 +96,7 @@ impl Handle {
         wait.await.map_err(|_| gone())?
     }
 
-    /// The state, and what is known about its parts.
+    /// Returns the state, and what is known about its parts.
     ///
     /// # Errors
     /// The gateway has stopped.
@@ -107,7 +107,7 @@ impl Handle {
         }
     }
 
-    /// What hosts did with each LUN that is served, by name.
+    /// Returns the statistics of each LUN in service, by the LUN's name.
     ///
     /// # Errors
     /// The gateway has stopped, or a core doesn't answer.
@@ -121,7 +121,7 @@ impl Handle {
     /// Carries a change out.
     ///
     /// # Errors
-    /// Why it was refused or failed.
+    /// The change was refused or failed.
     pub async fn change(&self, change: Change) -> Result<View, Refusal> {
         match self.act(Action::Change(change)).await? {
             Outcome::Changed(view) => Ok(*view),
@@ -129,12 +129,12 @@ impl Handle {
         }
     }
 
-    /// Where the gateway is in its life.
+    /// Returns the phase of the gateway.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// A handle behind which nobody is.
+    /// Makes a handle without an engine.
     #[cfg(test)]
     pub(crate) fn dangling() -> Self {
         Self::new(watch::channel(Phase::Stopping).1).0
@@ -142,7 +142,7 @@ impl Handle {
 
     /// Waits until the gateway is asked to stop.
     pub async fn stopping(&mut self) {
-        // An error means that the engine is gone, which is the same.
+        // An error means that the engine is gone, which counts as a stop.
         let _ = self.phase.wait_for(|phase| *phase == Phase::Stopping).await;
     }
 }

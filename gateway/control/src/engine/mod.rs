@@ -1,11 +1,11 @@
 //! The engine: holds the desired state and makes the cores present it.
 //!
-//! What it is: one task that takes actions one at a time. A change is planned (pure), then carried
-//! out by comparing two states: what is new is brought up, the change is stored, cores are told, and
-//! what is gone is taken down. Up to the commit a failure undoes what was brought up; from the commit
-//! on nothing is refused any more. Queries don't wait for that: they are answered from what was shown last.
+//! The engine is one task that takes actions one at a time. A change is first planned (pure). The engine then compares two
+//! states: it brings up new objects, stores the change, tells the cores, and takes down removed objects. Up to the commit, a
+//! failure undoes all that was brought up. After the commit, nothing is refused any more. Queries don't wait for a change:
+//! they are answered from the view that the engine showed last.
 //!
-//! What it is not: on the data path. It sends messages to cores and waits for their answers.
+//! The engine is not on the data path. It sends messages to cores and waits for their answers.
 
 pub mod backends;
 pub mod cores;
@@ -50,26 +50,26 @@ use trefoil_storage::topology::{BackendId, LunId, PortalId, Topology};
 use trefoil_sys::socket::{self, CongestionControl};
 use view::{BackendView, View};
 
-/// The first and the longest pause before what is down is tried again.
+/// The first and the longest pause before the engine retries objects that are down.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// What a change that is under way may still take once a stop is asked for.
+/// Time that a running change still gets once a stop is asked for.
 const HURRY: Duration = Duration::from_secs(2);
 
-/// What the engine is made from.
+/// The parts from which the engine is made.
 pub struct Seed {
-    /// The mailboxes.
+    /// The mailboxes of the cores.
     pub cores: Rc<Cores>,
     /// The document of this start. Its objects count only if the store is new.
     pub config: Config,
     /// The durable store.
     pub store: Store,
-    /// What was in it.
+    /// The contents of the store.
     pub found: Found,
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
-    /// Connections that may wait for their Connect, each with a descriptor.
+    /// Connections that can wait for their Connect. Each takes a descriptor.
     pub lobby: usize,
-    /// Where the document came from, for messages. No backend may be that.
+    /// The path of the document, for messages. No backend may be this file.
     pub document: PathBuf,
 }
 
@@ -83,29 +83,30 @@ pub struct Engine {
     store: Store,
     state: Arc<State>,
     live: BTreeMap<String, Live>,
-    /// `backend/NAME`, `pool/NAME`, `lun/NAME` and `listener/ADDRESS` that could not be brought up, and why.
+    /// The objects that could not be brought up, each with the reason. The keys are `backend/NAME`, `pool/NAME`, `lun/NAME`
+    /// and `listener/ADDRESS`.
     down: BTreeMap<String, String>,
-    /// How long to wait before what is down is tried again.
+    /// The pause before objects that are down are retried.
     retry_after: Duration,
     pools: Pools,
     placed: BTreeMap<String, Placed>,
     numbers: Numbers,
     portals: BTreeMap<Address, Portal>,
     epoch: u64,
-    /// What was published last.
+    /// The topology that was published last.
     presented: Arc<Topology>,
     phase: watch::Sender<Phase>,
-    /// What queries are answered from.
+    /// The view from which queries are answered.
     shown: watch::Sender<Arc<View>>,
-    /// What cores reported and the engine has to follow.
+    /// Events from cores that the engine has to follow.
     events: Rc<RefCell<Vec<Event>>>,
-    /// Told when there are such.
+    /// Notified when `events` has new events.
     changed: Rc<Notify>,
     /// Requests that one core's channel can have under way.
     channel_requests: usize,
 }
 
-/// How the gateway's TCP connections are to be, those of hosts and those to arrays.
+/// Returns the options of the gateway's TCP connections, both those of hosts and those to arrays.
 pub fn socket_options(gateway: &Gateway) -> socket::Options {
     let named = gateway.tcp_congestion_control.as_deref();
     socket::Options {
@@ -115,11 +116,11 @@ pub fn socket_options(gateway: &Gateway) -> socket::Options {
 }
 
 impl Engine {
-    /// Brings the gateway up: what is stored, or at the first start what the document says.
+    /// Brings the gateway up from the stored state, or at the first start from the document.
     ///
     /// # Errors
-    /// At the first start anything that fails, and nothing is stored. Later only the store and cores:
-    /// a backend, pool or listener that fails then is left out, with a log line, and tried again.
+    /// At the first start, any failure is an error, and nothing is stored. At a later start, only failures of the store and
+    /// of cores are errors: a backend, pool or listener that fails is left out with a log line, and retried.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, document, store, found, cpus, lobby } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
@@ -134,7 +135,7 @@ impl Engine {
         }));
         let gateway = Arc::new(config.gateway.clone());
         let shown = watch::Sender::new(Arc::new(View::of(&gateway, &cpus)));
-        // All queue pairs of one core, each at the depth of a Linux host's.
+        // All queue pairs of one core, each at the queue depth of a Linux host.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
             placement: Placement::new(cores.clone(), socket_options(&gateway), lobby),
@@ -164,7 +165,7 @@ impl Engine {
             engine.reconcile(next, None, true).await?;
         } else {
             engine.resume(State::from_rows(found.rows)).await?;
-            // A document of settings only asks for nothing.
+            // A document that holds only settings asks for no objects.
             let asks = State::from_config(&config, &State::default()) != State::default();
             let objects = diff::summary(&engine.state, &State::from_config(&config, &engine.state));
             if asks && !objects.is_empty() {
@@ -184,7 +185,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Takes actions until everyone who could ask is gone.
+    /// Takes actions until all handles are gone.
     pub async fn run(mut self, queue: Queue) {
         let Queue { mut asks, queries, mut hurried } = queue;
         let beside = Queries {
@@ -211,7 +212,7 @@ impl Engine {
                         )),
                     };
                     self.show();
-                    // Whoever asked may be gone.
+                    // The client that asked may be gone.
                     let _ = tell.send(outcome);
                 }
                 () = changed.notified() => {}
@@ -233,12 +234,12 @@ impl Engine {
         }
     }
 
-    /// A handle, and the queue that [`run`](Self::run) takes.
+    /// Makes a handle, and the queue that [`run`](Self::run) takes.
     pub fn handle(&self) -> (Handle, Queue) {
         Handle::new(self.phase.subscribe())
     }
 
-    /// Lets queries see what there is now.
+    /// Shows queries the current view.
     fn show(&self) {
         self.shown.send_replace(Arc::new(self.view()));
     }
@@ -266,7 +267,7 @@ impl Engine {
                 self.epoch += 1;
                 let nothing = Topology { epoch: self.epoch, ..Topology::default() };
                 self.cores.publish(Arc::new(nothing)).await?;
-                // Also those that a change which was cut short had just attached, or had still to detach.
+                // These include backends that an interrupted change had just attached or still had to detach.
                 for id in self.numbers.backends.iter().map(|(_, id)| BackendId(id)).collect::<Vec<_>>() {
                     backends::take_down(&self.cores, id).await?;
                 }
@@ -277,15 +278,16 @@ impl Engine {
         }
     }
 
-    /// Goes from the state in force to `next`. With `seeding`, it is stored even if it is empty.
+    /// Moves from the state in force to `next`. With `seeding`, stores `next` even if it is empty.
     ///
     /// # Errors
-    /// What could not be brought up or stored, or must not be lost without more leave than `permit`. Then nothing has changed.
+    /// An object could not be brought up or stored, or the change would lose more than `permit` allows. In each case nothing
+    /// has changed.
     async fn reconcile(&mut self, next: State, permit: Option<Permit>, seeding: bool) -> Result<(), Refusal> {
         let mut next = next;
         self.check_losses(&next, permit).await?;
         let leaving = self.state.luns.values().filter(|lun| !next.luns.contains_key(&lun.name));
-        // A pool that goes as a whole is forgotten if it is down; from one that stays LUNs must really go.
+        // A deleted pool that is down is simply forgotten. A pool that stays must really delete its LUNs.
         for pool in leaving.filter_map(|lun| lun.pool.as_deref()).filter(|&p| next.pools.contains_key(p)) {
             self.pools.check_changeable(pool)?;
         }
@@ -296,7 +298,7 @@ impl Engine {
             ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
         }
         if ready.is_ok() {
-            // That may have taken long, and hosts may have come meanwhile.
+            // Bringing up can take long, and hosts can have connected meanwhile.
             ready = self.check_losses(&next, permit).await;
         }
         let changes = self.state.changes_to(&next);
@@ -313,7 +315,7 @@ impl Engine {
             return Err(refusal);
         }
         let old = std::mem::replace(&mut self.state, Arc::new(next));
-        // Nobody comes by a listener that is gone once the cores know that it is.
+        // Removed listeners close first: no host may come by a listener once the cores know that the listener is gone.
         let listeners = self.state.listeners();
         self.portals.retain(|listen, _| listeners.contains(listen));
         self.settle_wildcards(&listeners);
@@ -324,7 +326,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses what takes more from connected hosts than `permit` allows; all is allowed without one.
+    /// Refuses a change that takes more from connected hosts than `permit` allows. Without a permit, every change is allowed.
     async fn check_losses(&self, next: &State, permit: Option<Permit>) -> Result<(), Refusal> {
         let Some(permit) = permit else { return Ok(()) };
         let links = self.cores.links(&self.listeners()).await?;
@@ -335,8 +337,8 @@ impl Engine {
         self.numbers.portals.iter().map(|(listen, id)| (id, *listen)).collect()
     }
 
-    /// Brings up what `next` has and the state in force lacks. New pools take what is recognised on their backends only with
-    /// `overwrite`.
+    /// Brings up the objects that `next` has and the state in force lacks. New pools overwrite recognised data on their
+    /// backends only with `overwrite`.
     async fn bring_up(
         &mut self,
         next: &mut State,
@@ -361,7 +363,7 @@ impl Engine {
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
-        // What is attached anew may be another one.
+        // A backend that is removed and later attached anew may be a different namespace.
         next.namespaces.retain(|name, _| next.backends.contains_key(name));
         self.note_namespaces(next);
         for (name, pool) in &next.pools {
@@ -420,9 +422,9 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        // What is down is tried again by itself (`retry`).
+        // Listeners in force that are down are not opened here: `retry` retries them.
         let (now, wanted) = (self.state.listeners(), next.listeners());
-        // Those that go are open until the change is stored.
+        // Removed listeners stay open until the change is stored.
         let all = &now | &wanted;
         self.settle_wildcards(&all);
         for &listen in wanted.difference(&now) {
@@ -432,8 +434,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Opens IPv6 wildcards again that are to leave IPv4 to its own wildcard from now on, or that are to serve it again: a
-    /// bound socket can't change that. Those that fail are down.
+    /// Reopens each IPv6 wildcard listener that must now leave IPv4 to the IPv4 wildcard, or that must serve IPv4 again: a
+    /// bound socket can't change this. A listener that fails to reopen is down.
     fn settle_wildcards(&mut self, wanted: &BTreeSet<Address>) {
         let turns = |at: &Address, portal: &Portal| {
             wanted.contains(at) && portal.v6_only() != is_v6_only(*at, wanted)
@@ -441,7 +443,7 @@ impl Engine {
         let turning: Vec<Address> =
             self.portals.iter().filter(|(at, portal)| turns(at, portal)).map(|(at, _)| *at).collect();
         for at in turning {
-            // The number stays: the listener is the same one to hosts.
+            // The number stays: hosts see the same listener.
             let Some(id) = self.numbers.portals.get(&at) else { continue };
             self.portals.remove(&at);
             match Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement) {
@@ -454,8 +456,8 @@ impl Engine {
         }
     }
 
-    /// Listens there as one of the listeners `wanted`, if it doesn't yet. Returns whether a listener is new. Hosts are let in
-    /// when the next topology is out.
+    /// Opens the listener at `at`, which is one of the listeners `wanted`, unless it is open already. Returns whether the
+    /// listener is new. Hosts are accepted once the next topology is published.
     fn listen(&mut self, at: Address, wanted: &BTreeSet<Address>) -> Result<bool, Refusal> {
         if self.portals.contains_key(&at) {
             return Ok(false);
@@ -463,7 +465,7 @@ impl Engine {
         let id = self.numbers.portals.give(&at, MAX_PORTALS).ok_or_else(|| full("listeners"))?;
         let opened = Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement);
         let opened = opened.map(|portal| drop(self.portals.insert(at, portal)));
-        // What is down has no number, so that no discovery log names it.
+        // A listener that is down has no number, so no discovery log names it.
         self.numbers.portals.retain(|at| self.portals.contains_key(at));
         opened.map_err(|mut refusal| {
             if let Some(own) = self.portals.keys().find(|own| overlap(**own, at)) {
@@ -475,7 +477,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// Notes it, so that it is tried again.
+    /// Notes that the listener is down, so that it is retried.
     fn listener_is_down(&mut self, at: Address, error: Refusal) {
         let before = self.down.insert(format!("listener/{at}"), error.message.clone());
         if before.is_none_or(|before| before != error.message) {
@@ -490,8 +492,8 @@ impl Engine {
         Setting { cores, requests, gateway, patient, known, lock_until, own_files: &self.own_files }
     }
 
-    /// Notes which namespaces of arrays answered for the first time, so that no later life of the gateway takes another one
-    /// for them, and their sizes.
+    /// Notes in `state` the size of each array's backend, and the namespace that answered first. A later run of the gateway
+    /// accepts no other namespace in its place.
     fn note_namespaces(&self, state: &mut State) {
         for (name, live) in &self.live {
             if let Some(found) = self.cores.namespace(live.id)
@@ -503,7 +505,7 @@ impl Engine {
         }
     }
 
-    /// Takes down what a failed change brought up, as far as it goes.
+    /// Takes down all that a failed change brought up, as far as possible.
     async fn undo(&mut self, made: Made) {
         made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
         self.settle_wildcards(&self.state.listeners());
@@ -544,7 +546,7 @@ impl Engine {
         self.retain_numbers();
     }
 
-    /// Takes down what `old` had and the state in force lacks. No core presents it any more.
+    /// Takes down the objects that `old` had and the state in force lacks. No core presents them any more.
     async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
         for listen in old.listeners().difference(&state.listeners()) {
@@ -553,12 +555,12 @@ impl Engine {
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
             self.down.remove(&format!("lun/{}", lun.name));
-            // A late write must not land in whatever lies there next.
+            // A late write must not land in the data that takes this place next.
             let drained = match self.numbers.luns.get(&lun.name) {
                 Some(id) => self.cores.drained(LunId(id)).await,
                 None => Ok(()),
             };
-            // One that is lost with its backends is forgotten as a whole.
+            // A deleted pool whose backends are lost is forgotten as a whole, with its LUNs.
             let in_lost = |pool: &String| {
                 !state.pools.contains_key(pool) && self.pools.check_reachable(&self.cores, pool).is_err()
             };
@@ -589,7 +591,7 @@ impl Engine {
         self.retain_numbers();
     }
 
-    /// Takes back numbers of what is gone from all cores.
+    /// Frees the numbers of objects that are gone from all cores.
     fn retain_numbers(&mut self) {
         let (state, live, portals) = (&self.state, &self.live, &self.portals);
         self.numbers.luns.retain(|name| state.luns.contains_key(name));
@@ -597,7 +599,7 @@ impl Engine {
         self.numbers.portals.retain(|listen| portals.contains_key(listen));
     }
 
-    /// Lets the pools keep who sees their LUNs now, as far as they can.
+    /// Stores in the pools which hosts see their LUNs now. A failure is only logged.
     async fn keep_exports(&mut self) {
         if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
             tracing::error!(%error, "a pool doesn't keep who sees its LUNs; only the store knows it");
@@ -647,14 +649,14 @@ impl Engine {
     }
 }
 
-/// What a change has brought up so far.
+/// The objects that a change has brought up so far.
 #[derive(Default)]
 struct Made {
     backends: Vec<String>,
-    /// Each with whether it was made, and not only opened.
+    /// Pool names. The flag tells whether the pool was created, and not only opened.
     pools: Vec<(String, bool)>,
     luns: Vec<trefoil_config::Lun>,
-    /// As they were, and where.
+    /// LUNs as they were before they grew, with their places then.
     grown: Vec<(trefoil_config::Lun, Placed)>,
     placed: Vec<String>,
     portals: Vec<Address>,
@@ -668,16 +670,16 @@ fn down(what: &str) -> Refusal {
     Refusal::new(Fault::Device, format!("{what} is down"))
 }
 
-/// Waits until a change that is under way has had its time after a stop was asked for.
+/// Waits until a stop was asked for and the running change has had its time.
 async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
     if hurried.wait_for(|hurried| *hurried).await.is_err() {
-        // Nobody is left who could ask for it.
+        // All handles are gone, so nobody can ask for a stop.
         return std::future::pending().await;
     }
     tokio::time::sleep(HURRY).await;
 }
 
-/// Keeps an event if the engine has to follow it; says whether it does. Those of hosts are only logged.
+/// Keeps an event if the engine has to follow it. Returns whether the event was kept. Events of hosts are only logged.
 fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
         Event::QpairUp { cntlid, qid, host, peer } => {

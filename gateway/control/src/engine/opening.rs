@@ -1,27 +1,27 @@
-//! What a host says first on a connection: an ICReq, and after the ICResp a Connect (NVMe-oF TCP 1.0c §3.2).
+//! A host's first messages on a connection: an ICReq, and after the ICResp a Connect (NVMe-oF TCP 1.0c §3.2).
 
-use trefoil_storage::target::ic_resp;
+use trefoil_storage::frontend::ic_resp;
 use trefoil_wire::fabrics::ConnectData;
 use trefoil_wire::tcp::{CapsuleCmd, CommonHeader, DIGEST_LEN, Framing, IcReq, IcResp, PduType, Receiver};
 
-/// Most that a Connect in a capsule takes: a header, padding up to PDO, the data, two digests.
+/// The most bytes that a Connect in a capsule takes: a header, padding up to PDO, the data, two digests.
 const MAX_CONNECT_BYTES: usize = CapsuleCmd::LEN + 128 + ConnectData::LEN + 2 * DIGEST_LEN;
-/// Most that has to have come of a connection's stream before a core begins with it.
+/// The most bytes of a connection's stream that must have come before a core begins with the connection.
 pub const MAX_OPENING_BYTES: usize = IcReq::LEN + MAX_CONNECT_BYTES;
 
-/// What is next on a connection.
+/// The next step on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// The stream's first so many bytes.
+    /// Wait until this many bytes of the stream's beginning have come.
     Wants(usize),
-    /// The ICReq is there and gets this.
+    /// The ICReq has come. Send this answer.
     Answer(IcResp),
-    /// A Connect has come as a whole, or something else, which a core answers.
+    /// A whole Connect has come, or another message that a core answers.
     Over,
 }
 
 impl Opening {
-    /// For a stream that begins with `bytes`. `initialized` says that its ICReq has got its answer.
+    /// Returns the next step for a stream that begins with `bytes`. `initialized` says that the ICReq has been answered.
     pub fn look(bytes: &[u8], initialized: bool) -> Self {
         let Some(first) = bytes.first_chunk() else { return Self::Wants(CommonHeader::LEN) };
         let framing = Framing::initial(Receiver::Controller);
@@ -59,7 +59,7 @@ mod tests {
         bytes
     }
 
-    /// A stream of an ICReq and the common header of a capsule with this PLEN.
+    /// Returns a stream of an ICReq and the common header of a capsule with this PLEN.
     fn with_capsule(plen: u32) -> Vec<u8> {
         let mut header = [0; CommonHeader::LEN];
         CommonHeader { pdu_type: PduType::CapsuleCmd, flags: 1, hlen: 72, pdo: 76, plen }.emit(&mut header);
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(Opening::look(&stream, true), Opening::Wants(1228));
         stream.push(0);
         assert_eq!(Opening::look(&stream, true), Opening::Over);
-        // A Connect whose data is to be asked for.
+        // A Connect whose data the core has to ask for.
         assert_eq!(Opening::look(&[&with_capsule(76)[..], &[0; 68]].concat(), true), Opening::Over);
     }
 
@@ -95,16 +95,16 @@ mod tests {
             bytes[at] = value;
             bytes
         };
-        // Another type, an HLEN and a PLEN that are not an ICReq's: 8 bytes tell.
+        // The type, HLEN and PLEN are in the first 8 bytes, and show that the PDU is no ICReq.
         for bytes in [wrong(0, 4), wrong(0, 0xFF), wrong(2, 127), wrong(4, 129), wrong(7, 1)] {
             assert_eq!(Opening::look(&bytes[..8], false), Opening::Over);
         }
-        // A version that nobody has (NVMe-oF TCP 1.0c figure 26, PFV).
+        // A version that does not exist (NVMe-oF TCP 1.0c figure 26, PFV).
         assert_eq!(Opening::look(&wrong(8, 1), false), Opening::Over);
         let after = |bytes: &[u8]| Opening::look(&[&request[..], bytes].concat(), true);
         assert_eq!(after(&request[..8]), Opening::Over, "a second ICReq");
         assert_eq!(after(&[4, 0, 72, 0, 71, 0, 0, 0]), Opening::Over, "a capsule shorter than its header");
-        // No capsule is waited for beyond what a Connect can have.
+        // The wait for a capsule ends at the most bytes that a Connect can have.
         assert_eq!(Opening::look(&with_capsule(u32::MAX), true), Opening::Wants(MAX_OPENING_BYTES));
     }
 }

@@ -1,8 +1,8 @@
 //! Pools: the engine's side of the layout that lies on their backends.
 //!
-//! The pool is the truth about its LUNs, the store only a copy: when a pool is opened, the copy is
-//! brought up to it ([`Pools::adopt_into`]). Which subsystems show a LUN, and to whom, is kept on the pool
-//! too ([`crate::exports`]), so that a lost database can be rebuilt.
+//! A pool is the truth about its LUNs, and the store is only a copy. When a pool is opened, the copy is updated from the pool
+//! ([`Pools::adopt_into`]). The pool also keeps which subsystems show a LUN, and to which hosts ([`crate::exports`]), so that
+//! a lost database can be rebuilt.
 
 use super::backends::Live;
 use super::cores::Cores;
@@ -17,7 +17,7 @@ use trefoil_config::{Bytes, Lun, default_serial};
 use trefoil_poll::CoreId;
 use trefoil_storage::pool::{
     BackendInfo, CreatePoolError, DEFAULT_UNIT_BYTES, DestroyPoolError, ExportsError, Found, Frozen,
-    ImportError, Label, LunError, NewLun, NewMember, NewPool, Owner, Pool, PoolIo, PoolLun, create_lun,
+    ImportError, Label, LunError, NewLun, NewMember, NewPool, Pool, PoolIo, PoolLun, PoolOwner, create_lun,
     create_pool, delete_lun, destroy_pool, grow_lun, import_namespace, open_pool, scan, store_exports,
     undo_growth,
 };
@@ -33,7 +33,7 @@ pub struct Pools {
 
 type Lives = BTreeMap<String, Live>;
 
-/// I/O of control's own, each on the core that has the backend.
+/// Control's own I/O. Each request goes to the core that has the backend.
 struct Through<'a> {
     cores: &'a Cores,
     routes: BTreeMap<BackendId, CoreId>,
@@ -107,13 +107,13 @@ fn uuid_of(lun: &PoolLun) -> Uuid {
 fn info(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let live =
         lives.get(name).ok_or_else(|| Refusal::new(Fault::Device, format!("backend `{name}` is down")))?;
-    // What an array told just now, the engine heeds later.
+    // If an array has just reported its size, the engine heeds the report only later.
     let told = cores.told_geometry(live.id).filter(|_| live.len_bytes == 0);
     let (block_bytes, len_bytes) = told.unwrap_or((live.block_bytes, live.len_bytes));
     Ok(BackendInfo { id: live.id, name: name.into(), len_bytes, block_bytes })
 }
 
-/// The same of a backend that can be used now.
+/// Returns the same of a backend that can be used now.
 fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let backend = info(cores, lives, name)?;
     match cores.usable(backend.id) {
@@ -122,7 +122,7 @@ fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusa
     }
 }
 
-/// What a backend turned out to be, for a person.
+/// Describes for a person what was found on a backend.
 fn tell(backend: &str, found: &Found) -> String {
     match found {
         Found::Member(label) => {
@@ -194,11 +194,11 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
     Refusal::new(fault, text)
 }
 
-/// Whether the backend of `lun`, which is to present it whole, can be: it is no pool's member. A LUN that comes with its UUID
-/// `was_lun` before, and what looks like a pool on it is what its hosts made there.
+/// Checks that the backend of `lun`, which presents the backend whole, is no pool's member. With `was_lun`, the LUN comes
+/// with its UUID and so existed before: data that looks like a pool was then made there by the LUN's hosts.
 ///
 /// # Errors
-/// It belongs to a pool, or can't be read: an array that is lost isn't waited for.
+/// The backend belongs to a pool, or can't be read. A lost array isn't waited for.
 pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool) -> Result<(), Refusal> {
     let backend = ready(cores, lives, lun.backend.as_deref().unwrap_or_default())?;
     let io = Through::new(cores, lives);
@@ -224,11 +224,11 @@ pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool
 }
 
 impl Pools {
-    /// Makes a pool; or opens the one that lies there, if it has this name and exactly these backends.
-    /// Says whether it was made. What is recognised on the backends is lost only with `overwrite`.
+    /// Makes a pool, or opens the pool that the backends hold if it has this name and exactly these backends. Returns whether
+    /// the pool was made. Recognised data on the backends is lost only with `overwrite`.
     ///
     /// # Errors
-    /// A backend is another pool's, holds something else, is too small, or fails.
+    /// A backend belongs to another pool, holds other data, is too small, or fails.
     pub async fn create(
         &mut self,
         cores: &Cores,
@@ -240,7 +240,7 @@ impl Pools {
         let backends = spec.backends.iter().map(|name| info(cores, lives, name));
         let backends = backends.collect::<Result<Vec<_>, _>>()?;
         let found = scan(&io, &backends).await;
-        // A pool exists from its first label that says so; opening it brings the others in order.
+        // A pool exists from its first label that says so. Opening the pool repairs the other labels.
         let exists = found.iter().any(|found| matches!(found, Found::Member(_)));
         let labels: Vec<_> = found
             .iter()
@@ -264,7 +264,7 @@ impl Pools {
                 );
                 return Ok(false);
             }
-            // It has others too, so it is another one.
+            // The pool has other backends too, so it is another pool.
             self.close(&spec.name);
         }
         for backend in &backends {
@@ -293,7 +293,7 @@ impl Pools {
             uuid: pool_uuid(Uuid::new_v4()),
             name: spec.name.clone(),
             unit_bytes: DEFAULT_UNIT_BYTES,
-            owner: Owner::default(),
+            owner: PoolOwner::default(),
             members: members.collect(),
             overwrite,
         };
@@ -302,7 +302,7 @@ impl Pools {
         Ok(true)
     }
 
-    /// The open pool, and its backend, that have this label.
+    /// Returns the open pool with this label, and the backend of the pool that has the label.
     fn member_of(&self, label: &Label) -> Option<(&str, &str)> {
         let pool = self.open.values().find(|pool| pool.uuid() == label.pool_uuid)?;
         let mut members = pool.table().members.iter().zip(pool.backends());
@@ -313,7 +313,7 @@ impl Pools {
     /// Opens a pool that is stored.
     ///
     /// # Errors
-    /// It isn't there, or not as it should be.
+    /// The pool isn't on its backends, or isn't as it should be.
     pub async fn open(
         &mut self,
         cores: &Cores,
@@ -321,8 +321,8 @@ impl Pools {
         lives: &Lives,
     ) -> Result<(), Refusal> {
         let io = Through::new(cores, lives);
-        // A backend that is down, or an array that is lost, is missing and not waited for; the pool is then served as far as it
-        // goes.
+        // A backend that is down, or an array that is lost, is a missing member and is not waited for. The pool is then
+        // served as far as its other members allow.
         let (mut backends, mut awaited) = (Vec::new(), Vec::new());
         for name in &spec.backends {
             match ready(cores, lives, name) {
@@ -355,7 +355,7 @@ impl Pools {
                 Found::Member(label) | Found::Unfinished(label) if label.pool_uuid == uuid => {
                     members.push(backend);
                 }
-                // It may have lost its label.
+                // The backend may have lost its label.
                 Found::Free | Found::Damaged(_) => members.push(backend),
                 Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
                     let what = tell(&backend.name, &found);
@@ -390,16 +390,16 @@ impl Pools {
         Ok(())
     }
 
-    /// Forgets a pool, and leaves what is on its backends.
+    /// Forgets a pool, and leaves the data on its backends.
     pub fn close(&mut self, name: &str) {
         self.open.remove(name);
     }
 
-    /// Destroys a pool without LUNs. One that is down or lacks members is only forgotten, and so is one that can't be destroyed: the state has
-    /// it no more, and no later change may have to do with it.
+    /// Destroys a pool without LUNs. A pool that is down or lacks members is only forgotten. A pool that can't be destroyed
+    /// is forgotten too: the state no longer has it, and no later change may depend on it.
     ///
     /// # Errors
-    /// It holds LUNs, or a backend fails.
+    /// The pool holds LUNs, or a backend fails.
     pub async fn delete(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<(), Refusal> {
         let usable = match self.check_reachable(cores, name) {
             Ok(()) => self.take_usable(cores, lives, name).await,
@@ -424,7 +424,7 @@ impl Pools {
         })
     }
 
-    /// Takes a pool out of the table to change it, opened anew if a change was cut short.
+    /// Takes a pool out of the table to change it. If an earlier change was cut short, opens the pool anew.
     async fn take_usable(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<Pool, Refusal> {
         let down = || Refusal::new(Fault::Device, format!("pool `{name}` is down"));
         let pool = self.open.get(name).ok_or_else(down)?;
@@ -437,10 +437,10 @@ impl Pools {
         self.open.remove(name).ok_or_else(down)
     }
 
-    /// Brings the copy in `state` up to what the pools hold: their LUNs, identities and sizes; without those in `except`.
-    /// LUNs go by UUID. With `by_name`, one that only a document knows is the pool's by that name; without, that would show a
-    /// host somebody else's disk that has come in the place of its own. Gives why LUNs are left out, whose identity is not
-    /// theirs alone.
+    /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold, except for the LUNs in `except`.
+    /// LUNs match by UUID. With `by_name`, a LUN that only a document knows matches the pool's LUN of the same name. Without
+    /// a document, a match by name could show a host a foreign disk that has come in the place of the host's own. Returns the
+    /// reasons for which LUNs are left out because another LUN has their identity.
     pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) -> Vec<Refusal> {
         let mut left_out = Vec::new();
         for (name, pool) in &self.open {
@@ -452,8 +452,8 @@ impl Pools {
         left_out
     }
 
-    /// Deletes what the store has no more and a pool still holds, because the gateway died in between. Gives those that
-    /// can't be deleted yet.
+    /// Deletes LUNs that the store no longer has but a pool still holds, because the gateway died in between. Returns the
+    /// LUNs that can't be deleted yet.
     pub async fn finish_deletions(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Vec<Uuid> {
         let held = |name: &String, uuid: Uuid| {
             self.open.get(name).is_some_and(|pool| pool.lun(pool_uuid(uuid)).is_some())
@@ -476,7 +476,7 @@ impl Pools {
         left
     }
 
-    /// What the open pools keep of who sees their LUNs.
+    /// Returns the records in which the open pools keep who sees their LUNs.
     fn records(&self) -> impl Iterator<Item = (&String, Record)> {
         self.open.iter().filter_map(|(name, pool)| match Record::parse(&pool.table().exports) {
             Ok(record) => record.map(|record| (name, record)),
@@ -487,7 +487,7 @@ impl Pools {
         })
     }
 
-    /// Brings a state that a document made up to what the pools keep of who sees their LUNs.
+    /// Puts the pools' records of who sees their LUNs into a state that a document made.
     pub fn adopt_exports(&self, state: &mut State) {
         let mut held = BTreeMap::new();
         let mut records = Vec::new();
@@ -503,11 +503,11 @@ impl Pools {
         exports::adopt(state, &held, records);
     }
 
-    /// Lets every pool keep who sees its LUNs in this state. One that takes no changes is left out, and is
-    /// brought up to date when it does.
+    /// Stores in every pool who sees its LUNs in this state. A pool that takes no changes is left out, and updated once it
+    /// takes changes again.
     ///
     /// # Errors
-    /// There is too much of it, or a backend fails.
+    /// The record is too large for the pool, or a backend fails.
     pub async fn keep_exports(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Result<(), Refusal> {
         let kept: BTreeMap<String, Record> =
             self.records().map(|(name, record)| (name.clone(), record)).collect();
@@ -520,7 +520,7 @@ impl Pools {
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
-            // One that is given up may be out of reach: that is what it is given up for.
+            // A pool that is given up may be out of reach, which can be the very reason to give it up.
             let is_leaving = !state.pools.contains_key(&name);
             let is_lost = is_leaving && self.check_reachable(cores, &name).is_err();
             if is_lost || self.is_missing_members(&name) {
@@ -556,10 +556,10 @@ impl Pools {
         })
     }
 
-    /// Makes a LUN in its pool, or finds it there.
+    /// Makes a LUN in its pool, or finds the LUN there. Returns the LUN's place, and whether the LUN is new.
     ///
     /// # Errors
-    /// No space, a name or identity that is taken, or a backend that fails.
+    /// There is no space, the name or the identity is taken, or a backend fails.
     pub async fn create_lun(
         &mut self,
         cores: &Cores,
@@ -597,10 +597,10 @@ impl Pools {
         Ok((place, true))
     }
 
-    /// Makes a LUN as large as it should be, if it isn't.
+    /// Grows a LUN to the size in `lun`, if the LUN is smaller.
     ///
     /// # Errors
-    /// No space, or a backend that fails.
+    /// There is no space, or a backend fails.
     pub async fn grow_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<Placed, Refusal> {
         let name = lun.pool.as_deref().unwrap_or_default();
         let mut pool = self.take_usable(cores, lives, name).await?;
@@ -616,7 +616,7 @@ impl Pools {
         self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
     }
 
-    /// Makes a LUN as small again as `lun` says, after a growth that no core was told of.
+    /// Shrinks a LUN to the size in `lun` again, after a growth that no core was told of.
     ///
     /// # Errors
     /// A backend fails.
@@ -655,10 +655,10 @@ impl Pools {
         deleted.map_err(lun_refusal)
     }
 
-    /// Whether pool `name` can be changed now.
+    /// Checks that pool `name` can be changed now.
     ///
     /// # Errors
-    /// It is down, or lacks members.
+    /// The pool is down, or lacks members.
     pub fn check_changeable(&self, name: &str) -> Result<(), Refusal> {
         let refuse = |why: String| Err(Refusal::new(Fault::Device, why));
         match self.open.get(name).map(Pool::frozen) {
@@ -670,10 +670,10 @@ impl Pools {
         }
     }
 
-    /// The same, and whether all its backends can be used now: an array that is lost isn't waited for.
+    /// Checks that pool `name` can be changed, and that all its backends can be used now. A lost array isn't waited for.
     ///
     /// # Errors
-    /// It can't be changed, or a backend can't be used.
+    /// The pool can't be changed, or a backend can't be used.
     pub fn check_reachable(&self, cores: &Cores, name: &str) -> Result<(), Refusal> {
         self.check_changeable(name)?;
         let backends = self.open.get(name).into_iter().flat_map(Pool::backends).flatten();
@@ -690,29 +690,29 @@ impl Pools {
         self.open.get(name).ok_or_else(|| format!("pool `{name}` is down"))
     }
 
-    /// Where a LUN lies.
+    /// Returns the place of a LUN.
     ///
     /// # Errors
-    /// For the log: the pool is down, a member is missing, or the pool doesn't know the LUN.
+    /// The pool is down, a member is missing, or the pool doesn't know the LUN. The text is for the log.
     pub fn place(&self, lun: &Lun) -> Result<Placed, String> {
         let pool = self.pool_of(lun)?;
         let found = pool.lun(pool_uuid(lun.uuid.unwrap_or_default())).filter(|lun| lun.is_visible());
         let found = found.ok_or_else(|| format!("pool `{}` doesn't hold it", pool.name()))?;
         let len_bytes = found.blocks * u64::from(found.block_bytes);
         let mut extents = pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
-        // Units are larger than blocks: the last extent may reach past the LUN's end.
+        // Units are larger than blocks, so the last extent may reach past the LUN's end.
         if let Some(last) = extents.last_mut() {
             last.len = last.len.min(len_bytes - last.lun_offset);
         }
         Ok(Placed { block_bytes: found.block_bytes, len_bytes, extents })
     }
 
-    /// Whether it is open without some of its members.
+    /// Returns whether the pool is open without some of its members.
     pub fn is_missing_members(&self, name: &str) -> bool {
         matches!(self.open.get(name).and_then(Pool::frozen), Some(Frozen::Missing(_)))
     }
 
-    /// For tables.
+    /// Returns a view of each open pool, for tables.
     pub fn views(&self) -> BTreeMap<String, PoolView> {
         let view = |pool: &Pool| {
             let (capacity_bytes, free_bytes) = pool.capacity_bytes();
@@ -722,10 +722,10 @@ impl Pools {
     }
 }
 
-/// Puts one LUN of a pool into the state, over what the state had for it.
+/// Puts a LUN of a pool into the state, in place of the state's own entry for the LUN.
 ///
 /// # Errors
-/// A LUN elsewhere has its identity, as that of a copied disk does. Nothing has changed.
+/// A LUN elsewhere has the same identity, as after a copy of a disk. Nothing has changed.
 fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Result<(), Refusal> {
     let uuid = uuid_of(found);
     let is_here = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
@@ -734,12 +734,12 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Resul
     let same_name = |lun: &&Lun| by_name && is_here(lun);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
-        // As long as a name may be.
+        // The new name is as long as a name may be.
         true => format!("{:.26}-{uuid}", found.name),
         false => found.name.clone(),
     });
     let size = Bytes(found.blocks * u64::from(found.block_bytes));
-    // A document at the first start may ask for more: the LUN is then grown.
+    // A document at the first start may ask for a larger size. The LUN is then grown.
     let wanted = state.luns.get(&name).and_then(|lun| lun.size).unwrap_or(size);
     let lun = Lun {
         name: name.clone(),
@@ -773,7 +773,7 @@ mod tests {
     use trefoil_storage::initiator::NamespaceIdentity;
     use trefoil_storage::msg::Event;
 
-    /// It is usable from then on, and the engine learns its size only after the pools are opened.
+    /// The array is usable from then on, and the engine learns its size only after the pools are opened.
     #[test]
     fn an_array_that_answers_while_pools_are_opened_has_its_size() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -816,7 +816,7 @@ mod tests {
         assert_eq!(state.luns["root"], before);
         let name = format!("root-{}", Uuid::from_bytes([2; 16]));
         assert_eq!(state.luns.get(&name).and_then(|lun| lun.uuid), Some(Uuid::from_bytes([2; 16])));
-        // A document has no other way to say which one it means.
+        // A document has no other way to say which LUN it means.
         adopt(&mut state, &lun("root", 3), true);
         assert_eq!(state.luns["root"].uuid, Some(Uuid::from_bytes([3; 16])));
     }
@@ -836,7 +836,7 @@ mod tests {
                 assert_eq!(state, before);
             }
         }
-        // Its own again.
+        // The pool's own LUN is no twin.
         adopt(&mut state, "tank", &lun("root", 1), false).expect("known");
         assert_eq!(state, before);
     }

@@ -1,11 +1,12 @@
-//! Listeners: accepting hosts' connections and giving each to the core with the fewest.
+//! Listeners: they accept hosts' connections and give each to the core with the fewest connections.
 //!
-//! A connection goes to a core only when its whole Connect has come and the core has room. Until then the connection waits in the
-//! lobby, where it costs a descriptor. So silent and slow connections take no place of a core. Two kinds go on at once, because
-//! only a core can answer them: a first PDU that is no Connect, and a Connect whose data the core must ask for.
+//! A connection goes to a core only when its whole Connect has come and the core has room. Until then the connection waits in
+//! the lobby, where it costs a descriptor. So silent and slow connections take no slot of a core. Two kinds of connection
+//! don't wait for a whole Connect, because only a core can answer them: a connection whose first PDU is no Connect, and a
+//! connection whose Connect data the core must ask for.
 //!
-//! Ready connections go in turn by their addresses ([`Crowd`]). When the lobby is full, it closes the oldest connection of the
-//! address that has most connections there.
+//! Ready connections go in turn by their addresses ([`Crowd`]). When the lobby is full, it closes the oldest connection of
+//! the address that has most connections there.
 
 use super::cores::{Cores, device};
 use super::opening::{MAX_OPENING_BYTES, Opening};
@@ -31,47 +32,48 @@ use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
 use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
 
-/// Connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog full tries
-/// again after a second.
+/// The backlog: connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog
+/// full tries again after a second.
 const BACKLOG: i32 = 4096;
-/// How often the log tells at most that guests had to go.
+/// Shortest time between two log lines about connections that a full lobby closed.
 const SENT_AWAY_EVERY: Duration = Duration::from_secs(10);
-/// Connections that a listener takes before others have their turn.
+/// Connections that a listener accepts before other tasks have their turn.
 const ACCEPTED_AT_A_TIME: u64 = 512;
-/// How old the count of a core's connections may be when a new one is placed.
+/// Greatest age of the count of a core's connections when a new connection is placed.
 const COUNT_AGE: Duration = Duration::from_millis(50);
-/// A host's Connect must have come by then. It then waits for a core for as long as others are before it.
+/// Deadline of a host's Connect. Afterwards the connection waits for a core for as long as others are before it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who is in the lobby.
+/// A connection in the lobby.
 enum Guest {
-    /// Its Connect is to come; a task waits for it.
+    /// The Connect is to come, and a task waits for it.
     Opening(PortalId, AbortHandle),
-    /// It waits for a core.
+    /// The connection waits for a core.
     Ready(Newcomer),
 }
 
 struct Lobby {
     guests: Waiting<Guest>,
-    /// Those that wait for a core, in turn.
+    /// The connections that wait for a core, in turn.
     ready: Crowd,
 }
 
-/// Gives connections to cores.
+/// The placement of connections on cores.
 pub struct Placement {
     cores: Rc<Cores>,
     options: socket::Options,
     lobby: RefCell<Lobby>,
-    /// The portals that there are.
+    /// The open portals.
     portals: RefCell<BTreeSet<PortalId>>,
-    /// Told when a guest is ready.
+    /// Notified when a connection is ready.
     is_ready: Notify,
-    /// Guests that had to go since the log last told of them, and when it did.
+    /// The number of connections that a full lobby closed since the last log line about them, and the time of that line.
     sent_away: Cell<(u64, Option<Instant>)>,
 }
 
 impl Placement {
-    /// Nothing is connected yet. Listeners and what they accept have `options`. The lobby has room for `guests`. Needs a tokio runtime.
+    /// Starts without connections. Listeners and accepted connections have `options`. The lobby has room for `guests`
+    /// connections. Needs a tokio runtime.
     pub fn new(cores: Rc<Cores>, options: socket::Options, guests: usize) -> Rc<Self> {
         let lobby = Lobby { guests: Waiting::new(guests), ready: Crowd::new(guests.max(1)) };
         let placement = Rc::new(Self {
@@ -86,7 +88,7 @@ impl Placement {
         placement
     }
 
-    /// Closes what came through a portal that goes: its number may be another's soon.
+    /// Closes the lobby's connections from a portal that is removed, because another portal may get its number soon.
     fn dismiss(&self, portal: PortalId) {
         self.portals.borrow_mut().remove(&portal);
         let lobby = &mut *self.lobby.borrow_mut();
@@ -96,10 +98,10 @@ impl Placement {
         }
     }
 
-    /// A connection is in the lobby from now on, and goes to a core from there.
+    /// Takes a connection into the lobby. From there it goes to a core.
     fn welcome(self: &Rc<Self>, newcomer: Newcomer) {
         let (placement, portal, peer) = (self.clone(), newcomer.portal, newcomer.peer);
-        // The task runs only when this is over, and its number is known by then.
+        // The task runs only when this function is over. The number is known by then.
         let number = Rc::new(Cell::new(0));
         let its_number = number.clone();
         let task = tokio::task::spawn_local(async move {
@@ -116,7 +118,7 @@ impl Placement {
         }
     }
 
-    /// A guest had to go: a line in the log every so often.
+    /// Counts a connection that the full lobby closed, and logs a line every so often.
     fn tell_sent_away(&self) {
         let (count, told) = self.sent_away.get();
         if told.is_some_and(|at| at.elapsed() < SENT_AWAY_EVERY) {
@@ -129,7 +131,7 @@ impl Placement {
         self.sent_away.set((0, Some(Instant::now())));
     }
 
-    /// What [`opening`] said.
+    /// Handles the result of [`opening`].
     fn opened(
         &self,
         number: u32,
@@ -154,7 +156,7 @@ impl Placement {
         lobby.guests.take(number);
     }
 
-    /// Gives guests to cores, in turn by their addresses, for as long as the runtime lives.
+    /// Gives ready connections to cores, in turn by their addresses, for as long as the runtime lives.
     async fn serve(self: Rc<Self>) {
         let mut loads = Loads { counted: None, counts: vec![0; usize::from(self.cores.count())] };
         loop {
@@ -175,7 +177,7 @@ impl Placement {
         let number = lobby.ready.take_next()?;
         match lobby.guests.take(number)? {
             Guest::Ready(newcomer) => Some(newcomer),
-            // None of these is among those that are ready.
+            // `ready` never has the number of such a connection.
             Guest::Opening(..) => None,
         }
     }
@@ -190,13 +192,13 @@ impl Placement {
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
-                // The host is gone again.
+                // The host has closed the connection already.
                 tracing::debug!(%error, %peer, "a connection ended before it began");
                 return Ok(());
             }
         };
         let core = loads.choose(&self.cores).await?;
-        // It may have gone meanwhile.
+        // The portal may have gone meanwhile.
         if !self.portals.borrow().contains(&portal) {
             return Ok(());
         }
@@ -205,7 +207,7 @@ impl Placement {
 }
 
 impl Guest {
-    /// The portal that it came through.
+    /// Returns the portal through which the connection came.
     fn portal(&self) -> PortalId {
         match self {
             Self::Opening(portal, _) => *portal,
@@ -213,7 +215,7 @@ impl Guest {
         }
     }
 
-    /// Closes its connection.
+    /// Closes the connection.
     fn leave(self) {
         match self {
             Self::Opening(_, task) => task.abort(),
@@ -222,14 +224,14 @@ impl Guest {
     }
 }
 
-/// How many connections each core has: the last count, and what was given to it since.
+/// The number of connections on each core: the last count, plus the connections given to the core since.
 struct Loads {
     counted: Option<Instant>,
     counts: Vec<usize>,
 }
 
 impl Loads {
-    /// The core for the next connection, which counts as placed there.
+    /// Chooses the core for the next connection, and counts the connection there.
     async fn choose(&mut self, cores: &Cores) -> Result<CoreId, Refusal> {
         if self.counted.is_none_or(|at| at.elapsed() > COUNT_AGE) {
             for (core, count) in cores.all().zip(&mut self.counts) {
@@ -248,23 +250,23 @@ impl Loads {
     }
 }
 
-/// A listener; dropping it closes it, so that its address can be had at once. Connections that came through it stay if a core
-/// has them.
+/// A listener. Dropping it closes the socket, so that the address is free at once. Connections through the listener stay open
+/// if a core has them.
 pub struct Portal {
     id: PortalId,
     placement: Rc<Placement>,
     v6_only: bool,
-    /// Shared with the task, which ends later than this is dropped.
+    /// Shared with the task, which ends later than the drop of the portal.
     listener: Rc<RefCell<Option<TcpListener>>>,
-    /// None until it accepts; meanwhile hosts wait in the kernel's queue.
+    /// `None` until the portal accepts. Until then, hosts wait in the kernel's backlog.
     task: Option<JoinHandle<()>>,
 }
 
 impl Portal {
-    /// Listens on `listen`, and accepts nobody yet. An IPv6 wildcard accepts IPv4 too unless `v6_only`.
+    /// Listens on `listen`, and accepts no connection yet. An IPv6 wildcard accepts IPv4 too unless `v6_only`.
     ///
     /// # Errors
-    /// What the kernel says about the address.
+    /// The kernel refuses the address.
     pub fn open(
         listen: Address,
         v6_only: bool,
@@ -285,8 +287,8 @@ impl Portal {
         self.v6_only
     }
 
-    /// Begins to place who connects, if it hasn't. The cores must know by now what is offered here: a Linux host that
-    /// is told that its subsystem isn't there (with DNR) does not come back by itself.
+    /// Begins to accept connections, if the portal doesn't yet. The cores must know by now what is offered here: a Linux host
+    /// that is told that its subsystem isn't there (with DNR) does not come back by itself.
     pub fn accept(&mut self) {
         self.task.get_or_insert_with(|| {
             let accepting = accept(self.listener.clone(), self.id, self.placement.clone());
@@ -303,12 +305,12 @@ impl Drop for Portal {
     }
 }
 
-/// An address of a connection in the one form that the gateway logs, counts and compares: a dual-stack socket tells of an IPv4
-/// host by a mapped address.
+/// Returns an address of a connection in the one form that the gateway logs, counts and compares. A dual-stack socket reports
+/// an IPv4 host by a mapped address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
-        // With its scope.
+        // An IPv6 address keeps its scope.
         IpAddr::V6(_) => address,
     }
 }
@@ -319,18 +321,18 @@ struct Newcomer {
     portal: PortalId,
     local: SocketAddr,
     peer: SocketAddr,
-    /// Its ICReq has got an answer.
+    /// Whether the ICReq has been answered.
     initialized: bool,
 }
 
-/// Waits for the Connect, with ICReq and ICResp before it, or for what can't be that, which the core answers as the spec says.
-/// Gives whether an ICResp was sent; `None` if the peer has closed its side before.
+/// Answers the ICReq and waits for the Connect. Also ends the wait at any other message, which the core answers as the spec
+/// says. Returns whether an ICResp was sent, or `None` if the peer has closed its side before.
 async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
     let mut initialized = false;
     let (mut low_water, mut wanted) = (0, CommonHeader::LEN);
     loop {
         if low_water != wanted {
-            // In this order no wake-up is lost, and none is from before the low water.
+            // This order loses no wake-up, and keeps none from before the new low water mark.
             let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
             socket::set_low_water(stream, wanted as u32)?;
             low_water = wanted;
@@ -343,13 +345,14 @@ async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
         });
         match looked {
             Ok(Opening::Wants(_)) if ready.is_read_closed() => return Ok(None),
-            // More has come than can be seen: it is behind urgent data, or the kernel has no memory to wait for the rest.
+            // More bytes have come than can be seen. Either they are behind urgent data, or the kernel has no memory to wait
+            // for the rest.
             Ok(Opening::Wants(more)) if more == wanted => return Ok(Some(initialized)),
             Ok(Opening::Wants(more)) => wanted = more,
             Ok(Opening::Answer(response)) => {
                 let mut bytes = [0; IcResp::LEN];
                 response.emit(&mut bytes);
-                // Nothing was sent before, so it fits.
+                // Nothing was sent before, so the answer fits.
                 if socket::send_bytes_now(stream, &bytes)? != bytes.len() {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
@@ -364,7 +367,8 @@ async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
 
 async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
     for count in 1u64.. {
-        // Many at a time, or a flood fills the kernel's queue while its connections keep this thread busy.
+        // The task accepts many connections at a time. Otherwise a flood fills the backlog while its connections keep this
+        // thread busy.
         if count.is_multiple_of(ACCEPTED_AT_A_TIME) {
             tokio::task::yield_now().await;
         }
@@ -375,7 +379,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
         let (stream, peer) = match accepted.await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely; those who wait stay in the backlog meanwhile.
+                // Most likely the process is out of descriptors. Waiting connections stay in the backlog meanwhile.
                 tracing::warn!(%error, "a listener can't accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -384,7 +388,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
         let peer = canonical(peer);
         match stream.local_addr().map(canonical) {
             Ok(local) => placement.welcome(Newcomer { stream, portal, local, peer, initialized: false }),
-            // The host is gone again.
+            // The host has closed the connection already.
             Err(error) => tracing::debug!(%error, %peer, "a connection ended before it began"),
         }
     }

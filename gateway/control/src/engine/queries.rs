@@ -1,4 +1,4 @@
-//! Queries: answered from what the engine showed last, so that none waits for a change that takes long.
+//! Queries: answered from the view that the engine showed last, so that no query waits for a long change.
 
 use super::cores::Cores;
 use super::handle::{Asked, LunTotals, Outcome, Preview};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use trefoil_storage::topology::LunId;
 
-/// Rows of one core's survey.
+/// Most rows of one core's survey.
 const SURVEY_ROWS: usize = 4096;
 
 /// See the module.
@@ -25,11 +25,11 @@ pub(super) struct Queries {
 }
 
 impl Queries {
-    /// Answers until everyone who could ask is gone.
+    /// Answers queries until all handles are gone.
     pub(super) async fn run(self, mut asks: mpsc::Receiver<Asked>) {
         while let Some((action, tell)) = asks.recv().await {
             let outcome = self.answer(action).await;
-            // Whoever asked may be gone.
+            // The client that asked may be gone.
             let _ = tell.send(outcome);
         }
     }
@@ -71,7 +71,7 @@ impl Queries {
                 })
                 .await?;
         }
-        // A LUN that is gone meanwhile has no name any more, and one without I/O no row.
+        // A LUN that is gone meanwhile has no name any more. A LUN without I/O has no row.
         Ok(view
             .lun_ids
             .iter()
@@ -79,7 +79,7 @@ impl Queries {
             .collect())
     }
 
-    /// What the engine showed last, with what changes without it.
+    /// Returns the view that the engine showed last, with fresh values of all that changes without the engine.
     fn view(&self) -> View {
         let mut view = View::clone(&self.shown.borrow());
         view.phase = *self.phase.borrow();

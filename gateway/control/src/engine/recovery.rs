@@ -1,7 +1,7 @@
-//! What was there comes back: a start from the store, and all that was down then or is lost meanwhile.
+//! Recovery: the start from the store, and the return of objects that were down then or are lost later.
 //!
-//! What it is: the part of the engine that works without anybody's asking. What can't be had is left out with a log line,
-//! and tried again.
+//! This is the part of the engine that works without a request. An object that can't be brought up is left out with a log
+//! line, and retried.
 
 use super::backends;
 use super::topology;
@@ -10,7 +10,7 @@ use crate::plan::check_whole;
 use std::sync::Arc;
 
 impl Engine {
-    /// Brings up what is stored; what fails is left out.
+    /// Brings up the stored objects, and leaves out those that fail.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
         let lock_until = Instant::now() + backends::DEAD_LOCK_TIMEOUT;
@@ -34,7 +34,8 @@ impl Engine {
         }
         backends::await_arrays(&self.cores, self.live.values_mut()).await;
         for (name, known) in &state.namespaces {
-            // Hosts that come back find what they had, and wait for it: to a Linux host, what is not there is gone.
+            // Hosts that come back must find their namespaces, and wait for them: a Linux host treats a missing namespace as
+            // gone.
             if let Some(live) = self.live.get_mut(name).filter(|live| live.len_bytes == 0) {
                 (live.block_bytes, live.len_bytes) = (known.identity().block_bytes, known.len_bytes);
             }
@@ -71,7 +72,7 @@ impl Engine {
             let stored = self.store.commit(changes).await;
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
         }
-        // What was served is served on.
+        // A problem is only logged, so that all that was served stays in service.
         if let Err(problem) = check_whole(&state, &self.gateway) {
             tracing::error!(%problem, "the stored state would be refused if it were a document");
         }
@@ -81,7 +82,8 @@ impl Engine {
         self.publish().await
     }
 
-    /// Follows what cores reported since the last time: sizes found and changed, and arrays that came back.
+    /// Follows the events that cores reported since the last call: new and changed sizes, changed access, and arrays that
+    /// came back.
     pub(super) async fn heed_events(&mut self) -> Result<(), Refusal> {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
@@ -121,7 +123,7 @@ impl Engine {
         if access_changed && self.epoch == epoch { self.publish().await } else { Ok(()) }
     }
 
-    /// Tries again what is down. The pause before the next time doubles, until something comes up.
+    /// Retries the objects that are down. The pause before the next retry doubles until an object comes up.
     pub(super) async fn retry(&mut self) {
         let state = self.state.clone();
         let mut came_up = false;
@@ -158,7 +160,7 @@ impl Engine {
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
     }
 
-    /// Opens the listeners that are down; says whether one is open now.
+    /// Opens the listeners that are down, and returns whether one of them is open now.
     async fn listen_again(&mut self) -> bool {
         let mut listens = false;
         let listeners = self.state.listeners();
@@ -178,13 +180,13 @@ impl Engine {
         listens
     }
 
-    /// Whether a pool lacks members though its backends are all up: one of them couldn't be read, or has something else.
+    /// Returns whether a pool lacks members though its backends are all up: a backend couldn't be read, or holds other data.
     pub(super) fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
         let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
         self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
     }
 
-    /// Opens pools whose backends were found at last, and places LUNs anew.
+    /// Opens pools whose backends are up at last, and places LUNs anew.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
@@ -217,7 +219,7 @@ impl Engine {
         if self.place_all() { self.publish().await } else { Ok(()) }
     }
 
-    /// Places every LUN that can be; says whether anything is different now.
+    /// Places every LUN that can be placed, and returns whether a place has changed.
     fn place_all(&mut self) -> bool {
         let mut changed = false;
         for (name, lun) in &self.state.luns {
@@ -234,7 +236,7 @@ impl Engine {
                 Ok(place) if self.placed.get(name) == Some(&place) => {
                     self.down.remove(&format!("lun/{name}"));
                 }
-                // A LUN never shrinks under its hosts: what is gone fails when it is used.
+                // A LUN never shrinks under its hosts: I/O to the missing part fails.
                 Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
                     tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
                 }

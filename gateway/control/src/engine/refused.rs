@@ -1,30 +1,30 @@
-//! What the log says of hosts that were refused: enough to see who can't connect and why, and never so much that a host
-//! that tries all the time, or under many names, fills it.
+//! Log lines about refused hosts. They show who can't connect and why. A host that tries all the time, or under many names,
+//! can't fill the log.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use trefoil_storage::msg::{ConnectRefusal, Refused};
 
-/// For how long no other line tells of the same host at the same subsystem for the same reason.
+/// Time for which no second line reports the same host at the same subsystem for the same reason.
 const QUIET: Duration = Duration::from_secs(60);
-/// Lines in [`BURST`], whoever they tell of.
+/// Most lines in [`BURST`], for all hosts together.
 const LINES: usize = 5;
 const BURST: Duration = Duration::from_secs(1);
 
-/// Of whom a line tells: the host's name, or its address if it said none; the subsystem; and why.
+/// The subject of a line: the host's name, or its address if it gave no name; the subsystem; and the reason.
 type Said = (String, String, ConnectRefusal);
 
-/// Who was told of lately.
+/// The refusals that were logged lately.
 #[derive(Debug, Default)]
 pub struct RefusedHosts {
-    /// Oldest first, none older than [`QUIET`], so at most [`LINES`] for each second of that.
+    /// Oldest first, none older than [`QUIET`], so at most [`LINES`] for each second of [`QUIET`].
     told: VecDeque<(Instant, Said)>,
-    /// Refusals since the last line that got none.
+    /// Refusals since the last line that got no line.
     untold: u64,
 }
 
 impl RefusedHosts {
-    /// Logs one, unless it or much else was told just now.
+    /// Logs a refusal, unless the same refusal or many others were logged just now.
     pub fn tell(&mut self, refused: &Refused) {
         let Some(untold) = self.admit(refused, Instant::now()) else { return };
         tracing::warn!(
@@ -38,7 +38,7 @@ impl RefusedHosts {
         );
     }
 
-    /// Whether there is to be a line, and then how many refusals have had none since the one before.
+    /// Returns `None` if the refusal gets no line. Otherwise returns how many refusals got none since the last line.
     fn admit(&mut self, refused: &Refused, now: Instant) -> Option<u64> {
         let host = match refused.host_nqn.as_str() {
             "" => refused.peer.ip().to_string(),
@@ -118,7 +118,7 @@ mod tests {
     fn hosts_under_many_names_fill_neither_log_nor_memory() {
         let mut hosts = RefusedHosts::default();
         let start = Instant::now();
-        // 100 a second for five minutes.
+        // 100 refusals a second for five minutes.
         let told = |at: &u64| {
             let now = start + Duration::from_millis(at * 10);
             let told = hosts.admit(&refused(&format!("host-{at}")), now).is_some();

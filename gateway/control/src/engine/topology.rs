@@ -1,4 +1,4 @@
-//! From the desired state and what is up, to the snapshot that cores present.
+//! Builds the snapshot that cores present, from the desired state and the objects that are up.
 
 use super::backends::Live;
 use crate::state::State;
@@ -7,8 +7,8 @@ use trefoil_config::{Address, BackendType, Lun, Subsystem};
 use trefoil_storage::initiator::ARRAY_QUIESCE_MS;
 use trefoil_storage::topology::{self as shown, Access, Allow, BackendId, Extent, LunId, PortalId, Topology};
 
-/// Indices that cores know objects by. A number is given again only after a later snapshot without
-/// its object was in force everywhere.
+/// Indices by which cores know objects. A number is reused only after a later snapshot without its object was in force
+/// everywhere.
 #[derive(Debug)]
 pub struct Ids<K> {
     by_key: BTreeMap<K, u32>,
@@ -22,7 +22,7 @@ impl<K> Default for Ids<K> {
 }
 
 impl<K: Ord + Clone> Ids<K> {
-    /// The number of `key`, a new one if it has none; `None` if `max` are in use.
+    /// Returns the number of `key`, a new number if `key` has none, or `None` if `max` numbers are in use.
     pub fn give(&mut self, key: &K, max: usize) -> Option<u32> {
         if let Some(&id) = self.by_key.get(key) {
             return Some(id);
@@ -39,17 +39,17 @@ impl<K: Ord + Clone> Ids<K> {
         Some(at as u32)
     }
 
-    /// The number of `key`.
+    /// Returns the number of `key`.
     pub fn get(&self, key: &K) -> Option<u32> {
         self.by_key.get(key).copied()
     }
 
-    /// Every key with its number.
+    /// Returns every key with its number.
     pub fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
         self.by_key.iter().map(|(key, id)| (key, *id))
     }
 
-    /// Takes back the numbers of all keys that `keep` doesn't want.
+    /// Frees the numbers of all keys that `keep` doesn't want.
     pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
         let used = &mut self.used;
         self.by_key.retain(|key, id| {
@@ -62,7 +62,7 @@ impl<K: Ord + Clone> Ids<K> {
     }
 }
 
-/// All numbers.
+/// The numbers of all objects.
 #[derive(Debug, Default)]
 pub struct Numbers {
     /// LUNs by name.
@@ -80,11 +80,11 @@ pub struct Placed {
     pub block_bytes: u32,
     /// Size in bytes.
     pub len_bytes: u64,
-    /// Where its bytes are.
+    /// The place of its bytes.
     pub extents: Vec<Extent>,
 }
 
-/// Where a LUN that presents `backend` whole lies.
+/// Returns the place of a LUN that presents `backend` whole.
 pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     let block_bytes = lun.block_bytes.unwrap_or(backend.block_bytes);
     if block_bytes < backend.block_bytes {
@@ -101,9 +101,9 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     Ok(Placed { block_bytes, len_bytes, extents })
 }
 
-/// Builds the snapshot. LUNs that have no place, since their pool is down or lacks a member, are shown in the ANA state
-/// Inaccessible, so that hosts which know them wait. Where the size isn't known either (a whole backend that is down), they are left
-/// out, and their namespaces with them.
+/// Builds the snapshot. A LUN has no place while its pool is down or lacks a member. Such a LUN is shown in the ANA state
+/// Inaccessible, so that hosts that know it wait. If its size isn't known either (a whole backend that is down), the LUN and
+/// its namespaces are left out.
 ///
 /// `access` gives the access of each backend. A LUN gives its hosts the access of its worst backend.
 pub fn build(
@@ -129,7 +129,7 @@ pub fn build(
         if topology.portals.len() <= at {
             topology.portals.resize(at + 1, None);
         }
-        // Which interface of ours it is says nothing to a host.
+        // The gateway's own interface means nothing to a host.
         topology.portals[at] = Some(shown::Portal { listen: listen.at(0) });
     }
     let discovery = state.discovery.listeners.iter().filter_map(|listen| numbers.portals.get(listen));
@@ -168,7 +168,7 @@ fn shown_subsystem(
         let lun = topology.luns.get(id as usize)?.as_ref()?;
         let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::only);
         let state = Access::of_lun(&lun.extents, &access).ana_state;
-        // Each has a group of its own, so that the state of one can change without another's.
+        // Each namespace has an ANA group of its own, so that its state can change without another's.
         let (ana_group, ana_state) = (ns.nsid, state.bits());
         Some(shown::Namespace { nsid: ns.nsid, lun: LunId(id), hosts, ana_group, ana_state })
     });

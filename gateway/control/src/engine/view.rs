@@ -1,4 +1,4 @@
-//! What there is: the desired state with what the engine knows about its parts.
+//! The view: the desired state, with the engine's knowledge about its parts.
 
 use super::backends::{Live, OwnFile};
 use super::cores::{Cores, Why};
@@ -20,21 +20,22 @@ pub struct View {
     pub gateway: Arc<Gateway>,
     /// Files that no backend may be.
     pub own_files: Arc<[OwnFile]>,
-    /// Where it is in its life.
+    /// The phase of the gateway.
     pub phase: Phase,
     /// Snapshots published to the cores so far.
     pub epoch: u64,
     /// Backends that are up.
     pub backends: BTreeMap<String, BackendView>,
-    /// `backend/NAME`, `pool/NAME`, `lun/NAME` and `listener/ADDRESS` that are down, and why. They are tried again by and by.
+    /// Objects that are down, each with the reason. The keys are `backend/NAME`, `pool/NAME`, `lun/NAME` and
+    /// `listener/ADDRESS`. The engine retries them.
     pub down: BTreeMap<String, String>,
     /// Pools that are up.
     pub pools: BTreeMap<String, PoolView>,
     /// LUNs that are served.
     pub luns: BTreeMap<String, Placed>,
-    /// Their index on every core.
+    /// The index of each LUN on every core.
     pub lun_ids: BTreeMap<String, LunId>,
-    /// Listeners by the number that cores know them by.
+    /// Listeners by their numbers on the cores.
     pub listeners: BTreeMap<u32, Address>,
     /// Each core's counters.
     pub cores: Vec<CoreSample>,
@@ -45,7 +46,7 @@ pub struct View {
 }
 
 impl View {
-    /// Of a gateway of which nothing is up yet.
+    /// Returns the view of a gateway of which nothing is up yet.
     pub(crate) fn of(gateway: &Arc<Gateway>, cpus: &[usize]) -> Self {
         Self {
             state: Arc::default(),
@@ -65,14 +66,14 @@ impl View {
         }
     }
 
-    /// What a LUN lets its users do, as the cores present it; without a place, as one that is down.
+    /// Returns the access that a LUN gives its users, as the cores present it. A LUN without a place counts as down.
     pub fn access(&self, place: Option<&Placed>) -> Access {
         let of =
             |id| self.backends.values().find(|live| live.id == id).map_or(Access::FULL, |live| live.access);
         Access::of_lun(place.map_or(&[], |place| &place.extents), of)
     }
 
-    /// The first backend under a LUN's place to which I/O can't go on, and why not.
+    /// Returns the first backend under a LUN's place to which I/O can't go on, and the reason.
     pub fn lost_under(&self, place: &Placed) -> Option<(&str, Why)> {
         let mut lost =
             self.backends.iter().filter_map(|(name, live)| Some((name, live.id, live.usable.clone().err()?)));
@@ -90,11 +91,11 @@ pub struct BackendView {
     pub len_bytes: u64,
     /// Its logical block size in bytes.
     pub block_bytes: u32,
-    /// The only core that has its channel, if there is such a one.
+    /// The core that has the backend's channel, if only one core has a channel.
     pub owner: Option<CoreId>,
-    /// Whether I/O can go on, and why not.
+    /// `Ok` if I/O can go on, and otherwise the reason why it can't.
     pub usable: Result<(), Why>,
-    /// What it lets its users do.
+    /// The access that the backend gives its users.
     pub access: Access,
 }
 
@@ -118,6 +119,6 @@ pub struct PoolView {
     pub capacity_bytes: u64,
     /// Bytes that no LUN has.
     pub free_bytes: u64,
-    /// Why it takes no changes, if it doesn't.
+    /// The reason why the pool takes no changes, if it takes none.
     pub frozen: Option<String>,
 }

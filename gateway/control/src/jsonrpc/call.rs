@@ -1,4 +1,4 @@
-//! One value from the stream: a request or a batch, and its answer.
+//! One value from the stream, which is a request or a batch, and its answer.
 
 use super::request::Request;
 use super::{Dispatch, INVALID_REQUEST, RpcError};
@@ -6,12 +6,12 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// Requests that one batch may hold.
+/// The most requests that one batch may hold.
 pub const MAX_BATCH: usize = 16_384;
-/// Bytes of answers after which a batch goes no further. As many answers of a usual length as a batch may hold fit.
+/// The bytes of answers after which no more of a batch is carried out. A full batch fits if its answers have a usual length.
 pub const MAX_ANSWERS_BYTES: usize = 16 << 20;
 
-/// The JSON that answers a request or a batch; `None` if there is nothing to say (notifications only).
+/// Returns the JSON that answers a request or a batch, or `None` if it holds only notifications.
 pub async fn answer<D: Dispatch>(dispatch: &D, message: &RawValue) -> Option<String> {
     if !message.get().starts_with('[') {
         return answer_one(dispatch, message).await;
@@ -27,8 +27,8 @@ pub async fn answer<D: Dispatch>(dispatch: &D, message: &RawValue) -> Option<Str
     }
 }
 
-/// In order, one after the other: a later request may need what an earlier one made. What was carried out is always
-/// answered, so the limit may be passed by one answer.
+/// Answers the requests in order, one after the other, because a later request may need an object that an earlier one made. Every
+/// request that was carried out is answered, so the answers may pass the limit by one answer.
 async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<&RawValue>, max_bytes: usize) -> Option<String> {
     let mut answers = String::new();
     for request in batch {
@@ -44,7 +44,7 @@ async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<&RawValue>, max_byte
     (!answers.is_empty()).then(|| answers + "]")
 }
 
-/// The answer to a request that is not carried out, as those before it said too much.
+/// Returns the answer to a request that is not carried out because the answers before it have reached the limit.
 fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
     let why =
         format!("not carried out: the batch's answers have reached {max_bytes} bytes; send a smaller batch");
@@ -54,7 +54,7 @@ fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
     }
 }
 
-/// An answer, with the request's id as it came.
+/// An answer. It has the request's id, unchanged.
 #[derive(Serialize)]
 struct Answer<'a> {
     jsonrpc: &'static str,
@@ -67,12 +67,12 @@ struct Answer<'a> {
 
 impl Answer<'_> {
     fn text(&self) -> String {
-        // Only a map with keys that are no strings, or a failing Serialize, could refuse.
+        // Serialization fails only for a map whose keys are not strings, or for a failing `Serialize`; here is neither.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// The answer that tells of an error.
+/// Returns the answer that reports an error.
 pub fn failure(id: &RawValue, error: RpcError) -> String {
     Answer { jsonrpc: "2.0", id, result: None, error: Some(error) }.text()
 }

@@ -3,7 +3,7 @@
 //! What it is: values on a stream without framing ([`stream`]), the parts of a request ([`request`]), requests and batches
 //! ([`call`]), and the listeners ([`server`]).
 //!
-//! What it is not: it knows no method; a [`Dispatch`] does.
+//! What it is not: the methods. A [`Dispatch`] carries them out.
 //!
 //! Spec: <https://www.jsonrpc.org/specification>, and SPDK's `doc/jsonrpc.md` for the error codes.
 
@@ -16,13 +16,13 @@ use serde::Serialize;
 use serde_json::Value;
 use trefoil_config::cut_quotations;
 
-/// An error as a client gets it.
+/// An error as it is sent to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{message} (code {code})")]
 pub struct RpcError {
-    /// Below -32000: the protocol's; -1: wrong state; else a negated errno, as SPDK does.
+    /// The code. Below -32000 it is one of the protocol's, and -1 means wrong state. Any other is a negated errno, as in SPDK.
     pub code: i32,
-    /// For a person.
+    /// The message, for a person.
     pub message: String,
 }
 
@@ -34,25 +34,25 @@ pub const INVALID_REQUEST: i32 = -32600;
 pub const METHOD_NOT_FOUND: i32 = -32601;
 /// Wrong, missing or unknown parameters.
 pub const INVALID_PARAMS: i32 = -32602;
-/// A failure of ours.
+/// A failure inside the gateway.
 pub const INTERNAL_ERROR: i32 = -32603;
 /// The method may not be called now.
 pub const WRONG_STATE: i32 = -1;
 
 impl RpcError {
-    /// An error with this code and message.
+    /// Makes an error with this code and message.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
         Self { code, message: cut_quotations(&message.into()) }
     }
 
-    /// Wrong parameters.
+    /// Makes an error for wrong parameters.
     pub fn params(message: impl Into<String>) -> Self {
         Self::new(INVALID_PARAMS, message)
     }
 }
 
-/// Whoever carries out methods.
+/// Carries out methods.
 pub trait Dispatch {
-    /// Carries one out. `params` is `Null` if the request had none.
+    /// Carries out one method. `params` is `Null` if the request had none.
     fn call(&self, method: String, params: Value) -> impl Future<Output = Result<Value, RpcError>>;
 }

@@ -1,7 +1,7 @@
-//! The parts of one request, as they came.
+//! The parts of one request, unchanged.
 //!
-//! An id is kept as its text, so that it comes back digit for digit: a number of JSON can have more of them than any type of
-//! ours. A key that an object has twice is refused, at any depth. RFC 8259 §4 leaves open which of the two counts, and a
+//! An id is kept as its text, so that it comes back digit for digit: a JSON number can have more digits than any Rust integer or
+//! float. An object that has a key twice is refused, at any depth. RFC 8259 §4 leaves open which of the two values counts, and a
 //! proxy that checked the request may have looked at the other one.
 
 use super::{INVALID_PARAMS, INVALID_REQUEST, RpcError};
@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// A request; without an id it is a notification.
+/// A request. Without an id, it is a notification.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// A string, number or null, as it came.
+    /// A string, a number or null, as the client sent it.
     pub id: Option<&'a RawValue>,
     /// The method's name.
     pub method: String,
@@ -22,10 +22,10 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Takes a request apart.
+    /// Parses a request.
     ///
     /// # Errors
-    /// What is wrong with it, and the id to answer with.
+    /// An error that says what is wrong, with the id to answer with.
     pub fn parse(text: &'a RawValue) -> Result<Self, (&'a RawValue, RpcError)> {
         let refuse = |id: Option<&'a RawValue>, what: String| {
             (id.unwrap_or(RawValue::NULL), RpcError::new(INVALID_REQUEST, what))
@@ -48,7 +48,7 @@ impl<'a> Request<'a> {
             };
             if place.replace(value).is_some() {
                 if key == "id" {
-                    // Neither is more the request's than the other.
+                    // Neither id is more valid than the other.
                     return Err(refuse(None, "the key `id` is there twice".into()));
                 }
                 wrong.get_or_insert(format!("the key `{key}` is there twice"));
@@ -60,7 +60,7 @@ impl<'a> Request<'a> {
         if let Some(wrong) = wrong {
             return Err(refuse(id, wrong));
         }
-        // SPDK takes requests without a version; a wrong one is refused.
+        // Like SPDK, accepts a request without a version, but not one with a wrong version.
         if version.is_some_and(|version| string(version).as_deref() != Some("2.0")) {
             return Err(refuse(id, "`jsonrpc` is not \"2.0\"".into()));
         }
@@ -82,10 +82,10 @@ fn string(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
-/// The parameters: an object, or nothing as an empty list or null.
+/// Parses the parameters, which are an object. An empty list and null stand for no parameters.
 fn object(text: &RawValue) -> Result<Value, RpcError> {
     let once = serde_json::from_str::<Once>(text.get());
-    // Where it is in this part of the request says nothing to the client.
+    // The position counts from the start of the parameters, so it would tell the client nothing.
     let told = |e: serde_json::Error| {
         let message = e.to_string();
         let end = message.rfind(" at line ").unwrap_or(message.len());
@@ -98,7 +98,7 @@ fn object(text: &RawValue) -> Result<Value, RpcError> {
     }
 }
 
-/// The fields of an object, in their order, whatever their keys are.
+/// The fields of an object, in their order, with any keys.
 struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// A value none of whose objects has a key twice.
+/// A value in which no object has a key twice.
 struct Once(Value);
 
 impl<'de> Deserialize<'de> for Once {

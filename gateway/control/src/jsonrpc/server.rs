@@ -19,34 +19,34 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use trefoil_config::Address;
 
-/// Clients at a time; each may buffer one request of the largest size.
+/// The most clients at a time. Each may buffer a request of the largest size.
 const MAX_CLIENTS: usize = 32;
-/// For how long a client may take none of its answer.
+/// The time limit for sending one answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the control socket can't be opened.
+/// A reason why the control socket can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another process answers on it.
+    /// Another process listens on it.
     #[error("{}: another process is listening there already", .0.display())]
     InUse(PathBuf),
-    /// Something else is at its path.
+    /// A file that is not a socket is at its path.
     #[error("{}: there is a file that is not a socket", .0.display())]
     NotSocket(PathBuf),
     /// The kernel refused.
     #[error("{}: {error}", .path.display())]
     Os {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
-        /// What it said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The TCP address can't be had.
+    /// The TCP address can't be bound.
     #[error("{0}: {1}")]
     Tcp(Address, io::Error),
 }
 
-/// The control socket; its path is removed when it is dropped.
+/// The control socket. Dropping it removes its path.
 #[derive(Debug)]
 pub struct RpcSocket {
     listener: UnixListener,
@@ -54,7 +54,7 @@ pub struct RpcSocket {
 }
 
 impl RpcSocket {
-    /// Opens it with mode 0600. What an earlier process left behind is removed, unless it still answers.
+    /// Opens the socket with mode 0600. Removes the socket of an earlier process first, unless that process still listens.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -66,16 +66,16 @@ impl RpcSocket {
         if Self::is_left_behind(path)? {
             std::fs::remove_file(path).map_err(os)?;
         }
-        // The peer's credentials are checked too, so the moment before chmod gives nothing away.
+        // The credentials of each peer are checked too, so the socket is safe even before its mode is set.
         let listener = UnixListener::bind(path).map_err(os)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(os)?;
         Ok(Self { listener, path: path.into() })
     }
 
-    /// Whether an earlier process left its socket there, which doesn't answer.
+    /// Returns whether an earlier process left a socket there on which nobody listens any more.
     ///
     /// # Errors
-    /// [`ListenError`]: something that can't be removed is there.
+    /// [`ListenError`] if the path holds anything else.
     pub fn is_left_behind(path: &Path) -> Result<bool, ListenError> {
         let os = |error| ListenError::Os { path: path.into(), error };
         match std::fs::symlink_metadata(path) {
@@ -84,7 +84,7 @@ impl RpcSocket {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(os(e)),
         }
-        // A listener that takes nobody at the moment would be waited for.
+        // A blocking connect would wait for a listener whose backlog is full.
         let (family, kind) = (AddressFamily::Unix, SockType::Stream);
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let connected = socket(family, kind, flags, None)
@@ -92,7 +92,7 @@ impl RpcSocket {
         match connected {
             Err(Errno::ECONNREFUSED) => Ok(true),
             Ok(()) | Err(Errno::EAGAIN) => Err(ListenError::InUse(path.into())),
-            // Of another kind, or another user's: somebody may use it.
+            // The socket is of another kind or belongs to another user, so it may be in use.
             Err(e) => Err(os(e.into())),
         }
     }
@@ -123,7 +123,7 @@ impl RpcSocket {
 
 impl Drop for RpcSocket {
     fn drop(&mut self) {
-        // Best effort: the next start removes what is left.
+        // Best effort: the next start removes a leftover socket.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -131,7 +131,7 @@ impl Drop for RpcSocket {
 /// Serves clients over TCP, without authentication, until the future is dropped.
 ///
 /// # Errors
-/// [`ListenError::Tcp`] if the address can't be had.
+/// [`ListenError::Tcp`] if the address can't be resolved or bound.
 pub async fn serve_tcp<D: Dispatch + 'static>(at: Address, dispatch: Rc<D>) -> Result<(), ListenError> {
     let failed = |e| ListenError::Tcp(at, e);
     let listener = TcpListener::bind(resolve(at).map_err(failed)?).await.map_err(failed)?;
@@ -155,7 +155,7 @@ pub async fn serve_tcp<D: Dispatch + 'static>(at: Address, dispatch: Rc<D>) -> R
     }
 }
 
-/// Whether the peer is root or our own user (SO_PEERCRED).
+/// Returns whether the peer is root or our own user (SO_PEERCRED).
 fn may_control(stream: &UnixStream) -> bool {
     let us = nix::unistd::geteuid().as_raw();
     match stream.peer_cred() {
@@ -171,7 +171,7 @@ fn may_control(stream: &UnixStream) -> bool {
     }
 }
 
-/// Serves one client until it closes, sends what is no request, or takes nothing for too long.
+/// Serves one client until it closes, sends something that is no request, or doesn't take an answer in time.
 pub async fn client<D, R, W>(mut read: R, mut write: W, dispatch: &D)
 where
     D: Dispatch,

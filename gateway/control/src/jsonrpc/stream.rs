@@ -1,7 +1,7 @@
 //! JSON values on a byte stream that has no framing.
 //!
-//! A value's end is found by counting brackets outside strings, so the parser runs once a value,
-//! however the bytes were cut. Memory and depth are bounded before anything is parsed.
+//! The end of a value is found by counting brackets outside strings. So the parser runs once for each value, however the stream
+//! was cut. Length and depth are bounded before anything is parsed.
 
 use serde_json::value::RawValue;
 
@@ -10,7 +10,7 @@ pub const MAX_VALUE_BYTES: usize = 4 << 20;
 /// The deepest nesting. serde_json itself stops at 128.
 pub const MAX_DEPTH: usize = 64;
 
-/// Why a stream can't be read on. There is no way to find the next value after it.
+/// A reason why a stream can't be read any further. The start of the next value can't be found after such an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// A value is longer than [`MAX_VALUE_BYTES`].
@@ -19,7 +19,7 @@ pub enum StreamError {
     /// Brackets nest deeper than [`MAX_DEPTH`].
     #[error("a request nests deeper than {MAX_DEPTH} levels")]
     Depth,
-    /// Something other than an object or an array where a request should start.
+    /// A request starts with something other than an object or an array.
     #[error("a request starts with `{}`", char::from(*.0).escape_default())]
     Start(u8),
     /// Not JSON.
@@ -31,7 +31,7 @@ pub enum StreamError {
 #[derive(Debug, Default)]
 pub struct Splitter {
     buffer: Vec<u8>,
-    /// Bytes of `buffer` that were looked at.
+    /// The number of bytes of `buffer` that were scanned.
     seen: usize,
     depth: usize,
     in_string: bool,
@@ -39,10 +39,10 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// Takes what came.
+    /// Appends bytes from the stream.
     ///
     /// # Errors
-    /// [`StreamError::Oversize`] if more is buffered than the longest request.
+    /// [`StreamError::Oversize`] if more than twice the longest request is buffered.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         if self.buffer.len() + bytes.len() > 2 * MAX_VALUE_BYTES {
             return Err(StreamError::Oversize);
@@ -51,15 +51,15 @@ impl Splitter {
         Ok(())
     }
 
-    /// Whether a value has begun and not ended.
+    /// Returns whether a value has begun and not ended.
     pub fn is_partial(&self) -> bool {
         self.depth > 0
     }
 
-    /// The next whole value; `None` until more comes.
+    /// Returns the next whole value, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`StreamError`]; the stream is of no more use.
+    /// [`StreamError`]. The stream can't be used after it.
     pub fn next_value(&mut self) -> Result<Option<Box<RawValue>>, StreamError> {
         if self.depth == 0 {
             let space = self.buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
@@ -83,7 +83,7 @@ impl Splitter {
         value.transpose().map_err(|e| StreamError::Syntax(e.to_string()))
     }
 
-    /// Looks on from `seen`; where the value ends, if it does.
+    /// Scans on from `seen`. Returns the end of the value if the buffer holds it.
     fn scan(&mut self) -> Result<Option<usize>, StreamError> {
         for (at, &byte) in self.buffer.iter().enumerate().skip(self.seen) {
             if self.in_string {

@@ -1,4 +1,5 @@
-//! `backend_discover` and `backend_attach`: what an array offers, and backends for all of it.
+//! `backend_discover` lists the subsystems that an array offers. `backend_attach` makes backends of the namespaces of one of
+//! them.
 
 use super::{Methods, Reply};
 use crate::Change;
@@ -20,9 +21,9 @@ use trefoil_config::{Address, Backend, BackendType, Gateway};
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{LogEntry, subtype, trtype};
 
-/// For how long an array and all that its discovery log names are asked.
+/// The time limit for asking an array and all subsystems in its discovery log.
 const DISCOVER_WITHIN: Duration = Duration::from_secs(30);
-/// Subsystems that are asked at a time: each takes a thread, a ring and 2 MiB meanwhile.
+/// The number of subsystems that are asked at a time. Each needs a thread, a ring and 2 MiB until it has answered.
 const ASKED_AT_A_TIME: usize = 16;
 
 #[derive(Debug, Deserialize)]
@@ -36,11 +37,11 @@ pub(super) struct Discover {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Attach {
-    /// What names of backends begin with.
+    /// The prefix of the backends' names.
     name: String,
     address: Address,
     subnqn: String,
-    /// The address is a discovery service's, which knows where the subsystem is.
+    /// Whether `address` is that of a discovery service, which gives the subsystem's own address.
     #[serde(default)]
     discovery: bool,
     #[serde(default)]
@@ -68,7 +69,8 @@ struct Offer {
 }
 
 impl Offer {
-    /// Reads an entry of the discovery log at `asked`. `None` for another transport, and for an address that we can't use.
+    /// Reads an entry of the discovery log that came from `asked`. Returns `None` if the transport isn't TCP or the address isn't
+    /// an IP address and a port.
     fn of(entry: &LogEntry, asked: Address) -> Option<Self> {
         if entry.trtype != trtype::TCP {
             return None;
@@ -77,14 +79,14 @@ impl Offer {
         let port = entry.trsvcid.text().parse().ok()?;
         Some(Self {
             subnqn: entry.subnqn.as_str().to_owned(),
-            // A link-local one is on the link by which the log came: a target doesn't know our interfaces.
+            // A link-local address is on the link that the log came by: a target doesn't know the names of our interfaces.
             address: asked.beside(ip, port),
             is_nvm: entry.subtype == subtype::NVM,
         })
     }
 }
 
-/// Every subsystem in the discovery log, and the namespaces that this host sees there.
+/// Returns every subsystem in the discovery log, with the namespaces that this host sees there.
 pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
     let by = Instant::now() + DISCOVER_WITHIN;
     let seconds = DISCOVER_WITHIN.as_secs();
@@ -109,7 +111,7 @@ pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
         match asked {
             Some(Ok(nsids)) if offer.is_nvm => row["namespaces"] = nsids,
             Some(Ok(_)) => {}
-            // That one subsystem can't be reached is no reason not to tell of the others.
+            // An unreachable subsystem is no reason to leave out the others.
             Some(Err(error)) => row["why"] = error.message.into(),
             None => row["why"] = silent().into(),
         }
@@ -118,7 +120,7 @@ pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
     Ok(offers.iter().zip(asked.await).map(row).collect())
 }
 
-/// Asks some at a time, until `by`; `None` for those that have not answered then.
+/// Asks up to [`ASKED_AT_A_TIME`] subsystems at a time, until `by`. Gives `None` for each that has not answered by then.
 async fn ask_all<F>(offers: &[Offer], by: Instant, ask: impl Fn(&Offer) -> F) -> Vec<Option<F::Output>>
 where
     F: Future<Output: Send> + Send + 'static,
@@ -128,7 +130,7 @@ where
     for (at, offer) in offers.iter().enumerate() {
         let (places, asked) = (places.clone(), ask(offer));
         asking.spawn(async move {
-            // It is never closed.
+            // The semaphore is never closed, so a place always comes.
             let _place = places.acquire_owned().await;
             (at, asked.await)
         });
@@ -144,7 +146,7 @@ where
     answers
 }
 
-/// A backend `NAMEnNSID` for each namespace, all or none.
+/// Makes a backend `NAMEnNSID` of each namespace: of all or of none.
 pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
     let mut address = p.address;
     if p.discovery {
@@ -176,7 +178,7 @@ fn array(name: &str, address: Address, subnqn: &str) -> Backend {
     Backend { address, subnqn, ..Backend::new(name, BackendType::NvmeTcp) }
 }
 
-/// A backend for each namespace that the subsystem of `template` shows us, named as SPDK would: `NAMEnNSID`.
+/// Returns a backend for each namespace that the subsystem of `template` shows us. It is named as SPDK does: `NAMEnNSID`.
 pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result<Vec<Backend>, RpcError> {
     let nsids = namespaces(&methods.view().await?.gateway, template.clone()).await?;
     if nsids.is_empty() {
@@ -203,7 +205,7 @@ async fn namespaces(gateway: &Gateway, there: Backend) -> Result<Vec<u32>, RpcEr
     ask(gateway, there, Admin::namespaces).await
 }
 
-/// Asks the array of `there` on a thread that may block.
+/// Asks the array at the address of `there`, on a thread that may block.
 async fn ask<T: Send + 'static>(
     gateway: &Gateway,
     there: Backend,
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn they_are_asked_at_the_same_time_but_not_all() {
-        // Each answers once as many are asked as may be; with one after the other none would.
+        // Each answers only once `ASKED_AT_A_TIME` are asked together. If they were asked one after the other, none would answer.
         let together = Arc::new(Barrier::new(ASKED_AT_A_TIME));
         let ask = |_: &Offer| {
             let together = together.clone();

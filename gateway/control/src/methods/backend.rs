@@ -1,4 +1,4 @@
-//! `backend_*`.
+//! The `backend_*` methods, except those that ask an array.
 
 use super::params::{MaybeName, Name};
 use super::{Methods, Reply};
@@ -57,7 +57,7 @@ pub(super) fn render(view: &View, name: &str) -> Value {
     value
 }
 
-/// `pool/NAME` or `lun/NAME`.
+/// Returns the user of the backend as `pool/NAME` or `lun/NAME`.
 fn used_by(view: &View, name: &str) -> Option<String> {
     let pool = view.state.pools.values().find(|p| p.backends.iter().any(|b| b == name));
     let lun = view.state.luns.values().find(|l| l.backend.as_deref() == Some(name));

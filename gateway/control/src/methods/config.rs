@@ -1,4 +1,4 @@
-//! `config_*`: the whole system as one TOML document.
+//! The `config_*` methods: the whole system as one TOML document.
 
 use super::params::None;
 use super::{Methods, Reply};
@@ -20,9 +20,9 @@ use trefoil_config::Config;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
-    /// TOML.
+    /// The document, as TOML.
     toml: String,
-    /// What the text is called in messages: its file.
+    /// The document's name in messages: usually its file.
     #[serde(default = "document")]
     name: String,
 }
@@ -50,7 +50,7 @@ pub(super) async fn get(methods: &Methods, _: None) -> Reply {
     Ok(json!({ "toml": toml(&view)?, "epoch": view.epoch }))
 }
 
-/// The same with what `config_restore` looks at first.
+/// Returns the document with a first line that `config_restore` checks.
 pub(super) async fn backup(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let text = format!("# trefoil backup, schema {SCHEMA}\n{}", toml(&view)?);
@@ -73,7 +73,7 @@ pub(super) async fn apply(methods: &Methods, p: Apply) -> Reply {
     Ok(told)
 }
 
-/// As [`apply`], for what [`backup`] gave.
+/// Does as [`apply`], for a document that [`backup`] gave.
 pub(super) async fn restore(methods: &Methods, p: Apply) -> Reply {
     let first = p.toml.lines().next().unwrap_or_default();
     let schema = first.strip_prefix("# trefoil backup, schema ").and_then(|n| n.trim().parse::<u64>().ok());
@@ -101,8 +101,8 @@ fn toml(view: &View) -> Result<String, RpcError> {
         .map_err(|e| RpcError::new(INTERNAL_ERROR, format!("the state has no TOML form: {e}")))
 }
 
-/// What the document would change and what would be lost by it, and which flags it would need besides `permit`. With `look`,
-/// also what here keeps what it adds from coming up.
+/// Returns the changes that the document makes, the losses that they cause, and the flags that they need besides `permit`. With
+/// `look`, also returns the obstacles on this machine that keep added objects from coming up.
 async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) -> Reply {
     let view = methods.view().await?;
     let mut notes = Vec::new();
@@ -137,7 +137,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
             && told["object"].as_str().is_some_and(|key| made_up.contains(key))
             && let Some(fields) = told["fields"].as_array_mut()
         {
-            // It gets its identity when it is made.
+            // The LUN gets its identity only when it is made.
             fields.retain(|field| field["field"] != "uuid" && field["field"] != "nguid");
         }
         told

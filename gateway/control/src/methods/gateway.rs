@@ -1,4 +1,4 @@
-//! `gateway_info` and `shutdown`.
+//! The methods `gateway_info` and `shutdown`.
 
 use super::params::None;
 use super::{Methods, Reply};

@@ -1,4 +1,4 @@
-//! `host_*`: who may connect to a subsystem and who sees a namespace, and names for hosts.
+//! The `host_*` methods: access of hosts to subsystems and namespaces, and names for hosts.
 
 use super::params::{Name, None};
 use super::{Methods, Reply};
@@ -44,7 +44,7 @@ pub(super) async fn delete(methods: &Methods, p: Name) -> Reply {
     methods.done(Change::HostDelete { name: p.name }).await
 }
 
-/// Every host that has a name or is on a list, with the lists that it is on.
+/// Returns every host that has a name or is on a list, with the lists that name it.
 pub(super) async fn list(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let mut hosts: BTreeMap<&str, (Option<&str>, Vec<_>)> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! `lun_*`.
+//! The `lun_*` methods.
 
 use super::params::MaybeName;
 use super::{Methods, Reply};
@@ -86,7 +86,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeName) -> Reply {
     Ok(names.map(|name| render(&view, name)).collect())
 }
 
-/// A LUN for tables.
+/// Returns a LUN's fields and its present state.
 pub fn render(view: &View, name: &str) -> Value {
     let Some(lun) = view.state.luns.get(name) else { return Value::Null };
     let exports: Vec<Value> =

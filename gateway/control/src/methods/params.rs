@@ -1,4 +1,4 @@
-//! Parameters: parsing them, and small types that several methods share.
+//! Parsing of parameters, and small parameter types that several methods share.
 
 use crate::jsonrpc::RpcError;
 use serde::Deserialize;
@@ -6,10 +6,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use trefoil_config::{cut, suggest};
 
-/// More fields than any method has. Who is to blame isn't sought among more: each is tried with a copy of all.
+/// A bound that is above the number of fields of any method. An object with more fields isn't searched for the wrong one, because
+/// the search copies the whole object for each field.
 pub(crate) const MAX_FIELDS: usize = 64;
 
-/// Reads parameters. A wrong value is reported with its field.
+/// Reads parameters. The error names the field with the wrong value.
 ///
 /// # Errors
 /// -32602, naming the field.
@@ -25,7 +26,7 @@ pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     })
 }
 
-/// The field without which the error would be another one: serde_json doesn't tell.
+/// Returns the field whose removal changes the error. serde_json doesn't name the field itself.
 fn culprit<T: DeserializeOwned>(params: &Value, message: &str) -> Option<String> {
     let fields = params.as_object().filter(|fields| fields.len() <= MAX_FIELDS)?;
     let without = |key: &String| {
@@ -41,19 +42,19 @@ fn culprit<T: DeserializeOwned>(params: &Value, message: &str) -> Option<String>
 #[serde(deny_unknown_fields)]
 pub struct None {}
 
-/// The name of the object that is meant.
+/// The name of one object.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Name {
-    /// Which.
+    /// The object's name.
     pub name: String,
 }
 
-/// One object, or all.
+/// The name of one object; without it, all objects.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MaybeName {
-    /// Which, or all.
+    /// The object's name, or none for all objects.
     #[serde(default)]
     pub name: Option<String>,
 }
@@ -82,7 +83,7 @@ mod tests {
         assert!(error.starts_with(want), "{error}");
     }
 
-    /// Each would be tried with a copy of all.
+    /// The search would copy all fields once for each field.
     #[test]
     fn among_many_fields_none_is_blamed() {
         let mut fields: Map<String, Value> = (0..1000).map(|n| (format!("a{n}"), Value::Null)).collect();

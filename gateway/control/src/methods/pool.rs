@@ -1,4 +1,4 @@
-//! `pool_*`.
+//! The `pool_*` methods.
 
 use super::params::{Name, None};
 use super::{Methods, Reply};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use trefoil_config::Pool;
 
-/// What every pool says about itself.
+/// The redundancy that every pool reports.
 pub const REDUNDANCY: &str =
     "none: the loss of one of its backends loses every LUN that has an extent there; use redundant backends";
 
@@ -30,7 +30,7 @@ pub(super) async fn create(methods: &Methods, p: Create) -> Reply {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Delete {
+pub(super) struct PoolDelete {
     name: String,
     #[serde(default)]
     delete_data: bool,
@@ -38,8 +38,8 @@ pub(super) struct Delete {
     force: bool,
 }
 
-pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
-    let Delete { name, delete_data, force } = p;
+pub(super) async fn delete(methods: &Methods, p: PoolDelete) -> Reply {
+    let PoolDelete { name, delete_data, force } = p;
     methods.done(Change::PoolDelete { name, delete_data, force }).await
 }
 

@@ -1,4 +1,4 @@
-//! `core_list` and `stats_get`.
+//! The methods `core_list` and `stats_get`.
 
 use super::params::None;
 use super::{Methods, Reply};
@@ -16,7 +16,7 @@ pub(super) async fn core_list(methods: &Methods, _: None) -> Reply {
     Ok(survey.iter().map(|(core, survey)| core_row(&view, *core, survey)).collect())
 }
 
-/// Counters only grow, and `at_us` is a clock of the gateway's: a client takes differences.
+/// Returns all counters. They only grow, and `at_us` is the gateway's own clock, so a client takes differences.
 pub(super) async fn get(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let survey = methods.survey().await?;
@@ -44,7 +44,8 @@ fn core_row(view: &View, core: CoreId, survey: &Survey) -> Value {
     })
 }
 
-/// Of the histogram, the buckets that are not empty: a latency that each stays below, and its count.
+/// Returns the counters of one LUN. Of the histogram, it has only the buckets that are not empty. Each is a pair: a latency in
+/// nanoseconds that all its commands stay below, and their count.
 fn lun_row(name: &str, totals: &LunTotals) -> Value {
     let LunTotals { stats, latency } = totals;
     let op = |op: &OpStats| {

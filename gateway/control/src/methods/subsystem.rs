@@ -1,4 +1,4 @@
-//! `subsystem_*`.
+//! The `subsystem_*` methods.
 
 use super::{Methods, Reply, noted};
 use crate::Change;
@@ -54,7 +54,7 @@ pub(super) struct AllowAnyHost {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Delete {
+pub(super) struct SubsystemDelete {
     nqn: String,
     #[serde(default)]
     force: bool,
@@ -66,7 +66,7 @@ pub(super) async fn create(methods: &Methods, subsystem: Subsystem) -> Reply {
     Ok(noted(render(&view, &nqn), &view))
 }
 
-pub(super) async fn delete(methods: &Methods, p: Delete) -> Reply {
+pub(super) async fn delete(methods: &Methods, p: SubsystemDelete) -> Reply {
     methods.done(Change::SubsystemDelete { nqn: p.nqn, force: p.force }).await
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
     let mut rows: Vec<Value> = nqns.map(|nqn| render(&view, nqn)).collect();
     let lists_discovery = match &p.nqn {
         Some(nqn) => nqn == DISCOVERY_NQN,
-        // Nobody makes the discovery subsystem. A document names it only once it has listeners of its own, and so does the list.
+        // The discovery subsystem always exists. A document names it only once it has listeners of its own, and so does the list.
         None => !view.state.discovery.is_default(),
     };
     if lists_discovery {
@@ -130,7 +130,7 @@ pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply 
     methods.done(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await
 }
 
-/// The discovery subsystem has neither a serial number nor namespaces, and any host may connect to it.
+/// Returns the discovery subsystem's fields. It has neither a serial number nor namespaces, and any host may connect to it.
 fn render_discovery(view: &View) -> Value {
     json!({
         "nqn": DISCOVERY_NQN,

@@ -1,22 +1,21 @@
-//! `rpc_*`, `spdk_*`, `framework_*` and `thread_*`: the process.
+//! The methods `rpc_*`, `spdk_*`, `framework_*` and `thread_*`, which are about the process.
 
 use crate::Action;
 use crate::jsonrpc::RpcError;
+use crate::methods::Reply;
 use crate::methods::params::None;
-use crate::methods::{Methods, NAMES};
+use crate::methods::{self, Methods};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-type Reply = Result<Value, RpcError>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GetMethods {
-    /// Every method may be called in the only state that clients see.
+    /// Ignored: every method may be called in the only state that clients see.
     #[serde(default, rename = "current")]
     _current: IgnoredAny,
-    /// There are no aliases.
+    /// Ignored, because there are no aliases.
     #[serde(default, rename = "include_aliases")]
     _include_aliases: IgnoredAny,
 }
@@ -28,9 +27,13 @@ pub(crate) struct Kill {
 }
 
 pub(crate) async fn rpc_get_methods(_: &Methods, _: GetMethods) -> Reply {
-    // A gateway is past its initialisation when it answers: a client that saw framework_start_init
-    // among the current methods would call it again and again.
-    let names = NAMES.iter().chain(super::TUNING).filter(|name| **name != "framework_start_init");
+    // A gateway that answers is already initialised. If `framework_start_init` were among the current methods, a client would
+    // call it again and again.
+    let names = methods::NAMES
+        .iter()
+        .chain(super::NAMES)
+        .chain(super::TUNING)
+        .filter(|name| **name != "framework_start_init");
     Ok(names.map(|name| Value::from(*name)).collect())
 }
 
@@ -65,7 +68,7 @@ pub(crate) async fn spdk_kill_instance(methods: &Methods, p: Kill) -> Reply {
     Ok(true.into())
 }
 
-/// The gateway has been initialised since before it answered.
+/// Does nothing: the gateway is initialised before it answers its first call.
 pub(crate) async fn framework_start_init(_: &Methods, _: None) -> Reply {
     Ok(true.into())
 }
@@ -86,7 +89,7 @@ pub(crate) async fn framework_get_reactors(methods: &Methods, _: None) -> Reply 
             })
         })
         .collect();
-    // Busy time is counted in nanoseconds.
+    // Busy time is in nanoseconds.
     Ok(json!({ "tick_rate": 1_000_000_000u64, "pid": std::process::id(), "reactors": reactors }))
 }
 

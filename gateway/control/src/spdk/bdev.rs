@@ -1,10 +1,11 @@
-//! `bdev_*` over memory, null and file backends.
+//! The `bdev_*` methods for memory, null and file backends.
 
 use crate::Change;
 use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use crate::methods::params::{Name, None};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,8 +13,6 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use trefoil_config::{Backend, BackendType, Bytes};
 use uuid::Uuid;
-
-type Reply = Result<Value, RpcError>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +23,7 @@ pub(crate) struct Ram {
     name: Option<String>,
     #[serde(default)]
     uuid: Option<Uuid>,
-    /// Whoever writes less than a physical block is slower, and no less right.
+    /// Ignored: writes of less than a physical block are slower but just as correct.
     #[serde(default, rename = "physical_block_size")]
     _physical_block_size: IgnoredAny,
     #[serde(default, rename = "optimal_io_boundary")]
@@ -63,7 +62,7 @@ pub(crate) struct FileBdev {
 pub(crate) struct GetBdevs {
     #[serde(default)]
     name: Option<String>,
-    /// Nothing appears later by itself.
+    /// Ignored, because no bdev appears later by itself.
     #[serde(default, rename = "timeout")]
     _timeout: IgnoredAny,
 }
@@ -94,7 +93,7 @@ async fn create_ram(methods: &Methods, p: Ram, kind: BackendType, prefix: &str) 
     Ok(name.into())
 }
 
-/// `Malloc0`, `Malloc1`, …: the first that is free.
+/// Returns the first free name of `Malloc0`, `Malloc1`, and so on.
 fn free_name(view: &View, prefix: &str) -> String {
     let state = &view.state;
     let taken = |name: &String| state.backends.contains_key(name) || state.luns.contains_key(name);
@@ -105,7 +104,7 @@ pub(crate) async fn bdev_aio_create(methods: &Methods, p: FileBdev) -> Reply {
     bdev_uring_create(methods, p).await
 }
 
-/// Files go through io_uring, by whichever name they were created.
+/// Makes a file backend. It uses io_uring under either method's name.
 pub(crate) async fn bdev_uring_create(methods: &Methods, p: FileBdev) -> Reply {
     let backend = Backend {
         path: Some(p.filename),

@@ -1,10 +1,11 @@
-//! `bdev_nvme_*`: namespaces of other NVMe/TCP subsystems.
+//! The `bdev_nvme_*` methods: namespaces of other NVMe/TCP subsystems.
 
 use super::TransportId;
 use crate::Change;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use crate::methods::array::backends_of;
 use crate::methods::params::MaybeName;
 use crate::state::State;
@@ -14,11 +15,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use trefoil_config::{Backend, BackendType};
 
-type Reply = Result<Value, RpcError>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Attach {
+pub(crate) struct AttachController {
     name: String,
     trtype: String,
     traddr: String,
@@ -44,7 +43,7 @@ pub(crate) struct Attach {
     _fabrics_connect_timeout_us: IgnoredAny,
     #[serde(default, rename = "priority")]
     _priority: IgnoredAny,
-    /// With one path there is nothing to choose.
+    /// Ignored: with one path there is nothing to choose.
     #[serde(default, rename = "multipath")]
     _multipath: IgnoredAny,
     #[serde(default, rename = "multipath_opts")]
@@ -69,8 +68,8 @@ pub(crate) struct Detach {
     _subnqn: IgnoredAny,
 }
 
-/// Each namespace that the subsystem shows us becomes a bdev `NAMEnNSID`. Each has a connection of its own to the array.
-pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: Attach) -> Reply {
+/// Makes a bdev `NAMEnNSID` of each namespace that the subsystem shows us. Each bdev has its own connection to the array.
+pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: AttachController) -> Reply {
     let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
     let Some(subnqn) = p.subnqn else { return Err(RpcError::params("subnqn: a TCP controller needs it")) };
     let template = Backend {
@@ -80,7 +79,7 @@ pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: Attach) ->
         queues: p.num_io_queues.and_then(|queues| u16::try_from(queues).ok()),
         header_digest: p.hdgst.filter(|on| *on),
         data_digest: p.ddgst.filter(|on| *on),
-        // 0 is SPDK's word for "don't reconnect" and its default, -1 for "for ever": this gateway always does.
+        // In SPDK, 0 is the default and means "don't reconnect", and -1 means "for ever". This gateway always reconnects.
         loss_timeout_s: p.ctrlr_loss_timeout_sec.and_then(|s| u32::try_from(s).ok()).filter(|&s| s != 0),
         ..Backend::new(p.name, BackendType::NvmeTcp)
     };
@@ -107,7 +106,8 @@ pub(crate) async fn bdev_nvme_detach_controller(methods: &Methods, p: Detach) ->
     Ok(true.into())
 }
 
-/// Of each controller what its namespaces have in common. Its state is the worst of theirs.
+/// Returns each controller with the fields that its namespaces share. A controller's state is the worst of its namespaces'
+/// states.
 pub(crate) async fn bdev_nvme_get_controllers(methods: &Methods, p: MaybeName) -> Reply {
     let view = methods.view().await?;
     let names: BTreeSet<&str> = view.state.backends.values().filter_map(controller_name).collect();
@@ -136,13 +136,13 @@ pub(crate) async fn bdev_nvme_get_controllers(methods: &Methods, p: MaybeName) -
     }
 }
 
-/// What SPDK would call the controller of bdev `Nvme0n1`; `None` for what has no such name.
+/// Returns SPDK's name for the controller of a bdev such as `Nvme0n1`, or `None` if the bdev's name has another form.
 fn controller_name(backend: &Backend) -> Option<&str> {
     let suffix = format!("n{}", backend.nsid.unwrap_or(1));
     backend.name.strip_suffix(&suffix).filter(|_| backend.kind == BackendType::NvmeTcp)
 }
 
-/// The namespaces of a controller.
+/// Returns the namespaces of a controller.
 fn members<'a>(state: &'a State, name: &str) -> Vec<&'a Backend> {
     state.backends.values().filter(|backend| controller_name(backend) == Some(name)).collect()
 }

@@ -1,12 +1,12 @@
 //! `framework_get_config`: the calls that build this system, for `save_config` and `load_config`.
 //!
-//! What SPDK has a method for is told in SPDK's words, with every identity, so that the copy is the
-//! same to a host. Pools, their LUNs and names of hosts are told in ours, which the same client
-//! replays as well.
+//! Everything that SPDK has a method for is given as SPDK's calls, with every identity, so that a host sees no difference in the
+//! copy. Pools, their LUNs and names of hosts are given as our own calls. SPDK's client replays these as well.
 
 use super::{TransportId, nvmf};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use crate::methods::params::None;
 use crate::state::State;
 use serde::Deserialize;
@@ -15,13 +15,11 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Lun, Subsystem};
 
-type Reply = Result<Value, RpcError>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GetConfig {
     name: String,
-    /// Calls are never grouped.
+    /// Ignored, because calls are never grouped.
     #[serde(default, rename = "with_batches")]
     _with_batches: IgnoredAny,
 }
@@ -50,7 +48,7 @@ fn call(method: &str, params: Value) -> Value {
     json!({ "method": method, "params": params })
 }
 
-/// Backends, pools and LUNs.
+/// Returns the calls that make backends, pools and LUNs.
 pub(crate) fn bdev_calls(state: &State) -> Value {
     let mut calls = Vec::new();
     let mut told = BTreeSet::new();
@@ -71,10 +69,10 @@ pub(crate) fn bdev_calls(state: &State) -> Value {
     calls.into()
 }
 
-/// The SPDK method that makes this backend and its LUN, if there is one that loses nothing.
+/// Returns the call of SPDK's that makes this backend and its LUN, if such a call loses nothing.
 fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
     let block = backend.block_bytes.unwrap_or(512);
-    // The NGUID is told with the namespace.
+    // The NGUID is part of the namespace's call.
     let plain =
         !lun.read_only && lun.block_bytes.is_none_or(|own| Some(own) == backend.block_bytes || own == block);
     let size = backend.size.unwrap_or_default().0;
@@ -91,12 +89,12 @@ fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
             });
             Some(call("bdev_uring_create", params))
         }
-        // SPDK's method has no place for the UUID that hosts know.
+        // SPDK's method can't set the UUID that hosts know.
         BackendType::Memory | BackendType::File | BackendType::NvmeTcp => Option::None,
     }
 }
 
-/// The transport, subsystems and hosts.
+/// Returns the calls that make the transport, subsystems and hosts.
 pub(crate) fn nvmf_calls(state: &State) -> Value {
     let mut calls: Vec<Value> = state.hosts.values().map(|host| call("host_create", json!(host))).collect();
     calls.extend(state.transport.iter().map(|t| call("nvmf_create_transport", nvmf::transport(t))));

@@ -1,19 +1,18 @@
-//! `bdev_get_iostat`: what hosts did with each bdev.
+//! `bdev_get_iostat`: counters of the commands that hosts sent to each bdev.
 
 use crate::LunTotals;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trefoil_storage::stats::OpStats;
 
-type Reply = Result<Value, RpcError>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GetIostat {
-    /// What clients before 24.09 send.
+    /// The parameter of clients before 24.09.
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
@@ -22,7 +21,7 @@ pub(crate) struct GetIostat {
     reset_mode: Option<String>,
 }
 
-/// Write Zeroes counts as unmap, for either gives blocks back; errors have one count for all statuses.
+/// Returns the counters. Write Zeroes counts as unmap, because both give blocks back. There is one error count for all statuses.
 pub(crate) async fn bdev_get_iostat(methods: &Methods, p: GetIostat) -> Reply {
     if p.reset_mode.as_deref().is_some_and(|mode| mode != "none") {
         return Err(RpcError::params("reset_mode: counters of this gateway only grow"));
@@ -34,7 +33,7 @@ pub(crate) async fn bdev_get_iostat(methods: &Methods, p: GetIostat) -> Reply {
     }
     let shown = luns.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(name));
     let bdevs: Vec<Value> = shown.map(|(name, totals)| render(name, totals)).collect();
-    // Nanoseconds, as everywhere.
+    // Ticks are nanoseconds, as everywhere.
     Ok(json!({ "tick_rate": 1_000_000_000u64, "ticks": methods.uptime_ns(), "bdevs": bdevs }))
 }
 

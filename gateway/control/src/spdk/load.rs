@@ -1,7 +1,8 @@
-//! `config_load_spdk`: all that SPDK's `save_config` wrote, or nothing.
+//! `config_load_spdk`: builds everything in a file that SPDK's `save_config` wrote, or nothing.
 //!
-//! SPDK's own client sends a saved configuration call by call, and stops where one is refused. Here all calls are planned
-//! first, each by its own method. What this gateway lacks is named in one answer; otherwise all is carried out as one change.
+//! SPDK's own client sends a saved configuration call by call and stops at the first refusal. Here, all calls are planned first,
+//! each by its own method. If any is refused, one answer names everything that this gateway lacks. Otherwise one change carries
+//! out all of them.
 
 use super::TUNING;
 use crate::Change;
@@ -12,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Methods that a saved configuration may call: those that build, SPDK's and ours.
+/// The methods that a saved configuration may call: SPDK's and ours that build something.
 const BUILDS: &[&str] = &[
     "backend_create",
     "bdev_aio_create",
@@ -48,7 +49,7 @@ struct Saved {
 
 #[derive(Deserialize)]
 struct SavedSubsystem {
-    /// Calls, or lists of calls. SPDK writes null where there are none.
+    /// Calls, or lists of calls. SPDK writes null if there are none.
     #[serde(default)]
     config: Option<Vec<Calls>>,
 }
@@ -81,7 +82,7 @@ pub(crate) async fn config_load_spdk(methods: &Methods, p: Load) -> crate::metho
             continue;
         }
         let done = match BUILDS.contains(&method.as_str()) {
-            // Boxed, since it may be any method, this one too.
+            // Boxed, because `call` may lead to any method, this one too, and a future can't contain itself.
             true => Box::pin(plan.call(method.clone(), params)).await,
             false => Err(RpcError::new(METHOD_NOT_FOUND, "this gateway has no such method")),
         };
@@ -89,7 +90,7 @@ pub(crate) async fn config_load_spdk(methods: &Methods, p: Load) -> crate::metho
             Ok(_) => built += 1,
             Err(error) => lacking.push(format!("\n  {method}: {}", error.message)),
         }
-        // Others are answered meanwhile.
+        // Lets other clients be answered between two calls.
         tokio::task::yield_now().await;
     }
     if !lacking.is_empty() {

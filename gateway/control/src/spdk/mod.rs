@@ -1,8 +1,8 @@
 //! SPDK's methods, with SPDK's names and shapes, so that its stock clients drive a gateway.
 //!
-//! What it is: a translation. A *bdev* is a backend that a LUN of the same name presents whole, or a
-//! LUN from a pool; a *transport* is only TCP. An option of SPDK's that we don't have is taken at its
-//! "off" value and refused otherwise, by name ([`parse`]); tuning that has no meaning here is taken and ignored ([`TUNING`]).
+//! What it is: a translation. A *bdev* is a LUN: either one that presents a whole backend of the same name, or one from a pool.
+//! The only *transport* is TCP. An option of SPDK's that we don't have is accepted at its "off" value and otherwise refused by
+//! name ([`parse`]). Tuning that has no meaning here is accepted and ignored ([`TUNING`]).
 //!
 //! Source: SPDK's `doc/jsonrpc.md` and what its client (PyPI `spdk` 26.9) sends.
 
@@ -17,12 +17,63 @@ pub mod nvmf_stats;
 
 use crate::jsonrpc::RpcError;
 use crate::methods::params::{self, MAX_FIELDS};
+use crate::methods::routes;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use trefoil_config::Address;
 
-/// Methods that tune SPDK's own insides and say nothing of what hosts are shown. They are taken with any parameters.
+routes! {
+    params::parse {
+        "config_load_spdk" => load::config_load_spdk,
+    }
+    parse {
+        "rpc_get_methods" => app::rpc_get_methods,
+        "spdk_get_version" => app::spdk_get_version,
+        "spdk_kill_instance" => app::spdk_kill_instance,
+        "framework_start_init" => app::framework_start_init,
+        "framework_wait_init" => app::framework_start_init,
+        "framework_get_subsystems" => config::framework_get_subsystems,
+        "framework_get_config" => config::framework_get_config,
+        "framework_get_reactors" => app::framework_get_reactors,
+        "thread_get_stats" => app::thread_get_stats,
+        "bdev_malloc_create" => bdev::bdev_malloc_create,
+        "bdev_malloc_delete" => bdev::bdev_malloc_delete,
+        "bdev_null_create" => bdev::bdev_null_create,
+        "bdev_null_delete" => bdev::bdev_null_delete,
+        "bdev_aio_create" => bdev::bdev_aio_create,
+        "bdev_aio_delete" => bdev::bdev_file_delete,
+        "bdev_uring_create" => bdev::bdev_uring_create,
+        "bdev_uring_delete" => bdev::bdev_file_delete,
+        "bdev_get_bdevs" => bdev::bdev_get_bdevs,
+        "bdev_get_iostat" => iostat::bdev_get_iostat,
+        "bdev_wait_for_examine" => bdev::bdev_wait_for_examine,
+        "bdev_nvme_attach_controller" => bdev_nvme::bdev_nvme_attach_controller,
+        "bdev_nvme_detach_controller" => bdev_nvme::bdev_nvme_detach_controller,
+        "bdev_nvme_get_controllers" => bdev_nvme::bdev_nvme_get_controllers,
+        "nvmf_set_config" => nvmf::nvmf_set_config,
+        "nvmf_create_transport" => nvmf::nvmf_create_transport,
+        "nvmf_get_transports" => nvmf::nvmf_get_transports,
+        "nvmf_create_subsystem" => nvmf::nvmf_create_subsystem,
+        "nvmf_delete_subsystem" => nvmf::nvmf_delete_subsystem,
+        "nvmf_get_subsystems" => nvmf::nvmf_get_subsystems,
+        "nvmf_subsystem_add_ns" => nvmf::nvmf_subsystem_add_ns,
+        "nvmf_subsystem_remove_ns" => nvmf::nvmf_subsystem_remove_ns,
+        "nvmf_subsystem_add_listener" => nvmf::nvmf_subsystem_add_listener,
+        "nvmf_subsystem_remove_listener" => nvmf::nvmf_subsystem_remove_listener,
+        "nvmf_subsystem_add_host" => nvmf::nvmf_subsystem_add_host,
+        "nvmf_subsystem_remove_host" => nvmf::nvmf_subsystem_remove_host,
+        "nvmf_subsystem_allow_any_host" => nvmf::nvmf_subsystem_allow_any_host,
+        "nvmf_ns_add_host" => nvmf::nvmf_ns_add_host,
+        "nvmf_ns_remove_host" => nvmf::nvmf_ns_remove_host,
+        "nvmf_subsystem_get_listeners" => nvmf_stats::nvmf_subsystem_get_listeners,
+        "nvmf_subsystem_get_controllers" => nvmf_stats::nvmf_subsystem_get_controllers,
+        "nvmf_subsystem_get_qpairs" => nvmf_stats::nvmf_subsystem_get_qpairs,
+        "nvmf_get_stats" => nvmf_stats::nvmf_get_stats,
+    }
+}
+
+/// Methods that tune SPDK's own insides and don't change what is shown to hosts. They are accepted with any parameters.
 pub(crate) const TUNING: &[&str] = &[
     "accel_assign_opc",
     "accel_set_driver",
@@ -47,8 +98,8 @@ pub(crate) const TUNING: &[&str] = &[
     "sock_set_default_impl",
 ];
 
-/// Reads the parameters of a method of SPDK's. One that we don't know is taken if it is off, so that a client may say what it
-/// doesn't want.
+/// Reads the parameters of a method of SPDK's. An unknown parameter is accepted if it is off, so that a client may say which
+/// options it doesn't want.
 ///
 /// # Errors
 /// -32602, naming the field.
@@ -67,19 +118,19 @@ pub(crate) fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     params::parse(params)
 }
 
-/// The first field that `T`, or an object in it, doesn't have.
+/// Returns the first field that `T`, or an object in it, doesn't have.
 fn unknown<T: DeserializeOwned>(params: &Value) -> Option<String> {
     let message = T::deserialize(params).err()?.to_string();
     Some(message.strip_prefix("unknown field `")?.split_once('`')?.0.to_owned())
 }
 
-/// Takes a field out of an object, or out of one in it.
+/// Takes a field out of an object, or out of an object inside it.
 fn take(value: &mut Value, field: &str) -> Option<Value> {
     let fields = value.as_object_mut()?;
     fields.remove(field).or_else(|| fields.values_mut().find_map(|inner| take(inner, field)))
 }
 
-/// Whether an option with this value asks for nothing; -1 is SPDK's word for "not set".
+/// Returns whether an option with this value asks for nothing. In SPDK, -1 means "not set".
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -91,7 +142,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// The only target that there is, by any of SPDK's default names.
+/// Checks that a method means the only target, which has SPDK's default name.
 fn check_target(name: Option<&str>) -> Result<(), RpcError> {
     match name {
         None | Some("nvmf_tgt") => Ok(()),
@@ -107,13 +158,13 @@ pub struct TransportId {
     traddr: String,
     #[serde(default)]
     trsvcid: Option<String>,
-    /// Follows from `traddr`.
+    /// Ignored, because the family follows from `traddr`.
     #[serde(default, rename = "adrfam")]
     _adrfam: IgnoredAny,
 }
 
 impl TransportId {
-    /// The address, with its scope.
+    /// Returns the address, with its scope.
     pub fn address(&self) -> Result<Address, RpcError> {
         check_tcp(&self.trtype)?;
         let port = self.trsvcid.as_deref().unwrap_or("4420");
@@ -121,7 +172,7 @@ impl TransportId {
         Address::new(&self.traddr, port).map_err(|e| RpcError::params(format!("traddr: {e}")))
     }
 
-    /// The parts of an address.
+    /// Splits an address into SPDK's parts.
     pub fn of(address: Address) -> Value {
         json!({
             "trtype": "TCP",

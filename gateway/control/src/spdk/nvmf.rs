@@ -6,14 +6,13 @@ use crate::engine::view::View;
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use crate::state::Transport;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use trefoil_config::{Address, DISCOVERY_NQN, Subsystem};
 use uuid::Uuid;
-
-type Reply = Result<Value, RpcError>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,7 +82,7 @@ pub(crate) struct CreateTransport {
     _masked_fuses: IgnoredAny,
 }
 
-/// Settings of the whole target. A setting that this gateway lacks is refused if it is on.
+/// Settings of the whole target. [`parse`](super::parse) refuses an unknown setting that is on.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SetConfig {
@@ -128,7 +127,7 @@ pub(crate) struct CreateSubsystem {
     min_cntlid: Option<u16>,
     #[serde(default)]
     max_cntlid: Option<u16>,
-    /// ANA is always reported.
+    /// Ignored, because ANA is always reported.
     #[serde(default, rename = "ana_reporting")]
     _ana_reporting: IgnoredAny,
     #[serde(default, rename = "dmrsl")]
@@ -141,7 +140,7 @@ pub(crate) struct CreateSubsystem {
     _max_write_zeroes_size_kib: IgnoredAny,
 }
 
-/// A subsystem, or all.
+/// The NQN of a subsystem; without it, all subsystems.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MaybeSubsystem {
@@ -151,7 +150,7 @@ pub(crate) struct MaybeSubsystem {
     tgt_name: Option<String>,
 }
 
-/// A subsystem.
+/// The NQN of one subsystem.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OneSubsystem {
@@ -223,7 +222,7 @@ pub(crate) struct HostAccess {
     host: String,
     #[serde(default)]
     tgt_name: Option<String>,
-    /// A removed host's connections end at once.
+    /// Ignored, because a removed host's connections end at once.
     #[serde(default, rename = "timeout_ms")]
     _timeout_ms: IgnoredAny,
 }
@@ -240,14 +239,14 @@ pub(crate) struct NsHost {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct AllowAnyHost {
+pub(crate) struct SubsystemAllowAnyHost {
     nqn: String,
     allow_any_host: bool,
     #[serde(default)]
     tgt_name: Option<String>,
 }
 
-/// Only what is so anyway.
+/// Accepts only the values that this gateway has anyway.
 pub(crate) async fn nvmf_set_config(_: &Methods, p: SetConfig) -> Reply {
     let is = [
         ("discovery_filter", p.discovery_filter, "match_any"),
@@ -283,7 +282,7 @@ pub(crate) async fn nvmf_create_transport(methods: &Methods, p: CreateTransport)
     Ok(true.into())
 }
 
-/// The transport in SPDK's words.
+/// Returns the transport with SPDK's names for its fields.
 pub(super) fn transport(transport: &Transport) -> Value {
     json!({
         "trtype": "TCP",
@@ -314,7 +313,7 @@ pub(crate) async fn nvmf_create_subsystem(methods: &Methods, p: CreateSubsystem)
         serial: p.serial_number,
         model: p.model_number,
         allow_any_host: p.allow_any_host,
-        // 0 is SPDK's word for its default.
+        // In SPDK, 0 means the default.
         max_namespaces: p.max_namespaces.filter(|&n| n != 0),
         min_cntlid: p.min_cntlid,
         max_cntlid: p.max_cntlid,
@@ -326,7 +325,7 @@ pub(crate) async fn nvmf_create_subsystem(methods: &Methods, p: CreateSubsystem)
 
 pub(crate) async fn nvmf_delete_subsystem(methods: &Methods, p: OneSubsystem) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    // SPDK's clients have no word for force.
+    // SPDK's clients can't ask for force, so the gateway always uses it.
     methods.change(Change::SubsystemDelete { nqn: p.nqn, force: true }).await?;
     Ok(true.into())
 }
@@ -446,9 +445,9 @@ pub(crate) async fn nvmf_subsystem_remove_host(methods: &Methods, p: HostAccess)
     Ok(true.into())
 }
 
-pub(crate) async fn nvmf_subsystem_allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply {
+pub(crate) async fn nvmf_subsystem_allow_any_host(methods: &Methods, p: SubsystemAllowAnyHost) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    // SPDK leaves hosts connected that would be disconnected here.
+    // SPDK leaves hosts connected that would be disconnected here, so the change is made without force.
     methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow_any_host, force: false }).await?;
     Ok(true.into())
 }

@@ -1,18 +1,17 @@
-//! `nvmf_*_get_*`: who is connected.
+//! The methods `nvmf_*_get_*`: the connected hosts.
 
 use super::nvmf::OneSubsystem;
 use super::{TransportId, check_target};
 use crate::error::{Fault, Refusal};
 use crate::jsonrpc::RpcError;
 use crate::methods::Methods;
+use crate::methods::Reply;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::QpairRow;
 use trefoil_wire::nvme::log::AnaState;
-
-type Reply = Result<Value, RpcError>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +28,7 @@ async fn check(methods: &Methods, p: &OneSubsystem) -> Result<(), RpcError> {
     Err(Refusal::new(Fault::NotFound, format!("there is no subsystem `{}`", p.nqn)).into())
 }
 
-/// The subsystem's queue pairs, each with its core.
+/// Returns the subsystem's queue pairs, each with its core.
 async fn rows(methods: &Methods, p: &OneSubsystem) -> Result<Vec<(CoreId, QpairRow)>, RpcError> {
     check(methods, p).await?;
     let survey = methods.survey().await?;
@@ -75,7 +74,7 @@ pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem
     let view = methods.view().await?;
     let listeners = view.state.listeners_of(&p.nqn).cloned().unwrap_or_default();
     let all = rows.into_iter().map(|(core, row)| {
-        // The portal's number is the engine's own; one listener needs no number.
+        // The portal's number is internal to the engine, so the listener is known only if there is just one.
         let listen = match listeners.as_slice() {
             [one] => Some(TransportId::of(*one)),
             _ => None,
@@ -94,7 +93,7 @@ pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem
     Ok(all.collect())
 }
 
-/// One poll group a core, with what its queue pairs did since they came up.
+/// Returns one poll group for each core, with counters of its queue pairs since they came up.
 pub(crate) async fn nvmf_get_stats(methods: &Methods, p: Target) -> Reply {
     check_target(p.tgt_name.as_deref())?;
     let survey = methods.survey().await?;
@@ -112,6 +111,6 @@ pub(crate) async fn nvmf_get_stats(methods: &Methods, p: Target) -> Reply {
             })
         })
         .collect();
-    // Nanoseconds, as everywhere.
+    // Ticks are nanoseconds, as everywhere.
     Ok(json!({ "tick_rate": 1_000_000_000u64, "poll_groups": groups }))
 }

@@ -1,5 +1,5 @@
-//! `trefoil-sim-script NAME COMMANDS`: one fixed script, for `./dev bench instructions` to run under a profiler. Prints how
-//! many commands were counted. Without words, it lists the names.
+//! `trefoil-sim-script NAME COMMANDS`: runs one fixed script, for `./dev bench instructions` to run under a profiler.
+//! Prints the number of counted commands. Without arguments, lists the names.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What the hostile host does, one function a kind.
+//! The attacks of the hostile host, one function for each kind.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use trefoil_wire::tcp::{FatalStatus, H2cData, field};
 
 use super::line::{At, Lines, Pdu, ic_req};
 use super::{Attack, Cut, GREEDY, HOST, UNLISTED};
-use crate::run::{CONNECT_TIMEOUT, DISCOVERY_TIMEOUT, PROGRESS_TIMEOUT};
+use crate::timeouts::{CONNECT_TIMEOUT, DISCOVERY_TIMEOUT, PROGRESS_TIMEOUT};
 
 type Start = fn(Lines, u64) -> Attack;
 
@@ -22,7 +22,7 @@ macro_rules! attack {
     };
 }
 
-/// Every kind, by the name of its fault.
+/// Every kind of attack, by the name of its fault.
 pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-icreq", wrong_icreq),
     attack!("hostile-header", wrong_header),
@@ -42,14 +42,14 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-cut-join", cut_join),
 ];
 
-/// Done all the time, beside the others.
+/// The attack that is always under way, beside the others.
 pub const STANDING: (&str, Start) = attack!("hostile-idle-discovery", idle_discovery);
 
-/// The namespace of a LUN that every host may see.
+/// A namespace whose LUN every host may see.
 const NSID: u32 = 1;
 /// Bytes of a write that is too large for a capsule.
 const LARGE: u32 = 16_384;
-/// What a write must never leave on a LUN: no version of the model's looks like it.
+/// The data of attacks' writes, which must never land on a LUN. No version of the model looks like it.
 const JUNK: u8 = 0x5A;
 
 fn invalid(offset_bytes: u32) -> FatalStatus {
@@ -68,13 +68,13 @@ fn write(lines: &Lines, at: At, len: u32, in_capsule: bool) -> Sqe {
     IoCommand::Write(BlockRange::new(0, len / 512)).sqe(lines.cid(at), NSID, sgl)
 }
 
-/// An admin queue and an I/O queue.
+/// Opens an admin queue and an I/O queue.
 async fn pair(lines: &Lines, entries: u16, digests: (bool, bool)) -> Result<(At, At), Cut> {
     let (admin, cntlid) = lines.admin().await?;
     Ok((admin, lines.queue(cntlid, 1, entries, digests).await?))
 }
 
-/// The R2T of a large write.
+/// Sends a large write, and returns the data PDU that its R2T asks for.
 async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
     let since = lines.now();
     lines.send(io, &lines.capsule(io, write(lines, io, LARGE, false), &[]));
@@ -86,7 +86,8 @@ async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
     }
 }
 
-/// What it means that a write of `since` gets no R2T: its LUN may not be there yet, or be on an array that can't be reached.
+/// Returns the verdict on a write of `since` that got no R2T. Its LUN may not exist yet, or may be on an array that
+/// can't be reached.
 fn no_grant(since: Instant, pdu: Pdu) -> Cut {
     match pdu {
         Pdu::Response(cqe) => refused(since, cqe.status)
@@ -95,7 +96,7 @@ fn no_grant(since: Instant, pdu: Pdu) -> Cut {
     }
 }
 
-/// A status that any command may get for what its LUN is at the time.
+/// Returns the verdict on a status that the current state of the LUN can give to any command.
 fn refused(since: Instant, status: Status) -> Option<Cut> {
     match status.is(Status::INVALID_NAMESPACE) {
         true => Some(Cut::Gone("no LUN yet")),
@@ -103,7 +104,7 @@ fn refused(since: Instant, status: Status) -> Option<Cut> {
     }
 }
 
-/// ICReq with a wrong field, twice, or after a command (NVMe-oF TCP 1.0c §3.6.2.2).
+/// Sends an ICReq with a wrong field, twice, or after a command (NVMe-oF TCP 1.0c §3.6.2.2).
 async fn wrong_icreq(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let cases = [
         (8, 1, FatalStatus::UnsupportedParameter { offset_bytes: field::PFV }),
@@ -135,7 +136,7 @@ async fn wrong_icreq(lines: &Lines, bits: u64) -> Result<(), Cut> {
     }
 }
 
-/// A capsule whose header is malformed or announces too much.
+/// Sends a capsule whose header is malformed or announces too many bytes.
 async fn wrong_header(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let cases: [(usize, &[u8], FatalStatus); 7] = [
         (0, &[0x0a], invalid(field::PDU_TYPE)),
@@ -154,7 +155,7 @@ async fn wrong_header(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.expect_terminate(io, status, "a malformed capsule").await
 }
 
-/// A capsule, or its data after an R2T, that ends anywhere. Its controller must be able to reset all the same.
+/// Sends a part of a capsule, or of the data after an R2T. The controller must still be able to reset.
 async fn truncated(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, io) = pair(lines, 32, (false, false)).await?;
     let bytes = match bits % 2 {
@@ -170,7 +171,7 @@ async fn truncated(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.enable(admin, false).await
 }
 
-/// Data that nobody asked for, out of order, past its end or too large.
+/// Sends data that was not requested, or that is out of order, past its end or too large.
 async fn wrong_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     type Change = fn(H2cData) -> H2cData;
     let cases: [(Change, FatalStatus); 6] = [
@@ -184,12 +185,12 @@ async fn wrong_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (change, status) = pick(&cases, bits);
     let (_admin, io) = pair(lines, 32, (false, false)).await?;
     let pdu = change(granted(lines, io).await?);
-    // The header is enough.
+    // The gateway judges the header alone.
     lines.send(io, &lines.h2c(io, pdu, &[])[..24]);
     lines.expect_terminate(io, status, "wrong data").await
 }
 
-/// A header digest ends the connection, a data digest fails its command alone.
+/// Sends a wrong digest. A wrong header digest ends the connection. A wrong data digest fails only its command.
 async fn wrong_digest(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (_admin, io) = pair(lines, 32, (true, true)).await?;
     let sqe = write(lines, io, 512, true);
@@ -214,7 +215,7 @@ async fn wrong_digest(lines: &Lines, bits: u64) -> Result<(), Cut> {
     }
 }
 
-/// An identifier that is in use.
+/// Sends a command with an identifier that is in use.
 async fn same_cid(lines: &Lines, _: u64) -> Result<(), Cut> {
     let (_admin, io) = pair(lines, 32, (false, false)).await?;
     let pdu = granted(lines, io).await?;
@@ -225,7 +226,7 @@ async fn same_cid(lines: &Lines, _: u64) -> Result<(), Cut> {
     }
 }
 
-/// More commands than the queue has entries.
+/// Sends more commands than the queue has entries.
 async fn flood(lines: &Lines, _: u64) -> Result<(), Cut> {
     let (_admin, io) = pair(lines, 4, (false, false)).await?;
     let _first = granted(lines, io).await?;
@@ -235,7 +236,8 @@ async fn flood(lines: &Lines, _: u64) -> Result<(), Cut> {
     lines.expect_terminate(io, FatalStatus::SequenceError, "more commands than entries").await
 }
 
-/// ICReq, or Connect, a byte at a time: the gateway's patience ends.
+/// Sends ICReq slowly, byte by byte, or only the first byte of the Connect capsule. The gateway's deadline must end
+/// the connection.
 async fn slow(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let at = match bits % 2 {
         0 => lines.open(),
@@ -244,7 +246,7 @@ async fn slow(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let bytes = ic_req((false, false));
     let pause = CONNECT_TIMEOUT / 60;
     for byte in bytes.iter().take(90) {
-        // After ICResp this is the start of a capsule.
+        // After ICResp, this byte is the start of a capsule.
         lines.send(at, &[if bits.is_multiple_of(2) { *byte } else { 4 }][..usize::from(!lines.is_over(at))]);
         if !bits.is_multiple_of(2) {
             break;
@@ -257,7 +259,7 @@ async fn slow(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.expect_end(at, CONNECT_TIMEOUT + Duration::from_secs(1), "a slow connect").await
 }
 
-/// Asks for much and reads none of it, while a polite connection goes on.
+/// Requests much data and reads none of it, while a polite connection continues.
 async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, cntlid) = lines.admin().await?;
     let io = lines.queue(cntlid, 1, 128, (false, false)).await?;
@@ -277,12 +279,12 @@ async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
         lines.send(io, &lines.capsule(io, sqe, &[]));
     }
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + Duration::from_secs(1)).await?;
-    // Who doesn't read isn't told the end: what is left is at most what the network held.
+    // A host that doesn't read is not told the end. After that, it receives at most what the network held.
     lines.deafen(io, false);
     lines.expect_end(io, Duration::from_secs(1), "a host that doesn't read").await
 }
 
-/// Admin queues that go on meanwhile.
+/// Checks for `time` that the admin queues still complete commands.
 async fn attend(lines: &Lines, admins: &[At], time: Duration) -> Result<(), Cut> {
     const PAUSE: Duration = Duration::from_millis(250);
     for _ in 0..time.div_duration_f64(PAUSE) as u32 {
@@ -299,7 +301,7 @@ async fn attend(lines: &Lines, admins: &[At], time: Duration) -> Result<(), Cut>
     Ok(())
 }
 
-/// Asks for as many large writes as it may, and sends nothing of what it is asked for, or little.
+/// Starts as many large writes as possible, and sends little or none of the requested data.
 async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const QUEUES: u16 = 12;
     lines.be(GREEDY);
@@ -314,7 +316,8 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
         |io| (0..30).for_each(|_| lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[])));
     let first = queues[0];
     let since = lines.now();
-    // Alone, or the others might have its host's share before it is there.
+    // Writes on this queue first and alone. Otherwise the other queues might take the host's share of memory
+    // first.
     ask(first);
     match lines.pdu(first).await? {
         Pdu::R2t(r2t) if bits & 2 != 0 => {
@@ -329,18 +332,18 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (polite, _) = lines.admin().await?;
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + PROGRESS_TIMEOUT / 2).await?;
     lines.expect_end(first, Duration::ZERO, "a host that owes data").await?;
-    // Some get their memory, and with it their time, only when others are cut off.
+    // Some writes get their memory, and with it their deadline, only when other writes are cut off.
     for io in queues {
         lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host that owes data").await?;
     }
     Ok(())
 }
 
-/// More connections than there are places, of a kind that anybody may have, and as many anew as are closed. A listed host
-/// connects all the same.
+/// Opens more connections than there are slots, of a kind that any host may open, and replaces each closed
+/// connection. A listed host can still connect.
 async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const CROWD: usize = 190;
-    // The topology may not be there yet.
+    // The topology may not be published yet.
     let (first, _) = lines.admin().await?;
     let join = || {
         let at = lines.open();
@@ -365,7 +368,8 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
                 *at = join();
             }
         }
-        // It has the crowd's own address, so newer connections could push it out if it weren't given time for its Connect.
+        // The listed host has the crowd's own address. Without time for its Connect, newer connections could push it
+        // out.
         let judge = |cut| match cut {
             Cut::Gone(why) => Cut::Wrong(format!("a listed host beside a crowd: {why}")),
             wrong => wrong,
@@ -378,7 +382,7 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.enable(first, false).await
 }
 
-/// A discovery controller without a Keep Alive Timeout, of which nothing more is heard.
+/// Opens a discovery controller without a Keep Alive Timeout, and then stays silent.
 async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
     let result = async {
         let at = lines.initialized((false, false)).await?;
@@ -391,12 +395,12 @@ async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
         lines.expect_end(at, DISCOVERY_TIMEOUT + Duration::from_secs(1), "an idle discovery controller").await
     };
     let result = result.await;
-    // It is tried again at once.
+    // The run restarts this attack at once.
     lines.sleep(Duration::from_millis(20)).await;
     result
 }
 
-/// A queue whose connection ends with its Connect: its controller resets all the same.
+/// Closes each queue's connection together with its Connect. The controller must still be able to reset.
 async fn cut_join(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, cntlid) = lines.admin().await?;
     lines.ask_queues(admin, 8).await?;

@@ -1,4 +1,4 @@
-//! The hostile host's connections: bytes out, PDUs in, and waiting.
+//! The hostile host's connections: bytes sent, PDUs received, and waiting.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,12 +25,12 @@ use super::{Cut, HOST};
 use crate::direct::StorageSim;
 use crate::server::SUBSYSTEM;
 
-/// The gateway must have answered by then, whatever its disks and cores do.
+/// Time within which the gateway must have answered, whatever its disks and cores do.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Most bytes of one send: what a list holds in its head.
+/// Most bytes of one send: the capacity of a list's head.
 const SEND_BYTES: usize = 4096;
 
-/// What the gateway says.
+/// A PDU from the gateway.
 #[derive(Debug)]
 pub enum Pdu {
     IcResp,
@@ -42,11 +42,11 @@ pub enum Pdu {
 
 #[derive(Default)]
 struct Line {
-    /// An attack has it.
+    /// True while an attack has the connection.
     owned: bool,
     sock: Option<SockId>,
     open: bool,
-    /// The gateway ended it, or it never came up.
+    /// True if the gateway ended the connection, or the connection never came up.
     over: bool,
     close: bool,
     deaf: bool,
@@ -58,7 +58,7 @@ struct Line {
     next_cid: u16,
 }
 
-/// All connections, and what attacks wait for.
+/// All connections, and the deadlines of waiting attacks.
 pub struct Shared {
     addr: SocketAddr,
     now: Instant,
@@ -82,7 +82,7 @@ impl Shared {
         self.sleeps.iter().min().copied()
     }
 
-    /// Asks the driver for what attacks want.
+    /// Asks the driver to carry out the attacks' requests.
     pub fn pump(&mut self, io: &mut StorageSim) {
         for line in self.lines.values_mut() {
             match line.sock {
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// An attack's connections; dropping it closes them.
+/// An attack's connections. Dropping this value closes them.
 pub struct Lines {
     shared: Rc<RefCell<Shared>>,
     mine: RefCell<Vec<u32>>,
@@ -169,7 +169,7 @@ impl Drop for Lines {
     }
 }
 
-/// A connection of an attack's.
+/// A connection of an attack.
 #[derive(Clone, Copy)]
 pub struct At(u32);
 
@@ -183,7 +183,7 @@ impl Lines {
         self.host.set(host);
     }
 
-    /// The time of this event.
+    /// Returns the time of the current event.
     pub fn now(&self) -> Instant {
         self.shared.borrow().now
     }
@@ -192,7 +192,7 @@ impl Lines {
         RefMut::map(self.shared.borrow_mut(), |shared| shared.lines.entry(at.0).or_default())
     }
 
-    /// Goes on when `ready` is true; false if it is not within `time`.
+    /// Waits until `ready` is true. Returns false if it is not true within `time`.
     async fn within(&self, time: Duration, ready: impl Fn() -> bool) -> bool {
         let until = {
             let mut shared = self.shared.borrow_mut();
@@ -215,7 +215,7 @@ impl Lines {
         self.within(time, || false).await;
     }
 
-    /// A connection; nothing is said.
+    /// Opens a connection without sending anything.
     pub fn open(&self) -> At {
         let mut shared = self.shared.borrow_mut();
         let framing = Some(Framing::initial(Receiver::Host));
@@ -226,7 +226,7 @@ impl Lines {
         At(at)
     }
 
-    /// Reads nothing, or again.
+    /// Stops reading, or reads again.
     pub fn deafen(&self, at: At, deaf: bool) {
         self.line(at).deaf = deaf;
     }
@@ -235,12 +235,12 @@ impl Lines {
         self.line(at).out.extend(bytes);
     }
 
-    /// Closes once everything is sent.
+    /// Closes the connection once all its bytes are sent.
     pub fn close(&self, at: At) {
         self.line(at).close = true;
     }
 
-    /// Waits for the gateway to end it.
+    /// Waits for the gateway to end the connection.
     pub async fn expect_end(&self, at: At, time: Duration, what: &str) -> Result<(), Cut> {
         match self.within(time, || self.line(at).over).await {
             true => Ok(()),
@@ -248,7 +248,7 @@ impl Lines {
         }
     }
 
-    /// Whether the gateway has ended it.
+    /// Returns whether the gateway has ended the connection.
     pub fn is_over(&self, at: At) -> bool {
         self.line(at).over
     }
@@ -259,7 +259,7 @@ impl Lines {
         plen.is_some_and(|plen| line.rx.len() >= plen)
     }
 
-    /// The next PDU.
+    /// Waits for the next PDU.
     pub async fn pdu(&self, at: At) -> Result<Pdu, Cut> {
         if !self.within(PATIENCE, || self.has_pdu(at) || self.line(at).over).await {
             return Err(Cut::Wrong(format!("no answer within {PATIENCE:?}")));
@@ -295,12 +295,12 @@ impl Lines {
         })
     }
 
-    /// Expects a terminate request that says `status`, then closes.
+    /// Waits for a terminate request with `status`, then closes the connection.
     pub async fn expect_terminate(&self, at: At, status: FatalStatus, what: &str) -> Result<(), Cut> {
         loop {
             match self.pdu(at).await? {
                 Pdu::Terminate(said) if said == status => break,
-                // Answers to what came before.
+                // These PDUs answer earlier commands.
                 Pdu::Response(_) | Pdu::Data | Pdu::R2t(_) => {}
                 other => return Err(Cut::Wrong(format!("{what}: {other:?} instead of {status:?}"))),
             }
@@ -309,7 +309,7 @@ impl Lines {
         Ok(())
     }
 
-    /// Waits for the completion of `cid`, and gives it.
+    /// Waits for the completion of `cid`, and returns it.
     pub async fn finish(&self, at: At, cid: u16) -> Result<Cqe, Cut> {
         loop {
             match self.pdu(at).await? {
@@ -325,7 +325,7 @@ impl Lines {
         self.finish(at, sqe.cid).await
     }
 
-    /// A connection after ICReq and ICResp.
+    /// Opens a connection, and exchanges ICReq and ICResp.
     pub async fn initialized(&self, digests: (bool, bool)) -> Result<At, Cut> {
         let at = self.open();
         self.send(at, &ic_req(digests));
@@ -340,7 +340,7 @@ impl Lines {
         Ok(at)
     }
 
-    /// The capsule of a Connect.
+    /// Returns the capsule of a Connect.
     pub fn connect_capsule(&self, at: At, cntlid: u16, qid: u16, entries: u16) -> (Vec<u8>, u16) {
         let nqn = |text: &str| Nqn::new(text).expect("the simulator's NQNs are valid");
         let mut data = [0; ConnectData::LEN];
@@ -358,7 +358,7 @@ impl Lines {
         (self.capsule(at, FabricsCommand::Connect(connect).sqe(cid, sgl), &data), cid)
     }
 
-    /// The capsule of a Connect to the discovery controller.
+    /// Returns the capsule of a Connect to the discovery controller.
     pub fn discovery_capsule(&self, at: At, kato_ms: u32) -> Vec<u8> {
         let hostnqn = Nqn::new(self.host.get()).expect("the simulator's NQNs are valid");
         let mut data = [0; ConnectData::LEN];
@@ -375,12 +375,12 @@ impl Lines {
         self.send(at, &capsule);
         match ConnectResponse::parse(&self.finish(at, cid).await?) {
             ConnectResponse::Connected { cntlid, .. } => Ok(cntlid),
-            // The first topology may not be there yet.
+            // The first topology may not be published yet.
             _ => Err(Cut::Gone("Connect was refused")),
         }
     }
 
-    /// An enabled admin queue.
+    /// Opens an enabled admin queue.
     pub async fn admin(&self) -> Result<(At, u16), Cut> {
         let at = self.initialized((false, false)).await?;
         let cntlid = self.connect(at, DYNAMIC_CNTLID, 0, 32).await?;
@@ -388,7 +388,7 @@ impl Lines {
         Ok((at, cntlid))
     }
 
-    /// Sets Number of Queues, and waits until as many are granted.
+    /// Sets Number of Queues. Fails unless the gateway grants as many.
     pub async fn ask_queues(&self, at: At, count: u16) -> Result<(), Cut> {
         let value = u32::from(count - 1) << 16 | u32::from(count - 1);
         let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
@@ -400,7 +400,7 @@ impl Lines {
         }
     }
 
-    /// An I/O queue.
+    /// Opens an I/O queue.
     pub async fn queue(&self, cntlid: u16, qid: u16, entries: u16, digests: (bool, bool)) -> Result<At, Cut> {
         let at = self.initialized(digests).await?;
         self.connect(at, cntlid, qid, entries).await?;
@@ -430,7 +430,7 @@ impl Lines {
         line.next_cid
     }
 
-    /// A command capsule, digests and all.
+    /// Returns a command capsule with its digests.
     pub fn capsule(&self, at: At, sqe: Sqe, data: &[u8]) -> Vec<u8> {
         let framing = self.line(at).framing.unwrap_or(Framing::initial(Receiver::Host));
         let mut header = [0; CapsuleCmd::LEN];
@@ -439,7 +439,7 @@ impl Lines {
         assemble(&framing, &header, common, data)
     }
 
-    /// An H2CData with `data`, digests and all.
+    /// Returns an H2CData PDU with `data` and its digests.
     pub fn h2c(&self, at: At, pdu: H2cData, data: &[u8]) -> Vec<u8> {
         let framing = self.line(at).framing.unwrap_or(Framing::initial(Receiver::Host));
         let mut header = [0; H2cData::LEN];
@@ -463,7 +463,7 @@ fn assemble(framing: &Framing, header: &[u8], common: CommonHeader, data: &[u8])
     bytes
 }
 
-/// An ICReq.
+/// Returns an ICReq.
 pub fn ic_req(digests: (bool, bool)) -> [u8; IcReq::LEN] {
     let mut bytes = [0; IcReq::LEN];
     let (header_digest, data_digest) = digests;

@@ -1,13 +1,15 @@
 //! The array behind the gateway: a node with our own target, which the gateway's initiator reaches over links.
 //!
-//! It is another gateway of one core, whose LUNs are whole disks. Of the gateway's backends a member of the pool, the
-//! imported one, or both are its namespaces. In a third of these seeds the hosts' links are the trouble, in a third the
-//! array's outages, and in the last hosts depart during an outage, come back, and write on. A gateway that died comes
-//! back when its last writes have landed at the array, since it knows nothing of them (ARCHITECTURE.md says so).
+//! Like the gateway, the array runs our target, on one core. Its LUNs are whole disks. Its namespaces are the
+//! gateway's pool member, the gateway's imported backend, or both. In a third of the seeds with an array, the faults
+//! are on the hosts' links. In another third, the array has outages. In the last third, hosts disconnect during an
+//! outage, reconnect, and continue to write. After a crash, the gateway restarts only when its last writes have
+//! landed at the array, because the new process knows nothing of those writes (see ARCHITECTURE.md).
 //!
-//! What is checked: an outage shorter than the loss timeout costs no command ([`Run::check_errors`]); in a longer one, and when
-//! the array's ANA state says so, hosts are told to wait, and no command of theirs fails; what was flushed outlives the array's power; no write lands after a newer one; a
-//! namespace that grows is presented larger.
+//! The checks: an outage shorter than the loss timeout fails no command ([`Run::check_errors`]). In a longer outage,
+//! or when the array's ANA state requires it, the gateway tells hosts to wait, and none of their commands fails.
+//! Flushed data survives a power cut of the array. No write lands after a newer write. A namespace that grows is
+//! presented with its new size.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +19,8 @@ use trefoil_storage::Msg;
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File};
 use trefoil_storage::core::{CoreLimits, StorageCore};
+use trefoil_storage::frontend::{Capacity, TargetLimits};
 use trefoil_storage::initiator::{CHANGE_HELD, ControllerConfig, Identity, Purpose, QueueEntries};
-use trefoil_storage::target::{Capacity, TargetLimits};
 use trefoil_storage::topology::{
     ANA_TRANSITION_S, Access, Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem,
     Topology,
@@ -33,76 +35,80 @@ use super::{
     IMPORTED, LUNS, MEMBER, PORT, Run,
 };
 use crate::memory::arena;
+use crate::net::NodeId;
 use crate::net::{ConnId, Side};
 use crate::node::Node;
 use crate::simio::SOCKETS;
-use crate::world::{Crash, NodeId};
+use crate::world::Crash;
 
 const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:array";
 const GATEWAY: &str = "nqn.2014-08.org.trefoil.sim:gateway";
-/// Keep alive timeout towards the array: no longer than the hosts', as ARCHITECTURE.md asks.
+/// Keep alive timeout towards the array. It is not longer than the hosts' timeout, as ARCHITECTURE.md requires.
 const KATO_MS: u32 = 1000;
-/// How long the gateway waits for a lost array before it fails I/O.
+/// Time that the gateway waits for a lost array before it fails I/O.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(4);
-/// An outage of this much, with the time to notice it and to fence, stays below [`LOSS_TIMEOUT`].
+/// Longest short outage, in milliseconds. With the time to notice it and to fence, such an outage stays below
+/// [`LOSS_TIMEOUT`].
 const SHORT: u64 = 1200;
-/// An outage in which hosts give up what they began: their commands are tried again for 30 s.
+/// Shortest outage in which hosts give up their commands. Hosts retry a command for 30 s.
 const LONG: Duration = Duration::from_secs(34);
-/// Disk operations that are under way have ended after this, the slowest ones too.
+/// Time after which every disk operation under way has ended, even the slowest.
 const SETTLED: Duration = Duration::from_millis(150);
-/// A host that is connected knows another ANA state after this, even if it notices just now that a connection is dead.
+/// Time after which a connected host knows a new ANA state, even if it only now notices that a connection is dead.
 const SHOWN_WITHIN: Duration = Duration::from_secs(4);
-/// Most that a namespace grows to.
+/// Largest size in bytes to which a namespace grows.
 const GROWN_MOST: u64 = 2 << 20;
 
-/// See the module.
+/// State of the array; see the module.
 pub(super) struct Array {
     pub node: NodeId,
     home: u16,
-    /// Backends of the gateway by NSID − 1.
+    /// The gateway's backends on the array, indexed by NSID − 1.
     backends: Vec<usize>,
     digests: bool,
-    /// Its outages are the seed's trouble.
+    /// True if the array's outages are this seed's faults.
     pub upset: bool,
-    /// Hosts depart meanwhile, and come back.
+    /// True if hosts also disconnect during an outage and reconnect.
     pub both: bool,
     epoch: u64,
-    /// Connections that are to fail for the gateway alone.
+    /// Connections that are to fail at the gateway's end only.
     split: Vec<(ConnId, Side)>,
-    /// What faults hold up on its links has arrived by then.
+    /// The time by which all data held up by faults on the array's links has arrived.
     pub quiet_at: Instant,
-    /// Operations up to this one were begun before the end of the last outage.
+    /// Identifier of the last operation that began before the end of the last outage.
     mark: u64,
     out: bool,
-    /// It was away for long once.
+    /// True if the array has already had its one long outage.
     was_lost: bool,
-    /// Backends whose path is up, as the gateway says.
+    /// For each backend, true if the gateway reports that the path is up.
     usable: [bool; 4],
-    /// Path errors are no surprise yet.
+    /// True while path errors have a cause.
     lost: bool,
-    /// The ANA state of its namespaces, and since when. One that isn't Optimized is the only trouble until its end.
+    /// The ANA state of the array's namespaces, and its start. Until a state other than Optimized ends, no other
+    /// fault happens.
     ana: (AnaState, Instant),
     ana_is_bad: bool,
-    /// It has no Write Zeroes.
+    /// True if the array lacks Write Zeroes.
     lacks_zeroes: bool,
-    /// When hosts could be told that they can't reach its namespaces.
+    /// The periods in which hosts can be told that the array's namespaces are unreachable.
     refusals: Refusals,
-    /// Failed commands that the gateway counted.
+    /// Failed commands that the gateway has counted.
     errors: u64,
 }
 
 impl Run {
-    /// Whether a backend is a namespace of the array.
+    /// Returns whether a backend is a namespace of the array.
     pub(super) fn is_remote(&self, backend: usize) -> bool {
         self.array.as_ref().is_some_and(|array| array.backends.contains(&backend))
     }
 
-    /// Whether the array's outages are the seed's trouble, so that hosts must stay connected.
+    /// Returns whether the array's outages are the seed's faults. If so, hosts must stay connected.
     pub(super) fn is_upset(&self) -> bool {
         self.array.as_ref().is_some_and(|array| array.upset)
     }
 
-    /// Whether a LUN has bytes on the array (or, if not `remote`, on a disk of the gateway's own). Memory is neither.
+    /// Returns whether a LUN has bytes on the array (if `remote`) or on a disk of the gateway (otherwise). Memory
+    /// LUNs have neither.
     pub(super) fn touches(&self, lun: usize, remote: bool) -> bool {
         if lun >= FIRST_MEMORY {
             return false;
@@ -113,7 +119,7 @@ impl Run {
         }
     }
 
-    /// Draws which backends are the array's, if any are, and makes its node with their disks.
+    /// Draws which backends, if any, are on the array, and creates its node with their disks.
     pub(super) fn make_array(&mut self, home: u16) {
         let backends = match self.rng.below(6) {
             0 | 1 => vec![MEMBER],
@@ -181,7 +187,7 @@ impl Run {
         }
     }
 
-    /// Index on the array, and index on the gateway.
+    /// Returns the index on the array and the index on the gateway of each backend.
     fn array_backends(&self) -> Vec<(u32, usize)> {
         let backends = self.array.iter().flat_map(|array| &array.backends);
         (0..).zip(backends.copied()).collect()
@@ -231,7 +237,7 @@ impl Run {
         self.world.post(node, CoreId(0), Msg::Topology(topology));
     }
 
-    /// The gateway's way to a backend that is a namespace of the array.
+    /// Returns the gateway's channel to a backend that is a namespace of the array.
     pub(super) fn remote_kind(&self, backend: usize, core: u16) -> Option<AttachKind<crate::simio::SimFile>> {
         let array = self.array.as_ref()?;
         let nsid = array.backends.iter().position(|&b| b == backend)? as u32 + 1;
@@ -263,7 +269,7 @@ impl Run {
         Some(AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, CoreId(core), self.cores, &config))))
     }
 
-    /// The array's control thread: it only passes connections on.
+    /// Acts as the array's control thread, which only passes connections on.
     pub(super) fn adopt_array(&mut self) {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
         while let Some(accepted) = self.world.take_accepted(node) {
@@ -274,7 +280,7 @@ impl Run {
         while self.world.take_control(node).is_some() {}
     }
 
-    /// The gateway says whether it reaches a backend.
+    /// Records whether the gateway reaches a backend.
     pub(super) fn on_backend_state(&mut self, backend: BackendId, usable: bool) {
         let Some(array) = &mut self.array else { return };
         array.usable[backend.0 as usize] = usable;
@@ -283,7 +289,7 @@ impl Run {
         }
     }
 
-    /// The gateway says how large a backend is: a namespace that grew is imported anew.
+    /// Records the size that the gateway reports for a backend. A namespace that grew is imported again.
     pub(super) fn on_backend_len(&mut self, backend: BackendId, len_bytes: u64) {
         let at = backend.0 as usize;
         if at != IMPORTED || len_bytes == self.lens[at] {
@@ -299,12 +305,12 @@ impl Run {
         self.pool_step();
     }
 
-    /// Whether the gateway presents what the array has now.
+    /// Returns whether the gateway presents the array's current size.
     pub(super) fn knows_array(&mut self) -> bool {
         !self.is_remote(IMPORTED) || self.world.disk(self.disks[IMPORTED]).len_bytes() == self.lens[IMPORTED]
     }
 
-    /// Whether everything that the last outage held up is done.
+    /// Returns whether the array is up and all operations that the last outage delayed are done.
     fn is_over(&self) -> bool {
         let first = self.workload.borrow().model.first_under_way();
         self.array.as_ref().is_some_and(|array| {
@@ -312,7 +318,7 @@ impl Run {
         })
     }
 
-    /// Something happens to the array or on the way to it.
+    /// Injects a fault into the array or into a link to it.
     pub(super) fn array_fault(&mut self) {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
         if !self.is_over() {
@@ -353,7 +359,7 @@ impl Run {
                 }
             }
             7..10 => {
-                // What the gateway has sent by then arrives when it has long lost the connections.
+                // Data sent by the gateway arrives only long after the gateway has lost the connections.
                 let time = time.clamp(Duration::from_millis(100), Duration::from_millis(900));
                 conns.iter().for_each(|&(conn, _)| self.world.stall(conn, time));
                 self.world.after(Duration::from_millis(1 + self.rng.below(30)), ARRAY_SPLIT);
@@ -370,13 +376,13 @@ impl Run {
         }
     }
 
-    /// The gateway loses its connections, and the array doesn't know.
+    /// Fails the connections at the gateway's end, without the array noticing.
     pub(super) fn split_array(&mut self) {
         let conns = self.array.as_mut().map_or(Vec::new(), |array| std::mem::take(&mut array.split));
         conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
-    /// Nobody hears from the array for less than the loss timeout. Whether it could be done now.
+    /// Silences the array for less than the loss timeout. Returns false if that is not possible now.
     pub(super) fn silence_array(&mut self, reset: bool) -> bool {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return false };
         if !self.is_over() {
@@ -389,13 +395,13 @@ impl Run {
         true
     }
 
-    /// How long a gateway that died now must stay away.
+    /// Returns how long the gateway must stay down if it crashes now.
     pub(super) fn array_settles(&self) -> Duration {
         let now = self.world.now();
         self.array.as_ref().map_or(Duration::ZERO, |array| SETTLED.max(array.quiet_at.since(now)))
     }
 
-    /// From now on for `time` the array can't be reached, or not fully.
+    /// Records that for `time` the array can't be reached, or not fully.
     fn outage(&mut self, time: Duration) {
         let now = self.world.now();
         if let Some(array) = &mut self.array {
@@ -405,7 +411,7 @@ impl Run {
         self.world.after(time, ARRAY_BACK);
     }
 
-    /// An outage is over, or path errors end.
+    /// Ends an outage, or ends the period in which path errors have a cause.
     pub(super) fn array_back(&mut self) {
         let now = self.world.now();
         let mark = self.workload.borrow().model.last_begun();
@@ -437,8 +443,8 @@ impl Run {
         self.world.after(time, ARRAY_START);
     }
 
-    /// Away for longer than the loss timeout, and than hosts try again. Nothing else goes wrong meanwhile: without its
-    /// array the gateway could not open its pool, and hosts would give up all LUNs.
+    /// Darkens the array for longer than the loss timeout and than hosts retry. No other fault happens during that
+    /// time: without the array, the gateway could not open its pool, and hosts would give up all LUNs.
     fn lose_array(&mut self) {
         if !self.is_settled() {
             return;
@@ -459,12 +465,13 @@ impl Run {
         self.outage(time);
     }
 
-    /// Whether path errors have a cause.
+    /// Returns whether path errors have a cause.
     pub(super) fn is_lost(&self) -> bool {
         self.array.as_ref().is_some_and(|array| array.lost || array.ana_is_bad)
     }
 
-    /// The array's ways to its namespaces get worse, or end, for a while. Hosts are told to wait, and lose nothing by it.
+    /// Gives the array's namespaces a worse ANA state for a while. The gateway tells hosts to wait, and hosts lose
+    /// nothing.
     fn ana_begin(&mut self) {
         if !self.is_settled() {
             return;
@@ -485,14 +492,14 @@ impl Run {
         self.attack_the_unreachable();
     }
 
-    /// The ways are as good as ever. By now hosts must know how they were.
+    /// Makes the array's namespaces Optimized again. First checks that hosts know the state that now ends.
     pub(super) fn ana_end(&mut self) {
         let now = self.world.now();
         let Some(array) = &mut self.array else { return };
         let (state, since) = std::mem::replace(&mut array.ana, (AnaState::Optimized, now));
         let time = now.since(since);
         match state {
-            // Held, but no longer than the ANATT that hosts are told.
+            // The gateway holds commands in state Change, but not longer than the ANATT that it reports to hosts.
             AnaState::Change if time < CHANGE_HELD => self.check_shown(AnaState::Optimized),
             AnaState::Change if time > Duration::from_secs(ANA_TRANSITION_S.into()) => {
                 self.check_shown(AnaState::Inaccessible);
@@ -505,7 +512,7 @@ impl Run {
         self.world.after(SHOWN_WITHIN, ANA_OVER);
     }
 
-    /// Hosts have had time to learn that the ways are good.
+    /// Checks that hosts know the Optimized state, now that they have had time to learn it.
     pub(super) fn ana_over(&mut self) {
         self.check_shown(AnaState::Optimized);
         let now = self.world.now();
@@ -515,13 +522,14 @@ impl Run {
         }
     }
 
-    /// Whether a command for a LUN that was sent at `since` and answered by now may have got `status`, a path error.
+    /// Returns whether a command for a LUN, sent at `since` and answered by now, may have failed with path error
+    /// `status`.
     pub(super) fn may_refuse(&self, lun: usize, since: Instant, status: Status) -> bool {
         let may = |array: &Array| array.refusals.may_be(status, since);
         self.touches(lun, true) && self.array.as_ref().is_some_and(may)
     }
 
-    /// Every server that is connected knows the ANA state of the LUNs on the array.
+    /// Checks that every connected server knows ANA state `state` of the LUNs on the array.
     fn check_shown(&mut self, state: AnaState) {
         for node in self.servers.clone() {
             let Some(Node::Server(server)) = self.world.machine(node, 0) else { continue };
@@ -538,14 +546,14 @@ impl Run {
         }
     }
 
-    /// What a backend lets its users do has changed, so that hosts are to be told.
+    /// Records a backend's new access rights, and has the topology published so that hosts learn them.
     pub(super) fn on_backend_access(&mut self, backend: BackendId, access: Access) {
         self.access[backend.0 as usize] = access;
         self.pools.stale = true;
         self.pool_step();
     }
 
-    /// The imported namespace grows at the array.
+    /// Grows the imported namespace at the array.
     pub(super) fn grow_array(&mut self) {
         if !self.is_remote(IMPORTED) || !self.array.as_ref().is_some_and(|a| self.world.is_up(a.node)) {
             return;
@@ -558,7 +566,8 @@ impl Run {
         }
     }
 
-    /// Where hosts don't depart, the gateway must not fail a command without a cause: the hosts' own retries would hide it.
+    /// Checks that the gateway failed no command without a cause. The hosts' retries would otherwise hide such an
+    /// error. Does not apply where hosts disconnect.
     pub(super) fn check_errors(&mut self) {
         if !self.is_upset() || self.array.as_ref().is_some_and(|array| array.both) {
             return;
@@ -585,7 +594,7 @@ impl Run {
         self.error_cause = self.workload.borrow().model.has_excuses() || self.is_lost();
     }
 
-    /// Blocks that a core may hold at rest: one for each controller of an array's that lives on it.
+    /// Returns the bytes of blocks that a core may hold at rest: one block for each array controller on that core.
     pub(super) fn rest_bytes(&self, core: u16) -> usize {
         let here = |&&backend: &&usize| backend % usize::from(self.cores) == usize::from(core);
         4096 * self.array.as_ref().map_or(0, |array| array.backends.iter().filter(here).count())

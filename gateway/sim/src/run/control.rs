@@ -1,4 +1,4 @@
-//! The run as the gateway's control thread: starting, attaching, publishing.
+//! The run as the gateway's control thread: starts the gateway, attaches backends, publishes topologies.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::model::BLOCK_BYTES;
 use crate::node::Node;
 use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
 
-/// Requests that can be under way on a disk: the command slots of all cores, and control's own.
+/// Requests that can be under way on a disk: the command slots of all cores, and the control thread's requests.
 const FILE_REQUESTS: usize = CORES as usize * SLOTS + 64;
 
 impl Run {
@@ -104,7 +104,7 @@ impl Run {
         }
     }
 
-    /// One subsystem; the last LUN is for the second server only.
+    /// Returns the only subsystem. LUN [`REPLACED`] is for the second server only.
     fn subsystem(&self) -> Subsystem {
         let namespace = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
             lun.as_ref().map(|(_, extents)| Namespace {
@@ -220,7 +220,7 @@ impl Run {
         }
     }
 
-    /// The mutations of what is presented.
+    /// Applies the mutations of the presented LUNs.
     fn mislead(&mut self) {
         let first = self.luns[0].as_ref().and_then(|(_, extents)| extents.first().copied());
         if self.reuse_extent
@@ -228,7 +228,7 @@ impl Run {
             && *blocks > self.pools.first_blocks[GROWN]
             && let Some(last) = extents.last_mut()
         {
-            // The last unit is one that LUN 0 has.
+            // The last unit is a unit of LUN 0.
             last.len -= MIN_UNIT_BYTES;
             let lun_offset = last.lun_offset + last.len;
             extents.push(Extent { lun_offset, len: MIN_UNIT_BYTES, ..first });
@@ -243,7 +243,7 @@ impl Run {
         }
     }
 
-    /// Every core has the latest topology.
+    /// Updates the model, now that every core has the latest topology.
     fn in_force(&mut self) {
         let mut workload = self.workload.borrow_mut();
         for (at, lun) in self.luns.iter().enumerate().take(FIRST_MEMORY) {
@@ -264,7 +264,7 @@ impl Run {
         self.kick();
     }
 
-    /// Gives each core a turn, for it to look for work.
+    /// Gives each core a turn in which it looks for work.
     pub(super) fn kick(&mut self) {
         for core in 0..self.cores {
             self.world.with(self.gateway, core, |_, _| ());
@@ -274,7 +274,7 @@ impl Run {
         }
     }
 
-    /// Every core presents what it should.
+    /// Returns whether every core presents what it should.
     pub(super) fn is_published(&self) -> bool {
         self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }
@@ -287,7 +287,7 @@ impl Run {
             && self.knows_array()
     }
 
-    /// Moves on what takes several steps. Returns whether everything is done.
+    /// Continues everything that takes several steps. Returns whether all is done.
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
         self.check_errors();

@@ -1,4 +1,4 @@
-//! What goes wrong in a run.
+//! The faults of a run.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use super::{
     SPLIT, UNBAN,
 };
 use crate::disk::DiskFault;
+use crate::net::NodeId;
 use crate::node::Node;
 use crate::server::{KATO, host_nqn};
 use crate::simio::SOCKETS;
-use crate::world::{Crash, NodeId};
+use crate::world::Crash;
 
-/// Every kind of fault that a set of seeds must have fired, and what must have come of some.
+/// Every kind of fault, and some consequences of faults. A set of seeds must have fired all of them.
 pub const FAULTS: [&str; 64] = [
     "link-reset",
     "crowded-reset",
@@ -94,16 +95,17 @@ impl Run {
         }
         let (done, failed) = self.workload.borrow().model.counts();
         let now = self.world.now();
-        // While servers wait out a fence, little goes wrong, for work to go on between faults.
+        // While servers wait out a fence, few faults happen, so that work continues between faults.
         let few = self.frontend == Frontend::NvmeTcp && done + failed < self.finished_at_fault + 40;
         if few && now.since(self.last_fault) > PATIENCE {
             return;
         }
-        // A crash is most telling in the middle of a change to the layout, which takes longer when turns come late.
+        // A crash tests most in the middle of a change to the layout. Such a change takes longer when turns come
+        // late.
         let rare = match self.pools.is_changing() {
             true if self.world.weather.late_turns.is_zero() => 6,
             true => 30,
-            // Until an array is reached takes a while, in which a crash tells nothing.
+            // Connecting to an array takes a while, and a crash in that time tests nothing.
             false if self.array.is_some() => 100,
             false => 25,
         };
@@ -133,7 +135,7 @@ impl Run {
             return self.host_fault();
         }
         match self.rng.below(25) {
-            // Dying again before anything was done tells little, and every life is dear.
+            // Another crash before any work was done tests little, and every restart is expensive.
             0 | 1 if few => {}
             0 => self.crash(Crash::Kill),
             1 => self.crash(Crash::Power),
@@ -160,7 +162,7 @@ impl Run {
         }
     }
 
-    /// A server takes nothing that is sent to it for a while, and stays connected.
+    /// Pauses a server, so that it reads nothing for a while but stays connected.
     fn slow_reader(&mut self) {
         let Some(&node) = self.servers.get(self.rng.below(SERVERS.into()) as usize) else { return };
         let time = Duration::from_micros(1 + self.rng.below(100_000));
@@ -168,7 +170,7 @@ impl Run {
         self.fired("slow-reader");
     }
 
-    /// A server falls silent for longer than its KATO while its connections stay, or may not connect for a while.
+    /// Silences a server for longer than its KATO while its connections stay, or forbids it to connect for a while.
     fn host_fault(&mut self) {
         let server = self.rng.below(u64::from(SERVERS)) as u16;
         if self.rng.below(2) == 0 {
@@ -185,7 +187,7 @@ impl Run {
         }
     }
 
-    /// The server may connect again. If the ban was in force, none of its connections may be there.
+    /// Lets the banned server connect again. If the ban was in force, checks that the server has no connection left.
     pub(super) fn unban(&mut self) {
         let Some(server) = self.banned else { return };
         let in_force = self.world.is_up(self.gateway) && self.is_published();
@@ -207,9 +209,9 @@ impl Run {
         self.pool_step();
     }
 
-    /// The array's trouble. The hosts' links are only slow, unless hosts depart in its outages.
+    /// Injects a fault of the array. The hosts' links are only slow, unless hosts disconnect during its outages.
     fn upset(&mut self, few: bool) {
-        // An outage in which nothing is under way tells little.
+        // An outage in which no command is under way tests little.
         let both = self.array.as_ref().is_some_and(|array| array.both);
         if both && self.rng.below(8) == 0 {
             return self.link_fault();
@@ -231,7 +233,7 @@ impl Run {
         }
     }
 
-    /// A host loses its connections while the array is silent.
+    /// Resets all connections of a host while the array is silent.
     pub(super) fn depart(&mut self) {
         let server = self.servers[self.rng.below(u64::from(SERVERS)) as usize];
         for (conn, _) in self.world.conns_of(server) {
@@ -246,7 +248,7 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        // Where commands wait for others of the same blocks, some of both are to lose their hosts.
+        // Where commands wait for others on the same blocks, some commands of both kinds are to lose their hosts.
         let waits = (0..self.cores)
             .find(|&core| self.world.machine(self.gateway, core).is_some_and(|node| node.waiting() > 0));
         if waits.is_some() && self.rng.below(2) == 0 {
@@ -259,7 +261,7 @@ impl Run {
             }
             8 => self.crowded_reset(None, self.world.peer_of(conn, side)),
             9 => {
-                // What the server has sent by then arrives when it has long lost the connections, and has new ones.
+                // Data sent by the server arrives only long after it has lost the connections, and opened new ones.
                 let server = self.world.peer_of(conn, side);
                 self.split = self.world.conns_of(server);
                 let time = Duration::from_millis(20 + self.rng.below(80));
@@ -277,7 +279,7 @@ impl Run {
             }
             5 => {
                 let reset = self.rng.below(2) == 0;
-                // The array's outages are its own.
+                // With an array, only the server goes dark: the array has outages of its own.
                 let dark = if self.array.is_some() { self.world.peer_of(conn, side) } else { self.gateway };
                 self.world.darken(dark, time * 60, reset);
                 if dark == self.gateway {
@@ -297,7 +299,8 @@ impl Run {
         }
     }
 
-    /// In one turn of the core (or of any one) some are lent memory, some wait for it, and some are gone.
+    /// Pauses one core (a random core if `core` is None) and resets some connections of the server. In the core's
+    /// next turn, some commands have memory lent, some wait for it, and some are gone.
     fn crowded_reset(&mut self, core: Option<u16>, server: NodeId) {
         let core = core.unwrap_or_else(|| self.rng.below(self.cores.into()) as u16);
         self.world.pause(self.gateway, core, Duration::from_micros(200));
@@ -309,13 +312,14 @@ impl Run {
         self.fired("crowded-reset");
     }
 
-    /// The server loses its connections, and the gateway doesn't know.
+    /// Fails the connections at the server's end, without the gateway noticing.
     pub(super) fn split_host(&mut self) {
         let conns = std::mem::take(&mut self.split);
         conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
-    /// A change to the layout was acknowledged. Half of the times power goes, before somebody else's flush saves it.
+    /// Reacts to an acknowledged change of the layout: half of the time power fails, before a flush of another
+    /// operation saves the change.
     pub(super) fn layout_changed(&mut self) {
         if self.rng.below(2) == 0 {
             self.world.after(Duration::ZERO, CUT);

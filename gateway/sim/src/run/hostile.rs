@@ -1,4 +1,4 @@
-//! The run's hostile host: when it attacks, and what its attacks came to.
+//! The run's hostile host: when it attacks, and the results of its attacks.
 
 use super::{ARENA_BYTES, CORES, PORT, Run, SERVERS};
 use crate::hostile::{ATTACKS, Cut, HostileCore};
@@ -15,13 +15,13 @@ impl Run {
         });
     }
 
-    /// Starts an attack. It counts as a fault once it has its answer.
+    /// Starts an attack. The attack counts as a fault once it has its answer.
     pub(super) fn attack(&mut self) {
         let which = self.rng.below(ATTACKS.len() as u64) as usize;
         self.attack_with(which);
     }
 
-    /// Starts an attack that begins with a write, when the array takes none: the refusal must say why.
+    /// Starts an attack that begins with a write while the array accepts none: the refusal must state the reason.
     pub(super) fn attack_the_unreachable(&mut self) {
         if let Some(which) = ATTACKS.iter().position(|(kind, _)| *kind == "hostile-twice") {
             self.attack_with(which);
@@ -31,7 +31,7 @@ impl Run {
     fn attack_with(&mut self, which: usize) {
         let Some(node) = self.hostile.filter(|_| self.world.now() >= self.dark_until) else { return };
         let bits = self.rng.bits();
-        // A deaf host must be given something to read.
+        // A deaf host must be able to get data, so its LUN must not be on the array.
         if ATTACKS[which].0 == "hostile-deaf" && self.touches(0, true) {
             return;
         }
@@ -43,7 +43,7 @@ impl Run {
         });
     }
 
-    /// Goes on with the attack that is always under way.
+    /// Keeps the standing attack under way: starts it again when it has ended.
     pub(super) fn keep_attacking(&mut self) {
         let is_reachable = self.world.is_up(self.gateway) && self.is_published();
         let Some(node) = self.hostile.filter(|_| is_reachable && self.world.now() >= self.dark_until) else {
@@ -61,7 +61,7 @@ impl Run {
         }
     }
 
-    /// What attacks came to: where nothing else cut them off, each must have had its answer.
+    /// Judges the results of attacks. An attack that nothing else cut off must have had its answer.
     pub(super) fn judge_attacks(&mut self) {
         let Some(Node::Hostile(core)) = self.hostile.and_then(|node| self.world.machine(node, 0)) else {
             return;

@@ -1,11 +1,13 @@
-//! Backends of a core's own memory, and the LUNs on them: what reads lend and in-capsule writes change in place.
+//! Backends in a core's own memory, and the LUNs on them. Reads lend this memory, and in-capsule writes change it in
+//! place.
 //!
-//! Of the LUNs one lies at the start of a backend, one in the middle of the other, and one in pieces on both, which takes the
-//! way of requests. Their reads and writes may overlap ([`Model::share`](crate::model::Model::share)). A backend is kept over
-//! kill -9, as a file in /dev/shm is, or lost with the process; when power goes, both are lost.
+//! One LUN lies at the start of a backend, another in the middle of the other backend. The third consists of pieces
+//! on both, so its commands become requests. Reads and writes of these LUNs may overlap
+//! ([`Model::share`](crate::model::Model::share)). After kill -9, a backend is either kept, like a file in /dev/shm,
+//! or lost with the process. After a power cut, both are lost.
 //!
-//! What is checked besides: at rest nothing is lent; and where every connection has a send list, as in a gateway, nothing is
-//! lent between two turns.
+//! The additional checks: at rest, no memory is lent. If every connection has a send list, as in a gateway, no memory
+//! is lent between two turns.
 
 use std::time::Duration;
 
@@ -20,28 +22,28 @@ use crate::node::Node;
 use crate::simio::{SOCKETS, SimFile};
 use crate::world::Crash;
 
-/// The first of the backends, and how many there are.
+/// Index of the first memory backend, and the number of memory backends.
 const FIRST: usize = DISK_BYTES.len();
 pub(super) const MEMORIES: usize = 2;
 const LEN_BYTES: usize = 2 << 20;
-/// Long zeroings that one backend takes at a time.
+/// Long zeroings that one backend runs at a time.
 const ZEROINGS: usize = 2;
 
-/// Where each LUN lies at its largest: the backend (from [`FIRST`] on), the first byte there, the length. Most edges lie
-/// inside the 64 KiB by which loans are counted.
+/// The pieces of each LUN at its largest: the backend (from [`FIRST`] on), the first byte on the backend, and the
+/// length. Most edges lie inside the 64 KiB units in which loans are counted.
 const PIECES: [&[(usize, u64, u64)]; LUNS - FIRST_MEMORY] = [
     &[(0, 0, 0x10_0000)],
     &[(1, 0x2_9000, 0xB_0000)],
     &[(0, 0x10_3000, 0xB000), (1, 0x10_5000, 0x1_4000), (0, 0x11_8000, 0x2_9000), (1, 0x14_0000, 0x6_0000)],
 ];
 
-/// See the module.
+/// State of the memory backends; see the module.
 pub(super) struct Memories {
-    /// Whether each backend outlives the process, and what it held when that died.
+    /// For each backend, whether it outlives the process, and its contents at the last crash.
     kept: [bool; MEMORIES],
     contents: [Option<Vec<u8>>; MEMORIES],
     luns: [MemoryLun; LUNS - FIRST_MEMORY],
-    /// Failed commands that the gateway counted, and whether those since then have a cause.
+    /// Failed commands that the gateway has counted, and whether later failures have a cause.
     errors: u64,
     error_cause: bool,
 }
@@ -49,10 +51,10 @@ pub(super) struct Memories {
 #[derive(Clone, Copy)]
 struct MemoryLun {
     blocks: u64,
-    /// It is not presented now.
+    /// True while the LUN is not presented.
     hidden: bool,
     read_only: bool,
-    /// Whether it was read-only when it was last published.
+    /// True if the LUN was read-only when it was last published.
     told_read_only: bool,
 }
 
@@ -63,13 +65,13 @@ impl Memories {
         Self { kept, contents: [const { None }; MEMORIES], luns, errors: 0, error_cause: false }
     }
 
-    /// Whether commands fail because of what becomes of the LUNs.
+    /// Returns whether the LUNs' current or published states can fail commands.
     fn is_changing(&self) -> bool {
         self.luns.iter().any(|lun| lun.hidden || lun.read_only || lun.told_read_only)
     }
 }
 
-/// The extents of the first `len` bytes of memory LUN `at`.
+/// Returns the extents of the first `len` bytes of memory LUN `at`.
 fn extents(at: usize, len: u64) -> Vec<Extent> {
     let mut lun_offset = 0;
     let pieces = PIECES[at].iter().map_while(|&(backend, backend_offset, piece)| {
@@ -92,7 +94,7 @@ impl Run {
         }
     }
 
-    /// Size in blocks and extents of each memory LUN that is to be presented.
+    /// Returns the size in blocks and the extents of each memory LUN that is to be presented.
     pub(super) fn memory_luns(&mut self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let block_bytes = self.block_bytes;
         let luns = self.memories.luns.iter_mut().enumerate().map(|(at, lun)| {
@@ -103,12 +105,12 @@ impl Run {
         luns.collect()
     }
 
-    /// Whether a LUN was last published as read-only.
+    /// Returns whether a LUN was last published as read-only.
     pub(super) fn is_read_only(&self, lun: usize) -> bool {
         lun.checked_sub(FIRST_MEMORY).is_some_and(|at| self.memories.luns[at].told_read_only)
     }
 
-    /// Every core presents memory LUN `lun` as it was last published.
+    /// Records that every core presents memory LUN `lun` as last published.
     pub(super) fn memory_in_force(&mut self, lun: usize) {
         let now = self.memories.luns[lun - FIRST_MEMORY];
         let mut workload = self.workload.borrow_mut();
@@ -123,7 +125,7 @@ impl Run {
         }
     }
 
-    /// What core `core` gets of memory backend `at`.
+    /// Returns what to attach on core `core` for memory backend `at`.
     pub(super) fn memory_kind(&mut self, at: usize, core: u16) -> AttachKind<SimFile> {
         let owner = self.owners[FIRST + at];
         if owner != core {
@@ -136,12 +138,12 @@ impl Run {
         AttachKind::Memory(Memory::new(ram, ZEROINGS))
     }
 
-    /// Each memory backend with its size in bytes.
+    /// Returns each memory backend with its size in bytes.
     pub(super) fn memory_backends() -> impl Iterator<Item = (usize, BackendId, u64)> {
         (0..MEMORIES).map(|at| (at, BackendId((FIRST + at) as u32), LEN_BYTES as u64))
     }
 
-    /// The gateway is about to die: what is to be kept is put aside, and the model learns what is lost.
+    /// Prepares the gateway's crash: saves the contents that are kept, and tells the model which contents are lost.
     pub(super) fn memory_crash(&mut self, how: Crash) {
         for (at, id, len) in Self::memory_backends() {
             let mut bytes = None;
@@ -178,7 +180,7 @@ impl Run {
         }
     }
 
-    /// A memory LUN goes away for a while, is read-only for a while, or grows.
+    /// Hides a memory LUN for a while, makes it read-only for a while, or grows it.
     pub(super) fn memory_fault(&mut self) {
         let at = self.rng.below(PIECES.len() as u64) as usize;
         let (lun, state) = (FIRST_MEMORY + at, self.memories.luns[at]);
@@ -210,7 +212,7 @@ impl Run {
         self.world.after(time, MEMORY_BACK + at as u64);
     }
 
-    /// Memory LUN `at` is as it was.
+    /// Ends the fault of memory LUN `at`.
     pub(super) fn memory_back(&mut self, at: usize) {
         let lun = &mut self.memories.luns[at];
         if std::mem::take(&mut lun.read_only) {
@@ -221,7 +223,8 @@ impl Run {
         self.pool_step();
     }
 
-    /// Memory fails no command without a cause; the hosts' own retries would hide it.
+    /// Checks that no command of a memory LUN failed without a cause. The hosts' retries would otherwise hide such an
+    /// error.
     pub(super) fn check_memory_errors(&mut self) {
         let mut errors = 0;
         for core in 0..self.cores {
@@ -238,7 +241,7 @@ impl Run {
         self.memories.error_cause = self.memories.is_changing() || !self.is_published();
     }
 
-    /// What a memory backend has lent, where nothing may be.
+    /// Returns a violation if a memory backend has lent memory where no loan is allowed.
     pub(super) fn check_loans(&mut self, at_rest: bool) -> Option<String> {
         if !at_rest && self.send_lists < SOCKETS {
             return None;

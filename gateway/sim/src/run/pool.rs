@@ -1,9 +1,8 @@
 //! The pool code of the simulated control thread.
 //!
-//! The run polls the operations of [`trefoil_storage::pool`] itself. Their I/O goes through the gateway's
-//! cores, as the real control thread's does, so that a crash may come between any two steps. After a crash
-//! everything is read from the disks again: what is kept here is only what an operator would remember, to
-//! check it against.
+//! The run polls the operations of [`trefoil_storage::pool`] itself. As with the real control thread, their I/O goes
+//! through the gateway's cores, so that a crash may come between any two steps. After a crash, everything is read
+//! from the disks again. This module keeps only what an operator would remember, and checks the disks against it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -14,8 +13,8 @@ use std::task::{Context, Poll, Waker};
 
 use trefoil_poll::{Arena, Buf, CoreId};
 use trefoil_storage::pool::{
-    BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Owner as PoolOwner,
-    Pool, PoolIo, Uuid, create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
+    BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Pool, PoolIo,
+    PoolOwner, Uuid, create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
 };
 use trefoil_storage::topology::{BackendId, Extent, LunId};
 use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
@@ -23,19 +22,19 @@ use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
 use super::{GROWN, IMPORTED, REPLACED, Run};
 use crate::memory::arena;
 
-/// Bytes of the control thread's own arena: one piece of metadata at a time is 256 KiB at most.
+/// Bytes of the control thread's own arena. The thread handles one piece of metadata at a time, of at most 256 KiB.
 const ARENA_BYTES: usize = 2 << 20;
 const POOL: Uuid = Uuid([0x77; 16]);
-/// LUNs that lie in the pool; the one after them is imported.
+/// Number of LUNs in the pool. The next LUN is imported.
 const POOLED: usize = IMPORTED;
 
-/// The identity that a LUN keeps for its whole life.
+/// Returns the identity that a LUN keeps for its whole life.
 pub(super) fn lun_id(lun: usize) -> [u8; 16] {
     [lun as u8 + 1; 16]
 }
 
 /// One I/O that an operation waits for.
-struct Ask {
+struct PoolAsk {
     slot: u32,
     backend: BackendId,
     op: Op,
@@ -48,15 +47,15 @@ struct Ask {
 #[derive(Default)]
 struct Desk {
     next: u32,
-    asked: VecDeque<Ask>,
-    /// Bytes that each I/O under way reads.
+    asked: VecDeque<PoolAsk>,
+    /// Number of bytes that each I/O under way reads.
     posted: BTreeMap<u32, usize>,
     answers: BTreeMap<u32, Result<Vec<u8>, Fault>>,
     skip_zeroing: bool,
     volatile: bool,
 }
 
-/// The pool code's way to the disks.
+/// The pool code's access to the disks.
 #[derive(Clone, Default)]
 struct ControlIo(Rc<RefCell<Desk>>);
 
@@ -73,7 +72,7 @@ impl ControlIo {
             let mut desk = self.0.borrow_mut();
             desk.next += 1;
             let (slot, (offset, len), bytes) = (desk.next, range, bytes.to_vec());
-            desk.asked.push_back(Ask { slot, backend, op, offset, len, bytes, durable });
+            desk.asked.push_back(PoolAsk { slot, backend, op, offset, len, bytes, durable });
             slot
         };
         poll_fn(|_| match self.0.borrow_mut().answers.remove(&slot) {
@@ -83,7 +82,7 @@ impl ControlIo {
         .await
     }
 
-    /// Nobody waits any more.
+    /// Forgets all I/O, because no operation waits any more.
     fn clear(&self) {
         let mut desk = self.0.borrow_mut();
         desk.asked.clear();
@@ -115,14 +114,14 @@ impl PoolIo for ControlIo {
     }
 }
 
-/// What an operation gave.
+/// Result of an operation.
 enum Ended {
     Opened(Result<Pool, String>),
     Imported(Result<Imported, String>),
     Changed(Pool, Result<(), LunError>),
 }
 
-/// What an operation does.
+/// Kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
     Open,
@@ -133,7 +132,7 @@ enum Doing {
 }
 
 impl Doing {
-    /// The fault of a crash in its middle.
+    /// Returns the name of the fault when a crash interrupts the operation.
     fn crash(self) -> &'static str {
         match self {
             Self::Open => "crash-in-open",
@@ -147,7 +146,7 @@ impl Doing {
 
 type Work = Pin<Box<dyn Future<Output = Ended>>>;
 
-/// See the module.
+/// State of the pool code; see the module.
 pub(super) struct Pools {
     io: ControlIo,
     home: u16,
@@ -155,23 +154,23 @@ pub(super) struct Pools {
     pool: Option<Pool>,
     imported: Option<Imported>,
     work: Option<(Doing, Work)>,
-    /// A disk failed while the work was under way.
+    /// True if the work has a cause to fail, such as a failed disk.
     pub excused: bool,
-    /// The pool was acknowledged.
+    /// True once the creation of the pool was acknowledged.
     made: bool,
-    /// Sizes that were acknowledged; none for a LUN that may or may not be there.
+    /// Acknowledged size of each LUN. None for a LUN that may or may not exist.
     acknowledged: [Option<u64>; POOLED],
-    /// The size of the LUN that is made anew.
+    /// Size of the LUN that is created again.
     pub renewed_blocks: u64,
-    /// Sizes at first.
+    /// Initial sizes of the LUNs.
     pub first_blocks: [u64; POOLED],
-    /// What [`GROWN`] shall have.
+    /// Size to which [`GROWN`] is to grow.
     pub grow_to: Option<u64>,
-    /// [`REPLACED`] is to go.
+    /// True if [`REPLACED`] is to be removed.
     pub removing: bool,
-    /// What cores present is not what it should be.
+    /// True if the cores present something other than they should.
     pub stale: bool,
-    /// The imported backend is to be imported again.
+    /// True if the imported backend is to be imported again.
     reimport: bool,
 }
 
@@ -204,7 +203,7 @@ impl Pools {
         self.io.0.borrow_mut().volatile = true;
     }
 
-    /// The process died: only the disks are left.
+    /// Records the death of the process: only the disks' contents remain.
     pub fn crash(&mut self) {
         (self.pool, self.imported, self.work, self.reimport) = (None, None, None, false);
         self.io.clear();
@@ -212,17 +211,17 @@ impl Pools {
         while self.arena.as_mut().is_some_and(|arena| arena.repair_next().is_some()) {}
     }
 
-    /// The fault that a crash would be now, if an operation is under way.
+    /// Returns the name of the fault that a crash would be now, if an operation is under way.
     pub fn crash_kind(&self) -> Option<&'static str> {
         self.work.as_ref().map(|(doing, _)| doing.crash())
     }
 
-    /// The imported backend is another size now.
+    /// Requests another import, because the size of the imported backend has changed.
     pub fn reimport(&mut self) {
         self.reimport = true;
     }
 
-    /// Whether an operation is under way while hosts are served.
+    /// Returns whether an operation is under way while hosts are served.
     pub fn is_changing(&self) -> bool {
         matches!(self.work, Some((Doing::Create(REPLACED) | Doing::Grow | Doing::Delete, _)))
     }
@@ -242,7 +241,7 @@ impl Pools {
         self.acknowledged.get(lun).copied().flatten()
     }
 
-    /// Size in blocks and extents of each LUN that is to be presented.
+    /// Returns the size in blocks and the extents of each LUN that is to be presented.
     pub fn presented(&self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let pooled = (0..POOLED).map(|lun| {
             let pool = self.pool.as_ref()?;
@@ -258,7 +257,7 @@ impl Pools {
         if lun == REPLACED { self.renewed_blocks } else { self.first_blocks[lun] }
     }
 
-    /// The open pool against what was acknowledged. What was in doubt is certain now.
+    /// Checks the open pool against the acknowledged sizes, and resolves the sizes that were in doubt.
     fn check(&mut self) -> Result<(), String> {
         let Some(pool) = &self.pool else { return Ok(()) };
         pool.table().check().map_err(|why| format!("the layout is wrong: {why}"))?;
@@ -320,7 +319,7 @@ fn new_lun(lun: usize, blocks: u64, block_bytes: usize) -> NewLun {
 }
 
 impl Run {
-    /// Goes on with what the control thread does to pools, as far as it can without waiting.
+    /// Continues the control thread's work on pools, as far as possible without waiting.
     pub(super) fn pool_step(&mut self) {
         while self.world.is_up(self.gateway) && self.attach_left == 0 {
             if self.pools.work.is_none() {
@@ -338,7 +337,7 @@ impl Run {
         self.post_asked();
     }
 
-    /// The first thing that is not as it should be.
+    /// Returns the work for the first thing that is not as it should be.
     fn next_work(&mut self) -> Option<(Doing, Work)> {
         let io = self.pools.io.clone();
         let frozen = self.pools.pool.as_ref().is_none_or(|pool| pool.frozen().is_some());
@@ -398,7 +397,7 @@ impl Run {
         None
     }
 
-    /// Takes what an operation gave; says whether to go on at once.
+    /// Takes the result of an operation. Returns whether to continue at once.
     fn work_ended(&mut self, doing: Doing, ended: Ended) -> bool {
         let failed = match ended {
             Ended::Opened(Ok(pool)) => {
@@ -429,7 +428,7 @@ impl Run {
                         None
                     }
                     Err(error) => {
-                        // Whether it is in force only the disks know.
+                        // Only the disks know whether the change is in force.
                         self.pools.pool = None;
                         Some(error.to_string())
                     }
@@ -478,7 +477,7 @@ impl Run {
         which.map(info).collect()
     }
 
-    /// Sends what was asked for to the cores that have the disks.
+    /// Sends the requested I/O to the cores that have the disks.
     fn post_asked(&mut self) {
         let home = self.pools.home;
         let arena = self.pools.arena.get_or_insert_with(|| arena(home, ARENA_BYTES));
@@ -503,7 +502,7 @@ impl Run {
         }
     }
 
-    /// An I/O of the control thread's came back.
+    /// Takes the result of an I/O of the control thread.
     pub(super) fn answered(&mut self, done: Completed) {
         let slot = done.origin().slot;
         let (buf, result) = done.settle();

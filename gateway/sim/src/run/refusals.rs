@@ -1,30 +1,31 @@
 //! When a gateway may tell hosts that an array's namespaces can't be reached, and with which status.
 //!
-//! What it is not: it doesn't say when a gateway must do so ([`array`](super::array) does).
+//! This module does not decide when a gateway must do so ([`array`](super::array) does).
 
 use trefoil_poll::Instant;
 use trefoil_wire::nvme::Status;
 use trefoil_wire::nvme::log::AnaState;
 
-/// The times in which a state had a cause, from the first sign of it until hosts must know that it is over.
+/// The periods in which a state had a cause: from its first sign until hosts must know that the state is over.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Vec<(AnaState, Option<Instant>)>);
 
 impl Refusals {
-    /// From now on hosts may be told of `state`.
+    /// Records that from now on hosts may be told of `state`.
     pub fn begin(&mut self, state: AnaState) {
         self.0.push((state, None));
     }
 
-    /// All that began is over.
+    /// Ends all periods that have begun.
     pub fn end(&mut self, now: Instant) {
         self.0.iter_mut().for_each(|(_, end)| *end = end.or(Some(now)));
     }
 
-    /// Whether a path error may be the answer to a command that was sent at `since` and is answered now.
+    /// Returns whether a command sent at `since` and answered now may get path error `status`.
     pub fn may_be(&self, status: Status, since: Instant) -> bool {
         let states: &[AnaState] = match status.code() {
-            // A change is held, and ends as this if it lasts. Transition is what no host of ours is ever told.
+            // The gateway holds commands in state Change, and fails them with this status if the state lasts. Our
+            // hosts never get Transition.
             Status::ANA_INACCESSIBLE => &[AnaState::Inaccessible, AnaState::Change],
             Status::ANA_PERSISTENT_LOSS => &[AnaState::PersistentLoss],
             _ => &[],

@@ -1,7 +1,7 @@
-//! Each core's connection to itself, as the real control thread gives it one ([`trefoil_storage::warm`]).
+//! Each core's connection to itself, as the real control thread sets it up ([`trefoil_storage::warm`]).
 //!
-//! What is checked: the core asks itself for no more than it should; it still does at the end, whatever was published and
-//! restarted meanwhile; and nobody takes its connection for a host's.
+//! The checks: a core requests no more from itself than it should. It still sends requests at the end, in spite of
+//! all publications and restarts. Nobody takes its connection for a host's.
 
 use std::time::Duration;
 
@@ -15,19 +15,20 @@ use super::Run;
 use crate::net::{ConnId, Side};
 use crate::world::Step;
 
-/// The start of the names under which cores ask themselves.
+/// Prefix of the NQNs under which cores connect to themselves.
 pub(super) const WARM: &str = "nqn.2014-08.org.trefoil.sim:warm";
-/// How often each does. In a gateway it is more often, but each time costs ten events.
+/// Interval between two requests of a core. A gateway uses a shorter interval, but in the simulator each request
+/// costs ten events.
 const EVERY: Duration = Duration::from_millis(250);
-/// What one answer takes on the connection, and what it takes to connect, in bytes at most.
+/// Most bytes that one answer takes on the connection, and most bytes that connecting takes.
 const ANSWER_BYTES: u64 = 4096 + 128;
 const CONNECT_BYTES: u64 = 2048;
 
-/// A core's connection to itself, and since when.
+/// A core's connection to itself, and the time since which it exists.
 pub(super) type Warm = (ConnId, Instant);
 
 impl Run {
-    /// Gives each core of a gateway that has just started its connection.
+    /// Gives each core of a gateway that has just started a connection to itself.
     pub(super) fn keep_warm(&mut self) {
         self.warm.clear();
         for core in 0..self.cores {
@@ -42,7 +43,7 @@ impl Run {
         }
     }
 
-    /// No core asks itself for more than it should.
+    /// Checks that no core requests more from itself than it should.
     pub(super) fn check_warm(&self) -> Option<String> {
         let now = self.world.now();
         self.warm.iter().enumerate().find_map(|(core, &(conn, since))| {
@@ -53,7 +54,7 @@ impl Run {
         })
     }
 
-    /// Every core asks itself within the time in which it should have done so twice.
+    /// Checks that every core gets an answer from itself within two intervals.
     pub(super) fn check_still_warm(&mut self) -> Option<String> {
         let until = self.world.now() + 2 * EVERY;
         let answered = |run: &Self| -> Vec<_> {

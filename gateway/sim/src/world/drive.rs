@@ -1,4 +1,4 @@
-//! A core: its turns, what it is told, and what it asks.
+//! A core: its turns, the events it is told, and the calls it makes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,46 +6,21 @@ use std::time::Duration;
 use trefoil_poll::{CoreId, Instant};
 
 use crate::disk::DiskId;
+use crate::net::NodeId;
 use crate::simio::{Ask, FILES, SOCKETS, SimFile, SimIo};
 use crate::world::events::{Event, Where};
-use crate::world::files::Job;
+use crate::world::files::FileJob;
+use crate::world::running::{Ready, Running};
 use crate::world::socks::Sock;
-use crate::world::{Machine, NodeId, Step, World};
-
-/// Something that a core will be told in a turn to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ready {
-    Recv(u32),
-    Sent(u32),
-    Connected(u32, Result<(), i32>),
-    Closed(u32),
-    File(u32),
-    Mail(u16),
-}
-
-impl Ready {
-    /// Things from one source keep their order.
-    fn source(self) -> (u8, u32) {
-        match self {
-            Self::Recv(s) | Self::Sent(s) | Self::Connected(s, _) | Self::Closed(s) => (0, s),
-            Self::File(slot) => (1, slot),
-            Self::Mail(from) => (2, u32::from(from)),
-        }
-    }
-}
-
-pub(crate) struct Running<M, H> {
-    pub io: SimIo<M>,
-    pub machine: H,
-}
+use crate::world::{Machine, Step, World};
 
 pub(crate) struct Core<M, H> {
     running: Option<Box<Running<M, H>>>,
     pub ready: VecDeque<Ready>,
     pub socks: Vec<Sock>,
     pub files: Vec<Option<(DiskId, u32)>>,
-    pub jobs: Vec<Option<Job>>,
-    /// From each core, and last from control; in order.
+    pub jobs: Vec<Option<FileJob>>,
+    /// Messages from each core and, last, from control, in order.
     mail: Vec<VecDeque<M>>,
     turn_at: Option<Instant>,
     wake_at: Option<Instant>,
@@ -67,7 +42,7 @@ impl<M: Send, H> Core<M, H> {
         }
     }
 
-    /// The machine, unless it panicked in its turn, and everything that the driver holds for it.
+    /// Splits the core into the machine, unless it panicked in its turn, and everything that the driver holds for it.
     pub fn part(mut self) -> (Option<H>, impl Sized) {
         match self.running.take().map(|running| *running) {
             Some(Running { io, machine }) => (Some(machine), (Some(io), self)),
@@ -207,7 +182,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Any order in which each source keeps its own.
+    /// Reorders a batch at random. Events from one source keep their order.
     fn interleave(&mut self, batch: &mut VecDeque<Ready>) {
         for i in 1..batch.len() {
             if batch[i].source() != batch[i - 1].source() && self.rng.below(3) == 0 {
@@ -233,7 +208,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Does what the machine asked for.
+    /// Carries out the machine's calls.
     pub(super) fn carry_out(&mut self, node: NodeId, core: u16, running: &mut Running<M, H>) {
         while let Some(ask) = running.io.asked.pop_front() {
             match ask {
@@ -259,8 +234,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Puts a message into the mailbox of `to`. Each event takes the oldest of its pair, so that
-    /// delays never reorder.
+    /// Puts a message into the mailbox of `to`. Each event takes the oldest message from its sender to its receiver,
+    /// so that delays never reorder messages.
     pub(super) fn mail(&mut self, node: NodeId, from: u16, to: u16, msg: M) {
         let defect = self.mail_defect;
         let between_cores = from != self.core(node, to).control_slot();
@@ -284,8 +259,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(self.now + Duration::from_nanos(delay), Event::Mail(place, from));
     }
 
-    /// True in `per_mille` of 1000 cases; draws nothing for 0, so that a defect that is off leaves
-    /// the seed's story as it is.
+    /// Returns true in `per_mille` of 1000 cases. Draws nothing for 0, so that a defect that is off does not change
+    /// the seed's story.
     pub(super) fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.rng.below(1000) < u64::from(per_mille)
     }

@@ -1,11 +1,11 @@
-//! What will happen when. Ties are broken by order of entry.
+//! Future events by time. Events at the same time keep the order of entry.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
+use crate::net::NodeId;
 use crate::net::{ConnId, Side};
-use crate::world::NodeId;
 use trefoil_poll::{Instant, SockId};
 
 /// A core in one life of its node.
@@ -20,15 +20,15 @@ pub(crate) struct Where {
 pub(crate) enum Event {
     Turn(Where),
     Wake(Where),
-    /// A segment comes to an end of a connection.
+    /// A segment arrives at an end of a connection.
     Arrive(ConnId, Side, u32),
     Fin(ConnId, Side),
     /// A connection fails for one end, with an errno.
     Fail(ConnId, Side, i32),
-    /// A connection attempt of a socket, which counts its uses.
+    /// A connection attempt of a socket.
     Connect(Where, SockUse, SocketAddr),
     ConnectFailed(Where, SockUse, i32),
-    /// A socket takes more of what it is given.
+    /// A socket takes more of its pending data.
     SendOn(Where, SockUse),
     Disk(Where, u32),
     Mail(Where, u16),
@@ -37,7 +37,7 @@ pub(crate) enum Event {
     Timer(u64),
 }
 
-/// A socket and the count of its uses, so that a late event doesn't hit a reused one.
+/// A socket with the count of its uses, so that a late event doesn't hit a reused socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SockUse {
     pub sock: u32,

@@ -1,22 +1,23 @@
-//! What goes wrong between nodes and with them.
+//! Faults of nodes, and faults between nodes.
 
 use std::time::Duration;
 
 use crate::memory::{crash_drop, crash_machines};
+use crate::net::NodeId;
 use crate::net::{ConnId, Holder, Side};
 use crate::world::drive::Core;
 use crate::world::socks::ECONNRESET;
-use crate::world::{Crash, Machine, NodeId, World};
+use crate::world::{Crash, Machine, World};
 
 impl<M: Send, H: Machine<M>> World<M, H> {
-    /// Live connections of `node` to others, and the side that it has.
+    /// Returns the live connections of `node` to other nodes, each with the side of `node`.
     pub fn conns_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
         let mut conns = self.ends_of(node);
         conns.retain(|&(conn, side)| self.peer_of(conn, side) != node);
         conns
     }
 
-    /// Live ends at `node`.
+    /// Returns the live ends at `node`.
     fn ends_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
         let mut found = Vec::new();
         for (i, conn) in self.conns.iter().enumerate() {
@@ -30,30 +31,30 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         found
     }
 
-    /// The node at the other end.
+    /// Returns the node at the other end.
     pub fn peer_of(&self, conn: ConnId, side: Side) -> NodeId {
         self.conns[conn.0 as usize].ends[side.other() as usize].node
     }
 
-    /// Bytes that were ever sent towards `side`.
+    /// Returns the number of bytes that were ever sent towards `side`.
     pub fn bytes_to(&self, conn: ConnId, side: Side) -> u64 {
         self.conns[conn.0 as usize].ends[side as usize].rx.total
     }
 
-    /// Resets a connection for both ends.
+    /// Resets a connection at both ends.
     pub fn reset(&mut self, conn: ConnId) {
         self.story.tell(self.now, format_args!("fault: connection {} is reset", conn.0));
         self.schedule_fail(conn, Side::Client, ECONNRESET);
         self.schedule_fail(conn, Side::Server, ECONNRESET);
     }
 
-    /// A connection fails for `side` alone; the other side is told when `side` closes it.
+    /// Fails a connection at `side` only. The other side learns of it when `side` closes the connection.
     pub fn fail_one(&mut self, conn: ConnId, side: Side) {
         self.story.tell(self.now, format_args!("fault: connection {} fails for the {side:?} alone", conn.0));
         self.fail_now(conn, side, ECONNRESET);
     }
 
-    /// Nothing moves on a connection for a while.
+    /// Stops all transfer on a connection for a while.
     pub fn stall(&mut self, conn: ConnId, time: Duration) {
         self.story.tell(self.now, format_args!("fault: connection {} stalls for {time:?}", conn.0));
         let until = self.now + time;
@@ -61,7 +62,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         c.stalled_until = c.stalled_until.max(until);
     }
 
-    /// What is sent to `side` never arrives any more; neither side is told.
+    /// Lets nothing more arrive at `side`, without notice to either side.
     pub fn blacken(&mut self, conn: ConnId, side: Side) {
         self.story
             .tell(self.now, format_args!("fault: nothing comes to the {side:?} of connection {}", conn.0));
@@ -75,8 +76,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.conns[conn.0 as usize].flips[side as usize] += 1;
     }
 
-    /// The network around `node` is dark for a while: nothing arrives, and nobody is told. Then
-    /// everything goes on, or is reset if `reset`.
+    /// Darkens the network around `node` for a while: nothing arrives, without notice to any node. Afterwards the
+    /// connections continue, or are reset if `reset`.
     pub fn darken(&mut self, node: NodeId, time: Duration, reset: bool) {
         let name = &self.nodes[node.0 as usize].name;
         self.story.tell(self.now, format_args!("fault: {name} vanishes for {time:?}, then reset={reset}"));
@@ -92,7 +93,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// A core gets no turn for a while.
+    /// Gives a core no turn for a while.
     pub fn pause(&mut self, node: NodeId, core: u16, time: Duration) {
         let until = self.now + time;
         if let Some(c) = self.node(node).cores.get_mut(usize::from(core)) {
@@ -132,7 +133,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                 Crash::Power => self.conns[conn.0 as usize].black[side.other() as usize] = true,
             }
         }
-        // Also those that have failed already and were not closed: nobody is there for what still comes.
+        // This includes ends that failed earlier and were not closed: no core is left to take their later events.
         for end in self.conns.iter_mut().flat_map(|c| &mut c.ends).filter(|end| end.node == node) {
             end.holder = Holder::Gone;
         }
@@ -151,7 +152,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         crash_machines(machines.into_iter().flatten().collect(), H::into_arena);
     }
 
-    /// Peers that still believe in a connection to an earlier life of `node` learn better.
+    /// Resets the peers' ends of connections to an earlier life of `node`.
     pub(super) fn reset_stale_peers(&mut self, node: NodeId) {
         let stale: Vec<_> = (0..self.conns.len() as u32)
             .map(ConnId)

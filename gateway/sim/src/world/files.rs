@@ -5,16 +5,17 @@ use std::time::Duration;
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
 use crate::disk::Change;
+use crate::net::NodeId;
 use crate::simio::Manners;
-use crate::world::drive::{Ready, Running};
 use crate::world::events::{Event, Where};
-use crate::world::{Machine, NodeId, World};
+use crate::world::running::{Ready, Running};
+use crate::world::{Machine, World};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// An operation under way, and its result once it is done.
-pub(crate) struct Job {
+/// An operation under way, and its result once the operation is done.
+pub(crate) struct FileJob {
     file: u32,
     disk: u32,
     op: FileOp,
@@ -22,8 +23,8 @@ pub(crate) struct Job {
     pub result: Option<Result<(), FileError>>,
 }
 
-impl Job {
-    /// What it would change, for an operation that is cut off.
+impl FileJob {
+    /// Returns the disk and the change of the operation, for an operation that a crash interrupts.
     pub fn change(&self) -> Option<(u32, Change)> {
         if self.result.is_some() {
             return None;
@@ -45,7 +46,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let Some((disk, busy)) = &mut c.files[file.0 as usize] else { unreachable!("attached: see SimIo") };
         *busy += 1;
         let disk = disk.0;
-        let job = Job { file: file.0, disk, op, token, result: None };
+        let job = FileJob { file: file.0, disk, op, token, result: None };
         let slot = c.jobs.iter().position(Option::is_none).unwrap_or(c.jobs.len());
         if slot == c.jobs.len() {
             c.jobs.push(None);
@@ -79,7 +80,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.tell_core(at.node, at.core, Ready::File(slot));
     }
 
-    fn perform(&mut self, job: &mut Job) -> Result<(), FileError> {
+    fn perform(&mut self, job: &mut FileJob) -> Result<(), FileError> {
         let index = job.disk as usize;
         let (fault, defect) = (self.disks[index].1.fault, self.disks[index].1.defect);
         match &mut job.op {

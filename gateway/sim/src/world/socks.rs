@@ -1,4 +1,4 @@
-//! Sockets of a core, and how bytes, ends and failures come to them.
+//! Sockets of a core: how bytes, ends and failures reach them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,29 +6,30 @@ use std::time::Duration;
 
 use trefoil_poll::{RecvEnd, RecvInto, SendList, SockError, SockId};
 
+use crate::net::NodeId;
 use crate::net::{Conn, ConnId, Holder, Side};
 use crate::simio::{Manners, SimSocket};
-use crate::world::drive::{Ready, Running};
 use crate::world::events::{Event, SockUse, Where};
-use crate::world::{Accepted, LinkDefect, Machine, NodeId, Step, World};
+use crate::world::running::{Ready, Running};
+use crate::world::{Accepted, LinkDefect, Machine, Step, World};
 
 pub(crate) const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const ECANCELED: i32 = 125;
-/// A connection attempt into the dark ends after this long.
+/// Time after which a connection attempt to a dark node fails.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A core's socket. Its manners are with [`SimIo`].
+/// A core's socket. [`SimIo`] holds its manners.
 #[derive(Default)]
 pub(crate) struct Sock {
     conn: Option<(ConnId, Side)>,
     uses: u32,
     connecting: bool,
     recv: Option<RecvInto>,
-    /// Bytes of a [`RecvInto::Buf`] that came.
+    /// Received bytes of a [`RecvInto::Buf`].
     filled: u32,
-    /// The core will be told about the receive.
+    /// True if the core will be told about the receive.
     recv_told: bool,
     send: Option<Box<SendList>>,
     sent_bytes: usize,
@@ -114,7 +115,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.pump_recv(node, core, sock.0);
     }
 
-    /// Moves what has arrived into a waiting block, and tells the core when there is something to tell.
+    /// Moves arrived bytes into a waiting block, and tells the core when there is something to tell.
     fn pump_recv(&mut self, node: NodeId, core: u16, sock: u32) {
         let mut freed = None;
         let mut newly_told = false;
@@ -144,7 +145,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// There is room again in what comes to `side`: its writer may go on.
+    /// Lets the writer of bytes to `side` continue, because there is room again.
     fn pump_writer(&mut self, conn: ConnId, side: Side) {
         let writer = self.conns[conn.0 as usize].end(side.other());
         if let (Holder::Core { core, sock }, node) = (&writer.holder, writer.node) {
@@ -201,7 +202,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// What the socket didn't take at once no longer keeps memory lent, as with the real driver.
+    /// Ends the loans of bytes that the socket did not take at once, as the real driver does.
     fn end_loans(&mut self, node: NodeId, core: u16, sock: u32) {
         let LinkDefect { keep_loan, blank_loan, .. } = self.link_defect;
         let (keeps, blanks) = (self.chance(keep_loan), self.chance(blank_loan));
@@ -238,7 +239,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             if let Some(errno) = c.end(side).error {
                 s.send_result = Some(Err(SockError(errno)));
             } else if c.end(side.other()).is_deaf() {
-                // The peer closed or failed: the bytes vanish, and a reset answers them.
+                // The peer closed or failed. The bytes are lost, and a reset answers them.
                 s.send_result = Some(Ok(()));
                 self.schedule_fail(conn, side, ECONNRESET);
             } else {
@@ -328,7 +329,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         running.machine.on_closed(&mut running.io, SockId(sock));
     }
 
-    /// An end is closed: its peer sees the end of the stream, or a reset if bytes were left unread.
+    /// Closes an end. Its peer sees the end of the stream, or a reset if bytes were left unread or the seed says so.
     pub(super) fn close_end(&mut self, conn: ConnId, side: Side) {
         let reset = self.rng.below(10) == 0;
         let c = &mut self.conns[conn.0 as usize];
@@ -345,7 +346,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let weather = self.weather;
         let at = c.end(side.other()).rx.arrival(self.now, &weather, &mut self.rng);
         self.events.push(at, Event::Fin(conn, side.other()));
-        // A writer that waits for room would wait for ever.
+        // Otherwise a writer that waits for room would wait for ever.
         self.pump_writer(conn, side);
     }
 
@@ -354,7 +355,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(at, Event::Fail(conn, side, errno));
     }
 
-    /// Whether what comes to `side` has to wait, and if so whether for ever.
+    /// Returns whether bytes to `side` are held up. Puts the event off until the stall ends, or drops it if `side` is
+    /// black.
     fn is_held_up(&mut self, conn: ConnId, side: Side, event: Event) -> bool {
         let c = &self.conns[conn.0 as usize];
         if c.black[side as usize] {
@@ -416,7 +418,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
     }
 }
 
-/// Whether this is a response capsule alone, without a digest: type 05h, 24 bytes (NVMe-oF TCP 1.0c §3.6.2.7).
+/// Returns whether the list is a single response capsule without a digest: type 05h, 24 bytes (NVMe-oF TCP 1.0c
+/// §3.6.2.7).
 fn is_response(list: &SendList) -> bool {
     list.len_bytes() == 24 && list.pieces().flatten().next() == Some(&5)
 }

@@ -1,4 +1,4 @@
-//! The commands, and the method call that each stands for.
+//! The commands, and the method call that each command makes.
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use serde_json::value::RawValue;
@@ -10,21 +10,21 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(name = "trefoil", version)]
 pub struct Args {
-    /// The gateway's control socket; TREFOIL_SOCKET, if that is set, is the default.
+    /// The gateway's control socket. The default is TREFOIL_SOCKET, if that is set.
     #[arg(long, short, global = true, default_value_os_t = default_socket(std::env::var_os("TREFOIL_SOCKET")))]
     pub socket: PathBuf,
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The command, or a group of commands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Backends: where blocks are.
+    /// Backends: the places where blocks are stored.
     #[command(subcommand)]
     Backend(Backend),
     /// Pools: sets of backends from which LUNs are carved (without redundancy of their own).
@@ -33,43 +33,43 @@ pub enum Command {
     /// LUNs: virtual disks.
     #[command(subcommand)]
     Lun(Lun),
-    /// Subsystems: what is offered to hosts.
+    /// Subsystems: the LUNs and addresses that are offered to hosts.
     #[command(subcommand)]
     Subsystem(Subsystem),
-    /// Hosts: who may use what.
+    /// Hosts: their access to subsystems and namespaces, and names for them.
     #[command(subcommand)]
     Host(Host),
     /// The whole system as one TOML document.
     #[command(subcommand)]
     Config(Config),
-    /// The cores.
+    /// List the cores.
     Cores,
-    /// Counters of cores and queue pairs.
+    /// Show the counters of cores, LUNs and queue pairs.
     Stats,
-    /// The gateway itself.
+    /// Show the gateway's own state.
     Info,
-    /// A live table.
+    /// Show a live table of cores, LUNs and hosts.
     Top {
         /// Milliseconds between two tables: 50 or more.
         #[arg(long, short, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..))]
         interval_ms: u64,
-        /// How often to print; without it, until it is interrupted.
+        /// How many tables to print; without it, until interrupted.
         #[arg(long, short)]
         count: Option<u64>,
     },
     /// Stop the gateway in order.
     Shutdown,
-    /// Call any method, with parameters as JSON.
+    /// Call any method, with its parameters as JSON.
     Call {
         /// The method.
         method: String,
-        /// Its parameters; they are sent as they stand here.
+        /// Its parameters. They are sent unchanged.
         #[arg(default_value = "{}", value_parser = parse_json)]
         params: Box<RawValue>,
     },
 }
 
-/// Where the control socket is if nothing else is said. A variable that is empty isn't set.
+/// Returns the control socket's path if the command line gives none. An empty variable counts as not set.
 fn default_socket(set: Option<OsString>) -> PathBuf {
     set.filter(|path| !path.is_empty()).map_or_else(|| "/run/trefoil/rpc.sock".into(), PathBuf::from)
 }
@@ -80,12 +80,12 @@ fn parse_json(text: &str) -> Result<Box<RawValue>, String> {
 
 #[derive(ClapArgs)]
 pub struct NewBackend {
-    /// Its name.
+    /// The backend's name.
     name: String,
     /// memory, null, file or nvme-tcp.
     #[arg(long = "type", short)]
     kind: String,
-    /// Its size, such as 10GiB; a file that is missing is made if this is given.
+    /// Its size, such as 10GiB. With it, a missing file is made.
     #[arg(long)]
     size: Option<String>,
     /// Logical block size: 512 or 4096.
@@ -100,7 +100,7 @@ pub struct NewBackend {
     /// The array's subsystem.
     #[arg(long)]
     subnqn: Option<String>,
-    /// Who we say that we are.
+    /// The NQN that the gateway gives to the array as its own.
     #[arg(long)]
     hostnqn: Option<String>,
     /// The array's namespace.
@@ -122,10 +122,10 @@ pub struct NewBackend {
     times: ArrayTimes,
 }
 
-/// How long an array is waited for.
+/// Time limits for an array.
 #[derive(ClapArgs)]
 pub struct ArrayTimes {
-    /// Seconds after which a silent array counts as lost, and it us: 1 to 5.
+    /// Seconds, 1 to 5. A silent array counts as lost after them, and so does the gateway for the array.
     #[arg(long)]
     keep_alive_s: Option<u32>,
     /// Seconds that I/O waits for a lost array.
@@ -137,21 +137,21 @@ pub struct ArrayTimes {
 pub enum Backend {
     /// Make a backend.
     Create(Box<NewBackend>),
-    /// List what an array offers.
+    /// List the subsystems that an array offers.
     Discover {
-        /// Its discovery service's address and port.
+        /// The address and port of the array's discovery service.
         #[arg(long, required_unless_present = "at")]
         address: Option<String>,
-        /// The same, as it was given once.
+        /// The same, in an older form without the option's name.
         #[arg(hide = true, conflicts_with = "address")]
         at: Option<String>,
-        /// Who we say that we are.
+        /// The NQN that the gateway gives to the array as its own.
         #[arg(long)]
         hostnqn: Option<String>,
     },
     /// Make a backend of each namespace of an array's subsystem: NAMEn1, NAMEn2, ...
     Attach {
-        /// What their names begin with.
+        /// The prefix of the backends' names.
         name: String,
         /// The array's address and port.
         #[arg(long)]
@@ -159,57 +159,57 @@ pub enum Backend {
         /// The array's subsystem.
         #[arg(long)]
         subnqn: String,
-        /// The address is its discovery service's, which knows where the subsystem is.
+        /// The address is that of the array's discovery service, which gives the subsystem's own address.
         #[arg(long)]
         discovery: bool,
-        /// Who we say that we are.
+        /// The NQN that the gateway gives to the array as its own.
         #[arg(long)]
         hostnqn: Option<String>,
         #[command(flatten)]
         times: ArrayTimes,
     },
-    /// Let a backend that nothing uses go; its data stays, unless it is memory without a path.
+    /// Remove a backend that nothing uses. Its data stays, unless it is a memory backend without a path.
     Delete {
-        /// Which.
+        /// The backend's name.
         name: String,
     },
-    /// All, or one.
+    /// List all backends, or one.
     List {
-        /// Which.
+        /// The backend's name.
         name: Option<String>,
     },
 }
 
 #[derive(Subcommand)]
 pub enum Pool {
-    /// Make a pool; what is on the backends is lost. If they are the pool of that name already, all of them and no others, it
-    /// is opened as it is, with its LUNs.
+    /// Make a pool. All data on its backends is lost. But if the backends are a pool of that name already, all of its backends
+    /// and no others, that pool is opened as it is, with its LUNs.
     Create {
-        /// Its name.
+        /// The pool's name.
         name: String,
         /// Its backends.
         #[arg(required = true)]
         backends: Vec<String>,
-        /// Though a file system, a partition table or another pool's label is recognised on one of them.
+        /// Even if a file system, a partition table or another pool's label is recognised on a backend.
         #[arg(long)]
         delete_data: bool,
     },
-    /// Destroy a pool. One whose backends are lost is forgotten; what they hold of it stays there.
+    /// Destroy a pool. A pool whose backends are lost is only forgotten: its contents stay on them.
     Delete {
-        /// Which.
+        /// The pool's name.
         name: String,
-        /// Also if it holds LUNs, with their data.
+        /// Even if the pool holds LUNs. Their data is lost.
         #[arg(long)]
         delete_data: bool,
-        /// Even if subsystems show them.
+        /// Even if subsystems show its LUNs.
         #[arg(long)]
         force: bool,
     },
-    /// All.
+    /// List all pools.
     List,
-    /// One, with its LUNs.
+    /// Show one pool, with its LUNs.
     Show {
-        /// Which.
+        /// The pool's name.
         name: String,
     },
 }
@@ -218,7 +218,7 @@ pub enum Pool {
 pub enum Lun {
     /// Carve a LUN from a pool.
     Create {
-        /// Its name.
+        /// The LUN's name.
         name: String,
         /// The pool.
         #[arg(long)]
@@ -229,7 +229,7 @@ pub enum Lun {
         /// Logical block size: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID; made up if not given.
+        /// Its UUID. Without it, a new one is made.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
@@ -238,22 +238,22 @@ pub enum Lun {
     },
     /// Delete a LUN of a pool, with its data.
     Delete {
-        /// Which.
+        /// The LUN's name.
         name: String,
         /// Even if a subsystem shows it.
         #[arg(long)]
         force: bool,
     },
-    /// Make a LUN of a pool larger; hosts are told.
+    /// Make a LUN of a pool larger. Hosts are told of the new size.
     Grow {
-        /// Which.
+        /// The LUN's name.
         name: String,
         /// Its new size.
         size: String,
     },
-    /// Present a whole backend as it is.
+    /// Present a whole backend as a LUN, with its data unchanged.
     Import {
-        /// Its name.
+        /// The LUN's name.
         name: String,
         /// The backend.
         #[arg(long)]
@@ -261,25 +261,25 @@ pub enum Lun {
         /// Logical block size: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID; the backend's own if not given, where it has one. With it, a pool's label on the backend is taken for its
-        /// hosts' data.
+        /// Its UUID. Without it, the LUN has the backend's own UUID, if there is one. With it, a pool's label on the backend
+        /// counts as data of the LUN's hosts.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
         #[arg(long)]
         read_only: bool,
     },
-    /// End an import; the backend's data stays.
+    /// End an import. The backend's data stays.
     Release {
-        /// Which.
+        /// The LUN's name.
         name: String,
         /// Even if a subsystem shows it.
         #[arg(long)]
         force: bool,
     },
-    /// All, or one.
+    /// List all LUNs, or one.
     List {
-        /// Which.
+        /// The LUN's name.
         name: Option<String>,
     },
 }
@@ -288,7 +288,7 @@ pub enum Lun {
 pub enum Subsystem {
     /// Make a subsystem.
     Create {
-        /// Its NQN.
+        /// The subsystem's NQN.
         nqn: String,
         /// Serial number.
         #[arg(long)]
@@ -299,68 +299,68 @@ pub enum Subsystem {
         /// Let every host in.
         #[arg(long)]
         allow_any_host: bool,
-        /// A host that may connect; may be given often.
+        /// A host that may connect. Can be repeated.
         #[arg(long = "host")]
         hosts: Vec<String>,
-        /// An address and port to offer it on; may be given often.
+        /// An address and port to offer the subsystem on. Can be repeated.
         #[arg(long = "listen")]
         listeners: Vec<String>,
     },
-    /// Delete a subsystem; its LUNs stay.
+    /// Delete a subsystem. Its LUNs stay.
     Delete {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
-        /// Even if hosts are connected; they are disconnected.
+        /// Even if hosts are connected. They are disconnected.
         #[arg(long)]
         force: bool,
     },
-    /// All, or one. The discovery subsystem is listed once it has listeners of its own.
+    /// List all subsystems, or one. The discovery subsystem is listed once it has listeners of its own.
     List {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: Option<String>,
     },
-    /// Show a LUN in it.
+    /// Show a LUN in a subsystem.
     AddNamespace {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
-        /// The LUN.
+        /// The LUN's name.
         lun: String,
-        /// Its NSID; the lowest that is free without it.
+        /// The namespace's NSID. Without it, the lowest that is free.
         #[arg(long)]
         nsid: Option<u32>,
-        /// A host that sees it, of those that may connect; may be given often. Without it, all.
+        /// A host that sees the namespace, out of those that may connect. Can be repeated. Without it, all of them see it.
         #[arg(long = "host")]
         hosts: Vec<String>,
     },
     /// Show a LUN no more.
     RemoveNamespace {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
         /// The namespace: its NSID or its LUN.
         namespace: String,
     },
-    /// Offer it on an address.
+    /// Offer a subsystem on an address.
     AddListener {
-        /// Which. nqn.2014-08.org.nvmexpress.discovery gets listeners of its own, usually at port 8009.
+        /// The subsystem's NQN. nqn.2014-08.org.nvmexpress.discovery gets listeners of its own, usually at port 8009.
         nqn: String,
         /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,
     },
-    /// Offer it there no more; the connections that came by it end.
+    /// Stop offering a subsystem on an address. The connections that came by that address end.
     RemoveListener {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
         /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,
     },
-    /// Whether every host may connect.
+    /// Set whether every host may connect.
     AllowAnyHost {
-        /// Which.
+        /// The subsystem's NQN.
         nqn: String,
         /// true or false.
         #[arg(action = clap::ArgAction::Set)]
         allow: bool,
-        /// Even if hosts are connected that are not on its list; they are disconnected.
+        /// Even if hosts are connected that are not on the subsystem's list. They are disconnected.
         #[arg(long)]
         force: bool,
     },
@@ -368,11 +368,12 @@ pub enum Subsystem {
 
 #[derive(Subcommand)]
 pub enum Host {
-    /// Let a host connect to a subsystem, or see a namespace. One that all could see is seen only by hosts on its list then.
+    /// Let a host connect to a subsystem, or see a namespace. If all hosts could see the namespace, only those on its list see it
+    /// then.
     Add {
         /// The subsystem.
         nqn: String,
-        /// The host: the name of one, or else its NQN.
+        /// The host's name or its NQN.
         host: String,
         /// The namespace.
         #[arg(long)]
@@ -381,11 +382,11 @@ pub enum Host {
         #[arg(long)]
         force: bool,
     },
-    /// The opposite; its connections end.
+    /// Take away a host's access to a subsystem or a namespace. A host that loses a subsystem is disconnected.
     Remove {
         /// The subsystem.
         nqn: String,
-        /// The host: the name of one, or else its NQN.
+        /// The host's name or its NQN.
         host: String,
         /// The namespace.
         #[arg(long)]
@@ -398,61 +399,60 @@ pub enum Host {
         /// Its NQN.
         nqn: String,
     },
-    /// Forget a name.
+    /// Forget a host's name.
     Delete {
-        /// Which.
+        /// The name.
         name: String,
     },
-    /// All, with the lists of subsystems and namespaces that they are on.
+    /// List all hosts, with the lists of subsystems and namespaces that they are on.
     List,
 }
 
 #[derive(Subcommand)]
 pub enum Config {
-    /// The system as it is.
+    /// Print the system as a document.
     Get,
-    /// What a document would change.
+    /// Show the changes that a document would make.
     Diff {
         /// TOML; `-` is standard input.
         file: String,
     },
     /// Make the system as a document says, or change nothing.
     Apply(Document),
-    /// Write the system, with every identity, to a file. It holds no data of LUNs.
+    /// Write the system, with every identity, to a file. The file holds no data of LUNs.
     Backup {
-        /// Where to; standard output without it.
+        /// The file to write. Without it, standard output.
         file: Option<String>,
     },
-    /// Make the system as a backup says. A LUN that was deleted since comes back empty.
+    /// Make the system as a backup says. A LUN that was deleted since then comes back empty.
     Restore(Document),
-    /// Build what SPDK's nvmf_tgt saved (`spdk-rpc save_config`), or change nothing and name all that this gateway lacks.
-    /// SPDK's tuning of its own insides is ignored. (`spdk-rpc load_config` loads such a file call by call, up to the first
-    /// that is refused.)
+    /// Build what SPDK's nvmf_tgt saved (`spdk-rpc save_config`), or change nothing and name all that this gateway lacks. SPDK's
+    /// tuning of its own insides is ignored. (`spdk-rpc load_config` loads such a file call by call, up to the first refusal.)
     LoadSpdk {
         /// JSON; `-` is standard input.
         file: String,
     },
 }
 
-/// A document, and how far it may go.
+/// A document, and the permissions for applying it.
 #[derive(ClapArgs)]
 pub struct Document {
     /// TOML; `-` is standard input.
     pub file: String,
-    /// Only say what would change, what would be lost and who uses it, and what here is in the way.
+    /// Only report the changes, the losses and the hosts that they affect, and the obstacles on this machine.
     #[arg(long)]
     pub dry_run: bool,
-    /// Take away LUNs, namespaces, listeners and access that connected hosts use and that are not in the document.
+    /// Remove LUNs, namespaces, listeners and access that connected hosts use and that the document doesn't have.
     #[arg(long)]
     pub force: bool,
-    /// Destroy data: of pools' LUNs and memory backends that are not in the document, and what is recognised on backends of new
-    /// pools, such as another pool's label.
+    /// Destroy data: that of pools' LUNs and memory backends that the document doesn't have, and any that is recognised on
+    /// backends of new pools, such as another pool's label.
     #[arg(long)]
     pub delete_data: bool,
 }
 
 impl Command {
-    /// The method and its parameters. `top`, `config` and `call` make calls of their own.
+    /// Returns the method and its parameters. `top`, `config` and `call` make calls of their own.
     pub fn call(&self) -> (&str, Value) {
         let (method, mut params) = match self {
             Self::Backend(command) => command.call(),
@@ -474,7 +474,7 @@ impl Command {
     }
 }
 
-/// `true`, or nothing.
+/// Returns `true`, or nothing.
 fn flag(on: bool) -> Option<bool> {
     on.then_some(true)
 }

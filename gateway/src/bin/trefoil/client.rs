@@ -7,30 +7,30 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// Why a command failed.
+/// A reason why a command failed.
 #[derive(Debug)]
 pub enum CallError {
     /// Nobody answers on the socket.
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the connection.
         source: io::Error,
     },
-    /// The gateway said no.
+    /// The gateway refused the call.
     Refused {
-        /// Its code.
+        /// The gateway's code.
         code: i64,
-        /// What it said.
+        /// The gateway's message.
         message: String,
     },
-    /// The conversation broke off.
+    /// The connection broke off.
     Broken(String),
-    /// A file of the user's.
+    /// A file of the user's can't be read or written.
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
     /// The answer can't be written to standard output. The command itself was carried out.
@@ -38,7 +38,7 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Whether it may be the gateway's end or its start: a later call may succeed.
+    /// Returns whether the gateway may just be stopping or starting, so that a later call may succeed.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => {
@@ -78,7 +78,7 @@ struct Request<'a, P> {
     params: P,
 }
 
-/// A connection.
+/// A connection to the control socket.
 pub struct Client {
     stream: UnixStream,
     next_id: u64,
@@ -100,7 +100,7 @@ impl Client {
         let request = Request { jsonrpc: "2.0", id, method, params };
         let request = serde_json::to_string(&request).map_err(|e| broken(&e))?;
         self.stream.write_all(request.as_bytes()).map_err(|e| broken(&e))?;
-        // One request at a time, so nothing of the next answer can be read with this one.
+        // The client sends one request at a time, so this can't read a part of the next answer.
         let reply = Deserializer::from_reader(&self.stream).into_iter::<Value>().next();
         let reply = reply.unwrap_or_else(|| Err(serde_json::Error::custom("it closed the connection")));
         let mut reply = reply.map_err(|e| broken(&e))?;

@@ -1,10 +1,10 @@
 //! `trefoil`: the gateway's command line, over its JSON-RPC socket.
 //!
-//! Every native method is a command; `--json` prints its result as it came. Exit codes: 0 done,
-//! 1 refused or failed (also if the output can't be written), 2 wrong usage, 3 the gateway can't be reached.
+//! Every native method has a command. `--json` prints the method's result unchanged. Exit codes: 0 done, 1 refused or failed
+//! (also if the output can't be written), 2 wrong usage, 3 the gateway can't be reached.
 
 #![forbid(unsafe_code)]
-// They panic where the output is full or closed.
+// `print!` and its kin panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match &error {
-                // Whoever speaks in methods and JSON goes by codes.
+                // A user who calls methods or reads JSON goes by codes.
                 CallError::Refused { code, .. }
                     if args.json || matches!(args.command, Command::Call { .. }) =>
                 {
@@ -102,7 +102,7 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
     }
 }
 
-/// Makes the system as a document says, or tells what that would change.
+/// Makes the system as a document says, or only reports the changes.
 fn bring(client: &mut Client, method: &str, document: &Document, as_json: bool) -> Result<(), CallError> {
     let Document { file, dry_run, force, delete_data } = document;
     let params = json!({
@@ -142,7 +142,7 @@ fn texts(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Prints differences and what is lost by them, then what came of it.
+/// Prints the differences and their losses, then the summary.
 fn changes(result: &Value, summary: &str, as_json: bool) -> Result<(), CallError> {
     if as_json {
         return put(&format!("{result:#}\n"));
@@ -157,12 +157,12 @@ fn changes(result: &Value, summary: &str, as_json: bool) -> Result<(), CallError
     put(&text)
 }
 
-/// What a file is called in messages.
+/// Returns a file's name for messages.
 fn name(path: &str) -> &str {
     if path == "-" { "standard input" } else { path }
 }
 
-/// A file's text; `-` is standard input.
+/// Reads a file's text; `-` is standard input.
 fn read(path: &str) -> Result<String, CallError> {
     let mut text = String::new();
     let read = match path {
@@ -178,7 +178,7 @@ fn print(result: &Value, as_json: bool, method: &str) -> Result<(), CallError> {
         return put(&format!("{result:#}\n"));
     }
     let mut text = table::render(result, table::columns(method));
-    // A pool's LUNs and a gateway's queue pairs have tables of their own.
+    // A pool's LUNs, and a gateway's LUNs, queue pairs and cores, have tables of their own.
     for (key, columns) in [
         ("luns", table::columns(if method == "stats_get" { "lun_stats" } else { "lun_list" })),
         ("qpairs", table::columns("qpairs")),
@@ -191,7 +191,7 @@ fn print(result: &Value, as_json: bool, method: &str) -> Result<(), CallError> {
     put(&text)
 }
 
-/// Prints what the command was asked for.
+/// Prints the command's output.
 fn put(text: &str) -> Result<(), CallError> {
     terminal::print(text).map_err(CallError::Output)
 }

@@ -1,9 +1,9 @@
-//! Results as tables for people.
+//! Tables of results for people.
 
 use serde_json::Value;
 use trefoil_config::Bytes;
 
-/// The columns of a method's table: field and heading. Empty: every field, one a line.
+/// Returns the columns of a method's table, each as field and heading. If it is empty, every field has a line of its own.
 pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
         "backend_discover" => &[
@@ -83,7 +83,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// An array of objects as a table, an object as lines, anything else as it is.
+/// Renders an array of objects as a table, an object as lines, and any other value as it is.
 pub fn render(value: &Value, columns: &[(&str, &str)]) -> String {
     match value {
         Value::Array(rows) if !columns.is_empty() => {
@@ -107,14 +107,14 @@ fn cell(key: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        // A block's size is known as 512 or 4096.
+        // Block sizes are known as 512 or 4096, so they have no unit.
         Value::Number(n) if key.ends_with("bytes") && key != "block_bytes" => {
             Bytes(n.as_u64().unwrap_or_default()).rounded()
         }
         Value::String(text) => text.clone(),
         Value::Array(list) if list.is_empty() => "-".into(),
         Value::Array(list) => list.iter().map(|item| cell(key, item)).collect::<Vec<_>>().join(","),
-        // A namespace in a subsystem, a LUN's place, or a host's list.
+        // The object is a namespace in a subsystem, the export of a LUN, a host's list, or a pair of counters.
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
             if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {
@@ -131,7 +131,7 @@ fn cell(key: &str, value: &Value) -> String {
     }
 }
 
-/// One object of `config diff`: `~ lun/a`, and below it each field with its old and its new value.
+/// Renders one object of `config diff`: `~ lun/a`, and below it each field with its old and its new value.
 pub fn change(change: &Value) -> String {
     let sign = match change["change"].as_str() {
         Some("add") => '+',
@@ -155,7 +155,7 @@ pub fn change(change: &Value) -> String {
     text
 }
 
-/// What is lost by a change, and what allows it.
+/// Renders a loss that a change causes, with the flag that allows it.
 pub fn loss(loss: &Value) -> String {
     let text = |key: &str| loss[key].as_str().unwrap_or_default();
     format!("! {} ({})\n", text("what"), text("flag"))

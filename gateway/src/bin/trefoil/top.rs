@@ -9,12 +9,12 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-/// LUNs and hosts shown at a time.
+/// The most LUNs, and the most hosts, shown at a time.
 const ROWS: usize = 30;
 const MIB: f64 = (1 << 20) as f64;
 
-/// Prints the differences between two `stats_get`, again and again; `count` times, or until the end. A gateway that goes is
-/// waited for, at `socket`.
+/// Prints the differences between two `stats_get` again and again: `count` times, or without end. If the gateway goes away, waits
+/// for it at `socket`.
 pub fn run(
     client: &mut Client,
     socket: &Path,
@@ -47,7 +47,7 @@ pub fn run(
     Ok(())
 }
 
-/// The first `stats_get` of the gateway's next life.
+/// Waits for the gateway to come back. Returns its first `stats_get`.
 fn come_back(client: &mut Client, socket: &Path, interval_ms: u64) -> Result<Value, CallError> {
     loop {
         let first = Client::connect(socket).and_then(|next| {
@@ -65,7 +65,8 @@ fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_default()
 }
 
-/// Per core: busy share and sleeps a second; per host and subsystem: commands and bytes a second.
+/// Returns the rates. A core has its busy share and sleeps a second; a LUN has the fields of [`lun_rates`]; a host in a subsystem
+/// has commands and bytes a second.
 fn rates(before: &Value, now: &Value) -> Value {
     let seconds = ((number(now, "at_us") - number(before, "at_us")) / 1e6).max(1e-6);
     let rows = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
@@ -113,9 +114,9 @@ fn rates(before: &Value, now: &Value) -> Value {
     json!({ "cores": cores, "luns": luns, "hosts": hosts, "connections": now["connections"] })
 }
 
-/// Commands, bytes and errors a second, and what share of the commands took at most how long.
+/// Returns the commands, bytes and errors a second, and percentiles of the latency.
 fn lun_rates(before: &Value, now: &Value, seconds: f64) -> Value {
-    // A LUN of this name that is another one has counted less.
+    // A counter that has shrunk belongs to a new LUN of the same name.
     let grown = |now: f64, before: f64| if now >= before { now - before } else { now };
     let rate = |key: &str| {
         let ops = ["read", "write", "trim", "flush"];
@@ -138,7 +139,7 @@ fn lun_rates(before: &Value, now: &Value, seconds: f64) -> Value {
     })
 }
 
-/// The bound in microseconds below which this share of the commands lies; `None` if there was none.
+/// Returns the bound in microseconds below which this share of the commands lies, or `None` if there were no commands.
 fn percentile(counts: &[(u64, u64)], share: f64) -> Option<f64> {
     let total: u64 = counts.iter().map(|(_, count)| count).sum();
     let wanted = ((total as f64 * share).ceil() as u64).max(1);

@@ -1,9 +1,10 @@
 //! A backend in a file or on a block device.
 //!
-//! Requests become [`FileOp`]s. Where the file system or device can't zero or punch a range, zeros
-//! are written instead. The file is opened and its geometry checked by control.
+//! A request becomes one or more [`FileOp`]s. Where the file system or device can't zero or punch a range, the channel
+//! writes zeros instead. Control opens the file and checks its geometry.
 //!
-//! What the kernel has can't be recalled, so a cancelled request ends with the operation under way, and starts no other.
+//! An operation in the kernel can't be recalled. So a cancelled request ends with its current operation, and starts no
+//! other.
 
 use super::{Channel, Slab};
 use crate::cx::Cx;
@@ -12,41 +13,41 @@ use crate::request::{Fault, Op, Request, Stream};
 use crate::topology::BackendId;
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
-/// Size of the blocks of zeros that are written where the kernel can't zero a range.
+/// Size of the blocks of zeros that the channel writes where the kernel can't zero a range.
 const ZEROS_BYTES: usize = 128 << 10;
 const NIL: u32 = u32::MAX;
 
-/// A file or block device of this core's driver.
+/// This core's channel to a file or block device, which its driver has open.
 #[derive(Debug)]
 pub struct File {
     backend: BackendId,
     file: FileId,
     slots: Slab<Slot>,
-    /// Slots that wait for a block of zeros, oldest first, linked by `Slot::next_waiting`.
+    /// First and last slot that wait for a block of zeros, oldest first, linked by `Slot::next_waiting`.
     waiting: (u32, u32),
     can_zero: bool,
     can_punch: bool,
 }
 
-/// One request of a file channel's.
+/// One request of a file channel.
 #[derive(Debug)]
 pub struct Slot {
     request: Request,
     step: Step,
-    /// The block of zeros while it is not in the kernel.
+    /// The block of zeros, except while the kernel has it.
     zeros: Option<Buf>,
     next_waiting: u32,
-    /// It starts no further operation.
+    /// The request was cancelled, so it starts no further operation.
     cancelled: bool,
 }
 
-/// What the kernel does for a request now.
+/// The operation that a request is at.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Data,
     Punch,
     Zero,
-    /// Writes zeros: the bytes that are done, and the length of the write under way.
+    /// Writing zeros: the bytes that are done, and the length of the write in flight.
     Zeros {
         done: u64,
         under_way: u64,
@@ -55,8 +56,8 @@ enum Step {
 }
 
 impl File {
-    /// The table for a channel on which `requests` can be under way; others wait for their end. About 200 bytes each,
-    /// reserved but not touched before they are used.
+    /// Creates the table for a channel with at most `requests` in flight; further requests wait. Each slot takes about
+    /// 200 bytes, reserved now and touched only on first use.
     pub fn slots(requests: usize) -> Slab<Slot> {
         Slab::with_capacity(requests)
     }
@@ -69,7 +70,7 @@ impl File {
         self.file
     }
 
-    /// An answer of the driver's to one of this channel's operations.
+    /// Handles the driver's answer to one of this channel's operations.
     pub(super) fn on_file<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         let at = done.token as u32;
         let Some(slot) = self.slots.get_mut(at) else {
@@ -118,7 +119,7 @@ impl File {
         }
     }
 
-    /// How to begin `op` with what the file can do; `None` if there is nothing to do.
+    /// Returns the first step of `op` that the file supports; `None` if there is nothing to do.
     fn first_step(&self, op: Op) -> Option<Step> {
         match op {
             Op::Read | Op::Write => Some(Step::Data),
@@ -137,7 +138,7 @@ impl File {
         }
     }
 
-    /// Asks the kernel for the slot's step, or lets it wait for a block of zeros.
+    /// Starts the slot's step in the kernel, or lets the slot wait for a block of zeros.
     fn go_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
         let Some(slot) = self.slots.get_mut(at) else { return };
         let (offset, len, durable) = (slot.request.offset, slot.request.len, slot.request.durable);
@@ -195,7 +196,7 @@ impl<I: StorageIo> Channel<I> for File {
         let Some(step) = self.first_step(request.op) else { return cx.complete(request, Ok(())) };
         match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL, cancelled: false }) {
             Ok(at) => self.go_on(cx, at),
-            // The LUN layer lets nothing through that must wait.
+            // The LUN layer holds back requests that must wait, so the table has room.
             Err(slot) => cx.complete(slot.request, Err(Fault::Internal)),
         }
     }
@@ -237,7 +238,7 @@ impl<I: StorageIo> Channel<I> for File {
     }
 }
 
-/// A block of zeros, smaller if memory is short.
+/// Allocates a block of zeros, or a smaller one if memory is short.
 fn zeros<I: StorageIo>(cx: &mut Cx<'_, I>) -> Option<Buf> {
     let mut buf = cx.arena.alloc(ZEROS_BYTES).or_else(|| cx.arena.alloc(1))?;
     buf.fill(0);
@@ -261,14 +262,14 @@ const ESTALE: i32 = 116;
 const EDQUOT: i32 = 122;
 const ECANCELED: i32 = 125;
 
-/// Whether fallocate(2) says that the file or device can't do it (a block device gives EINVAL for a
-/// range that doesn't fit its discard granularity).
+/// Returns whether fallocate(2) reports that the file or device doesn't support the operation. A block device gives
+/// EINVAL for a range that doesn't fit its discard granularity.
 fn is_unsupported(FileError(errno): FileError) -> bool {
     matches!(errno, EOPNOTSUPP | ENOSYS | EINVAL)
 }
 
-/// The block layer's errors are those of Linux's `blk_errors`: ENOLINK for a lost transport,
-/// ETIMEDOUT for a timeout, ENODATA, EILSEQ and EIO for the medium.
+/// Translates an errno. The block layer's errors follow Linux's `blk_errors`: ENOLINK for a lost transport, ETIMEDOUT for
+/// a timeout, ENODATA, EILSEQ and EIO for the medium.
 fn fault(op: Op, FileError(errno): FileError) -> Fault {
     match errno {
         ENOSPC | EDQUOT => Fault::NoSpace,

@@ -1,14 +1,14 @@
-//! A backend of this core's own memory.
+//! A backend in this core's own memory.
 //!
-//! Everything completes at once, except for long zeroing and for giving memory back, which are done a step a turn so that
-//! they don't hold the core up. Nothing is volatile relative to a flush: the memory either outlives the
-//! process or, with the process, all of it is gone.
+//! All requests complete at once, except long zeroing and giving memory back. Those two take a step each turn, so that
+//! they don't block the core. A flush has nothing to do: either the memory outlives the process, or all of it is lost
+//! with the process.
 //!
-//! A read whose owner agrees is answered with a loan of the blocks where they are, and what would
-//! change lent blocks waits until they are back.
+//! A read whose owner agrees is answered with a loan of the blocks in place. A request that would change lent blocks
+//! waits until the loan ends.
 //!
-//! Deallocate gives whole pages back to the machine, which then read as zeros; what lies beside them stays as it is. Where
-//! that can't be done safely ([`Ram::gives_back`]) nothing happens.
+//! Deallocate gives whole pages back to the machine, and they then read as zeros. Bytes of the range outside whole pages
+//! stay as they are. Where memory can't safely be given back ([`Ram::gives_back`]), Deallocate does nothing.
 
 use super::{Channel, payload};
 use crate::cx::Cx;
@@ -23,13 +23,13 @@ const ZERO_STEP_BYTES: u64 = 1 << 20;
 /// Bytes given back in one turn: one transparent hugepage, or as many small pages, which take the kernel about 50 µs.
 const GIVE_BACK_STEP_BYTES: u64 = 2 << 20;
 
-/// A disk of memory, owned by one core. Others reach it through a remote channel.
+/// A disk of memory, owned by one core. Other cores reach it through a remote channel.
 #[derive(Debug)]
 pub struct Memory {
     ram: Disk,
-    /// Long zeroings and what is to be given back, oldest first, each with the bytes that are done.
+    /// Requests that go step by step (long zeroing, giving back), oldest first, each with the bytes that are done.
     zeroing: VecDeque<(Request, u64)>,
-    /// The first of them waits for loans to end, so that no new ones are made.
+    /// The first of these requests waits for loans to end, so no new loans are made.
     held_up: bool,
 }
 
@@ -42,36 +42,36 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Memory {
-    /// Serves `ram`, with room for `zeroings` long Write Zeroes at a time (about 200 bytes each), one at least.
-    /// Those beyond wait for their end.
+    /// Serves `ram`, with room for `zeroings` requests that go step by step, at least one. Each takes about 136 bytes.
+    /// Further such requests wait.
     pub fn new(ram: Ram, zeroings: usize) -> Self {
         Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings.max(1)), held_up: false }
     }
 
-    /// The memory, with its contents. The channel must be idle.
+    /// Returns the memory with its contents. The channel must be idle.
     pub fn into_ram(self) -> Ram {
         debug_assert!(self.zeroing.is_empty());
         self.ram.0
     }
 
-    /// The memory, for a look at it.
+    /// Returns the memory for inspection.
     pub fn ram(&self) -> &Ram {
         &self.ram.0
     }
 
-    /// Lends `len` bytes at `at`; `None` if they don't exist, or somebody waits for loans to end.
+    /// Lends `len` bytes at `at`. Returns `None` if they don't exist, or if a request waits for loans to end.
     #[inline]
     pub fn lend(&self, at: u64, len: u32) -> Option<Loan> {
         if self.held_up { None } else { self.ram.0.lend(at, len).ok() }
     }
 
-    /// Writes `data` at `at`, unless that is lent or outside. Whether it did.
+    /// Writes `data` at `at`, unless the range is lent or outside. Returns whether it wrote.
     #[inline]
     pub fn write(&mut self, at: u64, data: &[u8]) -> bool {
         self.ram.0.write(at, data).is_ok()
     }
 
-    /// Returns whether the request is done step by step.
+    /// Returns whether the request goes step by step.
     #[inline]
     fn is_long(&self, request: &Request) -> bool {
         match request.op {
@@ -97,7 +97,7 @@ impl Memory {
     }
 }
 
-/// The LUN layer lets nothing through that [`Channel::must_wait`] holds back.
+/// Translates an error of the memory. The LUN layer holds back what [`Channel::must_wait`] says, so `Lent` is a bug here.
 fn fault(error: RamError) -> Fault {
     match error {
         RamError::OutOfRange { .. } => Fault::OutOfRange,
@@ -110,7 +110,7 @@ impl<I: StorageIo> Channel<I> for Memory {
     fn must_wait(&self, request: &Request, _behind: bool) -> bool {
         match request.op {
             Op::Write => self.ram.0.is_lent(request.offset, request.len),
-            // One that goes step by step looks at each.
+            // A request that goes step by step checks for loans at each step.
             Op::WriteZeroes { .. } | Op::Deallocate if self.is_long(request) => {
                 self.zeroing.len() == self.zeroing.capacity()
             }
@@ -150,7 +150,7 @@ impl<I: StorageIo> Channel<I> for Memory {
         let Some((request, zeroed)) = self.zeroing.front_mut() else { return false };
         let at = request.offset.checked_add(*zeroed);
         let most = match request.op {
-            // To the next hugepage's start, so that none is cut into small pages without need.
+            // Stop at the start of the next hugepage, so that none is split into small pages without need.
             Op::Deallocate => GIVE_BACK_STEP_BYTES - at.unwrap_or_default() % GIVE_BACK_STEP_BYTES,
             _ => ZERO_STEP_BYTES,
         };

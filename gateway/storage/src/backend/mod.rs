@@ -1,7 +1,7 @@
-//! Where blocks are: one channel for each core and backend.
+//! Backends, which hold the blocks. Each core has one channel to each backend.
 //!
-//! Control makes an [`Attach`] with all the memory that the channel will need, a core turns it into
-//! an [`AnyChannel`], and after a detach the same box carries that memory back to be dropped.
+//! Control makes an [`Attach`] with all the memory that the channel will need. A core turns it into an [`AnyChannel`].
+//! After a detach, the same box carries the memory back to be dropped.
 
 mod file;
 mod memory;
@@ -21,34 +21,40 @@ use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Request, Stream};
 use crate::topology::BackendId;
-use trefoil_poll::{FileDone, Instant};
+use trefoil_poll::{FileDone, Instant, Io};
 
-/// One core's way to one backend.
+/// A driver on which backends can be attached.
+pub trait BackendIo: StorageIo<Attach = Attach<<Self as Io>::File>> {}
+
+impl<I> BackendIo for I where I: StorageIo<Attach = Attach<<I as Io>::File>> {}
+
+/// One core's path to one backend.
 ///
-/// It gets requests whose `offset` and `len` are the backend's, in range and aligned to its block
-/// size: the LUN layer and control see to that. It may complete at once or later, in any order, but
-/// each exactly once, through [`Cx::complete`], with `len` as it was.
+/// The `offset` and `len` of its requests are in bytes of the backend, in range, and aligned to its block size: the LUN
+/// layer and control see to this. A channel completes each request exactly once, through [`Cx::complete`], with `len`
+/// unchanged. It may complete requests at once or later, in any order.
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
-    /// Nobody waits for the requests of `stream` any more: they end as soon as it is sure that they can't take effect
-    /// later, at once where they have not started, and start nothing new.
+    /// Cancels the requests of `stream`, whose owner no longer waits for them. Requests that have not started end at
+    /// once. The others start nothing new, and end as soon as they certainly can't take effect later.
     fn cancel(&mut self, _cx: &mut Cx<'_, I>, _stream: Stream) {}
-    /// Whether the request can't start yet, because bytes that it would change are lent, or because others have every
-    /// place that there is or are `behind` whom it comes: nobody overtakes those that wait for a place. The LUN layer keeps
-    /// it and asks again each turn.
+    /// Returns whether the request can't start yet. A request waits if it would change lent bytes or if all the channel's
+    /// slots are taken. It also waits for a slot if other requests wait already (`behind`), so that none overtakes them.
+    /// The LUN layer keeps the waiting request and asks again each turn.
     fn must_wait(&self, _request: &Request, _behind: bool) -> bool {
         false
     }
-    /// Whether nothing is on its way, so that it can be detached. The LUN layer counts the requests;
-    /// this is for what a channel does on its own account.
+    /// Returns whether the channel has no work of its own in flight, so that it can be detached. The LUN layer counts the
+    /// requests; this covers only what a channel does on its own account.
     fn is_idle(&self) -> bool;
-    /// Whether it waits for what is no event and has no deadline, as memory or the end of a loan: then it is asked every turn.
-    /// Otherwise a turn asks it only after an event or a call, or when its deadline has come.
+    /// Returns whether the channel waits for something that is no event and has no deadline, such as memory or the end of
+    /// a loan. If it does, every turn asks it. Otherwise a turn asks it only after an event or a call, or at its
+    /// deadline.
     fn waits(&self) -> bool {
         false
     }
-    /// Goes on with work that waits for memory or for the next turn. Returns whether there was any.
+    /// Continues work that waited for memory or for the next turn. Returns whether there was such work.
     fn on_turn(&mut self, _cx: &mut Cx<'_, I>) -> bool {
         false
     }
@@ -61,38 +67,38 @@ pub struct Attach<F> {
     pub len_bytes: u64,
     /// Its logical block size in bytes: 512 or 4096.
     pub block_bytes: u32,
-    /// What it is, and what this core's channel needs.
+    /// The kind of backend, with the parts for this core's channel.
     pub kind: AttachKind<F>,
     /// Its index.
     pub id: BackendId,
 }
 
-/// What a channel is made from.
+/// The parts that a channel is made from.
 #[derive(Debug)]
 pub enum AttachKind<F> {
-    /// Completes everything; reads give zeros. For measuring.
+    /// A backend for measurements: it completes everything at once, and its reads give zeros.
     Null,
     /// Memory that this core owns.
     Memory(Memory),
     /// A file or block device.
     File {
-        /// Open for O_DIRECT where the file system allows it.
+        /// The file or device, open for O_DIRECT where the file system allows it.
         file: F,
-        /// Room for requests under way, from [`File::slots`].
+        /// Room for the requests in flight, from [`File::slots`].
         slots: Slab<file::Slot>,
     },
-    /// A namespace of an NVMe/TCP array: this core's channel, made whole by control.
+    /// A namespace of an NVMe/TCP array: this core's channel, built whole by control.
     NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
     /// Another core has the channel.
     Remote {
         /// That core.
         core: trefoil_poll::CoreId,
     },
-    /// What a core sends back: it took the rest over, and this is what is left of it.
+    /// The remainder after a core took the parts. After a detach it holds the channel, whose memory goes back to control.
     Spent(Option<AnyChannel>),
 }
 
-/// A channel of any kind, without a virtual call.
+/// A channel of any kind, dispatched without a virtual call.
 #[derive(Debug)]
 pub enum AnyChannel {
     /// See [`Null`].
@@ -108,10 +114,10 @@ pub enum AnyChannel {
 }
 
 impl AnyChannel {
-    /// Makes the channel from what control gave, and leaves `attach` spent.
+    /// Makes the channel from the parts that control gave, and leaves `attach` spent.
     ///
     /// # Errors
-    /// [`AttachError`]; `attach` is as it was.
+    /// Returns [`AttachError`], and leaves `attach` as it was.
     pub fn attach<I: StorageIo>(io: &mut I, attach: &mut Attach<I::File>) -> Result<Self, AttachError> {
         let backend = attach.id;
         match std::mem::replace(&mut attach.kind, AttachKind::Spent(None)) {
@@ -137,7 +143,7 @@ impl AnyChannel {
         }
     }
 
-    /// Lets go of what the driver holds for it. It must be idle.
+    /// Releases what the driver holds for the channel. The channel must be idle.
     pub fn release<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         match self {
             Self::File(file) => cx.io.detach_file(file.file()),
@@ -145,14 +151,14 @@ impl AnyChannel {
         }
     }
 
-    /// Begins to let go of what it holds on its own account, before it is idle.
+    /// Begins to close what the channel holds on its own account, before the channel is idle.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         if let Self::NvmeTcp(channel) = self {
             channel.stop(cx);
         }
     }
 
-    /// The initiator's channel, for events of its sockets and for its messages.
+    /// Returns the initiator's channel, to which events of its sockets and its messages go.
     pub fn nvme_tcp(&mut self) -> Option<&mut nvme_tcp::NvmeTcpChannel> {
         match self {
             Self::NvmeTcp(channel) => Some(channel),
@@ -160,7 +166,7 @@ impl AnyChannel {
         }
     }
 
-    /// When [`Channel::on_turn`] must run next.
+    /// Returns when [`Channel::on_turn`] must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self {
             Self::NvmeTcp(channel) => channel.next_deadline(),
@@ -168,7 +174,7 @@ impl AnyChannel {
         }
     }
 
-    /// An answer to a file operation of this channel's.
+    /// Handles the driver's answer to a file operation of this channel.
     pub fn on_file<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: FileDone) {
         match self {
             Self::File(file) => file.on_file(cx, done),
@@ -198,7 +204,8 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::Memory(memory) => memory.cancel(cx, stream),
             Self::File(file) => file.cancel(cx, stream),
             Self::NvmeTcp(channel) => channel.cancel(cx, stream),
-            // The core that has the channel is told too.
+            // A null channel holds no requests, and a remote one keeps none: the core that has the channel gets the
+            // cancel too.
             Self::Null(_) | Self::Remote(_) => {}
         }
     }
@@ -241,21 +248,21 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
     }
 }
 
-/// Why a core can't have a channel.
+/// The reason why a core can't have a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
-    /// The driver has no slot left.
+    /// The driver has no slot for a further file.
     #[error("backend {}: this core has as many files open as it can", .0.0)]
     FileTableFull(BackendId),
-    /// A remote channel that leads to the core that has it.
+    /// The remote channel leads to the core itself.
     #[error("backend {}: a remote channel to its own core", .0.0)]
     RemoteIsSelf(BackendId),
-    /// It was attached before.
+    /// The parts were already used by an earlier attach.
     #[error("backend {}: its memory was given away already", .0.0)]
     Spent(BackendId),
 }
 
-/// The payload bytes of a read or write: `len` bytes of its buffer from `buf_at`.
+/// Returns the payload bytes of a read or write: `len` bytes of its buffer from `buf_at`.
 fn payload(request: &mut Request) -> Result<&mut [u8], Fault> {
     let (at, len) = (request.buf_at as usize, request.len as usize);
     let end = at.checked_add(len).ok_or(Fault::Internal)?;

@@ -1,11 +1,11 @@
-//! A backend without a medium, to measure what everything above costs.
+//! A backend without a medium. It measures the cost of everything above a backend.
 
 use super::{Channel, payload};
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Op, Request};
 
-/// Completes everything at once. Reads give zeros; writes are forgotten.
+/// A channel that completes everything at once. Its reads give zeros, and it discards writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Null;
 

@@ -1,26 +1,26 @@
-//! A namespace of an NVMe/TCP array as a backend: one channel on each core.
+//! A namespace of an NVMe/TCP array as a backend, with one channel on each core.
 //!
-//! What it is: [`Request`]s to commands and back, over a [`Lane`] of this core's; the array's
-//! controller on one core; messages between them.
+//! What this module does: it turns each [`Request`] into commands on this core's [`Lane`] and turns their completions
+//! back. One core holds the array's controller; messages connect the channels of all cores.
 //!
-//! What it is not: the protocol (see [`crate::initiator`]).
+//! What it does not do: it doesn't speak the protocol (see [`crate::initiator`]).
 //!
 //! # Cores and queues
-//! Core `c` has I/O queue `c + 1` if the array grants that many. A core beyond the last queue passes its
-//! requests on to core `c % queues` ([`Msg::Submit`]); they come home as completions. How many queues there
-//! are is known with each association, so a channel is made alike on every core, and what waits moves
-//! when the array grants fewer after a reconnect. The controller lives on core `backend % cores`.
+//! Core `c` has I/O queue `c + 1` if the array grants that many. A core beyond the last queue passes its requests on to
+//! core `c % queues` ([`Msg::Submit`]), and they come home as completions. Each association says how many queues there
+//! are, so control makes the channels of all cores alike. If the array grants fewer queues after a reconnect, waiting
+//! requests move to a core that has one. The controller lives on core `backend % cores`.
 //!
 //! # What its core must do
-//! - Build it on the control thread (all its memory is made there) and attach it to every core.
-//! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`: events of these sockets
-//!   belong to this channel until their `on_closed`.
-//! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]; drop it if the backend is not attached here (a core
-//!   that attaches late asks for what it missed).
-//! - To detach: [`NvmeTcpChannel::stop`], then turns until [`NvmeTcpChannel::is_stopped`].
+//! - Build the channel on the control thread, where all its memory is made, and attach it to every core.
+//! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`. Events of these sockets belong to this
+//!   channel until their `on_closed`.
+//! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]. Drop the message if the backend is not attached here: a core
+//!   that attaches late asks for the messages that it missed.
+//! - To detach, call [`NvmeTcpChannel::stop`], then take turns until [`NvmeTcpChannel::is_stopped`].
 //!
-//! Memory of one core's channel: `requests` × (a request of 130 bytes, its slot, and five places of a lane's
-//! command, 180 bytes each, about 1 KiB in all), one queue pair, and on one core the controller.
+//! Memory of one core's channel: about 1 KiB for each of `requests`, one queue pair, and on one core the controller. The
+//! 1 KiB holds a request of 130 bytes, its slot, and five places for a lane's commands at 180 bytes each.
 
 use super::Channel;
 use crate::cx::Cx;
@@ -39,37 +39,37 @@ use trefoil_wire::nvme::{
     BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType, io_opcode,
 };
 
-/// Most bytes that one Write Zeroes covers, so that none takes long enough to time out.
+/// Most bytes that one Write Zeroes covers. The bound keeps a command short enough not to time out.
 const MAX_ZEROES_BYTES: u64 = 32 << 20;
-/// Most bytes of zeros that one write carries, to an array without Write Zeroes.
+/// Most bytes of zeros that one Write carries to an array without Write Zeroes.
 const MAX_ZEROS_BYTES: u64 = trefoil_poll::send::ZEROS_BYTES as u64;
-/// Most bytes that one Dataset Management range covers.
+/// Most bytes that one range of Dataset Management covers.
 const MAX_DEALLOCATE_BYTES: u64 = 1 << 30;
 
-/// How control describes the array to every core's channel.
+/// The array as control describes it to every core's channel.
 #[derive(Clone, Debug)]
 pub struct NvmeTcpConfig {
-    /// The controller; its purpose must be [`Purpose::Nvm`]. `io_queues` is capped at the number of cores.
+    /// The controller's settings. The purpose must be [`Purpose::Nvm`]. `io_queues` is capped at the number of cores.
     pub controller: ControllerConfig,
-    /// When a command is aborted, from when it is sent.
+    /// Time from sending a command to aborting it.
     pub command_timeout: Duration,
-    /// Requests that this core's channel can hold; others wait for their end. Other cores may pass theirs on to this one,
-    /// all of them when the array grants a single queue.
+    /// Requests that this core's channel can hold. Further requests wait until one of these ends. Other cores may pass
+    /// requests on to this core: all of theirs if the array grants a single queue.
     pub requests: usize,
 }
 
-/// A request and how far it is.
+/// A request and its progress.
 struct Work {
     request: Request,
-    /// Bytes that are done; a request larger than the array's limits takes several commands.
+    /// Bytes that are done. A request larger than the array's limits takes several commands.
     done: u64,
-    /// Bytes of the command under way.
+    /// Bytes of the command in flight.
     part: u64,
-    /// No other command follows.
+    /// The request was cancelled, so no further command follows.
     cancelled: bool,
 }
 
-/// See the module.
+/// One core's channel to a namespace of an array. See the module.
 pub struct NvmeTcpChannel {
     backend: BackendId,
     core: CoreId,
@@ -77,27 +77,28 @@ pub struct NvmeTcpChannel {
     nsid: u32,
     controller: Option<Controller>,
     lane: Lane,
-    /// I/O queues of the current association; 0 before the first.
+    /// I/O queues of the current association; 0 before the first association.
     queues: u16,
-    /// Before the first association: the loss timeout passed.
+    /// The controller gave the array up: the loss timeout passed. This matters only before the first association, while
+    /// requests are parked.
     gave_up: bool,
     greeted: bool,
     stopping: bool,
-    /// The queue, and the controller, were told to close.
+    /// The queue and the controller were told to close.
     closing: bool,
     usable: bool,
     len_bytes: u64,
     works: Box<[Option<Work>]>,
     free: Vec<u32>,
-    /// The array refused a Write Zeroes in this association, whatever it says that it can.
+    /// The array refused a Write Zeroes in this association, even if it reports support for the command.
     refuses_zeroes: bool,
-    /// Requests of other cores that went on to a third, not reported yet.
+    /// Requests of other cores that this core passed on to a third core, until [`Self::take_passed_on`] reports them.
     passed_on: usize,
-    /// Requests of other cores went on to a third at some time, so cancels must follow them there.
+    /// This core has passed a request of another core on to a third, so it passes cancels on as well.
     relays: bool,
-    /// Requests that came before the number of queues was known.
+    /// Requests that arrived before the number of queues was known.
     parked: VecDeque<Request>,
-    /// When these fail, since the array was given up.
+    /// Time at which the parked requests fail, if the array was given up.
     fail_at: Option<Instant>,
 }
 
@@ -108,10 +109,10 @@ impl std::fmt::Debug for NvmeTcpChannel {
 }
 
 impl NvmeTcpChannel {
-    /// The channel of `core`, not connected: it starts with the first turn.
+    /// Creates the channel of `core`, unconnected. It connects from the first turn on.
     ///
     /// # Panics
-    /// As [`Controller::new`] does, on limits out of range.
+    /// Panics like [`Controller::new`] if limits are out of range.
     pub fn new(backend: BackendId, core: CoreId, cores: u16, config: &NvmeTcpConfig) -> Self {
         let mut controller = config.controller.clone();
         controller.io_queues = controller.io_queues.clamp(1, cores);
@@ -153,25 +154,25 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Takes no other namespace than this. Call it before the first turn.
+    /// Restricts the controller to this namespace: it accepts no other. Call this before the first turn.
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         if let Some(controller) = &mut self.controller {
             controller.take_only(namespace);
         }
     }
 
-    /// The next socket that it opened.
+    /// Takes the next socket that the channel opened.
     pub fn take_new_sock(&mut self) -> Option<SockId> {
         self.lane.take_new_sock().or_else(|| self.controller.as_mut().and_then(Controller::take_new_sock))
     }
 
-    /// Requests of other cores that it passed on to a third core since the last call:
-    /// the LUN layer counts what a channel has, and those went without a completion.
+    /// Returns how many requests of other cores it passed on to a third core since the last call. Those requests don't
+    /// complete here, so the LUN layer subtracts them from the channel's count.
     pub fn take_passed_on(&mut self) -> usize {
         std::mem::take(&mut self.passed_on)
     }
 
-    /// Closes in order, once what is on its way is done; nothing may be submitted from now on.
+    /// Closes the channel in order once all its requests are done. From now on no request may be submitted.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         self.stopping = true;
         self.lane.stop();
@@ -193,7 +194,7 @@ impl NvmeTcpChannel {
         self.deliver(cx);
     }
 
-    /// Whether it can be dropped.
+    /// Returns whether the channel can be dropped.
     pub fn is_stopped(&self) -> bool {
         let controller = self.controller.as_ref().is_none_or(Controller::is_stopped);
         self.closing && self.is_quiet() && self.lane.is_closed() && controller
@@ -207,7 +208,7 @@ impl NvmeTcpChannel {
         self.lane.sock() == Some(sock)
     }
 
-    /// Answer to [`trefoil_poll::Io::connect`].
+    /// Handles the answer to [`trefoil_poll::Io::connect`].
     pub fn on_connected<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -221,7 +222,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Bytes of a stream.
+    /// Handles received bytes of a socket.
     pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
         if self.is_lane(sock) {
             self.lane.on_received(cx.io, bytes);
@@ -231,7 +232,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// A receive into a block is full.
+    /// Handles a block that a receive has filled.
     pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
         if self.is_lane(sock) {
             self.lane.on_filled(cx.io, buf);
@@ -243,7 +244,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// A receive ended without its bytes.
+    /// Handles a receive that ended without its bytes.
     pub fn on_recv_end<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -258,7 +259,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// A send is done.
+    /// Handles a finished send.
     pub fn on_sent<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -274,7 +275,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// The last word about a socket.
+    /// Handles the last event of a socket.
     pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
         if self.is_lane(sock) {
             self.lane.on_closed(cx.io);
@@ -284,7 +285,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// A message of another core's channel.
+    /// Handles a message from another core's channel.
     pub fn on_msg<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, _from: CoreId, msg: InitiatorMsg) {
         match (msg, &mut self.controller) {
             (InitiatorMsg::Hello { core }, Some(controller)) => {
@@ -304,7 +305,7 @@ impl NvmeTcpChannel {
         self.deliver(cx);
     }
 
-    /// Timers, events, messages, then what can be sent. Returns whether it did anything.
+    /// Handles timers, events and messages, then sends pending data. Returns whether it did any work.
     pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         if !self.greeted {
             self.greeted = true;
@@ -332,14 +333,14 @@ impl NvmeTcpChannel {
         worked
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let start = (!self.greeted).then_some(Instant::default());
         let controller = self.controller.as_ref().and_then(Controller::next_deadline);
         [start, controller, self.fail_at, self.lane.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Messages between the controller and the lanes of all cores.
+    /// Delivers messages between the controller and the lanes of all cores. Returns whether it delivered any.
     fn deliver<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut any = false;
         while let Some(msg) = self.lane.next_msg() {
@@ -362,7 +363,7 @@ impl NvmeTcpChannel {
         any
     }
 
-    /// What the controller says to all lanes.
+    /// Handles a message that the controller sends to all lanes.
     fn on_broadcast<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, msg: InitiatorMsg) {
         if self.closing && matches!(msg, InitiatorMsg::Open(_)) {
             return;
@@ -388,7 +389,7 @@ impl NvmeTcpChannel {
         self.reap(cx);
     }
 
-    /// Takes TRIMs of an earlier association back from the lane where the array promises no zeros (any more).
+    /// Takes deallocates of an earlier association back from the lane if the array promises no zeros in this association.
     fn drop_deallocates(&mut self, now: Instant) {
         if self.lane.limits().deallocate {
             return;
@@ -401,7 +402,8 @@ impl NvmeTcpChannel {
         self.lane.cancel(now, is_deallocate);
     }
 
-    /// As the lane does with what comes after the array was given up. Whether there was any.
+    /// Fails the parked requests of an array that was given up: after [`HELD_FOR`], or at once if the channel is
+    /// stopping. The lane treats its commands the same way. Returns whether the requests were due.
     fn give_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let now = cx.io.now();
         if !self.gave_up || self.parked.is_empty() {
@@ -422,7 +424,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Tells control what became of the controller.
+    /// Reports the controller's events to control. Returns whether there was an event.
     fn report<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let backend = self.backend;
         let mut any = false;
@@ -467,19 +469,19 @@ impl NvmeTcpChannel {
         any
     }
 
-    /// The core that has this core's queue.
+    /// Returns the core that has the queue for this core's requests.
     fn queue_core(&self) -> CoreId {
         CoreId(self.core.0 % self.queues.max(1))
     }
 
-    /// When this core has no queue (any more), what its lane holds goes where there is one.
+    /// Passes the lane's waiting commands on to the core with the queue, if this core has no queue now.
     fn move_on<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         if self.queues == 0 || self.queue_core() == self.core {
             return;
         }
         while let Some(mut command) = self.lane.take_waiting() {
             if let Some(mut work) = self.take_work(command.tag) {
-                // From its start: what is done of it is done twice, which harms nothing.
+                // The request starts over. Repeating its finished part does no harm.
                 work.request.buf = command.take_buf();
                 self.pass_on(cx, work.request);
             }
@@ -493,20 +495,21 @@ impl NvmeTcpChannel {
         cx.io.post(self.queue_core(), Msg::Submit(self.backend, request));
     }
 
-    /// What commands must keep to now.
+    /// Returns the limits for new commands.
     fn limits(&self) -> Limits {
         let limits = self.lane.limits();
         Limits { write_zeroes: limits.write_zeroes && !self.refuses_zeroes, ..limits }
     }
 
-    /// Starts a request here, on this core's lane.
+    /// Starts a request on this core's own lane.
     fn start<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         let limits = self.limits();
         let settled = match request.op {
             _ if !is_aligned(&request, limits) => Some(Err(Fault::Internal)),
-            // A hint that the array can't take, or after which its blocks need not read as zeros.
+            // Deallocate is only a hint. Ignore it if the array lacks the command, or if deallocated blocks need not read
+            // as zeros there.
             Op::Deallocate if !limits.deallocate => Some(Ok(())),
-            // Without a volatile cache, what completed is durable (NVMe base 2.0c §5.27.1.4).
+            // Without a volatile write cache, every completed write is durable (NVMe base 2.0c §5.27.1.4).
             Op::Flush if !limits.volatile_write_cache => Some(Ok(())),
             Op::Read | Op::Write if request.buf.is_none() => Some(Err(Fault::Internal)),
             Op::Flush => None,
@@ -518,12 +521,12 @@ impl NvmeTcpChannel {
         }
         match self.free.pop() {
             Some(at) => self.next_part(cx, at, Work { request, done: 0, part: 0, cancelled: false }),
-            // The LUN layer lets nothing through that must wait, but those that were parked may find less room.
+            // The LUN layer holds back requests that must wait, but formerly parked requests may find too few slots.
             None => cx.complete(request, Err(Fault::PathLost)),
         }
     }
 
-    /// Submits the next command of a request.
+    /// Submits a request's next command.
     fn next_part<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, mut work: Work) {
         if work.request.op == Op::Deallocate && !self.limits().deallocate {
             self.free.push(at);
@@ -531,7 +534,7 @@ impl NvmeTcpChannel {
         }
         let command = make_part(&mut work, at.into(), self.nsid, self.limits());
         if let Err(mut command) = self.lane.submit(cx.io.now(), command) {
-            // The lane has a place for each work slot, so this is a bug; the request still ends.
+            // The lane has a place for each slot of `works`, so this is a bug. The request still completes.
             work.request.buf = command.take_buf();
             self.free.push(at);
             return cx.complete(work.request, Err(Fault::Internal));
@@ -547,7 +550,7 @@ impl NvmeTcpChannel {
         Some(work)
     }
 
-    /// Completions to requests.
+    /// Turns finished commands into completions. Returns whether a command finished.
     fn reap<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let now = cx.io.now();
         let mut any = false;
@@ -560,13 +563,14 @@ impl NvmeTcpChannel {
             work.request.buf = command.take_buf();
             let was_refused = result.as_ref().is_ok_and(|cqe| is_refusal(cqe.status));
             if was_refused && command.sqe.opcode == io_opcode::WRITE_ZEROES && !work.cancelled {
-                // Also one that covers more than the array takes at once (WZSL, NVM command set 1.0c §4.1.5.3).
+                // The array may also refuse a range longer than it accepts in one command (WZSL, NVM command set 1.0c
+                // §4.1.5.3).
                 self.refuses_zeroes = true;
                 self.next_part(cx, at, work);
                 continue;
             }
             if work.request.op == Op::Deallocate && matches!(result, Err(Fault::Aborted)) && !work.cancelled {
-                // The lane gave it back, see `drop_deallocates`.
+                // `drop_deallocates` took the command back from the lane.
                 self.next_part(cx, at, work);
                 continue;
             }
@@ -629,7 +633,7 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
             self.lane.cancel(cx.io.now(), which);
             self.reap(cx);
         }
-        // Behind what went that way. The number of the core only falls, so that this ends.
+        // The cancel follows the requests that were passed on. The core's number falls with each step, so the steps end.
         if self.relays && self.queues > 0 && self.queue_core() != self.core {
             cx.io.post(self.queue_core(), Msg::Cancel(Some(self.backend), stream));
         }
@@ -640,14 +644,14 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
     }
 }
 
-/// A channel may be dropped as soon as it is stopped.
+/// Releases the memory of a stopped controller: its channel may be dropped as soon as it is stopped.
 fn release_if_stopped(controller: &mut Controller, arena: &mut Arena) {
     if controller.is_stopped() {
         controller.release(arena);
     }
 }
 
-/// Where a backend's controller lives.
+/// Returns the core on which a backend's controller lives.
 fn controller_core(backend: BackendId, cores: u16) -> CoreId {
     CoreId((backend.0 % u32::from(cores.max(1))) as u16)
 }
@@ -660,12 +664,12 @@ fn is_aligned(request: &Request, limits: Limits) -> bool {
         && (limits.max_transfer_bytes >= limits.block_bytes)
 }
 
-/// The command for the next bytes of a request; its block moves into the command.
+/// Makes the command for the next bytes of a request. The request's block moves into the command.
 fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     let request = &mut work.request;
     let block_bytes = u64::from(limits.block_bytes);
     let left = request.len - work.done;
-    // NLB is 16 bits, 0's based (NVM command set 1.0c §3.2).
+    // NLB is a 16-bit, 0's based field (NVM command set 1.0c §3.2).
     let max_blocks = (1 << 16) * block_bytes;
     let transfer = (u64::from(limits.max_transfer_bytes) / block_bytes * block_bytes).min(max_blocks);
     work.part = match request.op {
@@ -707,17 +711,17 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     }
 }
 
-/// Returns whether the status says that the controller lacks the command, or takes less at once (DMRSL and DMSL, NVM command set
-/// 1.0c §4.1.5.4).
+/// Returns whether the status says that the controller lacks the command, or that it accepts less in one command (DMRSL
+/// and DMSL, NVM command set 1.0c §4.1.5.4).
 fn is_refusal(status: Status) -> bool {
     let refusals = [Status::INVALID_OPCODE, Status::INVALID_FIELD, Status::COMMAND_SIZE_LIMIT_EXCEEDED];
     refusals.iter().any(|code| status.is(*code))
 }
 
-/// What a completion means to the layers above.
+/// Translates a command's result into a request's result.
 fn verdict(op: Op, result: Result<Cqe, Fault>) -> Result<(), Fault> {
     let status = result?.status;
-    // Deallocate is a hint, which an array need not take.
+    // Deallocate is a hint, so an array may refuse it.
     if status.is_ok() || (op == Op::Deallocate && is_refusal(status)) {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! The way to a backend whose channel is another core's.
+//! The path to a backend whose channel is on another core.
 
 use super::Channel;
 use crate::cx::Cx;
@@ -7,8 +7,8 @@ use crate::request::Request;
 use crate::topology::BackendId;
 use trefoil_poll::CoreId;
 
-/// Sends each request to the core that has the channel. That core sends the completion to the
-/// request's origin, so there is nothing to remember here.
+/// A channel that sends each request to the core with the real channel. That core sends the completion straight to the
+/// request's origin, so this channel keeps no state.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote {
     backend: BackendId,
@@ -16,7 +16,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Leads to `backend` on `core`.
+    /// Creates the path to `backend` on `core`.
     pub(super) fn new(backend: BackendId, core: CoreId) -> Self {
         Self { backend, core }
     }

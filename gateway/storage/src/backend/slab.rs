@@ -1,7 +1,7 @@
 //! A table of fixed capacity whose indices are stable.
 
-/// Holds up to its capacity of values, each under the index that [`insert`](Self::insert) gave.
-/// Its memory is reserved when it is made and touched only as far as it has ever been filled.
+/// A table of at most its capacity of values, each under the index that [`insert`](Self::insert) returned. Its memory is
+/// reserved at the start, and touched only as far as the table has ever been filled.
 #[derive(Debug)]
 pub struct Slab<T> {
     entries: Vec<Entry<T>>,
@@ -19,35 +19,35 @@ enum Entry<T> {
 const NIL: u32 = u32::MAX;
 
 impl<T> Slab<T> {
-    /// Room for `capacity` values.
+    /// Creates a table with room for `capacity` values.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { entries: Vec::with_capacity(capacity), free: NIL, len: 0 }
     }
 
-    /// How many values it holds.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Whether it holds none.
+    /// Returns whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many it can hold: at least what was asked for.
+    /// Returns how many values the table can hold: at least the requested capacity.
     pub fn capacity(&self) -> usize {
         self.entries.capacity()
     }
 
-    /// Whether there is no room for another.
+    /// Returns whether the table has no room for another value.
     pub fn is_full(&self) -> bool {
         self.len() == self.capacity()
     }
 
-    /// Stores a value. Never allocates.
+    /// Stores a value and returns its index. Never allocates.
     ///
     /// # Errors
-    /// Gives the value back if the table is full.
+    /// Returns the value if the table is full.
     pub fn insert(&mut self, value: T) -> Result<u32, T> {
         let at = self.free;
         if let Some(entry) = self.entries.get_mut(at as usize) {
@@ -66,7 +66,7 @@ impl<T> Slab<T> {
         Ok(self.entries.len() as u32 - 1)
     }
 
-    /// The value under `at`.
+    /// Returns the value under `at`.
     pub fn get_mut(&mut self, at: u32) -> Option<&mut T> {
         match self.entries.get_mut(at as usize) {
             Some(Entry::Used(value)) => Some(value),
@@ -74,7 +74,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// All values.
+    /// Iterates over all values.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.entries.iter_mut().filter_map(|entry| match entry {
             Entry::Used(value) => Some(value),
@@ -82,7 +82,7 @@ impl<T> Slab<T> {
         })
     }
 
-    /// Takes the value under `at` out.
+    /// Removes and returns the value under `at`.
     pub fn remove(&mut self, at: u32) -> Option<T> {
         let entry = self.entries.get_mut(at as usize)?;
         if let Entry::Free { .. } = entry {

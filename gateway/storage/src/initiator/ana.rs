@@ -1,10 +1,11 @@
-//! Turns an array's ANA state of its namespace (NVMe base 2.0c §8.1) into the ANA state that our own hosts are told.
+//! Turns an array's ANA state of its namespace (NVMe base 2.0c §8.1) into the ANA state that the gateway's hosts are
+//! told.
 //!
 //! What it is not: it reads no log (see `controller`).
 //!
-//! A state counts at once, but for Change (0Fh): in that, commands are held and the state from before stands. After
-//! [`CHANGE_HELD`] the namespace is inaccessible, so that hosts look elsewhere; a group of ours that stayed in Change longer
-//! than our ANATT would make them reset us.
+//! Every state except Change (0Fh) counts at once. During Change, commands are held and the earlier state remains in
+//! force. After [`CHANGE_HELD`] the namespace counts as inaccessible, so that hosts use another path. Hosts would reset
+//! the gateway's controller if a group stayed in Change longer than the gateway's ANATT.
 
 use crate::topology::ANA_TRANSITION_S;
 use std::time::Duration;
@@ -13,13 +14,14 @@ use trefoil_wire::nvme::log::AnaState;
 
 /// The longest time for which a namespace may stay in Change before it counts as inaccessible.
 pub const CHANGE_HELD: Duration = Duration::from_secs(8);
-// Until hosts know of it, a second or two may pass.
+// Hosts may learn of the state a second or two later.
 const _: () = assert!(CHANGE_HELD.as_secs() + 2 <= ANA_TRANSITION_S as u64);
 
-/// How often the log of a namespace is read again that can't be used, should the array's event not come.
+/// The interval between two reads of the ANA log while the namespace can't be used, in case the array's event does not
+/// arrive.
 const REREAD_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The ANA state of one namespace; see the module.
 #[derive(Debug)]
 pub struct AnaWatch {
     state: AnaState,
@@ -34,12 +36,12 @@ impl Default for AnaWatch {
 }
 
 impl AnaWatch {
-    /// The state that hosts should know: never Change.
+    /// Returns the state that hosts should know: never Change.
     pub fn state(&self) -> AnaState {
         self.state
     }
 
-    /// The log says this.
+    /// Takes the state in the ANA log.
     pub fn take(&mut self, now: Instant, state: AnaState) {
         match state {
             AnaState::Change | AnaState::Reserved(_) => {
@@ -51,7 +53,7 @@ impl AnaWatch {
         self.reread_at = (!is_settled).then_some(now + REREAD_EVERY);
     }
 
-    /// Returns whether the log is to be read again now.
+    /// Returns whether the log must be read again now.
     pub fn on_tick(&mut self, now: Instant) -> bool {
         if self.change_ends().is_some_and(|at| at <= now) {
             self.state = AnaState::Inaccessible;
@@ -63,12 +65,12 @@ impl AnaWatch {
         is_due
     }
 
-    /// When a change has lasted too long.
+    /// Returns when a change has lasted too long.
     fn change_ends(&self) -> Option<Instant> {
         self.changing_since.filter(|_| self.state.is_usable()).map(|since| since + CHANGE_HELD)
     }
 
-    /// When [`on_tick`](Self::on_tick) must run next.
+    /// Returns when [`on_tick`](Self::on_tick) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.change_ends().into_iter().chain(self.reread_at).min()
     }
@@ -88,7 +90,7 @@ mod tests {
         while watch.state() == AnaState::NonOptimized {
             now = watch.next_deadline().expect("it is watched");
             if watch.on_tick(now) {
-                // The array still says so, and doesn't start anew by that.
+                // The array still reports Change. The time of the change does not start anew.
                 watch.take(now, AnaState::Change);
             }
         }

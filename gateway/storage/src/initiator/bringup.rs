@@ -1,4 +1,4 @@
-//! The admin commands of a controller's life in order, and what their answers tell.
+//! The admin commands of a controller's life in order, and the facts in their answers.
 //!
 //! What it is not: it sends nothing (see `controller`).
 
@@ -7,6 +7,7 @@ use super::discovery::LogReader;
 use super::fence::keep_alive_bound;
 use super::message::Limits;
 use super::namespace::NamespaceIdentity;
+use super::step::{BringupStep, LogPlace};
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_wire::nvme::feature::{AsyncEventConfig, NumberOfQueues, fid};
@@ -17,74 +18,15 @@ use trefoil_wire::nvme::log::{AnaGroups, AnaHeader, AnaLog, AnaState, lid};
 use trefoil_wire::nvme::property::Cap;
 use trefoil_wire::nvme::{AdminCommand, GetLogPage, IdentifyCommand, NSID_ALL, SetFeatures, Sgl, Sqe};
 
-/// Identify data and most log pages, in bytes.
+/// Size of Identify data and of most log pages, in bytes.
 const PAGE_BYTES: u32 = 4096;
-/// No request of ours is larger, so no command need be.
+/// The largest data of one command. No request of the gateway is larger.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
-/// Steps that can wait: a bring-up's, or one of each kind of event's.
+/// The largest number of waiting steps: those of a bring-up, or one of each kind of event.
 const STEPS: usize = 16;
 
-/// One admin command. Its data, if any, goes to the controller's scratch block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Capabilities,
-    Enable,
-    /// CSTS, until it is what CC asked for.
-    Poll,
-    Controller,
-    EventConfig,
-    Queues,
-    Namespace,
-    Descriptors,
-    /// The next piece of the ANA log.
-    Ana(LogPlace),
-    /// No command: bring-up is through.
-    Ready,
-    ChangedNamespaces,
-    /// A log page whose contents don't matter to us.
-    Rearm {
-        log_page: u8,
-    },
-    DiscoveryHeader,
-    DiscoveryEntries,
-    Reset,
-    Shutdown,
-}
-
-impl Step {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Capabilities => "Property Get CAP",
-            Self::Enable => "Property Set CC.EN",
-            Self::Poll => "Property Get CSTS",
-            Self::Controller => "Identify Controller",
-            Self::EventConfig => "Set Features Asynchronous Event Configuration",
-            Self::Queues => "Set Features Number of Queues",
-            Self::Namespace => "Identify Namespace",
-            Self::Descriptors => "Identify Namespace Descriptors",
-            Self::Ana(_) => "Get Log Page ANA",
-            Self::Ready => "ready",
-            Self::ChangedNamespaces => "Get Log Page Changed Namespace List",
-            Self::Rearm { .. } => "Get Log Page",
-            Self::DiscoveryHeader | Self::DiscoveryEntries => "Get Log Page Discovery",
-            Self::Reset => "Property Set CC.EN (reset)",
-            Self::Shutdown => "Property Set CC.SHN",
-        }
-    }
-
-    /// Whether the association can't go on without it.
-    pub fn is_essential(self) -> bool {
-        !matches!(
-            self,
-            Self::EventConfig
-                | Self::Descriptors
-                | Self::Ana(_)
-                | Self::ChangedNamespaces
-                | Self::Rearm { .. }
-        )
-    }
-
-    /// The command of a step that is neither a property nor `Ready`, and the length of its data.
+impl BringupStep {
+    /// Returns the command of a step that is neither a property nor `Ready`, and the length of its data.
     pub fn admin_command(self, config: &ControllerConfig, facts: &Facts, log: &LogReader) -> (Sqe, u32) {
         let nsid = match config.purpose {
             Purpose::Nvm { nsid } => nsid,
@@ -108,7 +50,7 @@ impl Step {
             Self::ChangedNamespaces => (page(lid::CHANGED_NAMESPACES, PAGE_BYTES), NSID_ALL, PAGE_BYTES),
             Self::Rearm { log_page } => (page(log_page, 512), NSID_ALL, 512),
             Self::Ana(place) => {
-                // Return Groups Only: 127 groups fit into the block, and we know our group's number.
+                // Return Groups Only: 127 groups fit into the block, and the number of the namespace's group is known.
                 let (lpo, len_bytes) = (place.offset.into(), PAGE_BYTES.into());
                 let log = GetLogPage { lid: lid::ANA, lsp: 1, lpo, len_bytes, ..Default::default() };
                 (AdminCommand::GetLogPage(log), NSID_ALL, PAGE_BYTES)
@@ -128,17 +70,9 @@ impl Step {
     }
 }
 
-/// A place in the ANA log: all zero is its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct LogPlace {
-    offset: u32,
-    /// Groups from there on; of the start it isn't known.
-    groups: u16,
-}
-
-/// Steps that wait, each at most once.
+/// Waiting steps, each at most once.
 pub(super) struct Steps {
-    waiting: VecDeque<Step>,
+    waiting: VecDeque<BringupStep>,
 }
 
 impl Steps {
@@ -146,20 +80,20 @@ impl Steps {
         Self { waiting: VecDeque::with_capacity(STEPS) }
     }
 
-    pub fn push(&mut self, step: Step) {
+    pub fn push(&mut self, step: BringupStep) {
         if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
             self.waiting.push_back(step);
         }
     }
 
-    /// Queues a step that continues an earlier one, before all others.
-    pub fn push_first(&mut self, step: Step) {
+    /// Queues a step that continues an earlier one, ahead of all others.
+    pub fn push_first(&mut self, step: BringupStep) {
         if !self.waiting.contains(&step) && self.waiting.len() < STEPS {
             self.waiting.push_front(step);
         }
     }
 
-    pub fn pop(&mut self) -> Option<Step> {
+    pub fn pop(&mut self) -> Option<BringupStep> {
         self.waiting.pop_front()
     }
 
@@ -168,7 +102,7 @@ impl Steps {
     }
 }
 
-/// What a controller and its namespace said of themselves.
+/// Properties of a controller and its namespace, as they report them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Logical block size in bytes.
@@ -187,7 +121,7 @@ pub struct Facts {
     pub read_only: bool,
     /// I/O queues granted.
     pub queues: u16,
-    /// Most data of one command in bytes: MDTS, at most 1 MiB.
+    /// The largest data of one command in bytes: MDTS, at most 1 MiB.
     pub max_transfer_bytes: u32,
     /// In-capsule data on I/O queues in bytes.
     pub max_capsule_data_bytes: u32,
@@ -195,9 +129,11 @@ pub struct Facts {
     pub write_zeroes: bool,
     /// Dataset Management is supported (ONCS bit 2).
     dataset_management: bool,
-    /// Deallocate may be sent: it is supported, and the namespace promises that deallocated blocks read as zeros.
+    /// Deallocate may be sent: the controller supports Deallocate, and the namespace promises that deallocated blocks
+    /// read as zeros.
     pub deallocate: bool,
-    /// Write Zeroes may have DEAC: the namespace takes it (DLFEAT bit 3), and promises likewise.
+    /// Write Zeroes may have DEAC: the namespace supports DEAC (DLFEAT bit 3), and promises that deallocated blocks
+    /// read as zeros.
     pub zeroes_deallocate: bool,
     /// A volatile write cache is present (VWC bit 0): completed writes need a Flush to be durable.
     pub volatile_write_cache: bool,
@@ -206,7 +142,7 @@ pub struct Facts {
     /// CAP.TO.
     pub(super) ready_within: Duration,
     min_page_shift: u32,
-    /// Keep alive granularity in milliseconds; 0 if there is no keep alive.
+    /// Keep alive granularity in milliseconds; 0 if the controller does not support keep alive.
     pub(super) kas_ms: u32,
     traffic_keep_alive: bool,
     cqt_ms: u32,
@@ -216,18 +152,18 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Which namespace this is.
+    /// Returns the identity of the namespace.
     pub fn identity(&self) -> NamespaceIdentity {
         let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
         NamespaceIdentity { nguid, uuid, eui64, block_bytes }
     }
 
-    /// Size of the namespace in bytes.
+    /// Returns the namespace's size in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_bytes))
     }
 
-    /// What commands must keep to.
+    /// Returns the limits that commands must respect.
     pub(super) fn limits(&self) -> Limits {
         Limits {
             block_bytes: self.block_bytes,
@@ -240,7 +176,7 @@ impl Facts {
         }
     }
 
-    /// How long after its loss an association counts as fenced.
+    /// Returns the time from an association's loss to its fence.
     pub(super) fn fence_after(&self, kato_ms: u32) -> Duration {
         keep_alive_bound(kato_ms, self.kas_ms, self.traffic_keep_alive, self.cqt_ms)
     }
@@ -280,13 +216,13 @@ impl Facts {
         let capsule_bytes = id.ioccsz.checked_mul(16).and_then(|bytes| bytes.checked_sub(64));
         self.max_capsule_data_bytes = capsule_bytes.ok_or("IOCCSZ is below a command's size")?;
         if id.icdoff != 0 {
-            // In-capsule data would not follow the command; we send data on request instead.
+            // In-capsule data would not follow the command. The host sends data on request instead.
             self.max_capsule_data_bytes = 0;
         }
         Ok(())
     }
 
-    /// The result of Set Features; `wanted` is what was asked for.
+    /// Takes the result of Set Features; `wanted` is the requested number of queues.
     pub(super) fn take_queues(&mut self, dw0: u32, wanted: u16) -> Result<(), &'static str> {
         let granted = NumberOfQueues::from_bits(dw0);
         self.queues = granted.nsqr.min(granted.ncqr).saturating_add(1).min(wanted.max(1));
@@ -313,11 +249,11 @@ impl Facts {
         self.blocks = id.nsze;
         self.nguid = id.nguid;
         self.eui64 = id.eui64;
-        // Another namespace may have come in the place of the one that had it.
+        // Another namespace may now have the NSID of the namespace that had the UUID.
         self.uuid = [0; 16];
         self.ana_group = id.anagrpid;
         self.read_only = id.nsattr & 1 != 0;
-        // Hosts are promised zeros (our own DLFEAT), which an array need not promise.
+        // The gateway promises zeros to its hosts (its own DLFEAT). An array need not promise them.
         let promises_zeros = id.deallocates_to_zeros();
         self.deallocate = self.dataset_management && promises_zeros;
         self.zeroes_deallocate = id.dlfeat & dlfeat::DEAC != 0 && promises_zeros;
@@ -336,8 +272,8 @@ impl Facts {
         }
     }
 
-    /// The state of our group in the piece of the log from `place` on, or where the next piece begins; neither if the log
-    /// doesn't have the group.
+    /// Returns the state of the namespace's group in the piece of the log from `place` on, or the place of the next
+    /// piece. Returns neither if the log does not have the group.
     pub(super) fn find_group(&self, place: LogPlace, data: &[u8]) -> (Option<AnaState>, Option<LogPlace>) {
         let (groups, mut next) = match place.offset {
             0 => {

@@ -1,5 +1,7 @@
-//! What a queue pair is asked to do and what comes back. The same [`Command`] survives a reconnect:
-//! it goes in, comes back whole when the queue is lost, and goes in again.
+//! Commands for a queue pair, and their results.
+//!
+//! The same [`Command`] survives a reconnect. The owner submits it, gets it back whole when the queue is lost, and
+//! submits it again.
 
 use super::error::QueueError;
 use trefoil_poll::send::ZEROS_BYTES;
@@ -9,32 +11,33 @@ use trefoil_wire::nvme::{Cqe, Sgl, Sqe, Transfer};
 /// Bytes that a command can carry without a block: one Dataset Management range.
 pub const INLINE_BYTES: usize = 16;
 
-/// One command with its data. `sqe.cid` and `sqe.sgl1` are the queue pair's to fill.
+/// One command with its data. The queue pair fills in `sqe.cid` and `sqe.sgl1`.
 ///
-/// What makes one and what puts it into a slot is always inlined, so that its 180 bytes are written once, in their place:
-/// a copy right behind the writes that it copies waits for them, which took 8 % of a host's time.
+/// The functions that make a command and that put it into a slot are always inlined. So the 180 bytes are written once,
+/// in their place. A copy right after these writes would wait for them, which took 8 % of a host's time.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Command {
-    /// The owner's name for it.
+    /// The owner's identifier for the command.
     pub tag: u64,
-    /// What to do.
+    /// The submission queue entry.
     pub sqe: Sqe,
     pub(super) transfer: Transfer,
     pub(super) buf: Option<Buf>,
     pub(super) at: u32,
     pub(super) len: u32,
     pub(super) inline: [u8; INLINE_BYTES],
-    /// When its owner first asked for it.
+    /// The time at which the owner first submitted the command.
     pub(super) since: Instant,
-    /// When it was first lost with its queue; no completion has come since.
+    /// The time at which the command was first lost with its queue, if no completion has arrived since.
     pub(super) lost_since: Option<Instant>,
-    /// Nobody waits for it: it is not sent (again), and ends once no copy of it can land any more.
+    /// The command is cancelled, since nobody waits for its result. It is not sent (again), and ends once no copy of it
+    /// can take effect any more.
     pub(super) cancelled: bool,
 }
 
 impl Command {
-    /// A command without data.
+    /// Makes a command without data.
     #[inline(always)]
     pub fn bare(tag: u64, sqe: Sqe) -> Self {
         Self {
@@ -51,7 +54,7 @@ impl Command {
         }
     }
 
-    /// A command that fills `buf[at..at + len]`.
+    /// Makes a command that fills `buf[at..at + len]`.
     ///
     /// # Panics
     /// If the range is empty or lies outside the block.
@@ -60,7 +63,7 @@ impl Command {
         Self::with_block(tag, sqe, Transfer::ControllerToHost, buf, at, len)
     }
 
-    /// A command that sends `buf[at..at + len]`.
+    /// Makes a command that sends `buf[at..at + len]`.
     ///
     /// # Panics
     /// If the range is empty or lies outside the block.
@@ -69,16 +72,16 @@ impl Command {
         Self::with_block(tag, sqe, Transfer::HostToController, buf, at, len)
     }
 
-    /// A command that sends [`INLINE_BYTES`] bytes of its own.
+    /// Makes a command that sends [`INLINE_BYTES`] bytes stored in the command itself.
     pub fn inline(tag: u64, sqe: Sqe, inline: [u8; INLINE_BYTES]) -> Self {
         let len = INLINE_BYTES as u32;
         Self { transfer: Transfer::HostToController, len, inline, ..Self::bare(tag, sqe) }
     }
 
-    /// A command that sends `len` zeros, which take no block: at most [`ZEROS_BYTES`] and more than [`INLINE_BYTES`].
+    /// Makes a command that sends `len` zeros without a block.
     ///
     /// # Panics
-    /// If there are fewer or more.
+    /// If `len` is more than [`ZEROS_BYTES`], or not more than [`INLINE_BYTES`].
     pub fn zeros(tag: u64, sqe: Sqe, len: u32) -> Self {
         assert!((INLINE_BYTES + 1..=ZEROS_BYTES).contains(&(len as usize)), "a command with {len} zeros");
         Self { transfer: Transfer::HostToController, len, ..Self::bare(tag, sqe) }
@@ -90,23 +93,23 @@ impl Command {
         Self { transfer, buf: Some(buf), at, len, ..Self::bare(tag, sqe) }
     }
 
-    /// Takes the block out, once the command is back.
+    /// Takes the block out of a command that is back.
     pub fn take_buf(&mut self) -> Option<Buf> {
         self.buf.take()
     }
 
-    /// The bytes that a completed command filled; empty if it has no block.
+    /// Returns the bytes that a completed command filled; empty if the command has no block.
     pub fn data(&self) -> &[u8] {
         let (at, end) = (self.at as usize, self.at as usize + self.len as usize);
         self.buf.as_deref().and_then(|buf| buf.get(at..end)).unwrap_or_default()
     }
 
-    /// Whether what it sends is zeros; see [`zeros`](Self::zeros).
+    /// Returns whether the command sends zeros; see [`zeros`](Self::zeros).
     pub(super) fn sends_zeros(&self) -> bool {
         self.buf.is_none() && self.len as usize > INLINE_BYTES
     }
 
-    /// Whether a second copy of it, landing late, could overwrite something newer.
+    /// Returns whether a second copy of the command, if executed late, could overwrite newer data.
     pub fn changes_media(&self) -> bool {
         use trefoil_wire::nvme::io_opcode;
         !matches!(
@@ -115,7 +118,7 @@ impl Command {
         )
     }
 
-    /// The data descriptor, given how much data a capsule may hold.
+    /// Returns the data descriptor, given the size of the data that a capsule may hold.
     pub(super) fn sgl(&self, max_capsule_data_bytes: u32) -> Sgl {
         match self.transfer {
             _ if self.len == 0 => Sgl::NONE,
@@ -127,36 +130,36 @@ impl Command {
     }
 }
 
-/// A command that is back at its owner.
+/// A command that is back with its owner.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Done {
     /// The command with its block.
     pub command: Command,
-    /// The controller's completion, or that the queue was lost before one came.
+    /// The controller's completion, or the loss of the queue before a completion.
     pub result: Result<Cqe, Lost>,
 }
 
-/// The queue was lost before the command's completion came.
+/// The loss of the queue before the command's completion arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// Whether the controller may have got it, so that it can still land.
+    /// The controller may have received the command, so the command can still take effect.
     pub sent: bool,
 }
 
-/// What becomes of a queue pair, in order.
+/// A change in the state of a queue pair or its commands, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QpairEvent {
-    /// Connect succeeded: commands go out from now on.
+    /// Connect succeeded: commands are sent from now on.
     Up {
-        /// The controller that we got.
+        /// The CNTLID of the connected controller.
         cntlid: u16,
     },
-    /// It is closed and every command is back.
+    /// The queue pair is closed, and every command is back.
     Down(QueueError),
-    /// A command is past its deadline, for the first time.
+    /// A command is past its deadline for the first time.
     Expired {
-        /// Its identifier on this queue.
+        /// The command's identifier on this queue.
         cid: u16,
     },
 }

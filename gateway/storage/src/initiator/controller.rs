@@ -1,26 +1,28 @@
-//! One controller of an array, over its reconnects: the admin queue and all that goes over it.
+//! One controller of an array, over its reconnects: the admin queue and every command on it.
 //!
-//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events,
-//! abort, reset, shutdown, reconnect with backoff, and the verdict when a lost association is fenced.
-//! It lives on one core and talks to the I/O queues, on this and other cores, by [`InitiatorMsg`].
+//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset, shutdown,
+//! reconnect with backoff, and the decision when a lost association is fenced. The controller lives on one core. It talks to
+//! the I/O queues, on this core and others, by [`InitiatorMsg`].
 //!
 //! What it is not: it carries no I/O (see `lane`).
 //!
 //! # The life of an association
-//! Backoff → connect → bring-up → `Open` to the queues → ready. When anything is lost, `Close` goes to
-//! the queues first. If the admin queue still works, the controller is then reset (CC.EN to 0 until
-//! CSTS.RDY is 0): no command of it can land after that (NVMe base 2.0c §3.7.2), so the association is
-//! fenced at once, or with the one before it if that isn't yet. If the admin queue is what was lost, the controller may not even know, and the
-//! association is fenced after [`keep_alive_bound`]. A new Connect proves nothing about the old
-//! association: in the dynamic model it makes another controller. (A cross-controller reset, TP8028,
-//! would fence sooner; arrays that have it are not common yet.)
+//! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, `Close` goes to the
+//! queues first.
+//!
+//! If the admin queue still works, the controller is then reset (CC.EN to 0 until CSTS.RDY is 0). No command of the association
+//! can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced at once. If the association before is
+//! not fenced yet, both are fenced together.
+//!
+//! If the admin queue was lost, the controller may not know of the loss. Then the association is fenced after
+//! [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect makes another
+//! controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are not common yet.)
 //!
 //! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a keep
-//! alive, an event request and aborts are under way. The block is held from start to stop, so that no admin command waits
-//! behind I/O.
+//! alive, an event request and aborts are under way. The block is held throughout, so that no admin command waits behind I/O.
 
 use super::ana::AnaWatch;
-use super::bringup::{Facts, LogPlace, Step, Steps};
+use super::bringup::{Facts, Steps};
 use super::command::{Command, Done, QpairEvent};
 use super::config::{ControllerConfig, Purpose};
 use super::discovery::LogReader;
@@ -29,6 +31,7 @@ use super::fence::{Backoff, FenceRule, Fences};
 use super::message::{Association, InitiatorMsg, Limits};
 use super::namespace::NamespaceIdentity;
 use super::qpair::{Open, Qpair, QueueEntries};
+use super::step::{BringupStep, LogPlace};
 use crate::topology::Access;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,31 +41,33 @@ use trefoil_wire::nvme::log::AnaState;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
-/// Aborts at a time (ACL is at least 1; more wait their turn by the command's second deadline).
+/// The largest number of outstanding aborts. ACL is at least 1. Further aborts wait until the command's second
+/// deadline.
 const ABORTS: u16 = 1;
 const SCRATCH_BYTES: usize = 4096;
-/// How often a property is polled.
+/// The interval between two reads of a property.
 const POLL_EVERY: Duration = Duration::from_millis(10);
-/// How long a reset or a shutdown may take before we give the association up as it is.
+/// The deadline for a reset or a shutdown. After it, the controller is disconnected without an orderly end.
 pub(super) const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// How soon to ask again for memory or a socket.
+/// The pause before the next request for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
-/// What the owner of a controller learns.
+/// An event for the owner of a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControllerEvent {
     /// The first I/O queue is up (for discovery: the controller is ready).
     Up(Facts),
     /// The association ended, or an attempt failed.
     Down(ControllerError),
-    /// The namespace has another size now.
+    /// The namespace's size changed.
     Resized(Facts),
-    /// What the namespace lets its users do is this now; at first everything. It is inaccessible also once it is given up.
+    /// The access that the namespace allows changed to this; the first access is full. The namespace is also
+    /// inaccessible once the controller is given up.
     Access(Access),
-    /// The discovery log was read whole; see [`Controller::discovery`].
+    /// The discovery log was read completely; see [`Controller::discovery`].
     DiscoveryLog,
     /// The loss timeout passed: waiting I/O fails.
     GaveUp,
-    /// It was stopped in order and holds nothing.
+    /// The controller stopped in order and holds nothing.
     Stopped,
 }
 
@@ -70,15 +75,15 @@ pub enum ControllerEvent {
 enum State {
     /// Not started, or stopped.
     Idle,
-    /// The next attempt is at this time.
+    /// The controller waits until this time for the next attempt.
     Backoff(Instant),
     /// Connecting and bringing up.
     Rising,
-    /// The association stands.
+    /// The association is established.
     Ready,
-    /// CC.EN was cleared, to fence.
+    /// CC.EN was cleared, to fence the association.
     Resetting,
-    /// CC.SHN was set, to stop.
+    /// CC.SHN was set, to stop the controller.
     Stopping,
     /// The admin queue is closing.
     Closing,
@@ -89,37 +94,37 @@ const TAG_KEEP_ALIVE: u64 = 1;
 const TAG_EVENT: u64 = 2;
 const TAG_ABORT: u64 = 3;
 
-/// See the module.
+/// A controller over its reconnects; see the module.
 pub struct Controller {
     config: ControllerConfig,
     qpair: Qpair,
     state: State,
     stop: bool,
-    /// Counts attempts, for the choice of the address.
+    /// The number of attempts, which selects the address.
     attempts: usize,
     epoch: u32,
-    /// This association's `Open` was sent, and not its `Close`.
+    /// `Open` was sent for this association, and `Close` was not.
     opened: bool,
     cntlid: u16,
     facts: Facts,
-    /// Whose blocks these are, from the first bring-up on, or what the owner expects.
+    /// The identity of the namespace. The owner may set it; else the first bring-up does.
     namespace: Option<NamespaceIdentity>,
-    /// The namespace's size as the owner knows it.
+    /// The namespace's size that the owner was last told.
     told_blocks: u64,
-    /// What the queues keep to in this association.
+    /// The limits that the queues were told for this association.
     told_limits: Limits,
-    /// The namespace's access as the owner knows it.
+    /// The namespace's access that the owner was last told.
     told_access: Access,
     ana: AnaWatch,
     steps: Steps,
-    current: Option<Step>,
+    current: Option<BringupStep>,
     scratch: Option<Buf>,
     log: LogReader,
-    /// I/O queues that are up.
+    /// The number of I/O queues that are up.
     queues_up: u16,
     aborts: u16,
     backoff: Backoff,
-    /// When the association's first queue came up.
+    /// The time at which the association's first queue came up.
     risen_at: Option<Instant>,
     fences: Fences,
     lost_since: Option<Instant>,
@@ -133,7 +138,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller that is not started.
+    /// Makes a controller that is not started.
     ///
     /// # Panics
     /// If there is no address, or KATO is below a second.
@@ -142,7 +147,8 @@ impl Controller {
         assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
         let qpair =
             Qpair::new(config.identity.clone(), 0, QueueEntries::ADMIN, config.digests, config.admin_timeout);
-        // However often it went, one that is there again is found before I/O fails.
+        // The pause is bounded so that a returning controller is found before I/O fails, however often the controller
+        // went away.
         let (min, max) = config.reconnect;
         let backoff = Backoff::new(min, max.min(config.loss_timeout / 4).max(min));
         Self {
@@ -173,7 +179,7 @@ impl Controller {
             keep_alive_at: None,
             poll_at: None,
             poll_until: Instant::default(),
-            // Open, Close, Fenced, GiveUp, Inaccessible of one association, and those of the next.
+            // Open, Close, Fenced, GiveUp and Inaccessible of one association, and of the next.
             out: VecDeque::with_capacity(16),
             events: VecDeque::with_capacity(32),
             new_sock: None,
@@ -181,12 +187,13 @@ impl Controller {
         }
     }
 
-    /// Takes no other namespace than this, which answered in an earlier life of its owner. Call it before the start.
+    /// Restricts the controller to this namespace, which answered in an earlier life of the owner. Call this before the
+    /// start.
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         self.namespace = Some(namespace);
     }
 
-    /// Starts to connect, now.
+    /// Starts to connect at once.
     pub fn start<I: Io>(&mut self, io: &mut I) {
         if self.state == State::Idle {
             self.stop = false;
@@ -195,7 +202,7 @@ impl Controller {
         }
     }
 
-    /// Stops in order: queues are closed, the controller is shut down (CC.SHN), then disconnected.
+    /// Stops in order: closes the queues, shuts the controller down (CC.SHN), then disconnects.
     /// [`ControllerEvent::Stopped`] follows. Commands that are still on the queues fail.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.stop = true;
@@ -208,7 +215,7 @@ impl Controller {
                 self.keep_alive_at = None;
                 self.poll_until = io.now() + STOP_WITHIN;
                 self.steps.clear();
-                self.steps.push(Step::Shutdown);
+                self.steps.push(BringupStep::Shutdown);
             }
             State::Rising => self.down(io, ControllerError::Stopped),
             State::Resetting | State::Stopping | State::Closing => {}
@@ -221,60 +228,60 @@ impl Controller {
         self.events.push_back(ControllerEvent::Stopped);
     }
 
-    /// Gives its block back, before it is dropped. Call it when stopped.
+    /// Gives the controller's block back to the arena. Call this when the controller is stopped, before dropping it.
     pub fn release(&mut self, arena: &mut Arena) {
         if let Some(buf) = self.scratch.take() {
             arena.free(buf);
         }
     }
 
-    /// Its admin queue's socket.
+    /// Returns the admin queue's socket.
     pub fn sock(&self) -> Option<SockId> {
         self.qpair.sock()
     }
 
-    /// The admin queue, for socket events.
+    /// Returns the admin queue, for socket events.
     pub fn qpair(&mut self) -> &mut Qpair {
         &mut self.qpair
     }
 
-    /// The socket that it opened since the last call.
+    /// Returns the socket that the controller opened since the last call.
     pub fn take_new_sock(&mut self) -> Option<SockId> {
         self.new_sock.take()
     }
 
-    /// The next message for all I/O queues.
+    /// Returns the next message for all I/O queues.
     pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
         self.out.pop_front()
     }
 
-    /// What a queue that comes late must be told: the association that stands, or that I/O fails.
+    /// Returns the messages for a queue that attaches late: the association that is established, or that I/O fails.
     pub fn standing(&self) -> impl Iterator<Item = InitiatorMsg> + use<> {
         let open = self.opened.then(|| InitiatorMsg::Open(self.association()));
         open.into_iter().chain(self.gave_up.then_some(InitiatorMsg::GiveUp))
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub fn next_event(&mut self) -> Option<ControllerEvent> {
         self.events.pop_front()
     }
 
-    /// What is known of the controller and namespace; empty before the first bring-up.
+    /// Returns the known facts of the controller and its namespace; empty before the first bring-up.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// The discovery log as last read whole.
+    /// Returns the discovery log of the last complete read.
     pub fn discovery(&self) -> &LogReader {
         &self.log
     }
 
-    /// Whether the association stands.
+    /// Returns whether the association is established.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
     }
 
-    /// Whether it is stopped, and no queue waits for a fence any more.
+    /// Returns whether the controller is stopped and no association awaits its fence.
     pub fn is_stopped(&self) -> bool {
         self.state == State::Idle && self.fences.next().is_none()
     }
@@ -283,11 +290,11 @@ impl Controller {
     pub fn refresh_discovery(&mut self) {
         if self.state == State::Ready {
             self.log.restart();
-            self.steps.push(Step::DiscoveryHeader);
+            self.steps.push(BringupStep::DiscoveryHeader);
         }
     }
 
-    /// A message of an I/O queue's.
+    /// Takes a message from an I/O queue.
     pub fn on_msg<I: Io>(&mut self, io: &mut I, msg: InitiatorMsg) {
         match msg {
             InitiatorMsg::Opened { epoch, .. } if epoch == self.epoch && self.opened => {
@@ -305,7 +312,7 @@ impl Controller {
                 self.abort(io, qid, cid);
             }
             InitiatorMsg::AnaError { epoch } if epoch == self.epoch && self.state == State::Ready => {
-                self.steps.push(Step::Ana(LogPlace::default()));
+                self.steps.push(BringupStep::Ana(LogPlace::default()));
             }
             _ => {}
         }
@@ -320,11 +327,11 @@ impl Controller {
         self.tell_access();
     }
 
-    /// Tells what the namespace lets its users do, if that is news.
+    /// Reports the namespace's access to the owner, if it changed.
     fn tell_access(&mut self) {
         let ana_state = if self.gave_up { AnaState::Inaccessible } else { self.ana.state() };
         let access = Access { ana_state, read_only: self.facts.read_only };
-        // While it is being reached, what it said before stands.
+        // During a reconnect, the last reported state remains valid.
         if self.told_access == access || (self.state != State::Ready && !self.gave_up) {
             return;
         }
@@ -342,14 +349,15 @@ impl Controller {
         }
     }
 
-    /// Ends the association: by a reset if the admin queue works and there is something to fence.
+    /// Ends the association. Resets the controller if the admin queue works and there are queues to fence.
     fn down<I: Io>(&mut self, io: &mut I, why: ControllerError) {
         if !matches!(self.state, State::Rising | State::Ready) {
             return;
         }
         let now = io.now();
         self.events.push_back(ControllerEvent::Down(why));
-        // One that comes and goes is not asked more and more often.
+        // Only an association that lasted resets the backoff. So the host does not send more and more Connects to an
+        // unstable controller.
         if self.risen_at.take().is_some_and(|at| now.since(at) >= self.config.reconnect.1) {
             self.backoff.reset();
         }
@@ -360,14 +368,14 @@ impl Controller {
         if had_queues && self.qpair.is_live() {
             self.state = State::Resetting;
             self.poll_until = now + STOP_WITHIN;
-            self.steps.push(Step::Reset);
+            self.steps.push(BringupStep::Reset);
         } else {
             self.unfenced(now, had_queues);
             self.close_admin(io);
         }
     }
 
-    /// The association ended without proof that its commands are gone.
+    /// Fences the association by the fence rule, since nothing proves that its commands are gone.
     fn unfenced(&mut self, now: Instant, had_queues: bool) {
         if !had_queues || self.config.purpose == Purpose::Discovery {
             return;
@@ -401,7 +409,7 @@ impl Controller {
         }
     }
 
-    /// The admin queue is closed: stop, or try again after a pause.
+    /// Handles the close of the admin queue: stops, or tries again after a pause.
     fn closed<I: Io>(&mut self, io: &mut I) {
         self.aborts = 0;
         if self.stop {
@@ -412,7 +420,7 @@ impl Controller {
         }
     }
 
-    /// Events, completions, timers, then what can be sent.
+    /// Handles events, completions and timers, then sends the pending PDUs.
     pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
         let now = io.now();
         if self.qpair.next_deadline().is_some_and(|at| at <= now) {
@@ -429,7 +437,7 @@ impl Controller {
         }
         self.check_loss(now);
         if self.ana.on_tick(now) && self.state == State::Ready {
-            self.steps.push(Step::Ana(LogPlace::default()));
+            self.steps.push(BringupStep::Ana(LogPlace::default()));
         }
         self.tell_access();
         self.connect(io, arena);
@@ -448,7 +456,7 @@ impl Controller {
         }
     }
 
-    /// Starts an attempt when its time has come.
+    /// Starts an attempt to connect when its time has come.
     fn connect<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
         let now = io.now();
         if !matches!(self.state, State::Backoff(at) if at <= now) {
@@ -485,9 +493,9 @@ impl Controller {
                 self.cntlid = cntlid;
                 self.facts = Facts::default();
                 self.steps.clear();
-                self.steps.push(Step::Capabilities);
+                self.steps.push(BringupStep::Capabilities);
             }
-            // No admin command may be late: the controller does not answer.
+            // A late admin command means that the controller does not answer.
             QpairEvent::Expired { cid } => {
                 let why = QueueError::CommandTimeout { cid };
                 self.qpair.fail(io, why);
@@ -510,32 +518,32 @@ impl Controller {
     fn keep_alive<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if self.keep_alive_at.is_some_and(|at| at <= now) {
-            // Late by half a KATO at most: the next one is KATO/2 after this.
+            // This keep alive is late by half a KATO at most: the next one follows KATO/2 after this one.
             let period = Duration::from_millis(u64::from(self.config.kato_ms / 2));
             self.keep_alive_at = Some(now + period);
             let sqe = AdminCommand::KeepAlive.sqe(0, 0, Sgl::NONE);
             let by = now + 2 * period;
-            // A full queue means that admin commands hang; their deadlines deal with it.
+            // A full queue means that admin commands hang. Their deadlines handle this.
             let _ = self.qpair.submit_by(Command::bare(TAG_KEEP_ALIVE, sqe), by);
         }
     }
 
-    /// Issues the next step, if none is under way.
+    /// Submits the command of the next step, if no step is under way.
     fn advance<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if self.poll_at.is_some_and(|at| at <= now) {
             self.poll_at = None;
-            self.steps.push(Step::Poll);
+            self.steps.push(BringupStep::Poll);
         }
         if self.current.is_some() || !self.qpair.has_room() {
             return;
         }
         let Some(step) = self.steps.pop() else { return };
-        if step == Step::Ready {
+        if step == BringupStep::Ready {
             return self.on_ready(io);
         }
         let Some(command) = self.command(step) else { return };
-        // A controller that doesn't answer to its end is given up as it is, the sooner to be fenced by time.
+        // A reset or a shutdown that is not answered ends at `poll_until`, so that the fence by time starts sooner.
         let by = match self.state {
             State::Resetting | State::Stopping => self.poll_until,
             _ => now + self.config.admin_timeout,
@@ -546,14 +554,14 @@ impl Controller {
         }
     }
 
-    /// The command of a step. Data goes to the scratch block.
-    fn command(&mut self, step: Step) -> Option<Command> {
+    /// Returns the command of a step. Its data goes to the scratch block.
+    fn command(&mut self, step: BringupStep) -> Option<Command> {
         let sqe = match step {
-            Step::Capabilities => get(PropertySize::Eight, offset::CAP),
-            Step::Poll => get(PropertySize::Four, offset::CSTS),
-            Step::Enable => set_cc(Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() }),
-            Step::Reset => set_cc(Cc { iosqes: 6, iocqes: 4, ..Cc::default() }),
-            Step::Shutdown => set_cc(Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() }),
+            BringupStep::Capabilities => get(PropertySize::Eight, offset::CAP),
+            BringupStep::Poll => get(PropertySize::Four, offset::CSTS),
+            BringupStep::Enable => set_cc(Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() }),
+            BringupStep::Reset => set_cc(Cc { iosqes: 6, iocqes: 4, ..Cc::default() }),
+            BringupStep::Shutdown => set_cc(Cc { en: true, shn: 1, iosqes: 6, iocqes: 4, ..Cc::default() }),
             _ => {
                 let (sqe, len) = step.admin_command(&self.config, &self.facts, &self.log);
                 if len > 0 {
@@ -587,8 +595,8 @@ impl Controller {
         }
     }
 
-    /// A step is answered: take what it says, and choose the next.
-    fn on_step<I: Io>(&mut self, io: &mut I, step: Step, cqe: Cqe, command: &Command) {
+    /// Handles the answer to a step and chooses the next step.
+    fn on_step<I: Io>(&mut self, io: &mut I, step: BringupStep, cqe: Cqe, command: &Command) {
         if !cqe.status.is_ok() && step.is_essential() {
             return match self.state {
                 State::Resetting | State::Stopping => self.ended(io, false),
@@ -596,22 +604,24 @@ impl Controller {
             };
         }
         match step {
-            Step::Capabilities => {
+            BringupStep::Capabilities => {
                 self.facts.take_capabilities(cqe.result);
                 self.poll_until = io.now() + self.facts.ready_within;
-                self.steps.push(Step::Enable);
+                self.steps.push(BringupStep::Enable);
             }
-            Step::Enable | Step::Reset | Step::Shutdown => self.steps.push(Step::Poll),
-            Step::Poll => self.on_status(io, Csts::from_bits(cqe.dw0())),
-            Step::Queues => match self.facts.take_queues(cqe.dw0(), self.config.io_queues) {
-                Ok(()) => self.steps.push(Step::Namespace),
+            BringupStep::Enable | BringupStep::Reset | BringupStep::Shutdown => {
+                self.steps.push(BringupStep::Poll)
+            }
+            BringupStep::Poll => self.on_status(io, Csts::from_bits(cqe.dw0())),
+            BringupStep::Queues => match self.facts.take_queues(cqe.dw0(), self.config.io_queues) {
+                Ok(()) => self.steps.push(BringupStep::Namespace),
                 Err(why) => self.down(io, ControllerError::Unusable(why)),
             },
             _ => self.on_data(io, step, cqe, command.data()),
         }
     }
 
-    /// CSTS, which every change of CC is polled by.
+    /// Handles CSTS. Every change of CC is followed by polling CSTS.
     fn on_status<I: Io>(&mut self, io: &mut I, csts: Csts) {
         let reached = match self.state {
             State::Resetting => !csts.rdy,
@@ -622,7 +632,7 @@ impl Controller {
         if reached {
             match ending {
                 true => self.ended(io, true),
-                false => self.steps.push(Step::Controller),
+                false => self.steps.push(BringupStep::Controller),
             }
         } else if csts.cfs && !ending {
             self.down(io, ControllerError::Fatal);
@@ -636,7 +646,7 @@ impl Controller {
         }
     }
 
-    /// A reset or a shutdown is over; `proven` if the controller said so.
+    /// Handles the end of a reset or a shutdown. `proven` tells whether the controller confirmed it.
     fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
         match proven {
             true => self.fences.add(self.epoch, io.now()),
@@ -645,28 +655,28 @@ impl Controller {
         self.close_admin(io);
     }
 
-    fn on_data<I: Io>(&mut self, io: &mut I, step: Step, cqe: Cqe, data: &[u8]) {
+    fn on_data<I: Io>(&mut self, io: &mut I, step: BringupStep, cqe: Cqe, data: &[u8]) {
         let discovery = self.config.purpose == Purpose::Discovery;
         match step {
-            Step::Controller => {
+            BringupStep::Controller => {
                 if let Err(why) = self.facts.take_controller(data, discovery) {
                     return self.down(io, ControllerError::Unusable(why));
                 }
                 if self.facts.kas_ms > 0 {
                     self.keep_alive_at = Some(io.now());
                 }
-                self.steps.push(Step::EventConfig);
-                self.steps.push(if discovery { Step::Ready } else { Step::Queues });
+                self.steps.push(BringupStep::EventConfig);
+                self.steps.push(if discovery { BringupStep::Ready } else { BringupStep::Queues });
             }
-            Step::Namespace => {
+            BringupStep::Namespace => {
                 if let Err(why) = self.facts.take_namespace(data) {
                     return self.down(io, ControllerError::Unusable(why));
                 }
-                self.steps.push(Step::Descriptors);
+                self.steps.push(BringupStep::Descriptors);
             }
-            Step::Descriptors => {
-                // Old controllers don't have the list. Any other failure (the namespace went away just now) must not
-                // pass for an identity, which is kept for good.
+            BringupStep::Descriptors => {
+                // Old controllers don't have the list. Any other failure (for example, the namespace was just removed)
+                // must not count as an identity, since the identity is kept for good.
                 let status = cqe.status;
                 if status.is_ok() {
                     self.facts.take_descriptors(data);
@@ -679,8 +689,8 @@ impl Controller {
                     return self.down(io, ControllerError::AnotherNamespace { was, is });
                 }
                 match self.facts.ana {
-                    // Its group may be another one now.
-                    true => self.steps.push(Step::Ana(LogPlace::default())),
+                    // The namespace may be in another ANA group now.
+                    true => self.steps.push(BringupStep::Ana(LogPlace::default())),
                     false => self.ana.take(io.now(), AnaState::Optimized),
                 }
                 if self.state == State::Ready {
@@ -692,16 +702,16 @@ impl Controller {
                     }
                     return;
                 }
-                self.steps.push(Step::Ready);
+                self.steps.push(BringupStep::Ready);
             }
-            Step::Ana(place) if cqe.status.is_ok() => match self.facts.find_group(place, data) {
+            BringupStep::Ana(place) if cqe.status.is_ok() => match self.facts.find_group(place, data) {
                 (Some(state), _) => self.ana.take(io.now(), state),
-                (None, Some(next)) => self.steps.push_first(Step::Ana(next)),
-                // It says nothing of it.
+                (None, Some(next)) => self.steps.push_first(BringupStep::Ana(next)),
+                // The log does not list the namespace's group.
                 (None, None) => self.ana.take(io.now(), AnaState::Optimized),
             },
-            Step::ChangedNamespaces => self.steps.push(Step::Namespace),
-            Step::DiscoveryHeader | Step::DiscoveryEntries => match self.log.take(step, data) {
+            BringupStep::ChangedNamespaces => self.steps.push(BringupStep::Namespace),
+            BringupStep::DiscoveryHeader | BringupStep::DiscoveryEntries => match self.log.take(step, data) {
                 Some(next) => self.steps.push(next),
                 None => self.events.push_back(ControllerEvent::DiscoveryLog),
             },
@@ -709,7 +719,7 @@ impl Controller {
         }
     }
 
-    /// Bring-up is through: the queues may connect.
+    /// Ends bring-up: the queues may connect.
     fn on_ready<I: Io>(&mut self, io: &mut I) {
         if self.state != State::Rising {
             return;
@@ -747,26 +757,26 @@ impl Controller {
 
     fn wait_for_event(&mut self) {
         let sqe = AdminCommand::AsyncEventRequest.sqe(0, 0, Sgl::NONE);
-        // Without room there are no events until the next association; the queue holds 31.
+        // If the queue is full, no event arrives until the next association. The queue holds 31 commands.
         let _ = self.qpair.submit_untimed(Command::bare(TAG_EVENT, sqe));
     }
 
-    /// Reads the log page of an event, which also re-arms it (NVMe base 2.0c §5.2.1).
+    /// Reads the log page of an event, which also re-arms the event (NVMe base 2.0c §5.2.1).
     fn on_async_event(&mut self, cqe: Cqe) {
         if self.state != State::Ready {
             return;
         }
         let event = AsyncEvent::from_dw0(cqe.dw0());
         self.steps.push(match event {
-            AsyncEvent::DISCOVERY_CHANGED => Step::DiscoveryHeader,
-            AsyncEvent::NAMESPACE_CHANGED => Step::ChangedNamespaces,
-            AsyncEvent::ANA_CHANGE => Step::Ana(LogPlace::default()),
-            other => Step::Rearm { log_page: other.log_page },
+            AsyncEvent::DISCOVERY_CHANGED => BringupStep::DiscoveryHeader,
+            AsyncEvent::NAMESPACE_CHANGED => BringupStep::ChangedNamespaces,
+            AsyncEvent::ANA_CHANGE => BringupStep::Ana(LogPlace::default()),
+            other => BringupStep::Rearm { log_page: other.log_page },
         });
         self.wait_for_event();
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let attempt = match self.state {
             State::Backoff(at) => Some(at),

@@ -1,29 +1,29 @@
-//! Reading a discovery log whole (NVMe base 2.0c §5.16.1.23): header, entries, header again; if the
-//! generation counter moved meanwhile, from the start.
+//! Reads a complete discovery log (NVMe base 2.0c §5.16.1.23): header, entries, header again. If the generation counter
+//! changed meanwhile, reads the log again from the start.
 //!
-//! What it is not: it sends nothing; `controller` runs the commands, and [`super::Host`] with
-//! [`super::Purpose::Discovery`] is the way to use it.
+//! What it is not: it sends nothing. `controller` runs the commands. To read a discovery log, use [`super::Host`] with
+//! [`super::Purpose::Discovery`].
 
-use super::bringup::Step;
+use super::step::BringupStep;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 
 /// Entries in one 4 KiB block.
 const ENTRIES_AT_ONCE: u64 = 4;
 
-/// A log being read, or read.
+/// A discovery log, complete or being read.
 pub struct LogReader {
     entries: Vec<LogEntry>,
     genctr: u64,
     numrec: u64,
-    /// Next entry to read.
+    /// The next entry to read.
     at: u64,
-    /// The header was read; the next one must agree.
+    /// The header was read. The next header must have the same generation counter.
     begun: bool,
     complete: bool,
 }
 
 impl LogReader {
-    /// A reader with room for `entries` entries; what a log has beyond is left out.
+    /// Makes a reader with room for `entries` entries. Further entries of a log are left out.
     pub(super) fn new(entries: usize) -> Self {
         Self {
             entries: Vec::with_capacity(entries),
@@ -35,12 +35,12 @@ impl LogReader {
         }
     }
 
-    /// The entries with valid names, once the log was read whole; empty until then.
+    /// Returns the entries with valid names once the log is complete; empty until then.
     pub fn entries(&self) -> &[LogEntry] {
         if self.complete { &self.entries } else { &[] }
     }
 
-    /// Generation counter of the log that was read.
+    /// Returns the generation counter of the log.
     pub fn genctr(&self) -> u64 {
         self.genctr
     }
@@ -52,10 +52,10 @@ impl LogReader {
         self.complete = false;
     }
 
-    /// Offset and length of what a step reads.
-    pub(super) fn range(&self, step: Step) -> (u64, u32) {
+    /// Returns the offset and the length of the data that a step reads.
+    pub(super) fn range(&self, step: BringupStep) -> (u64, u32) {
         match step {
-            Step::DiscoveryEntries => {
+            BringupStep::DiscoveryEntries => {
                 let count = self.numrec.saturating_sub(self.at).clamp(1, ENTRIES_AT_ONCE);
                 (LogHeader::LEN as u64 + self.at * LogEntry::LEN as u64, count as u32 * LogEntry::LEN as u32)
             }
@@ -63,12 +63,12 @@ impl LogReader {
         }
     }
 
-    /// Takes a step's data; says what to read next, or `None` when the log is complete.
-    pub(super) fn take(&mut self, step: Step, data: &[u8]) -> Option<Step> {
-        if step == Step::DiscoveryEntries {
+    /// Takes a step's data. Returns the next step, or `None` when the log is complete.
+    pub(super) fn take(&mut self, step: BringupStep, data: &[u8]) -> Option<BringupStep> {
+        if step == BringupStep::DiscoveryEntries {
             for bytes in data.as_chunks::<{ LogEntry::LEN }>().0 {
                 self.at += 1;
-                // An entry without a valid name is of no use to anyone.
+                // An entry without a valid name is useless.
                 if let Ok(entry) = LogEntry::parse(bytes)
                     && !entry.subnqn.is_empty()
                     && self.entries.len() < self.entries.capacity()
@@ -81,7 +81,7 @@ impl LogReader {
         let header = DiscoveryLog::parse(data).map(|log| log.header).unwrap_or_default();
         if self.begun && header.genctr == self.genctr {
             self.complete = self.at >= self.numrec;
-            return (!self.complete).then_some(Step::DiscoveryEntries);
+            return (!self.complete).then_some(BringupStep::DiscoveryEntries);
         }
         self.restart();
         self.begun = true;
@@ -90,8 +90,8 @@ impl LogReader {
         Some(self.next())
     }
 
-    fn next(&self) -> Step {
-        if self.at < self.numrec { Step::DiscoveryEntries } else { Step::DiscoveryHeader }
+    fn next(&self) -> BringupStep {
+        if self.at < self.numrec { BringupStep::DiscoveryEntries } else { BringupStep::DiscoveryHeader }
     }
 }
 
@@ -127,28 +127,34 @@ mod tests {
     #[test]
     fn a_log_that_changes_while_it_is_read_is_read_again() {
         let mut log = LogReader::new(16);
-        assert_eq!(log.take(Step::DiscoveryHeader, &header(7, 6)), Some(Step::DiscoveryEntries));
-        assert_eq!(log.range(Step::DiscoveryEntries), (1024, IDENTIFY_LEN as u32));
-        assert_eq!(log.take(Step::DiscoveryEntries, &entries(4)), Some(Step::DiscoveryEntries));
-        assert_eq!(log.range(Step::DiscoveryEntries), (5120, 2048));
-        assert_eq!(log.take(Step::DiscoveryEntries, &entries(2)), Some(Step::DiscoveryHeader));
         assert_eq!(
-            log.take(Step::DiscoveryHeader, &header(8, 1)),
-            Some(Step::DiscoveryEntries),
+            log.take(BringupStep::DiscoveryHeader, &header(7, 6)),
+            Some(BringupStep::DiscoveryEntries)
+        );
+        assert_eq!(log.range(BringupStep::DiscoveryEntries), (1024, IDENTIFY_LEN as u32));
+        assert_eq!(log.take(BringupStep::DiscoveryEntries, &entries(4)), Some(BringupStep::DiscoveryEntries));
+        assert_eq!(log.range(BringupStep::DiscoveryEntries), (5120, 2048));
+        assert_eq!(log.take(BringupStep::DiscoveryEntries, &entries(2)), Some(BringupStep::DiscoveryHeader));
+        assert_eq!(
+            log.take(BringupStep::DiscoveryHeader, &header(8, 1)),
+            Some(BringupStep::DiscoveryEntries),
             "it changed"
         );
         assert!(log.entries().is_empty());
-        assert_eq!(log.take(Step::DiscoveryEntries, &entries(1)), Some(Step::DiscoveryHeader));
-        assert_eq!(log.take(Step::DiscoveryHeader, &header(8, 1)), None);
+        assert_eq!(log.take(BringupStep::DiscoveryEntries, &entries(1)), Some(BringupStep::DiscoveryHeader));
+        assert_eq!(log.take(BringupStep::DiscoveryHeader, &header(8, 1)), None);
         assert_eq!((log.entries().len(), log.genctr()), (1, 8));
     }
 
     #[test]
     fn a_log_that_claims_too_much_is_cut_to_the_room() {
         let mut log = LogReader::new(2);
-        assert_eq!(log.take(Step::DiscoveryHeader, &header(1, u64::MAX)), Some(Step::DiscoveryEntries));
-        assert_eq!(log.take(Step::DiscoveryEntries, &entries(2)), Some(Step::DiscoveryHeader));
-        assert_eq!(log.take(Step::DiscoveryHeader, &header(1, u64::MAX)), None);
+        assert_eq!(
+            log.take(BringupStep::DiscoveryHeader, &header(1, u64::MAX)),
+            Some(BringupStep::DiscoveryEntries)
+        );
+        assert_eq!(log.take(BringupStep::DiscoveryEntries, &entries(2)), Some(BringupStep::DiscoveryHeader));
+        assert_eq!(log.take(BringupStep::DiscoveryHeader, &header(1, u64::MAX)), None);
         assert_eq!(log.entries().len(), 2);
     }
 }

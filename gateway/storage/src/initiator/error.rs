@@ -1,4 +1,4 @@
-//! What goes wrong with a queue pair or a controller, sorted by who is at fault.
+//! Errors of a queue pair or a controller, sorted by who is at fault.
 
 use super::namespace::NamespaceIdentity;
 use trefoil_poll::SockError;
@@ -13,96 +13,97 @@ const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
-/// Tells an operator that the namespace isn't the one that was there before, and how to use it all the same.
+/// The message for an operator whose namespace is not the one that answered before. The message also says how to use
+/// the new namespace.
 pub const ANOTHER_NAMESPACE: &str =
     "another namespace answers at its address; to take that one, delete the backend and make it again";
 
-/// Why a queue pair went down.
+/// The reason for which a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
-    /// The network, or a peer that died.
+    /// The network failed, or the peer died.
     #[error("the connection failed: {0}")]
     Socket(SockError),
     /// The peer closed the connection.
     #[error("the controller closed the connection")]
     Eof,
-    /// The peer broke the protocol; we told it so.
+    /// The peer broke the protocol; this host reports the violation to the peer.
     #[error("the controller broke the protocol: {0}")]
     Violation(#[from] Violation),
-    /// The peer says that we broke the protocol.
+    /// The peer reports that this host broke the protocol.
     #[error("the controller terminated the connection: {0:?}")]
     Terminated(FatalStatus),
-    /// Connect was refused.
+    /// The controller refused Connect.
     #[error("the controller refused Connect: {0}")]
     Refused(ConnectResponse),
-    /// Connect asks for authentication, which this host does not do.
+    /// Connect requires authentication, which this host does not support.
     #[error("the controller requires authentication (AUTHREQ {0:#x})")]
     AuthenticationRequired(u16),
-    /// The connection did not come up, or did not end, in time.
+    /// The connection did not come up, or did not close, in time.
     #[error("the handshake timed out")]
     HandshakeTimeout,
-    /// A command stayed without completion past its deadline, even after an abort.
+    /// A command did not complete by its deadline, nor after an abort.
     #[error("command {cid:#06x} timed out")]
     CommandTimeout {
-        /// Its identifier.
+        /// The command's identifier.
         cid: u16,
     },
     /// The core has no socket left.
     #[error("the socket table is full")]
     TableFull,
-    /// Our owner closed it.
+    /// The owner of the queue pair closed it.
     #[error("closed by its owner")]
     Closed,
 }
 
-/// What a controller did that no controller may.
+/// A protocol violation by a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A header that is wrong in itself.
+    /// A header that is invalid by itself.
     #[error("{0}")]
     Header(#[from] HeaderError),
-    /// A PDU that is not legal now.
+    /// A PDU that is not legal in the present state.
     #[error("{0:?} is not legal now")]
     Sequence(PduType),
-    /// A completion or data for a command that is not outstanding: a late or made-up identifier.
+    /// A completion or data for a command that is not outstanding: the identifier is late or invented.
     #[error("command {cid:#06x} is not outstanding")]
     UnknownCommand {
-        /// CID or CCCID.
+        /// The CID or CCCID.
         cid: u16,
     },
-    /// Data for a command that takes none, past its end, or out of order.
+    /// Data for a command that takes none, or data past the command's end, or out of order.
     #[error("data at {offset} of {len} bytes does not belong to command {cid:#06x}")]
     Data {
         /// The command.
         cid: u16,
-        /// Offset within its data, in bytes.
+        /// Offset within the command's data, in bytes.
         offset: u32,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
-    /// An R2T while another of the same command is not answered (we allow one).
+    /// A second R2T for a command whose first R2T is not answered. This host allows one.
     #[error("a second R2T for command {cid:#06x}")]
     R2tLimit {
         /// The command.
         cid: u16,
     },
-    /// A read succeeded without all of its data.
+    /// A read that succeeded without all of its data.
     #[error("command {cid:#06x} succeeded with {received} of {expected} bytes")]
     ShortData {
         /// The command.
         cid: u16,
-        /// Bytes that came.
+        /// Bytes received.
         received: u32,
-        /// Bytes asked for.
+        /// Bytes requested.
         expected: u32,
     },
-    /// A digest that we did not ask for was turned on, or the capsule data format is wrong.
+    /// The controller turned on a digest that this host did not request, or the capsule data format is wrong.
     #[error("the controller turned on digests that were not asked for")]
     Digests,
 }
 
 impl Violation {
-    /// What the terminate request says (NVMe-oF TCP 1.0c §3.5, figure 26).
+    /// Returns the status that the terminate request carries (NVMe-oF TCP 1.0c §3.5, figure 26).
     pub fn status(&self) -> FatalStatus {
         use trefoil_wire::tcp::field;
         match self {
@@ -116,7 +117,7 @@ impl Violation {
     }
 }
 
-/// Why an association ended, or did not come to be.
+/// The reason for which an association ended, or was not established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControllerError {
     /// A queue was lost.
@@ -124,13 +125,13 @@ pub enum ControllerError {
     Queue {
         /// The queue; 0 is the admin queue.
         qid: u16,
-        /// Why.
+        /// The reason.
         why: QueueError,
     },
-    /// An admin command that we can't do without failed.
+    /// An essential admin command failed.
     #[error("{step}: {status}")]
     Command {
-        /// Which.
+        /// The name of the command.
         step: &'static str,
         /// The controller's answer.
         status: Status,
@@ -141,27 +142,28 @@ pub enum ControllerError {
     /// CSTS.RDY did not change within CAP.TO.
     #[error("the controller did not become ready in time")]
     NotReady,
-    /// What it says of itself can't be used.
+    /// The controller's answers rule out its use.
     #[error("the controller can't be used: {0}")]
     Unusable(&'static str),
-    /// Another namespace answers than the one that did before.
+    /// Another namespace answers than before.
     #[error("{ANOTHER_NAMESPACE}: it has been {was}, and is {is}")]
     AnotherNamespace {
-        /// The one that did.
+        /// The namespace that answered before.
         was: NamespaceIdentity,
-        /// The one that does.
+        /// The namespace that answers now.
         is: NamespaceIdentity,
     },
-    /// The namespace handles commands otherwise than before (DLFEAT). The queues must learn that before they send again.
+    /// The namespace's handling of commands changed (DLFEAT). The queues must learn of the change before they send
+    /// again.
     #[error("the namespace changed how its deallocated blocks read; connecting again")]
     AnotherBehaviour,
-    /// Our owner stopped it.
+    /// The controller's owner stopped it.
     #[error("stopped by its owner")]
     Stopped,
 }
 
 impl ControllerError {
-    /// Whether the array itself says that another attempt is useless until somebody changes something.
+    /// Returns whether the array's answer rules out further attempts until somebody changes something.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Queue { qid: 0, why: QueueError::Refused(ConnectResponse::Failed(status)) }
@@ -173,7 +175,7 @@ impl ControllerError {
         }
     }
 
-    /// Its kind, for an operator's log; `Display` has the details.
+    /// Returns the kind of error for an operator's log; `Display` has the details.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Queue { why: QueueError::Violation(_), .. } => "the array broke the protocol",

@@ -1,26 +1,30 @@
-//! When a lost association's writes can't land any more, and when to try to connect again.
+//! The time at which a lost association is fenced, and the time of the next attempt to connect.
+//!
+//! An association is fenced when its writes can't take effect any more.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::Instant;
 
-/// Associations that may await their fence at a time; older ones join the next.
+/// The largest number of associations that await their fence. If there are more, the latest of them shares the fence of
+/// the next.
 const FENCES: usize = 16;
 
-/// When writes that were under way in a lost association may be sent again.
+/// The rule by which writes of a lost association may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FenceRule {
-    /// Once the controller was reset while its admin queue still worked, or else after the keep-alive
-    /// bound: see [`keep_alive_bound`].
+    /// Writes may be sent again once the controller was reset while its admin queue still worked. Else they may be sent
+    /// again after the keep-alive bound: see [`keep_alive_bound`].
     KeepAliveBound,
-    /// At once, as Linux 6.12 does. Only for a load generator that owns its namespace.
+    /// Writes may be sent again at once, as in Linux 6.12. Use this only for a load generator that owns its namespace.
     Immediate,
 }
 
-/// The time after which a controller that can't hear us has stopped, and has quiesced its commands:
-/// 2 × KATO, or 3 × KATO with traffic-based keep alive, plus CQT (NVMe base 2.1 §9.6.2.3, TP4129). It
-/// counts from the loss as we saw it, which is after the last command that the controller can have
-/// heard. `kas_ms` is the granularity to which the controller rounds KATO up (KAS).
+/// Returns the time after which a disconnected controller has stopped and has quiesced its commands: 2 × KATO, or 3 ×
+/// KATO with traffic-based keep alive, plus CQT (NVMe base 2.1 §9.6.2.3, TP4129).
+///
+/// The time counts from the loss as this host saw it. The loss comes after the last command that the controller can
+/// have received. `kas_ms` is the granularity to which the controller rounds KATO up (KAS).
 pub const fn keep_alive_bound(kato_ms: u32, kas_ms: u32, traffic_based: bool, cqt_ms: u32) -> Duration {
     let kato_ms = match kas_ms {
         0 => kato_ms as u64,
@@ -30,7 +34,7 @@ pub const fn keep_alive_bound(kato_ms: u32, kas_ms: u32, traffic_based: bool, cq
     Duration::from_millis(periods * kato_ms + cqt_ms as u64)
 }
 
-/// Lost associations that are not fenced yet, by time.
+/// Lost associations that are not fenced yet, in order of time.
 pub(super) struct Fences {
     due: VecDeque<(u32, Instant)>,
 }
@@ -40,7 +44,8 @@ impl Fences {
         Self { due: VecDeque::with_capacity(FENCES) }
     }
 
-    /// `epoch` is fenced at `at`, but not before those that were lost before it: what is known of one says nothing of them.
+    /// Fences `epoch` at `at`, but not before the associations that were lost earlier. Proof for one association says
+    /// nothing of the earlier ones.
     pub fn add(&mut self, epoch: u32, at: Instant) {
         let at = self.due.back().map_or(at, |(_, before)| at.max(*before));
         if self.due.len() == FENCES {
@@ -49,7 +54,7 @@ impl Fences {
         self.due.push_back((epoch, at));
     }
 
-    /// The latest epoch that is fenced by `now`.
+    /// Returns the latest epoch that is fenced by `now`.
     pub fn expire(&mut self, now: Instant) -> Option<u32> {
         let mut fenced = None;
         while let Some((epoch, _)) = self.due.pop_front_if(|(_, at)| *at <= now) {
@@ -63,7 +68,7 @@ impl Fences {
     }
 }
 
-/// Exponential backoff: each pause is random between half and the whole of a bound that doubles.
+/// Exponential backoff. Each pause is random, between half and the whole of a bound that doubles.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     min: Duration,
@@ -80,7 +85,7 @@ impl Backoff {
         self.tries = 0;
     }
 
-    /// The next pause, with jitter from `random` so that a rack's gateways don't come back in step.
+    /// Returns the next pause, with jitter from `random` so that a rack's gateways don't come back in step.
     pub fn next(&mut self, random: u64) -> Duration {
         let bound = self.min.saturating_mul(1 << self.tries.min(20)).min(self.max);
         self.tries = self.tries.saturating_add(1);

@@ -1,10 +1,10 @@
 //! A whole host on one core: a controller's admin queue and its I/O queues.
 //!
-//! What it is: for workloads (perf, the demo, the simulator's hosts) and for discovery. Who has many
-//! cores uses the pieces: see [`crate::backend::nvme_tcp`].
+//! What it is: a host for workloads (perf, the demo, the simulator's hosts) and for discovery. A host on several cores
+//! uses the parts instead: see [`crate::backend::nvme_tcp`].
 //!
-//! Its owner routes the socket events of the sockets that [`Host::take_new_sock`] names, calls
-//! [`Host::on_turn`] at each turn's end, and takes [`Host::next_finished`].
+//! The owner routes the events of the sockets that [`Host::take_new_sock`] returns, calls [`Host::on_turn`] at the end
+//! of each turn, and takes [`Host::next_finished`].
 
 use super::command::Command;
 use super::config::ControllerConfig;
@@ -14,19 +14,19 @@ use super::message::{InitiatorMsg, Limits};
 use std::time::Duration;
 use trefoil_poll::{Arena, Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
 
-/// See the module.
+/// A host on one core; see the module.
 pub struct Host {
     controller: Controller,
     lanes: Vec<Lane>,
-    /// Where the next command goes.
+    /// The lane of the last command.
     turn: usize,
-    /// Which lane's completions come next.
+    /// The lane whose completions come next.
     reap: usize,
 }
 
 impl Host {
-    /// A host with the `io_queues` of `config` (none for discovery) that can hold `capacity` commands
-    /// a queue, whose commands are aborted after `command_timeout`.
+    /// Makes a host with the `io_queues` of `config` (none for discovery). The host can hold `capacity` commands per
+    /// queue, and aborts a command after `command_timeout`.
     pub fn new(config: ControllerConfig, capacity: usize, command_timeout: Duration) -> Self {
         let lane = |qid| LaneConfig {
             identity: config.identity.clone(),
@@ -47,17 +47,17 @@ impl Host {
         self.controller.start(io);
     }
 
-    /// Stops in order; [`ControllerEvent::Stopped`] follows. Commands should be back before.
+    /// Stops in order; [`ControllerEvent::Stopped`] follows. Commands should be back before this call.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.controller.stop(io);
     }
 
-    /// Gives its memory back to the arena. Call it when stopped.
+    /// Gives the host's memory back to the arena. Call this when the host is stopped.
     pub fn release(&mut self, arena: &mut Arena) {
         self.controller.release(arena);
     }
 
-    /// The controller: facts, discovery log.
+    /// Returns the controller: facts, discovery log.
     pub fn controller(&self) -> &Controller {
         &self.controller
     }
@@ -67,30 +67,32 @@ impl Host {
         self.controller.refresh_discovery();
     }
 
-    /// What commands must keep to; all zero before the first association.
+    /// Returns the limits that commands must respect; all zero before the first association.
     pub fn limits(&self) -> Limits {
         self.lanes.first().map(Lane::limits).unwrap_or_default()
     }
 
-    /// Whether no command is outstanding.
+    /// Returns whether no command is outstanding.
     pub fn is_idle(&self) -> bool {
         self.lanes.iter().all(Lane::is_idle)
     }
 
-    /// The next socket that it opened; its events are for this host from now on.
+    /// Returns the next socket that the host opened. The socket's events are for this host from now on.
     pub fn take_new_sock(&mut self) -> Option<SockId> {
         self.controller.take_new_sock().or_else(|| self.lanes.iter_mut().find_map(Lane::take_new_sock))
     }
 
-    /// What became of the controller.
+    /// Returns the next event of the controller.
     pub fn next_event(&mut self) -> Option<ControllerEvent> {
         self.controller.next_event()
     }
 
-    /// Takes a command, on the queues that are up in turn; on the first if none is.
+    /// Takes a command for the next live queue with room, in turn. Without such a queue, the command goes to the first
+    /// queue.
     ///
     /// # Errors
-    /// Gives the command back if the queue whose turn it is holds `capacity` commands.
+    /// Gives the command back if the first queue, taken for lack of another, holds `capacity` commands or does not
+    /// exist.
     #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, now: Instant, command: Command) -> Result<(), Command> {
@@ -108,7 +110,7 @@ impl Host {
         }
     }
 
-    /// The next command that is done with.
+    /// Returns the next command that has ended.
     pub fn next_finished(&mut self, now: Instant) -> Option<Finished> {
         for _ in 0..self.lanes.len() {
             if let Some(finished) = self.lanes.get_mut(self.reap).and_then(|lane| lane.next_finished(now)) {
@@ -127,7 +129,7 @@ impl Host {
         self.controller.sock() == Some(sock)
     }
 
-    /// Answer to [`Io::connect`].
+    /// Takes the result of [`Io::connect`].
     pub fn on_connected<I: Io>(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
         if self.is_admin(sock) {
             self.controller.qpair().on_connected(io, result);
@@ -136,7 +138,7 @@ impl Host {
         }
     }
 
-    /// Bytes of a stream.
+    /// Takes bytes of a stream.
     pub fn on_received<I: Io>(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
         if let Some(lane) = self.lane(sock) {
             lane.on_received(io, bytes);
@@ -145,17 +147,17 @@ impl Host {
         }
     }
 
-    /// A receive into a block is full.
+    /// Takes a block that a receive filled.
     pub fn on_filled<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Buf) {
         if let Some(lane) = self.lane(sock) {
             lane.on_filled(io, buf);
         } else {
-            // Data of the admin queue is small but may come this way.
+            // Data of the admin queue is small, but may be received into a block too.
             self.controller.qpair().on_filled(io, buf);
         }
     }
 
-    /// A receive ended without its bytes.
+    /// Takes the end of a receive without all of its bytes.
     pub fn on_recv_end<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
         if let Some(lane) = self.lane(sock) {
             lane.on_recv_end(io, buf, why);
@@ -164,7 +166,7 @@ impl Host {
         }
     }
 
-    /// A send is done.
+    /// Takes the end of a send.
     pub fn on_sent<I: Io>(
         &mut self,
         io: &mut I,
@@ -179,7 +181,7 @@ impl Host {
         }
     }
 
-    /// The last word about a socket.
+    /// Takes the end of a socket.
     pub fn on_closed<I: Io>(&mut self, io: &mut I, sock: SockId) {
         if let Some(lane) = self.lane(sock) {
             lane.on_closed(io);
@@ -188,7 +190,7 @@ impl Host {
         }
     }
 
-    /// Timers, messages between the queues, then what can be sent.
+    /// Handles timers and the messages between the queues, then sends the pending PDUs.
     pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
         self.controller.on_turn(io, arena);
         self.deliver(io);
@@ -210,7 +212,7 @@ impl Host {
         }
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.lanes.iter().map(Lane::next_deadline).chain([self.controller.next_deadline()]).flatten().min()
     }

@@ -1,37 +1,39 @@
-//! One I/O queue over its reconnects: what waits, what is held, what is tried again.
+//! One I/O queue over its reconnects: commands that wait, are held, or are tried again.
 //!
-//! What it is: a [`Qpair`] and the commands of its owner, which never notices a reconnect. Before the
-//! queue is up, and after it was lost, commands wait.
+//! What it is: a [`Qpair`] and its owner's commands. The owner never notices a reconnect. Commands wait before the
+//! queue is up and after it is lost.
 //!
-//! What it is not: it decides nothing about the controller (see `controller`), and opens and closes
-//! only when told.
+//! What it is not: it decides nothing about the controller (see `controller`). It opens and closes only on the
+//! controller's messages.
 //!
 //! # When a command is sent again
-//! A command whose completion never came may still be under way in the array. A read, or a flush, does
-//! no harm twice and goes again at once. So does one that was never sent. A *write that was sent* must
-//! not: its old copy could land after the retry completed and overwrite what was written later. It is
-//! held until the controller says [`InitiatorMsg::Fenced`] for its association, and is not failed
-//! before that either, as its owner would try again elsewhere (NVMe base 2.1 §9.6, TP4129; see
-//! `controller` for when an association counts as fenced).
+//! A command whose completion never arrived may still be under way in the array. A read or a flush does no harm twice,
+//! and is sent again at once. So is a command that was never sent. A *write that was sent* must not be sent again at
+//! once: its old copy could take effect after the retry completed, and overwrite newer data. The lane holds such a
+//! write until the controller says [`InitiatorMsg::Fenced`] for the write's association. Until then the write does not
+//! fail either, since its owner would try again elsewhere (NVMe base 2.1 §9.6, TP4129; see `controller` for when an
+//! association counts as fenced).
 //!
-//! A command that is *cancelled*, since the host that asked for it is gone, is not sent (again). It ends with
-//! [`Fault::Aborted`]: at once, unless it is a write that was sent; then when it completes, or is fenced.
+//! A command is *cancelled* when its host is gone. A cancelled command is not sent (again), and ends with
+//! [`Fault::Aborted`]. It ends at once, unless it is a write that was sent. Such a write ends when it completes or is
+//! fenced.
 //!
-//! A command that *completed* with a status that asks for a retry goes again after a pause, until the
-//! loss timeout has passed since it was first submitted. One that ended with the ANA status of a namespace that reports its
-//! state doesn't: our hosts are told of the state and know best what to do. Only a change of state is waited for as long as
-//! [`CHANGE_HELD`].
+//! A command that *completed* with a status that asks for a retry is sent again after a pause, until the loss timeout
+//! has passed since the command was first submitted. There is one exception: the ANA status of a namespace that reports
+//! its ANA state. The gateway's hosts are told of that state and decide best themselves. Only a command that ended
+//! because of a change of state is tried again, for at most [`CHANGE_HELD`].
 //!
 //! # When a command is given up
-//! With [`Fault::PathLost`], once the controller says [`InitiatorMsg::GiveUp`]. A controller that comes back each time says no
-//! such thing, however often its queues are lost: so a command also fails that is lost (again) when the loss timeout has
-//! passed since it was first, and what waits fails when the queue could not connect for as long.
+//! A command fails with [`Fault::PathLost`] once the controller says [`InitiatorMsg::GiveUp`]. A controller that comes
+//! back each time never says so, however often its queues are lost. So there are two more cases. A command also fails
+//! if it is lost (again) when the loss timeout has passed since its first loss. Waiting commands fail if the queue
+//! could not connect for the loss timeout.
 //!
-//! What comes after that is held for [`HELD_FOR`] and fails then, all at once, unless the array is back before: a host with
-//! several paths sends again at once what fails, and neither it nor this core would have a pause.
+//! Later commands are held for [`HELD_FOR`] and then fail all together, unless the array is back before. A host with
+//! several paths sends a failed command again at once. Without this pause, neither the host nor this core would rest.
 //!
-//! Memory: a lane holds at most `capacity` commands of about 180 bytes; they are in the queue pair or in
-//! one of four queues, each with room for all of them.
+//! Memory: a lane holds at most `capacity` commands of about 180 bytes. They are in the queue pair or in one of four
+//! queues, each with room for all of them.
 
 use super::ana::CHANGE_HELD;
 use super::command::{Command, Done, QpairEvent};
@@ -44,13 +46,13 @@ use std::time::Duration;
 use trefoil_poll::{Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
 use trefoil_wire::nvme::{Cqe, Status, StatusType};
 
-/// Pause before a command is tried again after a transient status, without a CRD of the controller's.
+/// Pause before a command is tried again after a transient status, if the controller gives no CRD.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// How long a path error waits that an array which was given up would answer at once.
+/// The time for which path errors are held back after the array was given up.
 pub const HELD_FOR: Duration = Duration::from_millis(500);
 
-/// What a lane is made from.
+/// The settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
     /// The names in Connect.
@@ -59,51 +61,52 @@ pub struct LaneConfig {
     pub qid: u16,
     /// Size of the queue.
     pub entries: QueueEntries,
-    /// Commands that the lane can hold in all.
+    /// The largest number of commands that the lane holds.
     pub capacity: usize,
-    /// Ask for header and data digest.
+    /// Header digest and data digest to request.
     pub digests: (bool, bool),
-    /// When a command is aborted, from when it is sent.
+    /// The time from sending a command to its abort.
     pub command_timeout: Duration,
-    /// Time for the connection to come up.
+    /// Deadline for the connection to come up.
     pub connect_timeout: Duration,
-    /// How long a command is tried again.
+    /// The time for which a command is tried again.
     pub loss_timeout: Duration,
 }
 
-/// A command that is done with.
+/// A command that has ended.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Finished {
     /// The command with its block.
     pub command: Command,
-    /// The controller's completion (look at its status), [`Fault::PathLost`], or [`Fault::Aborted`] if it was cancelled.
+    /// The controller's completion (check its status), [`Fault::PathLost`], [`Fault::Inaccessible`], or
+    /// [`Fault::Aborted`] for a cancelled command.
     pub result: Result<Cqe, Fault>,
 }
 
-/// See the module.
+/// A lane; see the module.
 pub struct Lane {
     config: LaneConfig,
     qpair: Qpair,
-    /// The association that should be in force.
+    /// The association for which the queue should be open.
     wanted: Option<Association>,
-    /// The association that the queue pair is or was open for.
+    /// The association for which the queue pair is, or was last, open.
     epoch: u32,
-    /// Writes of this association and before may go again.
+    /// Writes of this association and earlier ones may be sent again.
     fenced_epoch: u32,
     gave_up: bool,
-    /// When the queue was lost or could not connect; it has not been up since.
+    /// The time at which the queue was lost or could not connect, if it has not been up since.
     down_since: Option<Instant>,
-    /// When the controller may be told of an ANA status again.
+    /// The earliest time of the next [`InitiatorMsg::AnaError`].
     ana_error_at: Instant,
-    /// When what waits fails, since all is given up.
+    /// The time at which waiting commands fail, while the array is given up.
     fail_at: Option<Instant>,
     stopping: bool,
     limits: Limits,
     holding: usize,
     waiting: VecDeque<Command>,
     held: VecDeque<(u32, Command)>,
-    /// With the time at which to try again, in no order.
+    /// Commands in no order, each with the time of its retry.
     delayed: VecDeque<(Instant, Command)>,
     finished: VecDeque<Finished>,
     out: VecDeque<InitiatorMsg>,
@@ -111,7 +114,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A lane whose commands wait for the first [`InitiatorMsg::Open`].
+    /// Makes a lane. Its commands wait for the first [`InitiatorMsg::Open`].
     pub fn new(config: LaneConfig) -> Self {
         let qpair = Qpair::new(
             config.identity.clone(),
@@ -145,42 +148,42 @@ impl Lane {
         }
     }
 
-    /// Its queue.
+    /// Returns the queue's identifier.
     pub fn qid(&self) -> u16 {
         self.config.qid
     }
 
-    /// Whether commands go out.
+    /// Returns whether the connection is up for commands.
     pub fn is_live(&self) -> bool {
         self.qpair.is_live()
     }
 
-    /// Whether it holds no command.
+    /// Returns whether the lane holds no command.
     pub fn is_idle(&self) -> bool {
         self.holding == 0
     }
 
-    /// Whether it has no socket.
+    /// Returns whether the lane has no socket.
     pub fn is_closed(&self) -> bool {
         self.qpair.is_closed()
     }
 
-    /// Its socket, while it has one.
+    /// Returns the socket, if the lane has one.
     pub fn sock(&self) -> Option<SockId> {
         self.qpair.sock()
     }
 
-    /// The socket that it opened since the last call.
+    /// Returns the socket that the lane opened since the last call.
     pub fn take_new_sock(&mut self) -> Option<SockId> {
         self.new_sock.take()
     }
 
-    /// What commands must keep to; all zero before the first association.
+    /// Returns the limits that commands must respect; all zero before the first association.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Commands that it can take now.
+    /// Returns the number of commands that the lane can take now.
     pub fn room(&self) -> usize {
         self.config.capacity - self.holding
     }
@@ -205,7 +208,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The next command that is done with.
+    /// Returns the next command that has ended.
     #[inline]
     pub fn next_finished(&mut self, now: Instant) -> Option<Finished> {
         loop {
@@ -224,7 +227,7 @@ impl Lane {
         }
     }
 
-    /// Nobody waits for the commands with these tags any more; see the module.
+    /// Cancels the commands with these tags; see the module.
     pub fn cancel(&mut self, now: Instant, which: impl Fn(u64) -> bool) {
         for _ in 0..self.waiting.len() {
             match self.waiting.pop_front() {
@@ -244,12 +247,12 @@ impl Lane {
         self.qpair.cancel(now, which);
     }
 
-    /// It is about to close: what is held of a path error comes at the next turn.
+    /// Prepares the lane to close: path errors that are held back are reported at the next turn.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// Takes back a command that waits, for an owner whose queue is not among those granted any more.
+    /// Takes back a waiting command, for an owner whose queue is no longer among those granted.
     pub fn take_waiting(&mut self) -> Option<Command> {
         if self.wanted.is_some() {
             return None;
@@ -260,12 +263,12 @@ impl Lane {
         Some(command)
     }
 
-    /// What goes to the controller.
+    /// Returns the next message for the controller.
     pub fn next_msg(&mut self) -> Option<InitiatorMsg> {
         self.out.pop_front()
     }
 
-    /// A message of the controller's.
+    /// Takes a message from the controller.
     pub fn on_msg<I: Io>(&mut self, io: &mut I, msg: InitiatorMsg) {
         match msg {
             InitiatorMsg::Open(association) => {
@@ -304,7 +307,7 @@ impl Lane {
         }
     }
 
-    /// Connects, if it should and can.
+    /// Connects, if the lane has an association to connect to and its queue pair is closed.
     fn reopen<I: Io>(&mut self, io: &mut I) {
         let Some(wanted) = self.wanted else { return };
         if !self.qpair.is_closed() || self.epoch == wanted.epoch {
@@ -331,7 +334,7 @@ impl Lane {
         self.out.push_back(InitiatorMsg::Lost { epoch: self.epoch, qid: self.config.qid, why });
     }
 
-    /// Deals with a command that did not simply succeed.
+    /// Handles a command that did not succeed.
     #[cold]
     fn sort(&mut self, now: Instant, done: Done) {
         let Done { mut command, result } = done;
@@ -362,7 +365,7 @@ impl Lane {
         }
     }
 
-    /// A command that was lost and may be sent (again) waits for that, if anybody waits for it.
+    /// Queues a lost command to be sent (again), or fails the command if it is cancelled or late.
     fn wait(&mut self, now: Instant, command: Command) {
         let late = command.lost_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
         match (command.cancelled, self.gave_up || late) {
@@ -384,7 +387,8 @@ impl Lane {
         }
     }
 
-    /// Lets the controller look at the ANA state, however many commands end because of it not more often than this.
+    /// Asks the controller to read the ANA state, at most once per [`RETRY_AFTER`], however many commands end with an
+    /// ANA status.
     fn ana_error(&mut self, now: Instant) {
         if now >= self.ana_error_at {
             self.ana_error_at = now + RETRY_AFTER;
@@ -397,7 +401,7 @@ impl Lane {
         self.finished.push_back(Finished { command, result: Err(fault) });
     }
 
-    /// Lets go of held writes whose old copies are gone.
+    /// Releases held writes whose old copies are gone.
     fn release(&mut self, now: Instant) {
         for _ in 0..self.held.len() {
             let Some((epoch, command)) = self.held.pop_front() else { break };
@@ -409,34 +413,33 @@ impl Lane {
         }
     }
 
-    /// Answer to [`Io::connect`].
+    /// Takes the result of [`Io::connect`].
     pub fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
         self.qpair.on_connected(io, result);
     }
 
-    /// Bytes of the stream.
+    /// Takes bytes of the stream.
     #[inline]
     pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         self.qpair.on_received(io, bytes);
     }
 
-    /// A receive into a block is full.
+    /// Takes a block that a receive filled.
     pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
         self.qpair.on_filled(io, buf);
     }
 
-    /// A receive ended without its bytes.
+    /// Takes the end of a receive without all of its bytes.
     pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
         self.qpair.on_recv_end(io, buf, why);
     }
 
-    /// A send is done.
+    /// Takes the end of a send.
     pub fn on_sent<I: Io>(&mut self, io: &mut I, list: Box<SendList>, result: Result<(), SockError>) {
         self.qpair.on_sent(io, list, result);
     }
 
-    /// The socket is gone: every command of it is sorted, and the next association is opened if it is
-    /// there already.
+    /// Takes the end of the socket. Retries, holds or ends each command of the socket.
     pub fn on_closed<I: Io>(&mut self, io: &mut I) {
         self.qpair.on_closed(io);
         let now = io.now();
@@ -450,7 +453,7 @@ impl Lane {
         }
     }
 
-    /// Events, timers, then what can be sent. Completions must have been taken before.
+    /// Handles events and timers, then sends the pending PDUs. The owner must have taken the completions before.
     pub fn on_turn<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if self.qpair.next_deadline().is_some_and(|at| at <= now) {
@@ -486,7 +489,7 @@ impl Lane {
         self.qpair.flush(io);
     }
 
-    /// Fails what waits for nothing any more, when its time has come.
+    /// Fails waiting commands when their time has come.
     fn give_up(&mut self, now: Instant) {
         let gave_up =
             self.gave_up || self.down_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
@@ -508,7 +511,7 @@ impl Lane {
         }
     }
 
-    /// When [`on_turn`](Self::on_turn) must run next.
+    /// Returns when [`on_turn`](Self::on_turn) must run next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let retry = self.delayed.iter().map(|(at, _)| *at).min();
         let down_since = self.down_since.filter(|_| !self.waiting.is_empty());
@@ -523,7 +526,7 @@ fn is_ana(status: Status) -> bool {
     all.iter().any(|code| status.is(*code))
 }
 
-/// Whether a status says that the same command may succeed later on this path, and after what pause.
+/// Returns the pause before a retry, if the same command may succeed later on this path according to the status.
 fn retry_after(status: Status) -> Option<Duration> {
     if status.is_ok() || status.is_dnr() {
         return None;

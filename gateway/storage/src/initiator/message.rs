@@ -1,41 +1,41 @@
-//! What the core of a controller's admin queue and the cores of its I/O queues say to each other.
+//! Messages between the core of a controller's admin queue and the cores of its I/O queues.
 //!
-//! An *association* is one life of the controller, from Connect to loss; it has an epoch. A message
-//! about an older epoch than the receiver knows is stale and does nothing.
+//! An *association* is one life of the controller, from Connect to loss. Each association has an epoch. The receiver
+//! ignores a message whose epoch is older than the latest that it knows.
 
 use super::error::QueueError;
 use super::qpair::QueueEntries;
 use std::net::SocketAddr;
 use trefoil_poll::CoreId;
 
-/// See the module. At most one of each kind is under way between two cores for each queue and epoch,
-/// except `Expired`: one for each command.
+/// One message; see the module. At most one message of each kind is under way between two cores for each queue and
+/// epoch. The exception is `Expired`: at most one for each command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitiatorMsg {
-    /// Controller → queues: the controller is ready; connect, if your queue is among those granted.
+    /// Controller → queues: the controller is ready. Each queue among those granted connects.
     Open(Association),
-    /// Controller → queues: the association is over; close. I/O waits.
+    /// Controller → queues: the association is over. The queues close, and I/O waits.
     Close {
         /// The association.
         epoch: u32,
     },
-    /// Controller → queues: writes that were sent in this association or before can't land any more:
-    /// they may be sent again.
+    /// Controller → queues: writes that were sent in this association or an earlier one can't take effect any more. The
+    /// queues may send these writes again.
     Fenced {
-        /// The last association that is fenced.
+        /// The latest association that is fenced.
         epoch: u32,
     },
-    /// Controller → queues: the loss timeout passed; what waits fails with
-    /// [`PathLost`](crate::Fault::PathLost), and so does new I/O until the next `Open`.
+    /// Controller → queues: the loss timeout passed. Waiting commands fail with [`PathLost`](crate::Fault::PathLost),
+    /// and so does new I/O until the next `Open`.
     GiveUp,
-    /// Controller → queues: the namespace can't be reached in this association, as its ANA state says. What waits fails.
+    /// Controller → queues: the namespace's ANA state makes it unreachable in this association. Waiting commands fail.
     Inaccessible,
-    /// Queue → controller: a command ended with an ANA status; look at the namespace's ANA state.
+    /// Queue → controller: a command ended with an ANA status. The controller reads the namespace's ANA state.
     AnaError {
         /// The association.
         epoch: u32,
     },
-    /// Queue → controller: a core's channel is attached; tell it what it missed.
+    /// Queue → controller: a core's channel is attached. The controller repeats the messages that the core missed.
     Hello {
         /// The core.
         core: CoreId,
@@ -47,16 +47,16 @@ pub enum InitiatorMsg {
         /// The queue, from 1.
         qid: u16,
     },
-    /// Queue → controller: the queue is down, and not because it was told to close.
+    /// Queue → controller: the queue is down without a `Close`.
     Lost {
         /// The association.
         epoch: u32,
         /// The queue, from 1.
         qid: u16,
-        /// Why.
+        /// The reason.
         why: QueueError,
     },
-    /// Queue → controller: a command is past its deadline; abort it.
+    /// Queue → controller: a command is past its deadline. The controller aborts it.
     Expired {
         /// The association.
         epoch: u32,
@@ -67,31 +67,31 @@ pub enum InitiatorMsg {
     },
 }
 
-/// What a queue needs to know to connect.
+/// The data that a queue needs for its Connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Association {
-    /// Counts associations of this controller, from 1.
+    /// The number of this association of the controller, from 1.
     pub epoch: u32,
-    /// The controller.
+    /// The controller's CNTLID.
     pub cntlid: u16,
-    /// Its address.
+    /// The controller's address.
     pub to: SocketAddr,
-    /// I/O queues: 1 to this.
+    /// The number of I/O queues: queue identifiers run from 1 to this number.
     pub queues: u16,
-    /// Size of a queue.
+    /// Size of an I/O queue.
     pub entries: QueueEntries,
-    /// In-capsule data that the controller takes on I/O queues, in bytes.
+    /// In-capsule data that the controller accepts on I/O queues, in bytes.
     pub max_capsule_data_bytes: u32,
-    /// What the controller and the namespace can do.
+    /// Limits and features of the controller and the namespace.
     pub limits: Limits,
 }
 
-/// What commands must keep to.
+/// Limits and features that commands must respect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Logical block size in bytes.
     pub block_bytes: u32,
-    /// Most data of one command in bytes (MDTS), at most 1 MiB.
+    /// The largest data of one command, in bytes (MDTS), at most 1 MiB.
     pub max_transfer_bytes: u32,
     /// Write Zeroes is supported (ONCS bit 3).
     pub write_zeroes: bool,

@@ -1,18 +1,21 @@
-//! The NVMe/TCP host: what reaches an array, for the `nvme_tcp` backend and for workloads.
+//! The NVMe/TCP host: connects to arrays, for the `nvme_tcp` backend and for workloads.
 //!
-//! What it is, from the wire up: queue pairs ([`qpair`], with `transmit` and `receive`); an I/O queue over
-//! its reconnects ([`lane`]); a controller over its reconnects ([`controller`], with `bringup` and
-//! [`discovery`]); the rule by which writes go again after a loss ([`fence`]); and all of it together on
-//! one core ([`host`]). [`message`] is what the controller and the queues tell each other.
+//! What it is, from the wire up:
+//! - [`qpair`], with `transmit` and `receive`: queue pairs.
+//! - [`lane`]: an I/O queue over its reconnects.
+//! - [`controller`], with `bringup` and [`discovery`]: a controller over its reconnects.
+//! - [`fence`]: the rule by which writes are sent again after a loss.
+//! - [`host`]: all of these together on one core.
+//! - [`message`]: the messages between the controller and its queues.
 //!
-//! What it is not: a target. Nothing here opens a socket or reads a clock; all goes through
-//! [`trefoil_poll::Io`].
+//! What it is not: a target. Nothing here opens a socket or reads a clock; both go through [`trefoil_poll::Io`].
 //!
 //! Spec: NVM Express Base 2.0c, NVM Command Set 1.0c, NVMe-oF TCP Transport 1.0c.
 
 pub mod command;
 pub mod config;
 pub mod error;
+mod inbound;
 pub mod message;
 mod namespace;
 pub mod qpair;
@@ -27,6 +30,7 @@ mod ana;
 mod bringup;
 pub mod controller;
 pub mod discovery;
+mod step;
 
 pub mod host;
 mod quiesce;

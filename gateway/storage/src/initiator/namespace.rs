@@ -1,6 +1,6 @@
-//! Which namespace of an array answers.
+//! The identity of an array's namespace.
 
-/// What must not change between two associations, as it names the blocks; see [`NamespaceIdentity::is`].
+/// The identity of a namespace, which must not change between two associations; see [`NamespaceIdentity::is`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceIdentity {
     /// NGUID; zero if the namespace has none.
@@ -14,8 +14,9 @@ pub struct NamespaceIdentity {
 }
 
 impl NamespaceIdentity {
-    /// Whether both are one namespace: what both tell is the same, and they have an identifier in common unless neither has
-    /// any. One of them may tell more, as an array does with new firmware.
+    /// Returns whether both identities name one namespace. Every identifier that both have must be equal, and so must
+    /// the block sizes. At least one identifier must be common, unless neither identity has any. One identity may have
+    /// more identifiers than the other, since an array may report more of them with new firmware.
     pub fn is(&self, other: &Self) -> bool {
         fn pair<const N: usize>(one: [u8; N], other: [u8; N]) -> Option<bool> {
             (one != [0; N] && other != [0; N]).then_some(one == other)

@@ -1,21 +1,20 @@
-//! One NVMe/TCP queue pair, host side, on one core: from the TCP connection to completions.
+//! One NVMe/TCP queue pair of the host, on one core: from the TCP connection to completions.
 //!
-//! What it is: the command table and the connection's life: ICReq, ICResp, Connect, commands, close
-//! (NVMe-oF TCP 1.0c §3.1, §3.2; NVMe base 2.0c §6.3). What goes out is in `transmit`, what comes in
-//! is in `receive`.
+//! What it is: the command table and the life of the connection: ICReq, ICResp, Connect, commands, close (NVMe-oF TCP
+//! 1.0c §3.1, §3.2; NVMe base 2.0c §6.3). `transmit` sends PDUs, and `receive` handles incoming PDUs.
 //!
-//! What it is not: it keeps no command over a reconnect and decides no retry (see `lane`), and does
-//! not know what the commands mean.
+//! What it is not: it keeps no command over a reconnect and decides no retry (see `lane`). It does not know the meaning
+//! of the commands.
 //!
-//! A command identifier is its slot with a generation above it, so that a completion that comes
-//! late, or twice, is caught instead of completing another command.
+//! A command identifier is the slot's number with a generation above it. So the queue pair detects a completion that
+//! arrives late or twice, and does not complete another command by mistake.
 //!
-//! Memory: a slot is about 250 bytes, and there are `depth` of them; the queues hold slot numbers; one
-//! send list of 12 KiB. Nothing is allocated after [`Qpair::new`].
+//! Memory: `depth` slots of about 250 bytes each, queues of slot numbers, and one send list of 21 KiB. Nothing is
+//! allocated after [`Qpair::new`].
 
 use super::command::{Command, Done, Lost, QpairEvent};
 use super::error::{QueueError, Violation};
-use super::receive::Receive;
+use super::inbound::Receive;
 use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::{Instant, Io, RecvInto, SendList, SockError, SockId};
@@ -23,18 +22,21 @@ use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::Cqe;
 use trefoil_wire::tcp::{Framing, IcReq, Receiver};
 
-/// Most commands that a queue may have: leaves four bits of generation in the identifier.
+/// The largest number of commands of a queue. It leaves four bits of generation in the identifier.
 pub const MAX_DEPTH: u16 = 4096;
-/// No deadline.
+/// The identifier of Connect, which has no slot. No other command is outstanding during Connect.
+pub(super) const CONNECT_CID: u16 = 0;
+/// The deadline of an operation without one.
 pub(super) const NEVER: Instant = Instant::from_ns(u64::MAX);
-/// How long a command that nobody waits for any more may take, and again once it is aborted, before the queue is closed:
-/// until it is over, its host is kept from going on.
+/// The time that a cancelled command gets to complete, and again after its abort, before the queue is closed. The host
+/// that submitted the command can't continue until the command has ended.
 pub(super) const CANCEL_WITHIN: Duration = Duration::from_secs(5);
-/// How long a peer may take to read our terminate request before the connection is cut anyway.
+/// The time that a peer gets to read the terminate request. After that, the connection is closed.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 
-/// The size of a queue in entries. SQSIZE and CAP.MQES are 0's based (NVMe-oF 1.1a §3.3, NVMe base 2.0c §3.1.3.1), and a full
-/// queue holds one command less than its entries (NVMe base 2.0c §3.3.1.1): this type alone converts between the three.
+/// The size of a queue in entries. SQSIZE and CAP.MQES are 0's based (NVMe-oF 1.1a §3.3, NVMe base 2.0c §3.1.3.1). A
+/// full queue holds one command less than its entries (NVMe base 2.0c §3.3.1.1). Only this type converts between the
+/// three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueEntries(u16);
 
@@ -42,7 +44,7 @@ impl QueueEntries {
     /// A size that every controller accepts for its admin queue (NVMe base 2.0c §3.3.1.1).
     pub const ADMIN: Self = Self::new(32);
 
-    /// A queue of `entries` entries; at least 2, and at most 1 more than [`MAX_DEPTH`].
+    /// Returns a size of `entries`, raised to 2 or lowered to 1 more than [`MAX_DEPTH`] if necessary.
     pub const fn new(entries: u16) -> Self {
         match entries {
             0..2 => Self(2),
@@ -51,23 +53,23 @@ impl QueueEntries {
         }
     }
 
-    /// The same, with no more entries than a controller with this CAP.MQES takes.
+    /// Returns this size, lowered to the number of entries that a controller with this CAP.MQES accepts.
     pub fn within(self, mqes: u16) -> Self {
         Self::new(self.0.min(mqes.saturating_add(1)))
     }
 
-    /// SQSIZE of Connect.
+    /// Returns the SQSIZE for Connect.
     pub const fn sqsize(self) -> u16 {
         self.0 - 1
     }
 
-    /// Commands that can be outstanding.
+    /// Returns the number of commands that can be outstanding.
     pub const fn commands(self) -> u16 {
         self.0 - 1
     }
 }
 
-/// Who connects to what: the names in Connect's data.
+/// The names in Connect's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Host NQN.
@@ -78,80 +80,80 @@ pub struct Identity {
     pub subsystem_nqn: Nqn,
 }
 
-/// What is asked for when a queue pair is opened.
+/// The parameters of the connection of a queue pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
     /// The controller's address.
     pub to: std::net::SocketAddr,
-    /// [`trefoil_wire::fabrics::DYNAMIC_CNTLID`] on the admin queue, else the controller's.
+    /// [`trefoil_wire::fabrics::DYNAMIC_CNTLID`] on the admin queue, else the controller's identifier.
     pub cntlid: u16,
-    /// Size of the submission queue; at most the table's.
+    /// Size of the submission queue; at most the size of the command table.
     pub entries: QueueEntries,
     /// Keep Alive Timeout in milliseconds; admin queue only.
     pub kato_ms: u32,
-    /// In-capsule data that the controller takes, in bytes (IOCCSZ · 16 − 64; 8192 on the admin queue).
+    /// In-capsule data that the controller accepts, in bytes (IOCCSZ · 16 − 64; 8192 on the admin queue).
     pub max_capsule_data_bytes: u32,
-    /// Time for TCP, ICReq and Connect together.
+    /// Deadline for TCP, ICReq and Connect together.
     pub within: Duration,
 }
 
-/// Where the connection stands.
+/// The state of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// No socket.
     Closed,
-    /// TCP connect.
+    /// The TCP connection is being established.
     Connecting,
     /// ICReq is sent.
     Initializing,
     /// Connect is sent.
     Joining,
-    /// Commands flow.
+    /// Commands are accepted and sent.
     Live,
-    /// A terminate request is on its way; then close.
+    /// A terminate request is being sent; the close follows.
     Terminating,
     /// [`Io::close`] was called.
     Closing,
 }
 
 /// One entry of the command table.
-pub(super) struct Slot {
+pub(super) struct QpairSlot {
     pub command: Option<Command>,
-    /// Counts uses; its low bits stand above the slot number in the identifier.
+    /// The number of uses of the slot. Its low bits stand above the slot number in the identifier.
     pub generation: u16,
-    /// Its capsule is, or was, in a send list.
+    /// The capsule is, or was, in a send list.
     pub sent: bool,
-    /// Its block is in the send list.
+    /// The command's block is in the send list.
     pub lent: bool,
-    /// The completion, while the block is lent.
+    /// The completion that waits until the block is back from the send list.
     pub response: Option<Cqe>,
     /// Bytes of data received so far.
     pub received: u32,
-    /// Its data failed the data digest.
+    /// The received data failed the data digest.
     pub corrupt: bool,
-    /// What an R2T asked for and was not sent yet.
+    /// The data that an R2T requested and that is not sent yet.
     pub grant: Option<Grant>,
-    /// It is in `transfers`.
+    /// The slot is in `transfers`.
     pub queued: bool,
     pub deadline: Instant,
-    /// Its first deadline passed.
+    /// The first deadline passed.
     pub expired: bool,
 }
 
-/// An R2T on its way to be answered.
+/// An R2T whose data is not sent completely.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grant {
     pub ttag: u16,
-    /// Next byte of the command's data.
+    /// The next byte of the command's data.
     pub offset: u32,
     pub left: u32,
 }
 
-/// See the module.
+/// A queue pair; see the module.
 pub struct Qpair {
     pub(super) identity: Identity,
     pub(super) qid: u16,
-    /// Header and data digest, as we ask for them.
+    /// Header digest and data digest to request.
     pub(super) ask_digests: (bool, bool),
     pub(super) open: Open,
     pub(super) sock: Option<SockId>,
@@ -161,21 +163,21 @@ pub struct Qpair {
     pub(super) data_alignment_bytes: u32,
     pub(super) max_h2c_data_bytes: u32,
 
-    pub(super) slots: Box<[Slot]>,
+    pub(super) slots: Box<[QpairSlot]>,
     slot_bits: u32,
     free: Vec<u16>,
-    /// Commands whose capsule is not sent yet.
+    /// Slots of commands whose capsule is not sent yet.
     pub(super) unsent: VecDeque<u16>,
-    /// Commands with a grant to answer.
+    /// Slots of commands with a grant to answer.
     pub(super) transfers: VecDeque<u16>,
-    /// Outstanding commands that fill many bytes, for the choice of how to receive.
+    /// The number of outstanding large reads. It decides how the stream is received.
     pub(super) large_reads: u16,
 
     pub(super) list: Option<Box<SendList>>,
-    /// Whose blocks are in the list, in order.
+    /// The slots whose blocks are in the send list, in order.
     pub(super) lent: Vec<u16>,
     pub(super) receive: Receive,
-    /// What the terminate request will say; sent when the list is free.
+    /// The violation that the terminate request will report. The request is sent when the list is free.
     pub(super) terminate: Option<Violation>,
     why: Option<QueueError>,
 
@@ -183,12 +185,12 @@ pub struct Qpair {
     events: VecDeque<QpairEvent>,
     handshake_by: Instant,
     next_scan: Instant,
-    /// Deadline for commands, from when they are submitted.
+    /// The time from a command's submission to its deadline.
     pub(super) command_timeout: Duration,
 }
 
 impl Qpair {
-    /// A queue pair with a slot for each command of a queue of `entries`, not connected. Queue 0 is the admin queue.
+    /// Makes a closed queue pair with a slot for each command of a queue of `entries`. Queue 0 is the admin queue.
     pub fn new(
         identity: Identity,
         qid: u16,
@@ -197,7 +199,7 @@ impl Qpair {
         command_timeout: Duration,
     ) -> Self {
         let depth = entries.commands();
-        let slots = (0..depth).map(|_| Slot::empty()).collect();
+        let slots = (0..depth).map(|_| QpairSlot::empty()).collect();
         let any = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
         Self {
             identity,
@@ -228,7 +230,7 @@ impl Qpair {
             terminate: None,
             why: None,
             done: VecDeque::with_capacity(depth.into()),
-            // At most: Up, Expired for each scan (drained every turn), Down.
+            // The most events: Up, Expired for each scan (drained every turn), Down.
             events: VecDeque::with_capacity(4 + usize::from(depth)),
             handshake_by: NEVER,
             next_scan: NEVER,
@@ -242,17 +244,17 @@ impl Qpair {
     /// [`QueueError::TableFull`] if the core has no socket left; the queue pair stays closed.
     ///
     /// # Panics
-    /// In a debug build, if it is not closed.
+    /// In a debug build, if the queue pair is not closed.
     pub fn open<I: Io>(&mut self, io: &mut I, open: Open) -> Result<SockId, QueueError> {
         let sock = io.connect(open.to).map_err(|_| QueueError::TableFull)?;
         self.begin(io, sock, open);
         Ok(sock)
     }
 
-    /// The same over a connection that there is already.
+    /// Opens the queue pair over an established connection.
     ///
     /// # Panics
-    /// In a debug build, if it is not closed.
+    /// In a debug build, if the queue pair is not closed.
     pub fn open_on<I: Io>(&mut self, io: &mut I, sock: SockId, open: Open) {
         self.begin(io, sock, open);
         self.on_connected(io, Ok(()));
@@ -270,38 +272,38 @@ impl Qpair {
         self.handshake_by = io.now() + open.within;
     }
 
-    /// Its socket, while it has one.
+    /// Returns the socket, if the queue pair has one.
     pub fn sock(&self) -> Option<SockId> {
         self.sock
     }
 
-    /// The address that it connects, or connected, to.
+    /// Returns the address to which the queue pair connects, or last connected.
     pub fn peer(&self) -> std::net::SocketAddr {
         self.open.to
     }
 
-    /// Whether commands go out.
+    /// Returns whether the connection is up for commands.
     pub fn is_live(&self) -> bool {
         self.stage == Stage::Live
     }
 
-    /// Whether it has no socket and holds no command.
+    /// Returns whether the queue pair has no socket and holds no command.
     pub fn is_closed(&self) -> bool {
         self.stage == Stage::Closed
     }
 
-    /// Commands that it holds.
+    /// Returns the number of commands that the queue pair holds.
     pub fn outstanding(&self) -> u16 {
         (self.slots.len() - self.free.len()) as u16
     }
 
-    /// Whether another command may be submitted now.
+    /// Returns whether the queue pair accepts another command now.
     #[inline]
     pub fn has_room(&self) -> bool {
         self.stage == Stage::Live && self.outstanding() < self.open.entries.commands()
     }
 
-    /// Takes a command; it goes out with the next [`flush`](Self::flush).
+    /// Takes a command. The next [`flush`](Self::flush) sends it.
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
@@ -311,7 +313,7 @@ impl Qpair {
         self.submit_by(command, now + self.command_timeout)
     }
 
-    /// The same with a deadline of its own.
+    /// Takes a command with a deadline of its own.
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
@@ -324,7 +326,7 @@ impl Qpair {
         self.enqueue(command, deadline)
     }
 
-    /// The same without a deadline: Asynchronous Event Request.
+    /// Takes a command without a deadline: Asynchronous Event Request.
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
@@ -352,7 +354,7 @@ impl Qpair {
         Ok(())
     }
 
-    /// The slot of an outstanding command that was sent.
+    /// Returns the slot of an outstanding command that was sent.
     #[inline]
     pub(super) fn slot_of(&self, cid: u16) -> Result<u16, Violation> {
         let at = cid & ((1u32 << self.slot_bits) - 1) as u16;
@@ -363,7 +365,7 @@ impl Qpair {
         if known { Ok(at) } else { Err(Violation::UnknownCommand { cid }) }
     }
 
-    /// Ends a command: back to the owner, slot free.
+    /// Ends a command: gives it back to the owner and frees the slot.
     #[inline]
     pub(super) fn finish(&mut self, at: u16, result: Result<Cqe, Lost>) {
         let slot = &mut self.slots[usize::from(at)];
@@ -374,8 +376,8 @@ impl Qpair {
         self.done.push_back(Done { command, result });
     }
 
-    /// Nobody waits for the commands with these tags any more. Those that are not sent come back at once; of the others
-    /// the deadline is drawn near.
+    /// Cancels the commands with these tags, since nobody waits for their results. Commands that are not sent come back
+    /// at once. The deadlines of the others are moved to at most `CANCEL_WITHIN` from `now`.
     pub fn cancel(&mut self, now: Instant, which: impl Fn(u64) -> bool) {
         let by = now + CANCEL_WITHIN;
         for slot in &mut self.slots {
@@ -396,23 +398,24 @@ impl Qpair {
         }
     }
 
-    /// The next command that is back.
+    /// Returns the next command that is back.
     #[inline]
     pub fn next_done(&mut self) -> Option<Done> {
         self.done.pop_front()
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub fn next_event(&mut self) -> Option<QpairEvent> {
         self.events.pop_front()
     }
 
-    /// Closes it: [`QpairEvent::Down`] follows once everything is back. Harmless if it is closed.
+    /// Closes the queue pair. [`QpairEvent::Down`] follows once every command is back. Has no effect on a closed queue
+    /// pair.
     pub fn close<I: Io>(&mut self, io: &mut I) {
         self.fail(io, QueueError::Closed);
     }
 
-    /// Closes it because of `why`; the first reason stays.
+    /// Closes the queue pair because of `why`. If there is an earlier reason, that reason is kept.
     pub(super) fn fail<I: Io>(&mut self, io: &mut I, why: QueueError) {
         if matches!(self.stage, Stage::Closed | Stage::Closing) {
             return;
@@ -426,7 +429,7 @@ impl Qpair {
         }
     }
 
-    /// The peer broke the protocol: say so, then close (NVMe-oF TCP 1.0c §3.5).
+    /// Reports the peer's protocol violation to the peer, then closes the connection (NVMe-oF TCP 1.0c §3.5).
     pub(super) fn violate<I: Io>(&mut self, io: &mut I, violation: Violation) {
         if matches!(self.stage, Stage::Closed | Stage::Closing | Stage::Terminating) {
             return;
@@ -439,7 +442,7 @@ impl Qpair {
         self.flush(io);
     }
 
-    /// Answer to [`Io::connect`].
+    /// Takes the result of [`Io::connect`].
     pub fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
         if self.stage != Stage::Connecting {
             return;
@@ -460,7 +463,7 @@ impl Qpair {
         }
     }
 
-    /// The last word about the socket: gives every command back.
+    /// Takes the end of the socket: gives every command back.
     pub fn on_closed<I: Io>(&mut self, _io: &mut I) {
         self.sock = None;
         self.stage = Stage::Closed;
@@ -471,7 +474,7 @@ impl Qpair {
         for at in 0..self.slots.len() as u16 {
             let slot = &mut self.slots[usize::from(at)];
             let sent = slot.sent;
-            // A completion that waited for its block is as good as any: the command is done.
+            // A completion that waited for its block is valid: the command is done.
             let result = slot.response.take().ok_or(Lost { sent });
             self.finish(at, result);
             self.slots[usize::from(at)].queued = false;
@@ -484,21 +487,21 @@ impl Qpair {
         self.events.push_back(event);
     }
 
-    /// The handshake is over.
+    /// Ends the handshake: commands are accepted from now on.
     pub(super) fn joined(&mut self, cntlid: u16) {
         self.stage = Stage::Live;
         self.handshake_by = NEVER;
         self.push_event(QpairEvent::Up { cntlid });
     }
 
-    /// When [`on_tick`](Self::on_tick) must run next; a point in the past if it is overdue.
+    /// Returns when [`on_tick`](Self::on_tick) must run next; a time in the past if the call is overdue.
     pub fn next_deadline(&self) -> Option<Instant> {
         let next = self.handshake_by.min(self.next_scan);
         (next != NEVER).then_some(next)
     }
 
-    /// Looks at the deadlines. The first time that a command is late there is an event, so that the
-    /// owner can abort it; the second time, after as long again, the queue is closed.
+    /// Checks the deadlines. When a command's first deadline passes, reports an event, so that the owner can abort the
+    /// command. When the second deadline passes, after the same time again, closes the queue.
     pub fn on_tick<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if now >= self.handshake_by {
@@ -530,7 +533,7 @@ impl Qpair {
     }
 }
 
-impl Slot {
+impl QpairSlot {
     fn empty() -> Self {
         Self {
             command: None,
@@ -547,7 +550,7 @@ impl Slot {
         }
     }
 
-    /// Ready for the next command. `queued` stays: the entry in `transfers` is still there.
+    /// Resets the slot for the next command. `queued` stays, since the entry in `transfers` is still there.
     fn reset(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.sent = false;

@@ -1,15 +1,15 @@
-//! What a queue pair receives: the PDU stream, cut straight out of what the driver hands up.
+//! The receiving side of a queue pair: parses the PDU stream in place, out of the driver's buffer.
 //!
-//! Headers and small data come by [`RecvInto::Stream`], many PDUs at a time, and small data is copied
-//! once, to its block. While large reads are outstanding the stream is taken in small sips, so that
-//! after a C2HData header most of its data is still in the socket and is received into the block.
+//! Headers and small data arrive by [`RecvInto::Stream`], many PDUs at a time. Small data is copied once, to its block.
+//! While large reads are outstanding, each receive takes only [`SIP_BYTES`]. So after a C2HData header most of its data
+//! is still in the socket, and is received into the block directly.
 //!
-//! A header that is split over two receives is gathered in `head`; all others are parsed in place.
+//! A header that is split over two receives is gathered in `head`. All other headers are parsed in place.
 
 use super::command::Lost;
 use super::error::{QueueError, Violation};
-use super::qpair::{Grant, Qpair, Stage};
-use super::transmit::CONNECT_CID;
+use super::inbound::Inbound;
+use super::qpair::{CONNECT_CID, Grant, Qpair, Stage};
 use trefoil_poll::{Buf, Io, RecvEnd, RecvInto};
 use trefoil_wire::fabrics::ConnectResponse;
 use trefoil_wire::nvme::{Cqe, Sgl, Status, Transfer};
@@ -18,81 +18,28 @@ use trefoil_wire::tcp::{
     digest_append,
 };
 
-/// A read of this many bytes or more counts as large.
-pub(super) const LARGE_READ_BYTES: u32 = 32 << 10;
-/// Data of which at least this much is still to come goes straight to its block. Below, a receive of
-/// its own costs more than the copy.
+/// The smallest rest of a PDU's data that is received directly into its block. Below this size, a separate receive
+/// costs more than the copy.
 const DIRECT_MIN_BYTES: u32 = 8 << 10;
-/// How much to take at a time, without and with large reads outstanding.
+/// Bytes to receive at a time: `STREAM_BYTES` without large reads outstanding, `SIP_BYTES` with them.
 const STREAM_BYTES: u32 = 256 << 10;
 const SIP_BYTES: u32 = 4 << 10;
-/// Header, digest and padding, at most PDO's 255 bytes; also a terminate request of 152.
-const HEAD_BYTES: usize = 256;
-
-/// Data of one C2HData on its way to a block.
-#[derive(Clone, Copy, Debug)]
-struct Inbound {
-    slot: u16,
-    /// Where the next byte goes, within the command's data.
-    offset: u32,
-    left: u32,
-    /// Bytes in all.
-    len: u32,
-    success: bool,
-    crc: u32,
-    /// DDGST, as far as it came.
-    ddgst: [u8; DIGEST_LEN],
-    ddgst_have: usize,
-}
-
-/// The receiving side's place in the stream.
-pub(super) struct Receive {
-    head: [u8; HEAD_BYTES],
-    have: usize,
-    inbound: Option<Inbound>,
-    /// ICResp came: Connect is to be sent as soon as the send list is free.
-    pub connect_due: bool,
-    /// Header of the PDU that broke the protocol, at the start of `head`.
-    offender_len: usize,
-}
-
-impl Receive {
-    pub fn new() -> Self {
-        Self { head: [0; HEAD_BYTES], have: 0, inbound: None, connect_due: false, offender_len: 0 }
-    }
-
-    pub fn reset(&mut self) {
-        *self = Self::new();
-    }
-
-    /// The header of the PDU that broke the protocol, as far as it is known.
-    pub fn offender(&self) -> &[u8] {
-        self.head.get(..self.offender_len).unwrap_or_default()
-    }
-
-    fn keep_offender(&mut self, header: &[u8]) {
-        self.offender_len = header.len().min(TermReq::MAX_DATA_LEN);
-        for (to, from) in self.head.iter_mut().zip(header).take(self.offender_len) {
-            *to = *from;
-        }
-    }
-}
 
 impl Qpair {
-    /// Bytes of the stream. Completions are in [`next_done`](Self::next_done) afterwards.
+    /// Takes bytes of the stream. Completions are in [`next_done`](Self::next_done) afterwards.
     #[inline]
     pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         let result = self.take(bytes);
         self.proceed(io, result);
     }
 
-    /// A receive into a block is full.
+    /// Takes a block that a receive filled.
     pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
         let result = self.take_filled(buf);
         self.proceed(io, result);
     }
 
-    /// A receive ended without its bytes.
+    /// Takes the end of a receive without all of its bytes.
     pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
         if let Some(buf) = buf {
             self.restore(buf);
@@ -116,7 +63,7 @@ impl Qpair {
         self.ask(io);
     }
 
-    /// Asks for what comes next.
+    /// Starts the next receive.
     fn ask<I: Io>(&mut self, io: &mut I) {
         let Some(sock) = self.sock else { return };
         if !matches!(self.stage, Stage::Initializing | Stage::Joining | Stage::Live) {
@@ -165,7 +112,7 @@ impl Qpair {
         self.gather_head(bytes)
     }
 
-    /// The slow way: a header in pieces.
+    /// Gathers a header that arrives in pieces.
     #[cold]
     fn gather_head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], QueueError> {
         let gathered = self.receive.head;
@@ -195,7 +142,7 @@ impl Qpair {
         Ok(rest)
     }
 
-    /// Reads the common header: how many bytes make the head, and whether the PDU is legal now.
+    /// Reads the common header. Returns the number of bytes of the head, and checks that the PDU is legal now.
     #[inline]
     fn measure(&self, common: &[u8; 8]) -> Result<(CommonHeader, Layout, usize), QueueError> {
         let header = CommonHeader::parse(common).map_err(Violation::Header)?;
@@ -261,7 +208,7 @@ impl Qpair {
         }
         self.framing.header_digest = pdu.header_digest;
         self.framing.data_digest = pdu.data_digest;
-        // No limit of the transport's: each C2HData is held against its command before it is taken.
+        // The transport sets no limit: each C2HData is checked against its command before its data is received.
         self.framing.max_data_bytes = u32::MAX;
         self.data_alignment_bytes = pdu.controller_alignment_bytes;
         self.max_h2c_data_bytes = pdu.max_h2c_data_bytes;
@@ -289,7 +236,7 @@ impl Qpair {
         Ok(self.respond(at, cqe)?)
     }
 
-    /// A command is answered. It is done now, or once its block is back from the send list.
+    /// Handles a command's completion. The command is done now, or once its block is back from the send list.
     #[inline]
     fn respond(&mut self, at: u16, mut cqe: Cqe) -> Result<(), Violation> {
         let slot = &mut self.slots[usize::from(at)];
@@ -300,8 +247,8 @@ impl Qpair {
             return Err(Violation::ShortData { cid: cqe.cid, received, expected });
         }
         if slot.corrupt {
-            // A data digest error is not fatal: the command failed, the connection goes on
-            // (NVMe-oF TCP 1.0c §3.3.1.1.2). Whoever owns the command may send it again.
+            // A data digest error is not fatal: the command failed, and the connection goes on (NVMe-oF TCP 1.0c
+            // §3.3.1.1.2). The command's owner may send the command again.
             cqe.status = Status::TRANSIENT_TRANSPORT_ERROR;
         }
         slot.grant = None;
@@ -313,8 +260,8 @@ impl Qpair {
         Ok(())
     }
 
-    /// We allow one R2T a command, and a controller asks for data in order, so `received` counts what
-    /// was asked for.
+    /// Takes an R2T. This host allows one R2T per command, and a controller requests data in order. So `received`
+    /// counts the requested bytes.
     fn on_r2t(&mut self, pdu: R2t) -> Result<(), Violation> {
         let at = self.slot_of(pdu.cid)?;
         let slot = &mut self.slots[usize::from(at)];
@@ -359,7 +306,7 @@ impl Qpair {
         Ok(())
     }
 
-    /// Copies data to its block, then takes the digest behind it.
+    /// Copies data to its block, then reads the digest after the data.
     #[inline]
     fn take_data<'a>(&mut self, mut inbound: Inbound, bytes: &'a [u8]) -> Result<&'a [u8], QueueError> {
         let (data, mut rest) = bytes.split_at(bytes.len().min(inbound.left as usize));
@@ -392,7 +339,7 @@ impl Qpair {
 
     fn take_filled(&mut self, buf: Buf) -> Result<(), QueueError> {
         let Some(mut inbound) = self.receive.inbound else {
-            // Nothing was asked for; the block's own drop check names the driver's bug.
+            // No receive was outstanding. The block's own drop check reports the driver's bug.
             drop(buf);
             return Ok(());
         };
@@ -419,7 +366,7 @@ impl Qpair {
         }
     }
 
-    /// Ends a C2HData whose bytes are all here.
+    /// Ends a C2HData once all of its bytes have arrived.
     #[inline]
     fn end_data(&mut self, inbound: Inbound) -> Result<(), QueueError> {
         let digest_len = if self.framing.data_digest { DIGEST_LEN } else { 0 };

@@ -1,5 +1,6 @@
 //! For tests: a driver whose every event the test causes, and a small array that speaks NVMe/TCP.
 
+use crate::backend::Attach;
 use crate::msg::Msg;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,6 +19,8 @@ use trefoil_wire::tcp::{
     C2hData, CapsuleCmd, CapsuleResp, CommonHeader, Framing, H2cData, IcReq, IcResp, PduType, R2t, Receiver,
     digest,
 };
+
+type TestMsg = Msg<(), Attach<()>>;
 
 pub fn arena(id: u16, mib: usize) -> Arena {
     Arena::new(ArenaId(id), Region::anonymous(mib << 20).expect("memory for a test"))
@@ -45,13 +48,13 @@ pub struct Sock {
     pub gone: bool,
 }
 
-/// Records what is asked; the test answers.
+/// A driver that records requests, so that the test answers them.
 #[derive(Default)]
 pub struct TestIo {
     pub now: Instant,
     pub socks: Vec<Sock>,
-    pub posts: Vec<(CoreId, Msg<(), ()>)>,
-    pub control: Vec<Msg<(), ()>>,
+    pub posts: Vec<(CoreId, TestMsg)>,
+    pub control: Vec<TestMsg>,
     pub core: u16,
     pub cores: u16,
     pub bits: u64,
@@ -66,7 +69,7 @@ impl TestIo {
 impl Io for TestIo {
     type Socket = ();
     type File = ();
-    type Msg = Msg<(), ()>;
+    type Msg = TestMsg;
 
     fn now(&self) -> Instant {
         self.now
@@ -116,7 +119,7 @@ impl Io for TestIo {
     }
 }
 
-/// How the array behaves.
+/// The behaviour of the array.
 #[derive(Clone, Debug)]
 pub struct Manners {
     pub digests: (bool, bool),
@@ -130,27 +133,29 @@ pub struct Manners {
     pub mqes: u16,
     /// Write Zeroes: the bit in Identify Controller, and the status of the command.
     pub write_zeroes: (bool, Status),
-    /// Dataset Management: likewise.
+    /// Dataset Management: the bit in Identify Controller, and the status of the command.
     pub dsm: (bool, Status),
-    /// DLFEAT, which it keeps to: what it deallocates reads as bits 2:0 say, and DEAC without bit 3 is an invalid field.
+    /// DLFEAT. The array keeps to it: deallocated blocks read as bits 2:0 say, and DEAC without bit 3 is an invalid
+    /// field.
     pub dlfeat: u8,
-    /// The state of the namespace's ANA group, if such are reported, and the last groups of the log of which it is one.
+    /// The state of the namespace's ANA group, if ANA is reported. `ana_groups` is the number of groups; the namespace
+    /// is in the last one.
     pub ana: Option<AnaState>,
     pub ana_groups: u16,
-    /// I/O commands follow the ANA state.
+    /// I/O commands end as the ANA state requires.
     pub heeds_ana: bool,
     pub read_only: bool,
     pub nguid: u8,
     pub eui64: u8,
-    /// How Identify Namespace Descriptors ends.
+    /// The status of Identify Namespace Descriptors.
     pub descriptors: Status,
     /// Connects of I/O queues are not answered.
     pub admin_only: bool,
-    /// A read of this block is answered with what is no PDU.
+    /// A read of this block is answered with bytes that are no PDU.
     pub poison: Option<u64>,
-    /// I/O commands are taken and not answered.
+    /// I/O commands are received but not answered.
     pub mute: bool,
-    /// Admin commands too.
+    /// Admin commands are not answered either.
     pub deaf: bool,
     /// Flip a bit in the next C2HData's digest.
     pub corrupt_next: bool,
@@ -196,9 +201,9 @@ pub struct Conn {
     pub qid: Option<u16>,
     pub sqsize: u16,
     cc: Cc,
-    /// Command, and bytes of it that came, of the write under way by R2T.
+    /// The writes under way by R2T: each command with its received bytes.
     writes: Vec<(Sqe, Vec<u8>)>,
-    /// Event requests that wait.
+    /// The waiting event request.
     pub aer: Option<u16>,
     /// Commands that were not answered.
     pub unanswered: Vec<Sqe>,
@@ -267,7 +272,7 @@ pub struct Array {
     pub disk: Vec<u8>,
     pub log: Vec<u8>,
     pub writes_seen: usize,
-    /// Of each Write Zeroes, whether it has DEAC.
+    /// The DEAC bit of each Write Zeroes.
     pub zeroes_seen: Vec<bool>,
     pub deallocates_seen: usize,
     pub ana_reads: usize,
@@ -293,7 +298,7 @@ impl Array {
         }
     }
 
-    /// Takes what the host sent and answers.
+    /// Takes the host's bytes and answers them.
     pub fn feed(&mut self, conn: &mut Conn, bytes: &[u8]) {
         conn.input.extend(bytes);
         loop {
@@ -365,7 +370,7 @@ impl Array {
     }
 
     fn command(&mut self, conn: &mut Conn, sqe: Sqe, data: Vec<u8>) {
-        if sqe.opcode == trefoil_wire::fabrics::OPCODE {
+        if sqe.opcode == trefoil_wire::nvme::FABRICS_OPCODE {
             return self.fabrics(conn, sqe);
         }
         match conn.qid {
@@ -545,7 +550,7 @@ impl Array {
     }
 }
 
-/// Asks for at most 8 KiB of a write at a time.
+/// Requests at most 12 KiB of a write at a time.
 fn ask(conn: &mut Conn, sqe: Sqe, offset: u32) {
     let len = (sqe.sgl1.len_bytes() - offset).min(12 << 10);
     let mut bytes = [0; R2t::LEN];

@@ -17,13 +17,13 @@ struct Rig {
     host: Host,
     array: Array,
     conns: Vec<Conn>,
-    /// Bytes that one receive gives at most.
+    /// The most bytes of one receive.
     chunk: usize,
-    /// Sends are not finished while set.
+    /// While set, sends don't finish.
     stall_sends: bool,
-    /// The array throws away what it gets.
+    /// The array discards all that it receives.
     ignores: bool,
-    /// New connections are refused.
+    /// The array refuses new connections.
     away: bool,
     finished: Vec<Finished>,
     events: Vec<ControllerEvent>,
@@ -78,7 +78,7 @@ impl Rig {
         rig
     }
 
-    /// Turns until nothing happens.
+    /// Runs turns until nothing happens.
     fn run(&mut self) {
         for _ in 0..10_000 {
             let moved = (0..self.io.socks.len()).filter(|at| self.step(*at)).count() > 0;
@@ -176,7 +176,7 @@ impl Rig {
         }
     }
 
-    /// The array's end of every connection dies.
+    /// Kills the array's end of every connection.
     fn cut(&mut self) {
         for at in 0..self.io.socks.len() {
             let id = SockId(at as u32);
@@ -193,7 +193,7 @@ impl Rig {
         }
     }
 
-    /// The array says that its namespaces changed.
+    /// Makes the array report that its namespaces changed.
     fn tell_of_change(&mut self) {
         let admin = self.conns.iter_mut().find(|conn| conn.aer.is_some()).expect("an event request");
         let cid = admin.aer.take().expect("an event request");
@@ -218,7 +218,7 @@ impl Rig {
         self.host.submit(self.io.now, Command::fill(tag, sqe, buf, 0, len as u32)).expect("room");
     }
 
-    /// What finished since, with its data; the blocks go back.
+    /// Takes the commands that finished since the last call, with their data. Frees their blocks.
     fn take(&mut self) -> Vec<(u64, Result<Status, Fault>, Vec<u8>)> {
         let arena = &mut self.arena;
         let mut all: Vec<_> = self
@@ -240,7 +240,7 @@ impl Rig {
         self.take().into_iter().map(|(tag, result, _)| (result.expect("no fault").is_ok(), tag).1).collect()
     }
 
-    /// Stops, and checks that every block is home.
+    /// Stops the host and checks that every block is back.
     fn end(mut self) {
         self.host.stop(&mut self.io);
         self.pass(8 * SECOND);
@@ -315,7 +315,7 @@ fn zeroes_deallocate_and_a_capsule_without_room_for_data() {
 
 #[test]
 fn what_may_be_deallocated_follows_dlfeat() {
-    // DLFEAT, and Dataset Management's bit of ONCS; whether Deallocate goes out, and DEAC.
+    // DLFEAT; Dataset Management's bit of ONCS; whether Deallocate and DEAC are sent.
     let cases = [
         (0b0000, true, (false, false)),
         (0b0001, true, (true, false)),
@@ -325,7 +325,7 @@ fn what_may_be_deallocated_follows_dlfeat() {
         (0b1001, true, (true, true)),
         (0b1010, true, (false, false)),
         (0b1001, false, (false, true)),
-        // Bit 4 is about guards.
+        // Bit 4 concerns guards.
         (0b1_1001, true, (true, true)),
     ];
     for (at, (dlfeat, dsm, expected)) in cases.into_iter().enumerate() {
@@ -345,7 +345,7 @@ fn what_may_be_deallocated_follows_dlfeat() {
 
 #[test]
 fn sqsize_is_zeros_based_and_never_above_mqes() {
-    // A queue of 9 entries, and what an array with fewer takes.
+    // A queue of 9 entries, and the size that an array with fewer entries accepts.
     for (at, (mqes, sqsize)) in [(127, 8), (8, 8), (7, 7), (1, 1)].into_iter().enumerate() {
         let rig = Rig::up(150 + at as u16, Manners { mqes, ..Manners::default() });
         let sent: Vec<_> = rig.conns.iter().map(|conn| (conn.qid, conn.sqsize)).collect();
@@ -413,7 +413,7 @@ fn after_a_loss_reads_go_at_once_and_sent_writes_wait_for_the_fence() {
         "{:?}",
         rig.events
     );
-    // Submitted when the path is away: never sent, so nothing to fence.
+    // This write is submitted while the path is away. It was never sent, so it needs no fence.
     rig.write(3, 8, 4096, 3);
     rig.array.manners.mute = false;
     rig.pass(2 * SECOND);
@@ -443,7 +443,7 @@ fn losing_one_queue_resets_the_controller_and_fences_at_once() {
     rig.end();
 }
 
-/// The one before was another controller, which may be at its write still.
+/// The association before was another controller, which may still execute its write.
 #[test]
 fn a_reset_proves_nothing_of_the_association_before() {
     let mut rig = Rig::up(66, Manners { mute: true, ..Manners::default() });
@@ -503,7 +503,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     rig.pass(2 * SECOND);
     let faults: Vec<_> = rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect();
     assert_eq!(faults, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
-    // Whoever sends again at once gets no more than two errors a second.
+    // A host that sends again at once gets at most two errors a second.
     rig.read(3, 0, 512);
     rig.run();
     rig.pass(HELD_FOR / 2);
@@ -514,7 +514,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     assert_eq!(result(&mut rig), []);
     rig.pass(HELD_FOR / 2);
     assert_eq!(result(&mut rig), [3, 4].map(|tag| (tag, Err(Fault::PathLost))));
-    // What came just before the array was back is carried out.
+    // A command from just before the array's return is carried out.
     rig.away = false;
     rig.array.manners.mute = false;
     let attempt = rig.host.next_deadline().expect("the next attempt").since(rig.io.now);
@@ -527,7 +527,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     rig.end();
 }
 
-/// It connects again each time, and what else is asked of it is answered in between.
+/// The host connects again each time, and other commands are answered in between.
 #[test]
 fn a_command_that_breaks_the_connection_each_time_fails_at_the_loss_timeout() {
     let mut rig = Rig::up(64, Manners { poison: Some(64), ..Manners::default() });
@@ -585,7 +585,7 @@ fn another_namespace_at_the_same_address_is_refused() {
 
 #[test]
 fn a_namespace_that_tells_more_of_itself_is_the_same() {
-    // NGUID and EUI-64, then what else answers, and whether that is the same.
+    // NGUID and EUI-64 before and after, and whether both name the same namespace.
     for (id, before, after, same) in [
         (58, (9, 0), (9, 5), true),
         (59, (9, 5), (9, 0), true),
@@ -652,10 +652,10 @@ fn a_response_that_comes_twice_ends_the_connection() {
     rig.read(1, 0, 512);
     rig.run();
     assert_eq!(rig.tags(), [1]);
-    // The first use of slot 0 was this read's, so its identifier is 0.
+    // This read was the first use of slot 0, so its identifier is 0.
     let at = rig.conns.iter().rposition(|conn| conn.qid.is_some_and(|qid| qid > 0)).expect("an I/O queue");
     rig.conns[at].respond(trefoil_wire::nvme::Cqe::new(0, 0, Status::SUCCESS));
-    // The terminate request must not reach the array's model, which takes none.
+    // The terminate request must not reach the model of the array, which does not handle one.
     rig.stall_sends = true;
     rig.run();
     assert!(rig.io.socks[at].sending.is_some(), "a terminate request is on its way");
@@ -676,7 +676,7 @@ fn a_response_that_comes_twice_ends_the_connection() {
     rig.end();
 }
 
-/// Whatever the bytes, nothing panics, no block is lost, and each command comes back exactly once.
+/// Whatever the bytes are, nothing panics, no block is lost, and each command comes back exactly once.
 #[test]
 fn garbage_from_a_hostile_array_is_survived() {
     for seed in 0..400u64 {
@@ -716,7 +716,7 @@ fn garbage_from_a_hostile_array_is_survived() {
     }
 }
 
-/// Its PDUs are sound, and come in any order, for any command, as often as it likes.
+/// The array's PDUs are valid. They come in any order, for any command, and any number of times.
 #[test]
 fn a_hostile_array_that_knows_the_protocol_is_survived() {
     for seed in 0..800u64 {
@@ -761,7 +761,7 @@ impl Rig {
         let mut draw = |below: u64| (trefoil_poll::Io::random(&mut self.io) >> 20) % below;
         self.chunk = [1, 7, 24, 4096, usize::MAX, usize::MAX][draw(6) as usize];
         self.stall_sends = draw(3) == 0;
-        // Identifiers are a slot with a generation above it; depth 8 and 31.
+        // An identifier is a slot with a generation above it; the depths are 8 and 31.
         let (cid, ttag) = ((draw(8) | draw(3) << 3 | draw(3) << 5) as u16, draw(3) as u16);
         let offset_bytes = [0, 0, 0, 4, 4096, 8192, 12288, !3][draw(8) as usize];
         let len_bytes = [4, 16, 512, 4096, 8192, 65536, 131_072, 126_976][draw(8) as usize];

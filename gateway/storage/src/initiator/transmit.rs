@@ -1,19 +1,21 @@
-//! What a queue pair sends: one send list at a time, filled at the end of the turn with all that
-//! waits: H2CData that R2Ts asked for first (the controller holds resources for them), then commands.
+//! The sending side of a queue pair: one send list at a time, filled at the end of the turn with all pending PDUs.
+//!
+//! H2CData that R2Ts requested comes first, since the controller holds resources for this data. Commands follow.
 
 use super::command::{Command, INLINE_BYTES};
 use super::error::QueueError;
-use super::qpair::{Qpair, Slot, Stage};
+use super::inbound::LARGE_READ_BYTES;
+use super::qpair::{CONNECT_CID, Grant, Qpair, QpairSlot, Stage};
 use trefoil_poll::{Io, SendList, SockError};
 use trefoil_wire::fabrics::{Connect, ConnectAttributes, ConnectData, FabricsCommand};
 use trefoil_wire::nvme::Sgl;
 use trefoil_wire::tcp::{CapsuleCmd, CommonHeader, DIGEST_LEN, H2cData, TermReq, TermReqDirection, digest};
 
-/// The longest header that we write: 72 bytes, its digest, padding up to the largest PDO (a multiple
-/// of at most 128 above 76), a data digest, and inline data.
+/// The longest header that this host writes: 72 bytes, the header digest, padding up to the largest PDO (the first
+/// multiple above 76 of an alignment of at most 128), a data digest, and inline data.
 const HEAD_ROOM: usize = 128 + DIGEST_LEN + INLINE_BYTES;
 
-/// The digests and alignment that a PDU is written with.
+/// The digests and the alignment of the PDUs that are written.
 #[derive(Clone, Copy)]
 struct Form {
     header_digest: bool,
@@ -22,7 +24,7 @@ struct Form {
 }
 
 impl Qpair {
-    /// Sends what waits, unless a send is under way; then [`on_sent`](Self::on_sent) makes room.
+    /// Sends the pending PDUs, unless a send is under way. In that case, [`on_sent`](Self::on_sent) makes room.
     #[inline]
     pub fn flush<I: Io>(&mut self, io: &mut I) {
         let waiting = !self.unsent.is_empty()
@@ -53,10 +55,10 @@ impl Qpair {
         }
     }
 
-    /// A send is done: its blocks return to their commands.
+    /// Takes the end of a send: the blocks return to their commands.
     pub fn on_sent<I: Io>(&mut self, io: &mut I, mut list: Box<SendList>, result: Result<(), SockError>) {
         while let Some(buf) = list.take_buf() {
-            // Both are stacks with the same pushes, so they name each other.
+            // The list and `lent` are stacks with the same pushes, so their tops belong together.
             let Some(at) = self.lent.pop() else { break };
             let slot = &mut self.slots[usize::from(at)];
             slot.lent = false;
@@ -80,14 +82,15 @@ impl Qpair {
         }
     }
 
-    /// What can't wait for the end of the turn, since nothing else may happen before.
+    /// Sends a Connect or a terminate request without waiting for the end of the turn, since nothing else may happen
+    /// before.
     fn flush_control<I: Io>(&mut self, io: &mut I) {
         if self.receive.connect_due || self.terminate.is_some() {
             self.flush_now(io);
         }
     }
 
-    /// Puts a command with a grant in line, unless its block is still being sent.
+    /// Queues a command with a grant, unless its block is still being sent.
     pub(super) fn queue_transfer(&mut self, at: u16) {
         let slot = &mut self.slots[usize::from(at)];
         if !slot.queued && !slot.lent {
@@ -96,7 +99,7 @@ impl Qpair {
         }
     }
 
-    /// Sends Connect: its data does not come from a block, so that it needs no memory of the arena.
+    /// Sends Connect. Its data does not come from a block, so Connect needs no memory of the arena.
     pub(super) fn send_connect<I: Io>(&mut self, io: &mut I) {
         let Some(mut list) = self.list.take() else { return };
         let connect = Connect {
@@ -157,8 +160,8 @@ impl Qpair {
         }
     }
 
-    /// One H2CData for each command with a grant: a block can be in the list once, so what exceeds
-    /// MAXH2CDATA follows with the next list.
+    /// Adds one H2CData for each command with a grant. A block can be in the list only once, so data beyond MAXH2CDATA
+    /// follows with the next list.
     fn fill_transfers(&mut self, list: &mut SendList) {
         let form = self.form();
         while list.fits(HEAD_ROOM, true) {
@@ -178,7 +181,7 @@ impl Qpair {
             push_h2c(list, form, &pdu);
             slot.grant = match left {
                 0 => None,
-                _ => Some(super::qpair::Grant { offset: grant.offset + len, left, ..grant }),
+                _ => Some(Grant { offset: grant.offset + len, left, ..grant }),
             };
             if push_payload(list, form, slot, grant.offset, len) {
                 self.lent.push(at);
@@ -197,11 +200,8 @@ impl Qpair {
     }
 }
 
-/// The identifier of Connect, which has no slot: nothing else is outstanding then.
-pub(super) const CONNECT_CID: u16 = 0;
-
-/// A block came back for a command that is gone: the table never frees a lent slot, so a build with
-/// assertions stops here (by the block's own drop check) and a release build repairs it.
+/// Drops a block that came back for a command that is gone. The table never frees a lent slot. So a build with
+/// assertions stops here (by the block's own drop check), and a release build repairs the error.
 #[cold]
 fn unreachable_block(buf: trefoil_poll::Buf) {
     drop(buf);
@@ -231,14 +231,14 @@ fn push_h2c(list: &mut SendList, form: Form, pdu: &H2cData) {
     close_head(form, head, H2cData::LEN);
 }
 
-/// PDO: header, digest and padding (NVMe-oF TCP 1.0c §3.6.1).
+/// Returns PDO: the length of header, digest and padding (NVMe-oF TCP 1.0c §3.6.1).
 #[inline]
 fn before_data(form: Form, header_len: usize) -> usize {
     (header_len + usize::from(form.header_digest) * DIGEST_LEN)
         .next_multiple_of(form.alignment_bytes as usize)
 }
 
-/// Writes HDGST behind the header, if it is on.
+/// Writes HDGST after the header, if header digests are on.
 #[inline]
 fn close_head(form: Form, head: &mut [u8], header_len: usize) {
     if form.header_digest
@@ -256,10 +256,10 @@ fn push_digest(list: &mut SendList, form: Form, crc: u32) {
     }
 }
 
-/// Appends `len` bytes of a command's data from `offset`, with their digest. Returns whether the
-/// block went into the list.
+/// Appends `len` bytes of a command's data from `offset`, with their digest. Returns whether the block went into the
+/// list.
 #[inline]
-fn push_payload(list: &mut SendList, form: Form, slot: &mut Slot, offset: u32, len: u32) -> bool {
+fn push_payload(list: &mut SendList, form: Form, slot: &mut QpairSlot, offset: u32, len: u32) -> bool {
     let Some(command) = &mut slot.command else { return false };
     let (offset, len) = (offset as usize, len as usize);
     match command.buf.take() {
@@ -288,10 +288,9 @@ fn push_payload(list: &mut SendList, form: Form, slot: &mut Slot, offset: u32, l
 }
 
 impl Command {
-    /// Whether it fills so much that its data should go straight to its block.
+    /// Returns whether the command is a large read, whose data should be received directly into its block.
     #[inline]
     pub(super) fn fills_many(&self) -> bool {
-        self.transfer == trefoil_wire::nvme::Transfer::ControllerToHost
-            && self.len >= super::receive::LARGE_READ_BYTES
+        self.transfer == trefoil_wire::nvme::Transfer::ControllerToHost && self.len >= LARGE_READ_BYTES
     }
 }

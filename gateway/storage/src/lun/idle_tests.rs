@@ -1,4 +1,4 @@
-//! What attached backends cost a turn: work is counted, not timed.
+//! Tests of the work that attached backends cause in a turn. They count work and measure no time.
 
 use super::*;
 use crate::backend::nvme_tcp::NvmeTcpConfig;
@@ -22,7 +22,7 @@ impl Core {
         run(luns, &mut Cx { io, arena, requests, done, luns: None })
     }
 
-    /// One turn; gives how many channels it asked.
+    /// Takes one turn. Returns how many channels it asked.
     fn turn(&mut self) -> usize {
         self.luns.asked = 0;
         self.with(|luns, cx| luns.on_turn(cx));
@@ -31,7 +31,7 @@ impl Core {
     }
 }
 
-/// An array whose connection takes `connect_ms` to be given up.
+/// Makes an array whose connection attempt is given up after `connect_ms`.
 fn array(id: u32, connect_ms: u64) -> Box<Attach<()>> {
     let config = NvmeTcpConfig {
         controller: ControllerConfig {
@@ -75,10 +75,10 @@ fn idle_arrays_cost_an_idle_core_nothing() {
     assert_eq!(core.turn(), MAX_BACKENDS, "all start");
     while core.turn() > 0 {}
     assert_eq!(core.socks.len(), MAX_BACKENDS);
-    // Nothing happens, and the turn asks nobody.
+    // Nothing happens, so the turns ask no channel.
     let asked: usize = (0..1000).map(|_| core.turn()).sum();
     assert_eq!(asked, 0, "channels asked in 1000 turns");
-    // An event of one array's wakes that array alone, and so does its deadline.
+    // An event of one array wakes that array's channel alone, and so does its deadline.
     core.with(|luns, cx| luns.initiator(cx, BackendId(7), |_, _| ()));
     assert_eq!((core.turn(), core.turn()), (1, 0));
     for id in 0..all {

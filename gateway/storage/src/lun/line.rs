@@ -1,17 +1,17 @@
-//! Requests that wait for their backend: a line for each backend, and one table for all of them.
+//! Backlogs of requests that wait for their backend: one for each backend, and one table for all of them.
 
 use crate::backend::Slab;
 use crate::request::Request;
 
 const NIL: u32 = u32::MAX;
 
-/// A place in the table of those that wait: about 170 bytes, touched only when it is used.
+/// An entry in the table of waiting requests: about 136 bytes, touched only when used.
 pub(super) struct Waiter {
     request: Request,
     next: u32,
 }
 
-/// One backend's line, oldest first, linked by [`Waiter::next`].
+/// One backend's backlog, oldest first, linked by [`Waiter::next`].
 pub(super) struct Line {
     first: u32,
     last: u32,
@@ -24,21 +24,21 @@ impl Default for Line {
 }
 
 impl Line {
-    /// Whether nobody waits.
+    /// Returns whether no request waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.first == NIL
     }
 
-    /// Who is next.
+    /// Returns the oldest request.
     pub fn first<'a>(&self, all: &'a mut Slab<Waiter>) -> Option<&'a Request> {
         all.get_mut(self.first).map(|waiter| &waiter.request)
     }
 
-    /// Lets `request` wait behind all others.
+    /// Appends `request` to the backlog.
     ///
     /// # Errors
-    /// Gives it back if the table is full.
+    /// Returns the request if the table is full.
     #[allow(clippy::result_large_err)] // the request must come back, and boxing it would allocate
     pub fn push(&mut self, all: &mut Slab<Waiter>, request: Request) -> Result<(), Request> {
         let at = all.insert(Waiter { request, next: NIL }).map_err(|waiter| waiter.request)?;
@@ -50,7 +50,7 @@ impl Line {
         Ok(())
     }
 
-    /// Takes who is next.
+    /// Removes and returns the oldest request.
     pub fn pop(&mut self, all: &mut Slab<Waiter>) -> Option<Request> {
         let Waiter { request, next } = all.remove(self.first)?;
         *self = if next == NIL { Self::default() } else { Self { first: next, last: self.last } };

@@ -1,5 +1,6 @@
 use super::*;
 use crate::backend::{File, Memory};
+use crate::cx::InstantMemory;
 use crate::request::{Origin, Owner};
 use crate::test_io::TestIo;
 use crate::topology::LunId;
@@ -10,7 +11,7 @@ use trefoil_sys::region::Region;
 
 const KIB: u64 = 1024;
 
-/// One core: its driver, memory, queues and LUN layer.
+/// One core with its driver, memory, queues and LUN layer.
 struct Core {
     io: TestIo,
     arena: Arena,
@@ -21,7 +22,7 @@ struct Core {
     slot: u32,
 }
 
-/// What a request came to: its slot, buffer and result.
+/// A finished request's slot, buffer and result.
 type Outcome = (u32, Option<Buf>, Result<(), Fault>);
 
 impl Core {
@@ -82,7 +83,7 @@ impl Core {
         self.with(|luns, cx| luns.submit(cx, request));
     }
 
-    /// Handles completions; `Ok` has come to its owner, `Err` goes to another core.
+    /// Handles completions. `Ok` reached its owner; `Err` goes to another core.
     fn drain(&mut self) -> Vec<Result<Outcome, Completed>> {
         let mut out = Vec::new();
         while let Some(done) = self.done.pop_front() {
@@ -99,7 +100,7 @@ impl Core {
         out
     }
 
-    /// Runs until nothing moves.
+    /// Runs until nothing moves, and returns the outcomes.
     fn settle(&mut self) -> Vec<Outcome> {
         let mut out = Vec::new();
         loop {
@@ -112,7 +113,7 @@ impl Core {
         }
     }
 
-    /// One request from start to end, with the first `len` bytes of its buffer.
+    /// Runs one request from start to end. Returns the first `len` bytes of its buffer, and its result.
     fn run(&mut self, op: Op, offset: u64, len: u64, fill: Option<&[u8]>) -> (Vec<u8>, Result<(), Fault>) {
         let request = self.request(op, offset, len, fill);
         self.submit(request);
@@ -149,7 +150,7 @@ fn lun(len_bytes: u64, extents: &[(u64, u64, u32, u64)]) -> Lun {
     }
 }
 
-/// Four extents on a memory and two files, the middle one out of order on its backend.
+/// Presents four extents on a memory and two files. The middle extent is out of order on its backend.
 fn spread(core: &mut Core) -> u64 {
     core.attach_memory(0);
     core.attach_file(1, 256 * KIB);
@@ -265,7 +266,7 @@ fn a_backend_leaves_when_it_is_idle() {
 }
 
 impl Core {
-    /// A read that must end at once.
+    /// Runs a read that must end at once.
     fn run_refused(&mut self, offset: u64) -> Result<(), Fault> {
         let request = self.request(Op::Read, offset, 512, None);
         self.submit(request);
@@ -291,7 +292,7 @@ fn zeros_are_written_where_a_file_cannot_zero() {
     assert!(file[4 << 10..304 << 10].iter().all(|&b| b == 0));
     assert!(file[..4 << 10].iter().chain(&file[304 << 10..]).all(|&b| b == 0xA5));
     assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
-    // It is not tried again, a hint is dropped, and a durable one writes durably.
+    // The channel doesn't try to punch or zero again. It ignores a hint, and a durable request writes durably.
     core.io.story.clear();
     assert_eq!(core.run(Op::Deallocate, 0, 4 * KIB, None).1, Ok(()));
     let request = core.request(zeroes, 0, 4 * KIB, None).durable(true);
@@ -435,7 +436,7 @@ fn a_write_waits_for_what_is_lent() {
     assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
 }
 
-/// Reads come again and again, each before the loan of the one before ends.
+/// Reads keep coming, each before the loan of the previous one ends.
 #[test]
 fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     let mut core = Core::new(0, 213);
@@ -459,7 +460,7 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     }
     assert_eq!(core.results(), [(1, Ok(()))]);
     assert!(core.luns.lend(LunId(0), 0, 512).is_some(), "loans are made again");
-    // So they are once the zeroing is cancelled.
+    // The same holds once the zeroing is cancelled.
     let zeroing = core.mine(Op::WriteZeroes { deallocate: false }, 0, 2 << 20);
     core.submit(zeroing);
     core.with(|luns, cx| luns.on_turn(cx));
@@ -469,7 +470,7 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     assert!(core.luns.lend(LunId(0), 0, 512).is_some());
 }
 
-/// However many come: a turn does one step of one of them.
+/// A turn does one step of one zeroing, however many there are.
 #[test]
 fn a_crowd_of_long_zeroings_does_not_hold_the_core_up() {
     let mut core = Core::new(0, 214);
@@ -487,13 +488,13 @@ fn a_crowd_of_long_zeroings_does_not_hold_the_core_up() {
     assert_eq!(done, (1..=8).map(|slot| (slot, Ok(()), slot * 2)).collect::<Vec<_>>());
 }
 
-/// What a cancel of this names is made by [`Core::mine`].
+/// Returns the stream of the requests that [`Core::mine`] makes.
 fn stream(core: u16) -> Stream {
     Stream { core: CoreId(core), number: 7 }
 }
 
 impl Core {
-    /// A request that [`stream`] names.
+    /// Makes a request of the stream that [`stream`] returns.
     fn mine(&mut self, op: Op, offset: u64, len: u64) -> Request {
         self.request(op, offset, len, None).of_stream(7)
     }
@@ -503,7 +504,7 @@ impl Core {
         self.with(|luns, cx| luns.cancel(cx, None, stream));
     }
 
-    /// Slots and results of all that is done, whose blocks go back.
+    /// Returns slots and results of all finished requests, and frees their blocks.
     fn results(&mut self) -> Vec<(u32, Result<(), Fault>)> {
         let done = self.drain().into_iter().filter_map(Result::ok).collect::<Vec<_>>();
         let give_back = |(slot, buf, result): Outcome| {
@@ -537,14 +538,14 @@ fn a_cancelled_zeroing_of_a_file_goes_no_further() {
     core.present(vec![lun(512 * KIB, &[(0, 512 * KIB, 0, 0)])]);
     core.io.errors = vec![("punch", 95), ("zero", 95)];
     let zeroes = Op::WriteZeroes { deallocate: false };
-    // It has zeroed 128 KiB when it is cancelled with 128 KiB in the kernel.
+    // The zeroing is cancelled when 128 KiB are done and another 128 KiB are in the kernel.
     let long = core.mine(zeroes, 0, 512 * KIB);
     core.submit(long);
     for _ in 0..2 {
         let done = core.io.run_file_op().expect("zero, then a write");
         core.with(|luns, cx| luns.on_file(cx, done));
     }
-    // Others wait for memory, of which one is of another queue.
+    // Three more requests wait for memory; one of them belongs to another queue.
     let held: Vec<_> = std::iter::from_fn(|| core.arena.alloc(4096)).collect();
     let waits = [
         core.mine(zeroes, 0, 4 * KIB),
@@ -602,7 +603,7 @@ fn a_lost_request_does_not_keep_its_backend() {
     for core in [&mut home, &mut other] {
         core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
     }
-    // A write that waits for a loan, so that the test can get at it.
+    // Let a write wait for a loan, so that the test can get at it.
     let read = other.request(Op::Read, 0, 512, None).may_lend(true);
     other.submit(read);
     let mut done = other.done.pop_front().expect("done at once");
@@ -619,7 +620,7 @@ fn a_lost_request_does_not_keep_its_backend() {
         core.with(|luns, cx| luns.detach(cx, BackendId(0)));
         assert!(core.io.control.is_empty(), "a request is under way");
     }
-    // A debug build would panic at its drop, so this says what that would have left.
+    // A debug build panics if the request is dropped, so check what the drop would report.
     let mut lost = other.luns.channels[0].line.pop(&mut other.luns.waiting).expect("it waits");
     let trefoil_poll::lost::Lost::Request { identity, holder } = lost.loss() else { panic!("a request") };
     assert_eq!(identity, lost.origin.pack());
@@ -633,7 +634,7 @@ fn a_lost_request_does_not_keep_its_backend() {
     drop(loan);
 }
 
-/// A place in pieces, elsewhere, read-only, lent, waited for or leaving is for a request to deal with.
+/// A request handles the other cases: a LUN in pieces, elsewhere, read-only, lent, waited for, or being detached.
 #[test]
 fn what_is_in_this_cores_memory_needs_no_request() {
     let mut core = Core::new(0, 210);
@@ -672,8 +673,8 @@ fn what_is_in_this_cores_memory_needs_no_request() {
     assert!(!core.luns.write(all, 0, b"xy"), "gone");
 }
 
-/// A crowd at a file that has room for a few: they go one after the other, whoever comes meanwhile comes behind them, and
-/// nobody else is held up.
+/// More requests than slots at a file. They run in order, later requests queue behind them, and other backends are not
+/// delayed.
 #[test]
 fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
     let mut core = Core::new(0, 211);
@@ -698,7 +699,7 @@ fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
     core.done.push_back(done);
     let mut order: Vec<u32> = core.results().into_iter().map(|(slot, _)| slot).collect();
 
-    // A place is free, and somebody comes before the core takes its turn.
+    // A slot is free, and a request arrives before the core takes its turn.
     let done = core.io.run_file_op().expect("the first");
     core.with(|luns, cx| luns.on_file(cx, done));
     let newcomer = core.request(Op::Read, 0, 512, None);
@@ -745,7 +746,7 @@ fn memory_that_is_trimmed_is_given_back_step_by_step_and_never_under_a_reader() 
     let len_bytes = ram.len_bytes();
     core.attach(0, len_bytes, AttachKind::Memory(Memory::new(ram, 2)));
     core.present(vec![lun(len_bytes, &[(0, len_bytes, 0, 0)])]);
-    // A reader has bytes in the third step.
+    // A reader has a loan of bytes in the third step.
     let loan = core.luns.lend(LunId(0), 5 << 20, 4096).expect("a loan");
     let request = core.request(Op::Deallocate, 512, len_bytes - 512, None);
     core.submit(request);

@@ -1,12 +1,12 @@
-//! Which units a LUN gets. Free is what no LUN has; nothing else is kept.
+//! Chooses the units for a LUN. A unit is free if no LUN has it; there is no other record of free units.
 
 use super::table::{Run, Table};
 
-/// Finds `units` free units on members whose block size is at most `block_bytes`: right after `last`
-/// as far as that goes, then the smallest free run that holds the rest, else the largest ones first.
+/// Finds `units` free units on members whose block size is at most `block_bytes`. Takes units right after `last` first,
+/// as far as they are free. Then takes the smallest free run that holds the rest, else the largest runs first.
 ///
 /// # Errors
-/// How many units there are, if they don't suffice.
+/// The number of free units, if they don't suffice.
 pub(super) fn allocate(
     table: &Table,
     block_bytes: u32,
@@ -41,7 +41,7 @@ pub(super) fn allocate(
     Ok(taken)
 }
 
-/// Takes what is wanted from the front of `run`.
+/// Takes up to `left` units from the front of `run`.
 fn take(run: Run, left: &mut u64, taken: &mut Vec<Run>) {
     let units = u64::from(run.units).min(*left) as u32;
     *left -= u64::from(units);
@@ -50,7 +50,7 @@ fn take(run: Run, left: &mut u64, taken: &mut Vec<Run>) {
     }
 }
 
-/// The units that no LUN has, in order.
+/// Returns the units that no LUN has, in order.
 fn free_runs(table: &Table) -> Vec<Run> {
     let mut used: Vec<Run> = table.luns.iter().flat_map(|lun| &lun.runs).copied().collect();
     used.sort_unstable_by_key(|run| (run.member, run.start));

@@ -1,16 +1,17 @@
-//! What a backend holds that isn't ours: a file system, a partition table, another volume manager's label.
+//! Recognises contents of a backend that are not a pool's: a file system, a partition table, another volume manager's
+//! label.
 //!
-//! What it is not: a proof that there is nothing. A database that writes the bare device has no mark that all would know, and
-//! marks at a device's end aren't looked for.
+//! What it is not: a proof that there are no contents. A database that writes the bare device has no mark that
+//! everybody knows, and marks at a device's end aren't checked.
 
 use super::format::{LABEL_AT, LABELS_BYTES, TABLE_AT};
 use super::{BackendInfo, IoError, PoolIo, io_error};
 
-/// From its start on: enough of a device to see every mark.
+/// The number of bytes from a device's start that is enough to see every mark.
 pub const LOOKED_AT_BYTES: usize = 68 << 10;
 
-/// A mark: what it means, where it stands, and its bytes; the places are the formats' own, as blkid(8) looks for them. What
-/// may stand within another comes after it.
+/// The marks: each has its meaning, its offset and its bytes. The offsets belong to the formats, and blkid(8) uses the
+/// same ones. A mark that another format may contain comes after the marks of that format.
 const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a GPT partition table", 512, b"EFI PART"),
     ("a GPT partition table", 4096, b"EFI PART"),
@@ -32,20 +33,20 @@ const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a partition table or boot sector", 510, &[0x55, 0xAA]),
 ];
 
-/// What `start`, the first [`LOOKED_AT_BYTES`] of a device, belongs to, if a mark says so.
+/// Returns the contents of which a mark is found in `start`, the first [`LOOKED_AT_BYTES`] of a device.
 pub fn recognise(start: &[u8]) -> Option<&'static str> {
     let stands = |at: usize, mark: &[u8]| start.get(at..).is_some_and(|from| from.starts_with(mark));
     MARKS.iter().find(|(_, at, mark)| stands(*at, mark)).map(|(what, ..)| *what)
 }
 
-/// What the backend holds, as far as a mark at its start says.
+/// Reads the start of the backend and returns the contents of which a mark is found there.
 pub(super) async fn read<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<Option<&'static str>, IoError> {
     let start = io.read(backend.id, 0, LOOKED_AT_BYTES).await;
     Ok(recognise(&start.map_err(io_error(backend, "looking for other contents"))?))
 }
 
-/// Erases the marks that a label doesn't stand on, so that what looks for them doesn't take a member for what it was before. What
-/// stands at a device's end, such as the copy of a GPT, stays.
+/// Erases the marks that are not in the place of a label, so that no program takes a member for its earlier contents.
+/// Marks at a device's end, such as the copy of a GPT, stay.
 pub(super) async fn erase<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
     const _: () = assert!(LABEL_AT[0] == 0 && LOOKED_AT_BYTES as u64 <= TABLE_AT[0]);
     let zeroed = io.write_zeroes(backend.id, LABELS_BYTES, TABLE_AT[0] - LABELS_BYTES).await;

@@ -1,74 +1,74 @@
-//! Making and destroying a pool.
+//! Makes and destroys pools.
 
 use super::contents;
 use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, TABLE_AREA_BYTES, TABLE_AT, data_start, is_name,
 };
-use super::label::{Label, LabelState, Owner};
+use super::label::{Label, LabelState, PoolOwner};
 use super::slots::{is_member, read_labels, write_label, write_slot, write_table};
 use super::table::{MemberEntry, Table, TableError};
 use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid, io_error};
 use crate::request::Fault;
 use crate::topology::MAX_BACKENDS;
 
-/// Members that keep the layout table, where there are so many.
+/// The number of members that keep the layout table, if the pool has so many.
 const HOLDERS: usize = 2;
 
 /// A pool to be made.
 #[derive(Clone, Debug)]
 pub struct NewPool {
-    /// Its identity.
+    /// The pool's UUID.
     pub uuid: Uuid,
-    /// Its name: 1 to 64 bytes without control characters.
+    /// The pool's name: 1 to 64 bytes without control characters.
     pub name: String,
-    /// Its unit: a power of two from [`MIN_UNIT_BYTES`] to [`MAX_UNIT_BYTES`].
+    /// The pool's unit: a power of two from [`MIN_UNIT_BYTES`] to [`MAX_UNIT_BYTES`].
     pub unit_bytes: u64,
-    /// Who may write it.
-    pub owner: Owner,
-    /// Its backends, which lose their contents.
+    /// The gateway that may write the pool.
+    pub owner: PoolOwner,
+    /// The pool's backends, which lose their contents.
     pub members: Vec<NewMember>,
-    /// Though something is recognised there, such as a file system or another pool's label.
+    /// Overwrite recognised contents, such as a file system or another pool's label.
     pub overwrite: bool,
 }
 
 /// A backend that becomes a member.
 #[derive(Clone, Debug)]
 pub struct NewMember {
-    /// Its identity as a member.
+    /// The backend's identity as a member.
     pub uuid: Uuid,
     /// The backend.
     pub backend: BackendInfo,
 }
 
-/// Why a pool can't be made.
+/// The reason for which a pool can't be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreatePoolError {
-    /// The name doesn't do.
+    /// The name of the pool or of a backend is not valid.
     #[error("{0:?} can't name a pool or backend: 1 to {NAME_BYTES} bytes without control characters")]
     Name(String),
-    /// The unit doesn't do.
+    /// The unit is not valid.
     #[error("a unit of {0} bytes: a power of two from {MIN_UNIT_BYTES} to {MAX_UNIT_BYTES} is needed")]
     Unit(u64),
-    /// None or too many.
+    /// There are no backends, or too many.
     #[error("{0} backends: 1 to {MAX_BACKENDS} are needed")]
     Members(usize),
-    /// Given twice, or its member UUID was.
+    /// A backend or a member UUID is given twice.
     #[error("backend {0} is given twice, or its UUID is")]
     Twice(String),
-    /// Its block size isn't one that a LUN can have.
+    /// A LUN can't have the backend's block size.
     #[error("backend {0} has neither 512- nor 4096-byte blocks")]
     BlockSize(String),
-    /// No unit of data fits.
+    /// The backend has no room for a unit of data.
     #[error("backend {backend} has {len_bytes} bytes; at least {need_bytes} are needed")]
     TooSmall {
         /// The backend.
         backend: String,
-        /// Its size.
+        /// The backend's size.
         len_bytes: u64,
-        /// What the metadata and one unit take.
+        /// The size of the metadata and one unit.
         need_bytes: u64,
     },
-    /// It is a pool's.
+    /// The backend belongs to a pool.
     #[error("backend {backend} belongs to pool {pool} ({uuid})")]
     InUse {
         /// The backend.
@@ -77,35 +77,35 @@ pub enum CreatePoolError {
         pool: String,
         /// The pool.
         uuid: Uuid,
-        /// Its label's.
+        /// The generation of the backend's label.
         generation: u64,
     },
-    /// It holds what somebody may want to keep.
+    /// The backend holds contents that somebody may want to keep.
     #[error("backend {backend} holds {what}")]
     Contents {
         /// The backend.
         backend: String,
-        /// What was recognised.
+        /// The recognised contents.
         what: &'static str,
     },
-    /// It may be a pool's; better not touch it.
+    /// The backend may belong to a pool, so it is left alone.
     #[error("backend {backend} has a damaged label: {damage}")]
     Damaged {
         /// The backend.
         backend: String,
-        /// What is wrong with the label.
+        /// The damage of the label.
         damage: Damage,
     },
-    /// I/O failed. The pool doesn't exist, unless it was the last step; opening tells.
+    /// I/O failed. The pool doesn't exist, unless the last step failed; opening the pool tells.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// Unreachable for an empty layout.
+    /// The layout does not fit. This can't happen for an empty layout.
     #[error(transparent)]
     Table(#[from] TableError),
 }
 
-/// Makes a pool. Whatever was on the backends is lost, but what is recognised only with `overwrite`. If it is cut short, the backends can be used
-/// for another try.
+/// Makes a pool. All contents of the backends are lost, but recognised contents only with `overwrite`. After an
+/// interruption, the backends can be used for another try.
 ///
 /// # Errors
 /// [`CreatePoolError`].
@@ -124,8 +124,9 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
         {
             return Err(CreatePoolError::Contents { backend: member.backend.name.clone(), what });
         }
-        // Nobody has come so far: whoever wrote that label left no next one. The new ones may begin anew, as both slots are
-        // overwritten before the pool counts on either.
+        // A pool's own changes never reach `GENERATIONS / 2`. A label beyond it may leave no next generation, so the
+        // new labels don't continue from it. They may start anew, since both slots are overwritten before the pool
+        // relies on either.
         if before < GENERATIONS / 2 {
             generation = generation.max(before + 1);
         }
@@ -182,15 +183,15 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     })
 }
 
-/// Zeroes the place of both tables, so that a sparse file has the space for them: a table that grows can't meet a full
-/// disk then, unless the file system takes new space for what is overwritten.
+/// Zeroes the place of both tables, so that a sparse file has the space for them. Then a table that grows can't meet a
+/// full disk, unless the file system takes new space for overwritten data.
 async fn make_room<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
     let zeroed = io.write_zeroes(backend.id, TABLE_AT[0], TABLE_AREA_BYTES).await;
     zeroed.map_err(io_error(backend, "making room for the layout"))?;
     io.flush(backend.id).await.map_err(io_error(backend, "making room for the layout"))
 }
 
-/// Checks what can be told without I/O, and gives the members as the table has them.
+/// Checks everything that needs no I/O. Returns the members as they stand in the table.
 fn check(new: &NewPool) -> Result<Vec<MemberEntry>, CreatePoolError> {
     if !is_name(&new.name) {
         return Err(CreatePoolError::Name(new.name.clone()));
@@ -233,7 +234,8 @@ fn check(new: &NewPool) -> Result<Vec<MemberEntry>, CreatePoolError> {
     Ok(entries)
 }
 
-/// Refuses a backend of a pool, and gives the generation of what label it has otherwise.
+/// Refuses a backend that belongs to a pool. Otherwise returns the generation of the backend's label, or 0 if there is
+/// no label.
 pub(super) async fn check_unused<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<u64, CreatePoolError> {
     let labels = read_labels(io, backend).await?;
     match (labels.best(|label| label.generation), &labels.slots) {
@@ -244,38 +246,38 @@ pub(super) async fn check_unused<I: PoolIo>(io: &I, backend: &BackendInfo) -> Re
             generation: label.generation,
         }),
         (Some(label), _) => Ok(label.generation),
-        // A first label that was cut short leaves slot 0 torn and slot 1 as it was.
+        // If the write of the first label was interrupted, slot 0 is torn and slot 1 is untouched.
         (None, [_, Err(Damage::Blank)]) => Ok(0),
         (None, _) => Err(CreatePoolError::Damaged { backend: backend.name.clone(), damage: labels.damage() }),
     }
 }
 
-/// Why a pool can't be destroyed.
+/// The reason for which a pool can't be destroyed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DestroyPoolError {
-    /// It has LUNs.
+    /// The pool has LUNs.
     #[error("pool {pool} has {luns} LUNs")]
     HasLuns {
         /// The pool.
         pool: String,
-        /// How many.
+        /// The number of LUNs.
         luns: usize,
     },
-    /// It takes no changes.
+    /// The pool takes no changes.
     #[error("pool {pool}: {why}")]
     Frozen {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The reason.
         why: Frozen,
     },
-    /// I/O failed; whether the pool still exists, opening tells.
+    /// I/O failed. The pool may still exist; opening it tells.
     #[error(transparent)]
     Io(#[from] IoError),
 }
 
-/// Destroys a pool; with `force`, its LUNs too. Its backends can then be used otherwise. Nothing may
-/// be on its way to its LUNs.
+/// Destroys a pool. With `force`, destroys its LUNs too. The backends can then be used otherwise. No command may be
+/// under way to the LUNs.
 ///
 /// # Errors
 /// [`DestroyPoolError`]; the pool is as it was, or frozen after an I/O error.
@@ -304,7 +306,7 @@ pub async fn destroy_pool<I: PoolIo>(io: &I, pool: &mut Pool, force: bool) -> Re
         write_label(io, backend, label).await?;
     }
     for backend in &backends {
-        // Backwards, so that a torn slot 1 never stands without a whole slot 0: see `check_unused`.
+        // Slot 1 is erased first, so that there is never a torn slot 1 without a valid slot 0: see `check_unused`.
         for at in LABEL_AT.into_iter().rev() {
             write_slot(io, backend, at, &[0; BLOCK_BYTES], "erasing the label").await?;
         }

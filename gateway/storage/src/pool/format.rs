@@ -1,58 +1,59 @@
-//! What labels and tables have in common: places, sizes, checksums, names.
+//! The common parts of labels and tables: places, sizes, checksums, names.
 
-/// Granularity of everything that is written outside of data.
+/// The granularity of all writes outside of data.
 pub(super) const BLOCK_BYTES: usize = 4096;
-/// The label's two slots.
+/// The offsets of the label's two slots.
 pub(super) const LABEL_AT: [u64; 2] = [0, 4096];
-/// Where both end.
+/// The offset at which the label's slots end.
 pub(super) const LABELS_BYTES: u64 = LABEL_AT[1] + BLOCK_BYTES as u64;
-/// Room for one table.
+/// The size of a table's slot.
 pub(super) const TABLE_BYTES: usize = 2_031_616;
-/// The table's two slots.
+/// The offsets of the table's two slots.
 pub(super) const TABLE_AT: [u64; 2] = [128 << 10, (128 << 10) + TABLE_BYTES as u64];
-/// Room for both: 3.9 MiB.
+/// The size of both table slots: 3.9 MiB.
 pub(super) const TABLE_AREA_BYTES: u64 = 2 * TABLE_BYTES as u64;
-/// Where data may begin.
+/// The lowest offset of data.
 pub(super) const META_BYTES: u64 = 4 << 20;
 
 const _: () = assert!(TABLE_AT[0] + TABLE_AREA_BYTES == META_BYTES);
 const _: () = assert!(TABLE_AREA_BYTES <= super::ZERO_PIECE_BYTES);
 const _: () = assert!(TABLE_BYTES.is_multiple_of(BLOCK_BYTES));
 
-/// Format version of labels and tables.
+/// The format version of labels and tables.
 pub(super) const VERSION: u32 = 1;
-/// Where the checksum stands in both.
+/// The offset of the checksum in labels and tables.
 pub(super) const CRC_AT: usize = 12;
-/// Longest name in bytes of UTF-8.
+/// The longest name, in bytes of UTF-8.
 pub(super) const NAME_BYTES: usize = 64;
 
-/// Why a slot's contents can't be used.
+/// The reason for which a slot's contents can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// Something else, or nothing, is there.
+    /// The slot is empty, or its contents are not ours.
     #[error("nothing of ours")]
     Blank,
-    /// It was ours, but not as it was written.
+    /// The slot's contents were ours but are damaged.
     #[error("wrong checksum")]
     Checksum,
-    /// A newer program wrote it.
+    /// The contents were written by a newer program.
     #[error("format version {0} is not known")]
     Version(u32),
-    /// The checksum holds but the contents can't be.
+    /// The checksum is correct but the contents are impossible.
     #[error("{0}")]
     Invalid(&'static str),
 }
 
-/// Every change is a new generation, and those from this one on have none: nobody has written so many.
+/// The lowest generation that is refused. Every change is a new generation, and no pool has made so many changes. A
+/// generation from this one on has no next.
 pub(super) const GENERATIONS: u64 = u64::MAX / 2;
 pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next");
 
-/// First byte of data on a member of a pool with this unit.
+/// Returns the offset of the first byte of data on a member of a pool with this unit.
 pub(super) fn data_start(unit_bytes: u64) -> u64 {
     META_BYTES.next_multiple_of(unit_bytes)
 }
 
-/// Puts the checksum of the whole of `bytes` into its place.
+/// Puts the checksum of all of `bytes` into its place.
 pub(super) fn seal(bytes: &mut [u8]) {
     let crc = checksum(bytes);
     if let Some(field) = bytes.get_mut(CRC_AT..CRC_AT + 4) {
@@ -60,21 +61,21 @@ pub(super) fn seal(bytes: &mut [u8]) {
     }
 }
 
-/// CRC32C of `bytes` with the checksum's own place taken as zero.
+/// Returns the CRC32C of `bytes`, with the checksum's own place taken as zero.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     let (head, tail) = bytes.split_at(CRC_AT.min(bytes.len()));
     let tail = tail.get(4..).unwrap_or_default();
     crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]), tail)
 }
 
-/// A name padded with NUL; cut at [`NAME_BYTES`], which callers have checked.
+/// Returns the name, padded with NUL and cut at [`NAME_BYTES`]. Callers have checked the length.
 pub(super) fn emit_name(name: &str) -> [u8; NAME_BYTES] {
     let mut bytes = [0; NAME_BYTES];
     bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     bytes
 }
 
-/// The name in a field.
+/// Returns the name in a field.
 pub(super) fn parse_name(bytes: &[u8; NAME_BYTES]) -> Result<String, Damage> {
     let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(NAME_BYTES);
     let (name, pad) = bytes.split_at(len);
@@ -82,14 +83,14 @@ pub(super) fn parse_name(bytes: &[u8; NAME_BYTES]) -> Result<String, Damage> {
         return Err(Damage::Invalid("a name goes on after its end"));
     }
     let name = String::from_utf8(name.to_vec()).map_err(|_| Damage::Invalid("a name is not UTF-8"))?;
-    // It will be told to an operator's terminal.
+    // The name will be shown on an operator's terminal.
     match name.chars().any(char::is_control) {
         true => Err(Damage::Invalid("a name has control characters")),
         false => Ok(name),
     }
 }
 
-/// Whether `name` can be stored and told apart.
+/// Returns whether `name` is valid: it fits its field and has no control characters.
 pub(super) fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }

@@ -1,10 +1,11 @@
-//! Presenting a backend 1:1, as it is, without a pool.
+//! Presents a backend 1:1 as a LUN, without a pool.
 //!
-//! Nothing is written to the backend, so what it holds stays readable without us, and control's own
-//! state is the only place that knows of the import. The LUN's identity is the one that control was told, else the
-//! namespace's own where it has one and no other LUN has it, else a random one. So a namespace of an array is the same disk
-//! to its hosts after it is released and imported again, and after control's state is lost. The backend must be up to
-//! be imported; afterwards it may come and go.
+//! Nothing is written to the backend, so its contents stay readable without the gateway. Only the control plane's own
+//! state knows of the import. The backend must be up to be imported; later it may come and go.
+//!
+//! The LUN's identity is the one given to the control plane. If none is given, it is the namespace's own, if the
+//! namespace has one and no other LUN has it; else it is random. So a namespace of an array is the same disk to its
+//! hosts after a release and another import, and after a loss of the control plane's state.
 
 use super::create::{CreatePoolError, check_unused};
 use super::format::{Damage, LABELS_BYTES, is_name};
@@ -16,24 +17,24 @@ use crate::topology::Extent;
 pub struct Imported {
     /// The LUN's UUID; see the module.
     pub uuid: Uuid,
-    /// Its NGUID: likewise.
+    /// The LUN's NGUID; see the module.
     pub nguid: [u8; 16],
-    /// Its name.
+    /// The LUN's name.
     pub name: String,
     /// The backend.
     pub backend: BackendInfo,
 }
 
-/// Why a backend can't be imported or released.
+/// The reason for which a backend can't be imported or released.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImportError {
-    /// The name doesn't do.
+    /// The name is not valid.
     #[error("{0:?} can't name a LUN")]
     Name(String),
-    /// Its blocks can't be presented.
+    /// The backend's blocks can't be presented.
     #[error("backend {0} has neither 512- nor 4096-byte blocks, or none at all")]
     BlockSize(String),
-    /// It is a pool's.
+    /// The backend belongs to a pool.
     #[error("backend {backend} belongs to pool {pool} ({uuid})")]
     Pooled {
         /// The backend.
@@ -43,15 +44,15 @@ pub enum ImportError {
         /// The pool.
         uuid: Uuid,
     },
-    /// It may be a pool's.
+    /// The backend may belong to a pool.
     #[error("backend {backend} has a damaged label of a pool: {damage}")]
     Damaged {
         /// The backend.
         backend: String,
-        /// What is wrong with it.
+        /// The damage of the label.
         damage: Damage,
     },
-    /// It is presented, and the caller didn't insist.
+    /// The LUN is presented, and the caller did not force the release.
     #[error("LUN {0} is in use")]
     InUse(String),
     /// I/O failed.
@@ -59,7 +60,7 @@ pub enum ImportError {
     Io(#[from] IoError),
 }
 
-/// Makes a LUN of a whole backend. Reads its first 8 KiB and writes nothing.
+/// Makes a LUN of a whole backend. Reads the backend's first 8 KiB and writes nothing.
 ///
 /// # Errors
 /// [`ImportError`].
@@ -77,7 +78,7 @@ pub async fn import_namespace<I: PoolIo>(
         return Err(ImportError::BlockSize(backend.name));
     }
     if backend.len_bytes < LABELS_BYTES {
-        // No pool has room on it.
+        // A pool has no room on so small a backend.
         return Ok(Imported { uuid, nguid, name, backend });
     }
     match check_unused(io, &backend).await {
@@ -92,18 +93,18 @@ pub async fn import_namespace<I: PoolIo>(
 }
 
 impl Imported {
-    /// Size in blocks; what is left of a block at the end is not presented.
+    /// Returns the size in blocks. A partial block at the end is not presented.
     pub fn blocks(&self) -> u64 {
         self.backend.len_bytes / u64::from(self.backend.block_bytes)
     }
 
-    /// Where its bytes are, for the topology.
+    /// Returns the LUN's extents, for the topology.
     pub fn extents(&self) -> Vec<Extent> {
         let len = self.blocks() * u64::from(self.backend.block_bytes);
         vec![Extent { lun_offset: 0, len, backend: self.backend.id, backend_offset: 0 }]
     }
 
-    /// Ends the import and gives the backend back, as its hosts left it.
+    /// Ends the import and gives the backend back, with its contents as the hosts left them.
     ///
     /// # Errors
     /// [`ImportError::InUse`] if `in_use` and not `force`.

@@ -1,4 +1,4 @@
-//! A member's label: who it is and to which pool it belongs. Its bytes are those of `RawLabel`.
+//! A member's label: its identity and its pool. Its bytes are those of `RawLabel`.
 
 use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name,
@@ -17,19 +17,19 @@ trefoil_wire::layout! {
         version: u32 = 8,
         /// CRC32C of the slot with this field zero.
         crc32c: u32 = 12,
-        /// The higher one counts.
+        /// The generation; the label with the higher one counts.
         generation: u64 = 16,
         /// The pool.
         pool_uuid: [u8; 16] = 24,
-        /// This member.
+        /// The member's UUID.
         member_uuid: [u8; 16] = 40,
-        /// The gateway that may write, all zero for none.
+        /// The gateway that may write; all zero for none.
         owner_id: [u8; 16] = 56,
-        /// Grows with each change of owner.
+        /// The number that grows with each change of owner.
         owner_epoch: u64 = 72,
         /// 1 Creating, 2 Ready.
         state: u32 = 80,
-        /// Bit 0: it keeps the layout table.
+        /// Bit 0: the member keeps the layout table.
         flags: u32 = 84,
         /// The backend's logical block size.
         block_bytes: u32 = 88,
@@ -42,40 +42,40 @@ trefoil_wire::layout! {
     }
 }
 
-/// Which gateway may write a pool. For the takeover between two gateways.
+/// The gateway that may write a pool, for the takeover between two gateways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
+pub struct PoolOwner {
     /// The gateway's identity; all zero for none.
     pub id: [u8; 16],
-    /// Grows with each change of owner.
+    /// The number that grows with each change of owner.
     pub epoch: u64,
 }
 
-/// Whether the pool exists.
+/// The state of the pool, which tells whether the pool exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelState {
-    /// It is being made or destroyed.
+    /// The pool is being made or destroyed.
     Creating,
-    /// It exists.
+    /// The pool exists.
     Ready,
 }
 
-/// What a label says.
+/// The contents of a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// The higher one counts.
+    /// The generation; the label with the higher one counts.
     pub generation: u64,
     /// The pool.
     pub pool_uuid: Uuid,
     /// The pool's name.
     pub pool_name: String,
-    /// This member.
+    /// The member's UUID.
     pub member_uuid: Uuid,
-    /// Who may write.
-    pub owner: Owner,
+    /// The gateway that may write.
+    pub owner: PoolOwner,
     /// Whether the pool exists.
     pub state: LabelState,
-    /// Whether it keeps the layout table.
+    /// The member keeps the layout table.
     pub holder: bool,
     /// The backend's logical block size: 512 or 4096.
     pub block_bytes: u32,
@@ -86,19 +86,19 @@ pub struct Label {
 }
 
 impl Label {
-    /// Whether a slot holds a label, sound or damaged.
+    /// Returns whether a slot holds a valid or damaged label.
     pub fn is_begun(slot: &[u8]) -> bool {
         slot.starts_with(&MAGIC)
     }
 
-    /// The newest sound one among the first bytes of a backend. Never panics.
+    /// Returns the newest valid label in the first bytes of a backend. Never panics.
     pub fn newest(start: &[u8]) -> Option<Self> {
         let slots = LABEL_AT.iter().filter_map(|&at| Self::parse(start.get(at as usize..)?).ok());
         slots.max_by_key(|label| label.generation)
     }
 
-    /// Whether there was one among the first bytes of a backend, and none is sound. A first one that was cut short never was: it
-    /// stands in the first slot alone.
+    /// Returns whether the first bytes of a backend have a damaged label and no valid one. A first label whose write
+    /// was interrupted doesn't count: it stands in the first slot alone.
     pub fn is_damaged(start: &[u8]) -> bool {
         let second = start.get(LABEL_AT[1] as usize..).unwrap_or_default();
         Self::newest(start).is_none() && Self::is_begun(second)
@@ -135,7 +135,7 @@ impl Label {
             pool_uuid: Uuid(raw.pool_uuid),
             pool_name: parse_name(&raw.pool_name)?,
             member_uuid: Uuid(raw.member_uuid),
-            owner: Owner { id: raw.owner_id, epoch: raw.owner_epoch },
+            owner: PoolOwner { id: raw.owner_id, epoch: raw.owner_epoch },
             state: match raw.state {
                 1 => LabelState::Creating,
                 2 => LabelState::Ready,
@@ -148,7 +148,7 @@ impl Label {
         })
     }
 
-    /// The slot's bytes, all of them.
+    /// Returns all bytes of the slot.
     pub fn emit(&self) -> Vec<u8> {
         let raw = RawLabel {
             magic: MAGIC,

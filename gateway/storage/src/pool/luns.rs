@@ -1,8 +1,8 @@
-//! Making, growing and deleting LUNs.
+//! Makes, grows and deletes LUNs.
 //!
-//! Making and growing take three steps (invariant 4), which can be taken one by one, so that the
-//! pool is free for others while units are zeroed: [`Pool::reserve_lun`] or
-//! [`Pool::reserve_growth`], [`Zeroing::run`], [`Pool::publish`].
+//! Making and growing take three steps (invariant 4): [`Pool::reserve_lun`] or [`Pool::reserve_growth`],
+//! [`Zeroing::run`], [`Pool::publish`]. The caller can take the steps one by one, so that the pool is free for other
+//! changes while units are zeroed.
 
 use super::alloc::allocate;
 use super::format::{BLOCK_BYTES, NAME_BYTES, TABLE_AT, data_start, is_name};
@@ -14,17 +14,17 @@ use crate::request::Fault;
 /// A LUN to be made. Its identity stays the same for its whole life.
 #[derive(Clone, Debug)]
 pub struct NewLun {
-    /// Its UUID.
+    /// The LUN's UUID.
     pub uuid: Uuid,
-    /// Its NGUID.
+    /// The LUN's NGUID.
     pub nguid: [u8; 16],
-    /// Its serial number, ASCII, padded with spaces.
+    /// The LUN's serial number, ASCII, padded with spaces.
     pub serial: [u8; 20],
-    /// Its NSID, from 1.
+    /// The LUN's NSID, from 1.
     pub nsid: u32,
-    /// Its name, unique in the pool: 1 to 64 bytes without control characters.
+    /// The LUN's name, unique in the pool: 1 to 64 bytes without control characters.
     pub name: String,
-    /// Now, in seconds of Unix time.
+    /// The present time, in seconds of Unix time.
     pub created_at_s: u64,
     /// Logical block size: 512 or 4096.
     pub block_bytes: u32,
@@ -32,10 +32,10 @@ pub struct NewLun {
     pub blocks: u64,
 }
 
-/// Why a LUN can't be made, grown or deleted.
+/// The reason for which a LUN can't be made, grown or deleted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LunError {
-    /// The name doesn't do.
+    /// The name is not valid.
     #[error("pool {pool}: {name:?} can't name a LUN: 1 to {NAME_BYTES} bytes without control characters")]
     Name {
         /// The pool.
@@ -43,53 +43,53 @@ pub enum LunError {
         /// The name.
         name: String,
     },
-    /// There is one like it.
+    /// The pool has a LUN with the same name, UUID or NGUID.
     #[error("pool {pool} has LUN {existing} of the same name, UUID or NGUID")]
     Exists {
         /// The pool.
         pool: String,
-        /// The LUN that is there.
+        /// The existing LUN.
         existing: String,
     },
-    /// There is none.
+    /// The pool has no such LUN.
     #[error("pool {pool} has no LUN {lun}")]
     NotFound {
         /// The pool.
         pool: String,
-        /// What was asked for.
+        /// The requested LUN.
         lun: Uuid,
     },
-    /// Neither 512 nor 4096, or smaller than the blocks of every backend.
+    /// The block size is neither 512 nor 4096, or smaller than the blocks of every backend.
     #[error("pool {pool}: LUN {lun} can't have {block_bytes}-byte blocks on these backends")]
     BlockSize {
         /// The pool.
         pool: String,
         /// The LUN.
         lun: String,
-        /// What was asked for.
+        /// The requested block size.
         block_bytes: u32,
     },
-    /// The size is none, or more than there are bytes.
+    /// The size is zero, or more than a pool can count.
     #[error("pool {pool}: LUN {lun} can't have {blocks} blocks")]
     Size {
         /// The pool.
         pool: String,
         /// The LUN.
         lun: String,
-        /// What was asked for.
+        /// The requested size.
         blocks: u64,
     },
-    /// It would not become larger.
+    /// The LUN would not become larger.
     #[error("pool {pool}: LUN {lun} has {blocks} blocks already, and LUNs don't shrink")]
     NotLarger {
         /// The pool.
         pool: String,
         /// The LUN.
         lun: String,
-        /// Its size.
+        /// The LUN's size.
         blocks: u64,
     },
-    /// It is being made or grown.
+    /// The LUN is being made or grown.
     #[error("pool {pool}: LUN {lun} is being made or grown")]
     Busy {
         /// The pool.
@@ -97,7 +97,7 @@ pub enum LunError {
         /// The LUN.
         lun: String,
     },
-    /// It is presented, and the caller didn't insist.
+    /// The LUN is presented, and the caller did not force the change.
     #[error("pool {pool}: LUN {lun} is in use")]
     InUse {
         /// The pool.
@@ -112,9 +112,9 @@ pub enum LunError {
         pool: String,
         /// The LUN.
         lun: String,
-        /// In whole units.
+        /// The missing space in bytes, in whole units.
         need_bytes: u64,
-        /// On backends whose blocks are small enough.
+        /// The free space in bytes, on backends whose blocks are small enough.
         free_bytes: u64,
     },
     /// The layout would not fit its place.
@@ -122,7 +122,7 @@ pub enum LunError {
     Table {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The reason.
         error: TableError,
     },
     /// The pool takes no changes.
@@ -130,30 +130,30 @@ pub enum LunError {
     Frozen {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The reason.
         why: Frozen,
     },
-    /// I/O failed. If it was on the layout, the pool is frozen until it is opened again.
+    /// I/O failed. If the I/O was on the layout, the pool is frozen until it is opened again.
     #[error("pool {pool}, LUN {lun}: {error}")]
     Io {
         /// The pool.
         pool: String,
         /// The LUN.
         lun: String,
-        /// The I/O.
+        /// The I/O error.
         error: IoError,
     },
 }
 
-/// Why a pool doesn't keep who sees its LUNs.
+/// The reason for which a pool doesn't store its exports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExportsError {
-    /// They don't fit.
+    /// The exports don't fit.
     #[error("pool {pool}: {error}")]
     Table {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The reason.
         error: TableError,
     },
     /// The pool takes no changes.
@@ -161,7 +161,7 @@ pub enum ExportsError {
     Frozen {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The reason.
         why: Frozen,
     },
     /// I/O failed; the pool is frozen until it is opened again.
@@ -169,12 +169,12 @@ pub enum ExportsError {
     Io {
         /// The pool.
         pool: String,
-        /// The I/O.
+        /// The I/O error.
         error: IoError,
     },
 }
 
-/// Makes a LUN that reads as zeros. If it fails or is cut short, the LUN doesn't exist.
+/// Makes a LUN that reads as zeros. If the operation fails or is interrupted, the LUN doesn't exist.
 ///
 /// # Errors
 /// [`LunError`].
@@ -183,8 +183,8 @@ pub async fn create_lun<I: PoolIo>(io: &I, pool: &mut Pool, new: NewLun) -> Resu
     zero_and_publish(io, pool, zeroing).await
 }
 
-/// Makes a LUN larger, `blocks` in all; what is new reads as zeros. If it fails or is cut short, the
-/// LUN is as it was.
+/// Grows a LUN to `blocks` in all. The new blocks read as zeros. If the operation fails or is interrupted, the LUN is
+/// as it was.
 ///
 /// # Errors
 /// [`LunError`].
@@ -193,7 +193,7 @@ pub async fn grow_lun<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64
     zero_and_publish(io, pool, zeroing).await
 }
 
-/// Takes back a growth that no host was shown: the LUN has `blocks` again.
+/// Takes back a growth that no host has seen: the LUN has `blocks` again.
 ///
 /// # Errors
 /// [`LunError`].
@@ -208,8 +208,8 @@ pub async fn undo_growth<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: 
     pool.commit(io, table, &name).await
 }
 
-/// Deletes a LUN. `in_use` says whether it is presented; then only `force` deletes it. Nothing may be
-/// on its way to it any more.
+/// Deletes a LUN. `in_use` says whether the LUN is presented; then only `force` deletes it. No command may be under way
+/// to the LUN.
 ///
 /// # Errors
 /// [`LunError`].
@@ -233,7 +233,7 @@ pub async fn delete_lun<I: PoolIo>(
     pool.commit(io, table, &name).await
 }
 
-/// Keeps `exports` with the layout: who sees the LUNs. Does nothing if it keeps them already.
+/// Stores `exports` with the layout: they tell which hosts see the LUNs. Does nothing if the layout has them already.
 ///
 /// # Errors
 /// [`ExportsError`].
@@ -257,14 +257,14 @@ async fn zero_and_publish<I: PoolIo>(io: &I, pool: &mut Pool, zeroing: Zeroing) 
     match zeroing.run(io).await {
         Ok(zeroed) => pool.publish(io, zeroed).await,
         Err(error) => {
-            // If even this fails, the pool is frozen, and opening it rolls back.
+            // If the rollback fails too, the pool is frozen, and the next open rolls back.
             pool.roll_back(io, lun).await?;
             Err(LunError::Io { pool: pool.name.clone(), lun: name, error })
         }
     }
 }
 
-/// Units that are reserved and must be zeroed before a LUN may show them.
+/// Reserved units, which must be zeroed before a LUN may show them.
 #[derive(Debug)]
 #[must_use = "reserved units must be zeroed and published, or rolled back"]
 pub struct Zeroing {
@@ -274,7 +274,7 @@ pub struct Zeroing {
     ranges: Vec<(BackendInfo, u64, u64)>,
 }
 
-/// Proof that a [`Zeroing`] is done and durable.
+/// The proof that a [`Zeroing`] is done and durable.
 #[derive(Debug)]
 #[must_use = "zeroed units must be published or rolled back"]
 pub struct Zeroed {
@@ -283,12 +283,12 @@ pub struct Zeroed {
 }
 
 impl Zeroing {
-    /// The LUN that it is for.
+    /// Returns the LUN that gets the units.
     pub fn lun(&self) -> Uuid {
         self.lun
     }
 
-    /// Zeroes all and flushes.
+    /// Zeroes all ranges and flushes their backends.
     ///
     /// # Errors
     /// [`IoError`]; the caller then calls [`Pool::roll_back`].
@@ -313,7 +313,7 @@ impl Zeroing {
 }
 
 impl Pool {
-    /// First step of making a LUN.
+    /// Reserves the units of a new LUN: the first step of making a LUN.
     ///
     /// # Errors
     /// [`LunError`].
@@ -349,7 +349,7 @@ impl Pool {
         self.zeroing(&lun, &added)
     }
 
-    /// First step of growing a LUN to `blocks` in all.
+    /// Reserves units to grow a LUN to `blocks` in all: the first step of growing a LUN.
     ///
     /// # Errors
     /// [`LunError`].
@@ -378,7 +378,7 @@ impl Pool {
         self.zeroing(&grown, &added)
     }
 
-    /// Last step of making or growing a LUN: what was zeroed becomes visible.
+    /// Makes the zeroed units visible: the last step of making or growing a LUN.
     ///
     /// # Errors
     /// [`LunError`].
@@ -392,7 +392,7 @@ impl Pool {
         self.commit(io, table, &zeroed.name).await
     }
 
-    /// Instead of publishing: gives the reserved units back.
+    /// Gives the reserved units back instead of publishing them.
     ///
     /// # Errors
     /// [`LunError`].
@@ -409,7 +409,7 @@ impl Pool {
         self.lun(lun).ok_or_else(|| LunError::NotFound { pool: self.name.clone(), lun })
     }
 
-    /// Gives `lun` the units that its pending size takes, and returns those that are new.
+    /// Gives `lun` the units that its pending size takes. Returns the new units.
     fn extend(&self, lun: &mut PoolLun) -> Result<Vec<Run>, LunError> {
         let unit = self.table.unit_bytes;
         let need = lun.units_for(lun.pending_blocks, unit).filter(|&units| units > 0);
@@ -443,7 +443,7 @@ impl Pool {
         Ok(Zeroing { lun: lun.uuid, name: lun.name.clone(), ranges })
     }
 
-    /// Puts `table` in force, for the sake of `lun`.
+    /// Puts `table` in force. `lun` is the LUN that an error names.
     async fn commit<I: PoolIo>(&mut self, io: &I, table: Table, lun: &str) -> Result<(), LunError> {
         let pool = self.name.clone();
         if let Some(why) = self.frozen.clone() {
@@ -455,9 +455,11 @@ impl Pool {
         self.write(io, table).await.map_err(|error| LunError::Io { pool, lun: lun.to_owned(), error })
     }
 
-    /// Writes `table`, which fits, as the next generation to every slot. Between the first write and
-    /// the last (or for good, if the future is dropped or fails) the pool is frozen: invariant 2. Also if the layout is not
-    /// the one that we wrote last, or a disk that is to be written to has become another's: a pool stays open for long.
+    /// Writes `table`, which fits, as the next generation to every slot.
+    ///
+    /// Between the first write and the last, the pool is frozen: invariant 2. It stays frozen if the future fails or is
+    /// dropped. The pool is also frozen if the layout is not the one that this gateway wrote last, or if a disk that
+    /// must be written has become another's. Both can happen, since a pool stays open for long.
     pub(super) async fn write<I: PoolIo>(&mut self, io: &I, mut table: Table) -> Result<(), IoError> {
         table.generation = self.table.generation + 1;
         debug_assert_eq!(table.check(), Ok(()));

@@ -1,9 +1,10 @@
 //! Pools: LUNs carved from a set of backends, with the layout on the backends themselves.
 //!
-//! What it is: the on-disk format, and the operations that change it, as plain async functions over
-//! [`PoolIo`]. They know no clock, no randomness and no runtime: identifiers and times are inputs.
-//! What it is not: it is not on the data path (that sees only a [`crate::topology::Lun`]'s extents),
-//! and it has no redundancy of its own: a LUN is lost with any backend that it has extents on.
+//! What it is: the on-disk format, and the operations that change it, as plain async functions over [`PoolIo`]. They
+//! use no clock, no randomness and no runtime: identifiers and times are inputs.
+//!
+//! What it is not: it is not on the data path, which sees only the extents of a [`crate::topology::Lun`]. A pool has no
+//! redundancy of its own: a LUN is lost with any backend that holds one of its extents.
 //!
 //! # On disk (version 1, little-endian)
 //! Each backend of a pool is a *member*:
@@ -15,29 +16,29 @@
 //!         2,162,688  layout table, slot 1
 //!         4,194,304  data, from here or from the next multiple of the unit
 //! ```
-//! Data is counted in units (4 MiB unless chosen otherwise). The table is kept on two members, the
-//! *holders* (on one, where there is only one), where its 3.9 MiB are zeroed when the pool is made, so that a sparse
-//! file has the space. Its place is reserved on every member. There is no map of free space: what no LUN has is free.
+//! Data is counted in units (4 MiB by default). Two members, the *holders*, keep the table; a pool with one member has
+//! one holder. A holder's 3.9 MiB for the table are zeroed when the pool is made, so that a sparse file has the space.
+//! Every member reserves this space. There is no map of free space: a unit that no LUN has is free.
 //!
 //! # Invariants
-//! 1. A label or table is valid as a whole or not at all (CRC32C), and of the valid ones the highest
-//!    generation counts. Each change is a new generation, written durably to slot 0, then slot 1, of
-//!    one holder after the other. So at any moment one slot holds the old state or the new.
-//! 2. A change is in force only when it is durable in every slot; only then is it acknowledged, and
-//!    only then does the next one start. If writing fails half-way, the pool is *frozen*: it takes
-//!    no more changes until it is opened again, since nobody knows which state a reader would find.
-//! 3. Opening completes what a crash left half-written: it brings every slot to the highest
-//!    generation before anything else.
-//! 4. Units become a LUN's in three steps: (a) durably reserved (`pending_blocks`), (b) zeroed and
-//!    flushed, (c) durably visible (`blocks`). A crash before (c) is rolled back at the next open.
-//! 5. Units are free for others only after the table without them is durable everywhere.
-//! 6. A pool with a missing member takes no changes, so two halves can't diverge. Nor does one whose layout is not the one
-//!    that was written or read last, or one of whose disks lost its label since: files are locked, but nothing keeps a second
-//!    gateway from the same namespace of an array.
-//! 7. A pool exists from the first durable label that says `Ready`; before, all have one that says
-//!    `Creating`, and all tables are durable. Destroying goes the same way back.
-//! 8. A member is known by its label. One that has lost both slots is known by its copy of the table, as long as another
-//!    member says `Ready`, and never without: what carries neither may be anybody's.
+//! 1. A label or table is valid as a whole or not at all (CRC32C), and of the valid ones the highest generation counts.
+//!    Each change is a new generation, written durably to slot 0, then slot 1, of one holder after the other. So at any
+//!    moment one slot holds the old state or the new.
+//! 2. A change is in force only when it is durable in every slot. Only then is it acknowledged, and only then does the
+//!    next one start. If writing fails half-way, the pool is *frozen*: it takes no more changes until it is opened
+//!    again, since a reader may find the old state or the new.
+//! 3. Opening completes a change that a crash left half-written: it brings every slot to the highest generation before
+//!    anything else.
+//! 4. Units become a LUN's in three steps: (a) durably reserved (`pending_blocks`), (b) zeroed and flushed, (c) durably
+//!    visible (`blocks`). A crash before (c) is rolled back at the next open.
+//! 5. Units are free for other LUNs only after the table without them is durable everywhere.
+//! 6. A pool with a missing member takes no changes, so two halves can't diverge. A pool also takes no changes if its
+//!    layout is not the one that was written or read last, or if one of its disks has lost its label since. Files are
+//!    locked, but nothing keeps a second gateway from the same namespace of an array.
+//! 7. A pool exists from the first durable label that says `Ready`. Before that, all labels say `Creating`, and all
+//!    tables are durable. Destroying takes the same steps in reverse.
+//! 8. A member is known by its label. A member that has lost both label slots is known by its copy of the table, if
+//!    another member says `Ready`. A disk with neither label nor table may be anybody's, and is never a member.
 
 mod alloc;
 mod contents;
@@ -54,7 +55,7 @@ pub use contents::{LOOKED_AT_BYTES, recognise};
 pub use create::{CreatePoolError, DestroyPoolError, NewMember, NewPool, create_pool, destroy_pool};
 pub use format::Damage;
 pub use import::{ImportError, Imported, import_namespace};
-pub use label::{Label, LabelState, Owner};
+pub use label::{Label, LabelState, PoolOwner};
 pub use luns::{
     ExportsError, LunError, NewLun, Zeroed, Zeroing, create_lun, delete_lun, grow_lun, store_exports,
     undo_growth,
@@ -65,26 +66,26 @@ pub use table::{MemberEntry, PoolLun, Run, Table, TableError};
 use crate::request::Fault;
 use crate::topology::{BackendId, Extent};
 
-/// Data is counted in units of this many bytes unless the pool was made with another.
+/// The default unit in bytes. A pool can be made with another unit.
 pub const DEFAULT_UNIT_BYTES: u64 = 4 << 20;
 /// The smallest unit that a pool can be made with.
 pub const MIN_UNIT_BYTES: u64 = 64 << 10;
-/// The largest.
+/// The largest unit that a pool can be made with.
 pub const MAX_UNIT_BYTES: u64 = 1 << 30;
 
-/// What the operations need of the world: I/O on backends by offset and length in bytes, all of them
-/// multiples of 4,096.
+/// I/O on backends, by offset and length in bytes, all of them multiples of 4,096. The pool operations need nothing
+/// else of the world.
 ///
-/// The futures needn't be `Send`: the control thread runs them on itself.
+/// The futures needn't be `Send`: the control thread runs them itself.
 pub trait PoolIo {
-    /// `len` bytes from `offset`.
+    /// Reads `len` bytes from `offset`.
     fn read(
         &self,
         backend: BackendId,
         offset: u64,
         len: usize,
     ) -> impl Future<Output = Result<Vec<u8>, Fault>>;
-    /// Stores `bytes`; with `durable`, on stable media when it returns.
+    /// Stores `bytes`. With `durable`, the bytes are on stable media when the future returns.
     fn write(
         &self,
         backend: BackendId,
@@ -92,9 +93,9 @@ pub trait PoolIo {
         bytes: &[u8],
         durable: bool,
     ) -> impl Future<Output = Result<(), Fault>>;
-    /// Makes durable what was written and zeroed before.
+    /// Makes all earlier writes and zeroed ranges durable.
     fn flush(&self, backend: BackendId) -> impl Future<Output = Result<(), Fault>>;
-    /// Makes a range read as zeros. At most [`ZERO_PIECE_BYTES`] at a time are asked for.
+    /// Makes a range read as zeros. Callers pass at most [`ZERO_PIECE_BYTES`] at a time.
     fn write_zeroes(
         &self,
         backend: BackendId,
@@ -103,13 +104,13 @@ pub trait PoolIo {
     ) -> impl Future<Output = Result<(), Fault>>;
 }
 
-/// The most that one [`PoolIo::write_zeroes`] is asked to zero: half of what one NVMe Write Zeroes
-/// can do with 512-byte blocks.
+/// The largest range of one [`PoolIo::write_zeroes`]: half of the range that one NVMe Write Zeroes can cover with
+/// 512-byte blocks.
 pub const ZERO_PIECE_BYTES: u64 = 16 << 20;
-/// The most that one read or write moves.
+/// The largest size of one read or write.
 pub const IO_PIECE_BYTES: usize = 256 << 10;
 
-/// A UUID: as bytes in the order in which it is printed (RFC 9562).
+/// A UUID, as bytes in the order in which it is printed (RFC 9562).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uuid(pub [u8; 16]);
 
@@ -129,57 +130,57 @@ impl std::fmt::Debug for Uuid {
     }
 }
 
-/// A backend as the operations see it.
+/// A backend as the pool operations see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendInfo {
-    /// By which [`PoolIo`] knows it.
+    /// The identifier that [`PoolIo`] uses.
     pub id: BackendId,
-    /// By which people know it.
+    /// The name that people use.
     pub name: String,
-    /// Its size.
+    /// The backend's size.
     pub len_bytes: u64,
-    /// Its logical block size.
+    /// The backend's logical block size.
     pub block_bytes: u32,
 }
 
-/// I/O on a backend failed.
+/// An I/O error on a backend.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("backend {backend}: {doing} failed: {fault}")]
 pub struct IoError {
     /// The backend's name.
     pub backend: String,
-    /// What was tried.
+    /// The operation that failed.
     pub doing: &'static str,
-    /// How it failed.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// Why a pool takes no changes.
+/// The reason for which a pool takes no changes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Frozen {
-    /// Members are not there. Their LUNs can't be presented; the others can.
+    /// Members are missing. LUNs on them can't be presented; other LUNs can.
     #[error("these backends are missing: {}", .0.join(", "))]
     Missing(Vec<String>),
-    /// It is not as this gateway left it: a second one has the same pool, and would give units away that are a LUN's here, or
-    /// one of its disks is no member any more.
+    /// The pool is not as this gateway left it. Either a second gateway uses the same pool and would give away units of
+    /// a LUN here, or one of the pool's disks is no longer a member.
     #[error(
         "another gateway has changed its layout, or one of its disks is another's now; a pool is one gateway's"
     )]
     Foreign,
-    /// A change was cut short.
+    /// A change was interrupted.
     #[error("a change to the layout was cut short; open the pool again")]
     Unsettled,
-    /// Bringing the pool in order failed when it was opened.
+    /// The repair at opening failed.
     #[error("the layout could not be brought up to date: {0}")]
     Io(IoError),
 }
 
-/// A pool that is open.
+/// An open pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     name: String,
     table: Table,
-    /// By the table's member index; `None` is missing.
+    /// Backends by the table's member index; `None` for a missing member.
     backends: Vec<Option<BackendInfo>>,
     labels: Vec<Option<Label>>,
     frozen: Option<Frozen>,
@@ -187,57 +188,57 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Its identity.
+    /// Returns the pool's UUID.
     pub fn uuid(&self) -> Uuid {
         self.table.pool_uuid
     }
 
-    /// Its name.
+    /// Returns the pool's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The layout, in which a LUN that isn't [`PoolLun::is_visible`] is still being made.
+    /// Returns the layout. A LUN in it that isn't [`PoolLun::is_visible`] is still being made.
     pub fn table(&self) -> &Table {
         &self.table
     }
 
-    /// Its members' backends, in the table's order; `None` where one is missing.
+    /// Returns the members' backends, in the table's order; `None` for a missing member.
     pub fn backends(&self) -> &[Option<BackendInfo>] {
         &self.backends
     }
 
-    /// Who owns it, as its labels say.
-    pub fn owner(&self) -> Option<Owner> {
+    /// Returns the owner in the newest label.
+    pub fn owner(&self) -> Option<PoolOwner> {
         self.labels.iter().flatten().max_by_key(|label| label.generation).map(|label| label.owner)
     }
 
-    /// Why it takes no changes; `None` if it does.
+    /// Returns the reason for which the pool takes no changes; `None` if it takes changes.
     pub fn frozen(&self) -> Option<&Frozen> {
         self.frozen.as_ref()
     }
 
-    /// What opening repaired or rolled back, for the log.
+    /// Returns a log of what opening repaired, rolled back or left out.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The LUN `uuid`.
+    /// Returns the LUN `uuid`.
     pub fn lun(&self, uuid: Uuid) -> Option<&PoolLun> {
         self.table.luns.iter().find(|lun| lun.uuid == uuid)
     }
 
-    /// Bytes in all and bytes that no LUN has, missing members included.
+    /// Returns the pool's size in bytes and the bytes that no LUN has. Both include missing members.
     pub fn capacity_bytes(&self) -> (u64, u64) {
         let units: u64 = self.table.members.iter().map(|member| u64::from(member.units)).sum();
         let used: u64 = self.table.luns.iter().map(PoolLun::units).sum();
         (units * self.table.unit_bytes, (units - used.min(units)) * self.table.unit_bytes)
     }
 
-    /// Where the visible bytes of `lun` are, for the topology.
+    /// Returns the extents of the visible bytes of `lun`, for the topology.
     ///
     /// # Errors
-    /// The name of a missing member that it has extents on.
+    /// The name of a missing member that holds an extent of the LUN.
     pub fn extents(&self, lun: &PoolLun) -> Result<Vec<Extent>, String> {
         let unit = self.table.unit_bytes;
         let mut extents = Vec::with_capacity(lun.runs.len());
@@ -255,7 +256,7 @@ impl Pool {
         Ok(extents)
     }
 
-    /// The backend of a member, or the name of the one that is missing.
+    /// Returns the backend of a member, or the member's name if it is missing.
     fn backend(&self, member: u32) -> Result<&BackendInfo, &str> {
         let at = member as usize;
         let missing = || self.table.members.get(at).map_or("(unknown)", |entry| entry.name.as_str());
@@ -263,7 +264,7 @@ impl Pool {
     }
 }
 
-/// Names `backend` in the error of an I/O.
+/// Returns a function that makes an [`IoError`] with the name of `backend`.
 fn io_error(backend: &BackendInfo, doing: &'static str) -> impl Fn(Fault) -> IoError {
     let backend = backend.name.clone();
     move |fault| IoError { backend: backend.clone(), doing, fault }

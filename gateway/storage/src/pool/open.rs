@@ -1,4 +1,4 @@
-//! Finding and opening pools from their backends alone.
+//! Finds and opens pools from their backends alone.
 
 use super::format::{Damage, LABEL_AT, META_BYTES, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
@@ -6,22 +6,22 @@ use super::slots::{Slots, is_overwritten, read_labels, read_tables, write_slot};
 use super::table::{MemberEntry, Table};
 use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, io_error};
 
-/// What a backend turned out to be.
+/// The role of a backend, as its label tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// No member of any pool.
+    /// The backend is no member of any pool.
     Free,
-    /// A member of a pool.
+    /// The backend is a member of a pool.
     Member(Label),
-    /// Left from a pool whose making or destroying was cut short.
+    /// The backend is left from a pool whose making or destroying was interrupted.
     Unfinished(Label),
-    /// It has a label, but both slots are bad.
+    /// The backend has a label, but both slots are bad.
     Damaged(Damage),
-    /// It can't be read.
+    /// The backend can't be read.
     Failed(IoError),
 }
 
-/// Looks at each backend's label. One that is bad affects no other.
+/// Reads each backend's label. A bad backend affects no other.
 pub async fn scan<I: PoolIo>(io: &I, backends: &[BackendInfo]) -> Vec<Found> {
     let mut found = Vec::with_capacity(backends.len());
     for backend in backends {
@@ -38,35 +38,35 @@ pub async fn scan<I: PoolIo>(io: &I, backends: &[BackendInfo]) -> Vec<Found> {
     found
 }
 
-/// Why a pool can't be opened.
+/// The reason for which a pool can't be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenPoolError {
-    /// Nothing to open.
+    /// The call names no backend.
     #[error("pool {0}: no backend was given")]
     NoBackends(Uuid),
-    /// No backend has a label that can be used; this is the first one.
+    /// No backend has a valid label; the error names the first backend.
     #[error("pool {pool}: backend {backend} has no valid label: {damage}")]
     Label {
         /// The pool.
         pool: Uuid,
         /// The backend.
         backend: String,
-        /// What is there instead.
+        /// The damage of the label.
         damage: Damage,
     },
-    /// A backend is another pool's.
+    /// A backend belongs to another pool.
     #[error("pool {pool}: backend {backend} belongs to pool {found_name} ({found})")]
     Foreign {
         /// The pool.
         pool: Uuid,
         /// The backend.
         backend: String,
-        /// Whose it is.
+        /// The other pool.
         found: Uuid,
-        /// That pool's name.
+        /// The other pool's name.
         found_name: String,
     },
-    /// Two backends say that they are the same member: one is a copy, or both are one device.
+    /// Two backends have the label of the same member: one is a copy, or both are one device.
     #[error("pool {pool}: backends {first} and {second} carry the same label ({member})")]
     Duplicate {
         /// The pool.
@@ -75,15 +75,15 @@ pub enum OpenPoolError {
         first: String,
         /// The other.
         second: String,
-        /// The member that both say they are.
+        /// The member that both labels name.
         member: Uuid,
     },
-    /// Its making or destroying was cut short: it doesn't exist.
+    /// The pool doesn't exist, since its making or destroying was interrupted.
     #[error("pool {pool} ({name}) was never finished, or was destroyed; its backends can be used anew")]
     Unfinished {
         /// The pool.
         pool: Uuid,
-        /// Its name.
+        /// The pool's name.
         name: String,
     },
     /// No backend has a valid layout table.
@@ -91,12 +91,12 @@ pub enum OpenPoolError {
     NoTable {
         /// The pool.
         pool: Uuid,
-        /// Its name.
+        /// The pool's name.
         name: String,
-        /// The backends that should have it, each with what is there.
+        /// The backends that should have the layout, each with the damage found there.
         holders: Vec<String>,
     },
-    /// A backend is not as the layout has it, and no other is there.
+    /// A backend differs from its entry in the layout, and no other backend is present.
     #[error("pool {pool}: backend {backend}: {what}")]
     Mismatch {
         /// The pool.
@@ -131,25 +131,28 @@ struct Holder {
 struct Stray {
     backend: BackendInfo,
     labels: Slots<Label>,
-    /// Something else is in its place: a partition table, a file system. The layout further on may well be left.
+    /// Something else is in the label's place: a partition table, a file system. The layout further on may be intact.
     is_overwritten: bool,
 }
 
-/// A backend that is not taken, by its name in the layout if it is known.
+/// A backend that is left out, by its name in the layout if that name is known.
 struct LeftOut {
     name: String,
-    /// For whoever asks for the pool.
+    /// The reason for the caller that opens the pool.
     why: String,
-    /// For the log.
+    /// The reason for the log.
     note: String,
 }
 
-/// Opens the pool `uuid` from `backends`, all those that carry its label (see [`scan`]) or should but have none that is
-/// valid, and brings it in order: slots that fell behind are brought up, LUNs that were not finished are rolled back. A
-/// backend whose label is erased or damaged is known by its copy of the layout, and gets its label again; without one,
-/// or with something else in the label's place, it could be anybody's, so it counts as missing; so does one that is shorter
-/// than the layout has it, and one whose copy of the layout can't be read. With members missing, or if bringing in order
-/// fails, the pool is served but frozen.
+/// Opens the pool `uuid` from `backends`, and brings it in order: old slots are updated, and unfinished LUNs are rolled
+/// back. `backends` are all backends that carry the pool's label (see [`scan`]), and those that should carry it but
+/// have no valid label.
+///
+/// A backend whose label is erased or damaged is known by its copy of the layout, and gets its label again. Without
+/// such a copy, or with something else in the label's place, the backend may be anybody's, so it counts as missing. A
+/// backend also counts as missing if it is shorter than in the layout, or if its copy of the layout can't be read.
+///
+/// If members are missing, or if the repair fails, the pool is served but frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -226,7 +229,7 @@ pub async fn open_pool<I: PoolIo>(
     Ok(pool)
 }
 
-/// Reads the labels and refuses what doesn't belong together.
+/// Reads the labels, and refuses backends that don't belong together.
 async fn read_members<I: PoolIo>(
     io: &I,
     pool: Uuid,
@@ -263,8 +266,11 @@ async fn read_members<I: PoolIo>(
     Ok((members, strays))
 }
 
-/// The member that a backend without a label is: a holder of the layout by that name which no other backend is, if it has a
-/// layout of this pool. A disk that somebody else has begun to use is left as it is. That a destroyed pool's layouts stay does no harm: all its labels go before the first is erased.
+/// Returns the member that a backend without a label is, if the backend has a layout of this pool. The member is the
+/// holder with the backend's name, if no other backend is that member.
+///
+/// A disk that something else has begun to use is left as it is. The layouts of a destroyed pool remain on its disks,
+/// which does no harm: all labels say `Creating` before the first is erased.
 fn relabelled(
     stray: &Stray,
     newest: &Label,
@@ -313,7 +319,8 @@ impl Stray {
     }
 }
 
-/// Why a member that carries its label can't be taken: parts of it are not there, or it isn't the disk that it was.
+/// Returns the reason for which a member with a label can't be used: the disk is too short, its block size changed, or
+/// its layout can't be read.
 fn misfit(member: &Member, table: &Table, unread: &[(BackendInfo, String)]) -> Option<LeftOut> {
     let Member { backend, label, .. } = member;
     let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;
@@ -355,7 +362,7 @@ fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, Open
     Ok(pool)
 }
 
-/// The members that are not there; with why, if they are and can't be taken.
+/// Returns the missing members. If a member's backend is present but can't be used, its entry has the reason.
 fn missing(pool: &Pool, left_out: &[LeftOut]) -> Option<Frozen> {
     let there = pool.table.members.iter().zip(&pool.backends);
     let absent = there.filter(|(_, backend)| backend.is_none()).map(|(entry, _)| &entry.name);
@@ -368,14 +375,14 @@ fn missing(pool: &Pool, left_out: &[LeftOut]) -> Option<Frozen> {
     (!names.is_empty()).then_some(Frozen::Missing(names))
 }
 
-/// Brings every slot up to date, then rolls back what was not finished.
+/// Brings every slot up to date, then rolls back unfinished changes.
 async fn settle<I: PoolIo>(
     io: &I,
     pool: &mut Pool,
     members: &[Member],
     holders: &[Holder],
 ) -> Result<(), IoError> {
-    // What was read may still be in a device's cache only.
+    // The bytes that were read may be only in a device's cache so far.
     for member in members {
         io.flush(member.backend.id).await.map_err(io_error(&member.backend, "flushing"))?;
     }
@@ -395,7 +402,7 @@ async fn settle<I: PoolIo>(
             label.state = LabelState::Ready;
             label.generation += 1;
         }
-        // Slots that are behind first: a slot that is whole is never written while the other is not.
+        // Write old slots first: a valid slot is never written while the other is not valid.
         let mut slots: Vec<_> = LABEL_AT.into_iter().zip(&member.labels.slots).collect();
         slots.sort_by_key(|(_, slot)| {
             slot.as_ref().is_ok_and(|found| found.generation == member.label.generation)
@@ -418,7 +425,7 @@ async fn settle<I: PoolIo>(
     Ok(())
 }
 
-/// Takes units back from LUNs whose making or growing was not finished, and says which.
+/// Takes units back from LUNs whose making or growing was not finished. Returns a note for each such LUN.
 fn roll_back(table: &mut Table) -> Vec<String> {
     let mut notes = Vec::new();
     for lun in &mut table.luns {

@@ -1,23 +1,23 @@
-//! Reading and writing the two slots of a label or table.
+//! Reads and writes the two slots of a label or table.
 
 use super::format::{BLOCK_BYTES, Damage, LABEL_AT, TABLE_AT};
 use super::label::{Label, LabelState};
 use super::table::Table;
 use super::{BackendInfo, IO_PIECE_BYTES, IoError, PoolIo, Uuid, io_error};
 
-/// What both slots hold.
+/// The contents of both slots.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     pub slots: [Result<T, Damage>; 2],
 }
 
 impl<T> Slots<T> {
-    /// The slot of the highest generation.
+    /// Returns the slot of the highest generation.
     pub fn best(&self, generation: impl Fn(&T) -> u64) -> Option<&T> {
         self.slots.iter().flatten().max_by_key(|value| generation(value))
     }
 
-    /// The damage that says most, for an error.
+    /// Returns the most informative damage, for an error.
     pub fn damage(&self) -> Damage {
         let found = self.slots.iter().filter_map(|slot| slot.as_ref().err());
         found.copied().find(|damage| *damage != Damage::Blank).unwrap_or(Damage::Blank)
@@ -31,7 +31,8 @@ pub(super) async fn read_labels<I: PoolIo>(io: &I, backend: &BackendInfo) -> Res
     Ok(Slots { slots: LABEL_AT.map(slot) })
 }
 
-/// Whether the backend is still that member of the pool: what is open for long may have become another's.
+/// Returns whether the backend is still that member of the pool. The disk of a pool that has been open for long may
+/// have become another's.
 pub(super) async fn is_member<I: PoolIo>(
     io: &I,
     backend: &BackendInfo,
@@ -44,7 +45,7 @@ pub(super) async fn is_member<I: PoolIo>(
     }))
 }
 
-/// Whether something else stands in the place of a label: neither one of ours, however damaged, nor erased.
+/// Returns whether something else is in a label's place: neither a label of ours, however damaged, nor an erased slot.
 pub(super) async fn is_overwritten<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<bool, IoError> {
     let bytes = io.read(backend.id, LABEL_AT[0], 2 * BLOCK_BYTES).await;
     let bytes = bytes.map_err(io_error(backend, "reading the label"))?;
@@ -52,7 +53,7 @@ pub(super) async fn is_overwritten<I: PoolIo>(io: &I, backend: &BackendInfo) -> 
     Ok(bytes.chunks(BLOCK_BYTES).any(|slot| !Label::is_begun(slot) && !is_erased(slot)))
 }
 
-/// The tables of `pool`; another pool's, left from an earlier life, is nothing of ours.
+/// Reads the tables of `pool`. A table of another pool, left from an earlier use, counts as blank.
 pub(super) async fn read_tables<I: PoolIo>(
     io: &I,
     backend: &BackendInfo,
@@ -104,7 +105,7 @@ pub(super) async fn write_slot<I: PoolIo>(
     Ok(())
 }
 
-/// Writes both slots, one after the other, so that one of them is whole at any time.
+/// Writes both slots of a label, one after the other, so that one of them is valid at any time.
 pub(super) async fn write_label<I: PoolIo>(
     io: &I,
     backend: &BackendInfo,
@@ -117,7 +118,7 @@ pub(super) async fn write_label<I: PoolIo>(
     Ok(())
 }
 
-/// As [`write_label`].
+/// Writes both slots of a table, like [`write_label`].
 pub(super) async fn write_table<I: PoolIo>(
     io: &I,
     backend: &BackendInfo,

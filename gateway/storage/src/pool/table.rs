@@ -1,10 +1,8 @@
-//! The layout table: a pool's members and LUNs. Its bytes are those of `RawHeader`, then the
-//! members, the LUNs, the LUNs' runs of units, and the exports, one after the other; zeros up to whole
-//! 4 KiB.
+//! The layout table: a pool's members and LUNs. Its bytes are those of `RawHeader`, the members, the LUNs, the LUNs'
+//! runs of units, and the exports, in this order. Zeros fill the last 4 KiB block.
 //!
-//! The exports say who sees the LUNs. What their bytes mean is the control plane's (they begin with a
-//! version of their own). A table from before there were any has zero for their length, which is to
-//! say that it knows of none.
+//! The exports tell which hosts see the LUNs. The control plane defines their bytes, which begin with a version of
+//! their own. A table written before exports were introduced has zero for their length, and so has none.
 
 use super::Uuid;
 use super::format::{
@@ -16,7 +14,7 @@ use crate::topology::{MAX_BACKENDS, MAX_LUNS};
 const MAGIC: [u8; 8] = *b"TREFTBL\0";
 
 trefoil_wire::layout! {
-    /// Byte 0 of the table.
+    /// The header, at byte 0 of the table.
     pub struct RawHeader [128] {
         /// `TREFTBL` and NUL.
         magic: [u8; 8] = 0,
@@ -24,19 +22,19 @@ trefoil_wire::layout! {
         version: u32 = 8,
         /// CRC32C of `len_bytes` bytes with this field zero.
         crc32c: u32 = 12,
-        /// The higher one counts.
+        /// The generation; the table with the higher one counts.
         generation: u64 = 16,
         /// The pool.
         pool_uuid: [u8; 16] = 24,
-        /// The unit.
+        /// The pool's unit.
         unit_bytes: u64 = 40,
         /// Length of the table, padding included.
         len_bytes: u32 = 48,
-        /// How many members.
+        /// The number of members.
         members: u32 = 52,
-        /// How many LUNs.
+        /// The number of LUNs.
         luns: u32 = 56,
-        /// How many runs, of all LUNs together.
+        /// The number of runs of all LUNs together.
         runs: u32 = 60,
         /// Length of the exports.
         exports_bytes: u32 = 64,
@@ -46,13 +44,13 @@ trefoil_wire::layout! {
 trefoil_wire::layout! {
     /// A member.
     pub struct RawMember [128] {
-        /// Its identity, as in its label.
+        /// The member's identity, as in its label.
         uuid: [u8; 16] = 0,
-        /// Units of data that it has.
+        /// Units of data on the member.
         units: u32 = 16,
-        /// Its logical block size.
+        /// The member's logical block size.
         block_bytes: u32 = 20,
-        /// Bit 0: it keeps this table.
+        /// Bit 0: the member keeps this table.
         flags: u32 = 24,
         /// The backend's name when the pool was made. UTF-8, padded with NUL.
         name: [u8; NAME_BYTES] = 32,
@@ -62,23 +60,23 @@ trefoil_wire::layout! {
 trefoil_wire::layout! {
     /// A LUN.
     pub struct RawLun [256] {
-        /// Its UUID.
+        /// The LUN's UUID.
         uuid: [u8; 16] = 0,
-        /// Its NGUID.
+        /// The LUN's NGUID.
         nguid: [u8; 16] = 16,
-        /// Its serial number, ASCII, padded with spaces.
+        /// The LUN's serial number, ASCII, padded with spaces.
         serial: [u8; 20] = 32,
         /// Logical block size.
         block_bytes: u32 = 52,
-        /// Visible size in blocks; 0 while it is being made.
+        /// Visible size in blocks; 0 while the LUN is being made.
         blocks: u64 = 56,
-        /// Size in blocks that it is to get; 0 if it has the size that it should have.
+        /// Size in blocks after the growth under way; 0 if there is no growth under way.
         pending_blocks: u64 = 64,
-        /// When it was made, in seconds of Unix time.
+        /// The time at which the LUN was made, in seconds of Unix time.
         created_at_s: u64 = 72,
-        /// Its NSID.
+        /// The LUN's NSID.
         nsid: u32 = 80,
-        /// How many of the runs are its; they follow those of the LUN before.
+        /// The number of the LUN's runs. They follow the runs of the LUN before.
         runs: u32 = 84,
         /// UTF-8, padded with NUL.
         name: [u8; NAME_BYTES] = 96,
@@ -90,30 +88,30 @@ trefoil_wire::layout! {
     pub struct RawRun [16] {
         /// Index of the member.
         member: u32 = 0,
-        /// First unit there.
+        /// The first unit on the member.
         start: u32 = 4,
-        /// How many.
+        /// The number of units.
         units: u32 = 8,
     }
 }
 
-/// Runs that every table has room for.
+/// The number of runs for which every table has room.
 pub(super) const MIN_RUNS: usize = 50_000;
 const _: () = assert!(
     RawHeader::LEN + MAX_BACKENDS * RawMember::LEN + MAX_LUNS * RawLun::LEN + MIN_RUNS * RawRun::LEN
         <= TABLE_BYTES
 );
 
-/// A member as the table has it.
+/// A member's entry in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberEntry {
-    /// Its identity, as in its label.
+    /// The member's identity, as in its label.
     pub uuid: Uuid,
-    /// Units of data that it has.
+    /// Units of data on the member.
     pub units: u32,
-    /// Its logical block size.
+    /// The member's logical block size.
     pub block_bytes: u32,
-    /// Whether it keeps the table.
+    /// Whether the member keeps the table.
     pub holder: bool,
     /// The backend's name when the pool was made.
     pub name: String,
@@ -124,60 +122,60 @@ pub struct MemberEntry {
 pub struct Run {
     /// Index of the member.
     pub member: u32,
-    /// First unit there.
+    /// The first unit on the member.
     pub start: u32,
-    /// How many, not zero.
+    /// The number of units, not zero.
     pub units: u32,
 }
 
-/// A LUN as the table has it.
+/// A LUN's entry in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolLun {
-    /// Its UUID.
+    /// The LUN's UUID.
     pub uuid: Uuid,
-    /// Its NGUID.
+    /// The LUN's NGUID.
     pub nguid: [u8; 16],
-    /// Its serial number, ASCII, padded with spaces.
+    /// The LUN's serial number, ASCII, padded with spaces.
     pub serial: [u8; 20],
-    /// Its NSID.
+    /// The LUN's NSID.
     pub nsid: u32,
-    /// Its name, unique in the pool.
+    /// The LUN's name, unique in the pool.
     pub name: String,
-    /// When it was made, in seconds of Unix time.
+    /// The time at which the LUN was made, in seconds of Unix time.
     pub created_at_s: u64,
     /// Logical block size: 512 or 4096.
     pub block_bytes: u32,
-    /// Visible size in blocks; 0 while it is being made.
+    /// Visible size in blocks; 0 while the LUN is being made.
     pub blocks: u64,
-    /// Size in blocks that it is to get, once its new units are zeroed; 0 if none.
+    /// Size in blocks once the new units are zeroed; 0 if there are none.
     pub pending_blocks: u64,
-    /// Its units in order.
+    /// The LUN's units in order.
     pub runs: Vec<Run>,
 }
 
 impl PoolLun {
-    /// Whether it can be presented.
+    /// Returns whether the LUN can be presented.
     pub fn is_visible(&self) -> bool {
         self.blocks > 0
     }
 
-    /// Units that it has.
+    /// Returns the number of the LUN's units.
     pub fn units(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.units)).sum()
     }
 
-    /// Units that `blocks` of this LUN take.
+    /// Returns the number of units that `blocks` of this LUN take.
     pub(super) fn units_for(&self, blocks: u64, unit_bytes: u64) -> Option<u64> {
         Some(blocks.checked_mul(u64::from(self.block_bytes))?.div_ceil(unit_bytes))
     }
 
-    /// Gives up what it was to become.
+    /// Gives up the pending size and its units.
     pub(super) fn roll_back(&mut self, unit_bytes: u64) {
         self.pending_blocks = 0;
         self.truncate(self.units_for(self.blocks, unit_bytes).unwrap_or(u64::MAX));
     }
 
-    /// Makes one run of those that follow each other, so that the data path has less to look up.
+    /// Joins runs that follow each other, so that the data path has fewer runs to search.
     pub(super) fn join_runs(&mut self) {
         self.runs.dedup_by(|next, run| {
             let follows = next.member == run.member && next.start == run.start + run.units;
@@ -202,49 +200,51 @@ impl PoolLun {
 /// A pool's layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The higher one counts.
+    /// The generation; the table with the higher one counts.
     pub generation: u64,
     /// The pool.
     pub pool_uuid: Uuid,
-    /// The unit.
+    /// The pool's unit.
     pub unit_bytes: u64,
-    /// Its backends.
+    /// The pool's members.
     pub members: Vec<MemberEntry>,
-    /// Its LUNs.
+    /// The pool's LUNs.
     pub luns: Vec<PoolLun>,
-    /// Who sees them; see the module.
+    /// The exports; see the module.
     pub exports: Vec<u8>,
 }
 
-/// A layout that doesn't fit its place.
+/// The reason for which a layout doesn't fit its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// More LUNs than there can be.
+    /// There are too many LUNs.
     #[error("a pool can't have more than {MAX_LUNS} LUNs")]
     Luns,
-    /// Too many subsystems and hosts.
+    /// The exports are too large, since there are too many subsystems and hosts.
     #[error("who sees the LUNs takes {0} bytes, more than the layout's table has room for")]
     Exports(usize),
-    /// Too fragmented.
+    /// The LUNs are too fragmented.
     #[error("the layout has {0} runs of units, more than its table has room for")]
     Runs(usize),
 }
 
 impl Table {
-    /// Length of the table that begins with these bytes, if they do begin one: so many are to be read.
+    /// Returns the length of the table that begins with these bytes, if they begin one. A reader must read so many
+    /// bytes.
     pub(super) fn len_of(head: &[u8]) -> Option<usize> {
         let raw = RawHeader::parse(head.first_chunk()?);
         let len = raw.len_bytes as usize;
         (raw.magic == MAGIC && len <= TABLE_BYTES && len.is_multiple_of(BLOCK_BYTES)).then_some(len)
     }
 
-    /// Generation of the table of `pool` that begins with these bytes, whether or not the rest of it is sound.
+    /// Returns the generation of the table of `pool` that begins with these bytes, whether or not the rest of the table
+    /// is valid.
     pub(super) fn generation_of(head: &[u8], pool: Uuid) -> Option<u64> {
         let raw = RawHeader::parse(head.first_chunk()?);
         (raw.magic == MAGIC && raw.pool_uuid == pool.0).then_some(raw.generation)
     }
 
-    /// Reads a table. Never panics, and what it gives is consistent: see [`check`](Self::check).
+    /// Reads a table. Never panics. The returned table is consistent: see [`check`](Self::check).
     ///
     /// # Errors
     /// [`Damage`].
@@ -284,10 +284,10 @@ impl Table {
         Ok(table)
     }
 
-    /// The table's bytes, whole blocks.
+    /// Returns the table's bytes, in whole blocks.
     ///
     /// # Errors
-    /// [`TableError`] if they don't fit.
+    /// [`TableError`] if the table doesn't fit.
     pub fn emit(&self) -> Result<Vec<u8>, TableError> {
         let runs: usize = self.luns.iter().map(|lun| lun.runs.len()).sum();
         if self.luns.len() > MAX_LUNS {
@@ -335,11 +335,11 @@ impl Table {
         Ok(bytes)
     }
 
-    /// Whether it is a layout at all: sizes are what specs and sums allow, each LUN has exactly the
+    /// Checks that the table is a valid layout. Sizes are within the limits of specs and sums, each LUN has exactly the
     /// units that it needs, no unit has two owners, and names and identities are unique.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The defect.
     pub fn check(&self) -> Result<(), &'static str> {
         use super::{MAX_UNIT_BYTES, MIN_UNIT_BYTES};
         if !self.unit_bytes.is_power_of_two() || !(MIN_UNIT_BYTES..=MAX_UNIT_BYTES).contains(&self.unit_bytes)

@@ -1,4 +1,4 @@
-//! ANA logs: what parses whole is written again and compared.
+//! ANA logs: a log that parses whole is written again and compared.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

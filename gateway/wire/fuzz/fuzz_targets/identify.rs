@@ -1,4 +1,4 @@
-//! Identify data structures and the log pages of fixed size: each reads the same bytes.
+//! Identify data structures and the log pages of fixed size: each format reads the same bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! PDU headers as a receiver reads them: the first byte chooses the framing, the rest is a stream of one PDU.
+//! PDU headers, read as by a receiver: the first byte chooses the framing, and the rest is a stream of one
+//! PDU.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,10 +1,7 @@
-//! Fabrics commands (NVMe base 2.0c §6, figures 386 to 402). They share the 64 bytes of an [`Sqe`]: FCTYPE stands where
-//! the NSID is, and their fields in dwords 10 on.
+//! Fabrics commands (NVMe base 2.0c §6, figures 386 to 402). They share the 64 bytes of an [`Sqe`]: FCTYPE stands in
+//! place of the NSID, and the commands' fields start at dword 10.
 
-use crate::nvme::{Sgl, Sqe, Transfer};
-
-/// The opcode of every fabrics command.
-pub const OPCODE: u8 = 0x7f;
+use crate::nvme::{FABRICS_OPCODE, Sgl, Sqe, Transfer};
 
 /// Fabrics command types (NVMe base 2.0c figure 387).
 #[allow(missing_docs)]
@@ -22,7 +19,7 @@ bits! {
     pub struct ConnectAttributes: u8 {
         /// Priority class; 0 urgent.
         priority: u8 = 0, 2;
-        /// Set: the host asks that SQ flow control be off.
+        /// Set: the host requests SQ flow control off.
         no_sq_flow_control: bool = 2, 1;
         /// Set: the queue may be deleted alone.
         individual_delete: bool = 3, 1;
@@ -132,7 +129,7 @@ pub enum FabricsCommand {
 }
 
 impl FabricsCommand {
-    /// Reads the command of an entry whose opcode is [`OPCODE`]; every entry is a value.
+    /// Reads the command of an entry whose opcode is [`FABRICS_OPCODE`]; every entry is a value.
     pub fn parse(sqe: &Sqe) -> Self {
         match sqe.nsid as u8 {
             fctype::PROPERTY_SET => Self::PropertySet(PropertySet {
@@ -170,14 +167,14 @@ impl FabricsCommand {
         }
     }
 
-    /// Which way the command's data moves.
+    /// Returns the direction of the command's data.
     pub fn transfer(&self) -> Transfer {
         Transfer::from_opcode(self.fctype())
     }
 
-    /// The entry that asks for this command.
+    /// Returns the entry for this command.
     pub fn sqe(&self, cid: u16, sgl1: Sgl) -> Sqe {
-        let mut sqe = Sqe::new(OPCODE, cid, self.fctype() as u32, sgl1);
+        let mut sqe = Sqe::new(FABRICS_OPCODE, cid, self.fctype() as u32, sgl1);
         match self {
             Self::PropertySet(set) => {
                 sqe.cdw10 = set.size.bits();

@@ -26,15 +26,15 @@ layout! {
 pub struct ConnectData {
     /// Host identifier; not zero over fabrics.
     pub hostid: [u8; 16],
-    /// Controller asked for; [`DYNAMIC_CNTLID`] for any.
+    /// The requested controller; [`DYNAMIC_CNTLID`] for any.
     pub cntlid: u16,
     /// Subsystem.
     pub subnqn: Nqn,
-    /// Host; empty for one without a name.
+    /// Host; empty for a host without a name.
     pub hostnqn: Nqn,
 }
 
-/// Which field of Connect's data is invalid; each maps to an invalid parameter of the response.
+/// The invalid field of Connect's data. Each maps to an invalid parameter of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// HOSTID is zero.
@@ -49,7 +49,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// The response's words for it.
+    /// Returns the rejection for the response.
     pub fn rejection(self) -> ConnectRejection {
         match self {
             Self::HostId => ConnectRejection::HOSTID,
@@ -89,7 +89,7 @@ impl ConnectData {
     }
 }
 
-/// Which parameter was invalid: dword 0 of a response with [`Status::CONNECT_INVALID_PARAMETERS`].
+/// The invalid parameter: dword 0 of a response with [`Status::CONNECT_INVALID_PARAMETERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectRejection {
     /// IPO: byte offset of the parameter.
@@ -122,7 +122,7 @@ pub enum ConnectResponse {
     Connected {
         /// Controller.
         cntlid: u16,
-        /// AUTHREQ bits 1:0 (ASCR, ATR): what authentication is required; 0 for none.
+        /// AUTHREQ bits 1:0 (ASCR, ATR): the required authentication; 0 for none.
         authreq: u16,
     },
     /// A parameter is invalid.
@@ -159,9 +159,10 @@ impl ConnectResponse {
         }
     }
 
-    /// The completion. An invalid parameter is not worth a retry, so it sets DNR.
+    /// Returns the completion. An invalid parameter sets DNR, because a retry would fail again.
     ///
-    /// `sqhd` is FFFFh if SQ flow control is off for the queue, which is how the host learns it (NVMe base 2.0c §3.3.1.4).
+    /// `sqhd` is FFFFh if SQ flow control is off for the queue. The host learns the setting from this value (NVMe base
+    /// 2.0c §3.3.1.4).
     pub fn cqe(&self, cid: u16, sqhd: u16) -> Cqe {
         let (result, status) = match *self {
             Self::Connected { cntlid, authreq } => (cntlid as u64 | (authreq as u64) << 16, Status::SUCCESS),

@@ -163,7 +163,7 @@ impl LogEntry {
     }
 }
 
-/// A log page as it was read: the header, then whole entries.
+/// A log page that was read: the header, then whole entries.
 #[derive(Clone, Copy, Debug)]
 pub struct DiscoveryLog<'a> {
     /// The header.
@@ -172,12 +172,12 @@ pub struct DiscoveryLog<'a> {
 }
 
 impl<'a> DiscoveryLog<'a> {
-    /// Bytes of a log of `entries` entries.
+    /// Returns the size in bytes of a log of `entries` entries.
     pub const fn len_bytes(entries: usize) -> usize {
         LogHeader::LEN + entries * LogEntry::LEN
     }
 
-    /// Reads the header; entries may be cut short of NUMREC by the buffer.
+    /// Reads the header. The buffer may hold fewer entries than NUMREC.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Truncated> {
         match bytes.split_first_chunk() {
             Some((header, entries)) => Ok(Self { header: LogHeader::parse(header), entries }),
@@ -189,7 +189,8 @@ impl<'a> DiscoveryLog<'a> {
         }
     }
 
-    /// The entries that the buffer holds whole, at most NUMREC; an entry with an invalid name is an error of its own.
+    /// Returns the entries that the buffer holds whole, at most NUMREC. Each entry with an invalid name is an error
+    /// of its own.
     pub fn entries(&self) -> impl Iterator<Item = Result<LogEntry, NqnError>> + use<'a> {
         let count = usize::try_from(self.header.numrec).unwrap_or(usize::MAX);
         self.entries.as_chunks::<1024>().0.iter().take(count).map(LogEntry::parse)

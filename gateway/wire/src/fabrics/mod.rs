@@ -1,7 +1,7 @@
 //! Fabrics commands and data: Connect, properties, Disconnect, authentication, discovery, NQNs.
 //!
 //! Spec: NVM Express Base 2.0c §6 (fabrics commands), §5.16.1.23 (discovery log), §4.5 (NQNs). Not here: the transport
-//! (see [`crate::tcp`]) and the rules of who may connect.
+//! (see [`crate::tcp`]) and the access rules.
 
 mod nqn;
 
@@ -11,8 +11,8 @@ mod connect;
 pub mod discovery;
 
 pub use command::{
-    Authentication, Connect, ConnectAttributes, FabricsCommand, OPCODE, PropertyGet, PropertySet,
-    PropertySize, fctype,
+    Authentication, Connect, ConnectAttributes, FabricsCommand, PropertyGet, PropertySet, PropertySize,
+    fctype,
 };
 pub use connect::{
     ConnectData, ConnectError, ConnectFields, ConnectRejection, ConnectResponse, DYNAMIC_CNTLID,

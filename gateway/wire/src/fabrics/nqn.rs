@@ -1,18 +1,19 @@
 //! NVMe Qualified Names (NVMe base 2.0c §4.5).
 //!
-//! Two rules, each in one function. [`Nqn::new`] and [`Nqn::parse`] take the names of others: of hosts, and of arrays'
-//! subsystems. Those are in the field whatever somebody wrote into a file once, and Linux's and SPDK's targets take them.
-//! [`Nqn::subsystem`] takes the names that subsystems of ours may have, as every host can use them.
+//! Two rules, each in one function. [`Nqn::new`] and [`Nqn::parse`] accept foreign names: of hosts, and of arrays'
+//! subsystems. In the field such a name may be any text that somebody once wrote into a file, and Linux's and SPDK's
+//! targets accept it. [`Nqn::subsystem`] accepts the names that our subsystems may have, because every host can use
+//! these.
 
 /// A name of up to 223 bytes, kept in place: UTF-8 without control characters. It may be empty: SPDK's `perf` sends an
-/// empty HOSTNQN unless told otherwise.
+/// empty HOSTNQN by default.
 #[derive(Clone, Copy)]
 pub struct Nqn {
     len: u8,
     bytes: [u8; Self::MAX_LEN],
 }
 
-/// Why a text is not an NQN.
+/// The reason why a text is not an NQN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NqnError {
     /// More than 223 bytes.
@@ -50,7 +51,7 @@ impl Nqn {
     /// The well-known name of discovery subsystems (NVMe base 2.0c §4.5).
     pub const DISCOVERY: Self = Self::literal("nqn.2014-08.org.nvmexpress.discovery");
 
-    /// A name known when compiled; fails the build if it is too long to be one.
+    /// Makes a name from a literal. Fails the build if the literal is too long.
     const fn literal(text: &str) -> Self {
         let text = text.as_bytes();
         assert!(text.len() <= Self::MAX_LEN);
@@ -63,29 +64,30 @@ impl Nqn {
         Self { len: text.len() as u8, bytes }
     }
 
-    /// The name `text`, if a host or an array's subsystem may have it.
+    /// Returns the name `text`, if a host or an array's subsystem may have it.
     ///
     /// # Errors
-    /// It is longer than 223 bytes, or holds a control character.
+    /// An error if `text` is longer than 223 bytes, or holds a control character.
     pub fn new(text: &str) -> Result<Self, NqnError> {
         Self::from_bytes(text.as_bytes())
     }
 
-    /// The name `text`, if a subsystem of ours may have it: `nqn.`, a year and a month, a reverse domain, and perhaps a
-    /// colon and a name without white space; or `nqn.2014-08.org.nvmexpress:uuid:` and a UUID.
+    /// Returns the name `text`, if a subsystem of ours may have it. The form is `nqn.`, a year and a month, a reverse
+    /// domain, and perhaps a colon and a name without white space. The other form is `nqn.2014-08.org.nvmexpress:uuid:`
+    /// and a UUID.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of the name.
     pub fn subsystem(text: &str) -> Result<Self, NqnError> {
         let nqn = Self::new(text)?;
         check_form(text)?;
         Ok(nqn)
     }
 
-    /// The name in a field of 256 bytes, by the rule of [`Nqn::new`].
+    /// Reads the name in a field of 256 bytes, by the rule of [`Nqn::new`].
     ///
     /// # Errors
-    /// As [`Nqn::new`]; the field has no NUL; the name is not UTF-8.
+    /// The errors of [`Nqn::new`]; an error if the field has no NUL, or if the name is not UTF-8.
     pub fn parse(field: &[u8; Self::FIELD_LEN]) -> Result<Self, NqnError> {
         let len = field.iter().position(|&byte| byte == 0).ok_or(NqnError::NotTerminated)?;
         Self::from_bytes(field.get(..len).unwrap_or_default())
@@ -99,30 +101,30 @@ impl Nqn {
         }
     }
 
-    /// The field of 256 bytes.
+    /// Returns the name as a field of 256 bytes.
     pub fn field(&self) -> [u8; Self::FIELD_LEN] {
         let mut field = [0; Self::FIELD_LEN];
         self.emit(&mut field);
         field
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
-        // Only `from_bytes` and `literal` make a value, both from UTF-8.
+        // Only `from_bytes` and `literal` make a value, and both start from UTF-8.
         str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
-    /// The name's bytes.
+    /// Returns the name's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len as usize).unwrap_or_default()
     }
 
-    /// Whether it has no bytes: a host that sends this has no name.
+    /// Returns whether the name is empty. A host that sends an empty name has no name.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether it is the well-known discovery name.
+    /// Returns whether the name is the well-known discovery name.
     pub fn is_discovery(&self) -> bool {
         *self == Self::DISCOVERY
     }

@@ -1,7 +1,7 @@
 //! Admin commands (NVMe base 2.0c §5) as typed views of an [`Sqe`].
 
 use super::sqe::split_u64;
-use super::{Sgl, Sqe};
+use super::{FABRICS_OPCODE, Sgl, Sqe};
 
 /// Opcodes of admin commands (NVMe base 2.0c figure 138).
 #[allow(missing_docs)]
@@ -31,7 +31,7 @@ pub mod admin_opcode {
 /// Identify (NVMe base 2.0c §5.17, figures 272 to 274). The NSID is in the entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IdentifyCommand {
-    /// Which data structure: see [`super::identify::cns`].
+    /// The data structure: see [`super::identify::cns`].
     pub cns: u8,
     /// Controller identifier, for the CNS values that use it.
     pub cntid: u16,
@@ -52,7 +52,7 @@ pub struct GetLogPage {
     pub lsp: u8,
     /// Retain Asynchronous Event.
     pub rae: bool,
-    /// Bytes asked for, a multiple of 4 (NUMD is dwords, 0's based; up to 16 GiB, hence 64 bits).
+    /// Requested bytes, a multiple of 4 (NUMD is dwords, 0's based; up to 16 GiB, hence 64 bits).
     pub len_bytes: u64,
     /// Log specific identifier.
     pub lsi: u16,
@@ -90,7 +90,7 @@ pub struct SetFeatures {
 pub struct GetFeatures {
     /// Feature identifier: see [`super::feature::fid`].
     pub fid: u8,
-    /// Which value, 3 bits: see [`super::feature::Select`].
+    /// The selected value, 3 bits: see [`super::feature::Select`].
     pub sel: u8,
     /// Dword 11.
     pub cdw11: u32,
@@ -103,7 +103,7 @@ pub struct GetFeatures {
 pub struct Abort {
     /// Submission queue of the command to abort.
     pub sqid: u16,
-    /// Its command identifier.
+    /// Command identifier of the command to abort.
     pub cid: u16,
 }
 
@@ -134,7 +134,7 @@ pub enum AdminCommand {
 }
 
 impl AdminCommand {
-    /// Reads the command of an entry; every entry is a value.
+    /// Reads the command of an entry. Every entry is a valid command.
     pub fn parse(sqe: &Sqe) -> Self {
         match sqe.opcode {
             admin_opcode::IDENTIFY => Self::Identify(IdentifyCommand {
@@ -175,7 +175,7 @@ impl AdminCommand {
                 Self::Abort(Abort { sqid: sqe.cdw10 as u16, cid: (sqe.cdw10 >> 16) as u16 })
             }
             admin_opcode::KEEP_ALIVE => Self::KeepAlive,
-            crate::fabrics::OPCODE => Self::Fabrics,
+            FABRICS_OPCODE => Self::Fabrics,
             opcode => Self::Unknown { opcode },
         }
     }
@@ -190,14 +190,15 @@ impl AdminCommand {
             Self::AsyncEventRequest => admin_opcode::ASYNC_EVENT_REQUEST,
             Self::Abort(_) => admin_opcode::ABORT,
             Self::KeepAlive => admin_opcode::KEEP_ALIVE,
-            Self::Fabrics => crate::fabrics::OPCODE,
+            Self::Fabrics => FABRICS_OPCODE,
             Self::Unknown { opcode } => opcode,
         }
     }
 
-    /// The entry that asks for this command. `Fabrics` and `Unknown` give their opcode with all dwords zero.
+    /// Returns the entry for this command. For `Fabrics` and `Unknown` the entry has their opcode and zero
+    /// dwords.
     ///
-    /// Get Log Page asks for at least one dword; a length that is not whole dwords is rounded up.
+    /// Get Log Page requests at least one dword; a length that is not whole dwords is rounded up.
     pub fn sqe(&self, cid: u16, nsid: u32, sgl1: Sgl) -> Sqe {
         let mut sqe = Sqe::new(self.opcode(), cid, nsid, sgl1);
         match self {

@@ -20,13 +20,13 @@ layout! {
 }
 
 impl Cqe {
-    /// A completion without a result.
+    /// Makes a completion without a result.
     #[inline]
     pub fn new(cid: u16, sqhd: u16, status: Status) -> Self {
         Self { result: 0, sqhd, sqid: 0, cid, status }
     }
 
-    /// Dword 0 of the result.
+    /// Returns dword 0 of the result.
     #[inline]
     pub fn dw0(&self) -> u32 {
         self.result as u32

@@ -51,7 +51,7 @@ pub mod notice_event {
     pub const HOST_DISCOVERY_LOG_CHANGED: u8 = 0xf1;
 }
 
-/// What an event says.
+/// The contents of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsyncEvent {
     /// Type.
@@ -76,7 +76,7 @@ impl AsyncEvent {
         Self { event_type: AsyncEventType::Notice, info, log_page }
     }
 
-    /// From dword 0 of the completion.
+    /// Reads the event from dword 0 of the completion.
     pub fn from_dw0(dw0: u32) -> Self {
         let event_type = match (dw0 & 7) as u8 {
             0 => AsyncEventType::Error,
@@ -89,7 +89,7 @@ impl AsyncEvent {
         Self { event_type, info: (dw0 >> 8) as u8, log_page: (dw0 >> 16) as u8 }
     }
 
-    /// Dword 0 of the completion.
+    /// Returns dword 0 of the completion.
     pub fn dw0(self) -> u32 {
         let event_type = match self.event_type {
             AsyncEventType::Error => 0,

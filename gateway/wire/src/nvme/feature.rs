@@ -1,4 +1,4 @@
-//! Features (NVMe base 2.0c §5.27): identifiers, and the values of those that a fabrics controller has.
+//! Features (NVMe base 2.0c §5.27): identifiers, and the values of the features of a fabrics controller.
 
 /// Feature identifiers (NVMe base 2.0c figure 317).
 #[allow(missing_docs)]
@@ -21,7 +21,7 @@ pub mod fid {
     pub const WRITE_PROTECTION: u8 = 0x84;
 }
 
-/// Which value Get Features asks for (NVMe base 2.0c figure 195).
+/// The value that Get Features requests (NVMe base 2.0c figure 195).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Select {
     /// 000b.
@@ -37,7 +37,7 @@ pub enum Select {
 }
 
 impl Select {
-    /// From the 3-bit field.
+    /// Reads the 3-bit field.
     pub fn from_bits(bits: u8) -> Self {
         match bits & 7 {
             0 => Self::Current,
@@ -96,7 +96,7 @@ bits! {
 bits! {
     /// Host Identifier, dword 11 (NVMe base 2.0c §5.27.1.25).
     pub struct HostIdentifierFeature: u32 {
-        /// 128-bit identifier; always so over fabrics.
+        /// Set for a 128-bit identifier; always set over fabrics.
         exhid: bool = 0, 1;
     }
 }
@@ -104,11 +104,11 @@ bits! {
 layout! {
     /// Host Behavior Support data, 512 bytes (NVMe base 2.0c §5.27.1.18, figure 343).
     pub struct HostBehavior [512] {
-        /// 1 if the host takes Command Interrupted with a retry delay.
+        /// 1 if the host accepts Command Interrupted with a retry delay.
         advanced_command_retry: u8 = 0,
-        /// 1 if the host takes extended telemetry.
+        /// 1 if the host accepts extended telemetry.
         extended_telemetry: u8 = 1,
-        /// 1 if the host takes the extended LBA formats.
+        /// 1 if the host accepts the extended LBA formats.
         lba_format_extension: u8 = 2,
     }
 }

@@ -43,7 +43,7 @@ const LIMITED_RETRY: u32 = 1 << 31;
 const DEALLOCATE: u32 = 1 << 25;
 
 impl BlockRange {
-    /// `nlb` blocks from `slba`, without further bits.
+    /// Returns the range of `nlb` blocks from `slba`, with all other bits zero.
     #[inline]
     pub fn new(slba: u64, nlb: u32) -> Self {
         Self { slba, nlb, ..Self::default() }
@@ -94,7 +94,7 @@ pub enum IoCommand {
     Flush,
     /// Write Zeroes; `deac` lets the controller deallocate.
     WriteZeroes {
-        /// Which blocks.
+        /// The blocks.
         range: BlockRange,
         /// Deallocate.
         deac: bool,
@@ -154,7 +154,7 @@ impl IoCommand {
         }
     }
 
-    /// The entry that asks for this command. `Unknown` gives its opcode with all dwords zero.
+    /// Returns the entry for this command. For `Unknown` the entry has its opcode and zero dwords.
     #[inline]
     pub fn sqe(&self, cid: u16, nsid: u32, sgl1: Sgl) -> Sqe {
         let mut sqe = Sqe::new(self.opcode(), cid, nsid, sgl1);
@@ -193,7 +193,7 @@ layout! {
 }
 
 impl DsmRange {
-    /// The `count` ranges at the start of a command's data.
+    /// Returns the `count` ranges at the start of a command's data.
     pub fn iter(data: &[u8], count: u16) -> Result<DsmRangeIter<'_>, Truncated> {
         let need_bytes = count as usize * Self::LEN;
         match data.get(..need_bytes) {

@@ -23,7 +23,7 @@ pub use cqe::Cqe;
 pub use event::{AsyncEvent, AsyncEventType, error_event, notice_event, smart_event};
 pub use io::{BlockRange, DsmCommand, DsmRange, DsmRangeIter, IoCommand, io_opcode};
 pub use sgl::Sgl;
-pub use sqe::{Fuse, Psdt, Sqe, Transfer};
+pub use sqe::{FABRICS_OPCODE, Fuse, Psdt, Sqe, Transfer};
 pub use status::{Status, StatusType};
 
 /// The NSID that means every namespace (NVMe base 2.0c §3.2.1.2).

@@ -1,4 +1,4 @@
-//! Controller properties (NVMe base 2.0c §3.1.3): what Property Get and Property Set read and write.
+//! Controller properties (NVMe base 2.0c §3.1.3), which Property Get and Property Set read and write.
 
 /// Offsets of the properties that fabrics controllers have (NVMe base 2.0c figure 35).
 #[allow(missing_docs)]
@@ -23,7 +23,7 @@ bits! {
         cqr: bool = 16, 1;
         /// Arbitration mechanisms supported.
         ams: u8 = 17, 2;
-        /// Timeout: the longest that CSTS.RDY takes, in units of 500 ms.
+        /// Timeout: the longest time until CSTS.RDY changes, in units of 500 ms.
         to_500ms: u8 = 24, 8;
         /// Doorbell stride; 0 over fabrics.
         dstrd: u8 = 32, 4;
@@ -65,7 +65,7 @@ bits! {
 }
 
 impl Version {
-    /// 1.3.0, the first with Identify namespace descriptor lists.
+    /// 1.3.0, the first version with Identify namespace descriptor lists.
     pub const V1_3: Self = Self { major: 1, minor: 3, tertiary: 0 };
     /// 1.4.0.
     pub const V1_4: Self = Self { major: 1, minor: 4, tertiary: 0 };
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(cap.bits(), 0x0800_0030_0f01_007f);
         assert_eq!(Cap::from_bits(cap.bits()), cap);
         assert_eq!(Version::V1_4.bits(), 0x0001_0400);
-        // What Linux writes to enable a controller.
+        // The value that Linux writes to enable a controller.
         let cc = Cc::from_bits(0x0046_0001);
         assert_eq!(cc, Cc { en: true, iosqes: 6, iocqes: 4, ..Cc::default() });
         assert_eq!(Cc { shn: 1, ..cc }.bits(), 0x0046_4001);

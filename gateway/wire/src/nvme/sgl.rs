@@ -1,4 +1,5 @@
-//! SGL descriptors: where a command's data is (NVMe base 2.0c §4.1.2, figures 88 to 99; NVMe-oF TCP 1.0c §3.3.2.1).
+//! SGL descriptors: the place of a command's data (NVMe base 2.0c §4.1.2, figures 88 to 99; NVMe-oF TCP 1.0c
+//! §3.3.2.1).
 
 use crate::bytes::Field;
 
@@ -12,7 +13,7 @@ pub enum Sgl {
         /// Length in bytes.
         len_bytes: u32,
     },
-    /// 01h: data within the capsule, at an offset from where in-capsule data starts.
+    /// 01h: data within the capsule, at an offset from the start of in-capsule data.
     InCapsule {
         /// Offset in bytes; TCP requires 0.
         offset_bytes: u64,
@@ -32,12 +33,12 @@ pub enum Sgl {
         len_bytes: u32,
         /// Remote key.
         key: u32,
-        /// 4Fh: the key is to be invalidated with the response.
+        /// 4Fh: the response must invalidate the key.
         invalidate: bool,
     },
-    /// Any other identifier: for the controller to answer with SGL Descriptor Type Invalid.
+    /// Any other identifier. The controller answers it with SGL Descriptor Type Invalid.
     Unsupported {
-        /// The descriptor as it came.
+        /// The received descriptor.
         raw: [u8; 16],
     },
 }
@@ -104,7 +105,7 @@ impl Sgl {
         }
     }
 
-    /// Bytes that the descriptor spans; 0 for one that is not supported.
+    /// Returns the bytes that the descriptor spans, or 0 for an unsupported descriptor.
     #[inline]
     pub fn len_bytes(&self) -> u32 {
         match *self {

@@ -3,12 +3,12 @@
 use super::Sgl;
 use crate::bytes::Field;
 
-/// How data is described, bits 7:6 of flags. Fabrics allow only SGLs (NVMe base 2.0c §3.3.3.1.1).
+/// The description of data, bits 7:6 of flags. Fabrics allow only SGLs (NVMe base 2.0c §3.3.3.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Psdt {
     /// 00b: PRP entries.
     Prp,
-    /// 01b: SGL, metadata in a contiguous buffer. What fabrics hosts send.
+    /// 01b: SGL, metadata in a contiguous buffer. Fabrics hosts send this value.
     Sgl,
     /// 10b: SGL, metadata by SGL.
     SglMetadata,
@@ -19,7 +19,7 @@ pub enum Psdt {
 /// Fused operation, bits 1:0 of flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fuse {
-    /// 00b: not fused.
+    /// 00b: a command that is not fused.
     Normal,
     /// 01b: first of two.
     First,
@@ -28,6 +28,9 @@ pub enum Fuse {
     /// 11b: reserved.
     Reserved,
 }
+
+/// The opcode of every fabrics command, admin and I/O (NVMe base 2.0c §6).
+pub const FABRICS_OPCODE: u8 = 0x7f;
 
 layout! {
     /// A command of 64 bytes, any command set; fabrics commands reuse the bytes (see [`crate::fabrics`]).
@@ -67,7 +70,7 @@ impl Sqe {
     /// `flags` of a command that is not fused and describes its data by an SGL.
     pub const FLAGS_SGL: u8 = 0x40;
 
-    /// A command with the flags of fabrics hosts and its other fields zero.
+    /// Makes a command with the flags of fabrics hosts, and zero in all further fields.
     #[inline]
     pub fn new(opcode: u8, cid: u16, nsid: u32, sgl1: Sgl) -> Self {
         Self {
@@ -88,7 +91,7 @@ impl Sqe {
         }
     }
 
-    /// How data is described.
+    /// Returns how the data is described.
     #[inline]
     pub fn psdt(&self) -> Psdt {
         match self.flags >> 6 {
@@ -99,7 +102,7 @@ impl Sqe {
         }
     }
 
-    /// Whether the command is one of a fused pair.
+    /// Returns the command's place in a fused pair, if it is fused.
     #[inline]
     pub fn fuse(&self) -> Fuse {
         match self.flags & 3 {
@@ -110,14 +113,14 @@ impl Sqe {
         }
     }
 
-    /// Dwords 10 and 11 as one 64-bit value: a starting LBA, or a property's value.
+    /// Returns dwords 10 and 11 as one 64-bit value: a starting LBA, or a property's value.
     #[inline]
     pub fn cdw10_11(&self) -> u64 {
         self.cdw10 as u64 | (self.cdw11 as u64) << 32
     }
 
-    /// Which way data moves, from the opcode's two low bits (NVMe base 2.0c figure 87). Fabrics commands
-    /// ([`crate::fabrics::OPCODE`]) have theirs in FCTYPE.
+    /// Returns the direction of the data, from the opcode's two low bits (NVMe base 2.0c figure 87). Fabrics
+    /// commands ([`FABRICS_OPCODE`]) have these bits in FCTYPE.
     #[inline]
     pub fn transfer(&self) -> Transfer {
         Transfer::from_opcode(self.opcode)
@@ -138,7 +141,7 @@ pub enum Transfer {
 }
 
 impl Transfer {
-    /// From the two low bits of an opcode or of a fabrics command type.
+    /// Reads the two low bits of an opcode or of a fabrics command type.
     #[inline]
     pub fn from_opcode(opcode: u8) -> Self {
         match opcode & 3 {

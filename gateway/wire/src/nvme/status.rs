@@ -3,8 +3,8 @@
 
 /// The 15-bit status field: SC 7:0, SCT 10:8, CRD 12:11, More 13, DNR 14.
 ///
-/// The constants carry SC and SCT only; add the rest with [`Status::dnr`] and [`Status::more`]. Compare against a constant
-/// with [`Status::is`], which looks at the code alone.
+/// The constants have only SC and SCT; [`Status::dnr`] and [`Status::more`] add the rest. [`Status::is`] compares with a
+/// constant by type and code alone.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Status(u16);
 
@@ -30,59 +30,59 @@ const DNR: u16 = 1 << 14;
 const CODE: u16 = 0x7ff;
 
 impl Status {
-    /// A status from its type (3 bits) and code.
+    /// Makes a status from its type (3 bits) and code.
     pub const fn new(sct: u8, sc: u8) -> Self {
         Self(((sct & 7) as u16) << 8 | sc as u16)
     }
 
-    /// From the 15-bit field; the phase tag is already gone.
+    /// Makes a status from the 15-bit field, without the phase tag.
     #[inline]
     pub const fn from_field(field: u16) -> Self {
         Self(field & 0x7fff)
     }
 
-    /// The 15-bit field.
+    /// Returns the 15-bit field.
     #[inline]
     pub const fn field(self) -> u16 {
         self.0
     }
 
-    /// The same with Do Not Retry set.
+    /// Returns the status with Do Not Retry set.
     pub const fn dnr(self) -> Self {
         Self(self.0 | DNR)
     }
 
-    /// The same with More set: the error log has more about it.
+    /// Returns the status with More set: the error log has more information.
     pub const fn more(self) -> Self {
         Self(self.0 | MORE)
     }
 
-    /// The same with a Command Retry Delay index of 1 to 3 (CRDT1 to CRDT3), or 0 for none.
+    /// Returns the status with a Command Retry Delay index of 1 to 3 (CRDT1 to CRDT3), or 0 for none.
     pub const fn crd(self, index: u8) -> Self {
         Self(self.0 & !(3 << 11) | ((index & 3) as u16) << 11)
     }
 
-    /// Whether a retry is pointless.
+    /// Returns whether a retry is pointless.
     pub const fn is_dnr(self) -> bool {
         self.0 & DNR != 0
     }
 
-    /// Whether the error log has more about it.
+    /// Returns whether the error log has more information.
     pub const fn is_more(self) -> bool {
         self.0 & MORE != 0
     }
 
-    /// The Command Retry Delay index, 0 to 3.
+    /// Returns the Command Retry Delay index, 0 to 3.
     pub const fn retry_delay_index(self) -> u8 {
         (self.0 >> 11 & 3) as u8
     }
 
-    /// Status code.
+    /// Returns the status code.
     pub const fn sc(self) -> u8 {
         self.0 as u8
     }
 
-    /// Status code type.
+    /// Returns the status code type.
     pub const fn sct(self) -> StatusType {
         match (self.0 >> 8 & 7) as u8 {
             0 => StatusType::Generic,
@@ -94,23 +94,23 @@ impl Status {
         }
     }
 
-    /// Type and code alone, without DNR, More and the delay.
+    /// Returns type and code alone, without DNR, More and the delay.
     pub const fn code(self) -> Self {
         Self(self.0 & CODE)
     }
 
-    /// Whether type and code equal `other`'s, whatever DNR, More and the delay say.
+    /// Returns whether type and code equal `other`'s. DNR, More and the delay may differ.
     pub const fn is(self, other: Self) -> bool {
         self.0 & CODE == other.0 & CODE
     }
 
-    /// Whether the command succeeded.
+    /// Returns whether the command succeeded.
     #[inline]
     pub const fn is_ok(self) -> bool {
         self.0 & CODE == 0
     }
 
-    /// Whether the path failed, not the command: another path may do it (SCT 3h).
+    /// Returns whether the path failed, and not the command (SCT 3h). Another path may succeed.
     pub const fn is_path_error(self) -> bool {
         matches!(self.sct(), StatusType::Path)
     }
@@ -134,10 +134,10 @@ macro_rules! statuses {
         impl Status {
             $(#[doc = $text] $(#[$meta])* pub const $name: Self = Self::new($sct, $sc);)*
 
-            /// The name that the spec gives to the code; vendor and reserved codes share a general one.
+            /// Returns the spec's name of the code. Vendor and reserved codes share a general name.
             pub const fn name(self) -> &'static str {
-                // Some codes of SCT 1h mean one thing to fabrics commands and another to I/O commands; the arms of the
-                // second are below the first and can't be reached, hence their joint texts.
+                // Some codes of SCT 1h have one meaning for fabrics commands and another for I/O commands. The later
+                // arm of such a pair can't be reached, so the first arm's text names both.
                 #[allow(unreachable_patterns)]
                 match ((self.0 >> 8 & 7) as u8, self.sc()) {
                     $(($sct, $sc) => $text,)*
@@ -232,7 +232,7 @@ statuses! {
     CONNECT_INCOMPATIBLE_FORMAT = 1, 0x80, "Connect Incompatible Format";
     /// For Connect.
     CONNECT_CONTROLLER_BUSY = 1, 0x81, "Connect Controller Busy";
-    /// For Connect: dword 0 of the result says which parameter.
+    /// For Connect: dword 0 of the result names the parameter.
     CONNECT_INVALID_PARAMETERS = 1, 0x82, "Connect Invalid Parameters";
     /// For Connect.
     CONNECT_RESTART_DISCOVERY = 1, 0x83, "Connect Restart Discovery";

@@ -3,7 +3,7 @@
 use super::header::{CommonHeader, PduType};
 use crate::nvme::{Cqe, Sqe};
 
-/// Command Capsule. In-capsule data, if there is any, follows at PDO.
+/// Command Capsule. In-capsule data, if present, follows at PDO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapsuleCmd {
     /// The command.
@@ -17,15 +17,15 @@ impl CapsuleCmd {
     /// Reads the command of a header whose common part was checked.
     #[inline]
     pub fn parse(bytes: &[u8; 72]) -> Self {
-        // Lengths are constants of the types, so neither branch is left in the code.
+        // Lengths are constants of the types, so the compiler removes the branch.
         match bytes.last_chunk::<64>() {
             Some(sqe) => Self { sqe: Sqe::parse(sqe) },
             None => Self { sqe: Sqe::default() },
         }
     }
 
-    /// Writes every byte of the header: `data_len` bytes of in-capsule data (0 for none) are to follow at the returned
-    /// header's PDO, then DDGST. `alignment_bytes` is the controller's CPDA.
+    /// Writes every byte of the header. The caller adds `data_len` bytes of in-capsule data (0 for none) at the
+    /// returned header's PDO, then DDGST. `alignment_bytes` is the controller's CPDA.
     #[inline]
     pub fn emit(
         &self,
@@ -77,7 +77,7 @@ impl CapsuleResp {
         }
     }
 
-    /// Writes every byte of the header; HDGST, if on, is to follow.
+    /// Writes every byte of the header. The caller adds HDGST, if on.
     #[inline]
     pub fn emit(&self, header_digest: bool, bytes: &mut [u8; 24]) {
         if let Some(common) = bytes.first_chunk_mut() {

@@ -4,7 +4,7 @@ use super::error::{Fault, HeaderError, field};
 use super::header::{CommonHeader, PduType, flag};
 
 layout! {
-    /// The fields that the three share, 24 bytes; the tag is reserved in C2HData.
+    /// The shared fields of the three PDUs, 24 bytes; the tag is reserved in C2HData.
     pub struct DataFields [24] {
         /// The common header.
         common: [u8; 8] = 0,
@@ -20,7 +20,8 @@ layout! {
 }
 
 impl DataFields {
-    /// Offset and length must be sane in themselves; whether they suit the command is the connection's to say.
+    /// Reads the fields and checks that offset and length are valid by themselves. The connection checks them
+    /// against the command.
     #[inline]
     fn checked(bytes: &[u8; 24]) -> Result<Self, HeaderError> {
         let fields = Self::parse(bytes);
@@ -60,13 +61,13 @@ impl DataFields {
 pub struct H2cData {
     /// CCCID: the command.
     pub cid: u16,
-    /// TTAG: the R2T that this answers.
+    /// TTAG: the R2T that this PDU answers.
     pub ttag: u16,
     /// DATAO: offset within the command's data, in bytes; a multiple of 4.
     pub offset_bytes: u32,
     /// DATAL: bytes of data in this PDU.
     pub len_bytes: u32,
-    /// LAST_PDU: the last of its R2T.
+    /// LAST_PDU: the last PDU of its R2T.
     pub last: bool,
 }
 
@@ -74,7 +75,7 @@ impl H2cData {
     /// Size of the header in bytes, without digest and data.
     pub const LEN: usize = 24;
 
-    /// Reads a header whose common part was checked; `data_len` is that of its [`super::Layout`].
+    /// Reads a header whose common part was checked; `data_len` comes from its [`super::Layout`].
     #[inline]
     pub fn parse(bytes: &[u8; 24], data_len: u32) -> Result<Self, HeaderError> {
         let fields = DataFields::checked_with_data(bytes, data_len)?;
@@ -87,7 +88,7 @@ impl H2cData {
         })
     }
 
-    /// Writes every byte of the header; the data is to follow at the returned header's PDO, then DDGST.
+    /// Writes every byte of the header. The caller adds the data at the returned header's PDO, then DDGST.
     /// `alignment_bytes` is the controller's CPDA.
     #[inline]
     pub fn emit(
@@ -125,7 +126,7 @@ pub struct C2hData {
     pub offset_bytes: u32,
     /// DATAL: bytes of data in this PDU.
     pub len_bytes: u32,
-    /// LAST_PDU: the last of the command.
+    /// LAST_PDU: the last PDU of the command.
     pub last: bool,
     /// SUCCESS: the command succeeded and no response capsule follows. Only with `last`.
     pub success: bool,
@@ -135,7 +136,7 @@ impl C2hData {
     /// Size of the header in bytes, without digest and data.
     pub const LEN: usize = 24;
 
-    /// Reads a header whose common part was checked; `data_len` is that of its [`super::Layout`].
+    /// Reads a header whose common part was checked; `data_len` comes from its [`super::Layout`].
     #[inline]
     pub fn parse(bytes: &[u8; 24], data_len: u32) -> Result<Self, HeaderError> {
         let fields = DataFields::checked_with_data(bytes, data_len)?;
@@ -148,7 +149,7 @@ impl C2hData {
         Ok(Self { cid: fields.cccid, offset_bytes: fields.offset, len_bytes: fields.length, last, success })
     }
 
-    /// Writes every byte of the header; the data is to follow at the returned header's PDO, then DDGST.
+    /// Writes every byte of the header. The caller adds the data at the returned header's PDO, then DDGST.
     /// `alignment_bytes` is the host's HPDA.
     #[inline]
     pub fn emit(
@@ -182,11 +183,11 @@ impl C2hData {
 pub struct R2t {
     /// CCCID: the command.
     pub cid: u16,
-    /// TTAG: what H2CData must answer with.
+    /// TTAG: the tag that H2CData must answer with.
     pub ttag: u16,
     /// R2TO: offset within the command's data, in bytes; a multiple of 4.
     pub offset_bytes: u32,
-    /// R2TL: bytes asked for.
+    /// R2TL: requested bytes.
     pub len_bytes: u32,
 }
 
@@ -206,7 +207,7 @@ impl R2t {
         })
     }
 
-    /// Writes every byte of the header; HDGST, if on, is to follow.
+    /// Writes every byte of the header. The caller adds HDGST, if on.
     #[inline]
     pub fn emit(&self, header_digest: bool, bytes: &mut [u8; 24]) {
         let header = CommonHeader::without_data(PduType::R2t, 0, header_digest);

@@ -1,18 +1,15 @@
 //! Header and data digests: CRC32C, little-endian (NVMe-oF TCP 1.0c §3.3.1.1).
 
 use super::error::{FatalStatus, Fault, HeaderError};
-use super::header::Framing;
+use super::header::{DIGEST_LEN, Framing};
 
-/// Bytes of a digest.
-pub const DIGEST_LEN: usize = 4;
-
-/// CRC32C of `bytes`.
+/// Returns the CRC32C of `bytes`.
 #[inline]
 pub fn digest(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
-/// CRC32C of what `crc` covered, then `bytes`. Start from 0.
+/// Returns the CRC32C of the bytes that `crc` covers, followed by `bytes`. The first call takes 0.
 #[inline]
 pub fn digest_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)

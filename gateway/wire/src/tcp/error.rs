@@ -1,4 +1,4 @@
-//! Fatal transport errors: why a connection must be terminated, in the terms of the terminate request
+//! Fatal transport errors: the reasons to terminate a connection, in the terms of the terminate request
 //! (NVMe-oF TCP 1.0c §3.5, §3.6.2.4, figures 24 and 26).
 
 /// Fatal Error Status (FES), with its Fatal Error Information (FEI).
@@ -16,9 +16,9 @@ pub enum FatalStatus {
         /// HDGST from the PDU.
         received: u32,
     },
-    /// 04h: data outside what was asked for. No FEI.
+    /// 04h: data outside the requested range. No FEI.
     DataOutOfRange,
-    /// 05h: R2T Limit Exceeded (told by the host), Data Transfer Limit Exceeded (told by the controller). No FEI.
+    /// 05h: R2T Limit Exceeded (from the host), Data Transfer Limit Exceeded (from the controller). No FEI.
     LimitExceeded,
     /// 06h. FEI: byte offset of the parameter within the PDU header.
     UnsupportedParameter {
@@ -35,7 +35,7 @@ pub enum FatalStatus {
 }
 
 impl FatalStatus {
-    /// From the two fields of a terminate request.
+    /// Makes a status from the two fields of a terminate request.
     pub fn from_fields(fes: u16, fei: u32) -> Self {
         match fes {
             1 => Self::InvalidHeaderField { offset_bytes: fei },
@@ -61,7 +61,7 @@ impl FatalStatus {
         }
     }
 
-    /// FEI; 0 where the status has none.
+    /// Returns FEI, or 0 if the status has none.
     pub fn fei(self) -> u32 {
         match self {
             Self::InvalidHeaderField { offset_bytes } | Self::UnsupportedParameter { offset_bytes } => {
@@ -100,7 +100,7 @@ pub mod field {
     pub const LENGTH: u32 = 16;
 }
 
-/// What is wrong with a header.
+/// The fault of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Not a PDU type.
@@ -109,7 +109,7 @@ pub enum Fault {
     /// A PDU type that only the receiver's own side sends.
     #[error("PDU type {0:#04x} in the wrong direction")]
     WrongDirection(u8),
-    /// Digest flags other than what was negotiated.
+    /// Digest flags that differ from the negotiated ones.
     #[error("digest flags {flags:#04x} differ from what was negotiated")]
     DigestFlags {
         /// The flags byte.
@@ -129,12 +129,12 @@ pub enum Fault {
         /// HLEN of the type.
         expected: u8,
     },
-    /// PDO before the header's end, past the PDU's, or unaligned.
+    /// PDO before the header's end, past the PDU's end, or unaligned.
     #[error("PDO {pdo} is not within the PDU or not aligned to {alignment_bytes} bytes")]
     DataOffset {
         /// PDO.
         pdo: u8,
-        /// What the receiver asked for.
+        /// The alignment that the receiver requested.
         alignment_bytes: u32,
     },
     /// PLEN too short for the header, or data where the type has none.
@@ -143,7 +143,7 @@ pub enum Fault {
         /// PLEN.
         plen: u32,
     },
-    /// More data than the receiver takes.
+    /// More data than the receiver accepts.
     #[error("{len_bytes} bytes of data exceed the limit of {max_bytes}")]
     TooMuchData {
         /// Bytes in the PDU.
@@ -189,11 +189,11 @@ pub enum Fault {
     },
 }
 
-/// A PDU header that ends the connection: the fault, and what the terminate request says of it.
+/// A PDU header that ends the connection: the fault, and the status for the terminate request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{fault}")]
 pub struct HeaderError {
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
     /// FES and FEI.
     pub status: FatalStatus,

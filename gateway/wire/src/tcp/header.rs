@@ -1,7 +1,10 @@
-//! The common header of all PDUs, and how it divides the bytes that follow (NVMe-oF TCP 1.0c §3.6.1, figure 20).
+//! The common header of all PDUs, and its division of the bytes that follow (NVMe-oF TCP 1.0c §3.6.1, figure
+//! 20).
 
-use super::digest::DIGEST_LEN;
 use super::error::{Fault, HeaderError, field};
+
+/// Bytes of a digest.
+pub const DIGEST_LEN: usize = 4;
 
 /// PDU types (NVMe-oF TCP 1.0c figure 20).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +38,7 @@ pub mod flag {
     pub const LAST_PDU: u8 = 1 << 2;
     pub const SUCCESS: u8 = 1 << 3;
 
-    /// `bits` if `on`, else none.
+    /// Returns `bits` if `on`, else zero.
     #[inline]
     pub(crate) const fn when(on: bool, bits: u8) -> u8 {
         on as u8 * bits
@@ -43,7 +46,7 @@ pub mod flag {
 }
 
 impl PduType {
-    /// From the first byte of a PDU.
+    /// Returns the type in the first byte of a PDU, or `None` if the byte is no type.
     #[inline]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -60,7 +63,7 @@ impl PduType {
         })
     }
 
-    /// HLEN: bytes of the header without its digest.
+    /// Returns HLEN: bytes of the header without its digest.
     #[inline]
     pub const fn header_len(self) -> u8 {
         match self {
@@ -70,27 +73,28 @@ impl PduType {
         }
     }
 
-    /// Whether a host sends it.
+    /// Returns whether a host sends PDUs of this type.
     #[inline]
     pub const fn from_host(self) -> bool {
         // Even types but R2T (09h) come from hosts.
         self as u8 & 1 == 0
     }
 
-    /// Whether it may hold data.
+    /// Returns whether a PDU of this type may hold data.
     #[inline]
     const fn has_data(self) -> bool {
         matches!(self, Self::CapsuleCmd | Self::H2cData | Self::C2hData | Self::H2cTermReq | Self::C2hTermReq)
     }
 
-    /// Whether digests apply to it: not before they are negotiated, not on terminate requests.
+    /// Returns whether digests apply to this type: not before they are negotiated, and not on terminate
+    /// requests.
     #[inline]
     const fn has_digests(self) -> bool {
         self as u8 >= Self::CapsuleCmd as u8
     }
 }
 
-/// Which side reads.
+/// The reading side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receiver {
     /// We are the target: PDUs come from a host.
@@ -99,16 +103,16 @@ pub enum Receiver {
     Host,
 }
 
-/// What the two sides agreed on, and what the receiver takes.
+/// The settings that both sides agreed on, and the receiver's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Framing {
-    /// Which side reads.
+    /// The reading side.
     pub receiver: Receiver,
     /// Header digests are on.
     pub header_digest: bool,
     /// Data digests are on.
     pub data_digest: bool,
-    /// What the receiver asked data to be aligned to (CPDA or HPDA), in bytes: a multiple of 4 up to 128.
+    /// The data alignment that the receiver requested (CPDA or HPDA), in bytes: a multiple of 4 up to 128.
     pub data_alignment_bytes: u32,
     /// Most in-capsule data in bytes: IOCCSZ · 16 − 64, or 8192 on an admin queue.
     pub max_capsule_data_bytes: u32,
@@ -117,7 +121,7 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Before ICReq and ICResp: no digests, 4-byte alignment.
+    /// Returns the framing before ICReq and ICResp: no digests, 4-byte alignment.
     pub const fn initial(receiver: Receiver) -> Self {
         Self {
             receiver,
@@ -130,7 +134,7 @@ impl Framing {
     }
 }
 
-/// Where the parts of a PDU are, in bytes; they follow each other.
+/// The lengths of a PDU's parts, in bytes. The parts follow each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// Header without its digest: HLEN.
@@ -146,13 +150,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Header, its digest and padding: what stands before the data.
+    /// Returns the length of header, header digest and padding: all bytes before the data.
     #[inline]
     pub const fn before_data_len(&self) -> u32 {
         self.header_len + self.header_digest_len + self.pad_len
     }
 
-    /// The whole PDU.
+    /// Returns the length of the whole PDU.
     #[inline]
     pub const fn total_len(&self) -> u32 {
         self.before_data_len() + self.data_len + self.data_digest_len
@@ -178,7 +182,7 @@ impl CommonHeader {
     /// Size in bytes.
     pub const LEN: usize = 8;
 
-    /// The longest header with its digest, of any type: what a receiver must be able to hold.
+    /// The longest header with its digest, of any type. A receiver needs room for this length.
     pub const MAX_HEADER_LEN: usize = 128;
 
     /// Reads the header of a known type whose HLEN is right and whose PLEN covers HLEN.
@@ -206,7 +210,7 @@ impl CommonHeader {
         *bytes = [self.pdu_type as u8, self.flags, self.hlen, self.pdo, p0, p1, p2, p3];
     }
 
-    /// The header of a PDU without data: sets the flags, PDO 0 and PLEN that the digest implies.
+    /// Returns the header of a PDU without data. The digest determines the flags and PLEN; PDO is 0.
     #[inline]
     pub(super) fn without_data(pdu_type: PduType, flags: u8, header_digest: bool) -> Self {
         let hlen = pdu_type.header_len();
@@ -219,7 +223,8 @@ impl CommonHeader {
         }
     }
 
-    /// The header of a PDU with `data_len` > 0 bytes, its data aligned to `alignment_bytes` (1 to 128).
+    /// Returns the header of a PDU with `data_len` > 0 bytes of data, aligned to `alignment_bytes` (1 to
+    /// 128).
     #[inline]
     pub(super) fn with_data(
         pdu_type: PduType,
@@ -241,7 +246,8 @@ impl CommonHeader {
         }
     }
 
-    /// How the PDU divides, checked against the connection's framing: direction, digest flags, PDO, PLEN, size.
+    /// Returns the layout of the PDU, checked against the connection's framing: direction, digest flags, PDO,
+    /// PLEN, size.
     #[inline]
     pub fn layout(&self, framing: &Framing) -> Result<Layout, HeaderError> {
         let pdu_type = self.pdu_type;
@@ -259,7 +265,8 @@ impl CommonHeader {
             return Err(HeaderError::field(Fault::PduLength { plen: self.plen }, field::PLEN));
         }
         if self.plen == bare_len {
-            // DDGSTF without data: hosts that set it on each capsule mean no harm, there is nothing for it to cover.
+            // DDGSTF without data is accepted: some hosts set the flag on each capsule, and there is no data to
+            // cover.
             return Ok(Layout { header_len, header_digest_len, ..Layout::default() });
         }
         if !pdu_type.has_data() {

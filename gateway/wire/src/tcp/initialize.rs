@@ -46,11 +46,11 @@ impl IcFields {
 /// Initialize Connection Request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcReq {
-    /// HPDA: what the host wants C2HData's data aligned to, 4 to 128 bytes.
+    /// HPDA: the alignment that the host wants for C2HData's data, 4 to 128 bytes.
     pub host_alignment_bytes: u32,
-    /// The host asks for header digests.
+    /// Set if the host requests header digests.
     pub header_digest: bool,
-    /// The host asks for data digests.
+    /// Set if the host requests data digests.
     pub data_digest: bool,
     /// R2Ts that may be outstanding per command, at least 1 (0's based on the wire; capped at the largest u32).
     pub max_r2t: u32,
@@ -60,7 +60,7 @@ impl IcReq {
     /// Size in bytes; digests never apply.
     pub const LEN: usize = 128;
 
-    /// Reads the request; its common header was checked by [`CommonHeader::parse`].
+    /// Reads the request. [`CommonHeader::parse`] has checked its common header.
     pub fn parse(bytes: &[u8; 128]) -> Result<Self, HeaderError> {
         let fields = IcFields::checked(bytes)?;
         Ok(Self {
@@ -82,7 +82,7 @@ impl IcReq {
 /// Initialize Connection Response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcResp {
-    /// CPDA: what the controller wants data from the host aligned to, 4 to 128 bytes.
+    /// CPDA: the alignment that the controller wants for data from the host, 4 to 128 bytes.
     pub controller_alignment_bytes: u32,
     /// Header digests are on.
     pub header_digest: bool,
@@ -98,7 +98,7 @@ impl IcResp {
     /// The least MAXH2CDATA that the spec allows.
     pub const MIN_MAX_H2C_DATA: u32 = 4096;
 
-    /// Reads the response; its common header was checked by [`CommonHeader::parse`].
+    /// Reads the response. [`CommonHeader::parse`] has checked its common header.
     pub fn parse(bytes: &[u8; 128]) -> Result<Self, HeaderError> {
         let fields = IcFields::checked(bytes)?;
         if fields.max < Self::MIN_MAX_H2C_DATA || !fields.max.is_multiple_of(4) {

@@ -3,7 +3,7 @@
 use super::error::FatalStatus;
 use super::header::{CommonHeader, PduType};
 
-/// Who ends the connection.
+/// The side that ends the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TermReqDirection {
     /// H2CTermReq.
@@ -27,9 +27,9 @@ layout! {
 /// A terminate connection request, with up to 128 bytes of the header that caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TermReq<'a> {
-    /// Why.
+    /// The reason.
     pub status: FatalStatus,
-    /// The offending PDU's header; what exceeds 128 bytes is cut on emit.
+    /// The offending PDU's header; `emit` cuts it to 128 bytes.
     pub offender: &'a [u8],
 }
 
@@ -54,12 +54,12 @@ impl<'a> TermReq<'a> {
         Ok(Self { status: FatalStatus::from_fields(fields.fes, fields.fei), offender })
     }
 
-    /// Size of the PDU in bytes.
+    /// Returns the size of the PDU in bytes.
     pub fn buffer_len(&self) -> usize {
         Self::HEADER_LEN + self.offender.len().min(Self::MAX_DATA_LEN)
     }
 
-    /// Writes the first [`TermReq::buffer_len`] bytes and returns how many.
+    /// Writes the first [`TermReq::buffer_len`] bytes and returns that number.
     pub fn emit(&self, direction: TermReqDirection, bytes: &mut [u8; TermReq::MAX_LEN]) -> usize {
         let len = self.buffer_len();
         let pdu_type = match direction {

@@ -1,4 +1,4 @@
-//! Channels of several cores over one array, with the mailboxes between them in the test's hands.
+//! Tests of the channels of several cores over one array. The tests themselves carry the mailboxes between the cores.
 
 use super::*;
 use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
@@ -11,7 +11,7 @@ use trefoil_wire::nvme::log::AnaState;
 
 const SECOND: Duration = Duration::from_secs(1);
 const BACKEND: BackendId = BackendId(1);
-/// Of all requests of a core.
+/// The stream of all requests of a core.
 const STREAM: u32 = 7;
 
 struct Core {
@@ -183,10 +183,10 @@ impl Gateway {
         self.with(at, |channel, cx| channel.submit(cx, request));
     }
 
-    /// The array says that something has changed.
+    /// Sends an event of the array.
     fn tell(&mut self, event: AsyncEvent) {
         let conns = self.cores.iter_mut().flat_map(|core| core.conns.iter_mut());
-        // Those of associations that are over have theirs too.
+        // Connections of earlier associations have event requests too, so search from the newest.
         let admin = conns.rev().find(|conn| conn.aer.is_some()).expect("an event request");
         let mut cqe = Cqe::new(admin.aer.take().expect("an event request"), 0, Status::SUCCESS);
         cqe.result = u64::from(event.dw0());
@@ -240,7 +240,7 @@ impl Gateway {
 #[test]
 fn eight_cores_work_on_two_queues() {
     let mut gateway = Gateway::new(80, 8, Manners { queues: 2, mdts: 3, ..Manners::default() });
-    // Some before the first association: they wait.
+    // These requests come before the first association, and wait.
     for at in 0..8 {
         gateway.ask(at, at as u32, Op::Write, at as u64 * 65536, 65536, Some(at as u8 + 1));
     }
@@ -340,7 +340,7 @@ fn a_stop_leaves_nobody_waiting() {
     gateway.end();
 }
 
-/// Whoever is told that it is stopped drops it in the same turn.
+/// A channel may be dropped in the turn in which it reports that it is stopped.
 #[test]
 fn one_that_is_stopped_between_two_tries_holds_nothing() {
     let mut gateway = Gateway::new(117, 1, Manners { deaf: true, ..Manners::default() });
@@ -354,7 +354,7 @@ fn one_that_is_stopped_between_two_tries_holds_nothing() {
     assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
 }
 
-/// It never answered: not even the number of its queues is known.
+/// The array never answers, so not even the number of its queues is known.
 #[test]
 fn what_an_array_that_is_given_up_is_asked_for_is_held_a_while() {
     let mut gateway = Gateway::new(114, 2, Manners { deaf: true, ..Manners::default() });
@@ -372,7 +372,7 @@ fn what_an_array_that_is_given_up_is_asked_for_is_held_a_while() {
     assert_eq!(gateway.results(), [(3, Err(Fault::Aborted))]);
     gateway.pass(Duration::from_millis(200));
     assert_eq!(gateway.results(), [(2, Err(Fault::PathLost))]);
-    // Nor does it hold up who takes it away.
+    // A held request doesn't delay a detach either.
     gateway.ask(0, 4, Op::Read, 0, 4096, None);
     gateway.run();
     gateway.with(0, |channel, cx| channel.stop(cx));
@@ -402,7 +402,7 @@ fn zeroes_deallocate_and_faults() {
 
 #[test]
 fn only_an_array_that_promises_zeros_is_told_to_deallocate() {
-    // DLFEAT; whether Deallocate goes out, and DEAC.
+    // Each case: DLFEAT, then whether Deallocate goes out, and DEAC.
     let cases = [
         (0b0000, (false, false)),
         (0b0001, (true, false)),
@@ -442,14 +442,14 @@ fn only_an_array_that_promises_zeros_is_told_to_deallocate() {
     }
 }
 
-/// The promise may be gone after a reconnect, or while the association stands.
+/// The array may lose its promise of zeros after a reconnect, or while the association stands.
 #[test]
 fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_no_zeros_now() {
     let trim = |gateway: &mut Gateway, slot| gateway.ask(0, slot, Op::Deallocate, 0, 1 << 20, None);
     let mut gateway = Gateway::new(226, 2, Manners { queues: 1, mute: true, ..Manners::default() });
     gateway.array.disk.fill(1);
     gateway.run();
-    // The array has these two, and falls silent.
+    // The array receives these two, and falls silent.
     trim(&mut gateway, 1);
     gateway.ask(1, 2, Op::Deallocate, 0, 1 << 20, None);
     gateway.run();
@@ -461,7 +461,7 @@ fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_
     gateway.pass(15 * SECOND);
     assert_eq!(gateway.results(), [(1, Ok(())), (2, Ok(())), (3, Ok(()))]);
     assert_eq!(gateway.array.deallocates_seen, 2, "none was sent again");
-    // It promises zeros again, and says that its namespace changed: a new association learns it.
+    // The array promises zeros again and reports a changed namespace. A new association learns of the promise.
     let resets = gateway.array.resets;
     gateway.array.manners.dlfeat = 0b1001;
     gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
@@ -471,7 +471,7 @@ fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_
     gateway.run();
     assert_eq!((gateway.results(), gateway.array.deallocates_seen), (vec![(4, Ok(()))], 3));
     assert!(gateway.array.disk[..1 << 20].iter().all(|byte| *byte == 0));
-    // And no more.
+    // Now the array promises no zeros.
     gateway.array.disk.fill(1);
     gateway.array.manners.dlfeat = 0;
     gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
@@ -479,7 +479,7 @@ fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_
     trim(&mut gateway, 5);
     gateway.run();
     assert_eq!((gateway.results(), gateway.array.deallocates_seen), (vec![(5, Ok(()))], 3));
-    // What changes nothing for commands needs no new association.
+    // A namespace change that doesn't affect commands needs no new association.
     let resets = gateway.array.resets;
     gateway.tell(AsyncEvent::NAMESPACE_CHANGED);
     gateway.pass(2 * SECOND);
@@ -493,7 +493,7 @@ fn an_array_without_write_zeroes_is_zeroed_by_writing() {
     let cases = [
         ((false, invalid), (false, invalid), 140),
         ((true, invalid), (true, invalid), 142),
-        // It takes fewer blocks at once than we ask for.
+        // The array accepts fewer blocks in one command than the channel asks for.
         ((true, Status::INVALID_FIELD.dnr()), (true, Status::INVALID_FIELD.dnr()), 144),
         ((true, Status::INVALID_FIELD.dnr()), (true, Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr()), 227),
     ];
@@ -504,7 +504,7 @@ fn an_array_without_write_zeroes_is_zeroed_by_writing() {
         let manners = Manners { write_zeroes, dsm, digests, blocks: 8192, ..Manners::default() };
         let mut gateway = Gateway::with_digests(first_arena, 1, manners, digests);
         gateway.array.disk.fill(1);
-        // All payload memory is taken: the zeros need none.
+        // All payload memory is taken. The zeros need none.
         gateway.run();
         let mut taken = Vec::new();
         while let Some(buf) = gateway.cores[0].arena.alloc(4096) {
@@ -554,18 +554,18 @@ fn an_arrays_ana_state_is_told_at_once_and_nobody_is_kept_waiting() {
         gateway.tell(AsyncEvent::ANA_CHANGE);
         assert_eq!(gateway.told(), [(state, false)]);
     }
-    // A command's status tells the same as the event, and ends the command on both cores.
+    // A command's status reports the same as the event, and ends the command on both cores.
     gateway.array.manners.ana = Some(Inaccessible);
     gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
     gateway.ask(1, 2, Op::Read, 0, 4096, None);
     gateway.run();
     assert_eq!(gateway.results(), [(1, INACCESSIBLE), (2, INACCESSIBLE)]);
     assert_eq!(gateway.told(), [(Inaccessible, false)]);
-    // Without an event it is noticed a little later that the namespace is back.
+    // Without an event, the controller notices a little later that the namespace is back.
     gateway.array.manners.ana = Some(Optimized);
     gateway.pass(Duration::from_millis(1100));
     assert_eq!(gateway.told(), [(Optimized, false)]);
-    // Nothing is asked of a namespace that can be used.
+    // The controller doesn't read the ANA log while the namespace is usable.
     let reads = gateway.array.ana_reads;
     gateway.pass(5 * SECOND);
     assert_eq!(gateway.array.ana_reads, reads);
@@ -637,12 +637,12 @@ const ABORTED: Result<(), Fault> = Err(Fault::Aborted);
 #[test]
 fn what_was_never_sent_is_cancelled_at_once() {
     let mut gateway = Gateway::new(120, 3, Manners { queues: 1, mute: true, ..Manners::default() });
-    // Before the first association it waits where it is, afterwards on the core with the queue.
+    // Before the first association a request waits on its own core, afterwards on the core with the queue.
     gateway.ask(2, 1, Op::Write, 0, 4096, Some(5));
     gateway.cancel(2, 2);
     assert_eq!(gateway.results(), [(1, ABORTED)]);
     gateway.run();
-    // 16 commands fit on the queue; the others wait in front of it.
+    // The queue has room for 16 commands. Further commands wait in front of it.
     for slot in 0..16 {
         gateway.ask(0, slot, Op::Flush, 0, 0, None);
     }
@@ -652,7 +652,7 @@ fn what_was_never_sent_is_cancelled_at_once() {
     gateway.cancel(0, 2);
     assert_eq!(gateway.results(), [(20, ABORTED)]);
     gateway.array.manners.mute = false;
-    // The queue is lost with all that it has; what is wanted goes again.
+    // The queue is lost with all its commands. The requests that are still wanted are sent again.
     gateway.pass(12 * SECOND);
     assert_eq!(gateway.results().len(), 17);
     assert_eq!(gateway.array.disk[..8192], [[0; 4096], [6; 4096]].concat());
@@ -666,7 +666,7 @@ fn a_held_write_is_cancelled_when_it_is_fenced_and_not_sent_again() {
     gateway.ask(1, 1, Op::Write, 0, 4096, Some(5));
     gateway.ask(0, 2, Op::Write, 4096, 4096, Some(6));
     gateway.run();
-    // The array stops answering; its controller is lost without a reset.
+    // The array stops answering. Its controller is lost without a reset.
     gateway.array.manners.deaf = true;
     gateway.pass(3 * SECOND);
     gateway.cancel(0, 1);
@@ -708,7 +708,7 @@ fn an_array_that_keeps_a_cancelled_write_is_reset() {
     gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
     gateway.run();
     gateway.cancel(0, 0);
-    // The command's own deadline is 4 s, which counts from when it was sent; then it is aborted.
+    // The command is aborted at its own deadline, 4 s after it was sent.
     gateway.pass(4 * SECOND + SECOND / 2);
     assert_eq!((gateway.array.aborts.len(), gateway.array.resets), (1, 0));
     gateway.pass(4 * SECOND);

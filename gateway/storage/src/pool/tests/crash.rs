@@ -1,5 +1,5 @@
-//! Power fails at every step of a pool's life; after each failure the pool must be as before or as
-//! after the operation, with nothing shared, nothing lost, and what was acknowledged still there.
+//! Power fails at every step of a pool's life. After each failure the pool must be as before the operation or as after
+//! it. No unit may be shared or lost, and acknowledged data must still be there.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ enum Step {
     DestroyPool,
 }
 
-/// Sizes are in 4 KiB blocks; a unit has 16. `d` reuses what `b` had; the second growth of `a` stays
-/// within its last unit.
+/// Sizes are in 4 KiB blocks; a unit has 16. `d` reuses the units of `b`. The second growth of `a` stays within its
+/// last unit.
 const LIFE: &[Step] = &[
     Step::CreatePool,
     Step::Create("a", 40),
@@ -34,7 +34,7 @@ const LIFE: &[Step] = &[
     Step::DestroyPool,
 ];
 
-/// What must be there: by LUN name, its blocks.
+/// The expected LUNs: the blocks of each, by name.
 type Model = BTreeMap<String, u64>;
 
 struct Life {
@@ -42,7 +42,7 @@ struct Life {
     backends: Vec<BackendInfo>,
     pool: Option<Pool>,
     model: Model,
-    /// What the pool keeps with its layout.
+    /// The exports that the pool stores with its layout.
     exports: &'static str,
     generation: u64,
 }
@@ -54,7 +54,7 @@ impl Life {
         Self { io, backends, pool: None, model: Model::new(), exports: "", generation: 0 }
     }
 
-    /// Runs a step; `false` if power failed.
+    /// Runs a step. Returns `false` if power failed.
     fn run(&mut self, step: Step) -> bool {
         let (io, pool) = (&self.io, &mut self.pool);
         let result = match (step, pool) {
@@ -85,7 +85,7 @@ impl Life {
         !crashed
     }
 
-    /// The model after `step`.
+    /// Returns the model after `step`.
     fn after(&self, step: Step) -> Model {
         let mut model = self.model.clone();
         match step {
@@ -100,8 +100,8 @@ impl Life {
         model
     }
 
-    /// Checks the LUNs against the model after `step`: what was there before is marked, what is new
-    /// is zero. Then marks everything, as a host that writes and flushes would.
+    /// Checks the LUNs against the model after `step`: old blocks are marked, new blocks are zero. Then marks all
+    /// blocks, as a host that writes and flushes would.
     fn accept(&mut self, step: Step) {
         let after = self.after(step);
         let before = std::mem::replace(&mut self.model, after);
@@ -117,15 +117,15 @@ impl Life {
         for lun in &pool.table().luns {
             for extent in pool.extents(lun).expect("all members") {
                 let mark = vec![lun.name.as_bytes()[0]; extent.len as usize];
-                // Also past the LUN's end within its last unit? No: hosts can't reach that.
+                // The rest of the last unit past the LUN's end is not marked: hosts can't reach it.
                 let end = (lun.blocks * 4096 - extent.lun_offset).min(extent.len) as usize;
                 self.io.poke(extent.backend, extent.backend_offset, &mark[..end]);
             }
         }
     }
 
-    /// The open pool is what the model says; of each LUN, the blocks that `marked` has carry its mark
-    /// and the others are zero.
+    /// Checks the open pool against the model. Of each LUN, the blocks in `marked` carry the LUN's mark, and the others
+    /// are zero.
     fn check(&mut self, marked: &Model) {
         let pool = self.pool.as_ref().expect("a pool");
         assert_eq!(pool.table().check(), Ok(()));
@@ -154,7 +154,7 @@ impl Life {
         }
     }
 
-    /// Opens after a crash in `step`. Returns whether the step took effect.
+    /// Opens the pool after a crash in `step`. Returns whether the step took effect.
     fn reopen(&mut self, step: Step) -> bool {
         let opened = block_on(open_pool(&self.io, Uuid([0xEE; 16]), self.backends.clone()));
         let exists = match opened {
@@ -195,8 +195,8 @@ impl Life {
     }
 }
 
-/// Runs the life with a crash at `crash_at`, and perhaps another while opening. Returns whether power
-/// failed at all.
+/// Runs the life with a crash at `crash_at`, and perhaps another crash while opening. Returns whether power failed at
+/// all.
 fn live(units: &[u64], crash_at: u64, seed: u64) -> bool {
     let mut life = Life::new(units, seed);
     let mut rng = Rng::new(seed ^ crash_at << 32);
@@ -255,7 +255,7 @@ fn three_backends_survive_a_crash_at_every_step() {
 
 #[test]
 fn a_failed_write_freezes_until_the_pool_is_opened_again() {
-    // Steps of making a LUN of one unit on two backends: 4 table writes, zeroing, flush, 4 more.
+    // Making a LUN of one unit on two backends takes these steps: 4 table writes, zeroing, flush, 4 more table writes.
     for step in 1..=10 {
         let backends = [backend(0, 4), backend(1, 4)];
         let (io, mut pool) = pool_on(&backends);

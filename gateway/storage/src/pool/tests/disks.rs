@@ -16,7 +16,7 @@ pub struct Disks(RefCell<State>);
 struct State {
     disks: Vec<Disk>,
     rng: Rng,
-    /// Writes, zeroings and flushes so far.
+    /// The number of writes, zeroings and flushes so far.
     steps: u64,
     crash_at: Option<u64>,
     fail_at: Option<u64>,
@@ -28,11 +28,11 @@ struct State {
 
 #[derive(Clone, Default)]
 struct Disk {
-    /// What a read sees.
+    /// The contents that reads return.
     live: HashMap<u64, Page>,
-    /// What power loss leaves for certain.
+    /// The contents that survive a power loss for certain.
     durable: HashMap<u64, Page>,
-    /// What it may leave.
+    /// The contents that may survive a power loss.
     cache: Vec<(u64, Page)>,
     len: u64,
 }
@@ -55,29 +55,29 @@ impl Disks {
         state.crash_at = Some(state.steps + step);
     }
 
-    /// Lets that step fail without effect.
+    /// Lets the `step`th step from now fail without effect.
     pub fn fail_after(&self, step: u64) {
         let mut state = self.0.borrow_mut();
         state.fail_at = Some(state.steps + step);
     }
 
-    /// Lets reads of that byte fail.
+    /// Lets reads of the byte `bad` fail.
     pub fn fail_reads(&self, bad: Option<(BackendId, u64)>) {
         self.0.borrow_mut().bad = bad;
     }
 
-    /// Puts power back. Returns whether it was off.
+    /// Puts power back. Returns `true` if the power was off.
     pub fn power_on(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().off)
     }
 
-    /// Puts power back, and it will not fail again.
+    /// Puts power back and cancels the planned power failure.
     pub fn disarm(&self) {
         self.power_on();
         self.0.borrow_mut().crash_at = None;
     }
 
-    /// Changes bytes behind everyone's back.
+    /// Changes bytes outside of the I/O under test.
     pub fn poke(&self, backend: BackendId, offset: u64, bytes: &[u8]) {
         let mut state = self.0.borrow_mut();
         for (page, data) in state.pages(backend, offset, bytes) {
@@ -87,7 +87,7 @@ impl Disks {
         }
     }
 
-    /// Cuts a disk off.
+    /// Shortens a disk to `len` bytes.
     pub fn truncate(&self, backend: BackendId, len: u64) {
         self.0.borrow_mut().disks[backend.0 as usize].len = len;
     }
@@ -96,7 +96,7 @@ impl Disks {
         self.0.borrow().peek(backend, offset, len)
     }
 
-    /// A disk whose contents are those of `from`.
+    /// Replaces the contents of disk `to` by those of `from`.
     pub fn copy_disk(&self, from: BackendId, to: BackendId) {
         let mut state = self.0.borrow_mut();
         state.disks[to.0 as usize] = state.disks[from.0 as usize].clone();
@@ -116,7 +116,7 @@ impl State {
         out
     }
 
-    /// The pages that storing `bytes` at `offset` gives.
+    /// Returns the pages as they are after storing `bytes` at `offset`.
     fn pages(&self, backend: BackendId, offset: u64, bytes: &[u8]) -> Vec<(u64, Page)> {
         let first = offset / PAGE as u64;
         let last = (offset + bytes.len() as u64).div_ceil(PAGE as u64);
@@ -128,7 +128,7 @@ impl State {
         (first..last).enumerate().map(|(n, at)| (at, page(n))).collect()
     }
 
-    /// Counts a step. `Err` if it doesn't happen (as far as its caller can tell).
+    /// Counts a step. Returns `Err` if the step fails. A step that a power failure interrupts may still take effect.
     fn step(&mut self, backend: BackendId, under_way: &[(u64, Page)]) -> Result<(), Fault> {
         if self.off {
             return Err(Fault::PathLost);
@@ -145,7 +145,7 @@ impl State {
         Ok(())
     }
 
-    /// Each page of the caches is kept, lost, or torn between sectors.
+    /// Cuts the power: each page of the caches is kept, lost, or torn between sectors.
     fn lose_power(&mut self) {
         self.off = true;
         for disk in &mut self.disks {

@@ -9,7 +9,7 @@ fn label() -> Label {
         pool_uuid: Uuid([0x11; 16]),
         pool_name: "tank".into(),
         member_uuid: Uuid([0x22; 16]),
-        owner: Owner { id: [0x33; 16], epoch: 5 },
+        owner: PoolOwner { id: [0x33; 16], epoch: 5 },
         state: LabelState::Ready,
         holder: true,
         block_bytes: 512,
@@ -70,7 +70,7 @@ fn a_tables_bytes_are_as_documented() {
     assert_eq!(&bytes[..12], b"TREFTBL\0\x01\0\0\0");
     assert_eq!(bytes[16..24], table.generation.to_le_bytes());
     assert_eq!(bytes[24..40], [0xEE; 16]);
-    // The unit, the length, and 2 members, 2 LUNs, 3 runs.
+    // The unit, the length, and the counts: 2 members, 2 LUNs, 3 runs.
     assert_eq!(bytes[40..64], [0, 0, 1, 0, 0, 0, 0, 0, 0, 16, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
     let lun = &bytes[RawHeader::LEN + 2 * 128..][..RawLun::LEN];
     assert_eq!(lun[..32], [b'a'; 32]);

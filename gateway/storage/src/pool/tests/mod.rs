@@ -33,7 +33,7 @@ fn new_pool(backends: &[BackendInfo]) -> NewPool {
         uuid: Uuid([0xEE; 16]),
         name: "tank".into(),
         unit_bytes: UNIT,
-        owner: Owner { id: [7; 16], epoch: 3 },
+        owner: PoolOwner { id: [7; 16], epoch: 3 },
         members: backends.iter().map(member).collect(),
         overwrite: false,
     }
@@ -53,7 +53,7 @@ fn new_lun(name: &str, blocks: u64, block_bytes: u32) -> NewLun {
     }
 }
 
-/// A pool on fresh disks.
+/// Makes a pool on fresh disks.
 fn pool_on(backends: &[BackendInfo]) -> (Disks, Pool) {
     let io = Disks::new(backends, 1);
     let pool = block_on(create_pool(&io, new_pool(backends))).expect("a pool");

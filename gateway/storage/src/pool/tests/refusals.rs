@@ -1,4 +1,4 @@
-//! Bad disks, wrong disks and wrong wishes.
+//! Bad disks, wrong disks and invalid requests.
 
 use super::format::{GENERATIONS, LABEL_AT, META_BYTES, TABLE_AT};
 use super::*;
@@ -21,8 +21,8 @@ fn the_disks_alone_tell_everything() {
     let (io, pool, backends) = two();
     let again = reopen(&io, &backends).expect("opens");
     assert_eq!(again, pool);
-    assert_eq!(again.owner(), Some(Owner { id: [7; 16], epoch: 3 }));
-    // The order in which they are found doesn't matter, nor do other ids.
+    assert_eq!(again.owner(), Some(PoolOwner { id: [7; 16], epoch: 3 }));
+    // The order of the backends doesn't matter, nor do other ids.
     let mut swapped = [backends[1].clone(), backends[0].clone()];
     assert_eq!(reopen(&io, &swapped).expect("opens").table(), pool.table());
     swapped[0].name = "renamed".into();
@@ -73,7 +73,7 @@ fn both_bad_is_an_error_that_says_where() {
     overwrite(&io, &backends[1..]);
 }
 
-/// A host that had the whole backend can write any label.
+/// A host that had access to the whole backend can write any label.
 #[test]
 fn a_label_with_the_last_generation_is_no_trap() {
     for state in [LabelState::Creating, LabelState::Ready] {
@@ -88,7 +88,7 @@ fn a_label_with_the_last_generation_is_no_trap() {
     }
 }
 
-/// Makes another pool there, whatever there is, and opens it.
+/// Makes another pool on the backends, whatever their contents, and opens it.
 fn overwrite(io: &Disks, backends: &[BackendInfo]) {
     let uuid = Uuid([0xEE; 16]);
     let new = NewPool { uuid, name: "third".into(), overwrite: true, ..new_pool(backends) };
@@ -104,7 +104,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         let whole = labels(&io, id);
         let lose = |what: [u64; 2]| what.map(|at| io.poke(BackendId(id), at, &[garbage; 4096]));
         lose(LABEL_AT);
-        // By another name it could be any member.
+        // Under another name, the disk could be any member.
         let mut renamed = backends.clone();
         renamed[id as usize].name = "renamed".into();
         let half = reopen(&io, &renamed).expect("opens");
@@ -112,7 +112,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         let again = reopen(&io, &backends).expect("opens");
         assert_eq!((again.table(), again.frozen(), again.notes().len()), (pool.table(), None, 2));
         assert_eq!(labels(&io, id), whole);
-        // Without its layout, it could be anybody's disk: nothing is written to it.
+        // Without its layout, the disk could be anybody's: nothing is written to it.
         lose(LABEL_AT);
         lose(TABLE_AT);
         let steps = io.steps();
@@ -121,7 +121,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
         assert_eq!(half.table(), pool.table());
     }
-    // A disk that got a partition table is somebody else's now, and loses nothing.
+    // A disk with a new partition table belongs to somebody else now, and loses nothing.
     let (io, _, backends) = two();
     io.poke(BackendId(1), LABEL_AT[0], &[vec![0; 512], b"EFI PART".repeat(448)].concat());
     io.poke(BackendId(1), LABEL_AT[1], &[0; 4096]);
@@ -130,9 +130,9 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
     let missing = Frozen::Missing(vec!["b1 (its label: nothing of ours)".into()]);
     assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
     assert_eq!(labels(&io, 1), there);
-    // A pool that was being destroyed stays so.
+    // A pool that was being destroyed is not restored.
     let (io, mut pool, backends) = two();
-    // Four labels, then the first erased slot of b0's two.
+    // Four writes of label slots, then b0's two slots are erased. The next step fails.
     io.fail_after(7);
     assert!(block_on(destroy_pool(&io, &mut pool, true)).is_err());
     assert!(matches!(block_on(scan(&io, &backends))[..], [Found::Free, Found::Unfinished(_)]));
@@ -165,7 +165,7 @@ fn a_missing_backend_leaves_the_others_luns() {
 
 #[test]
 fn a_member_that_was_cut_off_leaves_the_others_luns() {
-    // In its data, in its layout's second copy, and in the first.
+    // The cut is in the member's data, in the second copy of its layout, and in the first.
     for left in [4 * UNIT + (4 << 20), 2 << 20, 64 << 10] {
         let mut backends = [backend(0, 8), backend(1, 8)];
         let (io, mut pool) = pool_on(&backends);
@@ -183,13 +183,13 @@ fn a_member_that_was_cut_off_leaves_the_others_luns() {
         assert_eq!(half.extents(lun(b'b')).expect("its backend is whole").len(), 1);
         assert_eq!(io.steps(), steps, "nothing was written");
     }
-    // Without the others there is no pool.
+    // Without the other members there is no pool.
     let mut single = [backend(0, 8)];
     let (io, _) = pool_on(&single);
     single[0].len_bytes = 64 << 10;
     let error = reopen(&io, &single).expect_err("no layout");
     assert!(error.to_string().ends_with("no valid layout on b0 (it has 65536 bytes)"), "{error}");
-    // One that has other blocks now.
+    // A member whose block size changed.
     let (io, _, mut backends) = two();
     backends[1].block_bytes = 4096;
     let why = "b1 (its blocks have 4096 bytes, and the layout says 512)";
@@ -253,7 +253,7 @@ fn what_does_not_fit_is_refused() {
     let error = block_on(destroy_pool(&io, &mut pool, false)).expect_err("it has b");
     assert!(matches!(error, DestroyPoolError::HasLuns { luns: 1, .. }));
 
-    // A pool of 4 KiB blocks only.
+    // A pool with 4 KiB blocks only.
     let (io, mut pool) = pool_on(&[BackendInfo { id: BackendId(0), ..coarse }]);
     let error = block_on(create_lun(&io, &mut pool, new_lun("a", 1, 512))).expect_err("512 on 4Kn");
     assert!(matches!(error, LunError::BlockSize { block_bytes: 512, .. }));
@@ -343,7 +343,7 @@ fn a_pool_that_cannot_be_settled_is_served_but_frozen() {
 fn an_unfinished_pool_is_told_from_a_pool_and_can_be_made_again() {
     let backends = [backend(0, 4), backend(1, 4)];
     let io = Disks::new(&backends, 1);
-    // Both labels are there (4 writes), the layout isn't.
+    // Both labels are written (4 writes); the layout isn't.
     io.fail_after(5);
     assert!(matches!(block_on(create_pool(&io, new_pool(&backends))), Err(CreatePoolError::Io(_))));
     let found = block_on(scan(&io, &backends));
@@ -370,7 +370,7 @@ fn of_two_gateways_the_second_to_change_a_pool_is_refused() {
     assert_eq!(reopen(&io, &backends).expect("opens").table(), other.table());
 }
 
-/// A pool is open for long. Meanwhile somebody makes another one on its disk, or has it for something else.
+/// While a pool is open, somebody makes another pool on its disk, or uses the disk for something else.
 #[test]
 fn a_disk_that_is_anothers_by_now_is_not_written_to() {
     let erased = |io: &Disks| LABEL_AT.map(|at| io.poke(BackendId(0), at, &[0; 4096]));
@@ -410,7 +410,7 @@ fn what_somebody_may_want_to_keep_is_overwritten_only_if_asked() {
     block_on(create_pool(&io, new_pool(&backends))).expect("it was ours, and nothing is left of the rest");
 }
 
-/// The same with the ways in which other disks are written to than those that keep the layout.
+/// The same for the operations that also write to members other than the holders: making a LUN and destroying the pool.
 #[test]
 fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
     let backends = [backend(0, 4), backend(1, 4), backend(2, 8)];
@@ -422,7 +422,7 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
         let other = block_on(create_pool(&io, new)).expect("another pool");
         let steps = io.steps();
         let error = match id {
-            // It has the most room.
+            // The third backend has the most room, so the LUN goes there.
             2 => block_on(create_lun(&io, &mut pool, new_lun("a", 128, 4096)))
                 .expect_err("not ours")
                 .to_string(),
@@ -436,7 +436,7 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
     }
 }
 
-/// Bad sectors where one copy of the layout lies.
+/// Bad sectors in one copy of the layout.
 #[test]
 fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
     let (io, mut pool, backends) = two();

@@ -139,9 +139,9 @@ bits! {
         oversized: bool = 18, 1;
         /// Metadata pointer may be an SGL.
         metadata_sgl: bool = 19, 1;
-        /// Address field may be an offset: what in-capsule data needs.
+        /// Address field may be an offset, as in-capsule data needs.
         offset: bool = 20, 1;
-        /// Transport SGL data block descriptors: what TCP needs.
+        /// Transport SGL data block descriptors, as TCP needs.
         transport: bool = 21, 1;
     }
 }
@@ -259,8 +259,8 @@ layout! {
         nanagrpid: u32 = 348,
         /// Domain identifier.
         domainid: u16 = 356,
-        /// Command quiesce time, milliseconds (NVMe base 2.1 figure 313): how long after a loss commands may still take
-        /// effect; 0 if it is not reported.
+        /// Command quiesce time, milliseconds (NVMe base 2.1 figure 313): the time after a loss in which commands may
+        /// still take effect; 0 if not reported.
         cqt_ms: u16 = 386,
         /// Submission queue entry size: bits 3:0 required, 7:4 maximum, as powers of two.
         sqes: u8 = 512,

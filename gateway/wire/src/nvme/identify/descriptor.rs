@@ -19,7 +19,7 @@ pub enum NamespaceDescriptor {
 const HEADER_LEN: usize = 4;
 
 impl NamespaceDescriptor {
-    /// Bytes that it takes, header included.
+    /// Returns the size of the descriptor in bytes, header included.
     pub const fn len_bytes(&self) -> usize {
         HEADER_LEN
             + match self {
@@ -47,7 +47,7 @@ impl NamespaceDescriptor {
     }
 }
 
-/// Writes the list, every byte of it. Descriptors that no longer fit are left out (all four take 61 bytes).
+/// Writes every byte of the list. Descriptors that don't fit are left out (all four take 61 bytes).
 pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &mut [u8; IDENTIFY_LEN]) {
     bytes.fill(0);
     let mut rest = &mut bytes[..];
@@ -62,7 +62,7 @@ pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &m
     }
 }
 
-/// The descriptors of a list, in order. Types that are not known are skipped; a malformed one ends the list.
+/// The descriptors of a list, in order. Unknown types are skipped; a malformed descriptor ends the list.
 #[derive(Clone, Debug)]
 pub struct NamespaceDescriptors<'a> {
     rest: &'a [u8],

@@ -18,13 +18,14 @@ impl<'a> NamespaceList<'a> {
         Self { bytes }
     }
 
-    /// The NSIDs.
+    /// Returns the NSIDs.
     pub fn iter(&self) -> impl Iterator<Item = u32> + use<'a> {
         let (entries, _) = self.bytes.as_chunks();
         entries.iter().map(|entry| u32::from_le_bytes(*entry)).take_while(|&nsid| nsid != 0)
     }
 
-    /// Writes every byte: the first [`NamespaceList::MAX`] of `nsids`, which must ascend, then zeros. Returns how many.
+    /// Writes every byte: the first [`NamespaceList::MAX`] of `nsids`, which must ascend, then zeros. Returns the
+    /// number of written NSIDs.
     pub fn emit(nsids: impl IntoIterator<Item = u32>, bytes: &mut [u8; IDENTIFY_LEN]) -> usize {
         bytes.fill(0);
         let mut count = 0;
@@ -51,14 +52,15 @@ impl<'a> ControllerList<'a> {
         Self { bytes }
     }
 
-    /// The identifiers; a count past the page is cut to it.
+    /// Returns the identifiers. A count past the page is cut to the page.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         let mut entries = self.bytes.as_chunks().0.iter().map(|entry| u16::from_le_bytes(*entry));
         let count = entries.next().unwrap_or(0);
         entries.take(count as usize)
     }
 
-    /// Writes every byte: the first [`ControllerList::MAX`] of `cntlids`, which must ascend. Returns how many.
+    /// Writes every byte: the first [`ControllerList::MAX`] of `cntlids`, which must ascend. Returns the
+    /// number of written identifiers.
     pub fn emit(cntlids: impl IntoIterator<Item = u16>, bytes: &mut [u8; IDENTIFY_LEN]) -> usize {
         bytes.fill(0);
         let (entries, _) = bytes.as_chunks_mut::<2>();
@@ -88,7 +90,7 @@ impl<'a> IoCommandSetList<'a> {
         Self { bytes }
     }
 
-    /// The vectors up to the first zero one.
+    /// Returns the vectors up to the first zero vector.
     pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
         let (entries, _) = self.bytes.as_chunks();
         entries.iter().map(|entry| u64::from_le_bytes(*entry)).take_while(|&vector| vector != 0)
@@ -118,7 +120,7 @@ impl<'a> UuidList<'a> {
         Self { bytes }
     }
 
-    /// The UUIDs up to the first zero one.
+    /// Returns the UUIDs up to the first zero UUID.
     pub fn iter(&self) -> impl Iterator<Item = [u8; 16]> + use<'a> {
         let (entries, _) = self.bytes.as_chunks::<{ UuidList::ENTRY_LEN }>();
         entries
@@ -140,7 +142,8 @@ impl<'a> UuidList<'a> {
     }
 }
 
-/// The secondary controller list, CNS 15h, of a subsystem that has none: what ESXi and nvme-cli ask for.
+/// The secondary controller list, CNS 15h, of a subsystem without secondary controllers. ESXi and nvme-cli
+/// request this list.
 #[derive(Clone, Copy, Debug)]
 pub struct SecondaryControllerList;
 

@@ -22,7 +22,7 @@ pub use namespace::{dlfeat, nsfeat};
 /// Size of every Identify data structure in bytes.
 pub const IDENTIFY_LEN: usize = 4096;
 
-/// Which data structure Identify asks for (NVMe base 2.0c figure 273).
+/// The data structure that Identify requests (NVMe base 2.0c figure 273).
 #[allow(missing_docs)]
 pub mod cns {
     pub const NAMESPACE: u8 = 0x00;

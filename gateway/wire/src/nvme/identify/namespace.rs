@@ -123,12 +123,12 @@ pub mod nsfeat {
 /// Fields of DLFEAT (NVM command set 1.0c figure 97).
 #[allow(missing_docs)]
 pub mod dlfeat {
-    /// Masks what a deallocated block reads as: one of the `READS_*`.
+    /// Mask of the contents of a deallocated block: one of the `READS_*`.
     pub const READS_MASK: u8 = 0b111;
     pub const READS_NOT_REPORTED: u8 = 0b000;
     pub const READS_ZEROS: u8 = 0b001;
     pub const READS_ONES: u8 = 0b010;
-    /// Write Zeroes takes DEAC.
+    /// Write Zeroes accepts DEAC.
     pub const DEAC: u8 = 1 << 3;
 }
 
@@ -138,7 +138,7 @@ impl IdentifyNamespace {
         self.dlfeat & dlfeat::READS_MASK == dlfeat::READS_ZEROS
     }
 
-    /// The LBA format in use, by FLBAS bits 3:0 and 6:5.
+    /// Returns the LBA format in use, by FLBAS bits 3:0 and 6:5.
     pub fn format(&self) -> LbaFormat {
         let index = (self.flbas & 0xf | self.flbas >> 1 & 0x30) as usize;
         match index {

@@ -45,7 +45,7 @@ pub enum AnaState {
 }
 
 impl AnaState {
-    /// From bits 3:0.
+    /// Reads bits 3:0.
     pub fn from_bits(bits: u8) -> Self {
         match bits & 0xf {
             0x1 => Self::Optimized,
@@ -57,7 +57,7 @@ impl AnaState {
         }
     }
 
-    /// Bits 3:0.
+    /// Returns bits 3:0.
     pub fn bits(self) -> u8 {
         match self {
             Self::Optimized => 0x1,
@@ -69,18 +69,18 @@ impl AnaState {
         }
     }
 
-    /// Whether commands may be sent in this state.
+    /// Returns whether a host may send commands in this state.
     pub fn is_usable(self) -> bool {
         matches!(self, Self::Optimized | Self::NonOptimized)
     }
 }
 
-/// Bytes of a log of `groups` groups with `nsids` namespaces in all.
+/// Returns the size in bytes of a log of `groups` groups with `nsids` namespaces in all.
 pub const fn ana_log_len(groups: usize, nsids: usize) -> usize {
     AnaHeader::LEN + groups * GroupFields::LEN + nsids * 4
 }
 
-/// Writes a log, group by group, into a caller's buffer.
+/// A writer of a log, group by group, into a caller's buffer.
 #[derive(Debug)]
 pub struct AnaLogWriter<'a> {
     buffer: &'a mut [u8],
@@ -99,8 +99,8 @@ impl<'a> AnaLogWriter<'a> {
         Ok(Self { buffer, len: AnaHeader::LEN, change_count, groups: 0 })
     }
 
-    /// Adds a group with its NSIDs in ascending order (none if the host asked for Return Groups Only). On error nothing
-    /// was added.
+    /// Adds a group with its NSIDs in ascending order (none if the host requested Return Groups Only). On error, no
+    /// group is added.
     pub fn group(
         &mut self,
         group_id: u32,
@@ -128,8 +128,8 @@ impl<'a> AnaLogWriter<'a> {
         Ok(())
     }
 
-    /// Ends the log: writes its header and returns its length in bytes. What lies beyond in the buffer is not touched,
-    /// or, after a group that did not fit, is dirty.
+    /// Ends the log: writes its header and returns its length in bytes. The rest of the buffer is untouched, except
+    /// that a group that did not fit may leave it dirty.
     pub fn finish(self) -> usize {
         if let Some(header) = self.buffer.first_chunk_mut() {
             AnaHeader { change_count: self.change_count, groups: self.groups }.emit(header);
@@ -138,7 +138,7 @@ impl<'a> AnaLogWriter<'a> {
     }
 }
 
-/// A log as it was read.
+/// A log that was read.
 #[derive(Clone, Copy, Debug)]
 pub struct AnaLog<'a> {
     /// Change count.
@@ -161,12 +161,12 @@ pub struct AnaGroup<'a> {
 }
 
 impl<'a> AnaGroup<'a> {
-    /// Its namespaces.
+    /// Returns the NSIDs of the group.
     pub fn nsids(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
         self.nsids.as_chunks().0.iter().map(|nsid| u32::from_le_bytes(*nsid))
     }
 
-    /// Its bytes in the log.
+    /// Returns the size of the group in the log, in bytes.
     pub fn len_bytes(&self) -> usize {
         GroupFields::LEN + self.nsids.len()
     }
@@ -186,7 +186,8 @@ impl<'a> AnaLog<'a> {
         Ok(Self { change_count: header.change_count, groups: header.groups, rest })
     }
 
-    /// The groups in order; a group that the buffer does not hold whole is an error and the last item.
+    /// Returns the groups in order. A group that the buffer does not hold whole is an error and the last
+    /// item.
     pub fn iter(&self) -> AnaGroups<'a> {
         AnaGroups { left: self.groups, rest: self.rest }
     }
@@ -200,7 +201,8 @@ pub struct AnaGroups<'a> {
 }
 
 impl<'a> AnaGroups<'a> {
-    /// The groups of a piece of a log that begins with a group; `left` are still to come by then.
+    /// Returns the groups of a piece of a log that begins with a group. `left` is the number of groups from
+    /// there on.
     pub fn from_middle(left: u16, bytes: &'a [u8]) -> Self {
         Self { left, rest: bytes }
     }

@@ -2,7 +2,7 @@
 
 use crate::nvme::identify::NamespaceList;
 
-/// NSIDs that changed since the log was last read, or that there are too many to list.
+/// NSIDs that changed since the log was last read, or the mark that they are too many to list.
 #[derive(Clone, Copy, Debug)]
 pub enum ChangedNamespaces<'a> {
     /// The NSIDs.
@@ -24,7 +24,7 @@ impl<'a> ChangedNamespaces<'a> {
         }
     }
 
-    /// Writes every byte: `nsids` in ascending order, or the mark of too many if there are more than 1024.
+    /// Writes every byte: `nsids` in ascending order, or the mark of too many for more than 1024.
     pub fn emit(nsids: impl IntoIterator<Item = u32>, bytes: &mut [u8; 4096]) {
         let mut nsids = nsids.into_iter();
         NamespaceList::emit(nsids.by_ref().take(NamespaceList::MAX), bytes);

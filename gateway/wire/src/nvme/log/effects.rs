@@ -2,7 +2,7 @@
 //! §5.16.1.6, figures 210 and 211).
 
 bits! {
-    /// What a command does.
+    /// The effects of a command.
     pub struct CommandEffects: u32 {
         /// CSUPP: supported.
         supported: bool = 0, 1;
@@ -24,18 +24,18 @@ bits! {
 }
 
 impl CommandEffects {
-    /// A supported command without effects.
+    /// Returns the effects of a supported command that changes nothing.
     pub fn supported() -> Self {
         Self { supported: true, ..Self::default() }
     }
 
-    /// A supported command that changes blocks.
+    /// Returns the effects of a supported command that changes blocks.
     pub fn writes() -> Self {
         Self { supported: true, block_content: true, ..Self::default() }
     }
 }
 
-/// The log, as a view of its bytes.
+/// A view of the log's bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct CommandsAndEffects<'a> {
     bytes: &'a [u8; 4096],
@@ -52,17 +52,17 @@ impl<'a> CommandsAndEffects<'a> {
         Self { bytes }
     }
 
-    /// Effects of an admin command.
+    /// Returns the effects of an admin command.
     pub fn admin(&self, opcode: u8) -> CommandEffects {
         self.entry(opcode as usize)
     }
 
-    /// Effects of an I/O command.
+    /// Returns the effects of an I/O command.
     pub fn io(&self, opcode: u8) -> CommandEffects {
         self.entry(IO_BASE + opcode as usize)
     }
 
-    /// Writes every byte: the given commands, all others as not supported.
+    /// Writes every byte: the given commands, and all other commands as unsupported.
     pub fn emit(admin: &[(u8, CommandEffects)], io: &[(u8, CommandEffects)], bytes: &mut [u8; 4096]) {
         bytes.fill(0);
         let (entries, _) = bytes.as_chunks_mut::<4>();

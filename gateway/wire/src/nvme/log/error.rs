@@ -9,7 +9,7 @@ layout! {
         error_count: u64 = 0,
         /// Submission queue.
         sqid: u16 = 8,
-        /// Command identifier; FFFFh if the error is of no command.
+        /// Command identifier; FFFFh if the error belongs to no command.
         cid: u16 = 10,
         /// Status.
         status: Status = 12,

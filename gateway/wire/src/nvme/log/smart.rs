@@ -27,7 +27,7 @@ layout! {
         temperature_kelvin: u16 = 1,
         /// Available spare, percent.
         available_spare: u8 = 3,
-        /// Its threshold, percent.
+        /// Threshold of the available spare, percent.
         available_spare_threshold: u8 = 4,
         /// Percentage used, up to 255.
         percentage_used: u8 = 5,

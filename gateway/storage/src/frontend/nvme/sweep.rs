@@ -1,0 +1,40 @@
+//! The walk that applies a new topology to the connected hosts; `admin/topology.rs` takes its steps.
+
+use crate::topology::Topology;
+use std::sync::Arc;
+
+/// The most sweeps that can wait. Control publishes one topology after the other. So two sweeps wait only after control gave up a
+/// slow core.
+pub const MAX_SWEEPS: usize = 4;
+
+/// The walk from one topology to the next.
+#[derive(Debug)]
+pub struct Sweep {
+    pub old: Arc<Topology>,
+    pub new: Arc<Topology>,
+    /// True if the discovery log changes.
+    pub discovery: bool,
+    pub place: SweepCursor,
+}
+
+/// The next step of a sweep.
+#[derive(Clone, Copy, Debug)]
+pub enum SweepCursor {
+    /// Close this queue unless it may stay.
+    Queue(u32),
+    /// Forget the counters of this LUN number if another LUN has the number now.
+    Lun(usize),
+    /// Compare this subsystem of the new topology with the old subsystem.
+    Subsystem(usize),
+    /// Compare these namespaces of a subsystem, and tell this controller of a difference.
+    Namespace {
+        subsystem: usize,
+        before: usize,
+        was: usize,
+        is: usize,
+        ctrlr: u32,
+    },
+    /// Raise the discovery event if this is a discovery controller.
+    Discovery(u32),
+    End,
+}

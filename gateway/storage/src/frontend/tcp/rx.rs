@@ -1,0 +1,554 @@
+//! Splits the stream into PDUs, and turns PDUs into commands.
+
+use super::conn::{Body, BodyKind, ConnState, Spill};
+use super::{Conn, Tcp};
+use crate::cx::Cx;
+use crate::frontend::limits::{CONTROLLER_ALIGNMENT_BYTES, IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
+use crate::frontend::nvme::engine::{CommandStep, Engine};
+use crate::frontend::nvme::queue::QueueState;
+use crate::frontend::nvme::slot::{NIL, Phase};
+use crate::msg::StorageIo;
+use trefoil_poll::{Buf, RecvInto, SockId};
+use trefoil_wire::fabrics::ConnectData;
+use trefoil_wire::nvme::{Sgl, Sqe, Status};
+use trefoil_wire::tcp::{
+    CapsuleCmd, CommonHeader, FatalStatus, Framing, H2cData, HeaderError, IcReq, Layout, PduType, Receiver,
+    field,
+};
+
+/// Data of at least this size is received straight into its block. Headers that announce such data are received in small pieces,
+/// so that a receive does not bring the data with the header. Below this size, a copy is cheaper than another receive.
+const DIRECT_BYTES: u32 = 16 << 10;
+/// Size of a receive that is to bring headers only: three command capsules, or an H2CData header and a little more.
+const HEADERS_BYTES: u32 = 256;
+
+const CONNECT_BYTES: u32 = ConnectData::LEN as u32;
+
+/// The result of taking a PDU.
+pub(super) enum Taken {
+    /// The header is taken; the body, if there is any, follows.
+    Yes,
+    /// The header is taken, and so are this many bytes after it, which are the whole body.
+    Whole(usize),
+    /// Nothing is taken: there is no slot or no memory for the PDU now.
+    Stalled,
+    /// The connection takes no more PDUs.
+    Dead,
+}
+
+impl Tcp {
+    /// Takes received bytes.
+    #[inline]
+    pub fn on_received<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        bytes: &[u8],
+    ) {
+        let c = sock.0;
+        let Some(conn) = self.conns.get_mut(c as usize) else { return };
+        conn.receiving = false;
+        let used = self.consume(engine, cx, c, bytes);
+        if used < bytes.len() {
+            self.spill(engine, cx, c, bytes.get(used..).unwrap_or_default());
+        }
+        self.arm(engine, cx, c);
+    }
+
+    /// Takes a block that the driver has filled with all the remaining data.
+    pub fn on_filled<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        sock: SockId,
+        buf: Buf,
+    ) {
+        let c = sock.0;
+        let Some(conn) = self.conns.get_mut(c as usize) else { return cx.arena.free(buf) };
+        conn.receiving = false;
+        if conn.state != ConnState::Ready || !conn.in_body {
+            cx.arena.free(buf);
+        } else {
+            self.body_filled(engine, cx, c, buf);
+        }
+        self.arm(engine, cx, c);
+    }
+
+    /// Asks the driver for the next bytes.
+    #[inline]
+    pub(super) fn arm<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+        let conn = &mut self.conns[c as usize];
+        if conn.receiving || conn.stalled || matches!(conn.state, ConnState::Free | ConnState::Closing) {
+            return;
+        }
+        conn.receiving = true;
+        if conn.in_body && conn.owed.is_none() {
+            self.owe(engine, cx, c);
+        }
+        let conn = &self.conns[c as usize];
+        let body = &conn.body;
+        if conn.in_body && body.pad_left == 0 && body.data_left >= DIRECT_BYTES && body.slot != NIL {
+            let (at, len) = (body.at, body.data_left);
+            if let Some(buf) = engine.slots[body.slot].buf.take() {
+                return cx.io.recv(SockId(c), RecvInto::Buf { buf, at, len });
+            }
+        }
+        let small = conn.large_grants > 0 && !conn.in_body;
+        // While connections wait for memory, a receive brings few bytes.
+        let max_bytes = match (small, self.starved.is_empty()) {
+            (true, _) => HEADERS_BYTES,
+            (false, true) => self.limits.stream_bytes,
+            (false, false) => self.limits.stream_bytes.min(IN_CAPSULE_BYTES),
+        };
+        cx.io.recv(SockId(c), RecvInto::Stream { max_bytes });
+    }
+
+    /// Keeps received bytes for later, or closes the connection if there is no memory even for these bytes.
+    fn spill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
+        let may = engine.shares.may_keep(c, bytes.len(), cx.arena.free_bytes());
+        match cx.arena.alloc(bytes.len()).filter(|_| may) {
+            Some(mut buf) if buf.len() >= bytes.len() => {
+                engine.shares.keep(c, buf.len());
+                if let Some(to) = buf.get_mut(..bytes.len()) {
+                    to.copy_from_slice(bytes);
+                }
+                self.conns[c as usize].spill = Some(Spill { buf, at: 0, end: bytes.len() });
+            }
+            other => {
+                other.into_iter().for_each(|buf| cx.arena.free(buf));
+                self.kill(engine, cx, c, "no memory for what it sent");
+            }
+        }
+    }
+
+    /// Parses `bytes` and returns how many bytes are consumed. If bytes are left, the connection is stalled and is in the list of
+    /// starved connections.
+    pub(super) fn consume<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        bytes: &[u8],
+    ) -> usize {
+        let mut at = 0;
+        loop {
+            let conn = &mut self.conns[c as usize];
+            if !matches!(conn.state, ConnState::Opening | ConnState::Ready) {
+                return bytes.len();
+            }
+            let rest = bytes.get(at..).unwrap_or_default();
+            if conn.in_body {
+                if rest.is_empty() {
+                    return at;
+                }
+                at += self.body(engine, cx, c, rest);
+                continue;
+            }
+            let taken = if conn.stash_len == 0
+                && let Some(common) = rest.first_chunk()
+            {
+                // Usually the whole header is in the slice.
+                match header_of(conn, common) {
+                    Err(error) => self.refuse(engine, cx, c, error, common),
+                    Ok((common, need)) => match rest.get(..need) {
+                        Some(header) => {
+                            let after = rest.get(need..).unwrap_or_default();
+                            let taken = self.pdu(engine, cx, c, common, header, after);
+                            match taken {
+                                Taken::Yes => at += need,
+                                Taken::Whole(body) => at += need + body,
+                                Taken::Stalled | Taken::Dead => {}
+                            }
+                            taken
+                        }
+                        None => {
+                            keep(conn, rest);
+                            return bytes.len();
+                        }
+                    },
+                }
+            } else {
+                match self.stashed(engine, cx, c, rest, &mut at) {
+                    Some(taken) => taken,
+                    None => return bytes.len(),
+                }
+            };
+            match taken {
+                Taken::Yes | Taken::Whole(_) => {}
+                Taken::Stalled => {
+                    self.conns[c as usize].stalled |= !self.replaying;
+                    self.starve(c);
+                    return at;
+                }
+                Taken::Dead => return bytes.len(),
+            }
+        }
+    }
+
+    /// Completes a stashed header from `rest` and moves `at` along. Returns `None` if the header is still not whole.
+    fn stashed<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        rest: &[u8],
+        at: &mut usize,
+    ) -> Option<Taken> {
+        let conn = &mut self.conns[c as usize];
+        let took = top_up(conn, rest, CommonHeader::LEN);
+        *at += took;
+        let common = *conn.stash.first_chunk()?;
+        if conn.stash_len < CommonHeader::LEN {
+            return None;
+        }
+        let (parsed, need) = match header_of(conn, &common) {
+            Ok(header) => header,
+            Err(error) => return Some(self.refuse(engine, cx, c, error, &common)),
+        };
+        *at += top_up(conn, rest.get(took..).unwrap_or_default(), need);
+        if conn.stash_len < need {
+            return None;
+        }
+        let stash = conn.stash;
+        let taken = self.pdu(engine, cx, c, parsed, stash.get(..need).unwrap_or_default(), &[]);
+        if matches!(taken, Taken::Yes) {
+            self.conns[c as usize].stash_len = 0;
+        }
+        Some(taken)
+    }
+
+    /// Takes one PDU. `header` is the header with its digest, `after` the bytes received after the header.
+    #[inline]
+    fn pdu<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        common: CommonHeader,
+        header: &[u8],
+        after: &[u8],
+    ) -> Taken {
+        let conn = &self.conns[c as usize];
+        let layout = match check_header(conn, &common, header) {
+            Ok(layout) => layout,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        // ICReq comes first and only once (NVMe-oF TCP 1.0c §3.2).
+        if (common.pdu_type == PduType::IcReq) != (conn.state == ConnState::Opening)
+            && common.pdu_type != PduType::H2cTermReq
+        {
+            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+        }
+        match common.pdu_type {
+            PduType::CapsuleCmd => match header.get(CommonHeader::LEN..).and_then(<[u8]>::first_chunk) {
+                Some(sqe) => self.command(engine, cx, c, sqe, &layout, header, after),
+                None => Taken::Dead,
+            },
+            PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
+            PduType::IcReq => self.initialize(engine, cx, c, header),
+            // The host's own log has the reason.
+            PduType::H2cTermReq => {
+                self.kill(engine, cx, c, "the host terminated");
+                Taken::Dead
+            }
+            PduType::IcResp
+            | PduType::C2hTermReq
+            | PduType::CapsuleResp
+            | PduType::C2hData
+            | PduType::R2t => self.terminate(engine, cx, c, FatalStatus::SequenceError, header),
+        }
+    }
+
+    #[cold]
+    fn initialize<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        header: &[u8],
+    ) -> Taken {
+        let Some(bytes) = header.first_chunk() else { return Taken::Dead };
+        let request = match IcReq::parse(bytes) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        let conn = &mut self.conns[c as usize];
+        conn.framing = Framing {
+            receiver: Receiver::Controller,
+            header_digest: request.header_digest,
+            data_digest: request.data_digest,
+            data_alignment_bytes: CONTROLLER_ALIGNMENT_BYTES,
+            max_capsule_data_bytes: IN_CAPSULE_BYTES,
+            max_data_bytes: MAX_H2C_DATA_BYTES,
+        };
+        conn.host_alignment_bytes = request.host_alignment_bytes;
+        conn.state = ConnState::Ready;
+        conn.ic_resp = !conn.initialized;
+        self.mark_dirty(c);
+        Taken::Yes
+    }
+
+    /// Takes a command capsule. If the capsule can't be taken now, nothing is changed.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn command<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        sqe: &[u8; 64],
+        layout: &Layout,
+        header: &[u8],
+        after: &[u8],
+    ) -> Taken {
+        let queue = &engine.queues[c as usize];
+        if !queue.has_room() {
+            // More commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
+            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+        }
+        let privileged = queue.qid == 0;
+        if self.conns[c as usize].parked.is_some() && !self.replaying {
+            return self.later(engine, cx, c, layout, header);
+        }
+        if !privileged && (!self.may_take_slot(engine, c) || self.must_queue(c)) {
+            return self.later(engine, cx, c, layout, header);
+        }
+        let mut block = None;
+        // Before Connect, only the data of a Connect needs a block. Other data is thrown away, and its command fails.
+        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && queue.state != QueueState::Live;
+        if layout.data_len > 0 && !is_surplus() {
+            block = self.acquire(engine, cx, c, layout.data_len, privileged);
+            if block.is_none() {
+                return self.later(engine, cx, c, layout, header);
+            }
+        }
+        let now = cx.io.now();
+        let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
+            block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
+            return self.later(engine, cx, c, layout, header);
+        };
+        let may_conflict = engine.queues[c as usize].enter(engine.slots[at].sqe.cid);
+        let step = if may_conflict && self.conflicts(engine, c, at) {
+            engine.fail(at, Status::COMMAND_ID_CONFLICT.dnr())
+        } else {
+            engine.begin(cx, at)
+        };
+        let mut body = Body { pad_left: layout.pad_len, ..Body::NONE };
+        if layout.data_len > 0 {
+            body.data_left = layout.data_len;
+            body.digest_left = layout.data_digest_len as u8;
+            body.digested = layout.data_digest_len > 0;
+        }
+        let mut whole = None;
+        match self.route(engine, c, at, step, layout.data_len) {
+            Route::InCapsule
+                if let Some(data) = whole_data(layout, after)
+                    && let Some(step) = engine.write_now(cx, at, data) =>
+            {
+                body = Body::NONE;
+                whole = Some(data.len());
+                self.step(engine, at, step);
+            }
+            Route::InCapsule => {
+                if cx.io.is_broken("early-write") {
+                    engine.write_early(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
+                }
+                engine.slots[at].buf = block.take();
+                engine.slots[at].phase = Phase::HostData;
+                body.slot = at;
+                body.kind = BodyKind::Capsule;
+            }
+            Route::Memory(len) => self.fund(engine, cx, c, at, len, privileged),
+            Route::Settled(step) => self.step(engine, at, step),
+        }
+        block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
+        let conn = &mut self.conns[c as usize];
+        conn.in_body = body.pad_left > 0 || body.data_left > 0;
+        conn.body = body;
+        whole.map_or(Taken::Yes, Taken::Whole)
+    }
+
+    /// Returns whether another command under way has the identifier of the new command in slot `at`. An Asynchronous Event
+    /// Request gives way to the new command and is never answered. SPDK's hosts forget their requests when they detach, and use
+    /// the identifiers again for the shutdown.
+    #[cold]
+    fn conflicts(&mut self, engine: &mut Engine, c: u32, at: u32) -> bool {
+        while let Some(rival) = engine.rival(at) {
+            if !engine.is_event_request(rival) {
+                return true;
+            }
+            self.conns[c as usize].ready.remove(&mut engine.slots, rival);
+            engine.forget_event_request(rival);
+        }
+        false
+    }
+
+    /// Decides how a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).
+    #[inline]
+    fn route(&self, engine: &mut Engine, _c: u32, at: u32, step: CommandStep, in_capsule: u32) -> Route {
+        let refused = match (step, engine.slots[at].sqe.sgl1) {
+            (CommandStep::Gather(len), Sgl::InCapsule { offset_bytes: 0, .. }) if in_capsule == len => {
+                engine.slots[at].gather = true;
+                return Route::InCapsule;
+            }
+            (CommandStep::Gather(len), Sgl::Transport { .. }) if in_capsule == 0 => {
+                engine.slots[at].gather = true;
+                return Route::Memory(len);
+            }
+            (CommandStep::Block(len), Sgl::Transport { .. }) => return Route::Memory(len),
+            (CommandStep::Held | CommandStep::Done, _) => return Route::Settled(step),
+            (CommandStep::Gather(_), Sgl::InCapsule { offset_bytes: 0, .. } | Sgl::Transport { .. }) => {
+                Status::DATA_SGL_LENGTH_INVALID
+            }
+            (CommandStep::Gather(_), Sgl::InCapsule { .. }) => Status::SGL_OFFSET_INVALID,
+            _ => Status::SGL_TYPE_INVALID,
+        };
+        Route::Settled(engine.fail(at, refused.dnr()))
+    }
+
+    /// Takes the header of data that an R2T asked for.
+    fn h2c_data<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        header: &[u8],
+        layout: &Layout,
+    ) -> Taken {
+        let Some(bytes) = header.first_chunk() else { return Taken::Dead };
+        let data = match H2cData::parse(bytes, layout.data_len) {
+            Ok(data) => data,
+            Err(error) => return self.refuse(engine, cx, c, error, header),
+        };
+        let at = u32::from(data.ttag);
+        let granted = engine.slots.get(at).filter(|slot| slot.queue == c && slot.phase == Phase::HostData);
+        let status = match granted {
+            None => FatalStatus::InvalidHeaderField { offset_bytes: field::TTAG },
+            Some(slot) if slot.sqe.cid != data.cid => {
+                FatalStatus::InvalidHeaderField { offset_bytes: field::CCCID }
+            }
+            Some(slot) if data.offset_bytes != slot.moved || data.len_bytes > slot.len - slot.moved => {
+                FatalStatus::DataOutOfRange
+            }
+            Some(slot) if data.last != (data.offset_bytes + data.len_bytes == slot.len) => {
+                FatalStatus::InvalidHeaderField { offset_bytes: field::FLAGS }
+            }
+            Some(_) => {
+                let conn = &mut self.conns[c as usize];
+                conn.body = Body {
+                    slot: at,
+                    kind: BodyKind::H2c,
+                    pad_left: layout.pad_len,
+                    data_left: layout.data_len,
+                    at: data.offset_bytes,
+                    digest_left: layout.data_digest_len as u8,
+                    digested: layout.data_digest_len > 0,
+                    ..Body::NONE
+                };
+                conn.in_body = true;
+                return Taken::Yes;
+            }
+        };
+        self.terminate(engine, cx, c, status, header)
+    }
+
+    #[cold]
+    fn refuse<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        error: HeaderError,
+        header: &[u8],
+    ) -> Taken {
+        self.terminate(engine, cx, c, error.status, header)
+    }
+
+    /// Reports a fatal transport error to the host, and throws away all later bytes (NVMe-oF TCP 1.0c §3.5).
+    #[cold]
+    fn terminate<I: StorageIo>(
+        &mut self,
+        engine: &mut Engine,
+        cx: &mut Cx<'_, I>,
+        c: u32,
+        status: FatalStatus,
+        header: &[u8],
+    ) -> Taken {
+        let conn = &mut self.conns[c as usize];
+        conn.state = ConnState::Terminating;
+        conn.since = cx.io.now();
+        conn.term = Some(status);
+        let len = header.len().min(conn.stash.len());
+        conn.stash.iter_mut().zip(header).for_each(|(to, from)| *to = *from);
+        conn.stash_len = len;
+        if let Some(key) = conn.timer.take() {
+            engine.timers.cancel(key);
+        }
+        self.ensure_timer(engine, c);
+        self.mark_dirty(c);
+        Taken::Dead
+    }
+
+    /// Returns whether data of this size is received straight into its block.
+    pub(super) fn is_large(len: u32) -> bool {
+        len >= DIRECT_BYTES
+    }
+}
+
+/// The next step of a new command.
+enum Route {
+    /// The command's data follows in the capsule.
+    InCapsule,
+    /// The command needs a block of this many bytes.
+    Memory(u32),
+    /// The command layer has the command, or the command is answered.
+    Settled(CommandStep),
+}
+
+/// Returns the common header, and the length of the header with its digest.
+#[inline]
+fn header_of(conn: &Conn, bytes: &[u8; CommonHeader::LEN]) -> Result<(CommonHeader, usize), HeaderError> {
+    let common = CommonHeader::parse(bytes)?;
+    let layout = common.layout(&conn.framing)?;
+    Ok((common, (layout.header_len + layout.header_digest_len) as usize))
+}
+
+/// Checks the layout of a header, then the header digest.
+#[inline]
+fn check_header(conn: &Conn, common: &CommonHeader, header: &[u8]) -> Result<Layout, HeaderError> {
+    let layout = common.layout(&conn.framing)?;
+    if layout.header_digest_len > 0
+        && let Some((header, digest)) = header.split_last_chunk()
+    {
+        Framing::check_header_digest(header, digest)?;
+    }
+    Ok(layout)
+}
+
+/// Returns the data of a capsule if all of it is in `after`, without padding or digest.
+#[inline]
+fn whole_data<'a>(layout: &Layout, after: &'a [u8]) -> Option<&'a [u8]> {
+    let bare = layout.pad_len == 0 && layout.data_digest_len == 0;
+    after.get(..layout.data_len as usize).filter(|_| bare)
+}
+
+/// Starts the stash with the start of a header that is cut.
+fn keep(conn: &mut Conn, bytes: &[u8]) {
+    conn.stash.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    conn.stash_len = bytes.len();
+}
+
+/// Fills the stash up to `need` bytes and returns how many bytes were taken.
+fn top_up(conn: &mut Conn, bytes: &[u8], need: usize) -> usize {
+    let have = conn.stash_len;
+    let take = need.saturating_sub(have).min(bytes.len());
+    if let Some(to) = conn.stash.get_mut(have..have + take) {
+        to.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    }
+    conn.stash_len += take;
+    take
+}
+
+/// Checks the capsule's length against [`Sqe`]'s.
+const _: () = assert!(CapsuleCmd::LEN == CommonHeader::LEN + Sqe::LEN);
