@@ -1,4 +1,4 @@
-//! The needs of a chore, and their installation: Debian packages by name, and three tools that Debian 12 doesn't have.
+//! The needs of a chore, and their installation: Debian packages by name, and two tools that Debian 12 doesn't have.
 //! `./dev` itself takes care of the compiler, because this program is built with it.
 //!
 //! The Python wheels are pinned by version and SHA-256: they contain ready-built programs, which saves minutes of

@@ -139,7 +139,7 @@ impl Engine {
     /// - controllers: see [`Ctrlrs::new`];
     /// - effects: at most one a slot, one a queue and one a refusal;
     /// - LUN counters: 4,096; see [`LunCounters::new`];
-    /// - departures: one a slot × 20 B;
+    /// - departures: one a request that may be under way ([`TargetLimits::requests`]) × 20 B;
     /// - cancels: one a queue;
     /// - shares, evictable connections and refusals: see their types.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {

@@ -98,7 +98,7 @@ pub struct Parked {
     pub end: usize,
 }
 
-/// A connection, of about 450 bytes.
+/// A connection, of about 420 bytes.
 #[derive(Debug)]
 pub struct Conn {
     /// State of the connection.

@@ -64,7 +64,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Allocates connections of about 400 B each, lists of 21 KiB each, and two queues of a word a connection.
+    /// Allocates connections of about 420 B each, lists of 21 KiB each, and two queues of a word a connection.
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
