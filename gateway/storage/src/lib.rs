@@ -11,6 +11,7 @@ pub mod crowd;
 pub mod cx;
 pub mod frontend;
 pub mod initiator;
+pub mod list;
 pub mod lun;
 pub mod msg;
 pub mod pool;

@@ -6,8 +6,11 @@
 //!
 //! Specs: NVMe base 2.0c, NVM command set 1.0c, NVMe-oF TCP 1.0c. Not here: authentication, TLS, reservations.
 
+mod eviction;
 mod limits;
+mod memory;
 mod nvme;
+mod shared;
 mod shares;
 mod tcp;
 mod timers;
@@ -21,14 +24,14 @@ pub use nvme::queue::ConnAddrs;
 pub use tcp::{Room, ic_resp};
 
 use crate::cx::Cx;
-use crate::msg::{CtrlrMsg, HostName, Msg, QpairRow, Refused, StorageIo, Survey};
+use crate::msg::{CtrlrMsg, Msg, Refused, StorageIo, Survey};
 use crate::request::{Completed, Origin, Stream};
 use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, Topology};
 use limits::{MAX_QUEUE_ENTRIES, MAX_TRANSFER_BYTES};
-use nvme::engine::Engine;
-use nvme::queue::{Names, Queue, QueueState};
+use nvme::queue::{Names, Queue};
 use nvme::slot::CommandSlot;
+use shared::Shared;
 use shares::CONN_PART;
 use std::sync::Arc;
 use tcp::{Conn, Tcp};
@@ -39,8 +42,6 @@ use trefoil_poll::{Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
 
 /// Deadlines that one turn handles. Closing a connection takes some microseconds.
 const TIMERS_A_TURN: usize = 64;
-/// Queues that one turn lists in a survey; a row takes 100 ns.
-const SURVEYED_A_TURN: usize = 1024;
 
 /// Memory of a connection besides its payload memory: its entries in the tables, the slots of a full queue, and a send list with
 /// its vectors.
@@ -52,7 +53,7 @@ const CONN_FIXED_BYTES: usize = size_of::<Conn>()
 
 /// One core's target.
 pub struct Target {
-    engine: Engine,
+    shared: Shared,
     tcp: Tcp,
 }
 
@@ -60,7 +61,7 @@ impl Target {
     /// Allocates all the memory that the target ever needs; see [`TargetLimits`]. `home` is the core's arena number. All cores of
     /// the gateway share `capacity`.
     pub fn new(limits: TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
-        Self { engine: Engine::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
+        Self { shared: Shared::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
     }
 
     /// Adopts a host's connection. `initialized` is as in [`Msg::Adopt`].
@@ -71,7 +72,7 @@ impl Target {
         place: ConnAddrs,
         initialized: bool,
     ) {
-        self.tcp.adopt(&mut self.engine, cx, sock, place, initialized);
+        self.tcp.adopt(&mut self.shared, cx, sock, place, initialized);
     }
 
     /// Closes an evictable connection (unauthenticated, or a discovery controller's) so that another can come. Chooses the oldest
@@ -79,22 +80,22 @@ impl Target {
     /// [`TargetLimits::connect_grace`].
     #[cold]
     pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Room {
-        let made = self.tcp.make_room(&mut self.engine, cx);
-        self.tcp.settle(&mut self.engine, cx);
+        let made = self.tcp.make_room(&mut self.shared, cx);
+        self.tcp.settle(&mut self.shared, cx);
         made
     }
 
     /// Takes bytes that a connection received.
     #[inline]
     pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
-        self.tcp.on_received(&mut self.engine, cx, sock, bytes);
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.on_received(&mut self.shared, cx, sock, bytes);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Takes a block that a receive has filled.
     pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
-        self.tcp.on_filled(&mut self.engine, cx, sock, buf);
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.on_filled(&mut self.shared, cx, sock, buf);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Handles the end of a receive, and closes the connection.
@@ -105,8 +106,8 @@ impl Target {
         buf: Option<Buf>,
         why: RecvEnd,
     ) {
-        self.tcp.on_recv_end(&mut self.engine, cx, sock, buf, why);
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.on_recv_end(&mut self.shared, cx, sock, buf, why);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Takes a send list back once its send has ended.
@@ -117,69 +118,69 @@ impl Target {
         list: Box<SendList>,
         result: Result<(), SockError>,
     ) {
-        self.tcp.on_sent(&mut self.engine, cx, sock, list, result);
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.on_sent(&mut self.shared, cx, sock, list, result);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Handles the last event of a connection: the driver has closed the connection.
     pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
-        self.tcp.on_closed(&mut self.engine, cx, sock);
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.on_closed(&mut self.shared, cx, sock);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Takes the completion of a request with [`crate::Owner::Target`].
     #[inline]
     pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
-        self.engine.on_completed(cx, done);
-        self.tcp.settle(&mut self.engine, cx);
+        self.shared.engine.on_completed(cx, done);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Returns the stream of the next closed queue whose requests must be cancelled. Returns each stream once.
     #[inline]
     pub fn next_cancel(&mut self) -> Option<Stream> {
-        self.engine.next_cancel()
+        self.shared.engine.next_cancel()
     }
 
     /// Returns whether a request's queue is still open, so that the queue needs the result.
     pub fn is_wanted(&self, origin: Origin) -> bool {
-        self.engine.is_wanted(origin)
+        self.shared.engine.is_wanted(origin)
     }
 
     /// Handles the loss of a request that was dropped: its command fails with Internal Error. [`crate::Origin::pack`] made
     /// `identity`.
     pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
-        self.engine.on_lost(cx, identity);
-        self.tcp.settle(&mut self.engine, cx);
+        self.shared.engine.on_lost(cx, identity);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Handles a message about a controller.
     pub fn on_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, from: CoreId, msg: CtrlrMsg) {
-        self.engine.on_ctrlr(cx, from, msg);
-        self.tcp.settle(&mut self.engine, cx);
+        self.shared.engine.on_ctrlr(cx, from, msg);
+        self.tcp.settle(&mut self.shared, cx);
     }
 
     /// Presents `new` from now on. [`sweep`](Self::sweep) tells control once all connected hosts know of the new topology.
     pub fn on_topology(&mut self, new: Arc<Topology>) {
-        self.engine.on_topology(new);
+        self.shared.engine.on_topology(new);
     }
 
     /// Closes the connections of hosts that are no longer allowed, or of all hosts if `all`. [`sweep`](Self::sweep) closes some
     /// of them in each turn.
     pub fn close_hosts(&mut self, all: bool) {
-        self.engine.close_hosts(all);
+        self.shared.engine.close_hosts(all);
     }
 
     /// Does a turn's piece of applying a new topology, or an order to close connections, to the connected hosts. Returns
     /// whether the target had such work.
     pub fn sweep<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
-        if !self.engine.is_sweeping() {
+        if !self.shared.engine.is_sweeping() {
             return false;
         }
-        self.engine.close_some();
-        if let Some((epoch, old)) = self.engine.sweep() {
+        self.shared.engine.close_some();
+        if let Some((epoch, old)) = self.shared.engine.sweep() {
             cx.io.post_control(Msg::TopologyDone { epoch, old: Some(old) });
         }
-        self.tcp.settle(&mut self.engine, cx);
+        self.tcp.settle(&mut self.shared, cx);
         true
     }
 
@@ -189,82 +190,53 @@ impl Target {
         let mut worked = false;
         // The next turn handles the remaining timers.
         for _ in 0..TIMERS_A_TURN {
-            let Some(timer) = self.engine.timers.expire(cx.io.now()) else { break };
+            let Some(timer) = self.shared.engine.timers.expire(cx.io.now()) else { break };
             worked = true;
             match timer {
-                Timer::Queue(queue) => self.tcp.on_timer(&mut self.engine, cx, queue),
-                Timer::Ctrlr(index) => self.engine.on_ctrlr_timer(cx, index),
+                Timer::Queue(queue) => self.tcp.on_timer(&mut self.shared, cx, queue),
+                Timer::Ctrlr(index) => self.shared.engine.on_ctrlr_timer(cx, index),
             }
-            self.tcp.settle(&mut self.engine, cx);
+            self.tcp.settle(&mut self.shared, cx);
         }
-        worked |= self.tcp.serve(&mut self.engine, cx);
-        self.tcp.settle(&mut self.engine, cx);
-        self.tcp.flush(&mut self.engine, cx) || worked
+        worked |= self.tcp.serve(&mut self.shared, cx);
+        self.tcp.settle(&mut self.shared, cx);
+        self.tcp.flush(&mut self.shared, cx) || worked
     }
 
     /// Returns the time at which [`on_turn`](Self::on_turn) must run even if no event comes.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.engine.timers.next()
+        self.shared.engine.timers.next()
     }
 
     /// Takes back the record of a refused Connect once control has reported the refusal.
     pub fn give_back(&mut self, place: Box<Refused>) {
-        self.engine.refusals.give_back(place);
+        self.shared.engine.give_back(place);
     }
 
     /// Lists the queue pairs of this core from `into.next` on, as many as one turn may list.
     pub fn survey(&self, into: &mut Survey) {
-        into.refused = self.engine.refusals.counts();
-        let from = into.next.take().unwrap_or(0) as usize;
-        let end = from + SURVEYED_A_TURN;
-        into.next = (end < self.engine.queues.len()).then_some(end as u32);
-        let piece = self.engine.queues.iter().enumerate().skip(from).take(SURVEYED_A_TURN);
-        let live = piece.filter(|(_, q)| q.state == QueueState::Live);
-        for (at, queue) in live.filter(|(at, _)| !self.engine.is_own(*at as u32)) {
-            into.total += 1;
-            let sock = SockId(at as u32);
-            let (Some(conn), true) = (self.tcp.conn(sock), into.qpairs.len() < into.qpairs.capacity()) else {
-                continue;
-            };
-            let names = &self.engine.names[at];
-            let place = &self.engine.places[at];
-            into.qpairs.push(QpairRow {
-                sock,
-                cntlid: queue.cntlid,
-                qid: queue.qid,
-                depth: queue.depth,
-                outstanding: queue.ring.len() as u16,
-                host_nqn: names.host(),
-                subsystem_nqn: HostName::new(names.subnqn.as_str()),
-                peer: place.peer,
-                portal: place.portal,
-                digests: (conn.framing.header_digest, conn.framing.data_digest),
-                commands: queue.commands,
-                payload_bytes: queue.payload_bytes,
-                latency_ns: queue.latency_ns,
-            });
-        }
+        self.shared.engine.survey(into, |queue| self.tcp.digests(SockId(queue)));
     }
 
     /// Returns the I/O counters of one LUN for this core's hosts.
     pub fn lun_stats(&self, lun: LunId) -> LunStats {
-        self.engine.luns.get(lun).copied().unwrap_or_default()
+        self.shared.engine.lun_stats(lun)
     }
 
     /// Lists the I/O counters of LUNs for this core's hosts.
     pub fn survey_luns(&self, into: &mut LunSurvey) {
-        self.engine.luns.survey(into);
+        self.shared.engine.survey_luns(into);
     }
 
     /// Counts the requests for `lun` that have not ended, including requests of closed queues. One call looks at one turn's share
     /// of the command slots, starting at slot `from`. Returns the count and the slot at which the next call goes on.
     pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
-        self.engine.slots.under_way(lun, from)
+        self.shared.engine.under_way(lun, from)
     }
 
     /// Returns the number of free command slots.
     pub fn free_slots(&self) -> usize {
-        self.engine.slots.free_count()
+        self.shared.engine.free_commands()
     }
 
     /// Returns the most memory that one connection has at any time, in bytes, on a core with `arena_bytes` of payload memory:
@@ -281,12 +253,12 @@ impl Target {
     /// Returns the most bytes that any one connection has had: its payload memory plus the fixed memory of a connection. The
     /// number is never more than [`Target::conn_bound_bytes`].
     pub fn peak_conn_bytes(&self) -> usize {
-        self.engine.shares.peak_bytes() + CONN_FIXED_BYTES
+        self.shared.memory.peak_bytes() + CONN_FIXED_BYTES
     }
 
     /// Returns the payload memory that connections have now, in bytes.
     pub fn conns_bytes(&self) -> usize {
-        self.engine.shares.total_bytes()
+        self.shared.memory.total_bytes()
     }
 
     /// Returns the number of connections that are closing.
@@ -296,6 +268,6 @@ impl Target {
 
     /// Returns the number of controllers whose admin queue is on this core.
     pub fn ctrlr_count(&self) -> usize {
-        self.engine.ctrlrs.count()
+        self.shared.engine.ctrlr_count()
     }
 }

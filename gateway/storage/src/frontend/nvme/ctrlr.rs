@@ -2,7 +2,7 @@
 
 use crate::frontend::limits::{MAX_AERS, MAX_IO_QUEUES};
 use crate::frontend::nvme::capacity::Capacity;
-use crate::frontend::nvme::slot::NIL;
+use crate::list::NIL;
 use crate::topology::MAX_NSID;
 use std::sync::Arc;
 use trefoil_poll::wheel::TimerKey;

@@ -1,24 +1,25 @@
 //! The command layer: executes commands, whatever the transport that carries them.
 //!
-//! A transport takes a slot for each command and asks [`Engine::begin`] for the command's needs. When the transport has the data,
-//! or the block for the data, it calls [`Engine::execute`]. Each answer is a [`CommandStep`]. Later results (a request comes back, an
-//! event fires, another core answers) come out as an [`Effect`], which the transport carries out.
+//! A transport sees calls and answers. A command has a number, which the transport may use as a tag:
+//! - [`Engine::begin`] takes a command and answers with its next need, a [`CommandStep`];
+//! - [`Engine::read`] gives a command the block that it asked for; [`Engine::give_block`] and [`Engine::execute`] bring its data;
+//! - [`Engine::respond`] takes the response of a command that is done.
 //!
-//! The command layer knows no sockets, no PDUs and no grants. An RDMA transport would make the same calls.
+//! Later results (a request comes back, an event fires, another core answers) come out of [`Engine::next_effect`]. The command layer
+//! knows no sockets, no PDUs, no grants and no quotas. `frontend/tests/direct.rs` is the smallest transport.
 
 use super::capacity::Capacity;
 use super::ctrlr::Ctrlrs;
-use super::departure::Departures;
+use super::drain::Drains;
 use super::queue::{ConnAddrs, Names, NsView, Queue, QueueState};
 use super::refusals::{self, Refusals};
-use super::slot::{CommandSlots, NIL, Phase};
+use super::slot::{CommandSlots, Phase};
 use super::sweep::{MAX_SWEEPS, Sweep};
-use crate::crowd::Crowd;
 use crate::cx::Cx;
 use crate::frontend::limits::{MAX_IO_QUEUES, TargetLimits};
-use crate::frontend::shares::Shares;
 use crate::frontend::timers::Timers;
-use crate::msg::{Event, Msg, ShortName, StorageIo};
+use crate::list::NIL;
+use crate::msg::{Event, Msg, Refused, ShortName, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
 use crate::stats::LunCounters;
 use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
@@ -27,105 +28,116 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use trefoil_poll::{Buf, CoreId, Loan};
-use trefoil_wire::nvme::{FABRICS_OPCODE, Psdt, Sgl, Status};
+use trefoil_wire::nvme::{Cqe, FABRICS_OPCODE, Psdt, Sgl, Status};
 
-/// Stands for a host's hash: all discovery controllers together have one host's share of the payload memory.
-const DISCOVERY_SHARE: u64 = 0;
+/// Hash of the host that stands for all discovery controllers: together they have one host's share of the payload memory.
+const DISCOVERY_HOST: u64 = 0;
 
 /// The next need of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandStep {
-    /// The command needs this many bytes from the host in the slot's block, then [`Engine::execute`].
+    /// The command needs this many bytes from the host in a block ([`Engine::give_block`]), then [`Engine::execute`].
     Gather(u32),
-    /// The command needs a block of this many bytes to fill for the host, then [`Engine::execute`].
+    /// The command needs a block of this many bytes to fill for the host: [`Engine::read`].
     Block(u32),
     /// The command needs nothing from the transport: an [`Effect`] will follow.
     Held,
-    /// The response is in the slot. If `send_len` is not 0, this many bytes of the block go to the host first.
+    /// The response is ready: [`Engine::respond`].
     Done,
 }
 
 /// Work for a transport, besides the answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send the response of this slot.
-    Done(SlotRef),
-    /// End this slot as soon as possible: Abort flagged the slot while it waited for memory, for its grant or for data.
-    Abort(SlotRef),
-    /// Tell control of the next refused Connect; see [`Engine::refusals`].
-    Refused,
+    /// Send the response of this command.
+    Done(u32),
+    /// End this command with [`Engine::fail`] if it waits for memory: Abort has flagged it. Otherwise, [`Engine::is_aborted`] tells
+    /// before the transport asks for its data.
+    Abort(u32),
+    /// This queue is connected to a controller now.
+    Up {
+        /// Number of the queue.
+        queue: u32,
+    },
     /// Close this queue's connection.
     Close {
         /// Number of the queue.
         queue: u32,
-        /// Generation of the queue, since the number may be reused.
-        generation: u32,
         /// Reason for the log.
         why: &'static str,
     },
 }
 
-/// A slot at the time of an effect. The slot may have ended with its queue since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotRef {
-    at: u32,
-    generation: u32,
+/// An effect that no transport has seen. Its command or queue may have ended since.
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Done { at: u32, generation: u32 },
+    Abort { at: u32, generation: u32 },
+    Up { queue: u32, generation: u32 },
+    Refused,
+    Close { queue: u32, generation: u32, why: &'static str },
+}
+
+/// The response of a command, and the data that goes to the host before it.
+pub struct Response {
+    /// The completion queue entry.
+    pub cqe: Cqe,
+    /// Bytes of data. They are at the start of the block, or in the loan if there is one.
+    pub len: u32,
+    /// The command's block, even if no data goes to the host.
+    pub block: Option<Buf>,
+    /// Data that goes to the host instead of the bytes in the block.
+    pub loan: Option<Loan>,
+    /// True if the entry says no more than that the command succeeded, so that a transport may imply the entry.
+    pub is_plain: bool,
 }
 
 /// The command layer of one core; see the module. [`Engine::new`] allocates all its memory.
 pub struct Engine {
     /// This core.
-    pub core: CoreId,
+    pub(super) core: CoreId,
     /// Number of cores of the gateway.
-    pub cores: u16,
+    pub(super) cores: u16,
     home: u16,
     /// Command slots.
-    pub slots: CommandSlots,
+    pub(super) slots: CommandSlots,
     /// Queues, by the transport's connection number.
-    pub queues: Box<[Queue]>,
+    pub(super) queues: Box<[Queue]>,
     /// Names of the host and the subsystem of each queue.
-    pub names: Box<[Names]>,
+    pub(super) names: Box<[Names]>,
     /// Addresses of each queue's connection.
-    pub places: Box<[ConnAddrs]>,
+    pub(super) places: Box<[ConnAddrs]>,
     /// Controllers whose admin queue is on this core.
-    pub ctrlrs: Ctrlrs,
+    pub(super) ctrlrs: Ctrlrs,
     /// The most I/O queues that a controller grants.
-    pub io_queues: u16,
+    pub(super) io_queues: u16,
     /// True if controllers offer Write Zeroes.
-    pub has_write_zeroes: bool,
+    pub(super) has_write_zeroes: bool,
     /// True if controllers promise that deallocated blocks read as zeros.
-    pub promises_zeros: bool,
+    pub(super) promises_zeros: bool,
     /// The topology that hosts see.
-    pub topology: Arc<Topology>,
+    pub(super) topology: Arc<Topology>,
     /// Newer topologies that are not applied to all connected hosts yet, oldest first.
-    pub(in crate::frontend) sweeps: VecDeque<Sweep>,
+    pub(super) sweeps: VecDeque<Sweep>,
     /// The next queue of a walk that closes connections. If the flag is set, the walk closes all connections; otherwise only
     /// those of hosts that are no longer allowed.
-    pub(in crate::frontend) closing: Option<(u32, bool)>,
+    pub(super) closing: Option<(u32, bool)>,
     /// Count of the topologies that this engine saw, from 1.
-    pub epoch: u32,
+    pub(super) epoch: u32,
     /// The topology's epoch at which the discovery log last changed: its generation counter.
-    pub discovery_generation: u64,
+    pub(super) discovery_generation: u64,
     /// Work for the transport, in order.
-    pub effects: VecDeque<Effect>,
-    /// Deadlines of connections and controllers.
-    pub timers: Timers,
+    pending: VecDeque<Pending>,
+    /// Deadlines of controllers, and of a transport's connections.
+    pub(in crate::frontend) timers: Timers,
     /// I/O counters of each LUN.
-    pub luns: LunCounters,
-    /// Quotas on payload memory.
-    pub shares: Shares,
-    /// Connections that need no permission, and that make room for others: connections before a completed Connect, and those of
-    /// discovery controllers.
-    pub evictable: Crowd,
-    /// Connections among `evictable` that are discovery controllers'.
-    pub discovery: Crowd,
-    max_discovery: usize,
+    pub(super) luns: LunCounters,
     /// As in [`TargetLimits`].
-    pub discovery_timeout: Duration,
+    pub(super) discovery_timeout: Duration,
     /// Refused Connects.
-    pub refusals: Refusals,
+    pub(super) refusals: Refusals,
     /// Closed queues whose requests are still under way.
-    departures: Departures,
+    drains: Drains,
     /// Streams of such queues that are not cancelled yet.
     cancels: VecDeque<u32>,
     /// The generation of the next connection; see [`Queue::generation`].
@@ -137,11 +149,11 @@ impl Engine {
     /// - queues: `limits.max_conns` × about 1.4 KiB;
     /// - slots: each 200 B;
     /// - controllers: see [`Ctrlrs::new`];
-    /// - effects: at most one a slot, one a queue and one a refusal;
+    /// - effects: at most one a slot, two a queue and one a refusal;
     /// - LUN counters: 4,096; see [`LunCounters::new`];
-    /// - departures: one a request that may be under way ([`TargetLimits::requests`]) × 20 B;
+    /// - drains: one a request that may be under way ([`TargetLimits::requests`]) × 20 B;
     /// - cancels: one a queue;
-    /// - shares, evictable connections and refusals: see their types.
+    /// - refusals: see their type.
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = ConnAddrs { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -162,35 +174,116 @@ impl Engine {
             closing: None,
             epoch: 1,
             discovery_generation: 0,
-            effects: VecDeque::with_capacity(limits.slots + limits.max_conns + refusals::PLACES),
+            pending: VecDeque::with_capacity(limits.slots + 2 * limits.max_conns + refusals::PLACES),
             timers: Timers::new(limits.max_conns + limits.max_ctrlrs),
             luns: LunCounters::new(MAX_LUNS),
-            shares: Shares::new(limits.max_conns, limits.reserved_bytes),
-            evictable: Crowd::new(limits.max_conns),
-            discovery: Crowd::new(limits.max_conns),
-            max_discovery: limits.max_discovery,
             discovery_timeout: limits.discovery_timeout,
             refusals: Refusals::new(),
-            departures: Departures::new(limits.requests()),
+            drains: Drains::new(limits.requests()),
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
         }
     }
 
-    /// Starts the new command in slot `at`, whose data is not there yet.
+    /// Returns whether the queue may have one more command under way (NVMe base 2.0c §3.3.1.5).
     #[inline]
-    pub fn begin<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
+    pub fn has_room(&self, queue: u32) -> bool {
+        self.queues[queue as usize].has_room()
+    }
+
+    /// Returns the number of the queue's commands under way.
+    #[inline]
+    pub fn outstanding(&self, queue: u32) -> u32 {
+        self.queues[queue as usize].ring.len()
+    }
+
+    /// Returns whether the queue is an admin queue or not connected yet, so that its commands may take the reserve.
+    #[inline]
+    pub fn is_privileged(&self, queue: u32) -> bool {
+        self.queues[queue as usize].qid == 0
+    }
+
+    /// Returns whether the queue is connected to a controller.
+    #[inline]
+    pub fn is_live(&self, queue: u32) -> bool {
+        self.queues[queue as usize].state == QueueState::Live
+    }
+
+    /// Returns whether the connection must be closed once the responses that are ready are sent (Disconnect).
+    pub fn has_disconnected(&self, queue: u32) -> bool {
+        self.queues[queue as usize].closing
+    }
+
+    /// Returns the hash by which memory is shared between hosts. All discovery controllers together count as one host.
+    pub fn host_hash(&self, queue: u32) -> u64 {
+        if self.is_discovery(queue) { DISCOVERY_HOST } else { self.names[queue as usize].host_hash() }
+    }
+
+    /// Returns whether the queue belongs to a discovery controller.
+    pub fn is_discovery(&self, queue: u32) -> bool {
+        self.queues[queue as usize].discovery
+    }
+
+    /// Returns the host's address.
+    pub fn peer(&self, queue: u32) -> SocketAddr {
+        self.places[queue as usize].peer
+    }
+
+    /// Returns the number of free command slots.
+    #[inline]
+    pub fn free_commands(&self) -> usize {
+        self.slots.free_count()
+    }
+
+    /// Takes a new command, whose data is not there yet. Returns the command's number and its first need; `None` if no slot is
+    /// free. The queue must [have room](Self::has_room).
+    #[inline]
+    pub fn begin<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        queue: u32,
+        sqe: &[u8; 64],
+    ) -> Option<(u32, CommandStep)> {
+        let q = &mut self.queues[queue as usize];
+        let at = self.slots.take(&mut q.ring, queue, sqe, cx.io.now())?;
         let slot = &self.slots[at];
-        let queue = &self.queues[slot.queue as usize];
-        let step = if queue.state == QueueState::Live && queue.qid != 0 && slot.sqe.opcode != FABRICS_OPCODE {
-            self.begin_io(cx, at)
-        } else {
-            self.begin_admin(cx, at)
+        let (cid, opcode) = (slot.sqe.cid, slot.sqe.opcode);
+        let is_io = q.state == QueueState::Live && q.qid != 0 && opcode != FABRICS_OPCODE;
+        if q.enter(cid) && self.conflicts(at) {
+            return Some((at, self.fail(at, Status::COMMAND_ID_CONFLICT.dnr())));
+        }
+        let step = if is_io { self.begin_io(cx, at) } else { self.begin_admin(cx, at) };
+        let step = match step {
+            CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step),
+            step => step,
         };
-        if let CommandStep::Gather(len) | CommandStep::Block(len) = step {
-            return self.check_transfer(at, len, step);
+        Some((at, self.handed(at, step)))
+    }
+
+    /// Notes that the transport has a command whose response is ready.
+    #[inline]
+    fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
+        if step == CommandStep::Done {
+            self.slots[at].phase = Phase::Answered;
         }
         step
+    }
+
+    /// Returns whether another command under way has the identifier of the new command `at`. An Asynchronous Event Request gives
+    /// way to the new command and is never answered. SPDK's hosts forget their requests when they detach, and use the identifiers
+    /// again for the shutdown.
+    #[cold]
+    fn conflicts(&mut self, at: u32) -> bool {
+        let (queue, cid) = (self.slots[at].queue, self.slots[at].sqe.cid);
+        let ring = self.slots.iter(&self.queues[queue as usize].ring);
+        let mut rivals = ring.filter(|(other, s)| *other != at && s.sqe.cid == cid && !s.forgotten);
+        let Some((rival, _)) = rivals.next() else { return false };
+        if rivals.next().is_some() || !self.is_event_request(rival) {
+            return true;
+        }
+        drop(rivals);
+        self.forget_event_request(rival);
+        false
     }
 
     /// Checks the command's SGL descriptor. The command describes its data by one descriptor (NVMe base 2.0c §3.3.3.1.1), whose
@@ -214,19 +307,163 @@ impl Engine {
         step
     }
 
-    /// Goes on with a command once the data or the block that [`Engine::begin`] asked for is there.
+    /// Returns the queue of a command.
+    #[inline]
+    pub fn queue(&self, at: u32) -> u32 {
+        self.slots[at].queue
+    }
+
+    /// Returns the command's data pointer.
+    #[inline]
+    pub fn descriptor(&self, at: u32) -> Sgl {
+        self.slots[at].sqe.sgl1
+    }
+
+    /// Returns the command's identifier if the command is of this queue.
+    #[inline]
+    pub fn cid(&self, queue: u32, at: u32) -> Option<u16> {
+        self.slots.get(at).filter(|slot| slot.queue == queue).map(|slot| slot.sqe.cid)
+    }
+
+    /// Gives the command the block for its data.
+    #[inline]
+    pub fn give_block(&mut self, at: u32, block: Buf) {
+        self.slots[at].buf = Some(block);
+    }
+
+    /// Takes the command's block, for a driver that fills it.
+    #[inline]
+    pub fn take_block(&mut self, at: u32) -> Option<Buf> {
+        self.slots[at].buf.take()
+    }
+
+    /// Returns the command's block.
+    #[inline]
+    pub fn block(&mut self, at: u32) -> Option<&mut [u8]> {
+        self.slots[at].buf.as_deref_mut()
+    }
+
+    /// Goes on with a command that asked for a block. If `may_lend`, the transport sends the response with its next flush, so the
+    /// data may be lent instead of copied.
+    #[inline]
+    pub fn read<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        block: Buf,
+        may_lend: bool,
+    ) -> CommandStep {
+        let slot = &mut self.slots[at];
+        (slot.buf, slot.may_lend) = (Some(block), may_lend);
+        if may_lend && let Some(step) = self.read_now(cx, at) {
+            return self.handed(at, step);
+        }
+        self.execute(cx, at)
+    }
+
+    /// Goes on with a command once all the data that it asked for is in its block.
     #[inline]
     pub fn execute<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let slot = &self.slots[at];
-        let queue = &self.queues[slot.queue as usize];
         if slot.aborted {
             return self.fail(at, Status::ABORT_REQUESTED);
         }
-        if queue.qid != 0 && slot.sqe.opcode != FABRICS_OPCODE {
-            self.execute_io(cx, at)
-        } else {
-            self.execute_admin(cx, at)
+        let is_io = self.queues[slot.queue as usize].qid != 0 && slot.sqe.opcode != FABRICS_OPCODE;
+        let step = if is_io { self.execute_io(cx, at) } else { self.execute_admin(cx, at) };
+        self.handed(at, step)
+    }
+
+    /// Executes a command whose data is `data`, without a block. Returns `None`, with nothing done, if the command needs a block.
+    #[inline]
+    pub fn write_now<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        at: u32,
+        data: &[u8],
+    ) -> Option<CommandStep> {
+        self.write_in_place(cx, at, data).map(|step| self.handed(at, step))
+    }
+
+    /// Returns whether Abort has flagged a command that a transport has.
+    #[inline]
+    pub fn is_aborted(&self, at: u32) -> bool {
+        self.slots[at].aborted
+    }
+
+    /// Ends the loan of a response that can't be sent now, so that writers need not wait for it.
+    #[inline]
+    pub fn end_loan(&mut self, at: u32) {
+        let slot = &mut self.slots[at];
+        if slot.loan.is_some() {
+            slot.end_loan();
         }
+    }
+
+    /// Takes the response of a command that is done, and frees the command's slot. Returns `None` if the host has given the
+    /// command up: it gets no response.
+    #[inline]
+    pub fn respond<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Response> {
+        let slot = &mut self.slots[at];
+        let (queue, cid, status, result) = (slot.queue, slot.sqe.cid, slot.status, slot.result);
+        let q = &mut self.queues[queue as usize];
+        let response = Response {
+            cqe: Cqe { result, ..Cqe::new(cid, q.response_sqhd(), status) },
+            len: slot.send_len,
+            block: slot.buf.take(),
+            loan: slot.loan.take(),
+            is_plain: q.no_flow_control && status.is_ok() && result == 0,
+        };
+        let forgotten = slot.forgotten;
+        if !forgotten {
+            q.leave(cid, slot.since, cx.io.now(), if status.is_ok() { slot.len } else { 0 });
+        }
+        self.slots.unlink(&mut q.ring, at);
+        self.slots.release(at);
+        (!forgotten).then_some(response)
+    }
+
+    /// Returns the next work for the transport.
+    #[inline]
+    pub fn next_effect<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Option<Effect> {
+        loop {
+            let is_current = |queue: &u32, generation| self.queues[*queue as usize].generation == generation;
+            match self.pending.pop_front()? {
+                Pending::Done { at, generation } if self.is_current_command(at, generation) => {
+                    return Some(Effect::Done(at));
+                }
+                Pending::Abort { at, generation } if self.is_current_command(at, generation) => {
+                    return Some(Effect::Abort(at));
+                }
+                Pending::Up { queue, generation } if is_current(&queue, generation) => {
+                    return Some(Effect::Up { queue });
+                }
+                Pending::Close { queue, generation, why } if is_current(&queue, generation) => {
+                    return Some(Effect::Close { queue, why });
+                }
+                Pending::Refused => {
+                    if let Some(refused) = self.refusals.next() {
+                        cx.io.post_control(Msg::Refused(refused));
+                    }
+                }
+                Pending::Done { .. } | Pending::Abort { .. } | Pending::Up { .. } | Pending::Close { .. } => {
+                }
+            }
+        }
+    }
+
+    fn is_current_command(&self, at: u32, generation: u32) -> bool {
+        let slot = self.slots.get(at);
+        slot.is_some_and(|s| s.generation == generation && s.phase != Phase::Free && s.queue != NIL)
+    }
+
+    /// Lets control tell the operator of a refused Connect.
+    pub(super) fn refused_later(&mut self) {
+        self.pending.push_back(Pending::Refused);
+    }
+
+    /// Takes back the record of a refused Connect once control has reported the refusal.
+    pub fn give_back(&mut self, place: Box<Refused>) {
+        self.refusals.give_back(place);
     }
 
     /// Takes back a request of this engine.
@@ -279,43 +516,36 @@ impl Engine {
     fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
         let slot = &mut self.slots[at];
         slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
-        let departure = slot.departure;
+        let drain = slot.drain;
         self.slots.release(at);
-        if let Some(leaving) = self.departures.ended(departure) {
+        if let Some(leaving) = self.drains.ended(drain) {
             self.tell_left(cx, leaving);
         }
     }
 
     /// Asks the transport to send the response of `at`.
-    pub(in crate::frontend) fn done_later(&mut self, at: u32) {
+    pub(super) fn done_later(&mut self, at: u32) {
+        self.slots[at].phase = Phase::Answered;
         let generation = self.slots[at].generation;
-        self.effects.push_back(Effect::Done(SlotRef { at, generation }));
+        self.pending.push_back(Pending::Done { at, generation });
     }
 
     /// Tells the transport that Abort flagged `at`.
-    pub(in crate::frontend) fn aborted(&mut self, at: u32) {
+    pub(super) fn aborted(&mut self, at: u32) {
         let generation = self.slots[at].generation;
-        self.effects.push_back(Effect::Abort(SlotRef { at, generation }));
+        self.pending.push_back(Pending::Abort { at, generation });
     }
 
     /// Asks the transport to close a queue's connection.
     pub(in crate::frontend) fn close_later(&mut self, queue: u32, why: &'static str) {
         let generation = self.queues[queue as usize].generation;
-        self.effects.push_back(Effect::Close { queue, generation, why });
-    }
-
-    /// Returns the slot if it still has the same command.
-    pub fn resolve(&self, slot: SlotRef) -> Option<u32> {
-        let current = self.slots.get(slot.at)?;
-        let same =
-            current.generation == slot.generation && current.phase != Phase::Free && current.queue != NIL;
-        same.then_some(slot.at)
+        self.pending.push_back(Pending::Close { queue, generation, why });
     }
 
     /// Hands the slot's request to the LUN layer.
     #[inline]
     #[allow(clippy::too_many_arguments)]
-    pub(in crate::frontend) fn submit<I: StorageIo>(
+    pub(super) fn submit<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -344,8 +574,9 @@ impl Engine {
     }
 
     /// Ends a command with an error.
-    pub(in crate::frontend) fn fail(&mut self, at: u32, status: Status) -> CommandStep {
+    pub fn fail(&mut self, at: u32, status: Status) -> CommandStep {
         let slot = &mut self.slots[at];
+        slot.phase = Phase::Answered;
         slot.status = status;
         slot.send_len = 0;
         if !status.is_ok() {
@@ -355,14 +586,14 @@ impl Engine {
     }
 
     /// Ends a command with a result.
-    pub(in crate::frontend) fn succeed(&mut self, at: u32, result: u64) -> CommandStep {
+    pub(super) fn succeed(&mut self, at: u32, result: u64) -> CommandStep {
         self.slots[at].result = result;
         CommandStep::Done
     }
 
     /// Returns the queue's view of a namespace. If the host may not see the namespace, returns the status for the command.
     #[inline]
-    pub(in crate::frontend) fn view(&mut self, queue: u32, nsid: u32) -> Result<NsView, Status> {
+    pub(super) fn view(&mut self, queue: u32, nsid: u32) -> Result<NsView, Status> {
         let q = &self.queues[queue as usize];
         let view = &q.views[nsid as usize % q.views.len()];
         if view.nsid == nsid && view.epoch == self.epoch {
@@ -394,7 +625,7 @@ impl Engine {
 
     /// Returns the queue's subsystem, if the subsystem still exists and the queue's host is allowed. A topology counts from the
     /// moment at which it is in force, although a sweep checks the connections only in later turns.
-    pub(in crate::frontend) fn subsystem(&self, queue: u32) -> Option<&Subsystem> {
+    pub(super) fn subsystem(&self, queue: u32) -> Option<&Subsystem> {
         let names = &self.names[queue as usize];
         let name = names.subnqn.as_str();
         let known = self.topology.subsystems.get(self.queues[queue as usize].subsystem as usize);
@@ -410,29 +641,30 @@ impl Engine {
     /// Opens a queue for a connection that a transport accepted. The queue may Connect.
     pub fn open(&mut self, queue: u32, place: ConnAddrs) {
         self.queues[queue as usize].open();
-        self.shares.open(queue);
         self.places[queue as usize] = place;
-        if !self.is_own(queue) {
-            self.evictable.add(queue, place.peer);
-        }
         self.names[queue as usize] = Names::NONE;
     }
 
     /// Closes a queue whose connection a transport lost or closes. Requests under way are cancelled. The queue has left its
-    /// controller only when these requests have ended. Everything else of the queue ends here.
-    pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.evictable.remove(queue);
-        self.discovery.remove(queue);
+    /// controller only when these requests have ended. Everything else of the queue ends here. Tells control if the queue was
+    /// connected to an I/O controller.
+    pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32, why: &'static str) {
+        let q = &self.queues[queue as usize];
+        let down = (q.state == QueueState::Live && !q.discovery).then(|| {
+            let host = ShortName::new(self.names[queue as usize].host().as_str());
+            let peer = self.places[queue as usize].peer;
+            Event::QpairDown { cntlid: q.cntlid, qid: q.qid, host, peer, why }
+        });
         let leaving = self.leave_ctrlr(cx, queue);
-        let departure = leaving.and_then(|leaving| self.departures.begin(leaving));
+        let drain = leaving.and_then(|leaving| self.drains.begin(leaving));
         let mut under_way = false;
         while let Some(at) = self.queues[queue as usize].ring.first() {
             self.slots.unlink(&mut self.queues[queue as usize].ring, at);
             let slot = &mut self.slots[at];
             if slot.phase == Phase::Backend {
                 slot.queue = NIL;
-                slot.departure = departure.unwrap_or(NIL);
-                self.departures.wait(slot.departure);
+                slot.drain = drain.unwrap_or(NIL);
+                self.drains.wait(slot.drain);
                 under_way = true;
                 continue;
             }
@@ -443,7 +675,7 @@ impl Engine {
             slot.loan = None;
             self.slots.release(at);
         }
-        if let Some(leaving) = departure.and_then(|departure| self.departures.ended(departure)) {
+        if let Some(leaving) = drain.and_then(|drain| self.drains.ended(drain)) {
             self.tell_left(cx, leaving);
         }
         let q = &mut self.queues[queue as usize];
@@ -454,6 +686,9 @@ impl Engine {
         q.generation = self.next_generation;
         // Zero stands for no stream.
         self.next_generation = self.next_generation.wrapping_add(1).max(1);
+        if let Some(down) = down {
+            cx.io.post_control(Msg::Event(down));
+        }
     }
 
     /// Returns the next stream whose requests must be cancelled.
@@ -467,68 +702,27 @@ impl Engine {
         origin.owner != Owner::Target || self.slots.get(origin.slot).is_some_and(|slot| slot.queue != NIL)
     }
 
-    /// Frees the slot `at` once the transport has handed out its response. Returns the slot's block and loan.
-    #[inline]
-    pub fn retire<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> (Option<Buf>, Option<Loan>) {
-        let slot = &mut self.slots[at];
-        let held = (slot.buf.take(), slot.loan.take());
-        let (queue, cid, since) = (slot.queue, slot.sqe.cid, slot.since);
-        let moved = if slot.status.is_ok() { slot.len } else { 0 };
-        let q = &mut self.queues[queue as usize];
-        q.leave(cid, since, cx.io.now(), moved);
-        self.slots.unlink(&mut q.ring, at);
-        self.slots.release(at);
-        held
-    }
-
-    /// Returns another command under way on the queue that has the identifier of slot `at`.
-    #[cold]
-    pub fn rival(&self, at: u32) -> Option<u32> {
-        let slot = &self.slots[at];
-        let mut ring = self.slots.iter(&self.queues[slot.queue as usize].ring);
-        ring.find(|(other, s)| *other != at && s.sqe.cid == slot.sqe.cid).map(|(other, _)| other)
-    }
-
     /// Returns whether the queue is the core's own connection to itself.
     pub(in crate::frontend) fn is_own(&self, queue: u32) -> bool {
         self.places[queue as usize].portal == PortalId::OWN
     }
 
-    /// Closes one discovery controller if there is one too many: the oldest of the address with the most.
-    fn limit_discovery(&mut self) {
-        let is_full = self.discovery.count() > self.max_discovery;
-        if let Some(oldest) = self.discovery.oldest_of_most().filter(|_| is_full) {
-            self.close_later(oldest, "a discovery controller more came than there are places");
-        }
-    }
-
     /// Handles a queue's completed Connect.
-    pub(in crate::frontend) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
-        self.queues[queue as usize].came_up();
-        if self.queues[queue as usize].discovery {
-            // Any host may have a discovery controller, under any name. Together they have one host's share, and no line in the
-            // log.
-            self.shares.join(queue, DISCOVERY_SHARE);
-            if !self.is_own(queue) {
-                self.discovery.add(queue, self.places[queue as usize].peer);
-                self.limit_discovery();
-            }
-            return;
+    pub(super) fn came_up<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32) {
+        let q = &mut self.queues[queue as usize];
+        q.came_up();
+        self.pending.push_back(Pending::Up { queue, generation: q.generation });
+        // Any host may have a discovery controller, under any name, so the log has no line for it.
+        if !q.discovery {
+            let host = ShortName::new(self.names[queue as usize].host().as_str());
+            let (cntlid, qid, peer) = (q.cntlid, q.qid, self.places[queue as usize].peer);
+            cx.io.post_control(Msg::Event(Event::QpairUp { cntlid, qid, host, peer }));
         }
-        self.evictable.remove(queue);
-        self.shares.join(queue, self.names[queue as usize].host_hash());
-        let q = &self.queues[queue as usize];
-        cx.io.post_control(Msg::Event(Event::QpairUp {
-            cntlid: q.cntlid,
-            qid: q.qid,
-            host: ShortName::new(self.names[queue as usize].host().as_str()),
-            peer: self.places[queue as usize].peer,
-        }));
     }
 }
 
 /// Returns the status that reports a failed request to a host (NVMe base 2.0c figures 93 to 102).
-pub(in crate::frontend) fn status_of(fault: Fault) -> Status {
+pub(super) fn status_of(fault: Fault) -> Status {
     match fault {
         Fault::OutOfRange => Status::LBA_OUT_OF_RANGE.dnr(),
         Fault::MediaRead => Status::UNRECOVERED_READ_ERROR,

@@ -6,7 +6,7 @@
 //! Range guards are not built yet. Compare and the fused Compare-and-Write need them: no other write of the same LUN may touch
 //! their blocks between the compare and the write. [`Engine::execute_io`] would take a guard just before [`Engine::submit`].
 //! [`Engine::continue_io`] would release the guard once a command has no further part. These two functions see every request of a
-//! host exactly once. [`Engine::write_now`] then only checks whether a guard is held. Guards are to be striped by LUN and block
+//! host exactly once. [`Engine::write_in_place`] then only checks whether a guard is held. Guards are to be striped by LUN and block
 //! range on the LUN's owner core. Each stripe has a count of active compares, so a write of a LUN without compares passes with
 //! one load of a counter.
 
@@ -25,7 +25,7 @@ const MAX_DSM_BYTES: u32 = 256 * DsmRange::LEN as u32;
 impl Engine {
     /// Does the first half of a command: checks the command and returns its needs.
     #[inline]
-    pub(in crate::frontend) fn begin_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
+    pub(super) fn begin_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         if self.slots[at].sqe.fuse() != Fuse::Normal {
             return self.fail(at, Status::INVALID_FIELD.dnr());
         }
@@ -57,11 +57,7 @@ impl Engine {
 
     /// Does the second half of a command, once the data, or the block for the data, is in the slot.
     #[inline]
-    pub(in crate::frontend) fn execute_io<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        at: u32,
-    ) -> CommandStep {
+    pub(super) fn execute_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let checked = match IoCommand::parse(&self.slots[at].sqe) {
             IoCommand::Read(range) => {
                 self.recheck(at, &range, false).map(|view| (Op::Read, view, range, false))
@@ -90,11 +86,7 @@ impl Engine {
 
     /// Answers a Read with a loan at once, if this core has the LUN in its memory.
     #[inline]
-    pub(in crate::frontend) fn read_now<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        at: u32,
-    ) -> Option<CommandStep> {
+    pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<CommandStep> {
         let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
         let view = self.recheck(at, &range, false).ok()?;
         let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
@@ -107,7 +99,7 @@ impl Engine {
     /// Executes a Write of `data` at once, if this core has the LUN in its memory. This memory has no volatile cache, so FUA
     /// needs no further work.
     #[inline]
-    pub(in crate::frontend) fn write_now<I: StorageIo>(
+    pub(super) fn write_in_place<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -125,12 +117,7 @@ impl Engine {
 
     /// Implements the mutation `early-write`: a write is in the LUN before all its data has come.
     #[cold]
-    pub(in crate::frontend) fn write_early<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        at: u32,
-        data: &[u8],
-    ) {
+    pub fn write_early<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, data: &[u8]) {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return };
         if let Ok(view) = self.recheck(at, &range, true)
             && let Some(luns) = cx.luns.as_mut()
@@ -141,7 +128,7 @@ impl Engine {
 
     /// Goes on with a command whose request has ended.
     #[inline]
-    pub(in crate::frontend) fn continue_io<I: StorageIo>(
+    pub(super) fn continue_io<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -243,7 +230,7 @@ impl Engine {
     }
 
     /// Returns the lowest NSID above `after` that the queue's host sees.
-    pub(in crate::frontend) fn next_visible(&self, queue: u32, after: u32) -> Option<u32> {
+    pub(super) fn next_visible(&self, queue: u32, after: u32) -> Option<u32> {
         let host = self.names[queue as usize].hostnqn.as_str();
         let namespaces = &self.subsystem(queue)?.namespaces;
         let from = namespaces.partition_point(|n| n.nsid <= after);

@@ -6,10 +6,11 @@
 pub mod admin;
 pub mod capacity;
 pub mod ctrlr;
-pub mod departure;
+pub mod drain;
 pub mod engine;
 pub mod io;
 pub mod queue;
 pub mod refusals;
 pub mod slot;
+pub mod survey;
 pub mod sweep;

@@ -1,37 +1,29 @@
-//! Command slots: the state of one command that the transport and the command layer share.
+//! Command slots: the state of one command inside the command layer.
 //!
-//! A slot belongs to a queue from the command's arrival until its response is handed to the transport. Three intrusive structures
-//! link the slots, so nothing is allocated: the free list, each queue's ring of outstanding commands, and first-in-first-out
-//! [`Fifo`]s of slots that wait for memory or to be sent.
+//! A slot belongs to a queue from the command's arrival until a transport has taken its response. Lists link the slots (free slots,
+//! and each queue's outstanding commands), so nothing is allocated.
 
+use crate::list::{Links, List, NIL};
 use crate::topology::LunId;
 use trefoil_poll::{Buf, Instant, Loan};
 use trefoil_wire::nvme::{Sqe, Status};
 
-/// Stands for no slot.
-pub const NIL: u32 = u32::MAX;
 /// Slots that one turn checks to count requests. Each check is a cache miss, so all of them take about 100 us.
 const LOOKED_AT: usize = 1024;
 
-/// The event for which a slot's command waits.
+/// The party that has a slot's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No command: the slot is free.
     Free,
-    /// The command layer's first answer.
-    New,
-    /// A payload block. The slot is in its queue's waiting list.
-    Memory,
-    /// The sending of the transport's grant (TCP: an R2T). The slot is in the ready list.
-    Grant,
-    /// Data from the host.
-    HostData,
+    /// The transport, which brings the data or a block. Abort may flag the command.
+    Transport,
     /// The LUN layer. A request is under way, and nothing else may end the slot.
     Backend,
-    /// The command layer: for example, an event or another core's answer.
+    /// The command layer, until an event or another core's answer.
     Held,
-    /// The sending of the response. The slot is in the ready list.
-    Ready,
+    /// The transport, which sends the response.
+    Answered,
 }
 
 /// One command.
@@ -49,20 +41,18 @@ pub struct CommandSlot {
     pub queue: u32,
     /// Count that changes when the slot is freed.
     pub generation: u32,
-    /// The event for which the command waits.
+    /// The party that has the command.
     pub phase: Phase,
-    /// True if the data comes from the host.
-    pub gather: bool,
     /// True if Abort has flagged the command. A flagged command is not started once its data has come.
     pub aborted: bool,
+    /// True if the host has given the command up and uses its identifier again. Such a command gets no response.
+    pub forgotten: bool,
     /// Status of the response.
     pub status: Status,
     /// Dwords 0 and 1 of the response.
     pub result: u64,
     /// Bytes of data that the command moves, in either direction.
     pub len: u32,
-    /// Bytes that have come from the host.
-    pub moved: u32,
     /// Bytes at the start of `buf` that go to the host before the response.
     pub send_len: u32,
     /// Bytes of the LUN that the last request named.
@@ -76,16 +66,15 @@ pub struct CommandSlot {
     pub epoch: u32,
     /// LUN of an I/O command.
     pub lun: LunId,
-    /// Entry in [`Departures`](super::departure::Departures) to tell of the request's end, once the queue is closed.
-    pub departure: u32,
-    next: u32,
-    prev: u32,
-    link: u32,
+    /// Entry in [`Drains`](super::drain::Drains) to tell of the request's end, once the queue is closed.
+    pub drain: u32,
+    next_free: u32,
 }
 
 /// All slots of a core. Start-up reserves their memory. A slot's memory is touched only once the slot is used.
 pub struct CommandSlots {
     slots: Vec<CommandSlot>,
+    links: Vec<Links>,
     count: usize,
     free: u32,
     free_count: usize,
@@ -94,7 +83,13 @@ pub struct CommandSlots {
 impl CommandSlots {
     /// Reserves memory for `count` free slots of about 200 bytes.
     pub fn new(count: usize) -> Self {
-        Self { slots: Vec::with_capacity(count), count, free: NIL, free_count: count }
+        Self {
+            slots: Vec::with_capacity(count),
+            links: Vec::with_capacity(count),
+            count,
+            free: NIL,
+            free_count: count,
+        }
     }
 
     /// Adds a slot that was never in use to the free list.
@@ -103,10 +98,12 @@ impl CommandSlots {
         if self.slots.len() < self.count {
             self.free = self.slots.len() as u32;
             self.slots.push(CommandSlot::unused());
+            self.links.push(Links::NONE);
         }
     }
 
     /// Returns the number of free slots.
+    #[inline]
     pub fn free_count(&self) -> usize {
         self.free_count
     }
@@ -121,6 +118,7 @@ impl CommandSlots {
     }
 
     /// Returns the slot, if `slot` is a valid index.
+    #[inline]
     pub fn get(&self, slot: u32) -> Option<&CommandSlot> {
         self.slots.get(slot as usize)
     }
@@ -133,28 +131,21 @@ impl CommandSlots {
         }
         let at = self.free;
         let slot = self.slots.get_mut(at as usize)?;
-        self.free = slot.next;
+        self.free = slot.next_free;
         self.free_count -= 1;
         slot.sqe = Sqe::parse(sqe);
         slot.queue = queue;
-        slot.phase = Phase::New;
-        slot.gather = false;
+        slot.phase = Phase::Transport;
         slot.may_lend = false;
         slot.aborted = false;
+        slot.forgotten = false;
         slot.status = Status::SUCCESS;
         slot.result = 0;
         slot.len = 0;
-        slot.moved = 0;
         slot.send_len = 0;
         slot.cursor = 0;
         slot.since = since;
-        slot.prev = NIL;
-        slot.next = ring.head;
-        slot.link = NIL;
-        if let Some(next) = self.slots.get_mut(ring.head as usize) {
-            next.prev = at;
-        }
-        ring.head = at;
+        ring.list.push(&mut self.links, at);
         ring.len += 1;
         Some(at)
     }
@@ -162,14 +153,7 @@ impl CommandSlots {
     /// Takes a slot off its queue's ring.
     #[inline]
     pub fn unlink(&mut self, ring: &mut Ring, at: u32) {
-        let (prev, next) = (self[at].prev, self[at].next);
-        match self.slots.get_mut(prev as usize) {
-            Some(prev) => prev.next = next,
-            None => ring.head = next,
-        }
-        if let Some(next) = self.slots.get_mut(next as usize) {
-            next.prev = prev;
-        }
+        ring.list.unlink(&mut self.links, at);
         ring.len -= 1;
     }
 
@@ -182,20 +166,14 @@ impl CommandSlots {
         slot.phase = Phase::Free;
         slot.queue = NIL;
         slot.generation = slot.generation.wrapping_add(1) & 0xFF_FFFF;
-        slot.next = free;
+        slot.next_free = free;
         self.free = at;
         self.free_count += 1;
     }
 
-    /// Iterates over the slots on a ring, newest first.
+    /// Iterates over the slots on a ring, oldest first.
     pub fn iter<'a>(&'a self, ring: &Ring) -> impl Iterator<Item = (u32, &'a CommandSlot)> {
-        let mut at = ring.head;
-        std::iter::from_fn(move || {
-            let slot = self.slots.get(at as usize)?;
-            let this = at;
-            at = slot.next;
-            Some((this, slot))
-        })
+        ring.list.iter(&self.links).map(|at| (at, &self[at]))
     }
 }
 
@@ -210,22 +188,19 @@ impl CommandSlot {
             queue: NIL,
             generation: 0,
             phase: Phase::Free,
-            gather: false,
             aborted: false,
+            forgotten: false,
             status: Status::SUCCESS,
             result: 0,
             len: 0,
-            moved: 0,
             send_len: 0,
             part_bytes: 0,
             cursor: 0,
             since: Instant::default(),
             epoch: 0,
             lun: LunId(0),
-            departure: NIL,
-            next: NIL,
-            prev: NIL,
-            link: NIL,
+            drain: NIL,
+            next_free: NIL,
         }
     }
 
@@ -259,14 +234,14 @@ impl std::ops::IndexMut<u32> for CommandSlots {
 /// The outstanding commands of one queue.
 #[derive(Debug)]
 pub struct Ring {
-    head: u32,
+    list: List,
     len: u32,
 }
 
 impl Ring {
     /// Returns an empty ring.
     pub const fn new() -> Self {
-        Self { head: NIL, len: 0 }
+        Self { list: List::EMPTY, len: 0 }
     }
 
     /// Returns the number of commands on the ring.
@@ -274,87 +249,9 @@ impl Ring {
         self.len
     }
 
-    /// Returns the newest command.
+    /// Returns the oldest command.
     pub fn first(&self) -> Option<u32> {
-        (self.head != NIL).then_some(self.head)
-    }
-}
-
-/// Slots in the order of arrival. A slot is in at most one `Fifo`.
-#[derive(Debug)]
-pub struct Fifo {
-    head: u32,
-    tail: u32,
-}
-
-impl Fifo {
-    /// Returns an empty `Fifo`.
-    pub const fn new() -> Self {
-        Self { head: NIL, tail: NIL }
-    }
-
-    /// Returns whether nothing waits.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.head == NIL
-    }
-
-    /// Returns the first slot.
-    #[inline]
-    pub fn front(&self) -> Option<u32> {
-        (self.head != NIL).then_some(self.head)
-    }
-
-    /// Appends a slot.
-    #[inline]
-    pub fn push(&mut self, slots: &mut CommandSlots, at: u32) {
-        slots[at].link = NIL;
-        match self.tail {
-            NIL => self.head = at,
-            tail => slots[tail].link = at,
-        }
-        self.tail = at;
-    }
-
-    /// Removes the first slot.
-    #[inline]
-    pub fn pop(&mut self, slots: &mut CommandSlots) -> Option<u32> {
-        let at = self.front()?;
-        self.head = slots[at].link;
-        if self.head == NIL {
-            self.tail = NIL;
-        }
-        Some(at)
-    }
-
-    /// Ends the loans of all slots in the `Fifo`.
-    pub fn end_loans(&self, slots: &mut CommandSlots) {
-        let mut at = self.head;
-        while at != NIL {
-            slots[at].end_loan();
-            at = slots[at].link;
-        }
-    }
-
-    /// Removes `which` from any position. Returns whether `which` was in the `Fifo`.
-    pub fn remove(&mut self, slots: &mut CommandSlots, which: u32) -> bool {
-        let mut before = NIL;
-        let mut at = self.head;
-        while at != NIL && at != which {
-            (before, at) = (at, slots[at].link);
-        }
-        if at == NIL {
-            return false;
-        }
-        let after = slots[at].link;
-        match before {
-            NIL => self.head = after,
-            _ => slots[before].link = after,
-        }
-        if self.tail == at {
-            self.tail = before;
-        }
-        true
+        self.list.first()
     }
 }
 
@@ -371,10 +268,10 @@ mod tests {
         let (mut slots, mut ring) = (CommandSlots::new(3), Ring::new());
         let taken: Vec<_> = (0..3).map(|_| take(&mut slots, &mut ring).expect("room")).collect();
         assert!(take(&mut slots, &mut ring).is_none());
-        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 1, 0]);
+        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [0, 1, 2]);
         slots.unlink(&mut ring, taken[1]);
         slots.release(taken[1]);
-        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(slots.iter(&ring).map(|(at, _)| at).collect::<Vec<_>>(), [0, 2]);
         assert_eq!((slots.free_count(), ring.len()), (1, 2));
         assert_eq!(take(&mut slots, &mut ring), Some(taken[1]));
     }
@@ -405,18 +302,5 @@ mod tests {
         assert_eq!(slots.under_way(LunId(0), 0), (512, Some(1024)));
         assert_eq!(slots.under_way(LunId(0), 1024), (512, Some(2048)));
         assert_eq!(slots.under_way(LunId(0), 2048), (226, None));
-    }
-
-    #[test]
-    fn a_fifo_keeps_order_when_one_leaves_early() {
-        let (mut slots, mut ring) = (CommandSlots::new(4), Ring::new());
-        (0..4).for_each(|at| assert_eq!(take(&mut slots, &mut ring), Some(at)));
-        let mut fifo = Fifo::new();
-        (0..4).for_each(|at| fifo.push(&mut slots, at));
-        assert!(fifo.remove(&mut slots, 3) && fifo.remove(&mut slots, 1) && !fifo.remove(&mut slots, 1));
-        fifo.push(&mut slots, 1);
-        let order: Vec<_> = std::iter::from_fn(|| fifo.pop(&mut slots)).collect();
-        assert_eq!(order, [0, 2, 1]);
-        assert!(fifo.is_empty());
     }
 }

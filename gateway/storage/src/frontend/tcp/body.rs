@@ -3,8 +3,8 @@
 use super::Tcp;
 use super::conn::{Body, BodyKind};
 use crate::cx::Cx;
-use crate::frontend::nvme::engine::Engine;
-use crate::frontend::nvme::slot::NIL;
+use crate::frontend::shared::Shared;
+use crate::list::NIL;
 use crate::msg::StorageIo;
 use trefoil_poll::Buf;
 use trefoil_wire::nvme::Status;
@@ -15,7 +15,7 @@ impl Tcp {
     #[inline]
     pub(super) fn body<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         bytes: &[u8],
@@ -29,7 +29,7 @@ impl Tcp {
             let block = match body.kind {
                 BodyKind::Parked => conn.parked.as_mut().map(|parked| &mut *parked.buf),
                 _ if body.slot == NIL => None,
-                _ => engine.slots[body.slot].buf.as_deref_mut(),
+                _ => shared.engine.block(body.slot),
             };
             if let Some(to) = block.and_then(|b| b.get_mut(body.at as usize..body.at as usize + data.len())) {
                 to.copy_from_slice(data);
@@ -53,7 +53,7 @@ impl Tcp {
             used += digest.len();
         }
         if body.pad_left == 0 && body.data_left == 0 && body.digest_left == 0 {
-            self.finish_body(engine, cx, c);
+            self.finish_body(shared, cx, c);
         }
         used
     }
@@ -61,7 +61,7 @@ impl Tcp {
     /// Takes a block that the driver has filled with the remaining data of the body.
     pub(super) fn body_filled<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         buf: Buf,
@@ -76,18 +76,18 @@ impl Tcp {
         body.at += body.data_left;
         body.data_left = 0;
         let digest_left = body.digest_left;
-        engine.slots[body.slot].buf = Some(buf);
+        shared.engine.give_block(body.slot, buf);
         if digest_left == 0 {
-            self.finish_body(engine, cx, c);
+            self.finish_body(shared, cx, c);
         }
     }
 
     #[inline]
-    fn finish_body<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+    fn finish_body<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) {
         let conn = &mut self.conns[c as usize];
         conn.in_body = false;
         if conn.grants == 0 {
-            conn.owed = None;
+            conn.pending_since = None;
         }
         let Body { slot: at, kind, at: end, digested, crc, digest, .. } = conn.body;
         if kind == BodyKind::Parked
@@ -100,23 +100,25 @@ impl Tcp {
         }
         if digested && crc != u32::from_le_bytes(digest) {
             // This error is not fatal: this command alone fails, once all its data has come (NVMe-oF TCP 1.0c §3.3.1.2).
-            engine.slots[at].status = Status::TRANSIENT_TRANSPORT_ERROR;
+            self.commands[at].is_corrupt = true;
         }
-        let slot = &mut engine.slots[at];
-        slot.moved = end;
-        if slot.moved < slot.len {
+        let command = &mut self.commands[at];
+        command.moved = end;
+        if command.moved < command.len {
             return;
         }
         if kind == BodyKind::H2c {
             conn.grants = conn.grants.saturating_sub(1);
             if conn.grants == 0 {
-                conn.owed = None;
+                conn.pending_since = None;
             }
-            conn.large_grants = conn.large_grants.saturating_sub(u32::from(Self::is_large(slot.len)));
+            conn.large_grants = conn.large_grants.saturating_sub(u32::from(Self::is_large(command.len)));
         }
-        let status = slot.status;
-        let step = if status.is_ok() { engine.execute(cx, at) } else { engine.fail(at, status) };
-        self.step(engine, at, step);
+        let step = match command.is_corrupt {
+            false => shared.engine.execute(cx, at),
+            true => shared.engine.fail(at, Status::TRANSIENT_TRANSPORT_ERROR),
+        };
+        self.step(shared, at, step);
     }
 }
 

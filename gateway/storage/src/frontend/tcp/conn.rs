@@ -1,6 +1,6 @@
 //! One connection: the state of its stream, and its pending output.
 
-use crate::frontend::nvme::slot::{Fifo, NIL};
+use crate::list::{List, NIL};
 use trefoil_poll::send::BUFS;
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{Buf, Instant};
@@ -76,7 +76,7 @@ impl Body {
 
 /// Received bytes that can't be parsed yet.
 #[derive(Debug)]
-pub struct Spill {
+pub struct Unparsed {
     /// The block with the bytes.
     pub buf: Buf,
     /// Offset of the first byte.
@@ -120,11 +120,9 @@ pub struct Conn {
     /// True if the next command waits for memory or a slot. Meanwhile, the connection asks for no receive.
     pub stalled: bool,
     /// The received bytes from that command on, unless all of them are in the stash.
-    pub spill: Option<Spill>,
-    /// Commands that wait for memory.
-    pub waiting: Fifo,
+    pub unparsed: Option<Unparsed>,
     /// Commands whose R2T or response waits to be sent.
-    pub ready: Fifo,
+    pub ready: List,
     /// Capsules that are taken before those on the stream.
     pub parked: Option<Parked>,
     /// R2Ts whose data has not come completely.
@@ -145,7 +143,7 @@ pub struct Conn {
     pub asked: bool,
     /// Time since which data from the host is pending (an R2T asked for it, or a header announced it), or at which a check last
     /// saw some of the data come.
-    pub owed: Option<Instant>,
+    pub pending_since: Option<Instant>,
     /// Bytes of pending data that had come at that time; `None` before the first check.
     pub come_bytes: Option<u64>,
     /// Bytes of pending data that have come, except for those in a block that the driver is filling.
@@ -154,8 +152,6 @@ pub struct Conn {
     pub may_borrow: usize,
     /// True if the connection is in the list of connections with pending output.
     pub dirty: bool,
-    /// True if the connection is in the list of connections that wait for memory or a slot.
-    pub starved: bool,
     /// Time at which the connection opened, or started to terminate.
     pub since: Instant,
     /// The connection's timer, if one is armed.
@@ -175,9 +171,8 @@ impl Conn {
             in_body: false,
             receiving: false,
             stalled: false,
-            spill: None,
-            waiting: Fifo::new(),
-            ready: Fifo::new(),
+            unparsed: None,
+            ready: List::EMPTY,
             parked: None,
             grants: 0,
             large_grants: 0,
@@ -187,12 +182,11 @@ impl Conn {
             sending: None,
             taken_bytes: None,
             asked: false,
-            owed: None,
+            pending_since: None,
             come_bytes: None,
             data_bytes: 0,
             may_borrow: LOANS,
             dirty: false,
-            starved: false,
             since: Instant::from_ns(0),
             timer: None,
         }

@@ -10,28 +10,28 @@
 //! while data for an R2T is pending: the data may come after a command that can't be taken, and only the data frees the
 //! connection's slots and blocks. In that case the transport parks such commands, so that the stream goes on.
 
+mod backlog;
 mod body;
+mod command;
 mod conn;
 mod rx;
-mod starved;
 mod tx;
 
-use conn::BodyKind;
 pub use conn::{Conn, ConnState};
 pub use tx::ic_resp;
 
 use super::limits::TargetLimits;
-use super::nvme::engine::{CommandStep, Effect, Engine};
+use super::nvme::engine::CommandStep;
 use super::nvme::queue::ConnAddrs;
-use super::nvme::slot::Phase;
-use super::shares::Shares;
+use super::shared::{Order, Shared};
 use super::timers::Timer;
 use crate::cx::Cx;
-use crate::frontend::nvme::queue::QueueState;
-use crate::msg::{Event, Msg, ShortName, StorageIo};
+use crate::list::List;
+use crate::msg::StorageIo;
+use command::{Next, TcpCommands};
+use conn::BodyKind;
 use std::collections::VecDeque;
 use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
-use trefoil_wire::nvme::Status;
 
 /// The result of an attempt to make room for a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,15 +48,12 @@ pub enum Room {
 pub struct Tcp {
     limits: TargetLimits,
     conns: Box<[Conn]>,
+    commands: TcpCommands,
     /// Send lists that are not under way, boxed as the driver takes them.
     #[allow(clippy::vec_box)]
     lists: Vec<Box<SendList>>,
     /// Connections with something to send.
     dirty: VecDeque<u32>,
-    /// Connections that wait for memory or a slot, first come first served.
-    starved: VecDeque<u32>,
-    /// The starved connection that is being served.
-    serving: u32,
     /// True if `consume` reads parked capsules instead of the stream.
     replaying: bool,
     /// Connections in the state [`ConnState::Closing`].
@@ -64,15 +61,14 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Allocates connections of about 420 B each, lists of 21 KiB each, and two queues of a word a connection.
+    /// Allocates connections of about 420 B each, commands of 20 B each, lists of 21 KiB each, and a word a connection.
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
             conns: (0..limits.max_conns).map(|_| Conn::new()).collect(),
+            commands: TcpCommands::new(limits.slots),
             lists: (0..limits.send_lists).map(|_| SendList::new()).collect(),
             dirty: VecDeque::with_capacity(limits.max_conns),
-            starved: VecDeque::with_capacity(limits.max_conns),
-            serving: u32::MAX,
             replaying: false,
             closing: 0,
         }
@@ -83,15 +79,16 @@ impl Tcp {
         self.closing
     }
 
-    /// Returns the connection of a socket.
-    pub fn conn(&self, sock: SockId) -> Option<&Conn> {
-        self.conns.get(sock.0 as usize)
+    /// Returns whether a connection has a header digest and a data digest.
+    pub fn digests(&self, sock: SockId) -> Option<(bool, bool)> {
+        let framing = &self.conns.get(sock.0 as usize)?.framing;
+        Some((framing.header_digest, framing.data_digest))
     }
 
     /// Adopts a host's connection.
     pub fn adopt<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         sock: SockId,
         place: ConnAddrs,
@@ -102,18 +99,18 @@ impl Tcp {
         else {
             return cx.io.close(sock);
         };
-        // The lists of dirty and starved connections may still hold this number from the previous connection.
-        let (dirty, starved) = (conn.dirty, conn.starved);
-        *conn = Conn { state: ConnState::Opening, since: now, initialized, dirty, starved, ..Conn::new() };
-        engine.open(sock.0, place);
-        self.ensure_timer(engine, sock.0);
-        self.arm(engine, cx, sock.0);
+        // The list of dirty connections may still hold this number from the previous connection.
+        let dirty = conn.dirty;
+        *conn = Conn { state: ConnState::Opening, since: now, initialized, dirty, ..Conn::new() };
+        shared.open(sock.0, place);
+        self.ensure_timer(shared, sock.0);
+        self.arm(shared, cx, sock.0);
     }
 
     /// Handles the end of a receive: the connection ends.
     pub fn on_recv_end<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         sock: SockId,
         buf: Option<Buf>,
@@ -128,13 +125,13 @@ impl Tcp {
             RecvEnd::Failed(_) => "receiving failed",
             RecvEnd::Closed => "closed",
         };
-        self.kill(engine, cx, sock.0, why);
+        self.kill(shared, cx, sock.0, why);
     }
 
     /// Takes a send list back once its send has ended.
     pub fn on_sent<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         sock: SockId,
         mut list: Box<SendList>,
@@ -142,29 +139,28 @@ impl Tcp {
     ) {
         let Some(conn) = self.conns.get_mut(sock.0 as usize) else { return };
         while let Some(buf) = list.take_buf() {
-            engine.shares.let_go(sock.0, buf.len());
-            cx.arena.free(buf);
+            shared.memory.give_back(cx, sock.0, buf);
         }
         self.lists.push(list);
         conn.sending = None;
         // From now on the host can know of the R2Ts in the send, so their data is pending.
         if std::mem::take(&mut conn.asked) && conn.grants > 0 {
-            self.owe(engine, cx, sock.0);
+            self.note_pending(shared, cx, sock.0);
         }
         let Some(conn) = self.conns.get(sock.0 as usize) else { return };
         if result.is_err() {
-            return self.kill(engine, cx, sock.0, "sending failed");
+            return self.kill(shared, cx, sock.0, "sending failed");
         }
         if conn.has_output() {
             self.mark_dirty(sock.0);
-        } else if conn.state == ConnState::Ready && engine.queues[sock.0 as usize].closing {
-            self.kill(engine, cx, sock.0, "the host disconnected");
+        } else if conn.state == ConnState::Ready && shared.engine.has_disconnected(sock.0) {
+            self.kill(shared, cx, sock.0, "the host disconnected");
         }
     }
 
     /// Handles the driver's last event of a connection: nothing is outstanding any more.
-    pub fn on_closed<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, sock: SockId) {
-        self.kill(engine, cx, sock.0, "closed");
+    pub fn on_closed<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, sock: SockId) {
+        self.kill(shared, cx, sock.0, "closed");
         if let Some(conn) =
             self.conns.get_mut(sock.0 as usize).filter(|conn| conn.state == ConnState::Closing)
         {
@@ -173,43 +169,22 @@ impl Tcp {
         }
     }
 
-    /// Carries out the effects that the command layer asks for.
-    pub fn settle<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) {
-        while let Some(effect) = engine.effects.pop_front() {
-            match effect {
-                Effect::Done(slot) => {
-                    if let Some(at) = engine.resolve(slot) {
-                        self.ready(engine, at);
-                    }
-                }
-                Effect::Abort(slot) => {
-                    let waits = engine.resolve(slot).filter(|&at| engine.slots[at].phase == Phase::Memory);
-                    let Some(at) = waits else { continue };
-                    let c = engine.slots[at].queue;
-                    if self.conns[c as usize].waiting.remove(&mut engine.slots, at) {
-                        engine.fail(at, Status::ABORT_REQUESTED);
-                        self.ready(engine, at);
-                    }
-                }
-                Effect::Refused => {
-                    if let Some(refused) = engine.refusals.next() {
-                        cx.io.post_control(Msg::Refused(refused));
-                    }
-                }
-                Effect::Close { queue, generation, why } => {
-                    if engine.queues[queue as usize].generation == generation {
-                        self.kill(engine, cx, queue, why);
-                    }
-                }
+    /// Carries out the orders that the command layer has for the transport.
+    #[inline]
+    pub fn settle<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>) {
+        while let Some(order) = shared.next_order(cx) {
+            match order {
+                Order::Respond(at) => self.ready(shared, at),
+                Order::Close { conn, why } => self.kill(shared, cx, conn, why),
             }
         }
     }
 
     /// Carries out a command's next step on its connection.
     #[inline]
-    fn step(&mut self, engine: &mut Engine, at: u32, step: CommandStep) {
+    fn step(&mut self, shared: &mut Shared, at: u32, step: CommandStep) {
         match step {
-            CommandStep::Done => self.ready(engine, at),
+            CommandStep::Done => self.ready(shared, at),
             CommandStep::Held => {}
             CommandStep::Gather(_) | CommandStep::Block(_) => {
                 debug_assert!(false, "a second half asks for data")
@@ -217,20 +192,22 @@ impl Tcp {
         }
     }
 
-    /// Queues the slot's response or R2T for the next send.
+    /// Queues the command's response for the next send.
     #[inline]
-    fn ready(&mut self, engine: &mut Engine, at: u32) {
-        let slot = &mut engine.slots[at];
-        if slot.phase != Phase::Grant {
-            slot.phase = Phase::Ready;
-        }
-        let c = slot.queue;
-        let conn = &mut self.conns[c as usize];
-        if conn.sending.is_some() && slot.loan.is_some() {
+    fn ready(&mut self, shared: &mut Shared, at: u32) {
+        self.commands[at].next = Next::Response;
+        let c = shared.engine.queue(at);
+        if self.conns[c as usize].sending.is_some() {
             // A read that waited at its backend may complete while an earlier send is stuck. Writers must not wait for that send.
-            slot.end_loan();
+            shared.engine.end_loan(at);
         }
-        conn.ready.push(&mut engine.slots, at);
+        self.output(c, at);
+    }
+
+    /// Appends a command to its connection's list of output.
+    #[inline]
+    fn output(&mut self, c: u32, at: u32) {
+        self.commands.push(&mut self.conns[c as usize].ready, at);
         self.mark_dirty(c);
     }
 
@@ -244,41 +221,31 @@ impl Tcp {
     }
 
     /// Closes a connection at once.
-    fn kill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, why: &'static str) {
+    fn kill<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32, why: &'static str) {
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         if matches!(conn.state, ConnState::Free | ConnState::Closing) {
             return;
         }
         conn.state = ConnState::Closing;
         self.closing += 1;
-        let kept = [conn.spill.take().map(|spill| spill.buf), conn.parked.take().map(|parked| parked.buf)];
+        let kept = [conn.unparsed.take().map(|rest| rest.buf), conn.parked.take().map(|parked| parked.buf)];
         for buf in kept.into_iter().flatten() {
-            drop_kept(&mut engine.shares, cx, c, buf);
+            shared.memory.drop_kept(cx, c, buf);
         }
         if let Some(key) = conn.timer.take() {
-            engine.timers.cancel(key);
+            shared.engine.timers.cancel(key);
         }
         conn.in_body = false;
-        conn.waiting = super::nvme::slot::Fifo::new();
-        conn.ready = super::nvme::slot::Fifo::new();
-        let q = &engine.queues[c as usize];
-        let host = ShortName::new(engine.names[c as usize].host().as_str());
-        let peer = engine.places[c as usize].peer;
-        let down = Event::QpairDown { cntlid: q.cntlid, qid: q.qid, host, peer, why };
-        let was_up = q.state == QueueState::Live && !q.discovery;
+        conn.ready = List::EMPTY;
         cx.io.close(SockId(c));
-        engine.close(cx, c);
-        engine.shares.close(c);
-        if was_up {
-            cx.io.post_control(Msg::Event(down));
-        }
+        shared.close(cx, c, why);
     }
 
     /// Returns the next time at which the connection must be checked.
-    fn deadline(&self, engine: &Engine, c: u32) -> Option<Instant> {
+    fn deadline(&self, shared: &Shared, c: u32) -> Option<Instant> {
         let conn = &self.conns[c as usize];
-        let connected = engine.queues[c as usize].state == QueueState::Live;
-        let since = [conn.sending, conn.owed].into_iter().flatten().min();
+        let connected = shared.engine.is_live(c);
+        let since = [conn.sending, conn.pending_since].into_iter().flatten().min();
         let moved_by = since.map(|since| since + self.limits.progress_timeout / 2);
         match conn.state {
             ConnState::Free | ConnState::Closing => None,
@@ -293,12 +260,12 @@ impl Tcp {
     /// Returns the reason to close a connection whose deadline has passed. A connection that has moved data since the last check,
     /// in either direction, gets more time.
     #[cold]
-    fn overdue<I: StorageIo>(&mut self, engine: &Engine, cx: &mut Cx<'_, I>, c: u32) -> Option<&'static str> {
+    fn overdue<I: StorageIo>(&mut self, shared: &Shared, cx: &mut Cx<'_, I>, c: u32) -> Option<&'static str> {
         let conn = &mut self.conns[c as usize];
         if conn.state == ConnState::Terminating {
             return Some("the host did not close after a terminate request");
         }
-        if engine.queues[c as usize].state != QueueState::Live {
+        if !shared.engine.is_live(c) {
             return Some("no Connect in time");
         }
         let now = cx.io.now();
@@ -310,7 +277,7 @@ impl Tcp {
             }
             (conn.sending, conn.taken_bytes) = (Some(now), taken);
         }
-        if conn.owed.is_some_and(|since| since + by <= now) {
+        if conn.pending_since.is_some_and(|since| since + by <= now) {
             // While the driver fills a block, all received bytes are data.
             let filling = conn.in_body && conn.body.kind == BodyKind::H2c;
             let so_far = if filling { cx.io.come_bytes(SockId(c)) } else { 0 };
@@ -318,59 +285,53 @@ impl Tcp {
             if conn.come_bytes == come {
                 return Some("the host does not send what it owes");
             }
-            (conn.owed, conn.come_bytes) = (Some(now), come);
+            (conn.pending_since, conn.come_bytes) = (Some(now), come);
         }
         None
     }
 
     /// Notes that the host has data pending, if it had none before. The spec has no TermReq reason for missing data (NVMe-oF TCP
     /// 1.0c §3.6.2.4), and the memory must be free at once. So the target closes such a connection without a TermReq.
-    fn owe<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+    fn note_pending<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) {
         let conn = &mut self.conns[c as usize];
-        if conn.owed.is_none() {
-            (conn.owed, conn.come_bytes) = (Some(cx.io.now()), None);
-            self.ensure_timer(engine, c);
+        if conn.pending_since.is_none() {
+            (conn.pending_since, conn.come_bytes) = (Some(cx.io.now()), None);
+            self.ensure_timer(shared, c);
         }
     }
 
     #[inline]
-    fn ensure_timer(&mut self, engine: &mut Engine, c: u32) {
+    fn ensure_timer(&mut self, shared: &mut Shared, c: u32) {
         if self.conns[c as usize].timer.is_none()
-            && let Some(at) = self.deadline(engine, c)
+            && let Some(at) = self.deadline(shared, c)
         {
-            self.conns[c as usize].timer = engine.timers.arm(at, Timer::Queue(c));
+            self.conns[c as usize].timer = shared.engine.timers.arm(at, Timer::Queue(c));
         }
     }
 
     /// Handles a connection's timer. The deadline may have moved since the timer was armed.
-    pub fn on_timer<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+    pub fn on_timer<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) {
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         conn.timer = None;
-        match self.deadline(engine, c) {
-            Some(at) if at <= cx.io.now() => match self.overdue(engine, cx, c) {
-                Some(why) => self.kill(engine, cx, c, why),
-                None => self.ensure_timer(engine, c),
+        match self.deadline(shared, c) {
+            Some(at) if at <= cx.io.now() => match self.overdue(shared, cx, c) {
+                Some(why) => self.kill(shared, cx, c, why),
+                None => self.ensure_timer(shared, c),
             },
-            Some(_) => self.ensure_timer(engine, c),
+            Some(_) => self.ensure_timer(shared, c),
             None => {}
         }
     }
 
     /// See [`Target::make_room`](super::Target::make_room).
-    pub fn make_room<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> Room {
-        let Some(c) = engine.evictable.oldest_of_most() else { return Room::Never };
+    pub fn make_room<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>) -> Room {
+        let Some(c) = shared.evictable.first() else { return Room::Never };
         let since = self.conns.get(c as usize).map_or(Instant::default(), |conn| conn.since);
         let until = since + self.limits.connect_grace;
         if until > cx.io.now() {
             return Room::At(until);
         }
-        self.kill(engine, cx, c, "another came and there was no place");
+        self.kill(shared, cx, c, "another came and there was no place");
         Room::Made
     }
-}
-
-/// Frees a block of received bytes that a connection kept.
-fn drop_kept<I: StorageIo>(shares: &mut Shares, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
-    shares.drop_kept(c, buf.len());
-    cx.arena.free(buf);
 }

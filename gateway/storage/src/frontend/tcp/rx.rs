@@ -1,12 +1,13 @@
 //! Splits the stream into PDUs, and turns PDUs into commands.
 
-use super::conn::{Body, BodyKind, ConnState, Spill};
+use super::command::Next;
+use super::conn::{Body, BodyKind, ConnState, Unparsed};
 use super::{Conn, Tcp};
 use crate::cx::Cx;
 use crate::frontend::limits::{CONTROLLER_ALIGNMENT_BYTES, IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
-use crate::frontend::nvme::engine::{CommandStep, Engine};
-use crate::frontend::nvme::queue::QueueState;
-use crate::frontend::nvme::slot::{NIL, Phase};
+use crate::frontend::nvme::engine::CommandStep;
+use crate::frontend::shared::Shared;
+use crate::list::NIL;
 use crate::msg::StorageIo;
 use trefoil_poll::{Buf, RecvInto, SockId};
 use trefoil_wire::fabrics::ConnectData;
@@ -41,7 +42,7 @@ impl Tcp {
     #[inline]
     pub fn on_received<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         sock: SockId,
         bytes: &[u8],
@@ -49,17 +50,17 @@ impl Tcp {
         let c = sock.0;
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
         conn.receiving = false;
-        let used = self.consume(engine, cx, c, bytes);
+        let used = self.consume(shared, cx, c, bytes);
         if used < bytes.len() {
-            self.spill(engine, cx, c, bytes.get(used..).unwrap_or_default());
+            self.keep_unparsed(shared, cx, c, bytes.get(used..).unwrap_or_default());
         }
-        self.arm(engine, cx, c);
+        self.arm(shared, cx, c);
     }
 
     /// Takes a block that the driver has filled with all the remaining data.
     pub fn on_filled<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         sock: SockId,
         buf: Buf,
@@ -70,33 +71,33 @@ impl Tcp {
         if conn.state != ConnState::Ready || !conn.in_body {
             cx.arena.free(buf);
         } else {
-            self.body_filled(engine, cx, c, buf);
+            self.body_filled(shared, cx, c, buf);
         }
-        self.arm(engine, cx, c);
+        self.arm(shared, cx, c);
     }
 
     /// Asks the driver for the next bytes.
     #[inline]
-    pub(super) fn arm<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32) {
+    pub(super) fn arm<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) {
         let conn = &mut self.conns[c as usize];
         if conn.receiving || conn.stalled || matches!(conn.state, ConnState::Free | ConnState::Closing) {
             return;
         }
         conn.receiving = true;
-        if conn.in_body && conn.owed.is_none() {
-            self.owe(engine, cx, c);
+        if conn.in_body && conn.pending_since.is_none() {
+            self.note_pending(shared, cx, c);
         }
         let conn = &self.conns[c as usize];
         let body = &conn.body;
         if conn.in_body && body.pad_left == 0 && body.data_left >= DIRECT_BYTES && body.slot != NIL {
             let (at, len) = (body.at, body.data_left);
-            if let Some(buf) = engine.slots[body.slot].buf.take() {
+            if let Some(buf) = shared.engine.take_block(body.slot) {
                 return cx.io.recv(SockId(c), RecvInto::Buf { buf, at, len });
             }
         }
         let small = conn.large_grants > 0 && !conn.in_body;
         // While connections wait for memory, a receive brings few bytes.
-        let max_bytes = match (small, self.starved.is_empty()) {
+        let max_bytes = match (small, !shared.memory.is_short()) {
             (true, _) => HEADERS_BYTES,
             (false, true) => self.limits.stream_bytes,
             (false, false) => self.limits.stream_bytes.min(IN_CAPSULE_BYTES),
@@ -105,28 +106,19 @@ impl Tcp {
     }
 
     /// Keeps received bytes for later, or closes the connection if there is no memory even for these bytes.
-    fn spill<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
-        let may = engine.shares.may_keep(c, bytes.len(), cx.arena.free_bytes());
-        match cx.arena.alloc(bytes.len()).filter(|_| may) {
-            Some(mut buf) if buf.len() >= bytes.len() => {
-                engine.shares.keep(c, buf.len());
-                if let Some(to) = buf.get_mut(..bytes.len()) {
-                    to.copy_from_slice(bytes);
-                }
-                self.conns[c as usize].spill = Some(Spill { buf, at: 0, end: bytes.len() });
-            }
-            other => {
-                other.into_iter().for_each(|buf| cx.arena.free(buf));
-                self.kill(engine, cx, c, "no memory for what it sent");
-            }
-        }
+    fn keep_unparsed<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
+        let Some(mut buf) = shared.memory.keep(cx, c, bytes.len()) else {
+            return self.kill(shared, cx, c, "no memory for what it sent");
+        };
+        buf.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        self.conns[c as usize].unparsed = Some(Unparsed { buf, at: 0, end: bytes.len() });
     }
 
     /// Parses `bytes` and returns how many bytes are consumed. If bytes are left, the connection is stalled and is in the list of
     /// starved connections.
     pub(super) fn consume<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         bytes: &[u8],
@@ -142,7 +134,7 @@ impl Tcp {
                 if rest.is_empty() {
                     return at;
                 }
-                at += self.body(engine, cx, c, rest);
+                at += self.body(shared, cx, c, rest);
                 continue;
             }
             let taken = if conn.stash_len == 0
@@ -150,11 +142,11 @@ impl Tcp {
             {
                 // Usually the whole header is in the slice.
                 match header_of(conn, common) {
-                    Err(error) => self.refuse(engine, cx, c, error, common),
+                    Err(error) => self.refuse(shared, cx, c, error, common),
                     Ok((common, need)) => match rest.get(..need) {
                         Some(header) => {
                             let after = rest.get(need..).unwrap_or_default();
-                            let taken = self.pdu(engine, cx, c, common, header, after);
+                            let taken = self.pdu(shared, cx, c, common, header, after);
                             match taken {
                                 Taken::Yes => at += need,
                                 Taken::Whole(body) => at += need + body,
@@ -169,7 +161,7 @@ impl Tcp {
                     },
                 }
             } else {
-                match self.stashed(engine, cx, c, rest, &mut at) {
+                match self.stashed(shared, cx, c, rest, &mut at) {
                     Some(taken) => taken,
                     None => return bytes.len(),
                 }
@@ -178,7 +170,7 @@ impl Tcp {
                 Taken::Yes | Taken::Whole(_) => {}
                 Taken::Stalled => {
                     self.conns[c as usize].stalled |= !self.replaying;
-                    self.starve(c);
+                    shared.memory.queue(c);
                     return at;
                 }
                 Taken::Dead => return bytes.len(),
@@ -189,7 +181,7 @@ impl Tcp {
     /// Completes a stashed header from `rest` and moves `at` along. Returns `None` if the header is still not whole.
     fn stashed<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         rest: &[u8],
@@ -204,14 +196,14 @@ impl Tcp {
         }
         let (parsed, need) = match header_of(conn, &common) {
             Ok(header) => header,
-            Err(error) => return Some(self.refuse(engine, cx, c, error, &common)),
+            Err(error) => return Some(self.refuse(shared, cx, c, error, &common)),
         };
         *at += top_up(conn, rest.get(took..).unwrap_or_default(), need);
         if conn.stash_len < need {
             return None;
         }
         let stash = conn.stash;
-        let taken = self.pdu(engine, cx, c, parsed, stash.get(..need).unwrap_or_default(), &[]);
+        let taken = self.pdu(shared, cx, c, parsed, stash.get(..need).unwrap_or_default(), &[]);
         if matches!(taken, Taken::Yes) {
             self.conns[c as usize].stash_len = 0;
         }
@@ -222,7 +214,7 @@ impl Tcp {
     #[inline]
     fn pdu<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         common: CommonHeader,
@@ -232,38 +224,38 @@ impl Tcp {
         let conn = &self.conns[c as usize];
         let layout = match check_header(conn, &common, header) {
             Ok(layout) => layout,
-            Err(error) => return self.refuse(engine, cx, c, error, header),
+            Err(error) => return self.refuse(shared, cx, c, error, header),
         };
         // ICReq comes first and only once (NVMe-oF TCP 1.0c §3.2).
         if (common.pdu_type == PduType::IcReq) != (conn.state == ConnState::Opening)
             && common.pdu_type != PduType::H2cTermReq
         {
-            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+            return self.terminate(shared, cx, c, FatalStatus::SequenceError, header);
         }
         match common.pdu_type {
             PduType::CapsuleCmd => match header.get(CommonHeader::LEN..).and_then(<[u8]>::first_chunk) {
-                Some(sqe) => self.command(engine, cx, c, sqe, &layout, header, after),
+                Some(sqe) => self.command(shared, cx, c, sqe, &layout, header, after),
                 None => Taken::Dead,
             },
-            PduType::H2cData => self.h2c_data(engine, cx, c, header, &layout),
-            PduType::IcReq => self.initialize(engine, cx, c, header),
+            PduType::H2cData => self.h2c_data(shared, cx, c, header, &layout),
+            PduType::IcReq => self.initialize(shared, cx, c, header),
             // The host's own log has the reason.
             PduType::H2cTermReq => {
-                self.kill(engine, cx, c, "the host terminated");
+                self.kill(shared, cx, c, "the host terminated");
                 Taken::Dead
             }
             PduType::IcResp
             | PduType::C2hTermReq
             | PduType::CapsuleResp
             | PduType::C2hData
-            | PduType::R2t => self.terminate(engine, cx, c, FatalStatus::SequenceError, header),
+            | PduType::R2t => self.terminate(shared, cx, c, FatalStatus::SequenceError, header),
         }
     }
 
     #[cold]
     fn initialize<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         header: &[u8],
@@ -271,7 +263,7 @@ impl Tcp {
         let Some(bytes) = header.first_chunk() else { return Taken::Dead };
         let request = match IcReq::parse(bytes) {
             Ok(request) => request,
-            Err(error) => return self.refuse(engine, cx, c, error, header),
+            Err(error) => return self.refuse(shared, cx, c, error, header),
         };
         let conn = &mut self.conns[c as usize];
         conn.framing = Framing {
@@ -294,7 +286,7 @@ impl Tcp {
     #[allow(clippy::too_many_arguments)]
     fn command<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         sqe: &[u8; 64],
@@ -302,38 +294,33 @@ impl Tcp {
         header: &[u8],
         after: &[u8],
     ) -> Taken {
-        let queue = &engine.queues[c as usize];
-        if !queue.has_room() {
+        let engine = &mut shared.engine;
+        if !engine.has_room(c) {
             // More commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
-            return self.terminate(engine, cx, c, FatalStatus::SequenceError, header);
+            return self.terminate(shared, cx, c, FatalStatus::SequenceError, header);
         }
-        let privileged = queue.qid == 0;
+        let privileged = engine.is_privileged(c);
         if self.conns[c as usize].parked.is_some() && !self.replaying {
-            return self.later(engine, cx, c, layout, header);
+            return self.later(shared, cx, c, layout, header);
         }
-        if !privileged && (!self.may_take_slot(engine, c) || self.must_queue(c)) {
-            return self.later(engine, cx, c, layout, header);
+        let may_take = || shared.memory.may_take_slot(engine.outstanding(c) as usize, engine.free_commands());
+        if !privileged && (!may_take() || shared.memory.must_queue(c)) {
+            return self.later(shared, cx, c, layout, header);
         }
         let mut block = None;
         // Before Connect, only the data of a Connect needs a block. Other data is thrown away, and its command fails.
-        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && queue.state != QueueState::Live;
+        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && !engine.is_live(c);
         if layout.data_len > 0 && !is_surplus() {
-            block = self.acquire(engine, cx, c, layout.data_len, privileged);
+            block = shared.memory.acquire(cx, c, layout.data_len, privileged);
             if block.is_none() {
-                return self.later(engine, cx, c, layout, header);
+                return self.later(shared, cx, c, layout, header);
             }
         }
-        let now = cx.io.now();
-        let Some(at) = engine.slots.take(&mut engine.queues[c as usize].ring, c, sqe, now) else {
-            block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
-            return self.later(engine, cx, c, layout, header);
+        let Some((at, step)) = engine.begin(cx, c, sqe) else {
+            block.into_iter().for_each(|buf| shared.memory.give_back(cx, c, buf));
+            return self.later(shared, cx, c, layout, header);
         };
-        let may_conflict = engine.queues[c as usize].enter(engine.slots[at].sqe.cid);
-        let step = if may_conflict && self.conflicts(engine, c, at) {
-            engine.fail(at, Status::COMMAND_ID_CONFLICT.dnr())
-        } else {
-            engine.begin(cx, at)
-        };
+        self.commands.start(at);
         let mut body = Body { pad_left: layout.pad_len, ..Body::NONE };
         if layout.data_len > 0 {
             body.data_left = layout.data_len;
@@ -341,76 +328,47 @@ impl Tcp {
             body.digested = layout.data_digest_len > 0;
         }
         let mut whole = None;
-        match self.route(engine, c, at, step, layout.data_len) {
-            Route::InCapsule
+        match route(shared, at, step, layout.data_len) {
+            Route::InCapsule(_)
                 if let Some(data) = whole_data(layout, after)
-                    && let Some(step) = engine.write_now(cx, at, data) =>
+                    && let Some(step) = shared.engine.write_now(cx, at, data) =>
             {
                 body = Body::NONE;
                 whole = Some(data.len());
-                self.step(engine, at, step);
+                self.step(shared, at, step);
             }
-            Route::InCapsule => {
+            Route::InCapsule(len) => {
                 if cx.io.is_broken("early-write") {
-                    engine.write_early(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
+                    shared.engine.write_early(cx, at, after.get(..layout.data_len as usize).unwrap_or(after));
                 }
-                engine.slots[at].buf = block.take();
-                engine.slots[at].phase = Phase::HostData;
+                if let Some(block) = block.take() {
+                    shared.engine.give_block(at, block);
+                }
+                let command = &mut self.commands[at];
+                (command.next, command.len) = (Next::Data, len);
                 body.slot = at;
                 body.kind = BodyKind::Capsule;
             }
-            Route::Memory(len) => self.fund(engine, cx, c, at, len, privileged),
-            Route::Settled(step) => self.step(engine, at, step),
+            Route::Block(len, next) => {
+                let command = &mut self.commands[at];
+                (command.next, command.len) = (next, len);
+                if let Some(block) = shared.memory.fund(cx, c, at, len, privileged) {
+                    self.funded(shared, cx, at, block);
+                }
+            }
+            Route::Settled(step) => self.step(shared, at, step),
         }
-        block.into_iter().for_each(|buf| self.give_back(engine, cx, c, buf));
+        block.into_iter().for_each(|buf| shared.memory.give_back(cx, c, buf));
         let conn = &mut self.conns[c as usize];
         conn.in_body = body.pad_left > 0 || body.data_left > 0;
         conn.body = body;
         whole.map_or(Taken::Yes, Taken::Whole)
     }
 
-    /// Returns whether another command under way has the identifier of the new command in slot `at`. An Asynchronous Event
-    /// Request gives way to the new command and is never answered. SPDK's hosts forget their requests when they detach, and use
-    /// the identifiers again for the shutdown.
-    #[cold]
-    fn conflicts(&mut self, engine: &mut Engine, c: u32, at: u32) -> bool {
-        while let Some(rival) = engine.rival(at) {
-            if !engine.is_event_request(rival) {
-                return true;
-            }
-            self.conns[c as usize].ready.remove(&mut engine.slots, rival);
-            engine.forget_event_request(rival);
-        }
-        false
-    }
-
-    /// Decides how a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).
-    #[inline]
-    fn route(&self, engine: &mut Engine, _c: u32, at: u32, step: CommandStep, in_capsule: u32) -> Route {
-        let refused = match (step, engine.slots[at].sqe.sgl1) {
-            (CommandStep::Gather(len), Sgl::InCapsule { offset_bytes: 0, .. }) if in_capsule == len => {
-                engine.slots[at].gather = true;
-                return Route::InCapsule;
-            }
-            (CommandStep::Gather(len), Sgl::Transport { .. }) if in_capsule == 0 => {
-                engine.slots[at].gather = true;
-                return Route::Memory(len);
-            }
-            (CommandStep::Block(len), Sgl::Transport { .. }) => return Route::Memory(len),
-            (CommandStep::Held | CommandStep::Done, _) => return Route::Settled(step),
-            (CommandStep::Gather(_), Sgl::InCapsule { offset_bytes: 0, .. } | Sgl::Transport { .. }) => {
-                Status::DATA_SGL_LENGTH_INVALID
-            }
-            (CommandStep::Gather(_), Sgl::InCapsule { .. }) => Status::SGL_OFFSET_INVALID,
-            _ => Status::SGL_TYPE_INVALID,
-        };
-        Route::Settled(engine.fail(at, refused.dnr()))
-    }
-
     /// Takes the header of data that an R2T asked for.
     fn h2c_data<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         header: &[u8],
@@ -419,19 +377,21 @@ impl Tcp {
         let Some(bytes) = header.first_chunk() else { return Taken::Dead };
         let data = match H2cData::parse(bytes, layout.data_len) {
             Ok(data) => data,
-            Err(error) => return self.refuse(engine, cx, c, error, header),
+            Err(error) => return self.refuse(shared, cx, c, error, header),
         };
         let at = u32::from(data.ttag);
-        let granted = engine.slots.get(at).filter(|slot| slot.queue == c && slot.phase == Phase::HostData);
-        let status = match granted {
+        let asked = self.commands.get(at).filter(|command| command.next == Next::Data);
+        let status = match asked.zip(shared.engine.cid(c, at)) {
             None => FatalStatus::InvalidHeaderField { offset_bytes: field::TTAG },
-            Some(slot) if slot.sqe.cid != data.cid => {
+            Some((_, cid)) if cid != data.cid => {
                 FatalStatus::InvalidHeaderField { offset_bytes: field::CCCID }
             }
-            Some(slot) if data.offset_bytes != slot.moved || data.len_bytes > slot.len - slot.moved => {
+            Some((command, _))
+                if data.offset_bytes != command.moved || data.len_bytes > command.len - command.moved =>
+            {
                 FatalStatus::DataOutOfRange
             }
-            Some(slot) if data.last != (data.offset_bytes + data.len_bytes == slot.len) => {
+            Some((command, _)) if data.last != (data.offset_bytes + data.len_bytes == command.len) => {
                 FatalStatus::InvalidHeaderField { offset_bytes: field::FLAGS }
             }
             Some(_) => {
@@ -450,26 +410,26 @@ impl Tcp {
                 return Taken::Yes;
             }
         };
-        self.terminate(engine, cx, c, status, header)
+        self.terminate(shared, cx, c, status, header)
     }
 
     #[cold]
     fn refuse<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         error: HeaderError,
         header: &[u8],
     ) -> Taken {
-        self.terminate(engine, cx, c, error.status, header)
+        self.terminate(shared, cx, c, error.status, header)
     }
 
     /// Reports a fatal transport error to the host, and throws away all later bytes (NVMe-oF TCP 1.0c §3.5).
     #[cold]
     fn terminate<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         status: FatalStatus,
@@ -483,9 +443,9 @@ impl Tcp {
         conn.stash.iter_mut().zip(header).for_each(|(to, from)| *to = *from);
         conn.stash_len = len;
         if let Some(key) = conn.timer.take() {
-            engine.timers.cancel(key);
+            shared.engine.timers.cancel(key);
         }
-        self.ensure_timer(engine, c);
+        self.ensure_timer(shared, c);
         self.mark_dirty(c);
         Taken::Dead
     }
@@ -496,14 +456,35 @@ impl Tcp {
     }
 }
 
-/// The next step of a new command.
+/// The way of a new command's data.
 enum Route {
-    /// The command's data follows in the capsule.
-    InCapsule,
-    /// The command needs a block of this many bytes.
-    Memory(u32),
+    /// The command's data, of this many bytes, follows in the capsule.
+    InCapsule(u32),
+    /// The command needs a block of this many bytes. With the block there, this PDU is next.
+    Block(u32, Next),
     /// The command layer has the command, or the command is answered.
     Settled(CommandStep),
+}
+
+/// Decides how a command's data moves, by its descriptor (NVMe-oF TCP 1.0c §3.3.2.1).
+#[inline]
+fn route(shared: &mut Shared, at: u32, step: CommandStep, in_capsule: u32) -> Route {
+    let refused = match (step, shared.engine.descriptor(at)) {
+        (CommandStep::Gather(len), Sgl::InCapsule { offset_bytes: 0, .. }) if in_capsule == len => {
+            return Route::InCapsule(len);
+        }
+        (CommandStep::Gather(len), Sgl::Transport { .. }) if in_capsule == 0 => {
+            return Route::Block(len, Next::Block);
+        }
+        (CommandStep::Block(len), Sgl::Transport { .. }) => return Route::Block(len, Next::Response),
+        (CommandStep::Held | CommandStep::Done, _) => return Route::Settled(step),
+        (CommandStep::Gather(_), Sgl::InCapsule { offset_bytes: 0, .. } | Sgl::Transport { .. }) => {
+            Status::DATA_SGL_LENGTH_INVALID
+        }
+        (CommandStep::Gather(_), Sgl::InCapsule { .. }) => Status::SGL_OFFSET_INVALID,
+        _ => Status::SGL_TYPE_INVALID,
+    };
+    Route::Settled(shared.engine.fail(at, refused.dnr()))
 }
 
 /// Returns the common header, and the length of the header with its digest.

@@ -1,11 +1,12 @@
 //! Turns pending output into PDUs: one send list for each connection in a turn.
 
 use super::Tcp;
+use super::command::Next;
 use super::conn::{Conn, ConnState, LOANS};
 use crate::cx::Cx;
 use crate::frontend::limits::{CONTROLLER_ALIGNMENT_BYTES, MAX_H2C_DATA_BYTES};
-use crate::frontend::nvme::engine::Engine;
-use crate::frontend::nvme::slot::Phase;
+use crate::frontend::nvme::engine::Response;
+use crate::frontend::shared::Shared;
 use crate::msg::StorageIo;
 use trefoil_poll::{SendList, SockId};
 use trefoil_wire::nvme::{Cqe, Status};
@@ -18,14 +19,14 @@ const HEAD_BYTES: usize = 128 + DIGEST_LEN + CapsuleResp::LEN + DIGEST_LEN;
 
 impl Tcp {
     /// Sends the pending output of every connection without a send under way. Returns true if at least one connection had output.
-    pub fn flush<I: StorageIo>(&mut self, engine: &mut Engine, cx: &mut Cx<'_, I>) -> bool {
+    pub fn flush<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>) -> bool {
         let mut worked = false;
         while let Some(c) = self.dirty.front().copied() {
             let conn = &self.conns[c as usize];
             if conn.sending.is_none() && conn.has_output() {
                 // Without a free list, all later connections wait too. Each send that ends returns a list.
                 let Some(list) = self.lists.pop() else { break };
-                self.flush_one(engine, cx, c, list);
+                self.flush_one(shared, cx, c, list);
                 worked = true;
             }
             self.dirty.pop_front();
@@ -36,7 +37,7 @@ impl Tcp {
 
     fn flush_one<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         mut list: Box<SendList>,
@@ -50,21 +51,27 @@ impl Tcp {
             if std::mem::take(&mut conn.ic_resp) {
                 put_ic_resp(conn, &mut list);
             }
-            while let Some(at) = self.conns[c as usize].ready.front() {
+            while let Some(at) = self.conns[c as usize].ready.first() {
                 if !list.fits(HEAD_BYTES, true) {
                     break;
                 }
-                self.conns[c as usize].ready.pop(&mut engine.slots);
-                self.put(engine, cx, c, at, &mut list);
+                self.commands.pop(&mut self.conns[c as usize].ready);
+                self.put(shared, cx, c, at, &mut list);
             }
         }
-        let conn = &mut self.conns[c as usize];
         // The remaining output waits until the host reads.
-        conn.ready.end_loans(&mut engine.slots);
+        for at in self.commands.iter(&self.conns[c as usize].ready) {
+            shared.engine.end_loan(at);
+        }
+        if list.is_empty() {
+            // The host has given up all that there was to answer.
+            return self.lists.push(list);
+        }
+        let conn = &mut self.conns[c as usize];
         conn.may_borrow = LOANS;
         (conn.sending, conn.taken_bytes) = (Some(cx.io.now()), None);
         if conn.timer.is_none() {
-            self.ensure_timer(engine, c);
+            self.ensure_timer(shared, c);
         }
         cx.io.send(SockId(c), list);
     }
@@ -73,31 +80,28 @@ impl Tcp {
     #[inline]
     fn put<I: StorageIo>(
         &mut self,
-        engine: &mut Engine,
+        shared: &mut Shared,
         cx: &mut Cx<'_, I>,
         c: u32,
         at: u32,
         list: &mut SendList,
     ) {
-        if engine.slots[at].phase == Phase::Grant {
-            if !engine.slots[at].aborted {
-                return self.put_r2t(engine, c, at, list);
+        if self.commands[at].next == Next::R2t {
+            if !shared.engine.is_aborted(at) {
+                return self.put_r2t(shared, c, at, list);
             }
-            engine.fail(at, Status::ABORT_REQUESTED);
+            shared.engine.fail(at, Status::ABORT_REQUESTED);
         }
+        let Some(response) = shared.engine.respond(cx, at) else { return };
+        let Response { cqe, len, mut block, loan, is_plain } = response;
         let conn = &self.conns[c as usize];
         let (header_digest, data_digest) = (conn.framing.header_digest, conn.framing.data_digest);
-        let queue = &engine.queues[c as usize];
-        let slot = &engine.slots[at];
-        let (cid, status, result, len) = (slot.sqe.cid, slot.status, slot.result, slot.send_len);
         // Without SQ flow control, a response says no more than the SUCCESS flag (NVMe-oF TCP 1.0c §3.6.2.9).
-        let success = len > 0 && queue.no_flow_control && status.is_ok() && result == 0;
-        let cqe = Cqe { result, ..Cqe::new(cid, queue.response_sqhd(), status) };
-        let (mut buf, loan) = engine.retire(cx, at);
+        let success = len > 0 && is_plain;
         if len > 0
-            && let Some(data) = buf.take()
+            && let Some(data) = block.take()
         {
-            let pdu = C2hData { cid, offset_bytes: 0, len_bytes: len, last: true, success };
+            let pdu = C2hData { cid: cqe.cid, offset_bytes: 0, len_bytes: len, last: true, success };
             put_c2h_header(conn, &pdu, list);
             let crc = data_digest.then(|| digest(data.get(..len as usize).unwrap_or_default()));
             match loan {
@@ -111,20 +115,21 @@ impl Tcp {
         if !success {
             put_response(cqe, header_digest, list);
         }
-        if let Some(buf) = buf {
-            self.give_back(engine, cx, c, buf);
+        if let Some(block) = block {
+            shared.memory.give_back(cx, c, block);
         }
     }
 
     /// Adds one R2T for all of a command's data, so that any MAXR2T suffices.
-    fn put_r2t(&mut self, engine: &mut Engine, c: u32, at: u32, list: &mut SendList) {
+    fn put_r2t(&mut self, shared: &mut Shared, c: u32, at: u32, list: &mut SendList) {
+        let Some(cid) = shared.engine.cid(c, at) else { return };
         let conn = &mut self.conns[c as usize];
-        let slot = &mut engine.slots[at];
-        slot.phase = Phase::HostData;
+        let command = &mut self.commands[at];
+        command.next = Next::Data;
         conn.grants += 1;
         conn.asked = true;
-        conn.large_grants += u32::from(Self::is_large(slot.len));
-        let r2t = R2t { cid: slot.sqe.cid, ttag: at as u16, offset_bytes: 0, len_bytes: slot.len };
+        conn.large_grants += u32::from(Self::is_large(command.len));
+        let r2t = R2t { cid, ttag: at as u16, offset_bytes: 0, len_bytes: command.len };
         let header_digest = conn.framing.header_digest;
         put_header::<{ R2t::LEN }>(list, R2t::LEN, header_digest, |bytes| r2t.emit(header_digest, bytes));
     }

@@ -20,12 +20,13 @@ use crate::cx::Cx;
 use crate::frontend::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::frontend::nvme::capacity::MAX_CNTLID;
 use crate::frontend::nvme::ctrlr::{CtrlrKind, CtrlrMember};
-use crate::frontend::nvme::departure::Leaving;
-use crate::frontend::nvme::engine::{CommandStep, Effect, Engine};
+use crate::frontend::nvme::drain::Leaving;
+use crate::frontend::nvme::engine::{CommandStep, Engine};
 use crate::frontend::nvme::queue::{Names, QueueState, hash};
 use crate::frontend::nvme::refusals::reason;
-use crate::frontend::nvme::slot::{NIL, Phase};
+use crate::frontend::nvme::slot::Phase;
 use crate::frontend::timers::Timer;
+use crate::list::NIL;
 use crate::msg::{ConnectRefusal, CtrlrMsg, HostName, Msg, StorageIo};
 use crate::topology::PortalId;
 use std::time::Duration;
@@ -136,7 +137,7 @@ impl Engine {
         let cqe = Cqe { result: slot.result, ..Cqe::new(0, 0, slot.status) };
         let why = reason(ConnectResponse::parse(&cqe), forbidden);
         if self.refusals.add(host, subsystem, place, why) {
-            self.effects.push_back(Effect::Refused);
+            self.refused_later();
         }
     }
 
@@ -372,7 +373,7 @@ impl Engine {
     /// Removes a closing queue from its controller. Ends the controller if the queue is its admin queue. For an I/O queue,
     /// returns the message for the controller's owner, which must wait until no request of the queue is under way.
     #[must_use]
-    pub(in crate::frontend) fn leave_ctrlr<I: StorageIo>(
+    pub(in crate::frontend::nvme) fn leave_ctrlr<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         queue: u32,
@@ -398,7 +399,11 @@ impl Engine {
     }
 
     /// Tells the owner that an I/O queue is closed, and that all its requests at backends have ended.
-    pub(in crate::frontend) fn tell_left<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, leaving: Leaving) {
+    pub(in crate::frontend::nvme) fn tell_left<I: StorageIo>(
+        &mut self,
+        cx: &mut Cx<'_, I>,
+        leaving: Leaving,
+    ) {
         let Leaving { cntlid, qid, sock, generation } = leaving;
         // A controller stays until all of its members have left. A queue that never became a member may find no controller, or
         // another controller without such a member.

@@ -5,7 +5,7 @@ use crate::frontend::limits::{MAX_ABORTS, MAX_TRANSFER_BYTES};
 use crate::frontend::nvme::ctrlr::{Ctrlr, CtrlrKind};
 use crate::frontend::nvme::engine::{CommandStep, Engine};
 use crate::frontend::nvme::queue::QueueState;
-use crate::frontend::nvme::slot::Phase;
+use crate::frontend::nvme::slot::{CommandSlot, Phase};
 use crate::msg::{CtrlrMsg, Msg, StorageIo};
 use trefoil_poll::SockId;
 use trefoil_wire::fabrics::FabricsCommand;
@@ -19,7 +19,7 @@ const NO_LOCATION: u16 = 0xFFFF;
 impl Engine {
     /// Does the first half of a command: on an admin queue, on a queue that is not connected, or of the fabrics command set.
     #[cold]
-    pub(in crate::frontend) fn begin_admin<I: StorageIo>(
+    pub(in crate::frontend::nvme) fn begin_admin<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -65,7 +65,7 @@ impl Engine {
 
     /// Does the second half of a command, once the data, or the block for the data, is in the slot.
     #[cold]
-    pub(in crate::frontend) fn execute_admin<I: StorageIo>(
+    pub(in crate::frontend::nvme) fn execute_admin<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -133,10 +133,11 @@ impl Engine {
     /// command ends only after all of the data has come, since the transport can't tell this data from a later command's.
     pub(super) fn abort(&mut self, queue: u32, cid: u16, but: Option<u32>) -> bool {
         let ring = &self.queues[queue as usize].ring;
-        let found = self.slots.iter(ring).find(|(at, slot)| slot.sqe.cid == cid && Some(*at) != but);
+        let is_it = |at, slot: &CommandSlot| slot.sqe.cid == cid && Some(at) != but && !slot.forgotten;
+        let found = self.slots.iter(ring).find(|(at, slot)| is_it(*at, slot));
         let Some(at) = found.map(|(at, _)| at) else { return false };
         match self.slots[at].phase {
-            Phase::Memory | Phase::Grant | Phase::HostData => {
+            Phase::Transport => {
                 self.slots[at].aborted = true;
                 self.aborted(at);
                 true
@@ -172,7 +173,7 @@ impl Engine {
     /// Adds a failed command to its controller's error log, if the controller is on this core. Reports a failed Connect to the
     /// operator.
     #[cold]
-    pub(in crate::frontend) fn note_error(&mut self, at: u32) {
+    pub(in crate::frontend::nvme) fn note_error(&mut self, at: u32) {
         let slot = &self.slots[at];
         if slot.sqe.opcode == FABRICS_OPCODE
             && matches!(FabricsCommand::parse(&slot.sqe), FabricsCommand::Connect(_))

@@ -4,7 +4,8 @@ use crate::frontend::limits::MAX_AERS;
 use crate::frontend::nvme::ctrlr::event_bit;
 use crate::frontend::nvme::engine::{CommandStep, Engine};
 use crate::frontend::nvme::queue::QueueState;
-use crate::frontend::nvme::slot::{CommandSlot, NIL, Phase};
+use crate::frontend::nvme::slot::{CommandSlot, Phase};
+use crate::list::NIL;
 use trefoil_wire::nvme::feature::AsyncEventConfig;
 use trefoil_wire::nvme::{AsyncEvent, Status, admin_opcode};
 
@@ -37,7 +38,7 @@ impl Engine {
     }
 
     /// Returns whether slot `at` holds an Asynchronous Event Request to a controller.
-    pub(in crate::frontend) fn is_event_request(&self, at: u32) -> bool {
+    pub(in crate::frontend::nvme) fn is_event_request(&self, at: u32) -> bool {
         let slot = &self.slots[at];
         let queue = &self.queues[slot.queue as usize];
         queue.state == QueueState::Live
@@ -46,16 +47,20 @@ impl Engine {
     }
 
     /// Ends a request without an answer; nothing of it was sent yet. An event that the request was to report waits for the next
-    /// request.
-    pub(in crate::frontend) fn forget_event_request(&mut self, at: u32) {
+    /// request. If a transport has the answer already, the slot becomes free once the transport asks for the response.
+    pub(in crate::frontend::nvme) fn forget_event_request(&mut self, at: u32) {
         self.drop_event_request(at);
-        let CommandSlot { queue, cursor: event, .. } = self.slots[at];
+        let CommandSlot { queue, cursor: event, phase, .. } = self.slots[at];
         let q = &mut self.queues[queue as usize];
         if let Some(ctrlr) = self.ctrlrs.find(q.cntlid).and_then(|index| self.ctrlrs.get_mut(index)) {
             ctrlr.pending |= event as u8;
             ctrlr.masked &= !(event as u8);
         }
         q.forget(self.slots[at].sqe.cid);
+        if phase == Phase::Answered {
+            self.slots[at].forgotten = true;
+            return;
+        }
         self.slots.unlink(&mut q.ring, at);
         self.slots.release(at);
     }

@@ -1,0 +1,96 @@
+//! The parts of a target that all its transports share: the command layer, the payload memory, and the connections that make room.
+
+use super::eviction::Evictable;
+use super::limits::TargetLimits;
+use super::memory::PayloadMemory;
+use super::nvme::capacity::Capacity;
+use super::nvme::engine::{Effect, Engine};
+use super::nvme::queue::ConnAddrs;
+use crate::cx::Cx;
+use crate::msg::StorageIo;
+use std::sync::Arc;
+use trefoil_poll::CoreId;
+use trefoil_wire::nvme::Status;
+
+/// Work for a transport that doesn't answer a call of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Send the response of this command.
+    Respond(u32),
+    /// Close this connection.
+    Close {
+        /// Number of the connection.
+        conn: u32,
+        /// Reason for the log.
+        why: &'static str,
+    },
+}
+
+/// The shared parts of one core's target. A connection has the same number in all of them.
+pub struct Shared {
+    /// The command layer.
+    pub engine: Engine,
+    /// Quotas on payload memory, and the backlog.
+    pub memory: PayloadMemory,
+    /// Connections that make room for others.
+    pub evictable: Evictable,
+}
+
+impl Shared {
+    /// Allocates all memory; see the types of the parts.
+    pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
+        Self {
+            engine: Engine::new(limits, core, cores, home, capacity),
+            memory: PayloadMemory::new(limits),
+            evictable: Evictable::new(limits),
+        }
+    }
+
+    /// Opens a connection that a transport has accepted. Its host may Connect.
+    pub fn open(&mut self, conn: u32, place: ConnAddrs) {
+        self.engine.open(conn, place);
+        self.memory.open(conn);
+        if !self.engine.is_own(conn) {
+            self.evictable.open(conn, place.peer);
+        }
+    }
+
+    /// Forgets a connection that a transport has closed or closes; see [`Engine::close`].
+    pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, conn: u32, why: &'static str) {
+        self.evictable.remove(conn);
+        self.memory.close(conn);
+        self.engine.close(cx, conn, why);
+    }
+
+    /// Returns the next work for the transport.
+    #[inline]
+    pub fn next_order<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Option<Order> {
+        loop {
+            match self.engine.next_effect(cx)? {
+                Effect::Done(at) => return Some(Order::Respond(at)),
+                Effect::Abort(at) if self.memory.withdraw(at) => {
+                    self.engine.fail(at, Status::ABORT_REQUESTED);
+                    return Some(Order::Respond(at));
+                }
+                Effect::Abort(_) => {}
+                Effect::Up { queue } => self.came_up(queue),
+                Effect::Close { queue, why } => return Some(Order::Close { conn: queue, why }),
+            }
+        }
+    }
+
+    /// Handles a completed Connect: memory is counted to the host from now on. Only a discovery controller's connection stays
+    /// evictable.
+    #[cold]
+    fn came_up(&mut self, conn: u32) {
+        self.memory.join(conn, self.engine.host_hash(conn));
+        if !self.engine.is_discovery(conn) {
+            return self.evictable.remove(conn);
+        }
+        if !self.engine.is_own(conn)
+            && let Some(oldest) = self.evictable.join_discovery(conn, self.engine.peer(conn))
+        {
+            self.engine.close_later(oldest, "a discovery controller more came than there are places");
+        }
+    }
+}

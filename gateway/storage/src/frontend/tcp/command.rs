@@ -1,0 +1,101 @@
+//! The transport's side of a command: which PDU is next, and how much of its data has come.
+
+use crate::list::{Links, List};
+
+/// The next PDU of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The response, once the command layer has it.
+    Response,
+    /// An R2T, once there is a block for the data.
+    Block,
+    /// An R2T, which is in the connection's list of output.
+    R2t,
+    /// Data from the host.
+    Data,
+}
+
+/// What the transport knows of a command.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpCommand {
+    /// The next PDU.
+    pub next: Next,
+    /// True if a data digest was wrong. The command fails once all its data has come.
+    pub is_corrupt: bool,
+    /// Bytes of data that the host sends.
+    pub len: u32,
+    /// Bytes that have come from the host.
+    pub moved: u32,
+}
+
+impl TcpCommand {
+    const NEW: Self = Self { next: Next::Response, is_corrupt: false, len: 0, moved: 0 };
+}
+
+/// The transport's sides of all commands, by their numbers. Start-up reserves their memory, which is touched only as far as numbers
+/// are in use.
+pub struct TcpCommands {
+    commands: Vec<TcpCommand>,
+    links: Vec<Links>,
+}
+
+impl TcpCommands {
+    /// Reserves memory for `count` commands of 20 bytes.
+    pub fn new(count: usize) -> Self {
+        Self { commands: Vec::with_capacity(count), links: Vec::with_capacity(count) }
+    }
+
+    /// Starts a new command.
+    #[inline]
+    pub fn start(&mut self, at: u32) {
+        match self.commands.get_mut(at as usize) {
+            Some(command) => *command = TcpCommand::NEW,
+            None => self.grow(at),
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, at: u32) {
+        self.commands.resize(at as usize + 1, TcpCommand::NEW);
+        self.links.resize(at as usize + 1, Links::NONE);
+    }
+
+    /// Returns the command with this number, which a host may have made up.
+    #[inline]
+    pub fn get(&self, at: u32) -> Option<&TcpCommand> {
+        self.commands.get(at as usize)
+    }
+
+    /// Appends a command to a list of output.
+    #[inline]
+    pub fn push(&mut self, list: &mut List, at: u32) {
+        list.push(&mut self.links, at);
+    }
+
+    /// Removes the first command of a list of output.
+    #[inline]
+    pub fn pop(&mut self, list: &mut List) -> Option<u32> {
+        list.pop(&mut self.links)
+    }
+
+    /// Iterates over a list of output.
+    pub fn iter(&self, list: &List) -> impl Iterator<Item = u32> {
+        list.iter(&self.links)
+    }
+}
+
+impl std::ops::Index<u32> for TcpCommands {
+    type Output = TcpCommand;
+
+    #[inline]
+    fn index(&self, at: u32) -> &TcpCommand {
+        &self.commands[at as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for TcpCommands {
+    #[inline]
+    fn index_mut(&mut self, at: u32) -> &mut TcpCommand {
+        &mut self.commands[at as usize]
+    }
+}
