@@ -84,6 +84,58 @@ impl List {
     }
 }
 
+/// An entry of a table whose entries a [`Fifo`] links.
+pub trait Linked {
+    /// Returns the place of the link to the entry behind this one.
+    fn link(&mut self) -> &mut u32;
+}
+
+/// Numbers of a table's entries, first in, first out. Cheaper than a [`List`], as no number leaves from the middle.
+#[derive(Clone, Copy, Debug)]
+pub struct Fifo {
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    /// A queue without numbers.
+    pub const EMPTY: Self = Self { head: NIL, tail: NIL };
+
+    /// Returns whether the queue has no number.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+
+    /// Returns the first number.
+    #[inline]
+    pub fn first(&self) -> Option<u32> {
+        (self.head != NIL).then_some(self.head)
+    }
+
+    /// Appends `at`, which must be in no queue.
+    #[inline]
+    pub fn push<T: Linked>(&mut self, table: &mut [T], at: u32) {
+        *table[at as usize].link() = NIL;
+        match table.get_mut(self.tail as usize) {
+            Some(last) => *last.link() = at,
+            None => self.head = at,
+        }
+        self.tail = at;
+    }
+
+    /// Removes and returns the first number.
+    #[inline]
+    pub fn pop<T: Linked>(&mut self, table: &mut [T]) -> Option<u32> {
+        let at = self.head;
+        self.head = *table.get_mut(at as usize)?.link();
+        if self.head == NIL {
+            self.tail = NIL;
+        }
+        Some(at)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +152,22 @@ mod tests {
         assert!(list.is_empty() && list.first().is_none());
         list.push(&mut links, 3);
         assert_eq!((list.first(), list.pop(&mut links), list.pop(&mut links)), (Some(3), Some(3), None));
+    }
+
+    impl Linked for u32 {
+        fn link(&mut self) -> &mut u32 {
+            self
+        }
+    }
+
+    #[test]
+    fn a_fifo_keeps_its_order() {
+        let (mut table, mut fifo) = ([0; 4], Fifo::EMPTY);
+        [2, 0].into_iter().for_each(|at| fifo.push(&mut table, at));
+        assert_eq!((fifo.first(), fifo.pop(&mut table)), (Some(2), Some(2)));
+        [3, 2].into_iter().for_each(|at| fifo.push(&mut table, at));
+        assert_eq!(std::iter::from_fn(|| fifo.pop(&mut table)).collect::<Vec<_>>(), [0, 3, 2]);
+        assert!(fifo.is_empty() && fifo.first().is_none() && fifo.pop(&mut table).is_none());
     }
 
     #[test]

@@ -384,6 +384,11 @@ impl Engine {
         self.write_in_place(cx, at, data).map(|step| self.handed(at, step))
     }
 
+    /// Returns whether a command's response is ready.
+    pub fn is_done(&self, at: u32) -> bool {
+        self.slots[at].phase == Phase::Answered
+    }
+
     /// Returns whether Abort has flagged a command that a transport has.
     #[inline]
     pub fn is_aborted(&self, at: u32) -> bool {
@@ -404,6 +409,10 @@ impl Engine {
     #[inline]
     pub fn respond<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Response> {
         let slot = &mut self.slots[at];
+        if slot.forgotten {
+            self.drop_forgotten(at);
+            return None;
+        }
         let (queue, cid, status, result) = (slot.queue, slot.sqe.cid, slot.status, slot.result);
         let q = &mut self.queues[queue as usize];
         let response = Response {
@@ -413,13 +422,18 @@ impl Engine {
             loan: slot.loan.take(),
             is_plain: q.no_flow_control && status.is_ok() && result == 0,
         };
-        let forgotten = slot.forgotten;
-        if !forgotten {
-            q.leave(cid, slot.since, cx.io.now(), if status.is_ok() { slot.len } else { 0 });
-        }
+        q.leave(cid, slot.since, cx.io.now(), if status.is_ok() { slot.len } else { 0 });
         self.slots.unlink(&mut q.ring, at);
         self.slots.release(at);
-        (!forgotten).then_some(response)
+        Some(response)
+    }
+
+    /// Frees the slot of an Asynchronous Event Request that the host has given up.
+    #[cold]
+    fn drop_forgotten(&mut self, at: u32) {
+        let queue = self.slots[at].queue;
+        self.slots.unlink(&mut self.queues[queue as usize].ring, at);
+        self.slots.release(at);
     }
 
     /// Returns the next work for the transport.

@@ -21,11 +21,12 @@ impl Tcp {
         &mut self,
         shared: &mut Shared,
         cx: &mut Cx<'_, I>,
+        c: u32,
         at: u32,
+        next: Next,
         block: Buf,
     ) {
-        let c = shared.engine.queue(at);
-        if self.commands[at].next == Next::Block {
+        if next == Next::Block {
             self.commands[at].next = Next::R2t;
             shared.engine.give_block(at, block);
             return self.output(c, at);
@@ -55,7 +56,7 @@ impl Tcp {
         let mut progress = false;
         let privileged = shared.engine.is_privileged(c);
         while let Some((at, block)) = shared.memory.next_funded(cx, c, privileged) {
-            self.funded(shared, cx, at, block);
+            self.funded(shared, cx, c, at, self.commands[at].next, block);
             progress = true;
         }
         progress |= self.replay(shared, cx, c);

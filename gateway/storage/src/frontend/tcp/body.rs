@@ -1,6 +1,7 @@
 //! Moves the data after a header into the slot's block, and sums the data if there is a digest.
 
 use super::Tcp;
+use super::command::Next;
 use super::conn::{Body, BodyKind};
 use crate::cx::Cx;
 use crate::frontend::shared::Shared;
@@ -107,6 +108,7 @@ impl Tcp {
         if command.moved < command.len {
             return;
         }
+        command.next = Next::Response;
         if kind == BodyKind::H2c {
             conn.grants = conn.grants.saturating_sub(1);
             if conn.grants == 0 {

@@ -1,6 +1,6 @@
 //! The transport's side of a command: which PDU is next, and how much of its data has come.
 
-use crate::list::{Links, List};
+use crate::list::{Fifo, Linked, NIL};
 
 /// The next PDU of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,38 +26,49 @@ pub struct TcpCommand {
     pub len: u32,
     /// Bytes that have come from the host.
     pub moved: u32,
+    link: u32,
 }
 
 impl TcpCommand {
-    const NEW: Self = Self { next: Next::Response, is_corrupt: false, len: 0, moved: 0 };
+    /// Returns a new command that moves `len` bytes, in either direction.
+    #[inline]
+    pub const fn new(next: Next, len: u32) -> Self {
+        Self { next, is_corrupt: false, len, moved: 0, link: NIL }
+    }
+}
+
+impl Linked for TcpCommand {
+    #[inline]
+    fn link(&mut self) -> &mut u32 {
+        &mut self.link
+    }
 }
 
 /// The transport's sides of all commands, by their numbers. Start-up reserves their memory, which is touched only as far as numbers
 /// are in use.
 pub struct TcpCommands {
     commands: Vec<TcpCommand>,
-    links: Vec<Links>,
 }
 
 impl TcpCommands {
-    /// Reserves memory for `count` commands of 20 bytes.
+    /// Reserves memory for `count` commands of 16 bytes.
     pub fn new(count: usize) -> Self {
-        Self { commands: Vec::with_capacity(count), links: Vec::with_capacity(count) }
+        Self { commands: Vec::with_capacity(count) }
     }
 
     /// Starts a new command.
     #[inline]
-    pub fn start(&mut self, at: u32) {
+    pub fn start(&mut self, at: u32, new: TcpCommand) {
         match self.commands.get_mut(at as usize) {
-            Some(command) => *command = TcpCommand::NEW,
-            None => self.grow(at),
+            Some(command) => *command = new,
+            None => self.grow(at, new),
         }
     }
 
     #[cold]
-    fn grow(&mut self, at: u32) {
-        self.commands.resize(at as usize + 1, TcpCommand::NEW);
-        self.links.resize(at as usize + 1, Links::NONE);
+    fn grow(&mut self, at: u32, new: TcpCommand) {
+        self.commands.resize(at as usize, TcpCommand::new(Next::Response, 0));
+        self.commands.push(new);
     }
 
     /// Returns the command with this number, which a host may have made up.
@@ -68,19 +79,19 @@ impl TcpCommands {
 
     /// Appends a command to a list of output.
     #[inline]
-    pub fn push(&mut self, list: &mut List, at: u32) {
-        list.push(&mut self.links, at);
+    pub fn push(&mut self, list: &mut Fifo, at: u32) {
+        list.push(&mut self.commands, at);
     }
 
     /// Removes the first command of a list of output.
     #[inline]
-    pub fn pop(&mut self, list: &mut List) -> Option<u32> {
-        list.pop(&mut self.links)
+    pub fn pop(&mut self, list: &mut Fifo) -> Option<u32> {
+        list.pop(&mut self.commands)
     }
 
     /// Iterates over a list of output.
-    pub fn iter(&self, list: &List) -> impl Iterator<Item = u32> {
-        list.iter(&self.links)
+    pub fn iter(&self, list: &Fifo) -> impl Iterator<Item = u32> {
+        std::iter::successors(list.first(), |at| Some(self.get(*at)?.link).filter(|next| *next != NIL))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One connection: the state of its stream, and its pending output.
 
-use crate::list::{List, NIL};
+use crate::list::{Fifo, NIL};
 use trefoil_poll::send::BUFS;
 use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{Buf, Instant};
@@ -122,7 +122,7 @@ pub struct Conn {
     /// The received bytes from that command on, unless all of them are in the stash.
     pub unparsed: Option<Unparsed>,
     /// Commands whose R2T or response waits to be sent.
-    pub ready: List,
+    pub ready: Fifo,
     /// Capsules that are taken before those on the stream.
     pub parked: Option<Parked>,
     /// R2Ts whose data has not come completely.
@@ -172,7 +172,7 @@ impl Conn {
             receiving: false,
             stalled: false,
             unparsed: None,
-            ready: List::EMPTY,
+            ready: Fifo::EMPTY,
             parked: None,
             grants: 0,
             large_grants: 0,

@@ -26,9 +26,9 @@ use super::nvme::queue::ConnAddrs;
 use super::shared::{Order, Shared};
 use super::timers::Timer;
 use crate::cx::Cx;
-use crate::list::List;
+use crate::list::Fifo;
 use crate::msg::StorageIo;
-use command::{Next, TcpCommands};
+use command::TcpCommands;
 use conn::BodyKind;
 use std::collections::VecDeque;
 use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
@@ -61,7 +61,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Allocates connections of about 420 B each, commands of 20 B each, lists of 21 KiB each, and a word a connection.
+    /// Allocates connections of about 420 B each, commands of 16 B each, lists of 21 KiB each, and a word a connection.
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
@@ -195,7 +195,6 @@ impl Tcp {
     /// Queues the command's response for the next send.
     #[inline]
     fn ready(&mut self, shared: &mut Shared, at: u32) {
-        self.commands[at].next = Next::Response;
         let c = shared.engine.queue(at);
         if self.conns[c as usize].sending.is_some() {
             // A read that waited at its backend may complete while an earlier send is stuck. Writers must not wait for that send.
@@ -236,7 +235,7 @@ impl Tcp {
             shared.engine.timers.cancel(key);
         }
         conn.in_body = false;
-        conn.ready = List::EMPTY;
+        conn.ready = Fifo::EMPTY;
         cx.io.close(SockId(c));
         shared.close(cx, c, why);
     }

@@ -1,6 +1,6 @@
 //! Splits the stream into PDUs, and turns PDUs into commands.
 
-use super::command::Next;
+use super::command::{Next, TcpCommand};
 use super::conn::{Body, BodyKind, ConnState, Unparsed};
 use super::{Conn, Tcp};
 use crate::cx::Cx;
@@ -320,7 +320,6 @@ impl Tcp {
             block.into_iter().for_each(|buf| shared.memory.give_back(cx, c, buf));
             return self.later(shared, cx, c, layout, header);
         };
-        self.commands.start(at);
         let mut body = Body { pad_left: layout.pad_len, ..Body::NONE };
         if layout.data_len > 0 {
             body.data_left = layout.data_len;
@@ -333,6 +332,7 @@ impl Tcp {
                 if let Some(data) = whole_data(layout, after)
                     && let Some(step) = shared.engine.write_now(cx, at, data) =>
             {
+                self.commands.start(at, TcpCommand::new(Next::Response, 0));
                 body = Body::NONE;
                 whole = Some(data.len());
                 self.step(shared, at, step);
@@ -344,19 +344,20 @@ impl Tcp {
                 if let Some(block) = block.take() {
                     shared.engine.give_block(at, block);
                 }
-                let command = &mut self.commands[at];
-                (command.next, command.len) = (Next::Data, len);
+                self.commands.start(at, TcpCommand::new(Next::Data, len));
                 body.slot = at;
                 body.kind = BodyKind::Capsule;
             }
             Route::Block(len, next) => {
-                let command = &mut self.commands[at];
-                (command.next, command.len) = (next, len);
+                self.commands.start(at, TcpCommand::new(next, len));
                 if let Some(block) = shared.memory.fund(cx, c, at, len, privileged) {
-                    self.funded(shared, cx, at, block);
+                    self.funded(shared, cx, c, at, next, block);
                 }
             }
-            Route::Settled(step) => self.step(shared, at, step),
+            Route::Settled(step) => {
+                self.commands.start(at, TcpCommand::new(Next::Response, 0));
+                self.step(shared, at, step);
+            }
         }
         block.into_iter().for_each(|buf| shared.memory.give_back(cx, c, buf));
         let conn = &mut self.conns[c as usize];

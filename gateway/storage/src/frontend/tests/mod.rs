@@ -8,6 +8,7 @@ mod session;
 mod admin;
 mod association;
 mod capacity;
+mod direct;
 mod lending;
 mod memory;
 mod turn;

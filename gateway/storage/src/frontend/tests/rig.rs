@@ -4,7 +4,7 @@ use crate::backend::{Attach, AttachKind, Memory};
 use crate::cx::{Cx, InstantMemory};
 use crate::frontend::{Capacity, ConnAddrs, Target, TargetLimits};
 use crate::lun::Luns;
-use crate::msg::Msg;
+use crate::msg::{CtrlrMsg, Msg};
 use crate::request::{Completed, Fault, Op, Request};
 use crate::topology::{
     Allow, BackendId, Extent, Lun, LunId, Namespace, Portal, PortalId, Subsystem, Topology,
@@ -255,6 +255,13 @@ pub fn topology() -> Topology {
 /// Next free arena home. Homes are process-wide, so each test core takes its own.
 static NEXT_ARENA: AtomicU16 = AtomicU16::new(0);
 
+fn about_ctrlr(msg: TestMsg) -> CtrlrMsg {
+    match msg {
+        Msg::Ctrlr(msg) => msg,
+        other => panic!("{other:?}"),
+    }
+}
+
 impl Rig {
     pub fn new(cores: u16) -> Self {
         Self::with(cores, limits(), 8)
@@ -432,14 +439,8 @@ impl Rig {
         let posts = std::mem::take(&mut self.cores[core].io.posts);
         for (to, msg) in posts {
             worked = true;
-            match msg {
-                Msg::Ctrlr(msg) => {
-                    self.with_core(usize::from(to.0), |target, cx| {
-                        target.on_ctrlr(cx, CoreId(core as u16), msg)
-                    });
-                }
-                other => panic!("{other:?}"),
-            }
+            let msg = about_ctrlr(msg);
+            self.with_core(usize::from(to.0), |target, cx| target.on_ctrlr(cx, CoreId(core as u16), msg));
         }
         worked |= self.with_core(core, |target, cx| target.sweep(cx) | target.on_turn(cx));
         worked | self.run_requests(core)
@@ -537,6 +538,19 @@ impl Rig {
             self.with_core(core, |target, cx| target.on_completed(cx, done));
         }
         worked
+    }
+
+    /// Answers the requests of a core's command layer and its messages to itself, without any transport.
+    pub fn run_beneath(&mut self, core: usize) {
+        while let Some(request) = self.cores[core].requests.pop_front() {
+            let done = self.perform(request);
+            self.with_core(core, |target, cx| target.shared.engine.on_completed(cx, done));
+        }
+        while !self.cores[core].io.posts.is_empty() {
+            let (from, msg) = self.cores[core].io.posts.remove(0);
+            let msg = about_ctrlr(msg);
+            self.with_core(core, |target, cx| target.shared.engine.on_ctrlr(cx, from, msg));
+        }
     }
 
     fn perform(&mut self, mut request: Request) -> Completed {
