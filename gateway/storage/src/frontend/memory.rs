@@ -116,12 +116,18 @@ impl PayloadMemory {
         len: u32,
         privileged: bool,
     ) -> Option<Buf> {
-        let must_wait = !self.waits[c as usize].commands.is_empty() || (!privileged && self.must_queue(c));
+        // A connection with a waiting command is in the backlog, or is being served.
+        let must_wait = (self.is_short() || self.serving != NIL) && self.must_wait(c, privileged);
         let buf = if must_wait { None } else { self.acquire(cx, c, len, privileged) };
         if buf.is_none() {
             self.wait(c, at, len);
         }
         buf
+    }
+
+    #[cold]
+    fn must_wait(&self, c: u32, privileged: bool) -> bool {
+        !self.waits[c as usize].commands.is_empty() || (!privileged && self.must_queue(c))
     }
 
     #[cold]

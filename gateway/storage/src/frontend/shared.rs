@@ -84,7 +84,7 @@ impl Shared {
     #[cold]
     fn came_up(&mut self, conn: u32) {
         self.memory.join(conn, self.engine.host_hash(conn));
-        if !self.engine.is_discovery(conn) {
+        if !self.engine.queue(conn).is_discovery() {
             return self.evictable.remove(conn);
         }
         if !self.engine.is_own(conn)

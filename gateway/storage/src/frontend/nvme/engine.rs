@@ -92,6 +92,46 @@ pub struct Response {
     pub is_plain: bool,
 }
 
+/// What a transport may know of a queue.
+#[derive(Clone, Copy)]
+pub struct QueueView<'a>(&'a Queue);
+
+impl QueueView<'_> {
+    /// Returns whether the queue may have one more command under way (NVMe base 2.0c §3.3.1.5).
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.0.has_room()
+    }
+
+    /// Returns the number of commands under way.
+    #[inline]
+    pub fn outstanding(&self) -> usize {
+        self.0.ring.len() as usize
+    }
+
+    /// Returns whether this is an admin queue or a queue that is not connected yet. Its commands may take the reserve.
+    #[inline]
+    pub fn is_privileged(&self) -> bool {
+        self.0.qid == 0
+    }
+
+    /// Returns whether the queue is connected to a controller.
+    #[inline]
+    pub fn is_live(&self) -> bool {
+        self.0.state == QueueState::Live
+    }
+
+    /// Returns whether the queue belongs to a discovery controller.
+    pub fn is_discovery(&self) -> bool {
+        self.0.discovery
+    }
+
+    /// Returns whether the connection must be closed once the responses that are ready are sent (Disconnect).
+    pub fn has_disconnected(&self) -> bool {
+        self.0.closing
+    }
+}
+
 /// The command layer of one core; see the module. [`Engine::new`] allocates all its memory.
 pub struct Engine {
     /// This core.
@@ -185,43 +225,15 @@ impl Engine {
         }
     }
 
-    /// Returns whether the queue may have one more command under way (NVMe base 2.0c §3.3.1.5).
+    /// Returns what a transport may know of a queue.
     #[inline]
-    pub fn has_room(&self, queue: u32) -> bool {
-        self.queues[queue as usize].has_room()
-    }
-
-    /// Returns the number of the queue's commands under way.
-    #[inline]
-    pub fn outstanding(&self, queue: u32) -> u32 {
-        self.queues[queue as usize].ring.len()
-    }
-
-    /// Returns whether the queue is an admin queue or not connected yet, so that its commands may take the reserve.
-    #[inline]
-    pub fn is_privileged(&self, queue: u32) -> bool {
-        self.queues[queue as usize].qid == 0
-    }
-
-    /// Returns whether the queue is connected to a controller.
-    #[inline]
-    pub fn is_live(&self, queue: u32) -> bool {
-        self.queues[queue as usize].state == QueueState::Live
-    }
-
-    /// Returns whether the connection must be closed once the responses that are ready are sent (Disconnect).
-    pub fn has_disconnected(&self, queue: u32) -> bool {
-        self.queues[queue as usize].closing
+    pub fn queue(&self, queue: u32) -> QueueView<'_> {
+        QueueView(&self.queues[queue as usize])
     }
 
     /// Returns the hash by which memory is shared between hosts. All discovery controllers together count as one host.
     pub fn host_hash(&self, queue: u32) -> u64 {
-        if self.is_discovery(queue) { DISCOVERY_HOST } else { self.names[queue as usize].host_hash() }
-    }
-
-    /// Returns whether the queue belongs to a discovery controller.
-    pub fn is_discovery(&self, queue: u32) -> bool {
-        self.queues[queue as usize].discovery
+        if self.queue(queue).is_discovery() { DISCOVERY_HOST } else { self.names[queue as usize].host_hash() }
     }
 
     /// Returns the host's address.
@@ -254,7 +266,7 @@ impl Engine {
         }
         let step = if is_io { self.begin_io(cx, at) } else { self.begin_admin(cx, at) };
         let step = match step {
-            CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step),
+            CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step, is_io),
             step => step,
         };
         Some((at, self.handed(at, step)))
@@ -289,7 +301,7 @@ impl Engine {
     /// Checks the command's SGL descriptor. The command describes its data by one descriptor (NVMe base 2.0c §3.3.3.1.1), whose
     /// length must match the command. The transport checks the descriptor's type.
     #[inline]
-    fn check_transfer(&mut self, at: u32, len: u32, step: CommandStep) -> CommandStep {
+    fn check_transfer(&mut self, at: u32, len: u32, step: CommandStep, is_io: bool) -> CommandStep {
         let slot = &mut self.slots[at];
         slot.len = len;
         if slot.sqe.psdt() != Psdt::Sgl {
@@ -299,17 +311,16 @@ impl Engine {
             return self.fail(at, Status::SGL_TYPE_INVALID.dnr());
         }
         let described = slot.sqe.sgl1.len_bytes();
-        let io = self.queues[slot.queue as usize].qid != 0;
         // An admin buffer may be larger than its data.
-        if described < len || (described != len && (io || matches!(step, CommandStep::Gather(_)))) {
+        if described < len || (described != len && (is_io || matches!(step, CommandStep::Gather(_)))) {
             return self.fail(at, Status::DATA_SGL_LENGTH_INVALID.dnr());
         }
         step
     }
 
-    /// Returns the queue of a command.
+    /// Returns the number of a command's queue.
     #[inline]
-    pub fn queue(&self, at: u32) -> u32 {
+    pub fn queue_of(&self, at: u32) -> u32 {
         self.slots[at].queue
     }
 
@@ -356,13 +367,13 @@ impl Engine {
         let slot = &mut self.slots[at];
         (slot.buf, slot.may_lend) = (Some(block), may_lend);
         if may_lend && let Some(step) = self.read_now(cx, at) {
-            return self.handed(at, step);
+            return step;
         }
         self.execute(cx, at)
     }
 
     /// Goes on with a command once all the data that it asked for is in its block.
-    #[inline]
+    #[inline(always)]
     pub fn execute<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let slot = &self.slots[at];
         if slot.aborted {
@@ -371,17 +382,6 @@ impl Engine {
         let is_io = self.queues[slot.queue as usize].qid != 0 && slot.sqe.opcode != FABRICS_OPCODE;
         let step = if is_io { self.execute_io(cx, at) } else { self.execute_admin(cx, at) };
         self.handed(at, step)
-    }
-
-    /// Executes a command whose data is `data`, without a block. Returns `None`, with nothing done, if the command needs a block.
-    #[inline]
-    pub fn write_now<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        at: u32,
-        data: &[u8],
-    ) -> Option<CommandStep> {
-        self.write_in_place(cx, at, data).map(|step| self.handed(at, step))
     }
 
     /// Returns whether a command's response is ready.

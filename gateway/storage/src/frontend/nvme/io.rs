@@ -6,12 +6,13 @@
 //! Range guards are not built yet. Compare and the fused Compare-and-Write need them: no other write of the same LUN may touch
 //! their blocks between the compare and the write. [`Engine::execute_io`] would take a guard just before [`Engine::submit`].
 //! [`Engine::continue_io`] would release the guard once a command has no further part. These two functions see every request of a
-//! host exactly once. [`Engine::write_in_place`] then only checks whether a guard is held. Guards are to be striped by LUN and block
+//! host exactly once. [`Engine::write_now`] then only checks whether a guard is held. Guards are to be striped by LUN and block
 //! range on the LUN's owner core. Each stripe has a count of active compares, so a write of a LUN without compares passes with
 //! one load of a counter.
 
 use super::engine::{CommandStep, Engine, status_of};
 use super::queue::NsView;
+use super::slot::Phase;
 use crate::cx::Cx;
 use crate::frontend::limits::MAX_TRANSFER_BYTES;
 use crate::msg::StorageIo;
@@ -92,14 +93,14 @@ impl Engine {
         let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
         let loan = cx.luns.as_mut()?.lend(view.lun, offset, len)?;
         let slot = &mut self.slots[at];
-        (slot.lun, slot.loan) = (view.lun, Some(loan));
+        (slot.lun, slot.loan, slot.phase) = (view.lun, Some(loan), Phase::Answered);
         Some(self.continue_io(cx, at, Ok(())))
     }
 
-    /// Executes a Write of `data` at once, if this core has the LUN in its memory. This memory has no volatile cache, so FUA
-    /// needs no further work.
+    /// Executes a Write of `data` at once and without a block, if this core has the LUN in its memory. This memory has no volatile
+    /// cache, so FUA needs no further work. Otherwise returns `None`, with nothing done.
     #[inline]
-    pub(super) fn write_in_place<I: StorageIo>(
+    pub fn write_now<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         at: u32,
@@ -111,7 +112,8 @@ impl Engine {
         if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
             return None;
         }
-        self.slots[at].lun = view.lun;
+        let slot = &mut self.slots[at];
+        (slot.lun, slot.phase) = (view.lun, Phase::Answered);
         Some(self.continue_io(cx, at, Ok(())))
     }
 

@@ -54,7 +54,7 @@ impl Tcp {
 
     fn serve_one<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) -> bool {
         let mut progress = false;
-        let privileged = shared.engine.is_privileged(c);
+        let privileged = shared.engine.queue(c).is_privileged();
         while let Some((at, block)) = shared.memory.next_funded(cx, c, privileged) {
             self.funded(shared, cx, c, at, self.commands[at].next, block);
             progress = true;

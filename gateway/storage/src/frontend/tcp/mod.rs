@@ -153,7 +153,7 @@ impl Tcp {
         }
         if conn.has_output() {
             self.mark_dirty(sock.0);
-        } else if conn.state == ConnState::Ready && shared.engine.has_disconnected(sock.0) {
+        } else if conn.state == ConnState::Ready && shared.engine.queue(sock.0).has_disconnected() {
             self.kill(shared, cx, sock.0, "the host disconnected");
         }
     }
@@ -195,7 +195,7 @@ impl Tcp {
     /// Queues the command's response for the next send.
     #[inline]
     fn ready(&mut self, shared: &mut Shared, at: u32) {
-        let c = shared.engine.queue(at);
+        let c = shared.engine.queue_of(at);
         if self.conns[c as usize].sending.is_some() {
             // A read that waited at its backend may complete while an earlier send is stuck. Writers must not wait for that send.
             shared.engine.end_loan(at);
@@ -243,7 +243,7 @@ impl Tcp {
     /// Returns the next time at which the connection must be checked.
     fn deadline(&self, shared: &Shared, c: u32) -> Option<Instant> {
         let conn = &self.conns[c as usize];
-        let connected = shared.engine.is_live(c);
+        let connected = shared.engine.queue(c).is_live();
         let since = [conn.sending, conn.pending_since].into_iter().flatten().min();
         let moved_by = since.map(|since| since + self.limits.progress_timeout / 2);
         match conn.state {
@@ -264,7 +264,7 @@ impl Tcp {
         if conn.state == ConnState::Terminating {
             return Some("the host did not close after a terminate request");
         }
-        if !shared.engine.is_live(c) {
+        if !shared.engine.queue(c).is_live() {
             return Some("no Connect in time");
         }
         let now = cx.io.now();

@@ -294,29 +294,30 @@ impl Tcp {
         header: &[u8],
         after: &[u8],
     ) -> Taken {
-        let engine = &mut shared.engine;
-        if !engine.has_room(c) {
+        let queue = shared.engine.queue(c);
+        if !queue.has_room() {
             // More commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
             return self.terminate(shared, cx, c, FatalStatus::SequenceError, header);
         }
-        let privileged = engine.is_privileged(c);
+        let privileged = queue.is_privileged();
         if self.conns[c as usize].parked.is_some() && !self.replaying {
             return self.later(shared, cx, c, layout, header);
         }
-        let may_take = || shared.memory.may_take_slot(engine.outstanding(c) as usize, engine.free_commands());
+        let free = shared.engine.free_commands();
+        let may_take = || shared.memory.may_take_slot(queue.outstanding(), free);
         if !privileged && (!may_take() || shared.memory.must_queue(c)) {
             return self.later(shared, cx, c, layout, header);
         }
         let mut block = None;
         // Before Connect, only the data of a Connect needs a block. Other data is thrown away, and its command fails.
-        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && !engine.is_live(c);
+        let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && !queue.is_live();
         if layout.data_len > 0 && !is_surplus() {
             block = shared.memory.acquire(cx, c, layout.data_len, privileged);
             if block.is_none() {
                 return self.later(shared, cx, c, layout, header);
             }
         }
-        let Some((at, step)) = engine.begin(cx, c, sqe) else {
+        let Some((at, step)) = shared.engine.begin(cx, c, sqe) else {
             block.into_iter().for_each(|buf| shared.memory.give_back(cx, c, buf));
             return self.later(shared, cx, c, layout, header);
         };
