@@ -396,7 +396,14 @@ mod tests {
             let known = ORDERS.iter().any(|(root, _)| one.root == Path::new(root));
             assert!(known, "{} has no table", one.root.display());
         }
+        let map = files.iter().find(|file| file.path == Path::new("ARCHITECTURE.md")).expect("the map");
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let map = words(&map.text);
         for (root, order) in ORDERS {
+            assert!(
+                map.contains(&words(order)),
+                "ARCHITECTURE.md has another order of the modules of {root}"
+            );
             let one = crates.iter().find(|one| one.root == Path::new(root)).expect("the crate of a table");
             for name in order.split_whitespace() {
                 assert!(one.modules.contains_key(&[name.to_owned()][..]), "{root} has no module {name}");

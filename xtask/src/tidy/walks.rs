@@ -42,17 +42,17 @@ fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
             findings.push(Finding::new(&map.path, line, "a walk without hops"));
         }
     };
+    // The rows of the table so far. Its first two are the head.
+    let mut rows = 0;
     for (n, line) in map.text.lines().enumerate() {
+        rows = if line.starts_with('|') { rows + 1 } else { 0 };
         if line.starts_with('#') {
             let is_walk = line.trim_start_matches('#').trim_start().starts_with("Walk");
             end(walk, &mut findings);
             walk = is_walk.then_some((n + 1, 0));
-        } else if let (Some((_, hops)), Some(row)) = (&mut walk, line.strip_prefix('|')) {
-            let is_head = *hops == 0 && !row.contains('`');
-            if !is_head {
-                *hops += 1;
-                findings.extend(lost_hop(row, sources).map(|why| Finding::new(&map.path, n + 1, why)));
-            }
+        } else if let (Some((_, hops)), 3..) = (&mut walk, rows) {
+            *hops += 1;
+            findings.extend(lost_hop(line, sources).map(|why| Finding::new(&map.path, n + 1, why)));
         }
     }
     end(walk, &mut findings);
@@ -64,7 +64,7 @@ fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
 
 /// Returns why the row of a walk leads nowhere, if it does not lead to a function.
 fn lost_hop(row: &str, sources: &[Source]) -> Option<String> {
-    let mut cells = row.split('|').map(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
+    let mut cells = row.split('|').skip(1).map(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
     let (Some(Some(path)), Some(Some(function))) = (cells.next(), cells.next()) else {
         return Some("a hop names a file and a function, each in backticks".into());
     };
@@ -112,16 +112,13 @@ fn owner<'a>(line: &str, rest: &'a str) -> Option<&'a str> {
     let words = line.trim_start().trim_start_matches("pub(crate) ").trim_start_matches("pub ");
     let words = words.trim_start_matches("unsafe ");
     let head = rest.get(line.len() - words.len()..rest.find('{')?)?;
-    let head = match head.strip_prefix("trait ") {
-        Some(head) => head,
-        None => {
-            let head = head.strip_prefix("impl").filter(|head| head.starts_with(['<', ' ']))?;
-            let head = &head[generics_len(head)..];
-            let head = head.split("where").next()?;
-            head.rsplit_once(" for ").map_or(head, |(_, own)| own)
-        }
+    let head = match head.strip_prefix("impl").filter(|head| head.starts_with(['<', ' '])) {
+        Some(head) => &head[generics_len(head)..],
+        None => head.strip_prefix("trait ")?,
     };
-    let path = head.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').next()?;
+    let words: Vec<&str> = head.split_whitespace().take_while(|word| *word != "where").collect();
+    let path = words.rsplit(|word| *word == "for").next()?.first()?;
+    let path = path.split(['<', '(']).next()?;
     path.trim_end_matches(':').rsplit("::").next()
 }
 
@@ -180,6 +177,8 @@ mod tests {
         fn helper() {}\n\
         #[cfg(test)]\nmod tests {\n    fn planted() {}\n}\n";
 
+    const HEAD: &str = "| file | function | what |\n| --- | --- | --- |\n";
+
     fn found(map: &str) -> Vec<String> {
         let text = |path: &str, text: &str| TextFile { path: path.into(), text: text.to_owned() };
         let files = [text(MAP, map), text("a/src/lane.rs", CODE)];
@@ -224,20 +223,17 @@ mod tests {
 
     #[test]
     fn a_walk_without_hops_and_a_map_without_walks_are_found() {
-        let head = "| file | function | what |\n| --- | --- | --- |\n";
-        assert_eq!(found(&format!("## Walk: x\n{head}## Other\n| `b` | c |\n")), ["a walk without hops"]);
+        assert_eq!(found(&format!("## Walk: x\n{HEAD}## Other\n{HEAD}| b | c |\n")), ["a walk without hops"]);
         assert_eq!(found("## Walk: x\n"), ["a walk without hops"]);
         assert_eq!(found("## Other\n"), ["there is no walk"]);
-        let row = found(&format!("## Walk: x\n{head}| `a/src/lane.rs` | `helper` | y |\n| helper | | y |\n"));
+        let row = found(&format!("## Walk: x\n{HEAD}| `a/src/lane.rs` | `helper` | y |\n| helper | | y |\n"));
         assert_eq!(row, ["a hop names a file and a function, each in backticks"]);
     }
 
     #[test]
     fn paths_exist_or_are_the_end_of_one() {
-        let map = |text: &str| {
-            let hop = "## Walk: x\n| `a/src/lane.rs` | `helper` | y |\n";
-            found(&format!("{hop}{text}\n"))
-        };
+        let map =
+            |text: &str| found(&format!("## Walk: x\n{HEAD}| `a/src/lane.rs` | `helper` | y |\n\n{text}\n"));
         let sound = "`a/src/lane.rs`, `src/lane.rs`, `src/`, `target/release`, `/etc/x`, `a/b c`, `gone.rs`";
         assert_eq!(map(sound), [""; 0]);
         assert_eq!(map("    see `a/gone.rs` in a block"), [""; 0]);
