@@ -47,6 +47,8 @@ struct Crate<'a> {
     /// The folder of its sources.
     root: PathBuf,
     modules: BTreeMap<ModulePath, &'a Source>,
+    /// The modules of the names that the root re-exports: an import of such a name is an import of its module.
+    shown: BTreeMap<String, ModulePath>,
 }
 
 /// Which module imports which, with the place of the first such import.
@@ -64,7 +66,22 @@ fn crates<'a>(sources: &'a [Source], skip: &BTreeSet<PathBuf>) -> Vec<Crate<'a>>
         let Some((root, module)) = place(&source.path) else { continue };
         found.entry(root).or_default().insert(module, source);
     }
-    found.into_iter().map(|(root, modules)| Crate { root, modules }).collect()
+    found.into_iter().map(|(root, modules)| Crate { root, shown: shown(&modules), modules }).collect()
+}
+
+/// Returns the names that the crate's root re-exports from its modules, each with the innermost module that it comes through.
+fn shown(modules: &BTreeMap<ModulePath, &Source>) -> BTreeMap<String, ModulePath> {
+    let code = modules.get(&[][..]).map(|source| source.shipped_code()).unwrap_or_default();
+    let mut names = Vec::new();
+    for path in code.split("pub use ").skip(1) {
+        expand(path, &mut Vec::new(), &mut names);
+    }
+    let inside = |path: &[String]| {
+        let path: ModulePath =
+            path.iter().filter(|part| *part != "crate" && *part != "self").cloned().collect();
+        (1..path.len()).rev().map(|len| path[..len].to_vec()).find(|module| modules.contains_key(module))
+    };
+    names.iter().filter_map(|path| Some((path.last()?.clone(), inside(path)?))).collect()
 }
 
 /// The source folder of the crate that a file belongs to, and the file's module. A program in `src/bin` is a crate of its own.
@@ -305,6 +322,9 @@ fn resolve(one: &Crate, module: &[String], name: &[String]) -> Option<ModulePath
         at.push(part.clone());
         if !one.modules.contains_key(&at) {
             at.pop();
+            if at.is_empty() {
+                at = one.shown.get(part).cloned().unwrap_or_default();
+            }
             break;
         }
     }
@@ -367,6 +387,17 @@ mod tests {
             ["`low` may not import `high`: `low` is the lower one in the order of modules"]
         );
         assert_eq!(judge("low"), ["`high` has no place in xtask/src/tidy/modules.rs"]);
+    }
+
+    #[test]
+    fn an_import_of_a_re_exported_name_is_found() {
+        let files = [
+            ("x/src/lib.rs", "mod a;\nmod b;\npub use a::A;\npub use crate::b::{inner::Other, B as C};\n"),
+            ("x/src/a.rs", "use crate::{A, Other};\n"),
+            ("x/src/b.rs", "mod inner;\nuse crate::A;\n"),
+            ("x/src/b/inner.rs", ""),
+        ];
+        assert_eq!(found(&files), ["these modules import each other in a circle: a, b"]);
     }
 
     #[test]
