@@ -9,6 +9,7 @@
 //! - no circle between the modules of a folder, no import against a crate's stated order of modules, and no type name with two
 //!   meanings in one crate;
 //! - no Rust file that no crate reaches;
+//! - each hop of a walk in ARCHITECTURE.md names a function that exists, and each path in the guides a file that exists;
 //! - no notes to self in place of work, no paths of a developer's machine.
 
 mod dead;
@@ -16,6 +17,7 @@ mod direction;
 mod lines;
 mod modules;
 mod source;
+mod walks;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,19 +70,22 @@ fn check(files: &[TextFile]) -> Vec<Finding> {
     for file in files {
         findings.extend(lines::any_text(file));
     }
-    let sources: Vec<Source> = files
-        .iter()
-        .filter(|f| f.path.extension().is_some_and(|e| e == "rs"))
-        .map(|f| Source::new(&f.path, &f.text))
-        .collect();
+    let sources = sources(files);
     let tests_only = dead::tests_only(&sources);
     for source in &sources {
         findings.extend(lines::rust(source, tests_only.contains(&source.path)));
     }
     findings.extend(dead::check(files, &sources));
     findings.extend(modules::check(&sources, &tests_only));
+    findings.extend(walks::check(files, &sources));
     findings.sort();
     findings
+}
+
+/// Reads the Rust files among `files`.
+fn sources(files: &[TextFile]) -> Vec<Source> {
+    let rust = files.iter().filter(|f| f.path.extension().is_some_and(|e| e == "rs"));
+    rust.map(|f| Source::new(&f.path, &f.text)).collect()
 }
 
 /// Returns every text file that git tracks or would track.

@@ -24,6 +24,12 @@ impl Source {
         Self { path: path.to_path_buf(), text: text.to_owned(), code, in_test }
     }
 
+    /// Returns the code with the lines of tests left empty.
+    pub fn shipped_code(&self) -> String {
+        let lines = self.code.lines().zip(&self.in_test);
+        lines.flat_map(|(line, test)| [if *test { "" } else { line }, "\n"]).collect()
+    }
+
     /// Returns the lines of code outside tests, with their numbers from 1.
     pub fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.code.lines().zip(&self.in_test).enumerate();
@@ -169,7 +175,7 @@ fn item_len(code: &str) -> usize {
 }
 
 /// Returns the length of the bracketed text at the start of `code`.
-fn balanced_len(code: &str) -> usize {
+pub fn balanced_len(code: &str) -> usize {
     let mut depth = 0_i32;
     for (at, c) in code.char_indices() {
         match c {
