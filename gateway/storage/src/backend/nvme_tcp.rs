@@ -14,7 +14,7 @@
 //! # What its core must do
 //! - Build the channel on the control thread, where all its memory is made, and attach it to every core.
 //! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`. Events of these sockets belong to this
-//!   channel until their `on_closed`.
+//!   channel until their [`SockEvent::Closed`].
 //! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]. Drop the message if the backend is not attached here: a core
 //!   that attaches late asks for the messages that it missed.
 //! - To detach, call [`NvmeTcpChannel::stop`], then take turns until [`NvmeTcpChannel::is_stopped`].
@@ -34,7 +34,7 @@ use crate::request::{Fault, Op, Request, Stream};
 use crate::topology::BackendId;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trefoil_poll::{Arena, Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, CoreId, Instant, SockEvent, SockId};
 use trefoil_wire::nvme::{
     BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType, io_opcode,
 };
@@ -208,80 +208,15 @@ impl NvmeTcpChannel {
         self.lane.sock() == Some(sock)
     }
 
-    /// Handles the answer to [`trefoil_poll::Io::connect`].
-    pub fn on_connected<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        result: Result<(), SockError>,
-    ) {
+    /// Handles an event of a socket.
+    pub fn on_sock<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, event: SockEvent<'_>) {
         if self.is_lane(sock) {
-            self.lane.on_connected(cx.io, result);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_connected(cx.io, result);
-        }
-    }
-
-    /// Handles received bytes of a socket.
-    pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
-        if self.is_lane(sock) {
-            self.lane.on_received(cx.io, bytes);
+            self.lane.on_sock(cx.io, event);
             self.reap(cx);
         } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_received(cx.io, bytes);
-        }
-    }
-
-    /// Handles a block that a receive has filled.
-    pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
-        if self.is_lane(sock) {
-            self.lane.on_filled(cx.io, buf);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_filled(cx.io, buf);
+            controller.qpair().on_sock(cx.io, event);
         } else {
-            cx.arena.free(buf);
-        }
-    }
-
-    /// Handles a receive that ended without its bytes.
-    pub fn on_recv_end<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        buf: Option<Buf>,
-        why: RecvEnd,
-    ) {
-        if self.is_lane(sock) {
-            self.lane.on_recv_end(cx.io, buf, why);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_recv_end(cx.io, buf, why);
-        }
-    }
-
-    /// Handles a finished send.
-    pub fn on_sent<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        if self.is_lane(sock) {
-            self.lane.on_sent(cx.io, list, result);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_sent(cx.io, list, result);
-        }
-    }
-
-    /// Handles the last event of a socket.
-    pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
-        if self.is_lane(sock) {
-            self.lane.on_closed(cx.io);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_closed(cx.io);
+            event.discard(cx.arena);
         }
     }
 
