@@ -18,6 +18,8 @@ const ORDERS: &[(&str, &[&str])] = &[
     (
         "gateway/storage/src",
         &[
+            "list",
+            "slab",
             "crowd",
             "topology",
             "request",
