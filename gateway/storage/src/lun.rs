@@ -77,6 +77,7 @@ struct Place<I: BackendIo> {
     channel: Option<AnyChannel>,
     /// Requests that the channel has, including those that wait.
     requests: usize,
+    /// The backend's backlog in [`Luns::waiting`], oldest first.
     line: List,
     detaching: bool,
     /// The backend is in `awake`.
