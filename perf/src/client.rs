@@ -5,9 +5,7 @@ use crate::phase::{Msg, Phase, Report, UNIT_BYTES};
 use std::time::Duration;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::uring_io::UringIo;
-use trefoil_poll::{
-    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
-};
+use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, Io, SockEvent, SockId};
 use trefoil_storage::initiator::{Command, ControllerConfig, ControllerEvent, Facts, Finished, Host};
 use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl};
 
@@ -303,43 +301,13 @@ fn touch_in(data: &[u8]) {
 }
 
 impl Handler<Driver> for Client {
-    fn on_received(&mut self, io: &mut Driver, sock: SockId, bytes: &[u8]) {
-        if let Some(host) = self.host(sock) {
-            host.on_received(io, sock, bytes);
-        }
-    }
-
-    fn on_filled(&mut self, io: &mut Driver, sock: SockId, buf: Buf) {
+    fn on_sock(&mut self, io: &mut Driver, sock: SockId, event: SockEvent<'_>) {
+        let closed = matches!(event, SockEvent::Closed);
         match self.host(sock) {
-            Some(host) => host.on_filled(io, sock, buf),
-            None => self.arena.free(buf),
+            Some(host) => host.on_sock(io, sock, event),
+            None => event.discard(&mut self.arena),
         }
-    }
-
-    fn on_recv_end(&mut self, io: &mut Driver, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        match self.host(sock) {
-            Some(host) => host.on_recv_end(io, sock, buf, why),
-            None => buf.into_iter().for_each(|buf| self.arena.free(buf)),
-        }
-    }
-
-    fn on_sent(&mut self, io: &mut Driver, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
-        if let Some(host) = self.host(sock) {
-            host.on_sent(io, sock, list, result);
-        }
-    }
-
-    fn on_connected(&mut self, io: &mut Driver, sock: SockId, result: Result<(), SockError>) {
-        if let Some(host) = self.host(sock) {
-            host.on_connected(io, sock, result);
-        }
-    }
-
-    fn on_closed(&mut self, io: &mut Driver, sock: SockId) {
-        if let Some(host) = self.host(sock) {
-            host.on_closed(io, sock);
-        }
-        if let Some(owner) = self.owners.get_mut(sock.0 as usize) {
+        if closed && let Some(owner) = self.owners.get_mut(sock.0 as usize) {
             *owner = NOBODY;
         }
     }

@@ -4,6 +4,7 @@
 //! and never call back: answers come as later events of the same core. The io_uring driver and the simulator
 //! both implement [`Io`], with static dispatch.
 
+use crate::arena::Arena;
 use crate::buf::Buf;
 use crate::send::SendList;
 use crate::time::Instant;
@@ -14,7 +15,7 @@ use std::{fmt, io};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoreId(pub u16);
 
-/// A socket of this core: a small dense index, reused after [`Handler::on_closed`].
+/// A socket of this core: a small dense index, reused after [`SockEvent::Closed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SockId(pub u32);
 
@@ -30,12 +31,12 @@ pub struct TableFull;
 #[derive(Debug)]
 pub enum RecvInto {
     /// Receives into memory of the driver, at most `max_bytes` (the driver may take less). As soon as any
-    /// bytes arrive, they go to [`Handler::on_received`]. An idle socket holds no memory.
+    /// bytes arrive, [`SockEvent::Received`] brings them. An idle socket holds no memory.
     Stream {
         /// Upper bound on the bytes taken from the socket.
         max_bytes: u32,
     },
-    /// Fills all of `buf[at..at + len]`, then calls [`Handler::on_filled`].
+    /// Fills all of `buf[at..at + len]`, then reports [`SockEvent::Filled`].
     Buf {
         /// The block to fill.
         buf: Buf,
@@ -44,6 +45,14 @@ pub enum RecvInto {
         /// Bytes to wait for; not zero.
         len: u32,
     },
+}
+
+impl RecvInto {
+    /// Returns the event of a receive into this destination that ended without its bytes.
+    pub fn end(self, why: RecvEnd) -> SockEvent<'static> {
+        let buf = if let Self::Buf { buf, .. } = self { Some(buf) } else { None };
+        SockEvent::RecvEnd { buf, why }
+    }
 }
 
 /// Why a receive ended without its bytes.
@@ -153,7 +162,7 @@ pub trait Io {
     /// # Errors
     /// Returns the socket if the table is full.
     fn adopt(&mut self, socket: Self::Socket) -> Result<SockId, Self::Socket>;
-    /// Opens a connection; [`Handler::on_connected`] gets the result. The caller must close the id after a
+    /// Opens a connection; [`SockEvent::Connected`] has the result. The caller must close the id after a
     /// failure, too.
     ///
     /// # Errors
@@ -164,14 +173,14 @@ pub trait Io {
     ///
     /// # Panics
     /// May panic on a second call while the first is outstanding, or on an id after its
-    /// [`Handler::on_closed`].
+    /// [`SockEvent::Closed`].
     fn recv(&mut self, sock: SockId, into: RecvInto);
     /// Sends all of `list`, in order. A socket has at most one outstanding send. On a socket that is being
     /// closed the send ends with `ECANCELED`.
     ///
     /// # Panics
     /// May panic on a second call while the first is outstanding, or on an id after its
-    /// [`Handler::on_closed`].
+    /// [`SockEvent::Closed`].
     fn send(&mut self, sock: SockId, list: Box<SendList>);
     /// Returns how many bytes the peer has acknowledged since the connection came up, as far as the driver knows. The
     /// number shows whether a long send makes progress. The call may cost a system call. A driver that doesn't know
@@ -187,7 +196,7 @@ pub trait Io {
     }
     /// Closes a socket at once. Each outstanding operation ends and returns its buffers: a receive with
     /// [`RecvEnd::Closed`], a connect with `ECANCELED`, a send with its own result. Then comes
-    /// [`Handler::on_closed`]. A second call is harmless.
+    /// [`SockEvent::Closed`]. A second call is harmless.
     fn close(&mut self, sock: SockId);
 
     /// Takes ownership of an open file.
@@ -216,20 +225,58 @@ pub trait Io {
     }
 }
 
+/// An event of a socket. An adopted socket is connected from the start; the first event of any other is `Connected`.
+///
+/// Each call of [`Io::recv`] gets one answer (`Received`, `Filled` or `RecvEnd`), each call of [`Io::send`] one `Sent`,
+/// and each [`Io::connect`] one `Connected`. `Closed` comes exactly once, after [`Io::close`] and after all these answers.
+pub enum SockEvent<'a> {
+    /// Answers [`RecvInto::Stream`] with at least one byte. No receive is outstanding now. The driver owns the bytes.
+    Received(&'a [u8]),
+    /// Answers [`RecvInto::Buf`]: the range of the block is full. No receive is outstanding now.
+    Filled(Buf),
+    /// Reports a receive that ended without its bytes.
+    RecvEnd {
+        /// The block of the receive, if it was into a block.
+        buf: Option<Buf>,
+        /// The reason.
+        why: RecvEnd,
+    },
+    /// Reports a send that completed or failed.
+    Sent {
+        /// The list of the send, with its blocks.
+        list: Box<SendList>,
+        /// The result of the send.
+        result: Result<(), SockError>,
+    },
+    /// Answers [`Io::connect`].
+    Connected(Result<(), SockError>),
+    /// Reports the end of a socket. No operation is outstanding, and the driver may reuse the id.
+    Closed,
+}
+
+impl SockEvent<'_> {
+    /// Frees the blocks of an event whose socket has no owner.
+    ///
+    /// # Panics
+    /// Panics if a block belongs to another arena.
+    pub fn discard(self, arena: &mut Arena) {
+        match self {
+            Self::Filled(buf) => arena.free(buf),
+            Self::RecvEnd { buf, .. } => buf.into_iter().for_each(|buf| arena.free(buf)),
+            Self::Sent { mut list, .. } => {
+                while let Some(buf) = list.take_buf() {
+                    arena.free(buf);
+                }
+            }
+            Self::Received(_) | Self::Connected(_) | Self::Closed => {}
+        }
+    }
+}
+
 /// The events of a core. All calls come from the core's own thread, one at a time.
 pub trait Handler<I: Io> {
-    /// Answers [`RecvInto::Stream`] with at least one byte. No receive is outstanding now.
-    fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]);
-    /// Answers [`RecvInto::Buf`]: the range is full. No receive is outstanding now.
-    fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf);
-    /// Reports a receive that ended without its bytes. `buf` is the block of the receive.
-    fn on_recv_end(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd);
-    /// Reports a send that completed or failed. The list comes back with its blocks.
-    fn on_sent(&mut self, io: &mut I, sock: SockId, list: Box<SendList>, result: Result<(), SockError>);
-    /// Answers [`Io::connect`].
-    fn on_connected(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>);
-    /// Reports the end of a socket. No operation is outstanding, and the driver may reuse the id.
-    fn on_closed(&mut self, io: &mut I, sock: SockId);
+    /// Delivers an event of a socket.
+    fn on_sock(&mut self, io: &mut I, sock: SockId, event: SockEvent<'_>);
     /// Answers [`Io::file`].
     fn on_file(&mut self, io: &mut I, done: FileDone);
     /// Delivers a message from another core, or from the control thread (`None`).

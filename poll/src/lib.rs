@@ -27,7 +27,8 @@ pub use crate::core::{CoreConfig, CoreHandle, Idle, spawn};
 pub use arena::Arena;
 pub use buf::{ArenaId, Buf};
 pub use io::{
-    CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockId, TableFull,
+    CoreId, FileDone, FileError, FileId, FileOp, Handler, Io, RecvEnd, RecvInto, SockError, SockEvent,
+    SockId, TableFull,
 };
 pub use mesh::{ControlReceiver, ControlSender, Mesh, MeshBounds, Ports, mesh};
 pub use metrics::{CoreMetrics, CoreSample};

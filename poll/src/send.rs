@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<Segment>() == 12 && BUFS <= u16::MAX as usize);
 /// A gathered send of bounded size, made at start-up and reused.
 ///
 /// A machine fills it ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)), hands it to
-/// [`Io::send`](crate::Io::send), gets it back with [`Handler::on_sent`](crate::Handler::on_sent),
+/// [`Io::send`](crate::Io::send), gets it back with [`SockEvent::Sent`](crate::SockEvent::Sent),
 /// takes the blocks out ([`take_buf`](Self::take_buf)) and uses it again.
 pub struct SendList {
     head: Vec<u8>,

@@ -64,12 +64,7 @@ impl Files {
 }
 
 impl<I: Io<Msg = Msg, File = OwnedFd>> Handler<I> for Files {
-    fn on_received(&mut self, _: &mut I, _: SockId, _: &[u8]) {}
-    fn on_filled(&mut self, _: &mut I, _: SockId, _: Buf) {}
-    fn on_recv_end(&mut self, _: &mut I, _: SockId, _: Option<Buf>, _: RecvEnd) {}
-    fn on_sent(&mut self, _: &mut I, _: SockId, _: Box<SendList>, _: Result<(), SockError>) {}
-    fn on_connected(&mut self, _: &mut I, _: SockId, _: Result<(), SockError>) {}
-    fn on_closed(&mut self, _: &mut I, _: SockId) {}
+    fn on_sock(&mut self, _: &mut I, _: SockId, _: SockEvent<'_>) {}
 
     fn on_file(&mut self, io: &mut I, done: FileDone) {
         assert_eq!(done.token, self.token);

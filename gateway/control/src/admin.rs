@@ -8,9 +8,7 @@ use std::time::Duration;
 use trefoil_poll::core::{CoreConfig, CoreHandle, spawn};
 use trefoil_poll::mesh::{ControlReceiver, ControlSender, MeshBounds, mesh};
 use trefoil_poll::uring_io::{UringConfig, UringIo};
-use trefoil_poll::{
-    Arena, ArenaId, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
-};
+use trefoil_poll::{Arena, ArenaId, CoreId, FileDone, Handler, Instant, Io, SockEvent, SockId};
 use trefoil_storage::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use trefoil_sys::region::Region;
 use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
@@ -267,34 +265,8 @@ struct Client {
 type Driver = UringIo<Msg>;
 
 impl Handler<Driver> for Client {
-    fn on_received(&mut self, io: &mut Driver, _sock: SockId, bytes: &[u8]) {
-        self.qpair.on_received(io, bytes);
-    }
-
-    fn on_filled(&mut self, io: &mut Driver, _sock: SockId, buf: Buf) {
-        self.qpair.on_filled(io, buf);
-    }
-
-    fn on_recv_end(&mut self, io: &mut Driver, _sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        self.qpair.on_recv_end(io, buf, why);
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut Driver,
-        _sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        self.qpair.on_sent(io, list, result);
-    }
-
-    fn on_connected(&mut self, io: &mut Driver, _sock: SockId, result: Result<(), SockError>) {
-        self.qpair.on_connected(io, result);
-    }
-
-    fn on_closed(&mut self, io: &mut Driver, _sock: SockId) {
-        self.qpair.on_closed(io);
+    fn on_sock(&mut self, io: &mut Driver, _sock: SockId, event: SockEvent<'_>) {
+        self.qpair.on_sock(io, event);
     }
 
     fn on_file(&mut self, _io: &mut Driver, _done: FileDone) {}

@@ -8,9 +8,7 @@ use trefoil_storage::backend::Attach;
 use trefoil_storage::cx::InstantMemory;
 
 use trefoil_poll::ram::Ram;
-use trefoil_poll::{
-    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, Loan, RecvEnd, SendList, SockError, SockId,
-};
+use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, Loan, SockEvent, SockId};
 use trefoil_storage::topology::{BackendId, LunId};
 use trefoil_storage::{Completed, Cx, Luns, Msg, Op, Origin, Owner, Request};
 
@@ -227,27 +225,7 @@ impl Machine<StorageMsg> for LunCore {
 }
 
 impl Handler<StorageSim> for LunCore {
-    fn on_received(&mut self, _: &mut StorageSim, sock: SockId, _: &[u8]) {
-        unreachable!("{sock:?} of a core that opens none");
-    }
-
-    fn on_filled(&mut self, _: &mut StorageSim, sock: SockId, _: Buf) {
-        unreachable!("{sock:?} of a core that opens none");
-    }
-
-    fn on_recv_end(&mut self, _: &mut StorageSim, sock: SockId, _: Option<Buf>, _: RecvEnd) {
-        unreachable!("{sock:?} of a core that opens none");
-    }
-
-    fn on_sent(&mut self, _: &mut StorageSim, sock: SockId, _: Box<SendList>, _: Result<(), SockError>) {
-        unreachable!("{sock:?} of a core that opens none");
-    }
-
-    fn on_connected(&mut self, _: &mut StorageSim, sock: SockId, _: Result<(), SockError>) {
-        unreachable!("{sock:?} of a core that opens none");
-    }
-
-    fn on_closed(&mut self, _: &mut StorageSim, sock: SockId) {
+    fn on_sock(&mut self, _: &mut StorageSim, sock: SockId, _: SockEvent<'_>) {
         unreachable!("{sock:?} of a core that opens none");
     }
 

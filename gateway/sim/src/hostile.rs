@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, SockEvent, SockId};
 
 use trefoil_wire::nvme::Status;
 
@@ -131,38 +131,17 @@ impl Machine<StorageMsg> for HostileCore {
 }
 
 impl Handler<StorageSim> for HostileCore {
-    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
-        self.shared.borrow_mut().received(sock, bytes);
-        self.go_on(io);
-    }
-
-    fn on_filled(&mut self, _: &mut StorageSim, sock: SockId, _: Buf) {
-        unreachable!("{sock:?} of a host that receives into no block");
-    }
-
-    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, _: Option<Buf>, _: RecvEnd) {
-        self.shared.borrow_mut().ended(sock);
-        self.go_on(io);
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut StorageSim,
-        sock: SockId,
-        _: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        self.shared.borrow_mut().sent(sock, result.is_ok());
-        self.go_on(io);
-    }
-
-    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
-        self.shared.borrow_mut().connected(sock, result.is_ok());
-        self.go_on(io);
-    }
-
-    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
-        self.shared.borrow_mut().closed(sock);
+    fn on_sock(&mut self, io: &mut StorageSim, sock: SockId, event: SockEvent<'_>) {
+        let mut shared = self.shared.borrow_mut();
+        match event {
+            SockEvent::Received(bytes) => shared.received(sock, bytes),
+            SockEvent::RecvEnd { .. } => shared.ended(sock),
+            SockEvent::Sent { result, .. } => shared.sent(sock, result.is_ok()),
+            SockEvent::Connected(result) => shared.connected(sock, result.is_ok()),
+            SockEvent::Closed => shared.closed(sock),
+            SockEvent::Filled(_) => unreachable!("{sock:?} of a host that receives into no block"),
+        }
+        drop(shared);
         self.go_on(io);
     }
 

@@ -1,7 +1,7 @@
 //! The machines that a core of a simulated system can run.
 
 use trefoil_poll::ram::Ram;
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, SockEvent, SockId};
 use trefoil_storage::core::StorageCore;
 use trefoil_storage::topology::BackendId;
 
@@ -79,34 +79,8 @@ impl Machine<StorageMsg> for Node {
 }
 
 impl Handler<StorageSim> for Node {
-    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
-        self.handler().on_received(io, sock, bytes);
-    }
-
-    fn on_filled(&mut self, io: &mut StorageSim, sock: SockId, buf: Buf) {
-        self.handler().on_filled(io, sock, buf);
-    }
-
-    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        self.handler().on_recv_end(io, sock, buf, why);
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut StorageSim,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        self.handler().on_sent(io, sock, list, result);
-    }
-
-    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
-        self.handler().on_connected(io, sock, result);
-    }
-
-    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
-        self.handler().on_closed(io, sock);
+    fn on_sock(&mut self, io: &mut StorageSim, sock: SockId, event: SockEvent<'_>) {
+        self.handler().on_sock(io, sock, event);
     }
 
     fn on_file(&mut self, io: &mut StorageSim, done: FileDone) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
-use trefoil_poll::{Buf, CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockId};
+use trefoil_poll::{CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockEvent, SockId};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::frontend::Capacity;
 use trefoil_storage::topology::{
@@ -80,9 +80,7 @@ pub const SCRIPTS: [Script; 6] = [
 
 /// An event that the driver tells the core.
 enum Told<'a> {
-    Bytes(SockId, &'a [u8]),
-    Filled(SockId, Buf),
-    Sent(SockId, Box<SendList>),
+    Sock(SockId, SockEvent<'a>),
     File(FileDone),
     /// A message from the core itself, or from control.
     Mail(Option<CoreId>, StorageMsg),
@@ -99,9 +97,7 @@ fn counted(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'
 #[inline(never)]
 fn tell(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>) -> bool {
     match told {
-        Told::Bytes(sock, bytes) => core.on_received(io, sock, bytes),
-        Told::Filled(sock, buf) => core.on_filled(io, sock, buf),
-        Told::Sent(sock, list) => core.on_sent(io, sock, list, Ok(())),
+        Told::Sock(sock, event) => core.on_sock(io, sock, event),
         Told::File(done) => core.on_file(io, done),
         Told::Mail(from, msg) => core.on_message(io, from, msg),
         Told::Turn => return core.on_turn(io),
@@ -251,7 +247,7 @@ impl Bench {
             let mut worked = false;
             for (sock, list) in std::mem::take(&mut self.sent) {
                 self.io.socks[sock.0 as usize].sending = false;
-                worked |= self.tell(Told::Sent(sock, list));
+                worked |= self.tell(Told::Sock(sock, SockEvent::Sent { list, result: Ok(()) }));
             }
             for done in std::mem::take(&mut self.files) {
                 worked |= self.tell(Told::File(done));
@@ -279,7 +275,7 @@ impl Bench {
                 RecvInto::Stream { max_bytes } => {
                     let (now, later) = bytes.split_at(bytes.len().min(max_bytes as usize));
                     bytes = later;
-                    self.tell(Told::Bytes(sock, now));
+                    self.tell(Told::Sock(sock, SockEvent::Received(now)));
                 }
                 RecvInto::Buf { mut buf, at, len } => {
                     let Some((now, later)) = bytes.split_at_checked(len as usize) else {
@@ -287,7 +283,7 @@ impl Bench {
                     };
                     bytes = later;
                     buf[at as usize..][..now.len()].copy_from_slice(now);
-                    self.tell(Told::Filled(sock, buf));
+                    self.tell(Told::Sock(sock, SockEvent::Filled(buf)));
                 }
             }
         }

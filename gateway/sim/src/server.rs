@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use trefoil_poll::{
-    Arena, Buf, CoreId, FileDone, Handler, Instant, Io, RecvEnd, SendList, SockError, SockId,
-};
+use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, Io, SockEvent, SockId};
 use trefoil_storage::Fault;
 use trefoil_storage::initiator::{
     Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, Identity,
@@ -290,53 +288,15 @@ impl Machine<StorageMsg> for ServerCore {
 }
 
 impl Handler<StorageSim> for ServerCore {
-    fn on_received(&mut self, io: &mut StorageSim, sock: SockId, bytes: &[u8]) {
-        if let Some(host) = self.host(sock) {
-            host.on_received(io, sock, bytes);
-        }
-        self.after_event();
-    }
-
-    fn on_filled(&mut self, io: &mut StorageSim, sock: SockId, buf: Buf) {
+    fn on_sock(&mut self, io: &mut StorageSim, sock: SockId, event: SockEvent<'_>) {
+        let closed = matches!(event, SockEvent::Closed);
         match self.host(sock) {
-            Some(host) => host.on_filled(io, sock, buf),
-            None => self.arena.free(buf),
+            Some(host) => host.on_sock(io, sock, event),
+            None => event.discard(&mut self.arena),
         }
-        self.after_event();
-    }
-
-    fn on_recv_end(&mut self, io: &mut StorageSim, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        if let Some(host) = self.host(sock) {
-            host.on_recv_end(io, sock, buf, why);
+        if closed {
+            self.owners[sock.0 as usize] = None;
         }
-        self.after_event();
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut StorageSim,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        if let Some(host) = self.host(sock) {
-            host.on_sent(io, sock, list, result);
-        }
-        self.after_event();
-    }
-
-    fn on_connected(&mut self, io: &mut StorageSim, sock: SockId, result: Result<(), SockError>) {
-        if let Some(host) = self.host(sock) {
-            host.on_connected(io, sock, result);
-        }
-        self.after_event();
-    }
-
-    fn on_closed(&mut self, io: &mut StorageSim, sock: SockId) {
-        if let Some(host) = self.host(sock) {
-            host.on_closed(io, sock);
-        }
-        self.owners[sock.0 as usize] = None;
         self.after_event();
     }
 

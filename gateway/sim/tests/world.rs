@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{
-    Arena, Buf, CoreId, FileDone, FileId, FileOp, Handler, Instant, Io, RecvEnd, RecvInto, SendList,
-    SockError, SockId,
+    Arena, CoreId, FileDone, FileId, FileOp, Handler, Instant, Io, RecvInto, SendList, SockEvent, SockId,
 };
 use trefoil_sim::memory::{arena, claim_home, release_home};
 use trefoil_sim::{Crash, Machine, SimFile, SimIo, SimSocket, Step, World};
@@ -100,59 +99,34 @@ impl Peer {
 }
 
 impl Handler<SimIo<Msg>> for Peer {
-    fn on_received(&mut self, io: &mut SimIo<Msg>, sock: SockId, bytes: &[u8]) {
-        assert!(!bytes.is_empty());
-        self.check(sock, bytes);
-        if !io.is_closing(sock) {
-            self.recv_more(io, sock);
-        }
-    }
-
-    fn on_filled(&mut self, io: &mut SimIo<Msg>, sock: SockId, buf: Buf) {
-        let len = self.asked[&sock.0];
-        self.check(sock, &buf[..len as usize]);
-        self.arena().free(buf);
-        if !io.is_closing(sock) {
-            self.recv_more(io, sock);
-        }
-    }
-
-    fn on_recv_end(&mut self, io: &mut SimIo<Msg>, sock: SockId, buf: Option<Buf>, _: RecvEnd) {
-        buf.into_iter().for_each(|buf| self.arena().free(buf));
-        io.close(sock);
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut SimIo<Msg>,
-        sock: SockId,
-        mut list: Box<SendList>,
-        r: Result<(), SockError>,
-    ) {
-        while let Some(buf) = list.take_buf() {
-            self.arena().free(buf);
-        }
-        match r {
-            // A machine must not send on a socket that it closed. The end of the close is reported last.
-            Ok(()) if io.random().is_multiple_of(64) => io.close(sock),
-            Ok(()) if io.is_closing(sock) => {}
-            Ok(()) => self.send_more(io, sock),
-            Err(_) => {
+    fn on_sock(&mut self, io: &mut SimIo<Msg>, sock: SockId, event: SockEvent<'_>) {
+        match &event {
+            SockEvent::Received(bytes) => {
+                assert!(!bytes.is_empty());
+                self.check(sock, bytes);
+            }
+            SockEvent::Filled(buf) => self.check(sock, &buf[..self.asked[&sock.0] as usize]),
+            SockEvent::Connected(Ok(())) => self.start(io, sock),
+            SockEvent::Sent { result: Ok(()), .. } => {
+                // A machine must not send on a socket that it closed. The end of the close is reported last.
+                if io.random().is_multiple_of(64) {
+                    io.close(sock);
+                } else if !io.is_closing(sock) {
+                    self.send_more(io, sock);
+                }
+            }
+            SockEvent::Sent { result: Err(_), .. } => {
                 self.failed += 1;
                 io.close(sock);
             }
+            SockEvent::RecvEnd { .. } | SockEvent::Connected(Err(_)) => io.close(sock),
+            SockEvent::Closed => self.closed += 1,
         }
-    }
-
-    fn on_connected(&mut self, io: &mut SimIo<Msg>, sock: SockId, result: Result<(), SockError>) {
-        match result {
-            Ok(()) => self.start(io, sock),
-            Err(_) => io.close(sock),
+        let received = matches!(event, SockEvent::Received(_) | SockEvent::Filled(_));
+        event.discard(self.arena());
+        if received && !io.is_closing(sock) {
+            self.recv_more(io, sock);
         }
-    }
-
-    fn on_closed(&mut self, _: &mut SimIo<Msg>, _: SockId) {
-        self.closed += 1;
     }
 
     fn on_file(&mut self, _: &mut SimIo<Msg>, done: FileDone) {

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use trefoil_poll::lost::Lost;
 use trefoil_poll::ram::Ram;
-use trefoil_poll::{Arena, Buf, CoreId, FileDone, Handler, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, SockEvent, SockId};
 
 /// All that one core runs.
 pub struct StorageCore<I: BackendIo> {
@@ -290,85 +290,23 @@ impl<I: BackendIo> StorageCore<I> {
 }
 
 impl<I: BackendIo> Handler<I> for StorageCore<I> {
-    fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
-        match self.owner(sock) {
-            SockOwner::Target => self.target.on_received(cx!(self, io, with luns), sock, bytes),
-            SockOwner::Initiator(id) => {
-                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_received(cx, sock, bytes));
+    fn on_sock(&mut self, io: &mut I, sock: SockId, event: SockEvent<'_>) {
+        let closed = matches!(event, SockEvent::Closed);
+        match (self.owner(sock), &mut self.warm) {
+            (SockOwner::Target, _) => {
+                self.host_socks -= usize::from(closed);
+                self.target.on_sock(cx!(self, io, with luns), sock, event);
             }
-            SockOwner::Warm => self.warm.iter_mut().for_each(|warm| warm.on_received(io, bytes)),
-            SockOwner::Free => {}
+            (SockOwner::Initiator(id), _) => {
+                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_sock(cx, sock, event));
+            }
+            (SockOwner::Warm, Some(warm)) => warm.on_sock(io, event),
+            (SockOwner::Warm | SockOwner::Free, _) => event.discard(&mut self.arena),
         }
-        self.drain(io);
-    }
-
-    fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
-        match self.owner(sock) {
-            SockOwner::Target => self.target.on_filled(cx!(self, io, with luns), sock, buf),
-            SockOwner::Initiator(id) => {
-                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_filled(cx, sock, buf));
-            }
-            SockOwner::Warm => match &mut self.warm {
-                Some(warm) => warm.on_filled(io, buf),
-                None => self.arena.free(buf),
-            },
-            SockOwner::Free => self.arena.free(buf),
+        if closed {
+            self.set_owner(sock, SockOwner::Free);
+            self.admit(io);
         }
-        self.drain(io);
-    }
-
-    fn on_recv_end(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        match self.owner(sock) {
-            SockOwner::Target => self.target.on_recv_end(cx!(self, io), sock, buf, why),
-            SockOwner::Initiator(id) => {
-                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_recv_end(cx, sock, buf, why));
-            }
-            SockOwner::Warm => match &mut self.warm {
-                Some(warm) => warm.on_recv_end(io, buf, why),
-                None => buf.into_iter().for_each(|buf| self.arena.free(buf)),
-            },
-            SockOwner::Free => buf.into_iter().for_each(|buf| self.arena.free(buf)),
-        }
-        self.drain(io);
-    }
-
-    fn on_sent(&mut self, io: &mut I, sock: SockId, list: Box<SendList>, result: Result<(), SockError>) {
-        match self.owner(sock) {
-            SockOwner::Target => self.target.on_sent(cx!(self, io), sock, list, result),
-            SockOwner::Initiator(id) => {
-                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_sent(cx, sock, list, result));
-            }
-            SockOwner::Warm => {
-                if let Some(warm) = &mut self.warm {
-                    warm.on_sent(io, list, result);
-                }
-            }
-            SockOwner::Free => {}
-        }
-        self.drain(io);
-    }
-
-    fn on_connected(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
-        if let SockOwner::Initiator(id) = self.owner(sock) {
-            self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_connected(cx, sock, result));
-        }
-        self.drain(io);
-    }
-
-    fn on_closed(&mut self, io: &mut I, sock: SockId) {
-        match self.owner(sock) {
-            SockOwner::Target => {
-                self.host_socks -= 1;
-                self.target.on_closed(cx!(self, io), sock);
-            }
-            SockOwner::Initiator(id) => {
-                self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_closed(cx, sock));
-            }
-            SockOwner::Warm => self.warm.iter_mut().for_each(|warm| warm.on_closed(io)),
-            SockOwner::Free => {}
-        }
-        self.set_owner(sock, SockOwner::Free);
-        self.admit(io);
         self.drain(io);
     }
 

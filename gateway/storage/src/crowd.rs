@@ -10,50 +10,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-const NIL: u32 = u32::MAX;
-
-/// The neighbours of a member of a [`List`].
-#[derive(Clone, Copy)]
-struct Links {
-    prev: u32,
-    next: u32,
-}
-
-impl Links {
-    const NONE: Self = Self { prev: NIL, next: NIL };
-}
-
-/// A list of numbers in the order in which they were pushed. A separate table holds their links.
-#[derive(Clone, Copy)]
-struct List {
-    head: u32,
-    tail: u32,
-}
-
-impl List {
-    const EMPTY: Self = Self { head: NIL, tail: NIL };
-
-    fn push(&mut self, links: &mut [Links], at: u32) {
-        links[at as usize] = Links { prev: self.tail, next: NIL };
-        match links.get_mut(self.tail as usize) {
-            Some(last) => last.next = at,
-            None => self.head = at,
-        }
-        self.tail = at;
-    }
-
-    fn unlink(&mut self, links: &mut [Links], at: u32) {
-        let Links { prev, next } = links[at as usize];
-        match links.get_mut(prev as usize) {
-            Some(prev) => prev.next = next,
-            None => self.head = next,
-        }
-        match links.get_mut(next as usize) {
-            Some(next) => next.prev = prev,
-            None => self.tail = prev,
-        }
-    }
-}
+use crate::list::{Links, List, NIL};
+use crate::slab::Slab;
 
 /// An address and its members.
 #[derive(Clone, Copy)]
@@ -69,9 +27,7 @@ pub struct Crowd {
     /// By number: the index of its address, or [`NIL`].
     at: Box<[u32]>,
     links: Box<[Links]>,
-    addresses: Box<[Address]>,
-    /// Indices in `addresses` that are unused.
-    free: Vec<u32>,
+    addresses: Slab<Address>,
     places: HashMap<u64, u32>,
     /// Lists of addresses, by their number of members. The address that has had this number for the longest time comes
     /// first.
@@ -80,26 +36,22 @@ pub struct Crowd {
     most: u32,
     /// Addresses in the order in which they are served.
     turns: List,
-    turn_links: Box<[Links]>,
     count: usize,
 }
 
 impl Crowd {
     /// Creates a crowd for the numbers `0..size`, about 130 B each.
     pub fn new(size: usize) -> Self {
-        let nobody = Address { key: 0, members: List::EMPTY, count: 0 };
         Self {
             at: vec![NIL; size].into(),
             links: vec![Links::NONE; size].into(),
-            addresses: vec![nobody; size].into(),
-            free: (0..size as u32).collect(),
+            addresses: Slab::with_capacity(size),
             // With twice the capacity, the map reorganizes in place and never allocates.
             places: HashMap::with_capacity(2 * size),
             by_count: vec![List::EMPTY; size + 1].into(),
             count_links: vec![Links::NONE; size].into(),
             most: 0,
             turns: List::EMPTY,
-            turn_links: vec![Links::NONE; size].into(),
             count: 0,
         }
     }
@@ -111,32 +63,34 @@ impl Crowd {
         let at = match self.places.get(&key) {
             Some(&at) => at,
             None => {
-                // There are as many indices as numbers.
-                let Some(at) = self.free.pop() else { return };
+                // There is room for as many addresses as numbers.
+                let address = Address { key, members: List::EMPTY, count: 0 };
+                let Ok(at) = self.addresses.insert(address) else { return };
                 self.places.insert(key, at);
-                self.addresses[at as usize] = Address { key, members: List::EMPTY, count: 0 };
-                self.turns.push(&mut self.turn_links, at);
+                self.turns.push(&mut self.addresses, at);
                 at
             }
         };
+        let Some(address) = self.addresses.get_mut(at) else { return };
+        address.members.push(&mut self.links, number);
+        let count = address.count + 1;
         self.at[number as usize] = at;
-        self.addresses[at as usize].members.push(&mut self.links, number);
         self.count += 1;
-        self.recount(at, self.addresses[at as usize].count + 1);
+        self.recount(at, count);
     }
 
     /// Removes `number`. Does nothing if it isn't present.
     pub fn remove(&mut self, number: u32) {
         let at = std::mem::replace(&mut self.at[number as usize], NIL);
-        let Some(address) = self.addresses.get_mut(at as usize) else { return };
+        let Some(address) = self.addresses.get_mut(at) else { return };
         address.members.unlink(&mut self.links, number);
         let (key, count) = (address.key, address.count - 1);
         self.count -= 1;
         self.recount(at, count);
         if count == 0 {
             self.places.remove(&key);
-            self.turns.unlink(&mut self.turn_links, at);
-            self.free.push(at);
+            self.turns.unlink(&mut self.addresses, at);
+            self.addresses.remove(at);
         }
     }
 
@@ -148,23 +102,23 @@ impl Crowd {
     /// Returns the member to drop first: the oldest of the address with the most members. Among several such addresses,
     /// the address that has had this number for the longest time counts.
     pub fn oldest_of_most(&self) -> Option<u32> {
-        let most = self.by_count[self.most as usize].head;
-        self.addresses.get(most as usize).map(|address| address.members.head)
+        let most = self.by_count[self.most as usize].first()?;
+        self.addresses.get(most)?.members.first()
     }
 
     /// Removes and returns the member to serve next: the oldest of the address whose turn it is. That address then has
     /// its next turn after all others.
     pub fn take_next(&mut self) -> Option<u32> {
-        let at = self.turns.head;
-        let number = self.addresses.get(at as usize)?.members.head;
-        self.turns.unlink(&mut self.turn_links, at);
-        self.turns.push(&mut self.turn_links, at);
+        let at = self.turns.pop(&mut self.addresses)?;
+        self.turns.push(&mut self.addresses, at);
+        let number = self.addresses.get(at)?.members.first()?;
         self.remove(number);
         Some(number)
     }
 
     fn recount(&mut self, at: u32, count: u32) {
-        let before = std::mem::replace(&mut self.addresses[at as usize].count, count);
+        let Some(address) = self.addresses.get_mut(at) else { return };
+        let before = std::mem::replace(&mut address.count, count);
         if before > 0 {
             self.by_count[before as usize].unlink(&mut self.count_links, at);
         }
@@ -172,7 +126,7 @@ impl Crowd {
             self.by_count[count as usize].push(&mut self.count_links, at);
         }
         // The count changes by one. So if no address has the old maximum now, `count` is the new one, and 0 if nobody is left.
-        if count > self.most || (before == self.most && self.by_count[before as usize].head == NIL) {
+        if count > self.most || (before == self.most && self.by_count[before as usize].is_empty()) {
             self.most = count;
         }
     }
@@ -181,8 +135,7 @@ impl Crowd {
 /// A queue that serves addresses in turn. When the queue is full, the oldest member of the address with the most members
 /// makes room.
 pub struct Waiting<T> {
-    places: Box<[Option<T>]>,
-    free: Vec<u32>,
+    places: Slab<T>,
     crowd: Crowd,
 }
 
@@ -190,11 +143,7 @@ impl<T> Waiting<T> {
     /// Creates a queue with room for `size`, but at least one.
     pub fn new(size: usize) -> Self {
         let size = size.max(1);
-        Self {
-            places: (0..size).map(|_| None).collect(),
-            free: (0..size as u32).rev().collect(),
-            crowd: Crowd::new(size),
-        }
+        Self { places: Slab::with_capacity(size), crowd: Crowd::new(size) }
     }
 
     /// Returns how many wait.
@@ -209,38 +158,38 @@ impl<T> Waiting<T> {
 
     /// Queues `newcomer`. Returns its number, and the member that was dropped to make room, if one was.
     pub fn push(&mut self, peer: SocketAddr, newcomer: T) -> (u32, Option<T>) {
-        let lost = if self.free.is_empty() { self.crowd.oldest_of_most() } else { None };
+        let lost = if self.places.is_full() { self.crowd.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));
-        let Some(number) = self.free.pop() else { return (NIL, Some(newcomer)) };
-        self.places[number as usize] = Some(newcomer);
-        self.crowd.add(number, peer);
-        (number, lost)
+        match self.places.insert(newcomer) {
+            Ok(number) => {
+                self.crowd.add(number, peer);
+                (number, lost)
+            }
+            Err(newcomer) => (NIL, Some(newcomer)),
+        }
     }
 
     /// Returns the member under `number`.
     pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
-        self.places.get_mut(number as usize)?.as_mut()
+        self.places.get_mut(number)
     }
 
     /// Returns the numbers of the members for which `is_one` holds. Examines all slots.
     pub fn numbers(&self, is_one: impl Fn(&T) -> bool) -> Vec<u32> {
-        let those = (0u32..).zip(&self.places).filter(|(_, one)| one.as_ref().is_some_and(&is_one));
-        those.map(|(number, _)| number).collect()
+        self.places.iter().filter(|(_, one)| is_one(one)).map(|(number, _)| number).collect()
     }
 
     /// Removes and returns member `number`, if it still waits.
     pub fn take(&mut self, number: u32) -> Option<T> {
-        let taken = self.places.get_mut(number as usize)?.take()?;
+        let taken = self.places.remove(number)?;
         self.crowd.remove(number);
-        self.free.push(number);
         Some(taken)
     }
 
     /// Removes and returns the member whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
         let number = self.crowd.take_next()?;
-        self.free.push(number);
-        self.places.get_mut(number as usize)?.take()
+        self.places.remove(number)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod lun;
 pub mod msg;
 pub mod pool;
 pub mod request;
+pub mod slab;
 pub mod stats;
 pub mod topology;
 pub mod warm;

@@ -1,86 +1,111 @@
-//! Lists of numbers, linked through a table: the one kind of intrusive list in this crate.
+//! Linked lists of numbers. The links stand in a table of the owner, which has one entry for each number.
 //!
-//! The numbers are indices of some table of the caller's. A second table, of [`Links`], holds the neighbours of each number. A
-//! number is in at most one list of a table of links at a time. Each call takes constant time, and nothing is allocated.
+//! A number is on at most one list of a table at a time. Each call takes constant time and allocates nothing.
 
-/// Stands for no number.
+/// The number that no entry has.
 pub const NIL: u32 = u32::MAX;
 
-/// The neighbours of a number in its [`List`].
+/// The neighbours of an entry that is on a [`List`].
 #[derive(Clone, Copy, Debug)]
 pub struct Links {
     prev: u32,
-    next: u32,
+    /// The next entry, or [`NIL`]. A table may use it for its own purposes while the entry is on no list.
+    pub(crate) next: u32,
 }
 
 impl Links {
-    /// The links of a number that is in no list.
+    /// The links of an entry that is on no list, or alone on its list.
     pub const NONE: Self = Self { prev: NIL, next: NIL };
 }
 
-/// Numbers in the order in which they were pushed. The caller passes the same table of links to each call.
+/// A table whose entries can be on lists.
+pub trait LinkTable {
+    /// Returns the links of entry `at`; `None` if the table has no such entry, as for [`NIL`].
+    fn links(&self, at: u32) -> Option<&Links>;
+    /// As [`links`](Self::links).
+    fn links_mut(&mut self, at: u32) -> Option<&mut Links>;
+}
+
+impl<T: AsRef<[Links]> + AsMut<[Links]>> LinkTable for T {
+    #[inline]
+    fn links(&self, at: u32) -> Option<&Links> {
+        self.as_ref().get(at as usize)
+    }
+
+    #[inline]
+    fn links_mut(&mut self, at: u32) -> Option<&mut Links> {
+        self.as_mut().get_mut(at as usize)
+    }
+}
+
+/// A list of numbers in the order in which they were pushed. All calls of a list must name the same table.
 #[derive(Clone, Copy, Debug)]
 pub struct List {
     head: u32,
     tail: u32,
 }
 
+impl Default for List {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
 impl List {
     /// A list without numbers.
     pub const EMPTY: Self = Self { head: NIL, tail: NIL };
 
-    /// Returns whether the list has no number.
+    /// Returns whether the list is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.head == NIL
     }
 
-    /// Returns the first number, which was pushed before all others.
+    /// Returns the number that was pushed first.
     #[inline]
     pub fn first(&self) -> Option<u32> {
         (self.head != NIL).then_some(self.head)
     }
 
-    /// Appends `at`, which must be in no list.
+    /// Iterates over the numbers from the first.
+    pub fn iter<'a, T: LinkTable>(&self, table: &'a T) -> impl Iterator<Item = u32> + use<'a, T> {
+        std::iter::successors(self.first(), |&at| {
+            table.links(at).map(|links| links.next).filter(|&next| next != NIL)
+        })
+    }
+
+    /// Appends `at`, which must have an entry in `table` and be on no list.
     #[inline]
-    pub fn push(&mut self, links: &mut [Links], at: u32) {
-        links[at as usize] = Links { prev: self.tail, next: NIL };
-        match links.get_mut(self.tail as usize) {
+    pub fn push(&mut self, table: &mut impl LinkTable, at: u32) {
+        let Some(links) = table.links_mut(at) else { return debug_assert!(false, "no entry {at} to link") };
+        *links = Links { prev: self.tail, next: NIL };
+        match table.links_mut(self.tail) {
             Some(last) => last.next = at,
             None => self.head = at,
         }
         self.tail = at;
     }
 
-    /// Removes `at`, which must be in this list.
-    #[inline]
-    pub fn unlink(&mut self, links: &mut [Links], at: u32) {
-        let Links { prev, next } = links[at as usize];
-        match links.get_mut(prev as usize) {
-            Some(prev) => prev.next = next,
-            None => self.head = next,
-        }
-        match links.get_mut(next as usize) {
-            Some(next) => next.prev = prev,
-            None => self.tail = prev,
-        }
-    }
-
     /// Removes and returns the first number.
     #[inline]
-    pub fn pop(&mut self, links: &mut [Links]) -> Option<u32> {
+    pub fn pop(&mut self, table: &mut impl LinkTable) -> Option<u32> {
         let at = self.first()?;
-        self.unlink(links, at);
+        self.unlink(table, at);
         Some(at)
     }
 
-    /// Iterates over the numbers, the first one first.
-    pub fn iter<'a>(&self, links: &'a [Links]) -> impl Iterator<Item = u32> + use<'a> {
-        let mut at = self.head;
-        std::iter::from_fn(move || {
-            let next = links.get(at as usize)?.next;
-            Some(std::mem::replace(&mut at, next))
-        })
+    /// Removes `at`, which must be on this list.
+    #[inline]
+    pub fn unlink(&mut self, table: &mut impl LinkTable, at: u32) {
+        let Some(&Links { prev, next }) = table.links(at) else { return };
+        match table.links_mut(prev) {
+            Some(prev) => prev.next = next,
+            None => self.head = next,
+        }
+        match table.links_mut(next) {
+            Some(next) => next.prev = prev,
+            None => self.tail = prev,
+        }
     }
 }
 
@@ -140,18 +165,32 @@ impl Fifo {
 mod tests {
     use super::*;
 
+    fn table() -> Box<[Links]> {
+        [Links::NONE; 4].into()
+    }
+
     #[test]
-    fn a_list_keeps_its_order_when_numbers_leave_from_any_place() {
-        let mut links = [Links::NONE; 5];
-        let mut list = List::EMPTY;
-        (0..5).for_each(|at| list.push(&mut links, at));
-        [2, 0, 4].into_iter().for_each(|at| list.unlink(&mut links, at));
-        list.push(&mut links, 2);
-        assert_eq!(list.iter(&links).collect::<Vec<_>>(), [1, 3, 2]);
-        assert_eq!(std::iter::from_fn(|| list.pop(&mut links)).collect::<Vec<_>>(), [1, 3, 2]);
-        assert!(list.is_empty() && list.first().is_none());
-        list.push(&mut links, 3);
-        assert_eq!((list.first(), list.pop(&mut links), list.pop(&mut links)), (Some(3), Some(3), None));
+    fn numbers_leave_in_the_order_in_which_they_came() {
+        let (mut list, mut table) = (List::EMPTY, table());
+        assert_eq!((list.pop(&mut table), list.first(), list.is_empty()), (None, None, true));
+        [2, 0, 3].into_iter().for_each(|at| list.push(&mut table, at));
+        assert!(list.iter(&table).eq([2, 0, 3]));
+        assert_eq!((list.first(), list.pop(&mut table), list.is_empty()), (Some(2), Some(2), false));
+        list.push(&mut table, 2);
+        let left: Vec<_> = std::iter::from_fn(|| list.pop(&mut table)).collect();
+        assert_eq!((left, list.is_empty()), (vec![0, 3, 2], true));
+    }
+
+    #[test]
+    fn any_place_can_be_unlinked() {
+        for (at, left) in [(0, [1, 2, 3]), (1, [0, 2, 3]), (3, [0, 1, 2])] {
+            let (mut list, mut table) = (List::EMPTY, table());
+            (0..4).for_each(|at| list.push(&mut table, at));
+            list.unlink(&mut table, at);
+            assert!(list.iter(&table).eq(left), "without {at}");
+            list.push(&mut table, at);
+            assert!(list.iter(&table).eq(left.into_iter().chain([at])), "{at} at the end");
+        }
     }
 
     impl Linked for u32 {
@@ -168,16 +207,5 @@ mod tests {
         [3, 2].into_iter().for_each(|at| fifo.push(&mut table, at));
         assert_eq!(std::iter::from_fn(|| fifo.pop(&mut table)).collect::<Vec<_>>(), [0, 3, 2]);
         assert!(fifo.is_empty() && fifo.first().is_none() && fifo.pop(&mut table).is_none());
-    }
-
-    #[test]
-    fn two_lists_share_one_table_of_links() {
-        let mut links = [Links::NONE; 4];
-        let (mut even, mut odd) = (List::EMPTY, List::EMPTY);
-        for at in 0..4 {
-            if at % 2 == 0 { even.push(&mut links, at) } else { odd.push(&mut links, at) }
-        }
-        assert_eq!(even.iter(&links).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(odd.iter(&links).collect::<Vec<_>>(), [1, 3]);
     }
 }

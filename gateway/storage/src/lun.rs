@@ -12,15 +12,14 @@
 //!   the channel there too.
 //! - A waiting request resumes only on an event or on work reported by `on_turn`, so a core never sleeps past it.
 
-mod line;
-
 use crate::backend::nvme_tcp::NvmeTcpChannel;
-use crate::backend::{AnyChannel, Attach, AttachKind, BackendIo, Channel, Memory, Slab};
+use crate::backend::{AnyChannel, Attach, AttachKind, BackendIo, Channel, Memory};
 use crate::cx::{Cx, InstantMemory};
+use crate::list::List;
 use crate::msg::Msg;
 use crate::request::{Completed, Fault, Op, Origin, Request, Rest, Stream};
+use crate::slab::Slab;
 use crate::topology::{BackendId, Extent, Lun, LunId, MAX_BACKENDS, MAX_LUNS, Topology};
-use line::{Line, Waiter};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use trefoil_poll::ram::Ram;
@@ -46,7 +45,7 @@ pub struct Luns<I: BackendIo> {
     new_socks: VecDeque<(SockId, BackendId)>,
     /// Requests for which [`Channel::must_wait`] holds, in the backlogs of their places. They count as the channel's.
     /// There is room for all requests that can exist.
-    waiting: Slab<Waiter>,
+    waiting: Slab<Request>,
 }
 
 /// A LUN as the data path sees it.
@@ -78,7 +77,8 @@ struct Place<I: BackendIo> {
     channel: Option<AnyChannel>,
     /// Requests that the channel has, including those that wait.
     requests: usize,
-    line: Line,
+    /// The backend's backlog in [`Luns::waiting`], oldest first.
+    line: List,
     detaching: bool,
     /// The backend is in `awake`.
     is_awake: bool,
@@ -109,7 +109,7 @@ impl<I: BackendIo> Luns<I> {
         let place = || Place {
             channel: None,
             requests: 0,
-            line: Line::default(),
+            line: List::EMPTY,
             detaching: false,
             is_awake: false,
             due: None,
@@ -246,7 +246,7 @@ impl<I: BackendIo> Luns<I> {
             Some(channel) if !place.detaching => {
                 let alone = place.line.is_empty();
                 if Channel::<I>::must_wait(channel, &request, !alone) && !cx.io.is_broken("impatient-write") {
-                    if let Err(request) = place.line.push(&mut self.waiting, request) {
+                    if let Err(request) = self.waiting.push(&mut place.line, request) {
                         debug_assert!(false, "more requests than this core has room for");
                         cx.complete(request, Err(Fault::Internal));
                     }
@@ -269,10 +269,10 @@ impl<I: BackendIo> Luns<I> {
                 place.wake(*id, &mut self.awake);
             }
             let mut line = std::mem::take(&mut place.line);
-            while let Some(request) = line.pop(&mut self.waiting) {
+            while let Some(request) = self.waiting.pop(&mut line) {
                 if request.is_of(stream) || cx.io.is_broken("cancelled-others") {
                     cx.complete(request, Err(Fault::Aborted));
-                } else if let Err(request) = place.line.push(&mut self.waiting, request) {
+                } else if let Err(request) = self.waiting.push(&mut place.line, request) {
                     debug_assert!(false, "the place that it just left is taken");
                     cx.complete(request, Err(Fault::Internal));
                 }
@@ -508,15 +508,15 @@ impl<I: BackendIo> Place<I> {
     }
 
     /// Starts, in order, the waiting requests that can start now. Returns whether it started any.
-    fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Waiter>) -> bool {
+    fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Request>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
         let mut any = false;
         for _ in 0..STARTS {
-            let next = self.line.first(waiting);
+            let next = waiting.first(&self.line);
             if next.is_none_or(|request| Channel::<I>::must_wait(channel, request, false)) {
                 break;
             }
-            let Some(request) = self.line.pop(waiting) else { break };
+            let Some(request) = waiting.pop(&mut self.line) else { break };
             channel.submit(cx, request);
             any = true;
         }

@@ -9,7 +9,7 @@
 
 use crate::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use std::time::Duration;
-use trefoil_poll::{Arena, Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, Instant, Io, SockEvent, SockId};
 use trefoil_wire::fabrics::{DYNAMIC_CNTLID, FabricsCommand, Nqn, PropertySet, PropertySize};
 use trefoil_wire::nvme::identify::{IDENTIFY_LEN, cns};
 use trefoil_wire::nvme::property::{Cc, offset};
@@ -54,29 +54,9 @@ impl WarmHost {
         self.qpair.open_on(io, sock, open);
     }
 
-    /// Handles received bytes.
-    pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
-        self.qpair.on_received(io, bytes);
-    }
-
-    /// Handles a block that a receive has filled.
-    pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
-        self.qpair.on_filled(io, buf);
-    }
-
-    /// Handles a receive that ended without its bytes.
-    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
-        self.qpair.on_recv_end(io, buf, why);
-    }
-
-    /// Handles a finished send.
-    pub fn on_sent<I: Io>(&mut self, io: &mut I, list: Box<SendList>, result: Result<(), SockError>) {
-        self.qpair.on_sent(io, list, result);
-    }
-
-    /// Handles the last event of its socket.
-    pub fn on_closed<I: Io>(&mut self, io: &mut I) {
-        self.qpair.on_closed(io);
+    /// Handles an event of its socket.
+    pub fn on_sock<I: Io>(&mut self, io: &mut I, event: SockEvent<'_>) {
+        self.qpair.on_sock(io, event);
     }
 
     /// Sends a query if one is due. Returns whether there was work.

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use trefoil_poll::core::{CoreConfig, CoreHandle, Idle, spawn};
 use trefoil_poll::{
-    Arena, ArenaId, Buf, ControlReceiver, ControlSender, CoreId, FileDone, Handler, Instant, Io, MeshBounds,
-    RecvEnd, SendList, SockError, SockId, UringConfig, UringIo, mesh,
+    Arena, ArenaId, ControlReceiver, ControlSender, CoreId, FileDone, Handler, Instant, Io, MeshBounds,
+    SockEvent, SockId, UringConfig, UringIo, mesh,
 };
 use trefoil_storage::initiator::{
     Command, ControllerConfig, ControllerError, ControllerEvent, FenceRule, Finished, Host, INLINE_BYTES,
@@ -473,49 +473,13 @@ impl Sailor {
 }
 
 impl Handler<UringIo<FleetMsg>> for Crew {
-    fn on_received(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId, bytes: &[u8]) {
-        if let Some(host) = self.host(sock) {
-            host.on_received(io, sock, bytes);
-        }
-    }
-
-    fn on_filled(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId, buf: Buf) {
+    fn on_sock(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId, event: SockEvent<'_>) {
+        let closed = matches!(event, SockEvent::Closed);
         match self.host(sock) {
-            Some(host) => host.on_filled(io, sock, buf),
-            None => self.arena.free(buf),
+            Some(host) => host.on_sock(io, sock, event),
+            None => event.discard(&mut self.arena),
         }
-    }
-
-    fn on_recv_end(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        match self.host(sock) {
-            Some(host) => host.on_recv_end(io, sock, buf, why),
-            None => buf.into_iter().for_each(|buf| self.arena.free(buf)),
-        }
-    }
-
-    fn on_sent(
-        &mut self,
-        io: &mut UringIo<FleetMsg>,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        if let Some(host) = self.host(sock) {
-            host.on_sent(io, sock, list, result);
-        }
-    }
-
-    fn on_connected(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId, result: Result<(), SockError>) {
-        if let Some(host) = self.host(sock) {
-            host.on_connected(io, sock, result);
-        }
-    }
-
-    fn on_closed(&mut self, io: &mut UringIo<FleetMsg>, sock: SockId) {
-        if let Some(host) = self.host(sock) {
-            host.on_closed(io, sock);
-        }
-        if let Some(owner) = self.owners.get_mut(sock.0 as usize) {
+        if closed && let Some(owner) = self.owners.get_mut(sock.0 as usize) {
             *owner = NOBODY;
         }
     }

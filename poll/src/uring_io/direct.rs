@@ -6,7 +6,7 @@
 use super::UringIo;
 use super::sock::{HOT_TIME, Recv, Sending};
 use super::tag::Kind;
-use crate::io::{Handler, RecvEnd, SockError, SockId};
+use crate::io::{Handler, RecvEnd, SockError, SockEvent, SockId};
 use std::os::fd::AsFd;
 use trefoil_sys::socket;
 
@@ -109,15 +109,19 @@ impl<M: Send> UringIo<M> {
             Ok(n @ 1..) => {
                 sock.recv = Recv::Idle;
                 sock.last_rx = self.now;
-                handler.on_received(self, id, &scratch[..n]);
+                handler.on_sock(self, id, SockEvent::Received(&scratch[..n]));
             }
             Ok(0) => {
                 sock.recv = Recv::Idle;
-                handler.on_recv_end(self, id, None, RecvEnd::Eof);
+                handler.on_sock(self, id, SockEvent::RecvEnd { buf: None, why: RecvEnd::Eof });
             }
             Err(errno) => {
                 sock.recv = Recv::Idle;
-                handler.on_recv_end(self, id, None, RecvEnd::Failed(SockError(errno)));
+                handler.on_sock(
+                    self,
+                    id,
+                    SockEvent::RecvEnd { buf: None, why: RecvEnd::Failed(SockError(errno)) },
+                );
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::tag::{Kind, pack};
 use super::{RECV_GROUP, UringIo};
 use crate::buf::Buf;
-use crate::io::{Handler, RecvEnd, RecvInto, SockError, SockId, TableFull};
+use crate::io::{Handler, RecvEnd, RecvInto, SockError, SockEvent, SockId, TableFull};
 use crate::send::SendList;
 use crate::time::Instant;
 use std::net::SocketAddr;
@@ -51,6 +51,18 @@ pub(super) enum Recv {
     Idle,
     Stream { max_bytes: u32 },
     Buf { buf: Buf, at: u32, len: u32, done: u32 },
+}
+
+impl Recv {
+    /// Returns the event of a receive that ended without its bytes; `None` if there was no receive.
+    fn end(self, why: RecvEnd) -> Option<SockEvent<'static>> {
+        let buf = match self {
+            Self::Idle => return None,
+            Self::Stream { .. } => None,
+            Self::Buf { buf, .. } => Some(buf),
+        };
+        Some(SockEvent::RecvEnd { buf, why })
+    }
 }
 
 pub(super) struct Sending {
@@ -279,18 +291,17 @@ impl<M: Send> UringIo<M> {
         let send = sock.send.take();
         sock.fd = None;
         // An operation that was started after the close, or a receive that waited for a buffer, ends here.
-        match recv {
-            Recv::Idle => {}
-            Recv::Stream { .. } => handler.on_recv_end(self, SockId(index), None, RecvEnd::Closed),
-            Recv::Buf { buf, .. } => handler.on_recv_end(self, SockId(index), Some(buf), RecvEnd::Closed),
+        let id = SockId(index);
+        if let Some(end) = recv.end(RecvEnd::Closed) {
+            handler.on_sock(self, id, end);
         }
         if let Some(Sending { list, .. }) = send {
-            handler.on_sent(self, SockId(index), list, Err(SockError(libc::ECANCELED)));
+            handler.on_sock(self, id, SockEvent::Sent { list, result: Err(SockError(libc::ECANCELED)) });
         }
         // These calls may have started further operations. The socket is then in the queue again.
         if self.socks.get_mut(index).is_some_and(|sock| !sock.settling) {
             self.socks.remove(index);
-            handler.on_closed(self, SockId(index));
+            handler.on_sock(self, id, SockEvent::Closed);
         }
     }
 
@@ -317,15 +328,16 @@ impl<M: Send> UringIo<M> {
         match recv {
             Recv::Idle => {}
             recv if closing => {
-                let buf = if let Recv::Buf { buf, .. } = recv { Some(buf) } else { None };
-                handler.on_recv_end(self, id, buf, RecvEnd::Closed);
+                if let Some(end) = recv.end(RecvEnd::Closed) {
+                    handler.on_sock(self, id, end);
+                }
             }
             Recv::Stream { max_bytes } => match picked {
                 Some(buffer) if result > 0 => {
                     sock.last_rx = self.now;
                     // SAFETY: this completion named the buffer, and the buffer is given back only below.
                     let bytes = unsafe { self.recv_buffers.bytes(buffer, result as usize) };
-                    handler.on_received(self, id, bytes);
+                    handler.on_sock(self, id, SockEvent::Received(bytes));
                 }
                 _ if result == -libc::ENOBUFS => {
                     sock.recv = Recv::Stream { max_bytes };
@@ -335,17 +347,17 @@ impl<M: Send> UringIo<M> {
                     sock.recv = Recv::Stream { max_bytes };
                     self.start_recv(index);
                 }
-                _ => handler.on_recv_end(self, id, None, why),
+                _ => handler.on_sock(self, id, SockEvent::RecvEnd { buf: None, why }),
             },
             Recv::Buf { buf, at, len, done } => {
                 let done = done + result.max(0) as u32;
                 if done == len {
-                    handler.on_filled(self, id, buf);
+                    handler.on_sock(self, id, SockEvent::Filled(buf));
                 } else if result > 0 || again {
                     sock.recv = Recv::Buf { buf, at, len, done };
                     self.start_recv(index);
                 } else {
-                    handler.on_recv_end(self, id, Some(buf), why);
+                    handler.on_sock(self, id, SockEvent::RecvEnd { buf: Some(buf), why });
                 }
             }
         }
@@ -361,7 +373,7 @@ impl<M: Send> UringIo<M> {
         let Some(mut sending) = sock.send.take() else { return };
         sending.sent += result.max(0) as usize;
         let errno = -result;
-        let outcome = if sending.sent == sending.list.len_bytes() && result >= 0 {
+        let result = if sending.sent == sending.list.len_bytes() && result >= 0 {
             Ok(())
         } else if sock.closing {
             Err(SockError(libc::ECANCELED))
@@ -372,7 +384,7 @@ impl<M: Send> UringIo<M> {
             // A stream never accepts zero bytes without an error.
             Err(SockError(errno.max(libc::EPERM)))
         };
-        handler.on_sent(self, SockId(index), sending.list, outcome);
+        handler.on_sock(self, SockId(index), SockEvent::Sent { list: sending.list, result });
         self.settle(index, handler);
     }
 
@@ -385,7 +397,7 @@ impl<M: Send> UringIo<M> {
             (false, 0, error) => Err(SockError(-error)),
             (false, refused, _) => Err(SockError(refused)),
         };
-        handler.on_connected(self, SockId(index), outcome);
+        handler.on_sock(self, SockId(index), SockEvent::Connected(outcome));
         self.settle(index, handler);
     }
 }

@@ -107,10 +107,8 @@ impl Echo {
         self.conn(sock).got = 0;
         io.send(sock, list);
     }
-}
 
-impl<I: Io<Msg = Msg, Socket = OwnedFd>> Handler<I> for Echo {
-    fn on_received(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
+    fn received(&mut self, io: &mut impl Io, sock: SockId, bytes: &[u8]) {
         let got = self.conn(sock).got;
         if got < 8 {
             assert!(got + bytes.len() <= 8, "more than was asked for");
@@ -141,43 +139,47 @@ impl<I: Io<Msg = Msg, Socket = OwnedFd>> Handler<I> for Echo {
         let payload = conn.payload.take().expect("a payload");
         self.reply(io, sock, payload);
     }
+}
 
-    fn on_filled(&mut self, io: &mut I, sock: SockId, buf: Buf) {
-        self.reply(io, sock, buf);
-    }
-
-    fn on_recv_end(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, _why: RecvEnd) {
-        self.ended += 1;
-        let payload = self.conn(sock).payload.take();
-        buf.into_iter().chain(payload).for_each(|buf| self.arena.free(buf));
-        io.close(sock);
-    }
-
-    fn on_sent(&mut self, io: &mut I, sock: SockId, mut list: Box<SendList>, result: Result<(), SockError>) {
-        while let Some(buf) = list.take_buf() {
-            self.arena.free(buf);
+impl<I: Io<Msg = Msg, Socket = OwnedFd>> Handler<I> for Echo {
+    fn on_sock(&mut self, io: &mut I, sock: SockId, event: SockEvent<'_>) {
+        match event {
+            SockEvent::Received(bytes) => self.received(io, sock, bytes),
+            SockEvent::Filled(buf) => self.reply(io, sock, buf),
+            SockEvent::RecvEnd { buf, .. } => {
+                self.ended += 1;
+                let payload = self.conn(sock).payload.take();
+                buf.into_iter().chain(payload).for_each(|buf| self.arena.free(buf));
+                io.close(sock);
+            }
+            SockEvent::Sent { mut list, result } => {
+                while let Some(buf) = list.take_buf() {
+                    self.arena.free(buf);
+                }
+                let (_, mode) = self.frame(sock);
+                self.conn(sock).list = Some(list);
+                match result {
+                    Ok(()) if mode == DEAF => {}
+                    Ok(()) => io.recv(sock, RecvInto::Stream { max_bytes: 8 }),
+                    Err(_) => io.close(sock),
+                }
+            }
+            SockEvent::Connected(result) => {
+                self.conn(sock).connecting = false;
+                io.post_control(Msg::Connected(result.map_err(|e| e.0)));
+                io.close(sock);
+            }
+            SockEvent::Closed => {
+                let conn = self.conn(sock);
+                assert!(std::mem::take(&mut conn.live), "closed twice");
+                assert!(
+                    conn.list.is_some() && conn.payload.is_none() && !conn.connecting,
+                    "closed too early"
+                );
+                self.closed += 1;
+                io.post_control(Msg::Closed);
+            }
         }
-        let (_, mode) = self.frame(sock);
-        self.conn(sock).list = Some(list);
-        match result {
-            Ok(()) if mode == DEAF => {}
-            Ok(()) => io.recv(sock, RecvInto::Stream { max_bytes: 8 }),
-            Err(_) => io.close(sock),
-        }
-    }
-
-    fn on_connected(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
-        self.conn(sock).connecting = false;
-        io.post_control(Msg::Connected(result.map_err(|e| e.0)));
-        io.close(sock);
-    }
-
-    fn on_closed(&mut self, io: &mut I, sock: SockId) {
-        let conn = self.conn(sock);
-        assert!(std::mem::take(&mut conn.live), "closed twice");
-        assert!(conn.list.is_some() && conn.payload.is_none() && !conn.connecting, "closed too early");
-        self.closed += 1;
-        io.post_control(Msg::Closed);
     }
 
     fn on_file(&mut self, _io: &mut I, done: FileDone) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trefoil_poll::{RecvEnd, RecvInto, SendList, SockError, SockId};
+use trefoil_poll::{RecvEnd, RecvInto, SendList, SockError, SockEvent, SockId};
 
 use crate::net::NodeId;
 use crate::net::{Conn, ConnId, Holder, Side};
@@ -166,12 +166,9 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             (false, Some(errno)) => RecvEnd::Failed(SockError(errno)),
             (false, None) => RecvEnd::Eof,
         };
-        let id = SockId(sock);
+        let mut tell = |event| running.machine.on_sock(&mut running.io, SockId(sock), event);
         match into {
-            RecvInto::Buf { buf, len, .. } if filled == len => {
-                running.machine.on_filled(&mut running.io, id, buf);
-            }
-            RecvInto::Buf { buf, .. } => running.machine.on_recv_end(&mut running.io, id, Some(buf), why),
+            RecvInto::Buf { buf, len, .. } if filled == len => tell(SockEvent::Filled(buf)),
             RecvInto::Stream { max_bytes } if !closed && end.rx.readable() > 0 => {
                 let mut scratch = std::mem::take(&mut self.scratch);
                 let mut max = scratch.len().min(max_bytes as usize).min(end.rx.readable());
@@ -179,11 +176,11 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                     max = 1 + self.rng.below(max as u64) as usize;
                 }
                 let got = end.rx.read(&mut scratch[..max]);
-                running.machine.on_received(&mut running.io, id, &scratch[..got]);
+                tell(SockEvent::Received(&scratch[..got]));
                 self.scratch = scratch;
                 self.pump_writer(conn, side);
             }
-            RecvInto::Stream { .. } => running.machine.on_recv_end(&mut running.io, id, None, why),
+            into => tell(into.end(why)),
         }
     }
 
@@ -280,7 +277,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let Some(list) = s.send.take() else { return };
         let result = s.send_result.take().unwrap_or(Err(SockError(ECANCELED)));
         running.io.socks[sock as usize].sending = false;
-        running.machine.on_sent(&mut running.io, SockId(sock), list, result);
+        running.machine.on_sock(&mut running.io, SockId(sock), SockEvent::Sent { list, result });
     }
 
     pub(super) fn deliver_connected(
@@ -294,7 +291,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let closed = self.core(node, core).socks[sock as usize].closed;
         let result = if closed { Err(ECANCELED) } else { result };
         running.io.socks[sock as usize].connected = result.is_ok();
-        running.machine.on_connected(&mut running.io, SockId(sock), result.map_err(SockError));
+        let event = SockEvent::Connected(result.map_err(SockError));
+        running.machine.on_sock(&mut running.io, SockId(sock), event);
     }
 
     pub(super) fn ask_close(&mut self, node: NodeId, core: u16, sock: SockId) {
@@ -326,7 +324,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         debug_assert!(s.recv.is_none() && s.send.is_none(), "socket {sock} ends with something outstanding");
         *s = Sock { uses: s.uses, ..Sock::default() };
         running.io.socks[sock as usize] = Manners::default();
-        running.machine.on_closed(&mut running.io, SockId(sock));
+        running.machine.on_sock(&mut running.io, SockId(sock), SockEvent::Closed);
     }
 
     /// Closes an end. Its peer sees the end of the stream, or a reset if bytes were left unread or the seed says so.

@@ -6,16 +6,17 @@
 //! An operation in the kernel can't be recalled. So a cancelled request ends with its current operation, and starts no
 //! other.
 
-use super::{Channel, Slab};
+use super::Channel;
 use crate::cx::Cx;
+use crate::list::List;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Op, Request, Stream};
+use crate::slab::Slab;
 use crate::topology::BackendId;
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
 /// Size of the blocks of zeros that the channel writes where the kernel can't zero a range.
 const ZEROS_BYTES: usize = 128 << 10;
-const NIL: u32 = u32::MAX;
 
 /// This core's channel to a file or block device, which its driver has open.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ pub struct File {
     backend: BackendId,
     file: FileId,
     slots: Slab<Slot>,
-    /// First and last slot that wait for a block of zeros, oldest first, linked by `Slot::next_waiting`.
-    waiting: (u32, u32),
+    /// The slots that wait for a block of zeros.
+    waiting: List,
     can_zero: bool,
     can_punch: bool,
 }
@@ -36,7 +37,6 @@ pub struct Slot {
     step: Step,
     /// The block of zeros, except while the kernel has it.
     zeros: Option<Buf>,
-    next_waiting: u32,
     /// The request was cancelled, so it starts no further operation.
     cancelled: bool,
 }
@@ -63,7 +63,7 @@ impl File {
     }
 
     pub(super) fn new(backend: BackendId, file: FileId, slots: Slab<Slot>) -> Self {
-        Self { backend, file, slots, waiting: (NIL, NIL), can_zero: true, can_punch: true }
+        Self { backend, file, slots, waiting: List::EMPTY, can_zero: true, can_punch: true }
     }
 
     pub(super) fn file(&self) -> FileId {
@@ -157,7 +157,7 @@ impl File {
             Step::Sync => FileOp::Sync,
             Step::Zeros { done, under_way } => {
                 let Some(buf) = slot.zeros.take().or_else(|| zeros(cx)) else {
-                    return self.wait(at);
+                    return self.waiting.push(&mut self.slots, at);
                 };
                 *under_way = (len - *done).min(buf.len() as u64);
                 let offset = offset + *done;
@@ -175,15 +175,6 @@ impl File {
             cx.complete(slot.request, result);
         }
     }
-
-    fn wait(&mut self, at: u32) {
-        if let Some(last) = self.slots.get_mut(self.waiting.1) {
-            last.next_waiting = at;
-        } else {
-            self.waiting.0 = at;
-        }
-        self.waiting.1 = at;
-    }
 }
 
 impl<I: StorageIo> Channel<I> for File {
@@ -194,7 +185,7 @@ impl<I: StorageIo> Channel<I> for File {
 
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         let Some(step) = self.first_step(request.op) else { return cx.complete(request, Ok(())) };
-        match self.slots.insert(Slot { request, step, zeros: None, next_waiting: NIL, cancelled: false }) {
+        match self.slots.insert(Slot { request, step, zeros: None, cancelled: false }) {
             Ok(at) => self.go_on(cx, at),
             // The LUN layer holds back requests that must wait, so the table has room.
             Err(slot) => cx.complete(slot.request, Err(Fault::Internal)),
@@ -205,14 +196,12 @@ impl<I: StorageIo> Channel<I> for File {
         for slot in self.slots.iter_mut().filter(|slot| slot.request.is_of(stream)) {
             slot.cancelled = true;
         }
-        let (mut at, _) = std::mem::replace(&mut self.waiting, (NIL, NIL));
-        while let Some(slot) = self.slots.get_mut(at) {
-            let next = std::mem::replace(&mut slot.next_waiting, NIL);
-            match slot.cancelled {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        while let Some(at) = waiting.pop(&mut self.slots) {
+            match self.slots.get(at).is_some_and(|slot| slot.cancelled) {
                 true => self.finish(cx, at, Err(Fault::Aborted)),
-                false => self.wait(at),
+                false => self.waiting.push(&mut self.slots, at),
             }
-            at = next;
         }
     }
 
@@ -221,18 +210,17 @@ impl<I: StorageIo> Channel<I> for File {
     }
 
     fn waits(&self) -> bool {
-        self.waiting.0 != NIL
+        !self.waiting.is_empty()
     }
 
     fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
-        let at = self.waiting.0;
+        let Some(at) = self.waiting.first() else { return false };
         let Some(slot) = self.slots.get_mut(at) else { return false };
         slot.zeros = zeros(cx);
         if slot.zeros.is_none() {
             return false;
         }
-        let next = std::mem::replace(&mut slot.next_waiting, NIL);
-        self.waiting = if next == NIL { (NIL, NIL) } else { (next, self.waiting.1) };
+        self.waiting.unlink(&mut self.slots, at);
         self.go_on(cx, at);
         true
     }

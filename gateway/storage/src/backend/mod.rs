@@ -7,19 +7,18 @@ mod file;
 mod memory;
 mod null;
 mod remote;
-mod slab;
 
 pub use file::File;
 pub use memory::Memory;
 pub use null::Null;
 pub use remote::Remote;
-pub use slab::Slab;
 
 pub mod nvme_tcp;
 
 use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Request, Stream};
+use crate::slab::Slab;
 use crate::topology::BackendId;
 use trefoil_poll::{FileDone, Instant, Io};
 

@@ -14,7 +14,7 @@
 //! # What its core must do
 //! - Build the channel on the control thread, where all its memory is made, and attach it to every core.
 //! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`. Events of these sockets belong to this
-//!   channel until their `on_closed`.
+//!   channel until their [`SockEvent::Closed`].
 //! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]. Drop the message if the backend is not attached here: a core
 //!   that attaches late asks for the messages that it missed.
 //! - To detach, call [`NvmeTcpChannel::stop`], then take turns until [`NvmeTcpChannel::is_stopped`].
@@ -31,10 +31,11 @@ use crate::initiator::{
 };
 use crate::msg::{Event, Msg, StorageIo};
 use crate::request::{Fault, Op, Request, Stream};
+use crate::slab::Slab;
 use crate::topology::BackendId;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trefoil_poll::{Arena, Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, CoreId, Instant, SockEvent, SockId};
 use trefoil_wire::nvme::{
     BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType, io_opcode,
 };
@@ -88,8 +89,7 @@ pub struct NvmeTcpChannel {
     closing: bool,
     usable: bool,
     len_bytes: u64,
-    works: Box<[Option<Work>]>,
-    free: Vec<u32>,
+    works: Slab<Work>,
     /// The array refused a Write Zeroes in this association, even if it reports support for the command.
     refuses_zeroes: bool,
     /// Requests of other cores that this core passed on to a third core, until [`Self::take_passed_on`] reports them.
@@ -144,8 +144,7 @@ impl NvmeTcpChannel {
             closing: false,
             usable: false,
             len_bytes: 0,
-            works: (0..config.requests).map(|_| None).collect(),
-            free: (0..config.requests as u32).rev().collect(),
+            works: Slab::with_capacity(config.requests),
             refuses_zeroes: false,
             passed_on: 0,
             relays: false,
@@ -201,87 +200,22 @@ impl NvmeTcpChannel {
     }
 
     fn is_quiet(&self) -> bool {
-        self.free.len() == self.works.len() && self.parked.is_empty()
+        self.works.is_empty() && self.parked.is_empty()
     }
 
     fn is_lane(&self, sock: SockId) -> bool {
         self.lane.sock() == Some(sock)
     }
 
-    /// Handles the answer to [`trefoil_poll::Io::connect`].
-    pub fn on_connected<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        result: Result<(), SockError>,
-    ) {
+    /// Handles an event of a socket.
+    pub fn on_sock<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, event: SockEvent<'_>) {
         if self.is_lane(sock) {
-            self.lane.on_connected(cx.io, result);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_connected(cx.io, result);
-        }
-    }
-
-    /// Handles received bytes of a socket.
-    pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
-        if self.is_lane(sock) {
-            self.lane.on_received(cx.io, bytes);
+            self.lane.on_sock(cx.io, event);
             self.reap(cx);
         } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_received(cx.io, bytes);
-        }
-    }
-
-    /// Handles a block that a receive has filled.
-    pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
-        if self.is_lane(sock) {
-            self.lane.on_filled(cx.io, buf);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_filled(cx.io, buf);
+            controller.qpair().on_sock(cx.io, event);
         } else {
-            cx.arena.free(buf);
-        }
-    }
-
-    /// Handles a receive that ended without its bytes.
-    pub fn on_recv_end<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        buf: Option<Buf>,
-        why: RecvEnd,
-    ) {
-        if self.is_lane(sock) {
-            self.lane.on_recv_end(cx.io, buf, why);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_recv_end(cx.io, buf, why);
-        }
-    }
-
-    /// Handles a finished send.
-    pub fn on_sent<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        if self.is_lane(sock) {
-            self.lane.on_sent(cx.io, list, result);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_sent(cx.io, list, result);
-        }
-    }
-
-    /// Handles the last event of a socket.
-    pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
-        if self.is_lane(sock) {
-            self.lane.on_closed(cx.io);
-            self.reap(cx);
-        } else if let Some(controller) = &mut self.controller {
-            controller.qpair().on_closed(cx.io);
+            event.discard(cx.arena);
         }
     }
 
@@ -395,10 +329,7 @@ impl NvmeTcpChannel {
             return;
         }
         let works = &self.works;
-        let is_deallocate = |tag: u64| {
-            let work = works.get(tag as usize).and_then(Option::as_ref);
-            work.is_some_and(|work| work.request.op == Op::Deallocate)
-        };
+        let is_deallocate = |tag| works.get(tag as u32).is_some_and(|work| work.request.op == Op::Deallocate);
         self.lane.cancel(now, is_deallocate);
     }
 
@@ -480,7 +411,7 @@ impl NvmeTcpChannel {
             return;
         }
         while let Some(mut command) = self.lane.take_waiting() {
-            if let Some(mut work) = self.take_work(command.tag) {
+            if let Some(mut work) = self.works.remove(command.tag as u32) {
                 // The request starts over. Repeating its finished part does no harm.
                 work.request.buf = command.take_buf();
                 self.pass_on(cx, work.request);
@@ -519,35 +450,32 @@ impl NvmeTcpChannel {
         if let Some(result) = settled {
             return cx.complete(request, result);
         }
-        match self.free.pop() {
-            Some(at) => self.next_part(cx, at, Work { request, done: 0, part: 0, cancelled: false }),
+        match self.works.insert(Work { request, done: 0, part: 0, cancelled: false }) {
+            Ok(at) => self.next_part(cx, at),
             // The LUN layer holds back requests that must wait, but formerly parked requests may find too few slots.
-            None => cx.complete(request, Err(Fault::PathLost)),
+            Err(work) => cx.complete(work.request, Err(Fault::PathLost)),
         }
     }
 
     /// Submits a request's next command.
-    fn next_part<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, mut work: Work) {
-        if work.request.op == Op::Deallocate && !self.limits().deallocate {
-            self.free.push(at);
-            return cx.complete(work.request, Ok(()));
+    fn next_part<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
+        let limits = self.limits();
+        let Some(work) = self.works.get_mut(at) else { return };
+        if work.request.op == Op::Deallocate && !limits.deallocate {
+            return self.finish(cx, at, Ok(()));
         }
-        let command = make_part(&mut work, at.into(), self.nsid, self.limits());
+        let command = make_part(work, at.into(), self.nsid, limits);
         if let Err(mut command) = self.lane.submit(cx.io.now(), command) {
             // The lane has a place for each slot of `works`, so this is a bug. The request still completes.
             work.request.buf = command.take_buf();
-            self.free.push(at);
-            return cx.complete(work.request, Err(Fault::Internal));
-        }
-        if let Some(slot) = self.works.get_mut(at as usize) {
-            *slot = Some(work);
+            self.finish(cx, at, Err(Fault::Internal));
         }
     }
 
-    fn take_work(&mut self, tag: u64) -> Option<Work> {
-        let work = self.works.get_mut(tag as usize)?.take()?;
-        self.free.push(tag as u32);
-        Some(work)
+    fn finish<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, result: Result<(), Fault>) {
+        if let Some(work) = self.works.remove(at) {
+            cx.complete(work.request, result);
+        }
     }
 
     /// Turns finished commands into completions. Returns whether a command finished.
@@ -556,35 +484,27 @@ impl NvmeTcpChannel {
         let mut any = false;
         while let Some(Finished { mut command, result }) = self.lane.next_finished(now) {
             any = true;
-            let Some(mut work) = self.works.get_mut(command.tag as usize).and_then(Option::take) else {
-                continue;
-            };
             let at = command.tag as u32;
+            let Some(work) = self.works.get_mut(at) else { continue };
             work.request.buf = command.take_buf();
             let was_refused = result.as_ref().is_ok_and(|cqe| is_refusal(cqe.status));
             if was_refused && command.sqe.opcode == io_opcode::WRITE_ZEROES && !work.cancelled {
                 // The array may also refuse a range longer than it accepts in one command (WZSL, NVM command set 1.0c
                 // §4.1.5.3).
                 self.refuses_zeroes = true;
-                self.next_part(cx, at, work);
+                self.next_part(cx, at);
                 continue;
             }
             if work.request.op == Op::Deallocate && matches!(result, Err(Fault::Aborted)) && !work.cancelled {
                 // `drop_deallocates` took the command back from the lane.
-                self.next_part(cx, at, work);
+                self.next_part(cx, at);
                 continue;
             }
             work.done += work.part;
             match verdict(work.request.op, result) {
-                Ok(()) if work.done < work.request.len && !work.cancelled => self.next_part(cx, at, work),
-                Ok(()) if work.done < work.request.len => {
-                    self.free.push(at);
-                    cx.complete(work.request, Err(Fault::Aborted));
-                }
-                result => {
-                    self.free.push(at);
-                    cx.complete(work.request, result);
-                }
+                Ok(()) if work.done < work.request.len && !work.cancelled => self.next_part(cx, at),
+                Ok(()) if work.done < work.request.len => self.finish(cx, at, Err(Fault::Aborted)),
+                result => self.finish(cx, at, result),
             }
         }
         any
@@ -595,15 +515,15 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
     #[inline]
     fn must_wait(&self, _request: &Request, behind: bool) -> bool {
         let is_full = match self.queues {
-            0 => self.parked.len() == self.works.len(),
-            _ => self.queue_core() == self.core && self.free.is_empty(),
+            0 => self.parked.len() == self.works.capacity(),
+            _ => self.queue_core() == self.core && self.works.is_full(),
         };
         behind || is_full
     }
 
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request) {
         if self.queues == 0 {
-            if self.parked.len() == self.works.len() {
+            if self.parked.len() == self.works.capacity() {
                 cx.complete(request, Err(Fault::PathLost));
             } else {
                 self.parked.push_back(request);
@@ -623,14 +543,12 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
             }
         }
         let mut any = false;
-        for work in self.works.iter_mut().flatten().filter(|work| work.request.is_of(stream)) {
+        for work in self.works.iter_mut().filter(|work| work.request.is_of(stream)) {
             (work.cancelled, any) = (true, true);
         }
         if any {
             let works = &self.works;
-            let which =
-                |tag: u64| works.get(tag as usize).is_some_and(|w| w.as_ref().is_some_and(|w| w.cancelled));
-            self.lane.cancel(cx.io.now(), which);
+            self.lane.cancel(cx.io.now(), |tag| works.get(tag as u32).is_some_and(|work| work.cancelled));
             self.reap(cx);
         }
         // The cancel follows the requests that were passed on. The core's number falls with each step, so the steps end.

@@ -38,7 +38,7 @@ use tcp::{Conn, Tcp};
 use timers::Timer;
 use trefoil_poll::arena::MAX_BLOCK_BYTES;
 use trefoil_poll::send::LIST_BYTES;
-use trefoil_poll::{Buf, CoreId, Instant, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{CoreId, Instant, SockEvent, SockId};
 
 /// Deadlines that one turn handles. Closing a connection takes some microseconds.
 const TIMERS_A_TURN: usize = 64;
@@ -85,46 +85,18 @@ impl Target {
         made
     }
 
-    /// Takes bytes that a connection received.
+    /// Handles an event of a connection.
     #[inline]
-    pub fn on_received<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, bytes: &[u8]) {
-        self.tcp.on_received(&mut self.shared, cx, sock, bytes);
-        self.tcp.settle(&mut self.shared, cx);
-    }
-
-    /// Takes a block that a receive has filled.
-    pub fn on_filled<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, buf: Buf) {
-        self.tcp.on_filled(&mut self.shared, cx, sock, buf);
-        self.tcp.settle(&mut self.shared, cx);
-    }
-
-    /// Handles the end of a receive, and closes the connection.
-    pub fn on_recv_end<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        buf: Option<Buf>,
-        why: RecvEnd,
-    ) {
-        self.tcp.on_recv_end(&mut self.shared, cx, sock, buf, why);
-        self.tcp.settle(&mut self.shared, cx);
-    }
-
-    /// Takes a send list back once its send has ended.
-    pub fn on_sent<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        self.tcp.on_sent(&mut self.shared, cx, sock, list, result);
-        self.tcp.settle(&mut self.shared, cx);
-    }
-
-    /// Handles the last event of a connection: the driver has closed the connection.
-    pub fn on_closed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId) {
-        self.tcp.on_closed(&mut self.shared, cx, sock);
+    pub fn on_sock<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, event: SockEvent<'_>) {
+        match event {
+            SockEvent::Received(bytes) => self.tcp.on_received(&mut self.shared, cx, sock, bytes),
+            SockEvent::Filled(buf) => self.tcp.on_filled(&mut self.shared, cx, sock, buf),
+            SockEvent::RecvEnd { buf, why } => self.tcp.on_recv_end(&mut self.shared, cx, sock, buf, why),
+            SockEvent::Sent { list, result } => self.tcp.on_sent(&mut self.shared, cx, sock, list, result),
+            SockEvent::Closed => self.tcp.on_closed(&mut self.shared, cx, sock),
+            // A target connects to nobody.
+            SockEvent::Connected(_) => {}
+        }
         self.tcp.settle(&mut self.shared, cx);
     }
 

@@ -12,7 +12,7 @@ use super::controller::{Controller, ControllerEvent};
 use super::lane::{Finished, Lane, LaneConfig};
 use super::message::{InitiatorMsg, Limits};
 use std::time::Duration;
-use trefoil_poll::{Arena, Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Arena, Instant, Io, SockEvent, SockId};
 
 /// A host on one core; see the module.
 pub struct Host {
@@ -121,72 +121,11 @@ impl Host {
         None
     }
 
-    fn lane(&mut self, sock: SockId) -> Option<&mut Lane> {
-        self.lanes.iter_mut().find(|lane| lane.sock() == Some(sock))
-    }
-
-    fn is_admin(&self, sock: SockId) -> bool {
-        self.controller.sock() == Some(sock)
-    }
-
-    /// Takes the result of [`Io::connect`].
-    pub fn on_connected<I: Io>(&mut self, io: &mut I, sock: SockId, result: Result<(), SockError>) {
-        if self.is_admin(sock) {
-            self.controller.qpair().on_connected(io, result);
-        } else if let Some(lane) = self.lane(sock) {
-            lane.on_connected(io, result);
-        }
-    }
-
-    /// Takes bytes of a stream.
-    pub fn on_received<I: Io>(&mut self, io: &mut I, sock: SockId, bytes: &[u8]) {
-        if let Some(lane) = self.lane(sock) {
-            lane.on_received(io, bytes);
-        } else if self.is_admin(sock) {
-            self.controller.qpair().on_received(io, bytes);
-        }
-    }
-
-    /// Takes a block that a receive filled.
-    pub fn on_filled<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Buf) {
-        if let Some(lane) = self.lane(sock) {
-            lane.on_filled(io, buf);
-        } else {
-            // Data of the admin queue is small, but may be received into a block too.
-            self.controller.qpair().on_filled(io, buf);
-        }
-    }
-
-    /// Takes the end of a receive without all of its bytes.
-    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, sock: SockId, buf: Option<Buf>, why: RecvEnd) {
-        if let Some(lane) = self.lane(sock) {
-            lane.on_recv_end(io, buf, why);
-        } else {
-            self.controller.qpair().on_recv_end(io, buf, why);
-        }
-    }
-
-    /// Takes the end of a send.
-    pub fn on_sent<I: Io>(
-        &mut self,
-        io: &mut I,
-        sock: SockId,
-        list: Box<SendList>,
-        result: Result<(), SockError>,
-    ) {
-        if let Some(lane) = self.lane(sock) {
-            lane.on_sent(io, list, result);
-        } else {
-            self.controller.qpair().on_sent(io, list, result);
-        }
-    }
-
-    /// Takes the end of a socket.
-    pub fn on_closed<I: Io>(&mut self, io: &mut I, sock: SockId) {
-        if let Some(lane) = self.lane(sock) {
-            lane.on_closed(io);
-        } else if self.is_admin(sock) {
-            self.controller.qpair().on_closed(io);
+    /// Handles an event of a socket.
+    pub fn on_sock<I: Io>(&mut self, io: &mut I, sock: SockId, event: SockEvent<'_>) {
+        match self.lanes.iter_mut().find(|lane| lane.sock() == Some(sock)) {
+            Some(lane) => lane.on_sock(io, event),
+            None => self.controller.qpair().on_sock(io, event),
         }
     }
 

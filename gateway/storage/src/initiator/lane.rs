@@ -43,7 +43,7 @@ use super::qpair::{Identity, Open, Qpair, QueueEntries};
 use crate::request::Fault;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trefoil_poll::{Buf, Instant, Io, RecvEnd, SendList, SockError, SockId};
+use trefoil_poll::{Instant, Io, SockEvent, SockId};
 use trefoil_wire::nvme::{Cqe, Status, StatusType};
 
 /// Pause before a command is tried again after a transient status, if the controller gives no CRD.
@@ -413,35 +413,18 @@ impl Lane {
         }
     }
 
-    /// Takes the result of [`Io::connect`].
-    pub fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
-        self.qpair.on_connected(io, result);
-    }
-
-    /// Takes bytes of the stream.
+    /// Handles an event of the socket. Retries, holds or ends each command of a socket that is closed.
     #[inline]
-    pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
-        self.qpair.on_received(io, bytes);
+    pub fn on_sock<I: Io>(&mut self, io: &mut I, event: SockEvent<'_>) {
+        let closed = matches!(event, SockEvent::Closed);
+        self.qpair.on_sock(io, event);
+        if closed {
+            self.on_closed(io);
+        }
     }
 
-    /// Takes a block that a receive filled.
-    pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
-        self.qpair.on_filled(io, buf);
-    }
-
-    /// Takes the end of a receive without all of its bytes.
-    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
-        self.qpair.on_recv_end(io, buf, why);
-    }
-
-    /// Takes the end of a send.
-    pub fn on_sent<I: Io>(&mut self, io: &mut I, list: Box<SendList>, result: Result<(), SockError>) {
-        self.qpair.on_sent(io, list, result);
-    }
-
-    /// Takes the end of the socket. Retries, holds or ends each command of the socket.
-    pub fn on_closed<I: Io>(&mut self, io: &mut I) {
-        self.qpair.on_closed(io);
+    #[cold]
+    fn on_closed<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         while let Some(done) = self.qpair.next_done() {
             match done {

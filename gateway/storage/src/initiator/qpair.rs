@@ -17,7 +17,7 @@ use super::error::{QueueError, Violation};
 use super::inbound::Receive;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trefoil_poll::{Instant, Io, RecvInto, SendList, SockError, SockId};
+use trefoil_poll::{Instant, Io, RecvInto, SendList, SockError, SockEvent, SockId};
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::Cqe;
 use trefoil_wire::tcp::{Framing, IcReq, Receiver};
@@ -442,8 +442,20 @@ impl Qpair {
         self.flush(io);
     }
 
-    /// Takes the result of [`Io::connect`].
-    pub fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
+    /// Handles an event of the socket.
+    #[inline]
+    pub fn on_sock<I: Io>(&mut self, io: &mut I, event: SockEvent<'_>) {
+        match event {
+            SockEvent::Received(bytes) => self.on_received(io, bytes),
+            SockEvent::Filled(buf) => self.on_filled(io, buf),
+            SockEvent::RecvEnd { buf, why } => self.on_recv_end(io, buf, why),
+            SockEvent::Sent { list, result } => self.on_sent(io, list, result),
+            SockEvent::Connected(result) => self.on_connected(io, result),
+            SockEvent::Closed => self.on_closed(),
+        }
+    }
+
+    fn on_connected<I: Io>(&mut self, io: &mut I, result: Result<(), SockError>) {
         if self.stage != Stage::Connecting {
             return;
         }
@@ -463,8 +475,8 @@ impl Qpair {
         }
     }
 
-    /// Takes the end of the socket: gives every command back.
-    pub fn on_closed<I: Io>(&mut self, _io: &mut I) {
+    /// Gives every command back.
+    fn on_closed(&mut self) {
         self.sock = None;
         self.stage = Stage::Closed;
         self.handshake_by = NEVER;

@@ -28,19 +28,19 @@ const SIP_BYTES: u32 = 4 << 10;
 impl Qpair {
     /// Takes bytes of the stream. Completions are in [`next_done`](Self::next_done) afterwards.
     #[inline]
-    pub fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
+    pub(super) fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         let result = self.take(bytes);
         self.proceed(io, result);
     }
 
     /// Takes a block that a receive filled.
-    pub fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
+    pub(super) fn on_filled<I: Io>(&mut self, io: &mut I, buf: Buf) {
         let result = self.take_filled(buf);
         self.proceed(io, result);
     }
 
     /// Takes the end of a receive without all of its bytes.
-    pub fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
+    pub(super) fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
         if let Some(buf) = buf {
             self.restore(buf);
         }

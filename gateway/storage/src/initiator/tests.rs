@@ -5,7 +5,7 @@ use super::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
 use super::*;
 use crate::request::Fault;
 use std::time::Duration;
-use trefoil_poll::{Arena, RecvEnd, RecvInto, SockError, SockId};
+use trefoil_poll::{Arena, RecvEnd, RecvInto, SockError, SockEvent, SockId};
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl};
 use trefoil_wire::tcp::{C2hData, R2t};
 
@@ -125,20 +125,19 @@ impl Rig {
         if io.socks[at].closing {
             let (sending, recv) = (io.socks[at].sending.take(), io.socks[at].recv.take());
             if let Some(list) = sending {
-                host.on_sent(io, id, list, Err(SockError(125)));
+                host.on_sock(io, id, SockEvent::Sent { list, result: Err(SockError(125)) });
             }
-            match recv {
-                Some(RecvInto::Buf { buf, .. }) => host.on_recv_end(io, id, Some(buf), RecvEnd::Closed),
-                Some(RecvInto::Stream { .. }) => host.on_recv_end(io, id, None, RecvEnd::Closed),
-                None => {}
+            if let Some(into) = recv {
+                host.on_sock(io, id, into.end(RecvEnd::Closed));
             }
             io.socks[at].gone = true;
-            host.on_closed(io, id);
+            host.on_sock(io, id, SockEvent::Closed);
             return true;
         }
         if io.socks[at].connecting {
             io.socks[at].connecting = false;
-            host.on_connected(io, id, if self.away { Err(SockError(111)) } else { Ok(()) });
+            let result = if self.away { Err(SockError(111)) } else { Ok(()) };
+            host.on_sock(io, id, SockEvent::Connected(result));
             return true;
         }
         if let Some(list) = &io.socks[at].sending
@@ -149,14 +148,14 @@ impl Rig {
                 self.array.feed(conn, &bytes);
             }
             let list = io.socks[at].sending.take().expect("it was there");
-            host.on_sent(io, id, list, Ok(()));
+            host.on_sock(io, id, SockEvent::Sent { list, result: Ok(()) });
             return true;
         }
         match io.socks[at].recv.take() {
             Some(RecvInto::Stream { max_bytes }) if !conn.output.is_empty() => {
                 let count = conn.output.len().min(max_bytes as usize).min(self.chunk);
                 let bytes: Vec<u8> = conn.output.drain(..count).collect();
-                host.on_received(io, id, &bytes);
+                host.on_sock(io, id, SockEvent::Received(&bytes));
                 true
             }
             Some(RecvInto::Buf { mut buf, at: from, len }) if conn.output.len() >= len as usize => {
@@ -166,7 +165,7 @@ impl Rig {
                 {
                     *to = byte;
                 }
-                host.on_filled(io, id, buf);
+                host.on_sock(io, id, SockEvent::Filled(buf));
                 true
             }
             recv => {
@@ -183,12 +182,8 @@ impl Rig {
             if self.io.socks[at].gone {
                 continue;
             }
-            match self.io.socks[at].recv.take() {
-                Some(RecvInto::Buf { buf, .. }) => {
-                    self.host.on_recv_end(&mut self.io, id, Some(buf), RecvEnd::Eof)
-                }
-                Some(RecvInto::Stream { .. }) => self.host.on_recv_end(&mut self.io, id, None, RecvEnd::Eof),
-                None => {}
+            if let Some(into) = self.io.socks[at].recv.take() {
+                self.host.on_sock(&mut self.io, id, into.end(RecvEnd::Eof));
             }
         }
     }
@@ -380,7 +375,7 @@ fn a_completion_that_overtakes_the_send_waits_for_the_block() {
     rig.run();
     assert!(rig.finished.is_empty(), "its block is still with the driver");
     let list = rig.io.socks[at].sending.take().expect("a send");
-    rig.host.on_sent(&mut rig.io, SockId(at as u32), list, Ok(()));
+    rig.host.on_sock(&mut rig.io, SockId(at as u32), SockEvent::Sent { list, result: Ok(()) });
     rig.stall_sends = false;
     rig.run();
     assert_eq!(rig.tags(), [1]);
@@ -436,7 +431,8 @@ fn losing_one_queue_resets_the_controller_and_fences_at_once() {
         rig.conns.iter().position(|conn| conn.unanswered.len() == 1).expect("the write's connection");
     rig.array.manners.mute = false;
     rig.io.socks[io_sock].recv = None;
-    rig.host.on_recv_end(&mut rig.io, SockId(io_sock as u32), None, RecvEnd::Failed(SockError(104)));
+    let why = RecvEnd::Failed(SockError(104));
+    rig.host.on_sock(&mut rig.io, SockId(io_sock as u32), SockEvent::RecvEnd { buf: None, why });
     rig.pass(SECOND);
     assert_eq!(rig.array.resets, 1);
     assert_eq!(rig.tags(), [1], "no need to wait for the keep-alive bound");
@@ -456,7 +452,8 @@ fn a_reset_proves_nothing_of_the_association_before() {
         .rfind(|&at| !rig.io.socks[at].gone && rig.conns[at].qid == Some(1))
         .expect("the queue of the second association");
     rig.io.socks[io_sock].recv = None;
-    rig.host.on_recv_end(&mut rig.io, SockId(io_sock as u32), None, RecvEnd::Failed(SockError(104)));
+    let why = RecvEnd::Failed(SockError(104));
+    rig.host.on_sock(&mut rig.io, SockId(io_sock as u32), SockEvent::RecvEnd { buf: None, why });
     rig.pass(7 * SECOND);
     assert_eq!((rig.array.resets, rig.array.writes_seen), (1, 1), "2 x KATO is 10 s");
     rig.pass(2 * SECOND);

@@ -56,7 +56,12 @@ impl Qpair {
     }
 
     /// Takes the end of a send: the blocks return to their commands.
-    pub fn on_sent<I: Io>(&mut self, io: &mut I, mut list: Box<SendList>, result: Result<(), SockError>) {
+    pub(super) fn on_sent<I: Io>(
+        &mut self,
+        io: &mut I,
+        mut list: Box<SendList>,
+        result: Result<(), SockError>,
+    ) {
         while let Some(buf) = list.take_buf() {
             // The list and `lent` are stacks with the same pushes, so their tops belong together.
             let Some(at) = self.lent.pop() else { break };

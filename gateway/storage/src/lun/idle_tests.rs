@@ -5,7 +5,7 @@ use crate::backend::nvme_tcp::NvmeTcpConfig;
 use crate::initiator::testing::{TestIo, address, arena, identity};
 use crate::initiator::{ControllerConfig, FenceRule, Purpose, QueueEntries};
 use std::time::Duration;
-use trefoil_poll::Arena;
+use trefoil_poll::{Arena, SockEvent};
 
 struct Core {
     io: TestIo,
@@ -91,7 +91,9 @@ fn idle_arrays_cost_an_idle_core_nothing() {
         core.with(|luns, cx| luns.detach(cx, BackendId(id)));
     }
     for (sock, id) in std::mem::take(&mut core.socks) {
-        core.with(|luns, cx| luns.initiator(cx, id, |channel, cx| channel.on_closed(cx, sock)));
+        core.with(|luns, cx| {
+            luns.initiator(cx, id, |channel, cx| channel.on_sock(cx, sock, SockEvent::Closed))
+        });
     }
     core.turn();
     let detached = core.io.control.iter().filter(|msg| matches!(msg, Msg::Detached(_, Some(_)))).count();

@@ -621,7 +621,7 @@ fn a_lost_request_does_not_keep_its_backend() {
         assert!(core.io.control.is_empty(), "a request is under way");
     }
     // A debug build panics if the request is dropped, so check what the drop would report.
-    let mut lost = other.luns.channels[0].line.pop(&mut other.luns.waiting).expect("it waits");
+    let mut lost = other.luns.waiting.pop(&mut other.luns.channels[0].line).expect("it waits");
     let trefoil_poll::lost::Lost::Request { identity, holder } = lost.loss() else { panic!("a request") };
     assert_eq!(identity, lost.origin.pack());
     home.arena.free(lost.buf.take().expect("its block"));

@@ -5,7 +5,7 @@ use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, id
 use crate::initiator::{FenceRule, NamespaceIdentity, QueueEntries};
 use crate::request::{Completed, Origin, Owner};
 use crate::topology::LunId;
-use trefoil_poll::{Arena, RecvInto};
+use trefoil_poll::{Arena, RecvEnd, RecvInto, SockError};
 use trefoil_wire::nvme::AsyncEvent;
 use trefoil_wire::nvme::log::AnaState;
 
@@ -93,6 +93,10 @@ impl Gateway {
         }
     }
 
+    fn on_sock(&mut self, at: usize, sock: SockId, event: SockEvent<'_>) {
+        self.with(at, |channel, cx| channel.on_sock(cx, sock, event));
+    }
+
     fn sockets(&mut self, at: usize) {
         while self.cores[at].channel.take_new_sock().is_some() {
             self.cores[at].conns.push(Conn::new());
@@ -107,23 +111,22 @@ impl Gateway {
                 sock.gone = true;
                 let (list, recv) = (sock.sending.take(), sock.recv.take());
                 if let Some(list) = list {
-                    self.with(at, |channel, cx| channel.on_sent(cx, id, list, Err(SockError(125))));
+                    self.on_sock(at, id, SockEvent::Sent { list, result: Err(SockError(125)) });
                 }
                 if let Some(recv) = recv {
-                    let buf = if let RecvInto::Buf { buf, .. } = recv { Some(buf) } else { None };
-                    self.with(at, |channel, cx| channel.on_recv_end(cx, id, buf, RecvEnd::Closed));
+                    self.on_sock(at, id, recv.end(RecvEnd::Closed));
                 }
-                self.with(at, |channel, cx| channel.on_closed(cx, id));
+                self.on_sock(at, id, SockEvent::Closed);
                 continue;
             }
             if std::mem::take(&mut sock.connecting) {
-                self.with(at, |channel, cx| channel.on_connected(cx, id, Ok(())));
+                self.on_sock(at, id, SockEvent::Connected(Ok(())));
                 continue;
             }
             if let Some(list) = sock.sending.take() {
                 let bytes: Vec<u8> = list.pieces().flatten().copied().collect();
                 self.array.feed(&mut self.cores[at].conns[n], &bytes);
-                self.with(at, |channel, cx| channel.on_sent(cx, id, list, Ok(())));
+                self.on_sock(at, id, SockEvent::Sent { list, result: Ok(()) });
             }
             let core = &mut self.cores[at];
             let output = &mut core.conns[n].output;
@@ -131,12 +134,12 @@ impl Gateway {
                 Some(RecvInto::Stream { max_bytes }) if !output.is_empty() => {
                     let count = output.len().min(max_bytes as usize);
                     let bytes: Vec<u8> = output.drain(..count).collect();
-                    self.with(at, |channel, cx| channel.on_received(cx, id, &bytes));
+                    self.on_sock(at, id, SockEvent::Received(&bytes));
                 }
                 Some(RecvInto::Buf { mut buf, at: from, len }) if output.len() >= len as usize => {
                     let to = &mut buf[from as usize..(from + len) as usize];
                     to.iter_mut().zip(output.drain(..len as usize)).for_each(|(to, byte)| *to = byte);
-                    self.with(at, |channel, cx| channel.on_filled(cx, id, buf));
+                    self.on_sock(at, id, SockEvent::Filled(buf));
                 }
                 recv => core.io.socks[n].recv = recv,
             }

@@ -5,7 +5,7 @@
 //! proof that no earlier command can take effect any more. By then the queue's number may serve another connection, so this table
 //! keeps the rest of the queue.
 
-use crate::backend::Slab;
+use crate::slab::Slab;
 use trefoil_poll::SockId;
 
 /// A queue, as its controller's owner core knows it.

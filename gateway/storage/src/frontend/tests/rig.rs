@@ -17,7 +17,8 @@ use std::time::Duration;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
 use trefoil_poll::{
-    Arena, ArenaId, CoreId, FileId, FileOp, Instant, Io, RecvEnd, RecvInto, SendList, SockId, TableFull,
+    Arena, ArenaId, CoreId, FileId, FileOp, Instant, Io, RecvEnd, RecvInto, SendList, SockEvent, SockId,
+    TableFull,
 };
 use trefoil_sys::region::Region;
 
@@ -446,6 +447,10 @@ impl Rig {
         worked | self.run_requests(core)
     }
 
+    fn tell(&mut self, core: usize, sock: SockId, event: SockEvent<'_>) {
+        self.with_core(core, |target, cx| target.on_sock(cx, sock, event));
+    }
+
     fn deliver(&mut self, core: usize, sock: u32) -> bool {
         let id = SockId(sock);
         let s = self.sock((core, sock));
@@ -453,22 +458,14 @@ impl Rig {
             return false;
         }
         if s.closing {
-            let buf = match s.recv.take() {
-                Some(RecvInto::Buf { buf, .. }) => Some(Some(buf)),
-                Some(RecvInto::Stream { .. }) => Some(None),
-                None => None,
-            };
-            let list = s.sending.take();
+            let end = s.recv.take().map(|into| into.end(RecvEnd::Closed));
+            let sent = s
+                .sending
+                .take()
+                .map(|list| SockEvent::Sent { list, result: Err(trefoil_poll::SockError(125)) });
             s.open = false;
-            self.with_core(core, |target, cx| {
-                if let Some(buf) = buf {
-                    target.on_recv_end(cx, id, buf, RecvEnd::Closed);
-                }
-                if let Some(list) = list {
-                    target.on_sent(cx, id, list, Err(trefoil_poll::SockError(125)));
-                }
-                target.on_closed(cx, id);
-            });
+            let events = end.into_iter().chain(sent).chain([SockEvent::Closed]);
+            events.for_each(|event| self.tell(core, id, event));
             return true;
         }
         let mut worked = false;
@@ -478,7 +475,7 @@ impl Rig {
             if !s.taken {
                 s.outbox.extend(list.pieces().flatten());
             }
-            self.with_core(core, |target, cx| target.on_sent(cx, id, list, Ok(())));
+            self.tell(core, id, SockEvent::Sent { list, result: Ok(()) });
             worked = true;
         }
         worked | self.deliver_bytes(core, sock)
@@ -489,12 +486,11 @@ impl Rig {
         let (cut, roll) = (self.cut, self.rng.bits());
         let s = self.sock((core, sock));
         let have = s.inbox.len();
-        if have == 0 && s.eof && s.recv.is_some() {
-            let buf = match s.recv.take() {
-                Some(RecvInto::Buf { buf, .. }) => Some(buf),
-                _ => None,
-            };
-            self.with_core(core, |target, cx| target.on_recv_end(cx, id, buf, RecvEnd::Eof));
+        if have == 0
+            && s.eof
+            && let Some(into) = s.recv.take()
+        {
+            self.tell(core, id, into.end(RecvEnd::Eof));
             return true;
         }
         if have == 0 {
@@ -507,7 +503,7 @@ impl Rig {
             None => false,
             Some(RecvInto::Stream { max_bytes }) => {
                 let bytes: Vec<u8> = s.inbox.drain(..have.min(max_bytes as usize).min(most)).collect();
-                self.with_core(core, |target, cx| target.on_received(cx, id, &bytes));
+                self.tell(core, id, SockEvent::Received(&bytes));
                 true
             }
             Some(RecvInto::Buf { mut buf, at, len }) => {
@@ -516,7 +512,7 @@ impl Rig {
                 s.inbox.drain(..n).zip(&mut buf[from..]).for_each(|(byte, to)| *to = byte);
                 s.filled += n as u32;
                 if s.filled == len {
-                    self.with_core(core, |target, cx| target.on_filled(cx, id, buf));
+                    self.tell(core, id, SockEvent::Filled(buf));
                 } else {
                     s.recv = Some(RecvInto::Buf { buf, at, len });
                 }
