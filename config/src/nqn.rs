@@ -18,7 +18,7 @@ pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
 /// A sentence about the fault of the name.
 pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
     match Nqn::new(nqn) {
-        Ok(nqn) if nqn.is_empty() => Err("an empty NQN names nobody".into()),
+        Ok(nqn) if nqn.is_empty() => Err("the NQN is empty".into()),
         Ok(_) => Ok(()),
         Err(error) => Err(explain(nqn, error)),
     }

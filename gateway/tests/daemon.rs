@@ -216,7 +216,7 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&create).contains("loss_timeout_s: a backend of type file"));
     let array = ["backend", "create", "f", "--type", "nvme-tcp", "--address", "127.0.0.1:1"];
     let array = [&array[..], &["--subnqn", ARRAY_NQN, "--keep-alive-s", "6"]].concat();
-    assert!(gateway.refused(&array).contains("keep_alive_s: 6 s is not possible"));
+    assert!(gateway.refused(&array).contains("keep_alive_s: the timeout can't be 6 s"));
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
@@ -381,7 +381,7 @@ fn what_a_newcomer_writes_is_understood_or_explained() {
 fn an_address_without_its_port_is_named() {
     let gateway = Daemon::start(DOCUMENT);
     let create = ["subsystem", "create", "nqn.2026-01.org.example:t", "--listen", "127.0.0.1"];
-    let form = "`127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
+    let form = "`127.0.0.1` is not an address with a port, such as 192.0.2.1:4420";
     let error = gateway.refused(&create);
     assert!(error.contains(&format!("listeners: {form}")), "{error}");
     let document = DOCUMENT.replace("allow_any_host = true", "listeners = [\"127.0.0.1\"]");
@@ -558,7 +558,7 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     // This attach names the NQN, and the discovery service gives the address.
     let far = ["backend", "attach", "far", "--address", &address, "--subnqn", ARRAY_NQN, "--discovery"];
     let keep_alive = |seconds| [&far[..], &["--keep-alive-s", seconds]].concat();
-    assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: 6 s is not possible"));
+    assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: the timeout can't be 6 s"));
     let table = gateway.ok(&keep_alive("2"));
     assert!(table.contains("farn1") && table.contains("farn5"), "{table}");
     assert_eq!(gateway.ok(&["config", "get"]).matches("keep_alive_s = 2\n").count(), 2);

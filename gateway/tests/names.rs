@@ -60,7 +60,8 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     gateway.ok(&["host", "add", S, "web"]);
     assert!(added.iter().all(|host| is_let_in(&gateway, host)));
     // This name could be a misspelt name of a host, so the log warns of it.
-    let told = format!("host `{by_spdk}`: no [[host]] has this name, so it is taken for an NQN");
+    let told =
+        format!("host `{by_spdk}`: no [[host]] has this name, so the gateway takes the name for an NQN");
     wait_for("a line about it", || gateway.log().contains(&told));
     assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
     // A document with such a name is accepted again and means the same.
@@ -85,7 +86,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
         for method in ["host_add", "nvmf_subsystem_add_host"] {
             let refused = gateway.try_call(method, json!({ "nqn": S, "host": host }));
             let said = refused.expect_err("nobody can have that name");
-            assert!(said.contains("is not an NQN") || said.contains("an empty NQN"), "{said}");
+            assert!(said.contains("is not an NQN") || said.contains("the NQN is empty"), "{said}");
         }
     }
 }
@@ -94,7 +95,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
 fn a_name_with_a_wrong_letter_is_told_of_at_every_start() {
     let document = DOCUMENT.replace("METRICS", &own_addr().to_string()).replace("\"named\"]", "\"nmaed\"]");
     let mut gateway = Daemon::start(&document);
-    let told = "host `nmaed`: no [[host]] has this name, so it is taken for an NQN";
+    let told = "host `nmaed`: no [[host]] has this name, so the gateway takes the name for an NQN";
     for starts in 1..=2 {
         wait_for("a line about it", || gateway.log().matches(told).count() == starts);
         gateway.kill_and_restart();

@@ -698,7 +698,7 @@ mod tests {
                 (state(), Change::Apply { config: document(id), permit: Default::default() }),
             ] {
                 let refusal = refused(&now, &change);
-                let told = if taken { "LUN `l` has this" } else { "of zeros is nobody's" };
+                let told = if taken { "LUN `l` has this" } else { "of zeros identifies nothing" };
                 assert!(refusal.message.contains(told), "{change:?}: {refusal}");
             }
         }
