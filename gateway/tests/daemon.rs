@@ -125,7 +125,8 @@ fn what_was_acknowledged_survives_a_kill() {
     let differs = differs.unwrap_or_else(|| panic!("{log}"));
     assert!(differs.contains("WARN") && differs.contains(objects), "{differs}");
     assert!(
-        differs.contains("the stored state is in force") && differs.contains("`trefoil config apply "),
+        differs.contains("the gateway runs from its stored state")
+            && differs.contains("`trefoil config apply "),
         "{differs}"
     );
     gateway.ok(&["lun", "delete", "b", "--force"]);
@@ -197,12 +198,12 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&["lun", "delete", "a"]).contains("is namespace 1"));
     let full = gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]);
     assert!(
-        full.contains("LUN c needs 1TiB more, and ") && full.ends_with("MiB are free for it\n"),
+        full.contains("LUN c needs 1TiB more, and ") && full.ends_with("MiB free for this LUN\n"),
         "{full}"
     );
     let full = gateway.refused(&["call", "lun_create", r#"{"name":"c","pool":"tank","size":"1TiB"}"#]);
     assert!(full.ends_with("(code -28)\n"), "{full}");
-    assert!(gateway.refused(&["lun", "grow", "a", "4MiB"]).contains("not more than"));
+    assert!(gateway.refused(&["lun", "grow", "a", "4MiB"]).contains("not larger than"));
     assert!(gateway.refused(&["pool", "delete", "tank"]).contains("holds LUN `a`"));
     assert!(gateway.refused(&["backend", "delete", "file0"]).contains("belongs to pool"));
     assert!(gateway.refused(&["call", "lun_list", r#"{"colour":1}"#]).contains("`colour`"));
@@ -211,7 +212,7 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&create).contains(&missing));
     let taken = gateway.arg("file0.img");
     let create = ["backend", "create", "f", "--type", "file", "--path", &taken];
-    assert!(gateway.refused(&create).contains("another backend already"));
+    assert!(gateway.refused(&create).contains("already used by another backend"));
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing, "--loss-timeout-s", "9"];
     assert!(gateway.refused(&create).contains("loss_timeout_s: a backend of type file"));
     let array = ["backend", "create", "f", "--type", "nvme-tcp", "--address", "127.0.0.1:1"];
@@ -243,7 +244,12 @@ fn a_document_is_compared_applied_and_restored() {
     let refusal = gateway.refused(&["config", "apply", &bad]);
     assert!(refusal.starts_with(&format!("trefoil: {bad}:3:8: lun[0].name")), "{refusal}");
     let refusal = gateway.refused(&["config", "restore", &path("more.toml")]);
-    assert!(refusal.contains("more.toml: not a backup; `trefoil config apply`"), "{refusal}");
+    assert!(
+        refusal.contains(
+            "more.toml: the document is not a backup; for other documents use `trefoil config apply`"
+        ),
+        "{refusal}"
+    );
     // A LUN can't shrink, not even by a backup.
     let refusal = gateway.refused(&["config", "restore", &path("backup.toml")]);
     assert!(refusal.contains("LUN `a` has 12MiB and can't shrink to 8MiB"), "{refusal}");
@@ -364,15 +370,15 @@ fn a_live_table_waits_for_a_gateway_that_comes_back() {
 fn what_a_newcomer_writes_is_understood_or_explained() {
     let gateway = Daemon::start(DOCUMENT);
     let said = gateway.refused(&["subsystem", "remove-namespace", NQN, "b"]);
-    assert!(said.contains("doesn't show a LUN `b`"), "{said}");
+    assert!(said.contains("has no namespace with LUN `b`"), "{said}");
     gateway.ok(&["subsystem", "remove-namespace", NQN, "a"]);
     assert_eq!(gateway.json("subsystem_list", "{}")[0]["namespaces"], json!([]));
     let said =
         gateway.try_call("subsystem_remove_namespace", json!({ "nqn": NQN })).expect_err("no namespace");
-    assert!(said.contains("name the namespace by its `nsid` or by its `lun`"), "{said}");
+    assert!(said.contains("give either the namespace's `nsid` or its `lun`"), "{said}");
     gateway.ok(&["host", "create", "first", HOST]);
     let said = gateway.refused(&["host", "create", "second", HOST]);
-    assert!(said.contains(&format!("host `first` has NQN `{HOST}` already")), "{said}");
+    assert!(said.contains(&format!("host `first` already has NQN `{HOST}`")), "{said}");
     let said = gateway.refused(&["call", "backend_explode"]);
     assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
 }
@@ -684,7 +690,12 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
     let refused = |backends: &[&str]| {
         let pool = gateway.try_call("pool_create", json!({ "name": "p", "backends": backends }));
         let why = pool.expect_err("a refusal");
-        assert!(why.contains("`one`") && why.contains("`two`") && why.contains("are one namespace"), "{why}");
+        assert!(
+            why.contains("`one`")
+                && why.contains("`two`")
+                && why.contains("are the same namespace of an array"),
+            "{why}"
+        );
     };
     refused(&["one", "two"]);
     // The label would be written over the data of the LUN's hosts.
@@ -832,7 +843,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     TcpStream::connect(gateway.addr).expect("it is there");
     let all = json!({ "nqn": NQN, "listen": format!("0.0.0.0:{}", gateway.addr.port()) });
     let refused = gateway.try_call("subsystem_add_listener", all).expect_err("in use");
-    assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
+    assert!(refused.contains(&format!("the gateway already listens on {}", gateway.addr)), "{refused}");
 }
 
 /// The failed change publishes nothing else to the cores, and hosts are let in only once the cores know the listener.
@@ -925,7 +936,7 @@ fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
     let gateway = Daemon::start(&format!("[gateway]\nmetrics_listen = \"{port}\"\n{document}"));
     let stranger = "nqn.2026-01.org.example:stranger";
     let cases = [
-        (NQN, "it is not on the subsystem's list: `trefoil host add NQN HOST`"),
+        (NQN, "the host is not on the subsystem's list: add it with `trefoil host add NQN HOST`"),
         ("nqn.2026-01.org.example:none", "there is no such subsystem"),
         ("nqn.2026-01.org.example:other", "the subsystem is not offered on this listener"),
     ];

@@ -81,7 +81,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     // An NQN on a list must not become the name of another host.
     gateway.ok(&["host", "add", S, by_spdk]);
     let said = gateway.refused(&["host", "create", by_spdk, "nqn.2026-01.org.example:other"]);
-    assert!(said.contains("a list has this as an NQN: take it off"), "{said}");
+    assert!(said.contains("a list of hosts has this text as an NQN: remove the entry"), "{said}");
     for host in ["", "a\nb", &"x".repeat(224)] {
         for method in ["host_add", "nvmf_subsystem_add_host"] {
             let refused = gateway.try_call(method, json!({ "nqn": S, "host": host }));
@@ -126,9 +126,15 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     let forged = Who { host: b"x\nWARN forged".into(), ..good.clone() };
     let nobody = Who { hostid: [0; 16], ..good.clone() };
     let cases = [
-        (shallow, ConnectRejection::SQSIZE, named, "its SQSIZE is not possible", "sqsize"),
-        (forged, ConnectRejection::HOSTNQN, "x\u{fffd}WARN forged", "its HOSTNQN is not", "hostnqn"),
-        (nobody, ConnectRejection::HOSTID, named, "its HOSTID is zero", "hostid"),
+        (shallow, ConnectRejection::SQSIZE, named, "the command's SQSIZE is out of range", "sqsize"),
+        (
+            forged,
+            ConnectRejection::HOSTNQN,
+            "x\u{fffd}WARN forged",
+            "the command's HOSTNQN is invalid",
+            "hostnqn",
+        ),
+        (nobody, ConnectRejection::HOSTID, named, "the command's HOSTID is zero", "hostid"),
         (good.queue(0x1234, 1, 31), ConnectRejection::CNTLID, named, "there is no controller", "cntlid"),
     ];
     for (who, parameter, host, why, _) in &cases {

@@ -202,7 +202,7 @@ fn a_stop_lets_go_of_a_new_array_that_is_waited_for() {
     assert!(end.success(), "{end}: {}", gateway.log());
     let answer = support::daemon::answer(asked).expect("an answer");
     let told = answer["error"]["message"].as_str().unwrap_or_default();
-    assert!(told.starts_with("the gateway stops and this change was cut short"), "{answer}");
+    assert!(told.starts_with("the gateway stops and cut this change short"), "{answer}");
 }
 
 #[test]
@@ -384,7 +384,8 @@ fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     assert_eq!(pair.io.read(1, 0, 4096).0, Status::ANA_INACCESSIBLE);
     assert_eq!(pair.io.write(1, 8, &[0x99; 4096]), Status::ANA_INACCESSIBLE);
     let patience = Patience::new("the LUN to be lost");
-    while gateway.lun("far")["why"] != "backend `array` is lost: its array says: ANA Inaccessible" {
+    while gateway.lun("far")["why"] != "backend `array` is lost: the array reports the ANA state Inaccessible"
+    {
         patience.pause();
     }
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
@@ -658,7 +659,7 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     }
     assert!(gateway.log().contains("backend=\"array\" why=\"another namespace answers"), "it isn't named");
     let why = backend(&gateway)["why"].as_str().unwrap_or_default().to_owned();
-    for (lun, is) in [("disk", "has been"), ("other", "and is")] {
+    for (lun, is) in [("disk", "the known namespace is"), ("other", "the new namespace is")] {
         let nguid = array.lun(lun)["nguid"].as_str().expect("an NGUID").to_owned();
         assert!(why.contains(&format!("{is} NGUID {nguid}")), "{why} doesn't name {lun}'s {nguid}");
     }

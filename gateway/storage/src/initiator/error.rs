@@ -16,7 +16,7 @@ const EHOSTUNREACH: i32 = 113;
 /// The message for an operator whose namespace is not the one that answered before. The message also says how to use
 /// the new namespace.
 pub const ANOTHER_NAMESPACE: &str =
-    "another namespace answers at its address; to take that one, delete the backend and make it again";
+    "another namespace answers at the backend's address: to use it, delete the backend and create it again";
 
 /// The reason for which a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +146,7 @@ pub enum ControllerError {
     #[error("the controller can't be used: {0}")]
     Unusable(&'static str),
     /// Another namespace answers than before.
-    #[error("{ANOTHER_NAMESPACE}: it has been {was}, and is {is}")]
+    #[error("{ANOTHER_NAMESPACE}: the known namespace is {was}, and the new namespace is {is}")]
     AnotherNamespace {
         /// The namespace that answered before.
         was: NamespaceIdentity,
