@@ -47,7 +47,7 @@ mod tests {
         let said = check_host_nqn("a\nb").expect_err("a control character");
         assert!(said.starts_with(r"`a\nb` is not an NQN: byte 1 "), "{said}");
         let said = check_subsystem_nqn(&"ö".repeat(300)).expect_err("600 bytes");
-        assert_eq!(said, format!("`{}…` is not an NQN: it has more than 223 bytes", "ö".repeat(64)));
+        assert_eq!(said, format!("`{}…` is not an NQN: the NQN has more than 223 bytes", "ö".repeat(64)));
         assert!(check_host_nqn("").is_err() && check_subsystem_nqn("").is_err());
         assert!(check_host_nqn("hostnqn1").is_ok() && check_subsystem_nqn("hostnqn1").is_err());
     }

@@ -312,7 +312,10 @@ fn a_second_gateway_says_whose_state_it_can_not_have() {
     let gateway = Daemon::start(DOCUMENT);
     let second = trefoild(&[&gateway.arg("trefoil.toml")]);
     let error = String::from_utf8_lossy(&second.stderr).into_owned();
-    let want = format!("another trefoild uses the state folder {}\n", gateway.path("state").display());
+    let want = format!(
+        "another trefoild uses the state folder {}: stop it, or use another `state_dir`\n",
+        gateway.path("state").display()
+    );
     assert!(error.ends_with(&want), "{error}");
 }
 
@@ -380,7 +383,7 @@ fn what_a_newcomer_writes_is_understood_or_explained() {
     let said = gateway.refused(&["host", "create", "second", HOST]);
     assert!(said.contains(&format!("host `first` already has NQN `{HOST}`")), "{said}");
     let said = gateway.refused(&["call", "backend_explode"]);
-    assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
+    assert!(said.contains("there is no method `backend_explode`: rpc_get_methods lists"), "{said}");
 }
 
 #[test]
@@ -571,7 +574,11 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));
-    assert!(gateway.refused(&none).contains("it has no such subsystem"), "{}", gateway.refused(&none));
+    assert!(
+        gateway.refused(&none).contains("the controller has no such subsystem"),
+        "{}",
+        gateway.refused(&none)
+    );
     let nobody = own_addr().to_string();
     let refused = gateway.refused(&["backend", "discover", "--address", &nobody]);
     assert_eq!(refused, format!("trefoil: {nobody}: the connection failed: Connection refused\n"));
@@ -888,7 +895,7 @@ fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let path = gateway.arg("copy.img");
     gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &path]);
     let refused = gateway.refused(&["pool", "create", "other", "copy", "--delete-data"]);
-    assert!(refused.contains("has the label of backend `file0` of pool `tank`, which is open"), "{refused}");
+    assert!(refused.contains("has the label of backend `file0` of the open pool `tank`"), "{refused}");
     let image = File::options().write(true).open(&path).expect("opened");
     image.write_all_at(&[0; 8192], 0).expect("zeroed");
     gateway.ok(&["pool", "create", "other", "copy"]);

@@ -72,7 +72,9 @@ fn what_nvmf_tgt_saved_is_built() {
     let file = gateway.write("saved.json", saved(at).to_string());
     let said = gateway.ok(&["config", "load-spdk", &file]);
     assert!(
-        said.starts_with("loaded 8 calls; ignored, because the calls tune SPDK's internals: bdev_nvme_set_hotplug, "),
+        said.starts_with(
+            "loaded 8 calls; ignored, because the calls tune SPDK's internals: bdev_nvme_set_hotplug, "
+        ),
         "{said}"
     );
     Pair::connect(at, HOST, NQN).check(1, 1);

@@ -292,7 +292,10 @@ fn a_member_that_can_be_read_again_is_a_member_again() {
     gateway.restart();
     let pool = || gateway.call("pool_show", json!({ "name": "tank" }));
     let why = pool()["why"].as_str().unwrap_or_default().to_owned();
-    assert!(pool()["state"] == "frozen" && why.contains("array (its layout can't be read"), "{why}");
+    assert!(
+        pool()["state"] == "frozen" && why.contains("array (the backend's layout can't be read"),
+        "{why}"
+    );
     std::fs::write(&disk, whole).expect("written");
     let patience = Patience::new("the pool to be whole");
     while pool()["state"] != "up" {
@@ -561,7 +564,7 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c, "what is not on an array");
     let new = json!({ "name": "new", "pool": "tank", "size": "4MiB" });
     let why = gateway.try_call("lun_create", new.clone()).expect_err("a member is missing");
-    assert!(why.contains("these backends are missing: d1"), "{why}");
+    assert!(why.contains("these backends of the pool are missing: d1"), "{why}");
     array.signal(Signal::SIGCONT);
     let patience = Patience::new("the pool to be whole again");
     while gateway.try_call("lun_create", new.clone()).is_err() {

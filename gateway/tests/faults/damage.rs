@@ -186,7 +186,7 @@ fn what_has_none_is_an_error_that_names_it() {
     type Case<'a> = (&'a str, &'a [u64], &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
     let cases: [Case; 4] = [
         ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
-        ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout on single"], &["b", "c", "d"]),
+        ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout: single"], &["b", "c", "d"]),
         ("left", &whole, "two", "frozen", &["missing: left (its label: "], &["a", "c", "d"]),
         ("right", &whole, "two", "frozen", &["missing: right (its label: "], &["a", "d"]),
     ];
@@ -232,7 +232,10 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     gateway.restart();
     served(&gateway, &["a", "c", "d"], "cut off");
     let (state, why) = pool(&gateway, "two");
-    assert!(state == "frozen" && why.contains("missing: left (it has 12582912 bytes"), "{state}: {why}");
+    assert!(
+        state == "frozen" && why.contains("missing: left (the backend has 12582912 bytes"),
+        "{state}: {why}"
+    );
     assert_eq!(gateway.lun("b")["state"], "down");
     let log = gateway.log();
     assert!(

@@ -122,7 +122,9 @@ mod tests {
         let said = |kind: io::ErrorKind| {
             CallError::Unreachable { path: "/run/x.sock".into(), source: kind.into() }.to_string()
         };
-        assert!(said(io::ErrorKind::NotFound).contains("no gateway answers on the control socket /run/x.sock"));
+        assert!(
+            said(io::ErrorKind::NotFound).contains("no gateway answers on the control socket /run/x.sock")
+        );
         let denied = said(io::ErrorKind::PermissionDenied);
         assert!(denied.contains("/run/x.sock: permission denied") && !denied.contains("running"), "{denied}");
     }
