@@ -510,8 +510,8 @@ impl Config {
         };
         let luns = luns.iter().filter_map(|(lun, places)| {
             Some(format!(
-                "LUN `{lun}` is {}, each with the same UUID and NGUID: a host with Linux 6.0 or newer that connects to several of \
-                 these subsystems refuses all but the first namespace (\"duplicate IDs\")",
+                "LUN `{lun}` is {}, each with the same UUID and NGUID: a host with Linux 6.0 or newer that connects to \
+                 several of these subsystems refuses all but the first namespace (\"duplicate IDs\")",
                 several(places)?
             ))
         });

@@ -163,7 +163,8 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
         (
             "cores = 1",
             "cores = 1\ntcp_congestion_control = \"foo\"",
-            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; the kernel has ",
+            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; \
+             the kernel has ",
         ),
         (
             "ADDR",

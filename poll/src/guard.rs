@@ -41,7 +41,8 @@ impl Guard {
         let offences = self.offences();
         if let Some((what, bytes, stack)) = self.first.get() {
             panic!(
-                "cores allocated or freed memory {offences} times in their turns; the first time, a core {what} {bytes} bytes:\n{stack}"
+                "cores allocated or freed memory {offences} times in their turns; the first time, a core {what} \
+                 {bytes} bytes:\n{stack}"
             );
         }
         assert_eq!(offences, 0, "cores allocated or freed memory in their turns");

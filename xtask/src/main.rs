@@ -27,7 +27,7 @@ fn help() -> String {
 }
 
 const HELP: &str = "\
-./dev demo [--keep]         runs a gateway under a checked workload, kills it, restarts it and checks all data; --keep leaves it running
+./dev demo [--keep]         runs a gateway under load, kills and restarts the gateway, and checks all data
 ./dev test [STAGE...]       runs all stages of tests, or the named stages, each within its time budget
 ./dev test quick            runs format, tidy, clippy, unit tests and 200 simulated seeds, for use before each commit
 ./dev bench NAME [--json]   runs one measurement: BENCHES

@@ -336,7 +336,9 @@ mod tests {
         let want = |text: &str| Some((Fault::InUse, text.to_owned()));
         assert_eq!(refused(permit(true, false)), want("LUN `2` goes: allow this loss with --delete-data"));
         assert_eq!(refused(permit(false, true)), want("LUN `1` goes: allow this loss with --force"));
-        let all = "nothing has changed, because the change would lose these:\n  LUN `1` goes: allow this loss with --force\n  LUN `2` goes: allow this loss with --delete-data";
+        let all = "nothing has changed, because the change would lose these:\n  \
+                   LUN `1` goes: allow this loss with --force\n  \
+                   LUN `2` goes: allow this loss with --delete-data";
         assert_eq!(refused(permit(false, false)), want(all));
         let many: Vec<Loss> = (0..NAMED + 3).map(|n| loss(Kind::Data, n)).collect();
         let text = check(&many, Permit::default()).expect_err("a refusal").message;

@@ -54,7 +54,8 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     let nsids: Vec<String> = lists.map(|ns| ns.nsid.to_string()).collect();
     if !nsids.is_empty() {
         notes.push(format!(
-            "host `{host}` stays on the lists of these namespaces of subsystem `{nqn}`, and sees them once it may connect again: {}",
+            "host `{host}` stays on the lists of these namespaces of subsystem `{nqn}`, and sees them once it may \
+             connect again: {}",
             nsids.join(", ")
         ));
     }

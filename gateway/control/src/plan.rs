@@ -417,7 +417,8 @@ fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
         Some(listed) => refuse(
             Fault::Exists,
             format!(
-                "host `{listed}`: a list of hosts has this text as an NQN: remove the entry with `trefoil host remove`, or use another name"
+                "host `{listed}`: a list of hosts has this text as an NQN: remove the entry with `trefoil \
+                 host remove`, or use another name"
             ),
         ),
         None => Ok(()),

@@ -51,7 +51,10 @@ pub enum StoreError {
         message: String,
     },
     /// A newer program wrote the store.
-    #[error("{}: the database's schema version is {found}, and this trefoild knows versions up to {SCHEMA}: use a newer trefoild", .path.display())]
+    #[error(
+        "{}: the database's schema version is {found}, and this trefoild knows versions up to {SCHEMA}: use a newer trefoild",
+        .path.display()
+    )]
     Schema {
         /// The file.
         path: PathBuf,

@@ -187,7 +187,7 @@ fn what_has_none_is_an_error_that_names_it() {
     let cases: [Case; 4] = [
         ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
         ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout: single"], &["b", "c", "d"]),
-        ("left", &whole, "two", "frozen", &["missing: left (its label: "], &["a", "c", "d"]),
+        ("left", &whole, "two", "frozen", &["missing: left (label: "], &["a", "c", "d"]),
         ("right", &whole, "two", "frozen", &["missing: right (its label: "], &["a", "d"]),
     ];
     for (backend, slots, name, state, reasons, luns) in cases {

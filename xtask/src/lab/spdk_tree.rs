@@ -113,7 +113,8 @@ impl SpdkTree {
             SpdkProgram::ALL.into_iter().map(SpdkProgram::path).filter(|p| !root.join(p).is_file()).collect();
         if !missing.is_empty() {
             bail!(
-                "{} is not a built SPDK, because these programs are missing: {}; build SPDK without --disable-tests, --disable-examples and --disable-apps",
+                "{} is not a built SPDK, because these programs are missing: {}; build SPDK \
+                 without --disable-tests, --disable-examples and --disable-apps",
                 root.display(),
                 missing.join(", ")
             );

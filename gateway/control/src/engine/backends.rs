@@ -430,8 +430,8 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
                 tracing::warn!(
                     backend = backend.name,
                     path = %path.display(),
-                    "the file system can't make holes in files (no FALLOC_FL_PUNCH_HOLE): a new or grown LUN takes its whole space on \
-                     the disk at once, and TRIM frees no space"
+                    "the file system can't make holes in files (no FALLOC_FL_PUNCH_HOLE): a new or grown LUN takes its whole \
+                     space on the disk at once, and TRIM frees no space"
                 );
             }
             Ok(opened)
@@ -483,7 +483,11 @@ fn open_file(
         Ok(io) => io,
         // For example, tmpfs before Linux 6.6 does not know O_DIRECT.
         Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
-            tracing::info!(backend = backend.name, path = %path.display(), "the file system has no O_DIRECT, so I/O goes through the page cache");
+            tracing::info!(
+                backend = backend.name,
+                path = %path.display(),
+                "the file system has no O_DIRECT, so I/O goes through the page cache"
+            );
             OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
         }
         Err(e) => return Err(fail(e)),

@@ -210,7 +210,10 @@ impl Cores {
             tokio::select! {
                 ready = mail.readable() => match ready {
                     Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => return tracing::error!(%error, "the descriptor of the cores' mailbox failed: control hears no core any more"),
+                    Err(error) => {
+                        let what = "the descriptor of the cores' mailbox failed: control hears no core any more";
+                        return tracing::error!(%error, "{what}");
+                    }
                 },
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }

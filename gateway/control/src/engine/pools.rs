@@ -421,7 +421,11 @@ impl Pools {
             Ok(pool) => pool,
             Err(why) => {
                 self.close(name);
-                tracing::warn!(%why, pool = name, "the gateway forgot a pool without destroying it; the pool's labels stay on its backends");
+                tracing::warn!(
+                    %why,
+                    pool = name,
+                    "the gateway forgot a pool without destroying it; the pool's labels stay on its backends"
+                );
                 return Ok(());
             }
         };

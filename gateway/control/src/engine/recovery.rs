@@ -27,7 +27,11 @@ impl Engine {
             {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
-                    tracing::error!(%error, backend = name, "a backend is down; the pools and LUNs on this backend are not served");
+                    tracing::error!(
+                        %error,
+                        backend = name,
+                        "a backend is down; the pools and LUNs on this backend are not served"
+                    );
                     self.down.insert(format!("backend/{name}"), error.message);
                 }
             }

@@ -154,7 +154,11 @@ pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
         let offers = offers(&gateway, address, p.hostnqn.clone()).await?;
         let found = offers.into_iter().find(|offer| offer.is_nvm && offer.subnqn == p.subnqn);
         address = found.map(|offer| offer.address).ok_or_else(|| {
-            Refusal::new(Fault::NotFound, format!("the discovery service at {address} does not offer subsystem `{}`: `trefoil backend discover` lists the offers", p.subnqn))
+            let what = format!(
+                "the discovery service at {address} does not offer subsystem `{}`: `trefoil backend discover` lists the offers",
+                p.subnqn
+            );
+            Refusal::new(Fault::NotFound, what)
         })?;
     }
     let template = Backend {

@@ -106,7 +106,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     let view = methods.view().await?;
     let mut notes = Vec::new();
     if config.gateway != *view.gateway {
-        let what = "[gateway] differs: the gateway reads its own settings only at the next start, from the file given to trefoild";
+        let what = "[gateway] differs: the gateway reads its settings only at its next start, from the file given to trefoild";
         notes.push(what.to_owned());
     }
     let made_up: BTreeSet<String> =

@@ -185,7 +185,8 @@ impl ControllerError {
                     "the array has no such subsystem"
                 }
                 ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN) => {
-                    "the array rejects this gateway's host NQN (Connect Invalid Parameters): allow the NQN at the array, or set `hostnqn`"
+                    "the array rejects this gateway's host NQN (Connect Invalid Parameters): allow the NQN at the \
+                     array, or set `hostnqn`"
                 }
                 ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => {
                     "the array does not let this gateway's host NQN connect (Connect Invalid Host): allow the NQN at the array"
