@@ -15,7 +15,8 @@ use crate::process;
 pub const DIR_VARIABLE: &str = "TREFOIL_SPDK_DIR";
 
 /// The reason why a run against SPDK is skipped.
-pub const NO_SPDK: &str = "no SPDK source tree is given: build SPDK, and name its folder with TREFOIL_SPDK_DIR or `./dev lab spdk --spdk DIR`";
+pub const NO_SPDK: &str = "no SPDK source tree is given: build SPDK, and name its folder with TREFOIL_SPDK_DIR or \
+    `./dev lab spdk --spdk DIR`";
 
 /// Texts that mark a line of SPDK's output as an error. Some of SPDK's programs exit with 0 despite errors.
 const ERROR_MARKS: [&str; 6] =
