@@ -414,14 +414,16 @@ impl Gateway {
         if let Some(listen) = self.metrics_listen.filter(|l| !l.ip().is_loopback()) {
             wrong(
                 "metrics_listen",
-                format!("{listen} is not a loopback address: use one, as metrics have no authentication"),
+                format!(
+                    "{listen} is not a loopback address: use a loopback address, as metrics have no authentication"
+                ),
             );
         }
         if let Some(listen) = self.rpc_listen.filter(|l| !l.ip().is_loopback()) {
             wrong(
                 "rpc_listen",
                 format!(
-                    "{listen} is not a loopback address: use one, as JSON-RPC over TCP has no authentication"
+                    "{listen} is not a loopback address: use a loopback address, as JSON-RPC over TCP has no authentication"
                 ),
             );
         }
