@@ -599,14 +599,14 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
         why.collect::<Vec<_>>()
     };
     array.kill();
-    wait_for("a try that is refused", || lost().contains(&"\"connection refused\"".to_owned()));
+    wait_for("a try that is refused", || lost().contains(&"\"the array refused the connection\"".to_owned()));
     // This listener closes each connection at once, so that tries can be counted.
     let closes = std::net::TcpListener::bind(array.addr).expect("its address");
     for _ in 0..4 {
         drop(closes.accept().expect("a try"));
     }
     wait_for("the other cause", || {
-        lost().len() > 1 && lost().last() != Some(&"\"connection refused\"".to_owned())
+        lost().len() > 1 && lost().last() != Some(&"\"the array refused the connection\"".to_owned())
     });
     let causes = lost();
     assert!(causes.windows(2).all(|pair| pair[0] != pair[1]), "{causes:?}");

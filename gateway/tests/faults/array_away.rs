@@ -156,7 +156,7 @@ fn a_new_array_is_refused_with_what_it_said() {
         (&at, "nqn.2026-01.org.example:none", "gateway", 1, "can't be used: the array has no such subsystem"),
         (&at, subsystem, "other", 1, "can't be used: the array does not let this gateway's host NQN connect"),
         (&at, subsystem, "gateway", 9, "can't be used: the namespace is not active"),
-        (&closed, subsystem, "gateway", 1, "was not reached within 10 s: connection refused"),
+        (&closed, subsystem, "gateway", 1, "was not reached within 10 s: the array refused the connection"),
     ];
     for (address, subnqn, host, nsid, why) in cases {
         let new = json!({
