@@ -437,7 +437,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
             Ok(opened)
         }
         (BackendType::File, None) => {
-            Err(Refusal::new(Fault::Invalid, "a backend of type file needs the field `path`"))
+            Err(Refusal::new(Fault::Invalid, "path: a backend of type file needs the field `path`"))
         }
         (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array can't be opened as a file")),
     }

@@ -216,7 +216,7 @@ async fn ask<T: Send + 'static>(
     what: impl FnOnce(&mut Admin) -> Result<T, AdminError> + Send + 'static,
 ) -> Result<T, RpcError> {
     let identity = identity(&there, &gateway.name)?;
-    let address = there.address.ok_or_else(|| RpcError::params("the field `address` is missing"))?;
+    let address = there.address.ok_or_else(|| RpcError::params("address: the field `address` is missing"))?;
     let to = resolve(address).map_err(|e| device(address, &e))?;
     let asked = tokio::task::spawn_blocking(move || {
         let mut admin = Admin::connect(to, identity)?;
