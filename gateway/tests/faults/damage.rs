@@ -188,7 +188,7 @@ fn what_has_none_is_an_error_that_names_it() {
         ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
         ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout: single"], &["b", "c", "d"]),
         ("left", &whole, "two", "frozen", &["missing: left (label: "], &["a", "c", "d"]),
-        ("right", &whole, "two", "frozen", &["missing: right (its label: "], &["a", "d"]),
+        ("right", &whole, "two", "frozen", &["missing: right (label: "], &["a", "d"]),
     ];
     for (backend, slots, name, state, reasons, luns) in cases {
         let what = format!("{backend}: {slots:?} damaged");
@@ -239,7 +239,9 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     assert_eq!(gateway.lun("b")["state"], "down");
     let log = gateway.log();
     assert!(
-        log.lines().any(|line| line.contains("backend `left` is missing") && line.contains("lun=\"b\"")),
+        log.lines()
+            .any(|line| line.contains("backend `left` of the LUN's pool is missing")
+                && line.contains("lun=\"b\"")),
         "{log}"
     );
     gateway.kill();

@@ -232,7 +232,10 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
 /// Returns the settings from which an array's channels are made.
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
     let missing = || {
-        Refusal::new(Fault::Invalid, format!("backend `{}`: the field `address` is missing", backend.name))
+        Refusal::new(
+            Fault::Invalid,
+            format!("backend `{}`: address: the field `address` is missing", backend.name),
+        )
     };
     let address = backend.address.ok_or_else(missing)?;
     let to = resolve(address)
