@@ -34,16 +34,16 @@ pub struct Scope {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The text has another form.
-    #[error("`{0}` is not an address with its port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")]
+    #[error("`{0}` is not an address with a port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")]
     Form(String),
     /// The part before the port is no IP address.
     #[error("`{0}` is not an IP address")]
     Ip(String),
     /// The part after `%` is no interface.
-    #[error("`{0}`: what follows % is neither the name of an interface nor its number")]
+    #[error("`{0}`: the text after % is neither the name nor the number of an interface")]
     Scope(String),
     /// Only IPv6 has scopes.
-    #[error("`{0}`: an IPv4 address has no scope; leave out what follows %")]
+    #[error("`{0}`: an IPv4 address has no scope; leave out % and the text after it")]
     ScopeOfIpv4(String),
 }
 
@@ -236,7 +236,7 @@ impl<'de> Deserialize<'de> for Address {
             type Value = Address;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address with its port")
+                f.write_str("an address with a port")
             }
 
             // An error here is reported at the place of the text, not at the place of its list.
@@ -306,12 +306,12 @@ mod tests {
         for text in
             ["127.0.0.1", "::1", "fe80::1%eth0:4420", "[fe80::1%eth0]", "[fe80::1%eth0]:x", "", "%", "a:1"]
         {
-            assert!(error(text).starts_with(&format!("`{text}` is not an address with its port")), "{text}");
+            assert!(error(text).starts_with(&format!("`{text}` is not an address with a port")), "{text}");
         }
         for text in
             ["[fe80::1%]:1", "[fe80::1%a b]:1", "[fe80::1%sixteen-letters-]:1", "[fe80::1%4294967296]:1"]
         {
-            assert!(error(text).contains("what follows % is neither"), "{text}: {}", error(text));
+            assert!(error(text).contains("the text after % is neither"), "{text}: {}", error(text));
         }
         assert!(error("[::ffff:192.0.2.1%eth0]:1").contains("an IPv4 address has no scope"));
         assert!(Address::new("192.0.2.1%eth0", 1).is_err_and(|e| e.to_string().contains("no scope")));

@@ -18,11 +18,11 @@ pub enum BytesError {
     Number(String),
     /// An unknown unit.
     #[error(
-        "`{0}` is not a unit of size: use KiB, MiB, GiB or TiB (or K, M, G, T for them), kB, MB, GB or TB, or B"
+        "`{0}` is not a unit of size: use KiB, MiB, GiB or TiB (short: K, M, G, T), or kB, MB, GB or TB, or B"
     )]
     Unit(String),
     /// More than 2^63 - 1 bytes.
-    #[error("`{0}` is more than this gateway can count")]
+    #[error("`{0}` is too large: the largest size is 9223372036854775807 bytes")]
     Large(String),
 }
 
@@ -171,7 +171,7 @@ mod tests {
         let read = |n: u64| Bytes::deserialize(de::value::U64Deserializer::<de::value::Error>::new(n));
         assert_eq!(read(i64::MAX as u64), Ok(Bytes(i64::MAX as u64)));
         assert!(
-            read(1 << 63).expect_err("too large").to_string().contains("more than this gateway can count")
+            read(1 << 63).expect_err("too large").to_string().contains("is too large: the largest size is")
         );
     }
 

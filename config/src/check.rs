@@ -108,7 +108,7 @@ fn check_block(field: &'static str, block_bytes: Option<u32>) -> Result<u64, Fie
     match block_bytes {
         None => Ok(512),
         Some(n @ (512 | 4096)) => Ok(u64::from(n)),
-        Some(n) => wrong(field, format!("a logical block of {n} bytes is not possible: use 512 or 4096")),
+        Some(n) => wrong(field, format!("a logical block can't have {n} bytes: use 512 or 4096")),
     }
 }
 
@@ -131,7 +131,7 @@ fn binary_hint(Bytes(bytes): Bytes) -> String {
     let decimal = units.iter().find(|(_, _, scale)| bytes > 0 && bytes.is_multiple_of(*scale));
     decimal.map_or_else(String::new, |(is, binary, scale)| {
         let count = bytes / scale;
-        format!(": {count}{is} are {bytes} bytes; perhaps {count}{binary} is meant")
+        format!(": {count}{is} are {bytes} bytes; did you mean {count}{binary}?")
     })
 }
 
@@ -167,7 +167,7 @@ impl Backend {
             ("loss_timeout_s", self.loss_timeout_s.is_some(), &[NvmeTcp]),
         ];
         if let Some((field, ..)) = fields.iter().find(|(_, set, kinds)| *set && !kinds.contains(&kind)) {
-            return wrong(field, format!("a backend of type {} has no such field", kind.as_str()));
+            return wrong(field, format!("a backend of type {} has no field `{field}`", kind.as_str()));
         }
         let needed: &[&'static str] = match kind {
             Memory | Null => &["size"],
@@ -175,7 +175,7 @@ impl Backend {
             NvmeTcp => &["address", "subnqn"],
         };
         if let Some((field, ..)) = fields.iter().find(|(field, set, _)| !set && needed.contains(field)) {
-            return wrong(field, format!("a backend of type {} needs it", kind.as_str()));
+            return wrong(field, format!("a backend of type {} needs the field `{field}`", kind.as_str()));
         }
         let block_bytes = check_block("block_bytes", self.block_bytes)?;
         if let Some(size) = self.size {
@@ -187,22 +187,22 @@ impl Backend {
             }
         }
         match self.nsid {
-            Some(0 | u32::MAX) => wrong("nsid", "a namespace ID is from 1 to 4294967294"),
+            Some(0 | u32::MAX) => wrong("nsid", "the namespace ID is out of range: use 1 to 4294967294"),
             _ => Ok(()),
         }?;
         match self.queues {
-            Some(0) => wrong("queues", "at least one I/O queue pair is needed"),
+            Some(0) => wrong("queues", "0 I/O queue pairs are too few: use 1 or more"),
             _ => Ok(()),
         }?;
         match self.keep_alive_s {
             Some(n) if !(1..=MAX_KEEP_ALIVE_S).contains(&n) => {
-                wrong("keep_alive_s", format!("{n} s is not possible: use 1 to {MAX_KEEP_ALIVE_S}"))
+                wrong("keep_alive_s", format!("the timeout can't be {n} s: use 1 to {MAX_KEEP_ALIVE_S}"))
             }
             _ => Ok(()),
         }?;
         match self.depth {
             Some(n) if !(2..=1024).contains(&n) => {
-                wrong("depth", format!("a queue of {n} commands is not possible: use 2 to 1024"))
+                wrong("depth", format!("a queue pair can't have {n} entries: use 2 to 1024"))
             }
             _ => Ok(()),
         }
@@ -224,12 +224,12 @@ impl Pool {
             let len = self.backends.len();
             return wrong(
                 "backends",
-                format!("{len} are more than the {MAX_BACKENDS} that a gateway can have"),
+                format!("{len} backends are too many: a gateway can have {MAX_BACKENDS}"),
             );
         }
         let twice = self.backends.iter().enumerate().find(|(n, name)| self.backends[..*n].contains(name));
         match twice {
-            Some((_, name)) => wrong("backends", format!("backend `{name}` is named twice")),
+            Some((_, name)) => wrong("backends", format!("backend `{name}` is listed twice: list it once")),
             None => Ok(()),
         }
     }
@@ -244,22 +244,31 @@ impl Lun {
         check_name(&self.name)?;
         let block_bytes = check_block("block_bytes", self.block_bytes)?;
         match (&self.pool, &self.backend, self.size) {
-            (Some(_), Some(_), _) => {
-                wrong("backend", "a LUN is carved from a pool or is a whole backend, not both")
+            (Some(_), Some(_), _) => wrong(
+                "backend",
+                "a LUN has either a `pool` or a `backend`, not both: remove one of the two fields",
+            ),
+            (None, None, _) => {
+                wrong("pool", "the LUN has neither a `pool` nor a `backend`: set one of the two fields")
             }
-            (None, None, _) => wrong("pool", "name the pool that it is carved from, or its `backend`"),
-            (Some(_), None, None) => wrong("size", "a LUN that is carved from a pool needs it"),
-            (None, Some(_), Some(_)) => wrong("size", "a LUN that is a whole backend has the backend's size"),
+            (Some(_), None, None) => wrong("size", "a LUN that is carved from a pool needs a `size`"),
+            (None, Some(_), Some(_)) => {
+                wrong("size", "a LUN that presents a whole backend has the backend's size: remove `size`")
+            }
             (Some(_), None, Some(size)) => check_size(size, block_bytes),
             (None, Some(_), None) => Ok(()),
         }?;
         if self.uuid.is_some_and(|uuid| uuid.is_nil()) {
-            return wrong("uuid", "a UUID of zeros is nobody's: leave it out, and one is made up");
+            return wrong(
+                "uuid",
+                "a UUID of zeros identifies nothing: leave `uuid` out, and the gateway makes a random UUID",
+            );
         }
         match self.nguid.as_deref() {
-            Some(text) if parse_nguid(text).is_none() => {
-                wrong("nguid", format!("`{text}` is not 32 hexadecimal digits, not all zero"))
-            }
+            Some(text) if parse_nguid(text).is_none() => wrong(
+                "nguid",
+                format!("`{text}` is not an NGUID: use 32 hexadecimal digits that are not all zero"),
+            ),
             _ => Ok(()),
         }
     }
@@ -295,36 +304,39 @@ impl Subsystem {
         if self.nqn == DISCOVERY_NQN {
             return wrong(
                 "nqn",
-                "the discovery subsystem is always there; its own listeners stand in [discovery]",
+                "the discovery subsystem always exists: write its own listeners under [discovery]",
             );
         }
         self.serial.as_deref().map_or(Ok(()), |serial| check_ascii("serial", serial, 20))?;
         if self.serial.as_deref().is_some_and(|serial| serial.trim().is_empty()) {
             return wrong(
                 "serial",
-                "a serial number of spaces is none: leave it out, and it follows from the NQN",
+                "the serial number has only spaces: leave `serial` out, and the gateway derives it from the NQN",
             );
         }
         self.model.as_deref().map_or(Ok(()), |model| check_ascii("model", model, 40))?;
         if !(1..=4096).contains(&self.max_nsid()) {
-            return wrong("max_namespaces", format!("{} is not from 1 to 4096", self.max_nsid()));
+            return wrong("max_namespaces", format!("{} is out of range: use 1 to 4096", self.max_nsid()));
         }
         let (min, max) = (self.min_cntlid.unwrap_or(1), self.max_cntlid.unwrap_or(0xFFEF));
         // FFF0h to FFFFh are reserved (NVMe base 2.0c §4.6.1 CNTLID).
         if min == 0 || max > 0xFFEF || min > max {
             return wrong(
                 "max_cntlid",
-                format!("controller IDs {min} to {max} don't lie between 1 and 65519"),
+                format!("`min_cntlid` {min} and `max_cntlid` {max} are not a range within 1 to 65519"),
             );
         }
         check_listeners(&self.listeners)?;
         for (n, namespace) in self.namespaces.iter().enumerate() {
             if !(1..=self.max_nsid()).contains(&namespace.nsid) {
                 let max = self.max_nsid();
-                return wrong("namespaces", format!("nsid {} is not from 1 to {max}", namespace.nsid));
+                return wrong(
+                    "namespaces",
+                    format!("nsid {} is out of range: use 1 to {max}", namespace.nsid),
+                );
             }
             if self.namespaces[..n].iter().any(|earlier| earlier.nsid == namespace.nsid) {
-                return wrong("namespaces", format!("nsid {} is there twice", namespace.nsid));
+                return wrong("namespaces", format!("nsid {} is listed twice", namespace.nsid));
             }
         }
         Ok(())
@@ -341,7 +353,10 @@ impl Host {
         if self.name.starts_with("nqn.") {
             return wrong(
                 "name",
-                format!("`{}` looks like an NQN, so lists could not tell it from one", self.name),
+                format!(
+                    "`{}` begins like an NQN: use another name, so that lists of hosts are clear",
+                    self.name
+                ),
             );
         }
         check_host_nqn(&self.nqn).or_else(|error| wrong("nqn", error))
@@ -353,22 +368,25 @@ impl Gateway {
         let cores = self.cores.count();
         let mut wrong = |field: &str, message: String| report.add(&["gateway".into(), field.into()], message);
         if !(1..=128).contains(&cores) {
-            wrong("cores", format!("{cores} cores are not possible: use 1 to 128"));
+            wrong("cores", format!("the gateway can't have {cores} cores: use 1 to 128"));
         }
         if let Cores::List(list) = &self.cores
             && let Some((_, cpu)) = list.iter().enumerate().find(|(n, cpu)| list[..*n].contains(cpu))
         {
-            wrong("cores", format!("CPU {cpu} is named twice"));
+            wrong("cores", format!("CPU {cpu} is listed twice: list it once"));
         }
         if !(1..=0xFFEF).contains(&self.max_hosts) {
-            wrong("max_hosts", format!("{} hosts are not possible: use 1 to 65519", self.max_hosts));
+            wrong("max_hosts", format!("{} hosts are out of range: use 1 to 65519", self.max_hosts));
         }
         // Each host has an admin queue and at least one I/O queue.
         if self.max_qpairs < self.max_hosts.saturating_mul(2) {
             let need = self.max_hosts.saturating_mul(2);
             wrong(
                 "max_qpairs",
-                format!("{} hosts with an admin and an I/O queue each need {need}", self.max_hosts),
+                format!(
+                    "{} hosts need {need} queue pairs: an admin queue and an I/O queue each",
+                    self.max_hosts
+                ),
             );
         }
         let qpairs = u64::from(self.max_qpairs).div_ceil(cores.max(1) as u64);
@@ -377,32 +395,36 @@ impl Gateway {
             qpairs,
             QPAIR_MEMORY_BYTES,
         );
-        let need = need.add("connections before Connect, and discovery =", 1, OPEN_MEMORY_BYTES);
+        let need = need.add("unauthenticated and discovery connections =", 1, OPEN_MEMORY_BYTES);
         if self.memory_per_core.0 < need.total_bytes() {
             let given = self.memory_per_core;
             let least = Bytes(need.total_bytes().next_multiple_of(1 << 20));
-            let message = format!("{given} is less than a core needs; set it to at least {least} ({need})");
+            let message = format!("{given} is less than a core needs: use at least {least} ({need})");
             wrong("memory_per_core", message);
         }
         for (field, path) in [("state_dir", &self.state_dir), ("rpc_socket", &self.rpc_socket)] {
             if path.as_os_str().is_empty() {
-                wrong(field, "an empty path".into());
+                wrong(field, "the path is empty: write an absolute path".into());
             }
         }
         // sun_path holds 108 bytes with its terminator (unix(7)).
         if self.rpc_socket.as_os_str().len() > 107 {
-            wrong("rpc_socket", "a unix socket's path has at most 107 bytes".into());
+            wrong("rpc_socket", "the path is too long: a Unix socket's path has at most 107 bytes".into());
         }
         if let Some(listen) = self.metrics_listen.filter(|l| !l.ip().is_loopback()) {
             wrong(
                 "metrics_listen",
-                format!("{listen} is not a loopback address; metrics have no authentication"),
+                format!(
+                    "{listen} is not a loopback address: use a loopback address, as metrics have no authentication"
+                ),
             );
         }
         if let Some(listen) = self.rpc_listen.filter(|l| !l.ip().is_loopback()) {
             wrong(
                 "rpc_listen",
-                format!("{listen} is not a loopback address; JSON-RPC over TCP has no authentication"),
+                format!(
+                    "{listen} is not a loopback address: use a loopback address, as JSON-RPC over TCP has no authentication"
+                ),
             );
         }
     }
@@ -429,7 +451,7 @@ impl Report {
             if let Some(earlier) = first.get(name) {
                 self.add(
                     &[list.into(), index.into(), field.into()],
-                    format!("`{name}` is the name of {list}[{earlier}] already"),
+                    format!("{list}[{earlier}] already has the {field} `{name}`"),
                 );
             } else {
                 first.insert(name, index);
@@ -464,7 +486,7 @@ impl Config {
     pub fn oversights(&self) -> Vec<String> {
         let unreachable = self.subsystems.iter().filter(|s| s.hosts.is_empty() && !s.allow_any_host);
         let told = |s: &Subsystem| {
-            format!("subsystem `{}`: no host may connect: it has neither hosts nor allow_any_host", s.nqn)
+            format!("subsystem `{}`: no host may connect: set `hosts` or `allow_any_host`", s.nqn)
         };
         unreachable.map(told).chain(self.twins()).chain(self.odd_hosts()).collect()
     }
@@ -490,15 +512,15 @@ impl Config {
         };
         let luns = luns.iter().filter_map(|(lun, places)| {
             Some(format!(
-                "LUN `{lun}` is {}, each with the same UUID and NGUID: of a host that connects to both, Linux 6.0 and newer refuse \
-                 the second one (\"duplicate IDs\")",
+                "LUN `{lun}` is {}, each with the same UUID and NGUID: a host with Linux 6.0 or newer that connects to \
+                 several of these subsystems refuses all but the first namespace (\"duplicate IDs\")",
                 several(places)?
             ))
         });
         let serials = serials.iter().filter_map(|(serial, nqns)| {
             Some(format!(
-                "serial `{serial}` is that of subsystems {}: a host that connects to both names their disks alike, and \
-                 /dev/disk/by-id/nvme-MODEL_SERIAL leads to either; without `serial` each has its own",
+                "subsystems {} have the same serial `{serial}`: on a host that connects to several of them, \
+                 /dev/disk/by-id/nvme-MODEL_SERIAL leads to any of their disks; without `serial` each subsystem has its own",
                 several(nqns)?
             ))
         });
@@ -511,7 +533,7 @@ impl Config {
         for (n, lun) in self.luns.iter().enumerate() {
             for (field, id) in lun.identities().into_iter().flatten() {
                 if let Some(other) = first.get(&(field, id)) {
-                    let message = format!("LUN `{other}` has this {} already", field.to_uppercase());
+                    let message = format!("LUN `{other}` already has this {}", field.to_uppercase());
                     report.add(&["lun".into(), n.into(), field.into()], message);
                     // The NGUID follows from the UUID.
                     break;
@@ -536,7 +558,7 @@ impl Config {
             .collect();
         let told = |host: &str| {
             let host = host.escape_debug();
-            format!("host `{host}`: no [[host]] has this name, so it is taken for an NQN")
+            format!("host `{host}`: no [[host]] has this name, so the gateway takes the name for an NQN")
         };
         odd.into_iter().map(told).collect()
     }
@@ -553,14 +575,17 @@ impl Config {
             if by_name.get(&host.nqn).is_some_and(|nqn| **nqn != host.nqn) {
                 report.add(
                     &["host".into(), n.into(), "nqn".into()],
-                    format!("another host has the name `{}`, so a list could mean either", host.nqn),
+                    format!(
+                        "another [[host]] has the name `{}`, so a list with this text could mean either host",
+                        host.nqn
+                    ),
                 );
             }
             if let Some(name) = names.insert(&host.nqn, &host.name) {
                 let nqn = &host.nqn;
                 report.add(
                     &["host".into(), n.into(), "nqn".into()],
-                    format!("host `{name}` has NQN `{nqn}` already"),
+                    format!("host `{name}` already has NQN `{nqn}`"),
                 );
             }
         }
@@ -568,7 +593,7 @@ impl Config {
             [("backend", self.backends.len(), MAX_BACKENDS), ("lun", self.luns.len(), MAX_LUNS)]
         {
             if len > max {
-                report.add(&[list.into()], format!("{len} are more than the {max} that a gateway can have"));
+                report.add(&[list.into()], format!("{len} {list}s are too many: a gateway can have {max}"));
             }
         }
     }
@@ -580,7 +605,7 @@ impl Config {
             if !self.backends.iter().any(|b| b.name == backend) {
                 report.add(path, format!("there is no backend `{backend}`"));
             } else if let Some(other) = users.insert(backend, user) {
-                report.add(path, format!("backend `{backend}` belongs to {other} already"));
+                report.add(path, format!("backend `{backend}` already belongs to {other}"));
             }
         };
         for (n, pool) in self.pools.iter().enumerate() {
@@ -618,7 +643,7 @@ impl Config {
                     report.add(&path, format!("there is no LUN `{lun}`"));
                 }
                 if subsystem.namespaces[..m].iter().any(|earlier| earlier.lun == *lun) {
-                    report.add(&path, format!("LUN `{lun}` is in this subsystem already"));
+                    report.add(&path, format!("LUN `{lun}` is already in this subsystem"));
                 }
                 for (k, host) in namespace.hosts.iter().flatten().enumerate() {
                     let path = at(&["namespaces".into(), m.into(), "hosts".into(), k.into()]);
@@ -634,7 +659,7 @@ impl Config {
             let len = portals.len();
             report.add(
                 &["subsystem".into()],
-                format!("{len} listeners are more than the {MAX_PORTALS} possible"),
+                format!("{len} different listeners are too many: a gateway can have {MAX_PORTALS}"),
             );
         }
     }
@@ -645,7 +670,7 @@ impl Config {
         let sum = self.memory();
         if sum.total_bytes() > limit.0 {
             let path = ["gateway".into(), "memory_limit".into()];
-            report.add(&path, format!("{limit} is less than what is asked for: {sum}"));
+            report.add(&path, format!("the limit is {limit}, and the document needs more: {sum}"));
         }
     }
 

@@ -18,7 +18,7 @@ pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
 /// A sentence about the fault of the name.
 pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
     match Nqn::new(nqn) {
-        Ok(nqn) if nqn.is_empty() => Err("an empty NQN names nobody".into()),
+        Ok(nqn) if nqn.is_empty() => Err("the NQN is empty".into()),
         Ok(_) => Ok(()),
         Err(error) => Err(explain(nqn, error)),
     }
@@ -47,7 +47,7 @@ mod tests {
         let said = check_host_nqn("a\nb").expect_err("a control character");
         assert!(said.starts_with(r"`a\nb` is not an NQN: byte 1 "), "{said}");
         let said = check_subsystem_nqn(&"ö".repeat(300)).expect_err("600 bytes");
-        assert_eq!(said, format!("`{}…` is not an NQN: it has more than 223 bytes", "ö".repeat(64)));
+        assert_eq!(said, format!("`{}…` is not an NQN: the NQN has more than 223 bytes", "ö".repeat(64)));
         assert!(check_host_nqn("").is_err() && check_subsystem_nqn("").is_err());
         assert!(check_host_nqn("hostnqn1").is_ok() && check_subsystem_nqn("hostnqn1").is_err());
     }

@@ -60,12 +60,12 @@ fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     let line = text.get(from..).and_then(|rest| rest.lines().next()).unwrap_or_default();
     let head: String = line.split('#').next().unwrap_or_default().split_whitespace().collect();
     match head.as_str() {
-        "[backend]" => ": there may be several, so write [[backend]]",
-        "[pool]" => ": there may be several, so write [[pool]]",
-        "[lun]" => ": there may be several, so write [[lun]]",
-        "[host]" => ": there may be several, so write [[host]]",
-        "[subsystem]" => ": there may be several, so write [[subsystem]]",
-        "[[gateway]]" => ": there is only one, so write [gateway]",
+        "[backend]" => ": a document can have several backends, so write [[backend]]",
+        "[pool]" => ": a document can have several pools, so write [[pool]]",
+        "[lun]" => ": a document can have several LUNs, so write [[lun]]",
+        "[host]" => ": a document can have several hosts, so write [[host]]",
+        "[subsystem]" => ": a document can have several subsystems, so write [[subsystem]]",
+        "[[gateway]]" => ": a document has one gateway, so write [gateway]",
         _ => "",
     }
 }

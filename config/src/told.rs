@@ -63,7 +63,7 @@ pub fn suggest(message: &str) -> String {
     };
     let known = parts.skip(1).step_by(2);
     match (nearest(given, known), message.split_once("`, ")) {
-        (Some(near), Some((_, rest))) => format!("{kind}`{given}`, perhaps `{near}` is meant; {rest}"),
+        (Some(near), Some((_, rest))) => format!("{kind}`{given}`, did you mean `{near}`? {rest}"),
         _ => message.into(),
     }
 }
@@ -140,8 +140,7 @@ mod tests {
         assert_eq!(["", "no", "colour", "nqn"].map(near), [None; 4]);
         assert_eq!(["kitten", "", "abc"].map(|from| distance(from, "sitting")), [3, 7, 7]);
         let serde = "unknown field `hostz`, expected one of `nqn`, `hosts`, `serial`";
-        let told =
-            "unknown field `hostz`, perhaps `hosts` is meant; expected one of `nqn`, `hosts`, `serial`";
+        let told = "unknown field `hostz`, did you mean `hosts`? expected one of `nqn`, `hosts`, `serial`";
         assert_eq!(suggest(serde), told);
         for other in ["missing field `size`", "unknown field `x`, there are no fields", "unknown field"] {
             assert_eq!(suggest(other), other);

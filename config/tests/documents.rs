@@ -89,12 +89,12 @@ fn a_wrong_type_is_told_at_its_value() {
 #[test]
 fn a_missing_field_is_told_at_its_table() {
     told("\n[[backend]]\nname = \"a\"\n", 2, "backend[0]", "missing field `type`");
-    told("\n[[backend]]\nname = \"a\"\ntype = \"file\"\n", 2, "backend[0].path", "needs it");
+    told("\n[[backend]]\nname = \"a\"\ntype = \"file\"\n", 2, "backend[0].path", "needs the field `path`");
 }
 
 #[test]
 fn a_field_of_another_type_is_refused() {
-    told(&format!("{BASE}nsid = 1\n"), 5, "backend[0].nsid", "type memory has no such field");
+    told(&format!("{BASE}nsid = 1\n"), 5, "backend[0].nsid", "type memory has no field `nsid`");
 }
 
 #[test]
@@ -109,19 +109,19 @@ fn a_keep_alive_timeout_is_no_longer_than_the_hosts() {
 
 #[test]
 fn names_are_unique_and_references_exist() {
-    told(&format!("{BASE}{BASE}"), 6, "backend[1].name", "name of backend[0] already");
+    told(&format!("{BASE}{BASE}"), 6, "backend[1].name", "backend[0] already has the name `a`");
     told("[[pool]]\nname = \"p\"\nbackends = [\"b\"]\n", 3, "pool[0].backends[0]", "no backend `b`");
     told("[[lun]]\nname = \"l\"\npool = \"p\"\nsize = 512\n", 3, "lun[0].pool", "no pool `p`");
     let two =
         format!("{BASE}[[lun]]\nname = \"x\"\nbackend = \"a\"\n[[lun]]\nname = \"y\"\nbackend = \"a\"\n");
-    told(&two, 10, "lun[1].backend", "belongs to LUN `x`");
+    told(&two, 10, "lun[1].backend", "already belongs to LUN `x`");
 }
 
 #[test]
 fn a_pool_has_no_more_backends_than_a_gateway() {
     let names: String = (0..257).map(|n| format!("\"b{n}\", ")).collect();
     let text = format!("[[pool]]\nname = \"p\"\nbackends = [{names}]\n");
-    told(&text, 3, "pool[0].backends", "257 are more than the 256 that a gateway can have");
+    told(&text, 3, "pool[0].backends", "257 backends are too many: a gateway can have 256");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn nqns_are_checked() {
     // A number parser would accept the month `+1`.
     told("[[subsystem]]\nnqn = \"nqn.2026-+1.org.example:t\"\n", 2, "subsystem[0].nqn", "not an NQN");
     let host = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:d\"\nhosts = [\n  \"\",\n  \"a\\nb\",\n]\n";
-    told(host, 4, "subsystem[0].hosts[0]", "an empty NQN names nobody");
+    told(host, 4, "subsystem[0].hosts[0]", "the NQN is empty");
     told(host, 5, "subsystem[0].hosts[1]", r"`a\nb` is not an NQN");
 }
 
@@ -159,7 +159,7 @@ fn a_host_that_may_connect_can_be_listed() {
 #[test]
 fn the_name_of_a_host_is_no_other_hosts_nqn() {
     let text = "[[host]]\nname = \"a\"\nnqn = \"b\"\n[[host]]\nname = \"b\"\nnqn = \"c\"\n";
-    told(text, 3, "host[0].nqn", "another host has the name `b`");
+    told(text, 3, "host[0].nqn", "another [[host]] has the name `b`");
     assert!(Config::parse("test.toml", "[[host]]\nname = \"b\"\nnqn = \"b\"\n").is_ok());
 }
 
@@ -179,7 +179,7 @@ fn sums_are_worked_out() {
         "[gateway]\nmemory_per_core = \"1MiB\"\n",
         2,
         "gateway.memory_per_core",
-        "queue pairs 1024 x 8KiB + connections before Connect, and discovery = 6MiB = 46MiB",
+        "queue pairs 1024 x 8KiB + unauthenticated and discovery connections = 6MiB = 46MiB",
     );
     // This memory was enough before connections without permission had memory of their own.
     let few = "[gateway]\nmax_hosts = 4\nmax_qpairs = 16\nmemory_per_core = ";
@@ -187,7 +187,7 @@ fn sums_are_worked_out() {
         &format!("{few}\"33MiB\"\n"),
         4,
         "gateway.memory_per_core",
-        "33MiB is less than a core needs; set it to at least 39MiB (large transfers ",
+        "33MiB is less than a core needs: use at least 39MiB (large transfers ",
     );
     Config::parse("t", &format!("{few}\"39MiB\"\n")).expect("the figure that the refusal names is enough");
 }
@@ -202,7 +202,7 @@ fn absent_sizes_are_not_invented() {
 #[test]
 fn a_decimal_size_that_fits_no_block_is_told_of_binary_units() {
     let size = BASE.replace("1MiB", "10MB");
-    let part = "multiple of the block size 512: 10MB are 10000000 bytes; perhaps 10MiB is meant";
+    let part = "multiple of the block size 512: 10MB are 10000000 bytes; did you mean 10MiB?";
     told(&size, 4, "backend[0].size", part);
 }
 
@@ -210,7 +210,7 @@ fn a_decimal_size_that_fits_no_block_is_told_of_binary_units() {
 fn an_nqn_has_one_name() {
     let host = |name: &str| format!("[[host]]\nname = \"{name}\"\nnqn = \"nqn.2026-01.org.example:h\"\n");
     let text = host("a") + &host("b");
-    told(&text, 6, "host[1].nqn", "host `a` has NQN `nqn.2026-01.org.example:h` already");
+    told(&text, 6, "host[1].nqn", "host `a` already has NQN `nqn.2026-01.org.example:h`");
 }
 
 #[test]
@@ -242,14 +242,14 @@ fn identities_are_unique_and_never_nil() {
     let other = "nguid = \"0123456789abcdef0123456789abcdef\"";
     told(&luns(["uuid = \"00000000-0000-0000-0000-000000000000\"", "", ""]), 8, "lun[0].uuid", "of zeros");
     let nil = format!("nguid = \"{}\"", "0".repeat(32));
-    told(&luns([&nil, "", ""]), 8, "lun[0].nguid", "not all zero");
-    told(&luns([uuid, "", uuid]), 24, "lun[2].uuid", "LUN `l0` has this UUID already");
-    told(&luns([other, "", other]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
+    told(&luns([&nil, "", ""]), 8, "lun[0].nguid", "32 hexadecimal digits that are not all zero");
+    told(&luns([uuid, "", uuid]), 24, "lun[2].uuid", "LUN `l0` already has this UUID");
+    told(&luns([other, "", other]), 24, "lun[2].nguid", "LUN `l0` already has this NGUID");
     // An NGUID that isn't given equals the UUID's bytes.
-    told(&luns([uuid, "", digits]), 24, "lun[2].nguid", "LUN `l0` has this NGUID already");
+    told(&luns([uuid, "", digits]), 24, "lun[2].nguid", "LUN `l0` already has this NGUID");
     Config::parse("t", &luns([&format!("{uuid}\n{other}"), "", digits])).expect("each has its own");
     let spaces = "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\nserial = \"  \"\n";
-    told(spaces, 3, "subsystem[0].serial", "a serial number of spaces is none");
+    told(spaces, 3, "subsystem[0].serial", "the serial number has only spaces");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn one_lun_or_serial_of_two_subsystems_is_told_with_what_hosts_make_of_it() {
     // Hosts don't see spaces at the end of a serial number.
     let told = twins(&[subsystem("a", "1", ""), subsystem("b", "1 ", "")]);
     let serial =
-        "serial `1` is that of subsystems `nqn.2026-01.org.example:a` and `nqn.2026-01.org.example:b`: ";
+        "subsystems `nqn.2026-01.org.example:a` and `nqn.2026-01.org.example:b` have the same serial `1`: ";
     assert!(told.len() == 1 && told[0].starts_with(serial) && told[0].contains("by-id"), "{told:?}");
     let own = trefoil_config::default_serial("nqn.2026-01.org.example:b");
     let without = subsystem("b", "", "").replace("serial = \"\"\n", "");
@@ -284,23 +284,23 @@ fn one_lun_or_serial_of_two_subsystems_is_told_with_what_hosts_make_of_it() {
 
 #[test]
 fn a_message_for_an_unknown_field_names_the_nearest() {
-    let part = "unknown field `max_host`, perhaps `max_hosts` is meant; expected one of ";
+    let part = "unknown field `max_host`, did you mean `max_hosts`? expected one of ";
     told("[gateway]\nmax_host = 3\n", 2, "gateway.max_host", part);
-    told("[[subsystem]]\nhostz = []\n", 2, "subsystem[0].hostz", "perhaps `hosts` is meant");
-    told("[gateway]\nidle = \"adaptiv\"\n", 2, "gateway.idle", "perhaps `adaptive` is meant");
-    told("[[backends]]\nname = \"a\"\n", 1, "backends", "perhaps `backend` is meant");
+    told("[[subsystem]]\nhostz = []\n", 2, "subsystem[0].hostz", "did you mean `hosts`?");
+    told("[gateway]\nidle = \"adaptiv\"\n", 2, "gateway.idle", "did you mean `adaptive`?");
+    told("[[backends]]\nname = \"a\"\n", 1, "backends", "did you mean `backend`?");
 }
 
 #[test]
 fn one_bracket_for_two_is_hinted_at() {
     for list in ["backend", "pool", "lun", "host", "subsystem"] {
         let table = format!("[{list}] # the first\nname = \"a\"\n");
-        let hint = format!(": there may be several, so write [[{list}]]");
+        let hint = format!("s, so write [[{list}]]").replace("luns,", "LUNs,");
         told(&format!("\n{table}"), 2, list, &hint);
         // The second mistake is one of TOML's syntax, which knows no field.
         told(&format!("{table}[{list}]\nname = \"b\"\n"), 3, "", &hint);
     }
-    told("[[gateway]]\nname = \"a\"\n", 1, "gateway[0]", "there is only one, so write [gateway]");
+    told("[[gateway]]\nname = \"a\"\n", 1, "gateway[0]", "a document has one gateway, so write [gateway]");
 }
 
 #[test]

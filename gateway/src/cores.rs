@@ -68,8 +68,8 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     // about 10 MiB for each two cores, touched only when used. (If an array grants fewer queues than before, a third core's
     // requests may take the same way. Then the overflow may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
-    let mesh =
-        mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() }).context("mailboxes")?;
+    let mesh = mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() })
+        .context("the cores' mailboxes can't be made")?;
     let idle = match gateway.idle {
         trefoil_config::Idle::Spin => Idle::Spin,
         trefoil_config::Idle::Adaptive => Idle::Adaptive { spin_us: gateway.spin_us },
@@ -77,8 +77,9 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     let mut handles = Vec::new();
     let (tell, ended) = mpsc::unbounded_channel();
     for ((core, &cpu), ports) in (0..count).zip(cpus).zip(mesh.ports) {
-        let region = local_region(cpu, gateway.memory_per_core.0 as usize)
-            .with_context(|| format!("core {core}: {} of memory", gateway.memory_per_core))?;
+        let region = local_region(cpu, gateway.memory_per_core.0 as usize).with_context(|| {
+            format!("core {core}: {} of payload memory can't be had", gateway.memory_per_core)
+        })?;
         let (memory, huge) = (region.base(), region.is_huge());
         tracing::info!(core, cpu, numa_node = cpu::numa_node(cpu), ?memory, huge, "a core starts");
         let arena = Arena::new(ArenaId(core), region);
@@ -100,10 +101,11 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
             }
             StorageCore::new(io, arena, limits, capacity)
         })
-        .with_context(|| format!("core {core} on CPU {cpu}"))?;
+        .with_context(|| format!("core {core} can't start on CPU {cpu}"))?;
         handles.push(handle);
     }
-    let control = Region::anonymous(CONTROL_MEMORY_BYTES).context("control's memory")?;
+    let control =
+        Region::anonymous(CONTROL_MEMORY_BYTES).context("the control plane's memory can't be had")?;
     let ends = Ends {
         to_cores: mesh.to_cores,
         from_cores: mesh.from_cores,
@@ -147,7 +149,7 @@ fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
             None => Region::anonymous(len_bytes),
         }
     });
-    Ok(mapping.join().map_err(|_| anyhow!("the mapping thread died"))??)
+    Ok(mapping.join().map_err(|_| anyhow!("the thread that maps a core's memory died"))??)
 }
 
 impl Running {
@@ -164,11 +166,12 @@ impl Running {
     pub fn cause(mut self, core: u16) -> anyhow::Error {
         let handle = self.handles.swap_remove(usize::from(core));
         match catch_unwind(AssertUnwindSafe(|| handle.join())) {
-            Ok(Ok(_)) => anyhow!("core {core} ended, and nobody had stopped it"),
+            Ok(Ok(_)) => anyhow!("core {core} ended without an order to stop"),
             Ok(Err(error)) => anyhow!(error).context(format!("core {core} can't go on")),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+                let text =
+                    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the core panicked");
                 anyhow!("core {core} has died: {text}")
             }
         }
@@ -181,7 +184,7 @@ impl Running {
     pub fn stop(self) -> anyhow::Result<()> {
         self.handles.iter().for_each(CoreHandle::stop);
         for (core, handle) in self.handles.into_iter().enumerate() {
-            drop(handle.join().with_context(|| format!("core {core}"))?);
+            drop(handle.join().with_context(|| format!("core {core} failed"))?);
         }
         Ok(())
     }

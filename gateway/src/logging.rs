@@ -29,7 +29,7 @@ pub fn start(form: Log) {
         Log::Json => registry.with(lines.json().with_filter(targets)).init(),
     }
     if let Some(mistake) = mistake {
-        tracing::warn!("{VARIABLE}: {mistake}; the log is as with `info`");
+        tracing::warn!("{VARIABLE}: {mistake}; the gateway logs at level `info`");
     }
 }
 
@@ -40,7 +40,7 @@ fn targets(text: &str) -> Result<Targets, String> {
         let parsed = piece.parse::<Targets>().map_err(|e| format!("`{piece}`: {e}"))?;
         if let Some((target, _)) = parsed.iter().find(|(target, _)| !is_source(target)) {
             return Err(format!(
-                "`{target}` is neither a level (error, warn, info, debug, trace, off) nor one of {}",
+                "`{target}` is neither a level (error, warn, info, debug, trace, off) nor a source ({})",
                 SOURCES.join(", ")
             ));
         }

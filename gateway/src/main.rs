@@ -24,15 +24,15 @@ const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 #[derive(Parser)]
 #[command(name = "trefoild", version)]
 struct Args {
-    /// The system's document, such as those in config/examples. The first start fills the store from it. Later, only its
-    /// [gateway] counts, and `trefoil config apply` takes over the rest.
+    /// The TOML document of the system; config/examples has examples. The first start fills the gateway's database from the
+    /// document. Later starts read only its [gateway] section; `trefoil config apply` makes the other changes.
     #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Only check the document.
+    /// Only check the document, and print its mistakes.
     #[arg(long)]
     check: bool,
-    /// Only report what this machine has and lacks for the document, and which of its files, devices and addresses can't be had.
-    /// Changes nothing.
+    /// Only check this machine for the document: print the needed features, files, devices and addresses, and which of them the
+    /// machine lacks. The check changes nothing.
     #[arg(long)]
     preflight: bool,
 }
@@ -60,7 +60,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         for oversight in config.oversights() {
             terminal::print(&format!("{document}: warning: {oversight}\n"))?;
         }
-        return Ok(terminal::print(&format!("{document}: sound; memory: {}\n", config.memory()))?);
+        return Ok(terminal::print(&format!(
+            "{document}: the document is valid; memory: {}\n",
+            config.memory()
+        ))?);
     }
     let mut report = preflight::look(&config);
     if args.preflight {
@@ -69,7 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         terminal::print(&format!("{report}\n"))?;
         if !report.suffices() {
-            bail!("this machine can't run the gateway");
+            bail!("this machine can't run the gateway: mend the findings marked LACKING");
         }
         return Ok(());
     }
@@ -90,7 +93,7 @@ fn read(args: &Args) -> anyhow::Result<Config> {
 
 fn unreadable(path: &Path, e: io::Error) -> anyhow::Error {
     if e.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_CONFIG) {
-        let hint = "make it, or name another document: `trefoild FILE`; see `trefoild --help`";
+        let hint = "make this file, or give another document with `trefoild FILE`; see `trefoild --help`";
         return anyhow!("there is no {DEFAULT_CONFIG}: {hint}");
     }
     anyhow::Error::new(e).context(path.display().to_string())

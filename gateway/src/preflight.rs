@@ -97,7 +97,7 @@ pub fn look(config: &Config) -> Report {
 fn resume_latency(us: u32, cpus: &[usize]) -> Finding {
     let known = format!("resume latency: gateway.resume_latency_us = {us}");
     match cpus.iter().find_map(|&cpu| Some((cpu, ResumeLatency::check(cpu).err()?))) {
-        Some((cpu, e)) => Finding::Warning(format!("{known} can't be had on CPU {cpu}: {e}")),
+        Some((cpu, e)) => Finding::Warning(format!("{known} can't be set on CPU {cpu}: {e}")),
         None => Finding::Good(known),
     }
 }
@@ -106,13 +106,13 @@ fn uring() -> Finding {
     let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match Features::probe() {
         Ok(features) if features.suffices() => Finding::Good(format!("io_uring: {features}")),
-        Ok(features) => Finding::Lacking(format!("io_uring is too old (Linux 6.1 does): {features}")),
+        Ok(features) => Finding::Lacking(format!("io_uring is too old (use Linux 6.1 or newer): {features}")),
         Err(e) if matches!(sysctl.trim(), "1" | "2") => Finding::Lacking(format!(
             "io_uring is switched off (kernel.io_uring_disabled = {}): {e}",
             sysctl.trim()
         )),
         Err(e) => Finding::Lacking(format!(
-            "io_uring can't be used: {e}; in a container its seccomp profile must allow io_uring_setup, \
+            "io_uring can't be used: {e}; the seccomp profile of a container must allow io_uring_setup, \
              io_uring_enter and io_uring_register"
         )),
     }
@@ -128,10 +128,19 @@ fn cpus(cores: &Cores) -> (Finding, Vec<usize>) {
         Cores::List(list) => list.iter().map(|&cpu| usize::from(cpu)).collect(),
     };
     if let Some(cpu) = wanted.iter().find(|cpu| !allowed.contains(cpu)) {
-        return (Finding::Lacking(format!("CPU {cpu} is not among those allowed: {allowed:?}")), wanted);
+        return (
+            Finding::Lacking(format!(
+                "CPU {cpu} of gateway.cores is not among the CPUs that trefoild may use: {allowed:?}"
+            )),
+            wanted,
+        );
     }
     if wanted.len() < cores.count() {
-        let text = format!("{} cores are asked for and {} CPUs allowed", cores.count(), allowed.len());
+        let text = format!(
+            "gateway.cores asks for {} cores, and trefoild may use {} CPUs",
+            cores.count(),
+            allowed.len()
+        );
         return (Finding::Lacking(text), wanted);
     }
     (Finding::Good(format!("cores on CPUs {wanted:?}")), wanted)
@@ -155,7 +164,9 @@ fn files(need: u64) -> (Finding, usize) {
         Err(e) => return (Finding::Warning(format!("open files: {e}")), SMALL_LOBBY as usize),
     };
     if least > hard {
-        return lacking(format!("{least} are needed and {hard} allowed (RLIMIT_NOFILE)"));
+        return lacking(format!(
+            "the gateway needs {least}, and the hard limit is {hard}: raise RLIMIT_NOFILE"
+        ));
     }
     let all = hard.min(need + LOBBY);
     if all > soft
@@ -164,8 +175,9 @@ fn files(need: u64) -> (Finding, usize) {
         return lacking(format!("the limit can't be raised to {all}: {e}"));
     }
     let lobby = all - need;
-    let good =
-        format!("open files: {need} needed, and {lobby} for connections that say nothing; {hard} allowed");
+    let good = format!(
+        "open files: {need} needed, and {lobby} for unauthenticated connections; the hard limit is {hard}"
+    );
     (Finding::Good(good), lobby as usize)
 }
 
@@ -182,13 +194,13 @@ fn congestion_control(named: Option<&str>) -> Finding {
             let given = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
             let others = given.map(|given| given.trim().replace(' ', ", ")).unwrap_or_default();
             let why = match e.kind() {
-                ErrorKind::NotFound => format!("this kernel has no such algorithm; it has {others}"),
-                _ => format!("{e}; this kernel has {others}"),
+                ErrorKind::NotFound => format!("this kernel has no such algorithm; the kernel has {others}"),
+                _ => format!("{e}; the kernel has {others}"),
             };
             Finding::Lacking(format!("TCP congestion control: {known} = \"{name}\": {why}"))
         }
         Ok(()) if name.starts_with("bbr") => Finding::Warning(format!(
-            "TCP congestion control: {name} paces what is sent, which costs a LAN throughput; {known} = \"cubic\" doesn't"
+            "TCP congestion control: {name} paces transmission, which costs throughput on a LAN: use {known} = \"cubic\""
         )),
         Ok(()) => Finding::Good(format!("TCP congestion control: {name}")),
     }
@@ -198,7 +210,7 @@ fn congestion_control(named: Option<&str>) -> Finding {
 fn locked_memory(need: Bytes) -> Finding {
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((_, hard)) if hard < need.0 && !nix::unistd::geteuid().is_root() => Finding::Warning(format!(
-            "locked memory: {} are allowed (RLIMIT_MEMLOCK) and a core has {need}: file I/O will be slower",
+            "locked memory: a core has {need}, and {} are allowed, so file I/O will be slower: raise RLIMIT_MEMLOCK to {need}",
             Bytes(hard).rounded()
         )),
         Ok((_, hard)) => {

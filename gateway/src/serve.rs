@@ -102,7 +102,7 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
         let handle = handle.clone();
         spawn_local(async move {
             if let Err(error) = metrics::serve(at, handle).await {
-                tracing::error!(%at, %error, "no metrics");
+                tracing::error!(%at, %error, "the metrics listener failed: the gateway serves no metrics");
             }
         });
     }
@@ -110,7 +110,7 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
         let methods = methods.clone();
         spawn_local(async move {
             if let Err(error) = serve_tcp(at, methods).await {
-                tracing::error!(%error, "no JSON-RPC over TCP");
+                tracing::error!(%error, "the JSON-RPC listener failed: the gateway serves no JSON-RPC over TCP");
             }
         });
     }
@@ -182,7 +182,9 @@ async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
         tokio::time::sleep(every).await;
         match handle.act(Action::Survey).await {
             Ok(_) => notifier.tell("WATCHDOG=1"),
-            Err(error) => tracing::error!(%error, "the watchdog is not told, for a core doesn't answer"),
+            Err(error) => {
+                tracing::error!(%error, "the gateway does not notify the watchdog, because a core doesn't answer")
+            }
         }
     }
 }
@@ -202,15 +204,15 @@ async fn stop(handle: &Handle) -> End {
         }
     };
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
-        tracing::warn!("some hosts' connections did not end in time");
+        tracing::warn!("some hosts' connections did not drain before the deadline");
     }
     match tokio::time::timeout(DRAIN_TIMEOUT, handle.act(Action::Halt)).await {
         Ok(Ok(_)) => {
             tracing::info!("stopped");
             return End::Settled;
         }
-        Ok(Err(error)) => tracing::error!(%error, "not all backends could be let go"),
-        Err(_) => tracing::error!("not all backends could be let go in time"),
+        Ok(Err(error)) => tracing::error!(%error, "not all backends could be closed"),
+        Err(_) => tracing::error!("not all backends closed before the deadline"),
     }
     End::Unsettled
 }

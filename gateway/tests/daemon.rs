@@ -125,7 +125,8 @@ fn what_was_acknowledged_survives_a_kill() {
     let differs = differs.unwrap_or_else(|| panic!("{log}"));
     assert!(differs.contains("WARN") && differs.contains(objects), "{differs}");
     assert!(
-        differs.contains("the stored state is in force") && differs.contains("`trefoil config apply "),
+        differs.contains("the gateway runs from its stored state")
+            && differs.contains("`trefoil config apply "),
         "{differs}"
     );
     gateway.ok(&["lun", "delete", "b", "--force"]);
@@ -197,12 +198,12 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&["lun", "delete", "a"]).contains("is namespace 1"));
     let full = gateway.refused(&["lun", "create", "c", "--pool", "tank", "--size", "1TiB"]);
     assert!(
-        full.contains("LUN c needs 1TiB more, and ") && full.ends_with("MiB are free for it\n"),
+        full.contains("LUN c needs 1TiB more, and ") && full.ends_with("MiB free for this LUN\n"),
         "{full}"
     );
     let full = gateway.refused(&["call", "lun_create", r#"{"name":"c","pool":"tank","size":"1TiB"}"#]);
     assert!(full.ends_with("(code -28)\n"), "{full}");
-    assert!(gateway.refused(&["lun", "grow", "a", "4MiB"]).contains("not more than"));
+    assert!(gateway.refused(&["lun", "grow", "a", "4MiB"]).contains("not larger than"));
     assert!(gateway.refused(&["pool", "delete", "tank"]).contains("holds LUN `a`"));
     assert!(gateway.refused(&["backend", "delete", "file0"]).contains("belongs to pool"));
     assert!(gateway.refused(&["call", "lun_list", r#"{"colour":1}"#]).contains("`colour`"));
@@ -211,12 +212,12 @@ fn a_refused_change_changes_nothing() {
     assert!(gateway.refused(&create).contains(&missing));
     let taken = gateway.arg("file0.img");
     let create = ["backend", "create", "f", "--type", "file", "--path", &taken];
-    assert!(gateway.refused(&create).contains("another backend already"));
+    assert!(gateway.refused(&create).contains("already used by another backend"));
     let create = ["backend", "create", "f", "--type", "file", "--path", &missing, "--loss-timeout-s", "9"];
     assert!(gateway.refused(&create).contains("loss_timeout_s: a backend of type file"));
     let array = ["backend", "create", "f", "--type", "nvme-tcp", "--address", "127.0.0.1:1"];
     let array = [&array[..], &["--subnqn", ARRAY_NQN, "--keep-alive-s", "6"]].concat();
-    assert!(gateway.refused(&array).contains("keep_alive_s: 6 s is not possible"));
+    assert!(gateway.refused(&array).contains("keep_alive_s: the timeout can't be 6 s"));
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
@@ -243,7 +244,12 @@ fn a_document_is_compared_applied_and_restored() {
     let refusal = gateway.refused(&["config", "apply", &bad]);
     assert!(refusal.starts_with(&format!("trefoil: {bad}:3:8: lun[0].name")), "{refusal}");
     let refusal = gateway.refused(&["config", "restore", &path("more.toml")]);
-    assert!(refusal.contains("more.toml: not a backup; `trefoil config apply`"), "{refusal}");
+    assert!(
+        refusal.contains(
+            "more.toml: the document is not a backup; for other documents use `trefoil config apply`"
+        ),
+        "{refusal}"
+    );
     // A LUN can't shrink, not even by a backup.
     let refusal = gateway.refused(&["config", "restore", &path("backup.toml")]);
     assert!(refusal.contains("LUN `a` has 12MiB and can't shrink to 8MiB"), "{refusal}");
@@ -306,7 +312,10 @@ fn a_second_gateway_says_whose_state_it_can_not_have() {
     let gateway = Daemon::start(DOCUMENT);
     let second = trefoild(&[&gateway.arg("trefoil.toml")]);
     let error = String::from_utf8_lossy(&second.stderr).into_owned();
-    let want = format!("another trefoild uses the state folder {}\n", gateway.path("state").display());
+    let want = format!(
+        "another trefoild uses the state folder {}: stop it, or use another `state_dir`\n",
+        gateway.path("state").display()
+    );
     assert!(error.ends_with(&want), "{error}");
 }
 
@@ -339,7 +348,7 @@ fn a_bad_document_names_line_and_field() {
 fn a_document_s_oversights_are_told() {
     let output = check("closed.toml", "[[subsystem]]\nnqn = \"nqn.2026-01.org.example:s\"\n");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains(": sound; "), "{said}");
+    assert!(output.status.success() && said.contains(": the document is valid; "), "{said}");
     assert!(
         said.contains("closed.toml: warning: subsystem `nqn.2026-01.org.example:s`: no host may"),
         "{said}"
@@ -357,31 +366,31 @@ fn a_live_table_waits_for_a_gateway_that_comes_back() {
     let output = table.wait_with_output().expect("its end");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && rest == 79, "{rest} more lines; {said}");
-    assert!(said.contains("waiting for it to come back"), "{said}");
+    assert!(said.contains("waiting for the gateway to come back"), "{said}");
 }
 
 #[test]
 fn what_a_newcomer_writes_is_understood_or_explained() {
     let gateway = Daemon::start(DOCUMENT);
     let said = gateway.refused(&["subsystem", "remove-namespace", NQN, "b"]);
-    assert!(said.contains("doesn't show a LUN `b`"), "{said}");
+    assert!(said.contains("has no namespace with LUN `b`"), "{said}");
     gateway.ok(&["subsystem", "remove-namespace", NQN, "a"]);
     assert_eq!(gateway.json("subsystem_list", "{}")[0]["namespaces"], json!([]));
     let said =
         gateway.try_call("subsystem_remove_namespace", json!({ "nqn": NQN })).expect_err("no namespace");
-    assert!(said.contains("name the namespace by its `nsid` or by its `lun`"), "{said}");
+    assert!(said.contains("give either the namespace's `nsid` or its `lun`"), "{said}");
     gateway.ok(&["host", "create", "first", HOST]);
     let said = gateway.refused(&["host", "create", "second", HOST]);
-    assert!(said.contains(&format!("host `first` has NQN `{HOST}` already")), "{said}");
+    assert!(said.contains(&format!("host `first` already has NQN `{HOST}`")), "{said}");
     let said = gateway.refused(&["call", "backend_explode"]);
-    assert!(said.contains("there is no method `backend_explode`; rpc_get_methods lists"), "{said}");
+    assert!(said.contains("there is no method `backend_explode`: rpc_get_methods lists"), "{said}");
 }
 
 #[test]
 fn an_address_without_its_port_is_named() {
     let gateway = Daemon::start(DOCUMENT);
     let create = ["subsystem", "create", "nqn.2026-01.org.example:t", "--listen", "127.0.0.1"];
-    let form = "`127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
+    let form = "`127.0.0.1` is not an address with a port, such as 192.0.2.1:4420";
     let error = gateway.refused(&create);
     assert!(error.contains(&format!("listeners: {form}")), "{error}");
     let document = DOCUMENT.replace("allow_any_host = true", "listeners = [\"127.0.0.1\"]");
@@ -558,14 +567,18 @@ fn an_array_is_discovered_and_all_its_namespaces_are_attached() {
     // This attach names the NQN, and the discovery service gives the address.
     let far = ["backend", "attach", "far", "--address", &address, "--subnqn", ARRAY_NQN, "--discovery"];
     let keep_alive = |seconds| [&far[..], &["--keep-alive-s", seconds]].concat();
-    assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: 6 s is not possible"));
+    assert!(gateway.refused(&keep_alive("6")).contains("keep_alive_s: the timeout can't be 6 s"));
     let table = gateway.ok(&keep_alive("2"));
     assert!(table.contains("farn1") && table.contains("farn5"), "{table}");
     assert_eq!(gateway.ok(&["config", "get"]).matches("keep_alive_s = 2\n").count(), 2);
     let none = ["backend", "attach", "x", "--address", &address, "--subnqn", "nqn.2026-01.org.example:none"];
     assert!(gateway.refused(&[&none[..], &["--discovery"]].concat()).contains("does not offer"));
     assert!(gateway.refused(&none).contains(&address));
-    assert!(gateway.refused(&none).contains("it has no such subsystem"), "{}", gateway.refused(&none));
+    assert!(
+        gateway.refused(&none).contains("the controller has no such subsystem"),
+        "{}",
+        gateway.refused(&none)
+    );
     let nobody = own_addr().to_string();
     let refused = gateway.refused(&["backend", "discover", "--address", &nobody]);
     assert_eq!(refused, format!("trefoil: {nobody}: the connection failed: Connection refused\n"));
@@ -586,14 +599,14 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
         why.collect::<Vec<_>>()
     };
     array.kill();
-    wait_for("a try that is refused", || lost().contains(&"\"connection refused\"".to_owned()));
+    wait_for("a try that is refused", || lost().contains(&"\"the array refused the connection\"".to_owned()));
     // This listener closes each connection at once, so that tries can be counted.
     let closes = std::net::TcpListener::bind(array.addr).expect("its address");
     for _ in 0..4 {
         drop(closes.accept().expect("a try"));
     }
     wait_for("the other cause", || {
-        lost().len() > 1 && lost().last() != Some(&"\"connection refused\"".to_owned())
+        lost().len() > 1 && lost().last() != Some(&"\"the array refused the connection\"".to_owned())
     });
     let causes = lost();
     assert!(causes.windows(2).all(|pair| pair[0] != pair[1]), "{causes:?}");
@@ -684,7 +697,12 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
     let refused = |backends: &[&str]| {
         let pool = gateway.try_call("pool_create", json!({ "name": "p", "backends": backends }));
         let why = pool.expect_err("a refusal");
-        assert!(why.contains("`one`") && why.contains("`two`") && why.contains("are one namespace"), "{why}");
+        assert!(
+            why.contains("`one`")
+                && why.contains("`two`")
+                && why.contains("are the same namespace of an array"),
+            "{why}"
+        );
     };
     refused(&["one", "two"]);
     // The label would be written over the data of the LUN's hosts.
@@ -832,7 +850,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     TcpStream::connect(gateway.addr).expect("it is there");
     let all = json!({ "nqn": NQN, "listen": format!("0.0.0.0:{}", gateway.addr.port()) });
     let refused = gateway.try_call("subsystem_add_listener", all).expect_err("in use");
-    assert!(refused.contains(&format!("the gateway listens on {} itself", gateway.addr)), "{refused}");
+    assert!(refused.contains(&format!("the gateway already listens on {}", gateway.addr)), "{refused}");
 }
 
 /// The failed change publishes nothing else to the cores, and hosts are let in only once the cores know the listener.
@@ -877,7 +895,7 @@ fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let path = gateway.arg("copy.img");
     gateway.ok(&["backend", "create", "copy", "--type", "file", "--path", &path]);
     let refused = gateway.refused(&["pool", "create", "other", "copy", "--delete-data"]);
-    assert!(refused.contains("has the label of backend `file0` of pool `tank`, which is open"), "{refused}");
+    assert!(refused.contains("has the label of backend `file0` of the open pool `tank`"), "{refused}");
     let image = File::options().write(true).open(&path).expect("opened");
     image.write_all_at(&[0; 8192], 0).expect("zeroed");
     gateway.ok(&["pool", "create", "other", "copy"]);
@@ -925,7 +943,7 @@ fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
     let gateway = Daemon::start(&format!("[gateway]\nmetrics_listen = \"{port}\"\n{document}"));
     let stranger = "nqn.2026-01.org.example:stranger";
     let cases = [
-        (NQN, "it is not on the subsystem's list: `trefoil host add NQN HOST`"),
+        (NQN, "the host is not on the subsystem's list: add it with `trefoil host add NQN HOST`"),
         ("nqn.2026-01.org.example:none", "there is no such subsystem"),
         ("nqn.2026-01.org.example:other", "the subsystem is not offered on this listener"),
     ];

@@ -80,10 +80,10 @@ fn a_document_takes_no_lun_from_a_connected_host() {
     for (verb, file) in [("apply", path("less.toml")), ("restore", path("less.bak"))] {
         let refused = |flags: &[&str]| gateway.refused(&[&["config", verb, &file], flags].concat());
         let both = refused(&[]);
-        assert!(both.contains(&format!("{used}: only with --force")), "{both}");
-        assert!(both.contains(&format!("{data}: only with --delete-data")), "{both}");
-        assert_eq!(refused(&["--delete-data"]), format!("trefoil: {used}: only with --force\n"));
-        assert_eq!(refused(&["--force"]), format!("trefoil: {data}: only with --delete-data\n"));
+        assert!(both.contains(&format!("{used}: allow this loss with --force")), "{both}");
+        assert!(both.contains(&format!("{data}: allow this loss with --delete-data")), "{both}");
+        assert_eq!(refused(&["--delete-data"]), format!("trefoil: {used}: allow this loss with --force\n"));
+        assert_eq!(refused(&["--force"]), format!("trefoil: {data}: allow this loss with --delete-data\n"));
         let would = gateway.ok(&["config", verb, "--dry-run", &file]);
         assert!(would.contains("- backend/mem  (its data is lost)\n- lun/w\n"), "{would}");
         let lost = format!("! {used} (--force)\n! {data} (--delete-data)\n");
@@ -189,7 +189,7 @@ fn a_lun_that_nobody_uses_needs_no_force() {
     let less = gateway.arg("less.toml");
     let host = Raw::admin(gateway.addr, &Who::admin(&host_nqn(1), NQN));
     let apply = ["config", "apply", "--delete-data", &less];
-    assert!(gateway.refused(&apply).contains("only with --force"));
+    assert!(gateway.refused(&apply).contains("allow this loss with --force"));
     drop(host);
     wait_for("the host to be gone", || !is_connected(&gateway));
     assert!(gateway.ok(&apply).ends_with("applied\n"));
@@ -211,7 +211,7 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
     let before = gateway.ok(&["config", "get"]);
     for (words, what) in ways {
         let refused = gateway.refused(words);
-        assert!(refused.contains(what) && refused.ends_with(": only with --force\n"), "{refused}");
+        assert!(refused.contains(what) && refused.ends_with(": allow this loss with --force\n"), "{refused}");
     }
     // SPDK's clients can't ask for force. Hosts that SPDK would leave connected are not disconnected here.
     let params = format!(r#"{{"nqn":"{NQN}","allow_any_host":false}}"#);

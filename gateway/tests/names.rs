@@ -60,7 +60,8 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     gateway.ok(&["host", "add", S, "web"]);
     assert!(added.iter().all(|host| is_let_in(&gateway, host)));
     // This name could be a misspelt name of a host, so the log warns of it.
-    let told = format!("host `{by_spdk}`: no [[host]] has this name, so it is taken for an NQN");
+    let told =
+        format!("host `{by_spdk}`: no [[host]] has this name, so the gateway takes the name for an NQN");
     wait_for("a line about it", || gateway.log().contains(&told));
     assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
     // A document with such a name is accepted again and means the same.
@@ -80,12 +81,12 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     // An NQN on a list must not become the name of another host.
     gateway.ok(&["host", "add", S, by_spdk]);
     let said = gateway.refused(&["host", "create", by_spdk, "nqn.2026-01.org.example:other"]);
-    assert!(said.contains("a list has this as an NQN: take it off"), "{said}");
+    assert!(said.contains("a list of hosts has this text as an NQN: remove the entry"), "{said}");
     for host in ["", "a\nb", &"x".repeat(224)] {
         for method in ["host_add", "nvmf_subsystem_add_host"] {
             let refused = gateway.try_call(method, json!({ "nqn": S, "host": host }));
             let said = refused.expect_err("nobody can have that name");
-            assert!(said.contains("is not an NQN") || said.contains("an empty NQN"), "{said}");
+            assert!(said.contains("is not an NQN") || said.contains("the NQN is empty"), "{said}");
         }
     }
 }
@@ -94,7 +95,7 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
 fn a_name_with_a_wrong_letter_is_told_of_at_every_start() {
     let document = DOCUMENT.replace("METRICS", &own_addr().to_string()).replace("\"named\"]", "\"nmaed\"]");
     let mut gateway = Daemon::start(&document);
-    let told = "host `nmaed`: no [[host]] has this name, so it is taken for an NQN";
+    let told = "host `nmaed`: no [[host]] has this name, so the gateway takes the name for an NQN";
     for starts in 1..=2 {
         wait_for("a line about it", || gateway.log().matches(told).count() == starts);
         gateway.kill_and_restart();
@@ -125,9 +126,15 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     let forged = Who { host: b"x\nWARN forged".into(), ..good.clone() };
     let nobody = Who { hostid: [0; 16], ..good.clone() };
     let cases = [
-        (shallow, ConnectRejection::SQSIZE, named, "its SQSIZE is not possible", "sqsize"),
-        (forged, ConnectRejection::HOSTNQN, "x\u{fffd}WARN forged", "its HOSTNQN is not", "hostnqn"),
-        (nobody, ConnectRejection::HOSTID, named, "its HOSTID is zero", "hostid"),
+        (shallow, ConnectRejection::SQSIZE, named, "the command's SQSIZE is out of range", "sqsize"),
+        (
+            forged,
+            ConnectRejection::HOSTNQN,
+            "x\u{fffd}WARN forged",
+            "the command's HOSTNQN is invalid",
+            "hostnqn",
+        ),
+        (nobody, ConnectRejection::HOSTID, named, "the command's HOSTID is zero", "hostid"),
         (good.queue(0x1234, 1, 31), ConnectRejection::CNTLID, named, "there is no controller", "cntlid"),
     ];
     for (who, parameter, host, why, _) in &cases {

@@ -113,49 +113,58 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
     let cases = [
         ("[[lun]]", on_swap, "pool `p`: backend `s` holds swap space"),
         ("DIR/new/state", "DIR/file/state", "gateway.state_dir: DIR/file is not a folder"),
-        ("DIR/rpc.sock", "DIR/live.sock", "gateway.rpc_socket: DIR/live.sock: another process is listening"),
-        ("DIR/rpc.sock", "DIR/file", "gateway.rpc_socket: DIR/file: there is a file that is not a socket"),
+        (
+            "DIR/rpc.sock",
+            "DIR/live.sock",
+            "gateway.rpc_socket: DIR/live.sock: another process already listens",
+        ),
+        ("DIR/rpc.sock", "DIR/file", "gateway.rpc_socket: DIR/file: a file that is not a socket"),
         ("DIR/rpc.sock", "DIR/file/rpc.sock", "gateway.rpc_socket: DIR/file is not a folder"),
+        ("DIR/new/file0.img", "DIR/away/f", "backend `file0`: path DIR/away/f: folder DIR/away is missing"),
+        (size, "path = \"DIR/none\"", "backend `file0`: path DIR/none: there is no such file: set `size`"),
+        (size, "path = \"DIR/empty\"", "backend `file0`: path DIR/empty is empty: set `size`"),
+        (size, "path = \"DIR\"", "backend `file0`: path DIR is a directory: use"),
+        (size, twice, "backend `file1`: path DIR/alias is already used by another backend"),
+        ("DIR/new/file0.img", "DIR/held", "backend `file0`: path DIR/held is in use by another process"),
         (
             "DIR/new/file0.img",
-            "DIR/away/f",
-            "backend `file0`: path DIR/away/f: its folder DIR/away is missing",
+            "DIR/other",
+            "backend `file0`: path DIR/other has 512, which is less than the configured size",
         ),
-        (size, "path = \"DIR/none\"", "backend `file0`: path DIR/none: there is no such file; with a `size`"),
-        (size, "path = \"DIR/empty\"", "backend `file0`: path DIR/empty is empty: give it a size"),
-        (size, "path = \"DIR\"", "backend `file0`: path DIR is a directory; it has to be"),
-        (size, twice, "backend `file1`: path DIR/alias is another backend already"),
-        ("DIR/new/file0.img", "DIR/held", "backend `file0`: path DIR/held is in use by another process"),
-        ("DIR/new/file0.img", "DIR/other", "backend `file0`: path DIR/other has 512 and not the size"),
-        ("DIR/ram0", "DIR/held", "backend `ram0`: path DIR/held: it is in use by another process"),
-        ("DIR/ram0", "DIR/away/r", "backend `ram0`: path DIR/away/r: its folder DIR/away is missing"),
+        ("DIR/ram0", "DIR/held", "backend `ram0`: path DIR/held: another process uses the file"),
+        ("DIR/ram0", "DIR/away/r", "backend `ram0`: path DIR/away/r: folder DIR/away is missing"),
         (
             "DIR/ram0",
             "DIR/new/file0.img",
-            "backend `ram0`: path DIR/new/file0.img is another backend already",
+            "backend `ram0`: path DIR/new/file0.img is already used by another backend",
         ),
         (
             "DIR/new/file0.img",
             "DIR/dangling",
-            "backend `file0`: path DIR/dangling: it is a link to what is not there",
+            "backend `file0`: path DIR/dangling: the path is a link to a missing file",
         ),
         (size, "path = \"DIR/trefoil.toml\"", "path DIR/trefoil.toml is the gateway's own document"),
         ("DIR/new/file0.img", "DIR/new/state/state.redb", "state.redb is the gateway's own database"),
         ("DIR/new/state", "DIR/dangling", "gateway.state_dir: DIR/dangling: No such file"),
         ("DIR/new/state", "DIR/fifo", "gateway.state_dir: DIR/fifo/state.redb: "),
         ("DIR/rpc.sock", "DIR/datagrams.sock", "gateway.rpc_socket: DIR/datagrams.sock: Protocol wrong type"),
-        ("DIR/rpc.sock", "DIR/busy.sock", "gateway.rpc_socket: DIR/busy.sock: another process is listening"),
+        (
+            "DIR/rpc.sock",
+            "DIR/busy.sock",
+            "gateway.rpc_socket: DIR/busy.sock: another process already listens",
+        ),
         ("\"2MiB\"", "\"1024TiB\"", "memory: "),
         ("[[lun]]", &away, "backend `far`: address: AWAY: the array doesn't answer"),
         (
             "[\"ADDR\"]",
             "[\"127.0.0.1:PORT\", \"0.0.0.0:PORT\"]",
-            "listeners: 0.0.0.0:PORT: the gateway listens on 127.0.0.1:PORT",
+            "listeners: 0.0.0.0:PORT: the gateway already listens on 127.0.0.1:PORT",
         ),
         (
             "cores = 1",
             "cores = 1\ntcp_congestion_control = \"foo\"",
-            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; it has ",
+            "TCP congestion control: gateway.tcp_congestion_control = \"foo\": this kernel has no such algorithm; \
+             the kernel has ",
         ),
         (
             "ADDR",
@@ -181,7 +190,7 @@ fn it_refuses_what_the_start_refuses_and_names_it() {
         assert_eq!(start.status.code(), Some(1), "{want}");
         let error = String::from_utf8_lossy(&start.stderr).into_owned();
         assert!(
-            !want.contains("its folder") || error.contains(want.trim_end_matches(" is missing")),
+            !want.contains(": folder ") || error.contains(want.trim_end_matches(" is missing")),
             "{error}"
         );
         // The start has made its folder. The next case begins without it.
@@ -211,9 +220,10 @@ fn it_is_content_where_the_start_is() {
     let big = big.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{at}\""));
     let (said, content) = preflight(&fill(&big, dir.path()));
     assert!(content, "{said}");
-    for noted in
-        ["/new/file0.img: its file system has ", &format!("gateway.metrics_listen: {at}: another process")]
-    {
+    for noted in [
+        "/new/file0.img: the backends on this file system need ",
+        &format!("gateway.metrics_listen: {at}: another process"),
+    ] {
         assert!(line(&said, noted).starts_with("warning  "), "{said}");
     }
 }
@@ -227,7 +237,7 @@ fn what_is_stored_counts_and_only_warns() {
     let want =
         format!("LACKING  gateway.state_dir: another trefoild uses the state folder {}", state.display());
     assert!(!content && said.contains(&want), "{said}");
-    assert!(said.contains("rpc.sock: another process is listening"), "{said}");
+    assert!(said.contains("rpc.sock: another process already listens"), "{said}");
     let open = "allow_any_host = true\nlisteners = [\"ADDR\"]\nnamespaces = [{ nsid = 1, lun = \"a\" }]";
     let mut far = Daemon::start(&DOCUMENT.replace("listeners = [\"ADDR\"]", open));
     let (address, subnqn) = (far.addr.to_string(), "nqn.2026-01.org.example:s");
@@ -263,9 +273,11 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
         // The machine's free memory changes between the two calls.
         let tried = |verb: &str| {
             let said = gateway.ok(&["config", verb, "--dry-run", &path("more.toml")]);
-            let lines = said.lines().map(|line| match line.rsplit_once(" is asked for, and ") {
-                Some((asked, _)) => format!("{asked} is asked for\n"),
-                None => format!("{line}\n"),
+            let lines = said.lines().map(|line| {
+                match line.rsplit_once(", and ").filter(|(_, free)| free.ends_with(" is available")) {
+                    Some((asked, _)) => format!("{asked}\n"),
+                    None => format!("{line}\n"),
+                }
             });
             lines.collect::<String>()
         };
@@ -296,18 +308,27 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     std::fs::write(path("damaged"), damaged).expect("written");
     let over_damaged = over.replace(&path("ext4"), &path("damaged"));
     let cases = [
-        (from_tank, "pool `p`: backend `new` belongs to pool `tank`, from which it would be taken; ".into()),
+        (from_tank, "pool `p`: backend `new` belongs to pool `tank`, which would lose this backend; ".into()),
         (over_damaged, "pool `p`: backend `new` has a damaged label; ".into()),
         (over.clone(), "pool `p`: backend `new` holds an ext2, ext3 or ext4 file system".to_owned()),
         (file("/dev/null"), "path /dev/null is a character device".to_owned()),
-        (file(&path("none/f")), format!("its folder {} is missing", path("none"))),
-        (file(&path("new/file0.img")), format!("path {} is another backend already", path("new/file0.img"))),
+        (file(&path("none/f")), format!("folder {} is missing", path("none"))),
+        (
+            file(&path("new/file0.img")),
+            format!("path {} is already used by another backend", path("new/file0.img")),
+        ),
         (file(&path("new/state/state.redb")), "is the gateway's own database".into()),
         (file(&path("trefoil.toml")), "is the gateway's own document".into()),
         (backend("type = \"memory\"\nsize = \"1024TiB\""), "backend `new`: memory: ".into()),
         (backend(&array(away)), format!("backend `new`: address: {away}: the array doesn't answer")),
-        (subsystem(&taken.0.to_string()), format!("listeners: {}: another process listens there", taken.0)),
-        (subsystem(&any), format!("listeners: 0.0.0.0:{port}: the gateway listens on {}", gateway.addr)),
+        (
+            subsystem(&taken.0.to_string()),
+            format!("listeners: {}: another process listens on this address", taken.0),
+        ),
+        (
+            subsystem(&any),
+            format!("listeners: 0.0.0.0:{port}: the gateway already listens on {}", gateway.addr),
+        ),
     ];
     let before = gateway.ok(&["config", "get"]);
     for (more, want) in cases {
@@ -361,7 +382,7 @@ fn a_change_that_fails_leaves_no_file() {
 fn what_is_added_later_has_to_be_there_too() {
     let gateway = Daemon::start(DOCUMENT);
     let said = gateway.refused(&["backend", "create", "big", "--type", "memory", "--size", "1024TiB"]);
-    let told = "backend `big`: memory: cores 40MiB + backend big 1024TiB + backend ram0 2MiB = 1024.0TiB is asked for";
+    let told = "backend `big`: memory: the gateway needs cores 40MiB + backend big 1024TiB + backend ram0 2MiB = 1024.0TiB, and ";
     assert!(said.contains(told) && said.contains(" is available"), "{said}");
     let path = format!("/dev/trefoil-{}", std::process::id());
     let said =

@@ -50,7 +50,7 @@ fn a_revoked_host_is_gone_on_every_way_in() {
     for (host, restart) in [("web", false), (WEB, true)] {
         let mut connected = Raw::queue(gateway.addr, &Who::admin(WEB, NQN), (false, false));
         let said = told(&gateway, &["host", "remove", NQN, host]);
-        assert!(said.contains("stays on the lists of namespaces"), "{said}");
+        assert!(said.contains("stays on the lists of these namespaces"), "{said}");
         connected.wait_closed("its host was revoked");
         assert!(!may_connect(&gateway), "{host}");
         if restart {

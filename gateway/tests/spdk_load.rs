@@ -72,7 +72,9 @@ fn what_nvmf_tgt_saved_is_built() {
     let file = gateway.write("saved.json", saved(at).to_string());
     let said = gateway.ok(&["config", "load-spdk", &file]);
     assert!(
-        said.starts_with("loaded 8 calls; ignored, as tuning of SPDK's own: bdev_nvme_set_hotplug, "),
+        said.starts_with(
+            "loaded 8 calls; ignored, because the calls tune SPDK's internals: bdev_nvme_set_hotplug, "
+        ),
         "{said}"
     );
     Pair::connect(at, HOST, NQN).check(1, 1);
@@ -104,13 +106,13 @@ fn what_is_lacking_is_named_in_one_answer_and_nothing_is_built() {
         gateway.try_call("config_load_spdk", json!({ "config": saved })).expect_err("it lacks much");
     let lines: Vec<&str> = refused.lines().collect();
     let want = [
-        "nothing has changed, because of what can't be done:",
+        "nothing has changed, because this gateway can't make these calls:",
         "  keyring_file_add_key: this gateway has no such method",
         "  bdev_set_qos_limit: this gateway has no such method",
         "  spdk_kill_instance: this gateway has no such method",
         "  nvmf_set_config: admin_cmd_passthru: {\"identify_ctrlr\":false,\"sanitize\":true} is not supported by this gateway",
         "  nvmf_subsystem_add_host: psk: \"key0\" is not supported by this gateway",
-        "  nvmf_create_transport: trtype: `RDMA` is not supported by this gateway, only TCP",
+        "  nvmf_create_transport: trtype: `RDMA` is not supported by this gateway: use TCP",
     ];
     assert_eq!(lines, want);
     assert_eq!(gateway.call("config_get", json!({})), before);

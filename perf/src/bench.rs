@@ -89,7 +89,9 @@ impl BenchOptions {
 pub fn run(bench: Bench, options: &BenchOptions) -> Result<()> {
     let load_average = proc::load_average()?;
     if load_average > QUIET_LOAD {
-        eprintln!("the machine is busy (load average {load_average}): nothing here will mean much");
+        eprintln!(
+            "warning: the machine is busy (load average {load_average}), so the figures are not reliable"
+        );
     }
     let mut outcome = match bench {
         Bench::Storage => storage::run(options)?,

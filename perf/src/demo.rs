@@ -64,7 +64,9 @@ pub fn run(options: &DemoOptions) -> Result<()> {
     );
     println!("After {KILL_AFTER} s the gateway is killed (SIGKILL) and started again.");
     if let Some(cpus) = std::thread::available_parallelism().ok().filter(|cpus| cpus.get() < THREADS) {
-        println!("{THREADS} busy threads share {cpus} CPUs here: the rates jump with who shares one.");
+        println!(
+            "{THREADS} busy threads share {cpus} CPUs on this machine: the rates jump when threads share a CPU."
+        );
     }
     println!();
 
@@ -78,7 +80,7 @@ pub fn run(options: &DemoOptions) -> Result<()> {
     }
     let away = work(&mut gateway, &mut shows)?;
     for show in &mut shows {
-        show.load.pause(PATIENCE).context("I/O did not end")?;
+        show.load.pause(PATIENCE).context("the hosts' I/O did not end")?;
     }
     println!(
         "\nReading back and checking all {} MiB ...",
@@ -88,7 +90,7 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         show.load.run(Phase::whole(100))?;
     }
     for show in &mut shows {
-        show.load.wait_quiet(PATIENCE).context("the read-back did not end")?;
+        show.load.wait_quiet(PATIENCE).context("the read-back of all data did not end")?;
         show.take()?;
     }
     let verdict = verdict(&shows, away);
@@ -99,11 +101,13 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         how_to_connect(at, &gateway);
         let pid = gateway.leave()?;
         let (dir, memory) = (dir.keep(), memory.keep());
-        println!("\nThe gateway goes on as process {pid}. To end it and remove what it leaves behind:");
+        println!("\nThe gateway goes on as process {pid}. To end the gateway and remove its files:");
         println!("  kill {pid}; rm -rf {} {}", dir.display(), memory.display());
     } else {
         gateway.terminate()?;
-        println!("The gateway has ended. With --keep it goes on, and prints how to connect to it.");
+        println!(
+            "The gateway has ended. With --keep, the gateway goes on, and the demo prints how to connect."
+        );
     }
     verdict
 }
@@ -227,16 +231,16 @@ fn verdict(shows: &[Show], away: Duration) -> Result<()> {
         );
     }
     println!(
-        "  outage: the longest time in which no command ended; for {:.2} s there was no gateway, then its hosts came back",
+        "  outage: the longest time in which no command ended; the gateway was away for {:.2} s, then the hosts reconnected",
         away.as_secs_f64()
     );
     if shows.iter().any(|show| show.mismatches > 0 || show.errors > 0) {
         bail!("FAILED: data was lost, or commands failed");
     }
     if let Some(show) = shows.iter().find(|show| show.load.downs.0 == 0) {
-        bail!("FAILED: the host of {} did not notice that the gateway was killed", show.name);
+        bail!("FAILED: the host of LUN {} did not notice that the gateway was killed", show.name);
     }
-    println!("      ok: everything that was written was read back as it was, across the kill");
+    println!("      ok: all data was read back as it was written, across the kill");
     Ok(())
 }
 

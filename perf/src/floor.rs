@@ -95,7 +95,7 @@ impl Floor {
     fn check(&self) -> Result<()> {
         let (connections, depth) = (self.connections, self.depth);
         if connections == 0 || depth < connections {
-            bail!("a depth of {depth} can't be shared by {connections} connections");
+            bail!("{connections} connections can't share a depth of {depth}: use a multiple");
         }
         Ok(())
     }
@@ -215,7 +215,7 @@ fn ask(pipe: &mut Pipe, none: &mut Store) -> Result<u64> {
         }
     })?;
     if !open {
-        bail!("floor: the server closed");
+        bail!("floor: the server closed the connection");
     }
     pipe.write(none)?;
     Ok(done)

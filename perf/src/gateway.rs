@@ -43,7 +43,7 @@ impl Place {
         tempfile::Builder::new()
             .prefix("perf-")
             .tempdir_in(&dir)
-            .with_context(|| format!("a folder in {}", dir.display()))
+            .with_context(|| format!("can't make a folder in {}", dir.display()))
     }
 
     fn program(&self) -> Result<PathBuf> {
@@ -52,7 +52,10 @@ impl Place {
             None => std::env::current_exe()?.with_file_name("trefoild"),
         };
         if !program.is_file() {
-            bail!("{} is missing: build trefoil-gateway, or name it with --trefoild", program.display());
+            bail!(
+                "{} is missing: build trefoil-gateway, or give its path with --trefoild",
+                program.display()
+            );
         }
         Ok(program)
     }
@@ -128,7 +131,7 @@ impl Gateway {
         while !std::fs::read_to_string(self.output_file())?.lines().any(|line| line.starts_with(READY)) {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
                 self.child = None;
-                return Err(self.failure(&format!("ended at its start: {}", status?)));
+                return Err(self.failure(&format!("ended while it started: {}", status?)));
             }
             if begun.elapsed() > START_WITHIN {
                 self.kill()?;
@@ -169,7 +172,7 @@ impl Gateway {
             }
         };
         self.child = None;
-        if status.success() { Ok(()) } else { Err(self.failure(&format!("ended badly: {status}"))) }
+        if status.success() { Ok(()) } else { Err(self.failure(&format!("ended with an error: {status}"))) }
     }
 
     /// Pauses the gateway (SIGSTOP).

@@ -47,7 +47,7 @@ pub fn run(options: &IdentifyOptions) -> Result<()> {
     section(&mut text, "Identify Controller (CNTLID masked)", &controller);
     let list = admin.identify(cns::ACTIVE_NAMESPACES, 0)?;
     section(&mut text, "Active Namespace ID list", &list);
-    let list = list.first_chunk().context("a short list of namespaces")?;
+    let list = list.first_chunk().context("the subsystem's list of namespaces is too short")?;
     for nsid in NamespaceList::parse(list).iter() {
         section(&mut text, &format!("namespace {nsid}: Identify"), &admin.identify(cns::NAMESPACE, nsid)?);
         let descriptors = admin.identify(cns::NAMESPACE_DESCRIPTORS, nsid)?;
@@ -57,7 +57,7 @@ pub fn run(options: &IdentifyOptions) -> Result<()> {
 
     let discovery = identity(&options.host_nqn, Nqn::DISCOVERY.as_str())?;
     let mut admin = Admin::connect(options.addr, discovery)
-        .with_context(|| format!("the discovery service at {}", options.addr))?;
+        .with_context(|| format!("can't connect to the discovery service at {}", options.addr))?;
     let header = admin.log_page(lid::DISCOVERY, LogHeader::LEN as u64)?;
     let records = DiscoveryLog::parse(&header)?.header.numrec;
     let len_bytes = LogHeader::LEN as u64 + records.saturating_mul(LogEntry::LEN as u64);

@@ -68,8 +68,8 @@ impl Load {
         let mut mesh = mesh::<Msg>(1, MeshBounds { ring: 4096, ..MeshBounds::default() })?;
         let configs = specs.iter().map(controller_config).collect::<Result<Vec<_>>>()?;
         let depths: Vec<usize> = specs.iter().map(|s| usize::from(s.max_depth)).collect();
-        let ports = mesh.ports.pop().context("a mesh of one core")?;
-        let to = mesh.to_cores.pop().context("a mesh of one core")?;
+        let ports = mesh.ports.pop().context("the load's mesh has no core")?;
+        let to = mesh.to_cores.pop().context("the load's mesh has no core")?;
         let region = Region::anonymous(arena_mib << 20)?;
         let hosts = specs.len();
         let max_sockets = uring.max_sockets as usize;
@@ -91,7 +91,7 @@ impl Load {
         while self.up < self.hosts {
             if self.next(end)?.is_none() {
                 bail!(
-                    "{} of {} hosts came up in {within:?}; last error: {}",
+                    "only {} of {} hosts connected within {within:?}; last error: {}",
                     self.up,
                     self.hosts,
                     self.downs.1
@@ -128,7 +128,7 @@ impl Load {
             match self.next(end)? {
                 Some(Msg::Quiet) => return Ok(()),
                 Some(_) => {}
-                None => bail!("commands are still under way after {within:?}"),
+                None => bail!("commands are still outstanding after {within:?}"),
             }
         }
     }

@@ -36,12 +36,12 @@ enum What {
     Demo(demo::DemoOptions),
     /// Prints a host's view of a subsystem, as text for comparing two runs.
     IdentifyDump(identify::IdentifyOptions),
-    /// Measures bare TCP exchanges with the byte counts of each storage figure.
+    /// Measures plain TCP exchanges with the byte counts of each storage figure.
     Floor {
-        /// Connections.
+        /// Number of connections.
         #[arg(long, default_value_t = 1)]
         connections: usize,
-        /// Milliseconds per figure.
+        /// Time for each figure, in milliseconds.
         #[arg(long, default_value_t = 1000)]
         time_ms: u64,
         /// Size in MiB of the store from which the server takes its payload; 0 for the same bytes every time.

@@ -54,7 +54,7 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    Ok(TICK * ticks(&text).with_context(|| format!("{path} is not as expected"))?)
+    Ok(TICK * ticks(&text).with_context(|| format!("{path} has an unexpected form"))?)
 }
 
 /// Returns utime + stime, which are fields 14 and 15. The name in field 2 may hold anything, but ends with the

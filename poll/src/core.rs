@@ -150,7 +150,7 @@ where
             let panic = thread.join().map(drop);
             return match panic {
                 Err(panic) => std::panic::resume_unwind(panic),
-                Ok(()) => Err(io::Error::other("a core ended before it began")),
+                Ok(()) => Err(io::Error::other("a core's thread ended before the core ran")),
             };
         }
     }

@@ -41,10 +41,11 @@ impl Guard {
         let offences = self.offences();
         if let Some((what, bytes, stack)) = self.first.get() {
             panic!(
-                "turning cores allocated or freed {offences} times; first they {what} {bytes} bytes:\n{stack}"
+                "cores allocated or freed memory {offences} times in their turns; the first time, a core {what} \
+                 {bytes} bytes:\n{stack}"
             );
         }
-        assert_eq!(offences, 0, "turning cores allocated or freed");
+        assert_eq!(offences, 0, "cores allocated or freed memory in their turns");
     }
 
     fn note(&self, what: &'static str, bytes: usize) {

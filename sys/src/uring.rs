@@ -132,7 +132,7 @@ impl Ring {
     /// text, if they don't suffice.
     pub fn new(features: &Features, sq_entries: u32, cq_entries: u32) -> io::Result<Self> {
         if !features.suffices() {
-            let what = format!("this kernel's io_uring is not enough: {features}");
+            let what = format!("this kernel's io_uring lacks features: {features}");
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         let mut builder = IoUring::builder();

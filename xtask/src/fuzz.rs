@@ -25,7 +25,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
     let folder = repo.root.join("gateway/wire/fuzz");
     let targets = targets(&folder.join("fuzz_targets"))?;
     if targets.is_empty() {
-        bail!("fuzz: no targets in {}", folder.display());
+        bail!("fuzz: there are no fuzz targets in {}", folder.display());
     }
     let built = repo.target().join("fuzz");
     let mut build = repo.cargo(["build", "--release", "--bins", "--target", TRIPLE, "--manifest-path"]);
@@ -48,7 +48,11 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
         }
     }
     if !broken.is_empty() {
-        bail!("crashes in {}; the inputs are under {}", broken.join(", "), repo.var().join("fuzz").display());
+        bail!(
+            "fuzz: these targets crashed: {}; their inputs are under {}",
+            broken.join(", "),
+            repo.var().join("fuzz").display()
+        );
     }
     println!("fuzz: {} targets, no crash", targets.len());
     Ok(())

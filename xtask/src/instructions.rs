@@ -23,7 +23,7 @@ pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
     let json = match words {
         [NAME] => false,
         [NAME, "--json"] | ["--json", NAME] => true,
-        _ => bail!("./dev bench {NAME} [--json]"),
+        _ => bail!("unknown words after {NAME}; usage: ./dev bench {NAME} [--json]"),
     };
     need::ensure(repo, &[VALGRIND])?;
     eprintln!("building the programs (profile dist): minutes the first time, seconds later");
@@ -38,13 +38,18 @@ pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
         valgrind.args(["--tool=callgrind", "--toggle-collect=*script*counted*"]);
         valgrind.arg(format!("--callgrind-out-file={}", profile.display()));
         valgrind.arg(&program).args([name, &COMMANDS.to_string()]);
-        let out = valgrind.output().context("valgrind")?;
+        let out = valgrind.output().context("can't start valgrind")?;
         let (said, told) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         if !out.status.success() {
             bail!("{} ended with {}:\n{told}", process::shown(&valgrind), out.status);
         }
-        let commands: u64 = said.trim().parse().with_context(|| format!("{name} said '{said}'"))?;
-        let per_command = collected(&told).with_context(|| format!("{name}: no count in\n{told}"))? as f64
+        let commands: u64 = said
+            .trim()
+            .parse()
+            .with_context(|| format!("{name} printed '{said}', which is not a number of commands"))?;
+        let per_command = collected(&told)
+            .with_context(|| format!("{name}: callgrind's output has no count:\n{told}"))?
+            as f64
             / commands as f64;
         println!("{name:>36} {per_command:>12.1}");
         figures.push(format!("\"{name}\":{per_command:.1}"));

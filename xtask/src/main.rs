@@ -27,16 +27,16 @@ fn help() -> String {
 }
 
 const HELP: &str = "\
-./dev demo [--keep]         a gateway, a checked workload, a kill in the middle: what Trefoil does, live
-./dev test [STAGE...]       every test, or the named stages, each within its time budget
-./dev test quick            format, tidy, clippy, unit tests and 200 seeds: a contributor's loop
-./dev bench NAME [--json]   a measurement: BENCHES
-./dev lab NAME              peers that others wrote: LABS
-./dev lab spdk --spdk DIR   with SPDK built in DIR, instead of in TREFOIL_SPDK_DIR
-./dev sim [--seeds N]       whole gateways under seeded faults
-./dev fuzz [--seconds N]    every fuzz target, N seconds each (60 if not said)
-./dev tidy                  the house rules only
-./dev setup [STAGE...]      installs what the tests (or the named stages) need, and nothing else";
+./dev demo [--keep]         runs a gateway under load, kills and restarts the gateway, and checks all data
+./dev test [STAGE...]       runs all stages of tests, or the named stages, each within its time budget
+./dev test quick            runs format, tidy, clippy, unit tests and 200 simulated seeds, for use before each commit
+./dev bench NAME [--json]   runs one measurement: BENCHES
+./dev lab NAME              tests against hosts and arrays of other projects: LABS
+./dev lab spdk --spdk DIR   uses the SPDK that is built in DIR, instead of in TREFOIL_SPDK_DIR
+./dev sim [--seeds N]       simulates whole gateways under seeded faults
+./dev fuzz [--seconds N]    runs every fuzz target for N seconds each (default 60)
+./dev tidy                  checks only the house rules
+./dev setup [STAGE...]      only installs the needs of all stages, or of the named stages";
 
 /// Returns the help lines of one chore.
 fn help_of(chore: &str) -> String {
@@ -68,7 +68,10 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["tidy"] => tidy::tidy(repo)?,
         ["fuzz"] => fuzz::fuzz(repo, 60)?,
         ["fuzz", "--seconds", n] => {
-            fuzz::fuzz(repo, n.parse().with_context(|| format!("--seconds {n}"))?)?;
+            fuzz::fuzz(
+                repo,
+                n.parse().with_context(|| format!("--seconds {n} is not a number of seconds"))?,
+            )?;
         }
         ["lab"] => bail!("./dev lab needs a NAME, one of: {}", lab::names().join(", ")),
         ["bench"] => bail!("./dev bench needs a NAME, one of: {}", BENCHES.join(", ")),
@@ -82,7 +85,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
             program(repo, "dist", "trefoil-perf", &[&["bench"], rest].concat())?
         }
         ["sim", rest @ ..] => program(repo, "release", "trefoil-sim", rest)?,
-        other => bail!("unknown: ./dev {}\n{}", other.join(" "), help()),
+        other => bail!("there is no chore `./dev {}`; the chores are:\n{}", other.join(" "), help()),
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
         }
         if signals.read_signal()?.is_some() {
             let _ = killpg(group, Signal::SIGKILL);
-            bail!("interrupted");
+            bail!("{} was interrupted", shown(command));
         }
         if Instant::now() >= deadline {
             break End::OutOfTime;

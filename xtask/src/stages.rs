@@ -126,7 +126,7 @@ fn miri(repo: &Repo) -> Result<Plan> {
     probe.args(["run", "nightly", "cargo", "miri", "--version"]);
     if !probe.output().is_ok_and(|out| out.status.success()) {
         return Ok(Plan::Skip(
-            "no Miri here (rustup component add miri rust-src --toolchain nightly)".into(),
+            "Miri is not installed: use `rustup component add miri rust-src --toolchain nightly`".into(),
         ));
     }
     let mut command = Command::new("rustup");
@@ -216,7 +216,7 @@ enum Verdict {
 fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
     if let Some(unknown) = names.iter().find(|n| *n != QUICK_NAME && STAGES.iter().all(|s| s.name != **n)) {
         let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
-        bail!("no stage '{unknown}'; there are: {QUICK_NAME} {}", known.join(" "));
+        bail!("there is no stage '{unknown}'; the stages are: {QUICK_NAME} {}", known.join(" "));
     }
     let is_chosen = |stage: &&Stage| {
         let is_quick = QUICK.contains(&stage.name) && names.iter().any(|name| name == QUICK_NAME);
@@ -236,7 +236,8 @@ pub fn table() -> String {
 /// Installs the needs of the named stages, or of all stages.
 pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
     for stage in chosen(names)? {
-        need::ensure(repo, stage.needs).with_context(|| format!("for the stage {}", stage.name))?;
+        need::ensure(repo, stage.needs)
+            .with_context(|| format!("the needs of stage {} can't be installed", stage.name))?;
     }
     Ok(())
 }
@@ -273,7 +274,7 @@ pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
     let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
     println!("{passed} passed, {failed} failed{skipped}");
     if failed > 0 {
-        bail!("{failed} of the stages failed");
+        bail!("{failed} stages failed");
     }
     Ok(())
 }
@@ -296,7 +297,7 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
         Ok(Plan::Skip(why)) => return Ok(Verdict::Skipped(why)),
         Err(error) => {
             writeln!(file, "{error:#}")?;
-            return Ok(Verdict::Failed("can't be set up".into()));
+            return Ok(Verdict::Failed("the stage can't be set up".into()));
         }
     };
     let deadline = Instant::now() + Duration::from_secs(stage.budget_s);
@@ -313,7 +314,10 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
             }
             End::Exited(status) => return Ok(Verdict::Failed(status.to_string())),
             End::OutOfTime => {
-                return Ok(Verdict::Failed(format!("over its budget of {} s", stage.budget_s)));
+                return Ok(Verdict::Failed(format!(
+                    "the stage took longer than its budget of {} s",
+                    stage.budget_s
+                )));
             }
         }
     }
@@ -357,7 +361,7 @@ mod tests {
     #[test]
     fn a_stage_over_its_budget_fails_by_name_of_the_budget() {
         let verdict = stage(1, |_| Ok(Plan::Run(vec![sh("sleep 600").into()])));
-        assert_eq!(verdict, Verdict::Failed("over its budget of 1 s".into()));
+        assert_eq!(verdict, Verdict::Failed("the stage took longer than its budget of 1 s".into()));
     }
 
     #[test]

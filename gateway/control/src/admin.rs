@@ -35,13 +35,13 @@ const HOME: u16 = 255;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
     /// There is no ring, thread or memory for the core.
-    #[error("no core of its own: {0}")]
+    #[error("the core for this connection can't run: {0}")]
     Core(String),
     /// The connection ended, or never began.
     #[error("{0}")]
     Ended(String),
     /// No answer came in time.
-    #[error("no answer within {0:?}")]
+    #[error("the subsystem gave no answer within {0:?}")]
     Silent(Duration),
     /// A command was refused.
     #[error("{what} was refused: {status}")]
@@ -88,8 +88,8 @@ impl Admin {
     pub fn connect(to: SocketAddr, identity: Identity) -> Result<Self> {
         let uring = UringConfig { max_sockets: 4, max_files: 1, max_file_ops: 1, ..UringConfig::default() };
         let mut mesh = mesh::<Msg>(1, MeshBounds::default()).map_err(core_error)?;
-        let ports = mesh.ports.pop().ok_or(AdminError::Senseless("a mesh without a core"))?;
-        let to_core = mesh.to_cores.pop().ok_or(AdminError::Senseless("a mesh without a core"))?;
+        let ports = mesh.ports.pop().ok_or(AdminError::Senseless("the mesh has no core"))?;
+        let to_core = mesh.to_cores.pop().ok_or(AdminError::Senseless("the mesh has no core"))?;
         let region = Region::anonymous(ARENA_BYTES).map_err(core_error)?;
         let open = Open {
             to,
@@ -111,7 +111,7 @@ impl Admin {
         let mut admin = Self { core: Some(core), to: to_core, from: mesh.from_cores };
         match admin.next()? {
             Msg::Up => {}
-            _ => return Err(AdminError::Senseless("it answered before it was connected")),
+            _ => return Err(AdminError::Senseless("the subsystem answered before the connection was up")),
         }
         admin.enable()?;
         Ok(admin)
@@ -182,7 +182,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError`].
     pub fn discovery_log(&mut self) -> Result<Vec<LogEntry>> {
-        let short = AdminError::Senseless("a discovery log that is too short");
+        let short = AdminError::Senseless("the subsystem's discovery log is too short");
         for _ in 0..ATTEMPTS {
             let header = self.log_page(lid::DISCOVERY, LogHeader::LEN as u64)?;
             let before = DiscoveryLog::parse(&header).map_err(|_| short.clone())?.header;
@@ -195,7 +195,9 @@ impl Admin {
                 return Ok(log.entries().flatten().collect());
             }
         }
-        Err(AdminError::Senseless("its discovery log never stays the same"))
+        Err(AdminError::Senseless(
+            "the subsystem's discovery log changed during each of several reads: try again",
+        ))
     }
 
     /// Ends the connection.
@@ -209,13 +211,13 @@ impl Admin {
     }
 
     fn command(&mut self, what: &str, sqe: Sqe, len_bytes: u32) -> Result<(Cqe, Vec<u8>)> {
-        self.to.send(Msg::Do(sqe, len_bytes)).map_err(|_| core_error("it takes no messages"))?;
+        self.to.send(Msg::Do(sqe, len_bytes)).map_err(|_| core_error("the core takes no messages"))?;
         match self.next()? {
             Msg::Done(cqe, data) if cqe.status.is_ok() => Ok((cqe, data)),
             Msg::Done(cqe, _) => {
                 Err(AdminError::Refused { what: what.into(), status: cqe.status.to_string() })
             }
-            _ => Err(AdminError::Senseless("an answer that nobody asked for")),
+            _ => Err(AdminError::Senseless("the subsystem sent an answer without a request")),
         }
     }
 
@@ -234,17 +236,18 @@ impl Admin {
 
 /// Takes in a page of a list of namespaces, and returns whether the list ends there.
 fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
-    let page = page.first_chunk().ok_or(AdminError::Senseless("a list of namespaces that is too short"))?;
+    let page =
+        page.first_chunk().ok_or(AdminError::Senseless("the subsystem's list of namespaces is too short"))?;
     let after = nsids.last().copied().unwrap_or(0);
     let before = nsids.len();
     nsids.extend(NamespaceList::parse(page).iter());
     let new = nsids.get(before..).unwrap_or_default();
     if new.iter().any(|nsid| *nsid <= after) || !new.is_sorted() {
-        return Err(AdminError::Senseless("a list of namespaces that is out of order"));
+        return Err(AdminError::Senseless("the subsystem's list of namespaces is out of order"));
     }
     let is_last = new.len() < NamespaceList::MAX;
     if nsids.len() > MAX_NAMESPACES {
-        return Err(AdminError::Senseless("more namespaces than a gateway has use for"));
+        return Err(AdminError::Senseless("the subsystem has more namespaces than a gateway can use"));
     }
     Ok(is_last)
 }
@@ -277,12 +280,16 @@ impl Handler<Driver> for Client {
             0 => Command::bare(0, sqe),
             _ => match self.arena.alloc(len as usize) {
                 Some(buf) => Command::fill(0, sqe, buf, 0, len),
-                None => return io.post_control(Msg::Down(format!("no memory for {len} bytes"))),
+                None => {
+                    return io.post_control(Msg::Down(format!(
+                        "the core has no memory for a command with {len} bytes of data"
+                    )));
+                }
             },
         };
         if let Err(mut command) = self.qpair.submit(io.now(), command) {
             command.take_buf().into_iter().for_each(|buf| self.arena.free(buf));
-            io.post_control(Msg::Down("the queue is not up".into()));
+            io.post_control(Msg::Down("the admin queue is not connected".into()));
         }
     }
 
@@ -368,7 +375,10 @@ mod tests {
             next += NamespaceList::MAX as u32;
             is_last_page(&mut nsids, &page).err()
         });
-        assert_eq!(refused, Some(AdminError::Senseless("more namespaces than a gateway has use for")));
+        assert_eq!(
+            refused,
+            Some(AdminError::Senseless("the subsystem has more namespaces than a gateway can use"))
+        );
         let mut few = Vec::new();
         let mut page = [0; IDENTIFY_LEN];
         page[..8].copy_from_slice(&[1, 0, 0, 0, 9, 0, 0, 0]);

@@ -75,11 +75,11 @@ impl Record {
         }
         let head: Head = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if head.version != VERSION {
-            return Err(format!("version {} is not known", head.version));
+            return Err(format!("the record's version {} is not known", head.version));
         }
         let record: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         match record.revision {
-            u64::MAX => Err("its revision has no next".into()),
+            u64::MAX => Err("the record's revision has no next number".into()),
             _ => Ok(Some(record)),
         }
     }
@@ -121,7 +121,7 @@ pub fn adopt(state: &mut State, held: &BTreeMap<Uuid, String>, records: Vec<Reco
                     nqn = kept.nqn,
                     nsid = other.nsid,
                     lun = other.lun,
-                    "a namespace of the document is not shown, for a pool's LUN has its NSID"
+                    "a namespace of the document is not shown, because a pool's LUN has its NSID"
                 );
             } else {
                 namespaces.push(other);

@@ -90,7 +90,7 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
     for ((host, _), listeners) in links.iter().filter(|((_, nqn), _)| nqn == DISCOVERY_NQN) {
         for listen in listeners.iter().filter(|at| gone.contains(at) && !left.contains(at)) {
             let what = format!(
-                "host `{host}` is connected for discovery by listener {listen}, and couldn't come back there"
+                "host `{host}` is connected for discovery by listener {listen}, and could not reconnect by this listener"
             );
             losses.push(Loss { kind: Kind::InUse, object: "discovery/listeners".into(), what });
         }
@@ -117,7 +117,7 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
 /// [`Fault::InUse`], with the losses and the options that allow them.
 pub fn check(losses: &[Loss], permit: Permit) -> Result<(), Refusal> {
     let refused: Vec<&Loss> = losses.iter().filter(|loss| !permit.allows(loss.kind)).collect();
-    let tell = |loss: &&Loss| format!("{}: only with {}", loss.what, loss.kind.flag());
+    let tell = |loss: &&Loss| format!("{}: allow this loss with {}", loss.what, loss.kind.flag());
     let message = match refused.as_slice() {
         [] => return Ok(()),
         [one] => tell(one),
@@ -127,7 +127,7 @@ pub fn check(losses: &[Loss], permit: Permit) -> Result<(), Refusal> {
                 0 => String::new(),
                 more => format!("\n  and {more} more"),
             };
-            format!("nothing has changed, because of what would be lost:{lines}{more}")
+            format!("nothing has changed, because the change would lose these:{lines}{more}")
         }
     };
     Err(Refusal::new(Fault::InUse, message))
@@ -163,16 +163,18 @@ fn taken(
         if !new.namespaces.iter().any(|ns| stays(&ns)) {
             taken.push(format!("host `{host}` loses namespace {nsid} (LUN `{lun}`) of subsystem `{nqn}`"));
         } else if writable(now) && !writable(next) {
-            let what = format!("can't write to namespace {nsid} (LUN `{lun}`) of subsystem `{nqn}` any more");
+            let what = format!("can no longer write to namespace {nsid} (LUN `{lun}`) of subsystem `{nqn}`");
             taken.push(format!("host `{host}` {what}"));
         }
     }
     if (&old.serial, &old.model) != (&new.serial, &new.model) {
-        taken.push(format!("host `{host}` knows subsystem `{nqn}` by another serial number or model"));
+        taken.push(format!(
+            "host `{host}` is connected to subsystem `{nqn}`, whose serial number or model changes"
+        ));
     }
     for listen in listeners.iter().filter(|listen| !new.listeners.contains(listen)) {
         taken.push(format!(
-            "host `{host}` is connected to subsystem `{nqn}` by listener {listen}, and couldn't come back there"
+            "host `{host}` is connected to subsystem `{nqn}` by listener {listen}, and could not reconnect by this listener"
         ));
     }
     taken
@@ -268,8 +270,13 @@ mod tests {
         assert_eq!(used(|c| c.subsystems[0].namespaces[0].nsid = 9), [loses(1, "a")]);
         let swap = |c: &mut Config| c.subsystems[0].namespaces[..2].iter_mut().for_each(|ns| ns.nsid ^= 3);
         assert_eq!(used(swap), [loses(1, "a"), loses(2, "w")]);
-        assert!(used(|c| c.luns[0].read_only = true)[0].contains("can't write to namespace 1 (LUN `a`)"));
-        assert!(used(|c| c.subsystems[0].serial = Some("X".into()))[0].contains("another serial number"));
+        assert!(
+            used(|c| c.luns[0].read_only = true)[0].contains("can no longer write to namespace 1 (LUN `a`)")
+        );
+        assert!(
+            used(|c| c.subsystems[0].serial = Some("X".into()))[0]
+                .contains("whose serial number or model changes")
+        );
         assert!(
             used(|c| c.subsystems[0].listeners.retain(|l| l.ip() != std::net::Ipv4Addr::LOCALHOST))[0]
                 .contains("by listener 127.0.0.1:4420")
@@ -327,9 +334,11 @@ mod tests {
         let refused = |permit| check(&both, permit).err().map(|e| (e.fault, e.message));
         assert_eq!(refused(permit(true, true)), None);
         let want = |text: &str| Some((Fault::InUse, text.to_owned()));
-        assert_eq!(refused(permit(true, false)), want("LUN `2` goes: only with --delete-data"));
-        assert_eq!(refused(permit(false, true)), want("LUN `1` goes: only with --force"));
-        let all = "nothing has changed, because of what would be lost:\n  LUN `1` goes: only with --force\n  LUN `2` goes: only with --delete-data";
+        assert_eq!(refused(permit(true, false)), want("LUN `2` goes: allow this loss with --delete-data"));
+        assert_eq!(refused(permit(false, true)), want("LUN `1` goes: allow this loss with --force"));
+        let all = "nothing has changed, because the change would lose these:\n  \
+                   LUN `1` goes: allow this loss with --force\n  \
+                   LUN `2` goes: allow this loss with --delete-data";
         assert_eq!(refused(permit(false, false)), want(all));
         let many: Vec<Loss> = (0..NAMED + 3).map(|n| loss(Kind::Data, n)).collect();
         let text = check(&many, Permit::default()).expect_err("a refusal").message;

@@ -42,10 +42,13 @@ impl fmt::Display for MemoryNeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (asked, available) = (&self.asked, Bytes(self.available_bytes).rounded());
         match self.lacks() {
-            true => write!(f, "{asked} is asked for, and {available} is available"),
+            true => write!(f, "the gateway needs {asked}, and {available} is available"),
             false => {
                 let huge = Bytes(self.huge_bytes).rounded();
-                write!(f, "{asked} of {available} available, {huge} of it on hugepages")
+                write!(
+                    f,
+                    "the gateway needs {asked} of {available} available, {huge} of which is on hugepages"
+                )
             }
         }
     }
@@ -90,7 +93,7 @@ mod tests {
         let refusal = check(&small, &large).expect_err("nobody has a PiB");
         let told = "backend `b`: memory: ";
         assert!(refusal.message.starts_with(told) && refusal.fault == Fault::NoSpace, "{}", refusal.message);
-        for part in ["backend b 1024TiB = 1024.0TiB is asked for, and ", " is available"] {
+        for part in ["backend b 1024TiB = 1024.0TiB, and ", " is available"] {
             assert!(refusal.message.contains(part), "{}", refusal.message);
         }
         check(&large, &large).expect("what is there is asked for nothing");

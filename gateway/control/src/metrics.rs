@@ -198,7 +198,7 @@ fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
         let len_bytes = live.map_or(0, |l| l.len_bytes);
         size.get_or_create(&Named { name: name.clone() }).set(len_bytes.cast_signed());
     }
-    all.register("backend_up", "Whether I/O to a backend can go on", up);
+    all.register("backend_up", "1 if I/O to a backend can go on, else 0", up);
     all.register_with_unit("backend_size", "Size of a backend", Unit::Bytes, size);
     let up = Family::<Named, Gauge>::default();
     let size = Family::<Named, Gauge>::default();
@@ -209,7 +209,7 @@ fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
         let len_bytes = place.map_or(0, |p| p.len_bytes);
         size.get_or_create(&Named { name: name.clone() }).set(len_bytes.cast_signed());
     }
-    all.register("lun_up", "Whether a LUN is served and I/O to all backends under it can go on", up);
+    all.register("lun_up", "1 if a LUN is served and I/O to all its backends can go on, else 0", up);
     all.register_with_unit("lun_size", "Size of a LUN", Unit::Bytes, size);
     let (capacity, free) = (Family::<Named, Gauge>::default(), Family::<Named, Gauge>::default());
     for (name, pool) in &view.pools {
@@ -217,8 +217,8 @@ fn registry(view: &View, survey: &[(CoreId, Box<Survey>)]) -> Registry {
         capacity.get_or_create(&label).set(pool.capacity_bytes.cast_signed());
         free.get_or_create(&label).set(pool.free_bytes.cast_signed());
     }
-    all.register_with_unit("pool_capacity", "Bytes that LUNs of a pool can have", Unit::Bytes, capacity);
-    all.register_with_unit("pool_free", "Bytes of a pool that no LUN has", Unit::Bytes, free);
+    all.register_with_unit("pool_capacity", "Bytes of a pool for LUNs, used and free", Unit::Bytes, capacity);
+    all.register_with_unit("pool_free", "Bytes of a pool that no LUN uses", Unit::Bytes, free);
     all
 }
 
@@ -258,11 +258,11 @@ impl Luns {
 
 impl Collector for Luns {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let ops = ("lun_ops", "Commands of hosts that succeeded", None);
+        let ops = ("lun_ops", "Hosts' commands that succeeded", None);
         self.counters(&mut encoder, ops, |op| op.ops)?;
-        let bytes = ("lun_moved", "Bytes that those commands moved or named", Some(&Unit::Bytes));
+        let bytes = ("lun_moved", "Bytes that the commands in lun_ops moved or named", Some(&Unit::Bytes));
         self.counters(&mut encoder, bytes, |op| op.bytes)?;
-        let help = "Commands of hosts that a backend failed";
+        let help = "Hosts' commands that a backend failed";
         let mut family = encoder.encode_descriptor("lun_errors", help, None, MetricType::Counter)?;
         for (name, totals) in &self.0 {
             let labels = Named { name: name.clone() };
@@ -324,11 +324,10 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
         let count = survey.iter().filter_map(|(_, survey)| survey.refused.get(at)).sum();
         refused.get_or_create(&Reason { reason }).inc_by(count);
     }
-    let help =
-        "Connects refused, by the reason: who may not connect to what, or what is wrong with the command";
+    let help = "Refused Connect commands, by the reason for the refusal";
     all.register("connects_refused", help, refused);
     all.register("connections", "Queue pairs of hosts on a core", connections);
-    all.register("commands_outstanding", "Commands of hosts under way on a core", outstanding);
+    all.register("commands_outstanding", "Hosts' outstanding commands on a core", outstanding);
     let [turns, busy_turns, sleeps] = [(); 3].map(|()| Family::<Core, Counter>::default());
     let busy = Family::<Core, Counter<f64, AtomicU64>>::default();
     for (core, sample) in (0..).zip(&view.cores) {
@@ -339,9 +338,9 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
         busy.get_or_create(&label).inc_by(sample.busy_ns as f64 / 1e9);
     }
     all.register("core_turns", "Turns of a core's loop", turns);
-    all.register("core_busy_turns", "Turns with work", busy_turns);
+    all.register("core_busy_turns", "Turns of a core's loop with work", busy_turns);
     all.register("core_sleeps", "Times that a core slept", sleeps);
-    all.register_with_unit("core_busy", "Time spent in turns with work", Unit::Seconds, busy);
+    all.register_with_unit("core_busy", "Time that a core spent in turns with work", Unit::Seconds, busy);
 }
 
 #[cfg(test)]

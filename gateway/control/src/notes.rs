@@ -22,7 +22,7 @@ pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) 
             let others: Vec<String> = others.map(|s| format!("`{}`", s.nqn)).collect();
             let told = || {
                 format!(
-                    "{listen} stays open for subsystem {}; `{nqn}` is not offered there any more",
+                    "subsystem `{nqn}` is no longer offered on {listen}; the listener stays open for subsystem {}",
                     others.join(", ")
                 )
             };
@@ -45,8 +45,8 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if subsystem.allow_any_host {
         notes.push(format!(
-            "host `{host}` may still connect to subsystem `{nqn}`, as any host may: `trefoil subsystem allow-any-host {nqn} \
-             false` ends that"
+            "host `{host}` may still connect to subsystem `{nqn}`, as any host may: to stop this, use `trefoil subsystem \
+             allow-any-host {nqn} false`"
         ));
     }
     let lists =
@@ -54,7 +54,8 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     let nsids: Vec<String> = lists.map(|ns| ns.nsid.to_string()).collect();
     if !nsids.is_empty() {
         notes.push(format!(
-            "host `{host}` stays on the lists of namespaces of subsystem `{nqn}`, and sees them once it may connect again: {}",
+            "host `{host}` stays on the lists of these namespaces of subsystem `{nqn}`, and sees them once it may \
+             connect again: {}",
             nsids.join(", ")
         ));
     }
@@ -66,8 +67,11 @@ fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
     let Some(subsystem) = next.subsystems.get(nqn).filter(|s| !s.allow_any_host) else { return Vec::new() };
     let hosts = hosts.iter().map(|host| next.host_nqn(host));
     let hosts = hosts.filter(|host| !subsystem.hosts.iter().any(|listed| listed == host));
-    let told =
-        |host| format!("host `{host}` may not connect to subsystem `{nqn}`: `trefoil host add` lets it in");
+    let told = |host| {
+        format!(
+            "host `{host}` may not connect to subsystem `{nqn}`: allow it with `trefoil host add {nqn} {host}`"
+        )
+    };
     hosts.map(told).collect()
 }
 
@@ -79,7 +83,11 @@ fn forgotten(next: &State, name: &str, host: &str) -> Option<String> {
     };
     let nqns: Vec<String> =
         next.subsystems.values().filter(is_listed).map(|s| format!("`{}`", s.nqn)).collect();
-    let told =
-        || format!("only the name `{name}` is gone; `{host}` stays on the lists of {}", nqns.join(", "));
+    let told = || {
+        format!(
+            "the name `{name}` is removed; host `{host}` stays on the lists of subsystems {}",
+            nqns.join(", ")
+        )
+    };
     (!nqns.is_empty()).then(told)
 }

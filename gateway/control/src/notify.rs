@@ -31,7 +31,7 @@ impl Notifier {
         let Some((fd, address)) = &self.to else { return };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         if let Err(error) = sendto(fd.as_raw_fd(), state.as_bytes(), address, flags) {
-            tracing::warn!(%error, state, "the service manager can't be told");
+            tracing::warn!(%error, state, "the service manager can't be notified");
         }
     }
 }

@@ -184,17 +184,19 @@ impl Look<'_> {
                 let what = match (recognise(&start), Label::newest(&start)) {
                     // A pool of the same name may be this pool. It is then opened.
                     (_, Some(label)) if label.state == LabelState::Ready && label.pool_name != pool.name => {
-                        format!("belongs to pool `{}`, from which it would be taken", label.pool_name)
+                        format!("belongs to pool `{}`, which would lose this backend", label.pool_name)
                     }
                     (Some(what), None) => {
-                        format!("holds {what}, which it would overwrite: wipefs(8) takes it away")
+                        format!(
+                            "holds {what}, which the pool would overwrite: wipefs(8) erases these contents"
+                        )
                     }
                     (None, None) if Label::is_damaged(&start) => "has a damaged label".into(),
                     _ => continue,
                 };
                 let leave = match self.delete_data {
-                    true => "--delete-data allows it",
-                    false => "--delete-data allows it where the pool is made while the gateway runs",
+                    true => "--delete-data allows the loss",
+                    false => "to allow it, make the pool while the gateway runs, with --delete-data",
                 };
                 let message = format!("pool `{}`: backend `{name}` {what}; {leave}", pool.name);
                 self.found.push(Obstacle { message, is_fatal: !self.delete_data });
@@ -204,7 +206,7 @@ impl Look<'_> {
 
     fn listener(&mut self, listen: Address, what: &str, is_fatal: bool) {
         let free = match self.open.iter().find(|other| overlap(**other, listen)) {
-            Some(other) => Err(format!("the gateway listens on {other} already")),
+            Some(other) => Err(format!("the gateway already listens on {other}")),
             // The gateway's IPv6 wildcard was open before the IPv4 wildcard, and leaves IPv4 to the IPv4 wildcard.
             None if self.open.iter().any(|other| is_v6_only(*other, &BTreeSet::from([listen]))) => Ok(()),
             None => may_listen(listen, is_v6_only(listen, &self.open)),
@@ -222,7 +224,7 @@ impl Look<'_> {
         if !self.paths.insert(whole(path)) {
             return self
                 .found
-                .push(Obstacle { message: format!("{what} is another backend already"), is_fatal });
+                .push(Obstacle { message: format!("{what} is already used by another backend"), is_fatal });
         }
         if let Err(refusal) = backends::check_path(backend, self.own_files) {
             return self.found.push(Obstacle { message: refusal.message, is_fatal });
@@ -241,20 +243,24 @@ impl Look<'_> {
             },
             Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(Err(e.to_string()), &what, is_fatal),
             Err(_) if path.is_symlink() && !is_memory => {
-                self.check(Err("it is a link to what is not there".into()), &what, is_fatal);
+                self.check(Err("the path is a link to a missing file".into()), &what, is_fatal);
             }
             Err(_) if backend.size.is_none() => {
-                let why = "there is no such file; with a `size` it is made";
+                let why = "there is no such file: set `size`, and the gateway makes the file";
                 self.check(Err(why.into()), &what, is_fatal);
             }
             // The file that comes later has the data.
             Err(_) if self.is_stored && !is_memory => {
-                self.check(Err("the file is missing, and is not made anew".into()), &what, false);
+                self.check(
+                    Err("the file is missing, and the gateway does not make it again".into()),
+                    &what,
+                    false,
+                );
             }
             Err(_) => {
                 let makes = self.made.iter().any(|dir| dir.starts_with(folder(path)));
                 let exists = makes || folder(path).exists();
-                let missing = || format!("its folder {} is missing", folder(path).display());
+                let missing = || format!("folder {} is missing: make it first", folder(path).display());
                 let makeable = if exists { may_write(folder(path)) } else { Err(missing()) };
                 self.check(makeable, &what, is_fatal);
                 // A file begins as a hole, so a lack of room fails only the hosts' writes.
@@ -278,7 +284,7 @@ impl Look<'_> {
             return Ok(());
         }
         let (free, need) = (Bytes(free_bytes).rounded(), Bytes(need_bytes).rounded());
-        Err(format!("its file system has {free} left, and {need} are asked for there"))
+        Err(format!("the backends on this file system need {need}, and {free} is free"))
     }
 
     /// Checks that the arrays accept connections. Arrays that existed before may come later, so their silence is not fatal.
@@ -311,7 +317,7 @@ fn start(path: &Path) -> io::Result<Vec<u8>> {
 fn may_listen(at: Address, v6_only: bool) -> Result<(), String> {
     resolve(at).and_then(|to| socket::may_listen(to, v6_only)).map_err(|e| match e.kind() {
         io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: {e}", at.ip_text()),
-        io::ErrorKind::AddrInUse => format!("another process listens there: {e}"),
+        io::ErrorKind::AddrInUse => format!("another process listens on this address: {e}"),
         _ => e.to_string(),
     })
 }
@@ -320,7 +326,7 @@ fn may_listen(at: Address, v6_only: bool) -> Result<(), String> {
 fn may_map(path: &Path) -> Result<(), String> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| e.to_string())?;
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err("it is in use by another process".into()),
+        Err(TryLockError::WouldBlock) => Err("another process uses the file: stop that process first".into()),
         _ => Ok(()),
     }
 }

@@ -45,7 +45,7 @@ fn absent(what: &str, name: &str) -> Refusal {
 
 fn free<T>(map: &std::collections::BTreeMap<String, T>, what: &str, name: &str) -> Result<(), Refusal> {
     if map.contains_key(name) {
-        return refuse(Fault::Exists, format!("there is a {what} `{name}` already"));
+        return refuse(Fault::Exists, format!("there is already a {what} `{name}`"));
     }
     Ok(())
 }
@@ -86,8 +86,9 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
         Change::LunDelete { name, force } => {
             let lun = state.luns.get(name).ok_or_else(|| absent("LUN", name))?;
             if lun.backend.is_some() {
-                let what =
-                    format!("LUN `{name}` is a whole backend and its data is not ours to delete: release it");
+                let what = format!(
+                    "LUN `{name}` presents a whole backend, whose data the gateway doesn't delete: use `trefoil lun release`"
+                );
                 return refuse(Fault::Invalid, what);
             }
             lun_remove(state, name, *force)?;
@@ -95,17 +96,25 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
         Change::LunRelease { name, force } => {
             let lun = state.luns.get(name).ok_or_else(|| absent("LUN", name))?;
             if lun.pool.is_some() {
-                return refuse(Fault::Invalid, format!("LUN `{name}` was carved from a pool: delete it"));
+                return refuse(
+                    Fault::Invalid,
+                    format!("LUN `{name}` was carved from a pool: use `trefoil lun delete`"),
+                );
             }
             lun_remove(state, name, *force)?;
         }
         Change::LunGrow { name, size } => {
             let lun = state.luns.get_mut(name).ok_or_else(|| absent("LUN", name))?;
             match lun.size {
-                None => refuse(Fault::Invalid, format!("LUN `{name}` is a whole backend and has its size")),
+                None => refuse(
+                    Fault::Invalid,
+                    format!(
+                        "LUN `{name}` presents a whole backend and has the backend's size: it can't grow by itself"
+                    ),
+                ),
                 Some(now) if *size <= now => refuse(
                     Fault::Invalid,
-                    format!("size: {size} is not more than the {now} that LUN `{name}` has"),
+                    format!("size: {size} is not larger than the {now} that LUN `{name}` already has"),
                 ),
                 Some(_) => {
                     lun.size = Some(*size);
@@ -133,7 +142,7 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
         Change::ListenerAdd { nqn, listen } => {
             let listeners = listeners_mut(state, nqn)?;
             if listeners.contains(listen) {
-                return refuse(Fault::Exists, format!("subsystem `{nqn}` is offered on {listen} already"));
+                return refuse(Fault::Exists, format!("subsystem `{nqn}` is already offered on {listen}"));
             }
             listeners.push(*listen);
             check_listeners(listeners)?;
@@ -158,7 +167,7 @@ pub fn apply(state: &mut State, gateway: &Gateway, change: &Change) -> Result<()
             if let Some(other) = state.hosts.values().find(|other| other.nqn == host.nqn) {
                 return refuse(
                     Fault::Exists,
-                    format!("host `{}` has NQN `{}` already", other.name, host.nqn),
+                    format!("host `{}` already has NQN `{}`", other.name, host.nqn),
                 );
             }
             state.hosts.insert(host.name.clone(), host.clone());
@@ -204,11 +213,14 @@ fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> {
     let Some(backend) = lun.backend.clone() else {
         return refuse(
             Fault::Invalid,
-            format!("`{name}` was carved from a pool: `trefoil lun delete` deletes it"),
+            format!("LUN `{name}` was carved from a pool: use `trefoil lun delete`"),
         );
     };
     if backend != name {
-        return refuse(Fault::Invalid, format!("LUN `{name}` presents backend `{backend}`: release it"));
+        return refuse(
+            Fault::Invalid,
+            format!("LUN `{name}` presents backend `{backend}`: use `trefoil lun release`"),
+        );
     }
     lun_remove(state, name, true)?;
     state.backends.remove(&backend);
@@ -272,7 +284,7 @@ fn is_same(there: &Lun, lun: &Lun) -> bool {
 
 fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
     match state.twin(lun) {
-        Some(twin) => refuse(Fault::Exists, format!("LUN `{}` has this identity already", twin.name)),
+        Some(twin) => refuse(Fault::Exists, format!("LUN `{}` already has this UUID or NGUID", twin.name)),
         None => Ok(()),
     }
 }
@@ -280,8 +292,9 @@ fn unique_identity(state: &State, lun: &Lun) -> Result<(), Refusal> {
 fn lun_remove(state: &mut State, name: &str, force: bool) -> Result<(), Refusal> {
     let shown = state.exports(name).next().map(|(s, nsid)| (s.nqn.clone(), nsid));
     if let Some((nqn, nsid)) = shown.filter(|_| !force) {
-        let what =
-            format!("LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove it there, or use --force");
+        let what = format!(
+            "LUN `{name}` is namespace {nsid} of subsystem `{nqn}`: remove the namespace first, or use --force"
+        );
         return refuse(Fault::InUse, what);
     }
     state.subsystems.values_mut().for_each(|s| s.namespaces.retain(|ns| ns.lun != name));
@@ -330,10 +343,16 @@ fn identify(
         return Ok(());
     }
     if lun.pool.is_some() {
-        return refuse(Fault::Invalid, format!("LUN `{name}` has its identity from its pool"));
+        return refuse(
+            Fault::Invalid,
+            format!("LUN `{name}` has its UUID and NGUID from its pool: they can't change"),
+        );
     }
     if state.exports(name).any(|(s, _)| s.nqn != nqn) {
-        return refuse(Fault::InUse, format!("LUN `{name}` is shown with another identity already"));
+        return refuse(
+            Fault::InUse,
+            format!("LUN `{name}` is already shown in another subsystem with another UUID or NGUID"),
+        );
     }
     unique_identity(state, &wanted)?;
     state.luns.insert(name.into(), wanted);
@@ -349,17 +368,22 @@ fn namespace_add(
 ) -> Result<(), Refusal> {
     let subsystem = subsystem_mut(state, nqn)?;
     if let Some(ns) = subsystem.namespaces.iter().find(|ns| ns.lun == lun) {
-        let what = format!("LUN `{lun}` is namespace {} of subsystem `{nqn}` already", ns.nsid);
+        let what = format!("LUN `{lun}` is already namespace {} of subsystem `{nqn}`", ns.nsid);
         return refuse(Fault::Exists, what);
     }
     let used = |nsid| subsystem.namespaces.iter().any(|ns| ns.nsid == nsid);
     let nsid = match nsid {
         Some(nsid) if used(nsid) => {
-            return refuse(Fault::Exists, format!("subsystem `{nqn}` has a namespace {nsid} already"));
+            return refuse(Fault::Exists, format!("subsystem `{nqn}` already has a namespace {nsid}"));
         }
         Some(nsid) => nsid,
         None => (1..=subsystem.max_nsid()).find(|&nsid| !used(nsid)).ok_or_else(|| {
-            Refusal::new(Fault::NoSpace, format!("subsystem `{nqn}` has as many namespaces as it may"))
+            Refusal::new(
+                Fault::NoSpace,
+                format!(
+                    "subsystem `{nqn}` already has its most namespaces (max_namespaces): remove one first"
+                ),
+            )
         })?,
     };
     subsystem.namespaces.push(Namespace { nsid, lun: lun.into(), hosts });
@@ -393,7 +417,8 @@ fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
         Some(listed) => refuse(
             Fault::Exists,
             format!(
-                "host `{listed}`: a list has this as an NQN: take it off with `trefoil host remove`, or use another name"
+                "host `{listed}`: a list of hosts has this text as an NQN: remove the entry with `trefoil \
+                 host remove`, or use another name"
             ),
         ),
         None => Ok(()),
@@ -413,7 +438,7 @@ fn host_allow(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> Re
     let host = host_of(state, host)?;
     let list = list_mut(state, nqn, nsid)?;
     if list.contains(&host) {
-        return refuse(Fault::Exists, format!("`{host}` is on the list of `{nqn}` already"));
+        return refuse(Fault::Exists, format!("host `{host}` is already on the list of subsystem `{nqn}`"));
     }
     list.push(host);
     Ok(())
@@ -432,14 +457,16 @@ fn host_revoke(state: &mut State, nqn: &str, nsid: Option<u32>, host: &str) -> R
     }
     let why = match nsid {
         Some(nsid) if all_see => {
-            format!(": namespace {nsid} has none, and all hosts that may connect see it")
+            format!(": namespace {nsid} has no list, and all hosts that may connect see the namespace")
         }
         None if allow_any_host => {
-            format!(", and any host may connect: `trefoil subsystem allow-any-host {nqn} false` ends that")
+            format!(
+                ", and any host may connect: to stop this, use `trefoil subsystem allow-any-host {nqn} false`"
+            )
         }
         _ => String::new(),
     };
-    refuse(Fault::NotFound, format!("`{host}` is not on the list of `{nqn}`{why}"))
+    refuse(Fault::NotFound, format!("host `{host}` is not on the list of subsystem `{nqn}`{why}"))
 }
 
 /// Returns the state that a document asks for.
@@ -487,13 +514,14 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
     }
     let pools = now.pools.iter().filter(|(name, old)| next.pools.get(*name).is_some_and(|new| new != *old));
     for (name, _) in pools {
-        refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place"));
+        refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place: give it a new name"));
     }
     for pool in next.pools.values().filter(|pool| !now.pools.contains_key(&pool.name)) {
         // The new pool's layout would be written before the other changes are known to succeed, and while hosts still write
         // to the old data.
         for in_use in pool.backends.iter().filter_map(|backend| unused_backend(now, backend).err()) {
-            let what = format!("pool `{}`: {}; let it go in a step of its own", pool.name, in_use.message);
+            let what =
+                format!("pool `{}`: {}; apply a document without that use first", pool.name, in_use.message);
             refuse(in_use.fault, what);
         }
     }
@@ -503,7 +531,7 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
             Some(new) if (Lun { size: lun.size, read_only: lun.read_only, ..new.clone() }) != *lun => {
                 refuse(
                     Fault::Invalid,
-                    format!("LUN `{name}`: only its size and read_only can change in place"),
+                    format!("LUN `{name}`: only `size` and `read_only` can change in place"),
                 );
             }
             Some(_) => {}
@@ -530,7 +558,7 @@ fn shrinks(lun: &Lun, new: &Lun) -> String {
     match (lun.size, new.size) {
         (Some(has), Some(asked)) => {
             format!(
-                "LUN `{name}` has {has} and can't shrink to {asked}: write `size = \"{has}\"`, or delete it first"
+                "LUN `{name}` has {has} and can't shrink to {asked}: write `size = \"{has}\"`, or delete the LUN first"
             )
         }
         _ => format!("LUN `{name}` can't shrink"),
@@ -591,7 +619,10 @@ mod tests {
         for host in ["web", WEB] {
             let (next, notes) = change(&state(), &revoke(None, host));
             assert!(next.subsystems[NQN].hosts.is_empty(), "{host}");
-            assert!(notes.len() == 1 && notes[0].contains("stays on the lists of namespaces"), "{notes:?}");
+            assert!(
+                notes.len() == 1 && notes[0].contains("stays on the lists of these namespaces"),
+                "{notes:?}"
+            );
             let (next, notes) = change(&next, &revoke(Some(1), host));
             assert_eq!((next.subsystems[NQN].namespaces[0].hosts.as_deref(), notes), (Some(&[][..]), vec![]));
             assert_eq!(refused(&next, &revoke(None, host)).fault, Fault::NotFound);
@@ -612,12 +643,15 @@ mod tests {
         let (next, notes) = change(&open, &revoke(None, "web"));
         let told = format!("host `{WEB}` may still connect to subsystem `{NQN}`, as any host may");
         assert!(notes.len() == 1 && notes[0].starts_with(&told), "{notes:?}");
-        for (nsid, why) in [(None, "any host may connect"), (Some(1), "all hosts that may connect see it")] {
+        for (nsid, why) in
+            [(None, "any host may connect"), (Some(1), "all hosts that may connect see the namespace")]
+        {
             let refusal = refused(&next, &revoke(nsid, "web"));
             assert!(refusal.fault == Fault::NotFound && refusal.message.contains(why), "{refusal}");
         }
         let (_, notes) = change(&state(), &Change::HostDelete { name: "web".into() });
-        let told = format!("only the name `web` is gone; `{WEB}` stays on the lists of `{NQN}`");
+        let told =
+            format!("the name `web` is removed; host `{WEB}` stays on the lists of subsystems `{NQN}`");
         assert_eq!(notes, [told]);
         let other = Subsystem {
             listeners: state().subsystems[NQN].listeners.clone(),
@@ -698,11 +732,15 @@ mod tests {
                 (state(), Change::Apply { config: document(id), permit: Default::default() }),
             ] {
                 let refusal = refused(&now, &change);
-                let told = if taken { "LUN `l` has this" } else { "of zeros is nobody's" };
+                let told = if taken { "LUN `l` already has this" } else { "of zeros identifies nothing" };
                 assert!(refusal.message.contains(told), "{change:?}: {refusal}");
             }
         }
-        assert!(refused(&state(), &Change::LunCreate(nguid)).message.contains("LUN `l` has this identity"));
+        assert!(
+            refused(&state(), &Change::LunCreate(nguid))
+                .message
+                .contains("LUN `l` already has this UUID or NGUID")
+        );
     }
 
     #[test]
@@ -712,7 +750,12 @@ mod tests {
             ..Subsystem::new("nqn.2026-01.org.example:t")
         };
         let (next, notes) = change(&state(), &Change::SubsystemCreate(other));
-        assert!(notes.len() == 1 && notes[0].starts_with("serial `"), "{notes:?}");
+        assert!(
+            notes.len() == 1
+                && notes[0].starts_with("subsystems `")
+                && notes[0].contains("the same serial `"),
+            "{notes:?}"
+        );
         let add = Change::NamespaceAdd {
             nqn: "nqn.2026-01.org.example:t".into(),
             nsid: None,

@@ -17,7 +17,7 @@ impl Dispatch for Methods {
 
 async fn route(methods: &Methods, name: &str, params: Value) -> Reply {
     if spdk::TUNING.contains(&name) {
-        tracing::info!(method = name, "a method that tunes SPDK's own insides is ignored");
+        tracing::info!(method = name, "the gateway ignores a method that tunes SPDK's internals");
         return Ok(true.into());
     }
     let reply = match spdk::NAMES.contains(&name) {
@@ -25,7 +25,7 @@ async fn route(methods: &Methods, name: &str, params: Value) -> Reply {
         false => methods::route(methods, name, params).await,
     };
     reply.unwrap_or_else(|| {
-        let text = format!("there is no method `{name}`; rpc_get_methods lists those that there are");
+        let text = format!("there is no method `{name}`: rpc_get_methods lists all methods");
         Err(RpcError::new(METHOD_NOT_FOUND, text))
     })
 }

@@ -175,10 +175,10 @@ impl Row {
             "host" => serde_json::from_str(json).map(Self::Host),
             "transport" => serde_json::from_str(json).map(Self::Transport),
             "namespace" => serde_json::from_str(json).map(Self::Namespace),
-            other => return Err(format!("unknown kind `{other}`")),
+            other => return Err(format!("the row has an unknown kind, `{other}`")),
         };
         let row = row.map_err(|e| e.to_string())?;
-        if row.key() == key { Ok(row) } else { Err(format!("it holds `{}`", row.key())) }
+        if row.key() == key { Ok(row) } else { Err(format!("the row holds the object `{}`", row.key())) }
     }
 }
 

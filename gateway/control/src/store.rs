@@ -37,7 +37,7 @@ pub enum StoreError {
         error: std::io::Error,
     },
     /// Another process has the store open.
-    #[error("another trefoild uses the state folder {}", .dir.display())]
+    #[error("another trefoild uses the state folder {}: stop it, or use another `state_dir`", .dir.display())]
     InUse {
         /// The folder.
         dir: PathBuf,
@@ -51,7 +51,10 @@ pub enum StoreError {
         message: String,
     },
     /// A newer program wrote the store.
-    #[error("{}: its schema version is {found}, and this program knows up to {SCHEMA}", .path.display())]
+    #[error(
+        "{}: the database's schema version is {found}, and this trefoild knows versions up to {SCHEMA}: use a newer trefoild",
+        .path.display()
+    )]
     Schema {
         /// The file.
         path: PathBuf,
@@ -169,14 +172,14 @@ impl Store {
                 other => database_error(&self.path, other),
             })?;
             if !database.check_integrity().map_err(|e| database_error(&self.path, e))? {
-                return Err(database_error(&self.path, "the file is damaged"));
+                return Err(database_error(&self.path, "the database is damaged"));
             }
             let found = self.read(&database)?;
             Ok((database, found))
         };
         // Some damage makes the database panic.
         let opened = std::panic::catch_unwind(AssertUnwindSafe(opened));
-        opened.unwrap_or_else(|_| Err(database_error(&self.path, "the file is damaged")))
+        opened.unwrap_or_else(|_| Err(database_error(&self.path, "the database is damaged")))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -243,7 +246,7 @@ impl Store {
             Ok(result) => result,
             Err(e) => Err(StoreError::Database {
                 path: self.path.to_path_buf(),
-                message: format!("the commit died: {e}"),
+                message: format!("the thread that commits died: {e}"),
             }),
         }
     }
@@ -348,7 +351,13 @@ mod tests {
         store.commit_blocking(&[host(1), host(2), pool.clone()].map(RowChange::Put)).expect("stored");
         store.commit_blocking(&[RowChange::Remove(host(1).key()), RowChange::Put(host(3))]).expect("stored");
         let locked = Store::open(dir.path()).err().expect("it is locked").to_string();
-        assert_eq!(locked, format!("another trefoild uses the state folder {}", dir.path().display()));
+        assert_eq!(
+            locked,
+            format!(
+                "another trefoild uses the state folder {}: stop it, or use another `state_dir`",
+                dir.path().display()
+            )
+        );
         drop(store);
         let (_store, found) = Store::open(dir.path()).expect("the store again");
         assert_eq!(found, Found { rows: vec![host(2), host(3), pool], is_new: false });

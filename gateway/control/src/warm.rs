@@ -28,7 +28,7 @@ pub async fn keep_warm(cores: &Cores, gateway: &Gateway) {
     let every = Duration::from_millis(gateway.keep_warm_ms.into());
     for core in cores.all() {
         if let Err(error) = give(cores, gateway, core, every).await {
-            tracing::warn!(core = core.0, %error, "no connection of a core to itself: it will be slower after idle");
+            tracing::warn!(core = core.0, %error, "a core can't connect to itself: its first request after idle will be slower");
         }
     }
 }

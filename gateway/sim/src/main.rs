@@ -17,28 +17,28 @@ use trefoil_sim::run::{FAULTS, Frontend, Outcome, Setting, run_seed};
 #[derive(Debug, Parser)]
 #[command(name = "trefoil-sim")]
 struct Args {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// The first seed.
+    /// First seed.
     #[arg(long, default_value_t = 0)]
     start: u64,
     /// Run only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "start"])]
     seed: Option<u64>,
-    /// Tell what happens in the seed, line by line, with virtual time.
+    /// Print the events of the seed, line by line, with virtual time.
     #[arg(long, requires = "seed")]
     story: bool,
-    /// Threads; each runs seeds of its own.
+    /// Number of threads; each runs seeds of its own.
     #[arg(long, default_value_t = 2)]
     threads: u64,
-    /// Operations a seed.
+    /// Operations of each seed.
     #[arg(long, default_value_t = 4000)]
     operations: u64,
-    /// Run the built-in mutations: each must be found within its number of seeds.
+    /// Run the built-in mutations. The simulator must find each mutation within the mutation's number of seeds.
     #[arg(long)]
     mutations: bool,
-    /// Break this in every seed; see the names with --mutations.
+    /// Run every seed with this mutation; --mutations lists the names.
     #[arg(long)]
     mutation: Option<String>,
 }
@@ -66,7 +66,12 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         return Ok(run_mutations(args));
     }
     let mutation = match &args.mutation {
-        Some(name) => Some(*mutation::ALL.iter().find(|m| m.name == name).context("no such mutation")?),
+        Some(name) => Some(
+            *mutation::ALL
+                .iter()
+                .find(|m| m.name == name)
+                .with_context(|| format!("there is no mutation `{name}`; --mutations lists the names"))?,
+        ),
         None => None,
     };
     let setting = |seed| Setting {

@@ -342,7 +342,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
             Msg::Cancel(only, stream) => self.luns.cancel(cx!(self, io), only, stream),
             Msg::Ctrlr(msg) => match from {
                 Some(from) => self.target.on_ctrlr(cx!(self, io), from, msg),
-                None => debug_assert!(false, "control sent {msg:?}"),
+                None => debug_assert!(false, "control sent a core an unexpected message: {msg:?}"),
             },
             Msg::Initiator(id, msg) => {
                 // If this core doesn't know the backend (yet, or any more), the message is dropped. A channel that

@@ -74,13 +74,13 @@ pub struct Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The range ends past the end of the LUN or backend.
-    #[error("past the end")]
+    #[error("the range ends past the end of the LUN or backend")]
     OutOfRange,
     /// The medium failed to read.
-    #[error("a read error")]
+    #[error("the medium failed to read")]
     MediaRead,
     /// The medium failed to write or to make durable.
-    #[error("a write error")]
+    #[error("the medium failed to write")]
     MediaWrite,
     /// The backend has no space left for the write, for example because the file system under a file is full.
     #[error("no space left")]
@@ -89,16 +89,16 @@ pub enum Fault {
     #[error("read-only")]
     ReadOnly,
     /// No path to the backend is usable. A retry, perhaps elsewhere, may succeed.
-    #[error("no path to it")]
+    #[error("no path to the backend")]
     PathLost,
     /// The array reports the backend as inaccessible (ANA) by the only path to it. I/O has to wait until that changes.
     #[error("inaccessible")]
     Inaccessible,
     /// The LUN or backend went away.
-    #[error("it went away")]
+    #[error("the LUN or backend went away")]
     Gone,
     /// The backend doesn't support the operation.
-    #[error("not supported")]
+    #[error("the backend does not support the operation")]
     Unsupported,
     /// The request's owner cancelled it.
     #[error("aborted")]

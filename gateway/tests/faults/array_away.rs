@@ -156,7 +156,7 @@ fn a_new_array_is_refused_with_what_it_said() {
         (&at, "nqn.2026-01.org.example:none", "gateway", 1, "can't be used: the array has no such subsystem"),
         (&at, subsystem, "other", 1, "can't be used: the array does not let this gateway's host NQN connect"),
         (&at, subsystem, "gateway", 9, "can't be used: the namespace is not active"),
-        (&closed, subsystem, "gateway", 1, "was not reached within 10 s: connection refused"),
+        (&closed, subsystem, "gateway", 1, "was not reached within 10 s: the array refused the connection"),
     ];
     for (address, subnqn, host, nsid, why) in cases {
         let new = json!({
@@ -202,7 +202,7 @@ fn a_stop_lets_go_of_a_new_array_that_is_waited_for() {
     assert!(end.success(), "{end}: {}", gateway.log());
     let answer = support::daemon::answer(asked).expect("an answer");
     let told = answer["error"]["message"].as_str().unwrap_or_default();
-    assert!(told.starts_with("the gateway stops and this change was cut short"), "{answer}");
+    assert!(told.starts_with("the gateway stops and cut this change short"), "{answer}");
 }
 
 #[test]
@@ -292,7 +292,10 @@ fn a_member_that_can_be_read_again_is_a_member_again() {
     gateway.restart();
     let pool = || gateway.call("pool_show", json!({ "name": "tank" }));
     let why = pool()["why"].as_str().unwrap_or_default().to_owned();
-    assert!(pool()["state"] == "frozen" && why.contains("array (its layout can't be read"), "{why}");
+    assert!(
+        pool()["state"] == "frozen" && why.contains("array (the backend's layout can't be read"),
+        "{why}"
+    );
     std::fs::write(&disk, whole).expect("written");
     let patience = Patience::new("the pool to be whole");
     while pool()["state"] != "up" {
@@ -384,7 +387,8 @@ fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     assert_eq!(pair.io.read(1, 0, 4096).0, Status::ANA_INACCESSIBLE);
     assert_eq!(pair.io.write(1, 8, &[0x99; 4096]), Status::ANA_INACCESSIBLE);
     let patience = Patience::new("the LUN to be lost");
-    while gateway.lun("far")["why"] != "backend `array` is lost: its array says: ANA Inaccessible" {
+    while gateway.lun("far")["why"] != "backend `array` is lost: the array reports the ANA state Inaccessible"
+    {
         patience.pause();
     }
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("another LUN");
@@ -560,7 +564,7 @@ fn arrays_that_are_away_hold_up_a_start_once_and_a_pool_not_at_all() {
     expect_filled(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c, "what is not on an array");
     let new = json!({ "name": "new", "pool": "tank", "size": "4MiB" });
     let why = gateway.try_call("lun_create", new.clone()).expect_err("a member is missing");
-    assert!(why.contains("these backends are missing: d1"), "{why}");
+    assert!(why.contains("these backends of the pool are missing: d1"), "{why}");
     array.signal(Signal::SIGCONT);
     let patience = Patience::new("the pool to be whole again");
     while gateway.try_call("lun_create", new.clone()).is_err() {
@@ -658,7 +662,7 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     }
     assert!(gateway.log().contains("backend=\"array\" why=\"another namespace answers"), "it isn't named");
     let why = backend(&gateway)["why"].as_str().unwrap_or_default().to_owned();
-    for (lun, is) in [("disk", "has been"), ("other", "and is")] {
+    for (lun, is) in [("disk", "the known namespace is"), ("other", "the new namespace is")] {
         let nguid = array.lun(lun)["nguid"].as_str().expect("an NGUID").to_owned();
         assert!(why.contains(&format!("{is} NGUID {nguid}")), "{why} doesn't name {lun}'s {nguid}");
     }

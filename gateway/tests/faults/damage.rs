@@ -186,9 +186,9 @@ fn what_has_none_is_an_error_that_names_it() {
     type Case<'a> = (&'a str, &'a [u64], &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
     let cases: [Case; 4] = [
         ("single", &LABEL_AT, "one", "down", &["pool `one`", "single has"], &["b", "c", "d"]),
-        ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout on single"], &["b", "c", "d"]),
-        ("left", &whole, "two", "frozen", &["missing: left (its label: "], &["a", "c", "d"]),
-        ("right", &whole, "two", "frozen", &["missing: right (its label: "], &["a", "d"]),
+        ("single", &TABLE_AT, "one", "down", &["(one)", "no valid layout: single"], &["b", "c", "d"]),
+        ("left", &whole, "two", "frozen", &["missing: left (label: "], &["a", "c", "d"]),
+        ("right", &whole, "two", "frozen", &["missing: right (label: "], &["a", "d"]),
     ];
     for (backend, slots, name, state, reasons, luns) in cases {
         let what = format!("{backend}: {slots:?} damaged");
@@ -232,11 +232,16 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     gateway.restart();
     served(&gateway, &["a", "c", "d"], "cut off");
     let (state, why) = pool(&gateway, "two");
-    assert!(state == "frozen" && why.contains("missing: left (it has 12582912 bytes"), "{state}: {why}");
+    assert!(
+        state == "frozen" && why.contains("missing: left (the backend has 12582912 bytes"),
+        "{state}: {why}"
+    );
     assert_eq!(gateway.lun("b")["state"], "down");
     let log = gateway.log();
     assert!(
-        log.lines().any(|line| line.contains("backend `left` is missing") && line.contains("lun=\"b\"")),
+        log.lines()
+            .any(|line| line.contains("backend `left` of the LUN's pool is missing")
+                && line.contains("lun=\"b\"")),
         "{log}"
     );
     gateway.kill();

@@ -221,7 +221,7 @@ pub(crate) const fn mask(width: u32) -> u64 {
 
 /// An error: a buffer is too short for its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} needs {need_bytes} bytes, the buffer has {have_bytes}")]
+#[error("{what} needs {need_bytes} bytes, and the buffer has {have_bytes}")]
 pub struct Truncated {
     /// The format that doesn't fit.
     pub what: &'static str,

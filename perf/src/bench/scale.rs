@@ -53,7 +53,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     std::thread::sleep(STAY);
     rest.report()?;
     if rest.downs.0 > 0 {
-        bail!("{} of {hosts} hosts were dropped while idle: {}", rest.downs.0, rest.downs.1);
+        bail!("the gateway dropped {} of {hosts} idle hosts: {}", rest.downs.0, rest.downs.1);
     }
     for _ in 0..options.rounds {
         outcome.absolute("among_all_us", measure(options, &mut one, qd1)?.latency_us(50.0));
@@ -74,7 +74,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let wanted = u64::from(hosts) * u64::from(IO_QUEUES);
     if report.ops != wanted || rest.downs.0 > 0 {
         bail!(
-            "{} of {wanted} writes completed; {} hosts dropped: {}",
+            "only {} of {wanted} writes completed, and {} hosts were dropped: {}",
             report.ops,
             rest.downs.0,
             rest.downs.1
@@ -90,7 +90,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let medians =
         |name: &str| outcome.absolute.iter().find(|(n, _)| n == name).map(|(_, v)| super::median(v));
     let ratio = medians("among_all_us").zip(medians("alone_us")).map(|(among, alone)| among / alone);
-    outcome.figure("qd1_ratio", ratio.context("no round was measured")?);
+    outcome.figure("qd1_ratio", ratio.context("the bench measured no round")?);
     one.stop()?;
     rest.stop()?;
     Ok(outcome)
@@ -125,6 +125,7 @@ fn allow_files(files: u64) -> Result<()> {
     if soft >= files {
         return Ok(());
     }
-    setrlimit(Resource::RLIMIT_NOFILE, files, hard.max(files))
-        .with_context(|| format!("{files} open files are needed, and the hard limit here is {hard}"))
+    setrlimit(Resource::RLIMIT_NOFILE, files, hard.max(files)).with_context(|| {
+        format!("the bench needs {files} open files, and the hard limit is {hard}: raise RLIMIT_NOFILE")
+    })
 }

@@ -81,7 +81,7 @@ pub fn measure(options: &BenchOptions, load: &mut Load, phase: Phase) -> Result<
 /// Returns the report, or an error if it has errors or mismatches.
 pub fn sound(report: Report) -> Result<Report> {
     if report.errors > 0 || report.mismatches > 0 {
-        bail!("{} commands failed, {} reads found wrong data", report.errors, report.mismatches);
+        bail!("{} commands failed, and {} reads found wrong data", report.errors, report.mismatches);
     }
     Ok(report)
 }

@@ -14,7 +14,7 @@ const SHAPES: [Shape; 2] =
 
 pub fn run(options: &BenchOptions) -> Result<Outcome> {
     if Command::new("fio").arg("--version").output().is_err() {
-        bail!("fio is not installed, and it is what this measures against (Debian: apt-get install fio)");
+        bail!("fio, the measurement's floor, is not installed: install it (Debian: apt-get install fio)");
     }
     let (dir, at) = (options.place.fresh()?, gateway::free_addr()?);
     let file = dir.path().join("lun.img");
@@ -58,7 +58,7 @@ fn fio(options: &BenchOptions, shape: &Shape, file: &Path) -> Result<f64> {
     if !out.status.success() {
         bail!("fio failed: {}", String::from_utf8_lossy(&out.stderr));
     }
-    iops(&out.stdout, shape.reads).context("fio's answer is not as expected")
+    iops(&out.stdout, shape.reads).context("fio's output has an unexpected form")
 }
 
 fn iops(json: &[u8], reads: bool) -> Option<f64> {

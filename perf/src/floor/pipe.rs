@@ -122,7 +122,7 @@ impl Pipe {
                     1 => Kind::Data,
                     2 => Kind::Grant,
                     3 => Kind::Reply,
-                    other => bail!("floor: a message of kind {other}"),
+                    other => bail!("floor: the peer sent a message of unknown kind {other}"),
                 };
                 self.rest = self.templates[self.under_way as usize].len();
                 if self.stored_bytes[self.under_way as usize] > 0 {
@@ -185,7 +185,7 @@ impl Pipe {
                 {
                     break;
                 }
-                Err(e) => return Err(e).context("floor: write"),
+                Err(e) => return Err(e).context("floor: the write failed"),
             }
             while let Some((kind, _)) = self.queue.front() {
                 let len = self.templates[*kind as usize].len();
@@ -207,7 +207,7 @@ fn came(result: std::io::Result<usize>) -> Result<Option<usize>> {
         Ok(n) => Ok(Some(n)),
         Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Some(0)),
         Err(e) if e.kind() == ErrorKind::ConnectionReset => Ok(None),
-        Err(e) => Err(e).context("floor: read"),
+        Err(e) => Err(e).context("floor: the read failed"),
     }
 }
 

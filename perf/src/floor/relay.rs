@@ -47,7 +47,7 @@ impl Way {
                 Ok(n) => (0, n),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(false),
-                Err(e) => return Err(e).context("relay: read"),
+                Err(e) => return Err(e).context("relay: the read failed"),
             };
         }
         match to.write(&self.bytes[self.start..self.end]) {
@@ -56,7 +56,7 @@ impl Way {
             Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                 return Ok(false);
             }
-            Err(e) => return Err(e).context("relay: write"),
+            Err(e) => return Err(e).context("relay: the write failed"),
         }
         Ok(true)
     }

@@ -41,7 +41,7 @@ fn answer(listener: &TcpListener, cpu: usize) -> Result<()> {
         match socket.read_exact(&mut message) {
             Ok(()) => socket.write_all(&message)?,
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(()),
-            Err(e) => return Err(e).context("wake: read"),
+            Err(e) => return Err(e).context("wake: the read failed"),
         }
     }
 }
@@ -57,10 +57,10 @@ fn ask(mut socket: &TcpStream, pause: Duration) -> Result<f64> {
     let mut come = 0;
     while come < MESSAGE_BYTES {
         match socket.read(&mut message) {
-            Ok(0) => bail!("wake: the server closed"),
+            Ok(0) => bail!("wake: the server closed the connection"),
             Ok(n) => come += n,
             Err(e) if e.kind() == ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {}
-            Err(e) => return Err(e).context("wake: no answer"),
+            Err(e) => return Err(e).context("wake: the server sent no answer"),
         }
     }
     Ok(begun.elapsed().as_secs_f64() * 1e6)

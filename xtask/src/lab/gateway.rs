@@ -113,15 +113,17 @@ impl Target for Gateway<'_> {
             .spawn()
             .context("can't start trefoild")?;
         // The gateway is ready when it listens: its LUNs are open by then.
-        let port =
-            format!("{}:{PORT}", net::HERE).to_socket_addrs()?.next().context("the lab's own address")?;
+        let port = format!("{}:{PORT}", net::HERE)
+            .to_socket_addrs()?
+            .next()
+            .context("the lab's own address can't be resolved")?;
         while TcpStream::connect_timeout(&port, Duration::from_millis(100)).is_err() {
             if let Some(status) = child.try_wait()? {
-                return Err(self.failure(&format!("ended at its start: {status}")));
+                return Err(self.failure(&format!("ended while it started: {status}")));
             }
             if Instant::now() >= deadline {
                 child.kill()?;
-                return Err(self.failure("does not listen"));
+                return Err(self.failure("does not listen before the deadline"));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -130,7 +132,7 @@ impl Target for Gateway<'_> {
     }
 
     fn kill(&mut self) -> Result<()> {
-        let mut child = self.running.take().context("trefoild is already dead")?;
+        let mut child = self.running.take().context("trefoild has already ended")?;
         if let Some(status) = child.try_wait()? {
             return Err(self.failure(&format!("ended before it was killed: {status}")));
         }
@@ -163,10 +165,10 @@ impl Target for Gateway<'_> {
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
         match process::wait_until(&mut child, deadline)? {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(self.failure(&format!("ended badly: {status}"))),
+            Some(status) => Err(self.failure(&format!("ended with an error: {status}"))),
             None => {
                 child.kill()?;
-                Err(self.failure("does not end"))
+                Err(self.failure("does not end before the deadline"))
             }
         }
     }
@@ -212,7 +214,7 @@ impl<'a> GatewayVm<'a> {
     }
 
     fn order(&mut self, order: &str, answer: &str, deadline: Instant) -> Result<()> {
-        let vm = self.vm.as_mut().context("the gateway's VM is gone")?;
+        let vm = self.vm.as_mut().context("the gateway's VM has ended")?;
         vm.go(order)?;
         vm.expect(answer, deadline).map(|_| ())
     }
@@ -262,7 +264,7 @@ impl Target for GatewayVm<'_> {
         vm.go("stop")?;
         match vm.next(deadline)? {
             Event::Ended(0) => Ok(()),
-            other => Err(vm.failure(&format!("did not end well: {other:?}"))),
+            other => Err(vm.failure(&format!("should have ended with status 0, but: {other:?}"))),
         }
     }
 }

@@ -74,7 +74,9 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
         if !scenario.kernels.is_empty()
             && std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err()
         {
-            bail!("the lab needs root, or a user who may open /dev/net/tun");
+            bail!(
+                "lab {name}: this user may not open /dev/net/tun: run the lab as root or as a user who may"
+            );
         }
         unshare.arg("--map-root-user");
     }
@@ -94,7 +96,7 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
 /// Runs the scenario in the namespaces that [`enter`] made.
 pub fn run(repo: &Repo, name: &str) -> Result<()> {
     if std::process::id() != 1 {
-        bail!("lab-inside is for ./dev lab itself");
+        bail!("only ./dev lab may call lab-inside: use ./dev lab {name}");
     }
     let scenario = scenario::named(name)?;
     let lab = Lab::new(repo, name);
@@ -107,12 +109,12 @@ pub fn run(repo: &Repo, name: &str) -> Result<()> {
         println!("{error:#}");
         println!("lab {name}: ***** THE EMULATOR BROKE THE GUEST '{guest}': no CPU has such flags:");
         println!("lab {name}: ***** {line}");
-        println!("lab {name}: ***** its files are kept in {}; once more from the start", kept.display());
+        println!("lab {name}: ***** the lab keeps the guest's files in {} and starts again", kept.display());
         remove(&kept)?;
         std::fs::rename(&lab.run, &kept).with_context(|| kept.display().to_string())?;
         ended = lab.attempt(scenario);
     }
-    ended.with_context(|| format!("lab {name}"))?;
+    ended.with_context(|| format!("lab {name} failed"))?;
     println!("lab {name}: ok");
     Ok(())
 }

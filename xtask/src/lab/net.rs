@@ -16,7 +16,8 @@ pub const PREFIX: u8 = 24;
 const BRIDGE: &str = "lab0";
 
 fn ip(args: &str) -> Result<()> {
-    let program = need::find_program("ip").context("no ip(8); package iproute2")?;
+    let program =
+        need::find_program("ip").context("there is no program ip(8): install the package iproute2")?;
     process::run(Command::new(program).args(args.split(' ')))
 }
 

@@ -46,11 +46,11 @@ impl<'a> Nvmet<'a> {
 
     /// Puts the namespace's ANA group into `state`, by Linux's name of it.
     pub fn set_ana(&mut self, state: &str, deadline: Instant) -> Result<()> {
-        let vm = self.vm.as_mut().context("the target is dead")?;
+        let vm = self.vm.as_mut().context("the target's VM has ended")?;
         vm.go(&format!("ana {state}"))?;
         match vm.expect("ana", deadline)? {
             now if now == state => Ok(()),
-            now => bail!("the ANA state is '{now}', not '{state}'"),
+            now => bail!("the target's ANA state is '{now}', not '{state}'"),
         }
     }
 }
@@ -78,11 +78,11 @@ impl Target for Nvmet<'_> {
     }
 
     fn kill(&mut self) -> Result<()> {
-        self.vm.take().context("the target is already dead")?.cut_power()
+        self.vm.take().context("the target's VM has already ended")?.cut_power()
     }
 
     fn grow(&mut self, deadline: Instant) -> Result<u64> {
-        let vm = self.vm.as_mut().context("the target is dead")?;
+        let vm = self.vm.as_mut().context("the target's VM has ended")?;
         self.size_mib += GROW_MIB;
         vm.resize_disk(0, self.size_mib)?;
         vm.go("grow")?;
@@ -90,7 +90,7 @@ impl Target for Nvmet<'_> {
     }
 
     fn offer(&mut self, deadline: Instant) -> Result<()> {
-        let vm = self.vm.as_mut().context("the target is dead")?;
+        let vm = self.vm.as_mut().context("the target's VM has ended")?;
         vm.go("offer")?;
         vm.expect("offered", deadline).map(|_| ())
     }
@@ -100,7 +100,7 @@ impl Target for Nvmet<'_> {
         vm.go("stop")?;
         match vm.next(deadline)? {
             Event::Ended(0) => Ok(()),
-            other => Err(vm.failure(&format!("did not end well: {other:?}"))),
+            other => Err(vm.failure(&format!("should have ended with status 0, but: {other:?}"))),
         }
     }
 }

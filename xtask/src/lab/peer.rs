@@ -30,7 +30,7 @@ pub trait Target {
     fn offer(&mut self, deadline: Instant) -> Result<()>;
     /// Shows the host a second LUN, which isn't on the first LUN's array, or hides it again.
     fn beside(&mut self, _shown: bool) -> Result<()> {
-        bail!("this target has one LUN")
+        bail!("this target has only one LUN")
     }
     /// Ends the target in good order. Returns an error if the target doesn't end well.
     fn stop(&mut self, deadline: Instant) -> Result<()>;

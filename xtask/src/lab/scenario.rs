@@ -50,7 +50,7 @@ pub fn names() -> Vec<&'static str> {
 /// Returns the scenario of that name, or an error that lists all names.
 pub fn named(name: &str) -> Result<&'static Scenario> {
     let found = SCENARIOS.iter().find(|s| s.name == name);
-    found.with_context(|| format!("no lab '{name}'; there are: {}", names().join(" ")))
+    found.with_context(|| format!("there is no lab '{name}'; the labs are: {}", names().join(" ")))
 }
 
 /// Runs Linux against Linux. The run proves that the lab and the host's script work, independent of the
@@ -114,7 +114,7 @@ fn import(lab: &Lab) -> Result<()> {
     host.go("")?;
     match host.next(deadline)? {
         Event::Ended(0) => {}
-        other => return Err(host.failure(&format!("did not end well: {other:?}"))),
+        other => return Err(host.failure(&format!("should have ended with status 0, but: {other:?}"))),
     }
     gateway.tell(&["lun", "release", "old", "--force"])?;
     gateway.stop(deadline)?;
@@ -131,7 +131,7 @@ const WRITTEN: [(usize, usize, Option<u8>); 3] =
 /// Checks that the host's writes are in place, and that all other bytes are unchanged.
 fn compare(before: &[u8], after: &[u8]) -> Result<()> {
     if before.len() != after.len() {
-        bail!("the array's disk had {} bytes and has {}", before.len(), after.len());
+        bail!("the array's disk had {} bytes before and has {} now", before.len(), after.len());
     }
     let mut expected = before.to_vec();
     for (at, len, byte) in WRITTEN {
@@ -141,14 +141,18 @@ fn compare(before: &[u8], after: &[u8]) -> Result<()> {
             None => {
                 let blocks = before[range.clone()].chunks(4096).zip(after[range.clone()].chunks(4096));
                 if let Some(n) = blocks.into_iter().position(|(before, after)| before == after) {
-                    bail!("block {n} of those at {at} was not written");
+                    bail!("block {n} after byte {at} of the array's disk was not written");
                 }
                 expected[range.clone()].copy_from_slice(&after[range]);
             }
         }
     }
     match expected.iter().zip(after).position(|(expected, found)| expected != found) {
-        Some(at) => bail!("byte {at} of the array's disk is {:#x}, not {:#x}", after[at], expected[at]),
+        Some(at) => bail!(
+            "byte {at} of the array's disk is {:#x}, and not the written {:#x}",
+            after[at],
+            expected[at]
+        ),
         None => Ok(()),
     }
 }
@@ -193,7 +197,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
             Event::Step(step) => step,
             Event::Ended(0) if finished => break,
             Event::Ended(status) => {
-                return Err(host.failure(&format!("failed with status {status}")));
+                return Err(host.failure(&format!("ended with status {status} before its step 'done'")));
             }
         };
         said(format!("{} {}", step.name, step.words).trim_end());
@@ -221,11 +225,11 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
         }
     }
     target.stop(deadline)?;
-    said("all ended well");
+    said("host and target ended without errors");
     Ok(())
 }
 
 /// Returns the array for a step on it: power loss, power return, or a change of ANA state.
 fn lost<'a, 'b>(array: &'a mut Option<&mut Nvmet<'b>>) -> Result<&'a mut Nvmet<'b>> {
-    array.as_deref_mut().context("there is no array")
+    array.as_deref_mut().context("this lab has no array for the step")
 }

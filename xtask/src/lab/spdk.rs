@@ -130,7 +130,9 @@ impl<'a> Course<'a> {
                     break;
                 }
                 if Instant::now() >= by {
-                    bail!("{name} has ended, and {nqn} still has its controllers: {left}");
+                    bail!(
+                        "{name} has ended, and subsystem {nqn} still has the controllers of {name}: {left}"
+                    );
                 }
                 std::thread::sleep(process::LOOK);
             }
@@ -174,7 +176,7 @@ impl<'a> Course<'a> {
             let args = ["-q", "32", "-o", len_bytes, "-w", "randrw", "-M", "50", "-t", "3", "-r", &to];
             let counts = AbortCounts::of(&self.host(SpdkProgram::Abort, name, &args)?);
             if !counts.are_sound() {
-                bail!("{name}: commands fail that weren't aborted, or Abort itself fails: {counts:?}");
+                bail!("{name}: commands that were not aborted failed, or an Abort failed: {counts:?}");
             }
         }
         Ok(())
@@ -280,7 +282,7 @@ impl<'a> Course<'a> {
         self.gateway.no_complaints(&[FUZZED_CONNECT, ARRAY_LOST])?;
         kill(self.array.pid(), Signal::SIGTERM)?;
         self.array.end(self.deadline)?;
-        println!("{:6.1} s  all ended well", self.started.elapsed().as_secs_f64());
+        println!("{:6.1} s  gateway and array ended without errors", self.started.elapsed().as_secs_f64());
         Ok(())
     }
 }
@@ -294,14 +296,15 @@ impl Gateway<'_> {
                 && !expected.iter().any(|e| line.contains(e))
         };
         match log.lines().find(is_complaint) {
-            Some(line) => Err(self.failure(&format!("complains: {line}"))),
+            Some(line) => Err(self.failure(&format!("logged an unexpected warning or error: {line}"))),
             None => Ok(()),
         }
     }
 
     /// Checks that the metrics count no refused Connect.
     fn no_refusals(&self) -> Result<()> {
-        let mut stream = TcpStream::connect("127.0.0.1:9420").context("the gateway's metrics port")?;
+        let mut stream =
+            TcpStream::connect("127.0.0.1:9420").context("can't connect to the gateway's metrics port")?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
@@ -309,7 +312,7 @@ impl Gateway<'_> {
         let counters: Vec<&str> =
             text.lines().filter(|l| l.starts_with("trefoil_connects_refused_total{")).collect();
         if counters.is_empty() {
-            bail!("the gateway's metrics count no refusals:\n{text}");
+            bail!("the gateway's metrics lack the counter trefoil_connects_refused_total:\n{text}");
         }
         match counters.iter().find(|line| !line.ends_with(" 0")) {
             Some(line) => Err(self.failure(&format!("refused a host: {line}"))),
@@ -336,7 +339,7 @@ fn transport_id(nqn: &str, host_nqn: Option<&str>) -> String {
 
 fn expect(output: &str, name: &str, texts: &[&str]) -> Result<()> {
     match texts.iter().find(|text| !output.contains(**text)) {
-        Some(text) => bail!("{name} doesn't say '{text}'; it says:\n{output}"),
+        Some(text) => bail!("{name} didn't print '{text}'; the output of {name}:\n{output}"),
         None => Ok(()),
     }
 }
@@ -350,7 +353,7 @@ fn did_io(output: &str, name: &str) -> Result<()> {
     let iops: Option<f64> = total.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
     match iops {
         Some(iops) if iops > 0.0 => Ok(()),
-        _ => bail!("{name} did no I/O; it says:\n{output}"),
+        _ => bail!("{name} did no I/O; the output of {name}:\n{output}"),
     }
 }
 

@@ -15,8 +15,8 @@ use crate::process;
 pub const DIR_VARIABLE: &str = "TREFOIL_SPDK_DIR";
 
 /// The reason why a run against SPDK is skipped.
-pub const NO_SPDK: &str =
-    "no SPDK here (TREFOIL_SPDK_DIR, or --spdk of `./dev lab spdk`, names a built source tree)";
+pub const NO_SPDK: &str = "no SPDK source tree is given: build SPDK, and name its folder with TREFOIL_SPDK_DIR or \
+    `./dev lab spdk --spdk DIR`";
 
 /// Texts that mark a line of SPDK's output as an error. Some of SPDK's programs exit with 0 despite errors.
 const ERROR_MARKS: [&str; 6] =
@@ -29,7 +29,7 @@ const EXPECTED: [(&str, &str); 4] = [
         "*WARNING*: spdk_sock_group_add_sock_callbacks: deprec",
         "SPDK's NVMe/TCP code calls a function that it has deprecated",
     ),
-    ("log_deprecation_hits: *WARNING*", "the same, counted at the end"),
+    ("log_deprecation_hits: *WARNING*", "SPDK counts calls of deprecated functions at its end"),
     (
         "QUIESCING] spdk_sock_flush() failed, rc -9",
         "SPDK's driver flushes a socket that it has closed for a reset",
@@ -114,9 +114,10 @@ impl SpdkTree {
             SpdkProgram::ALL.into_iter().map(SpdkProgram::path).filter(|p| !root.join(p).is_file()).collect();
         if !missing.is_empty() {
             bail!(
-                "{}: not a built SPDK: no {} (SPDK's configure, without --disable-tests, --disable-examples or --disable-apps, and make)",
+                "{} is not a built SPDK, because these programs are missing: {}; build SPDK \
+                 without --disable-tests, --disable-examples and --disable-apps",
                 root.display(),
-                missing.join(", no ")
+                missing.join(", ")
             );
         }
         Ok(Self { root: root.to_path_buf(), run: run.to_path_buf() })
@@ -177,10 +178,10 @@ impl SpdkProcess {
     pub fn wait_for(&mut self, what: &str, done: impl Fn(&str) -> bool, deadline: Instant) -> Result<()> {
         while !done(&self.output()) {
             if let Some(status) = self.child.try_wait()? {
-                return Err(self.failure(&format!("was to {what}, and ended with {status}")));
+                return Err(self.failure(&format!("ended with {status} before it could {what}")));
             }
             if Instant::now() >= deadline {
-                return Err(self.failure(&format!("doesn't {what}")));
+                return Err(self.failure(&format!("didn't {what} before the deadline")));
             }
             std::thread::sleep(process::LOOK);
         }
@@ -190,13 +191,13 @@ impl SpdkProcess {
     /// Waits for the program's end and returns its output. Returns an error if the output reports one.
     pub fn end(mut self, deadline: Instant) -> Result<String> {
         match process::wait_until(&mut self.child, deadline)? {
-            None => return Err(self.failure("doesn't end")),
+            None => return Err(self.failure("doesn't end before the deadline")),
             Some(status) if !status.success() => return Err(self.failure(&format!("ended with {status}"))),
             Some(_) => {}
         }
         let output = self.output();
         match errors(&output).first() {
-            Some(line) => Err(self.failure(&format!("reports an error: {line}"))),
+            Some(line) => Err(self.failure(&format!("printed an error: {line}"))),
             None => Ok(output),
         }
     }

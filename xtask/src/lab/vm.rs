@@ -133,7 +133,8 @@ impl Vm {
             .spawn()
             .context("can't start qemu-system-x86_64")?;
         let (to_guest, from_guest) = (child.stdin.take(), child.stdout.take());
-        let (to_guest, from_guest) = to_guest.zip(from_guest).context("QEMU without pipes")?;
+        let (to_guest, from_guest) =
+            to_guest.zip(from_guest).context("QEMU's standard input or output is not a pipe")?;
         let (send, steps) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(from_guest).lines().map_while(Result::ok) {
@@ -151,11 +152,16 @@ impl Vm {
     pub fn next(&mut self, deadline: Instant) -> Result<Event> {
         match self.steps.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(step) => Ok(Event::Step(step)),
-            Err(RecvTimeoutError::Timeout) => Err(self.failure("is out of time")),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(self.failure("did not reach its next step before the deadline"))
+            }
             // QEMU closed its output: it is ending.
             Err(RecvTimeoutError::Disconnected) => match self.child.wait()?.code() {
                 Some(code) if code & 1 == 1 => Ok(Event::Ended(u8::try_from(code >> 1)?)),
-                other => Err(self.failure(&format!("ended without a status (QEMU: {other:?})"))),
+                other => {
+                    Err(self
+                        .failure(&format!("ended without the guest's status (QEMU's own status: {other:?})")))
+                }
             },
         }
     }
@@ -164,19 +170,20 @@ impl Vm {
     pub fn expect(&mut self, name: &str, deadline: Instant) -> Result<String> {
         match self.next(deadline)? {
             Event::Step(step) if step.name == name => Ok(step.words),
-            other => Err(self.failure(&format!("should have come to '{name}', but: {other:?}"))),
+            other => Err(self.failure(&format!("should have reached the step '{name}', but: {other:?}"))),
         }
     }
 
     /// Ends the guest's wait. The guest's `step` prints `words`.
     pub fn go(&mut self, words: &str) -> Result<()> {
-        writeln!(self.to_guest, "GO {words}").with_context(|| format!("{} is gone", self.name))
+        writeln!(self.to_guest, "GO {words}")
+            .with_context(|| format!("the VM {} takes no orders any more", self.name))
     }
 
     /// Ends the guest's wait and its test.
     pub fn refuse(&mut self, reason: &str) -> Result<()> {
         writeln!(self.to_guest, "NO {}", reason.replace('\n', " "))
-            .with_context(|| format!("{} is gone", self.name))
+            .with_context(|| format!("the VM {} takes no orders any more", self.name))
     }
 
     /// Ends the VM like a power cut: the guest writes nothing more.
@@ -189,13 +196,13 @@ impl Vm {
     /// Enlarges a disk under the running guest.
     pub fn resize_disk(&self, index: usize, size_mib: u64) -> Result<()> {
         let address = SocketAddr::from_abstract_name(monitor_name(&self.name))?;
-        let mut monitor = UnixStream::connect_addr(&address).context("QEMU's monitor")?;
+        let mut monitor = UnixStream::connect_addr(&address).context("QEMU's monitor doesn't answer")?;
         monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
         read_prompt(&mut monitor)?;
         writeln!(monitor, "block_resize disk{index} {size_mib}")?;
         let answer = read_prompt(&mut monitor)?;
         if answer.contains("rror") {
-            bail!("QEMU's monitor: {answer}");
+            bail!("QEMU's monitor refused block_resize: {answer}");
         }
         Ok(())
     }
@@ -228,7 +235,7 @@ fn read_prompt(monitor: &mut UnixStream) -> Result<String> {
     let mut text = Vec::new();
     let mut byte = [0];
     while !text.ends_with(b"(qemu) ") {
-        monitor.read_exact(&mut byte).context("QEMU's monitor")?;
+        monitor.read_exact(&mut byte).context("QEMU's monitor doesn't answer")?;
         text.push(byte[0]);
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -261,7 +268,7 @@ fn make_initrd(lab: &Lab, spec: &Spec, dir: &Path) -> Result<PathBuf> {
     std::fs::copy(spec.images.join("base.cpio"), &initrd)?;
     let out = File::options().append(true).open(&initrd)?;
     let mut list = Command::new("find").arg(".").current_dir(&tree).stdout(Stdio::piped()).spawn()?;
-    let names = list.stdout.take().context("find without a pipe")?;
+    let names = list.stdout.take().context("the output of find is not a pipe")?;
     let mut cpio = Command::new("cpio");
     process::run(cpio.args(["--quiet", "-o", "-H", "newc"]).current_dir(&tree).stdin(names).stdout(out))?;
     list.wait()?;

@@ -15,7 +15,7 @@ pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
     sources
         .iter()
         .filter(|s| !reached.contains(&s.path))
-        .map(|s| Finding::new(&s.path, 0, "no `mod` leads to this file"))
+        .map(|s| Finding::new(&s.path, 0, "no `mod` leads to this file: add one, or delete the file"))
         .collect()
 }
 

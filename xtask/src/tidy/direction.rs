@@ -32,7 +32,7 @@ pub fn check(files: &[TextFile]) -> Vec<Finding> {
         let manifest: Table = match file.text.parse() {
             Ok(manifest) => manifest,
             Err(error) => {
-                findings.push(Finding::new(&file.path, 0, format!("not TOML: {error}")));
+                findings.push(Finding::new(&file.path, 0, format!("this file is not TOML: {error}")));
                 continue;
             }
         };
@@ -46,7 +46,7 @@ pub fn check(files: &[TextFile]) -> Vec<Finding> {
             }
         }
         if floor_of_folder(&folder).is_none() && ASIDE.iter().all(|(f, _)| *f != folder) {
-            let message = "this crate has no floor in xtask/src/tidy/direction.rs";
+            let message = "this crate has no floor in xtask/src/tidy/direction.rs: add one";
             findings.push(Finding::new(&file.path, 0, message));
         }
     }
@@ -71,13 +71,14 @@ fn floor_of_folder(folder: &str) -> Option<u8> {
 
 fn refusal(folder: &str, used: &str) -> Option<String> {
     if let Some((_, allowed)) = ASIDE.iter().find(|(f, _)| *f == folder) {
-        return (!allowed.contains(&used)).then(|| format!("{folder} stands aside and may not use {used}"));
+        return (!allowed.contains(&used))
+            .then(|| format!("{folder} stands aside from the floors and may not use {used}"));
     }
     let Some((_, _, below)) = FLOORS.iter().find(|(_, name, _)| *name == used) else {
-        return Some(format!("{used} has no floor in xtask/src/tidy/direction.rs"));
+        return Some(format!("{used} has no floor in xtask/src/tidy/direction.rs: add one"));
     };
     let own = floor_of_folder(folder)?;
-    (*below >= own).then(|| format!("{folder} may not use {used}: it is not below it"))
+    (*below >= own).then(|| format!("{folder} may not use {used}: {used} is not on a floor below {folder}"))
 }
 
 #[cfg(test)]

@@ -25,10 +25,18 @@ pub fn any_text(file: &TextFile) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (n, line) in file.text.lines().enumerate() {
         if let Some(note) = NOTES.iter().find(|w| has_word(line, w)) {
-            findings.push(Finding::new(&file.path, n + 1, format!("{note}: do it, or open an issue")));
+            findings.push(Finding::new(
+                &file.path,
+                n + 1,
+                format!("{note}: do the work, or open an issue and remove the note"),
+            ));
         }
         if let Some(path) = MACHINE_PATHS.iter().find(|p| has_absolute(line, p)) {
-            findings.push(Finding::new(&file.path, n + 1, format!("a path of one machine: {path}")));
+            findings.push(Finding::new(
+                &file.path,
+                n + 1,
+                format!("this line has a path of one machine: {path}"),
+            ));
         }
     }
     findings
@@ -47,16 +55,21 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !is_in(UNSAFE_FOLDERS) {
         for (n, line) in source.code.lines().enumerate().filter(|(_, l)| has_word(l, "unsafe")) {
-            let message = format!("unsafe outside {}: {}", UNSAFE_FOLDERS.join(" and "), line.trim());
+            let message =
+                format!("unsafe code is allowed only in {}: {}", UNSAFE_FOLDERS.join(" and "), line.trim());
             findings.push(Finding::new(&source.path, n + 1, message));
         }
         if is_crate_root(&path) && !source.code.contains("#![forbid(unsafe_code)]") {
-            findings.push(Finding::new(&source.path, 1, "a crate root without #![forbid(unsafe_code)]"));
+            findings.push(Finding::new(&source.path, 1, "this crate root lacks #![forbid(unsafe_code)]"));
         }
     }
     for (n, line) in source.code.lines().enumerate() {
         if let Some(note) = NOTE_MACROS.iter().find(|m| line.contains(**m)) {
-            findings.push(Finding::new(&source.path, n + 1, format!("{note} is not code")));
+            findings.push(Finding::new(
+                &source.path,
+                n + 1,
+                format!("{note} stands for missing code: write the code"),
+            ));
         }
     }
     if all_tests {
@@ -64,7 +77,7 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     }
     let count = source.shipped_lines().count();
     if count > MAX_LINES {
-        let message = format!("{count} lines without tests; {MAX_LINES} are the limit");
+        let message = format!("this file has {count} lines without tests, and the limit is {MAX_LINES}");
         findings.push(Finding::new(&source.path, 0, message));
     }
     if is_in(NO_PANIC_FOLDERS) {
@@ -92,7 +105,9 @@ fn unwraps(source: &Source) -> Vec<Finding> {
     source
         .shipped_lines()
         .filter(|(n, line)| (line.contains(".unwrap()") || line.contains(".expect(")) && !allowed(*n))
-        .map(|(n, line)| Finding::new(&source.path, n, format!("unwrap on the data path: {}", line.trim())))
+        .map(|(n, line)| {
+            Finding::new(&source.path, n, format!("the data path may not unwrap: {}", line.trim()))
+        })
         .collect()
 }
 

@@ -60,7 +60,7 @@ pub fn tidy(repo: &Repo) -> Result<()> {
     if !findings.is_empty() {
         bail!("tidy: {} findings in {} files", findings.len(), files.len());
     }
-    println!("tidy: {} files, nothing to report", files.len());
+    println!("tidy: {} files, no findings", files.len());
     Ok(())
 }
 

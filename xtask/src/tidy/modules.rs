@@ -142,7 +142,7 @@ fn judge_order(one: &Crate, order: &str) -> Vec<Finding> {
         let message = match (height(&from), height(&to)) {
             (Some(from_height), Some(to_height)) if to_height < from_height => continue,
             (Some(_), Some(_)) => {
-                format!("`{from}` may not import `{to}`: `{from}` is the lower one in the order of modules")
+                format!("`{from}` may not import `{to}`: `{from}` is below `{to}` in the order of modules")
             }
             (None, _) => format!("`{from}` has no place in xtask/src/tidy/modules.rs"),
             (_, None) => format!("`{to}` has no place in xtask/src/tidy/modules.rs"),
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(judge("high low"), [""; 0]);
         assert_eq!(
             judge("low high"),
-            ["`low` may not import `high`: `low` is the lower one in the order of modules"]
+            ["`low` may not import `high`: `low` is below `high` in the order of modules"]
         );
         assert_eq!(judge("low"), ["`high` has no place in xtask/src/tidy/modules.rs"]);
     }

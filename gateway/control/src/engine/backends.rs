@@ -98,7 +98,7 @@ impl Live {
         if let Some(path) = &self.made
             && let Err(error) = std::fs::remove_file(path)
         {
-            tracing::error!(%error, path = %path.display(), "a file that a failed change made is left");
+            tracing::error!(%error, path = %path.display(), "a failed change made a file, and the file can't be removed");
         }
     }
 
@@ -231,7 +231,12 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
 
 /// Returns the settings from which an array's channels are made.
 fn array(backend: &Backend, gateway: &str, requests: usize) -> Result<Opened, Refusal> {
-    let missing = || Refusal::new(Fault::Invalid, format!("backend `{}`: address: missing", backend.name));
+    let missing = || {
+        Refusal::new(
+            Fault::Invalid,
+            format!("backend `{}`: address: the field `address` is missing", backend.name),
+        )
+    };
     let address = backend.address.ok_or_else(missing)?;
     let to = resolve(address)
         .map_err(|e| device(format!("backend `{}`: address: {address}", backend.name), &e))?;
@@ -344,7 +349,7 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
         Err(e) if e.kind() == io::ErrorKind::NotFound && is_devices_place(path) => {
             let at = path.display();
             let text = format!(
-                "backend `{}`: path: there is no device {at}, and no file is made there",
+                "backend `{}`: path: there is no device {at}, and the gateway makes no files among devices",
                 backend.name
             );
             return Err(Refusal::new(Fault::Device, text));
@@ -364,7 +369,7 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
         BackendType::Memory => "a file",
         _ => "a file or a block device",
     };
-    Err(Refusal::new(Fault::Invalid, format!("{}; it has to be {needed}", is(what))))
+    Err(Refusal::new(Fault::Invalid, format!("{}: use {needed}", is(what))))
 }
 
 /// Returns whether a file made at `path` would lie among devices: a file there fills the machine's memory under a device's
@@ -415,7 +420,7 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
                 Some(path) => Region::shared_file(path, size.0 as usize),
             };
             let region = region.map_err(|e| match path {
-                None => device(format!("backend `{}`: {size} of memory", backend.name), &e),
+                None => device(format!("backend `{}`: {size} of memory can't be had", backend.name), &e),
                 Some(path) => at_path(backend, path, &e),
             })?;
             Ok(Opened { len_bytes: size.0, block_bytes, source: Source::Memory(region) })
@@ -428,14 +433,16 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
                 tracing::warn!(
                     backend = backend.name,
                     path = %path.display(),
-                    "the file system can't make holes in files (no FALLOC_FL_PUNCH_HOLE): a new LUN, or more of a LUN, takes its \
-                     whole space on the disk at once, and TRIM gives none back"
+                    "the file system can't make holes in files (no FALLOC_FL_PUNCH_HOLE): a new or grown LUN takes its whole \
+                     space on the disk at once, and TRIM frees no space"
                 );
             }
             Ok(opened)
         }
-        (BackendType::File, None) => Err(Refusal::new(Fault::Invalid, "path: a file backend needs it")),
-        (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array is no file")),
+        (BackendType::File, None) => {
+            Err(Refusal::new(Fault::Invalid, "path: a backend of type file needs the field `path`"))
+        }
+        (BackendType::NvmeTcp, _) => Err(Refusal::new(Fault::Internal, "an array can't be opened as a file")),
     }
 }
 
@@ -448,7 +455,7 @@ pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Loc
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
     match open_file(backend, path, &taken, Instant::now())?.source {
         Source::File { lock, .. } => Ok(lock),
-        _ => Err(Refusal::new(Fault::Internal, "a file is opened as something else")),
+        _ => Err(Refusal::new(Fault::Internal, "a file was opened as another type of backend")),
     }
 }
 
@@ -472,14 +479,18 @@ fn open_file(
     }
     let identity = if is_device { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
     if taken.contains(&identity) {
-        return Err(Refusal::new(Fault::InUse, format!("{} is another backend already", what())));
+        return Err(Refusal::new(Fault::InUse, format!("{} is already used by another backend", what())));
     }
     let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
     let io = match direct {
         Ok(io) => io,
         // For example, tmpfs before Linux 6.6 does not know O_DIRECT.
         Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
-            tracing::info!(backend = backend.name, path = %path.display(), "no O_DIRECT here; going through the page cache");
+            tracing::info!(
+                backend = backend.name,
+                path = %path.display(),
+                "the file system has no O_DIRECT, so I/O goes through the page cache"
+            );
             OpenOptions::new().read(true).write(true).open(path).map_err(fail)?
         }
         Err(e) => return Err(fail(e)),
@@ -494,7 +505,10 @@ fn open_file(
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(Refusal::new(Fault::InUse, format!("{} is in use by another process", what())));
+                return Err(Refusal::new(
+                    Fault::InUse,
+                    format!("{} is in use by another process: stop that process first", what()),
+                ));
             }
             Err(TryLockError::Error(e)) => return Err(fail(e)),
         }
@@ -503,15 +517,22 @@ fn open_file(
     let own = if is_device { device_block_bytes(meta.rdev()).map_err(fail)? } else { 512 };
     let block_bytes = backend.block_bytes.unwrap_or(own);
     if block_bytes < own {
-        let text = format!("{}: it has blocks of {own} bytes, so {block_bytes} is not possible", what());
+        let text = format!(
+            "{}: the device has blocks of {own} bytes, so `block_bytes` can't be {block_bytes}",
+            what()
+        );
         return Err(Refusal::new(Fault::Invalid, text));
     }
     let usable = len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
     if usable == 0 {
-        return Err(Refusal::new(Fault::Invalid, format!("{} is empty: give it a size", what())));
+        return Err(Refusal::new(
+            Fault::Invalid,
+            format!("{} is empty: set `size`, or use another file", what()),
+        ));
     }
     if let Some(size) = backend.size.filter(|size| size.0 > len_bytes) {
-        let text = format!("{} has {} and not the size that is configured, {size}", what(), Bytes(len_bytes));
+        let text =
+            format!("{} has {}, which is less than the configured size of {size}", what(), Bytes(len_bytes));
         return Err(Refusal::new(Fault::Invalid, text));
     }
     let lock = Locked { _file: file, identity };
@@ -532,11 +553,11 @@ fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
 fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
     let mut what = format!("backend `{}`: path {}", backend.name, path.display());
     if e.kind() == io::ErrorKind::NotFound && !folder(path).exists() {
-        what = format!("{what}: its folder {}", folder(path).display());
+        what = format!("{what}: folder {}", folder(path).display());
     }
     match e.kind() {
         io::ErrorKind::ResourceBusy => {
-            Refusal::new(Fault::InUse, format!("{what} is mounted, or something else has it: {e}"))
+            Refusal::new(Fault::InUse, format!("{what} is mounted, or another program holds the device: {e}"))
         }
         // Another backend or process has the lock.
         io::ErrorKind::WouldBlock => {
@@ -603,14 +624,10 @@ mod tests {
         std::os::unix::fs::symlink(at("own.toml"), at("link")).expect("a link");
         let own = [(at("own.toml"), "the gateway's own document")];
         let cases = [
-            (dir.path().into(), "is a directory; it has to be a file or a block device", Fault::Invalid),
-            (at("fifo"), "is a FIFO; it has to be a file or a block device", Fault::Invalid),
-            (at("socket"), "is a socket; it has to be a file or a block device", Fault::Invalid),
-            (
-                "/dev/null".into(),
-                "is a character device; it has to be a file or a block device",
-                Fault::Invalid,
-            ),
+            (dir.path().into(), "is a directory: use a file or a block device", Fault::Invalid),
+            (at("fifo"), "is a FIFO: use a file or a block device", Fault::Invalid),
+            (at("socket"), "is a socket: use a file or a block device", Fault::Invalid),
+            ("/dev/null".into(), "is a character device: use a file or a block device", Fault::Invalid),
             (at("own.toml"), "is the gateway's own document", Fault::InUse),
             (at("link"), "is the gateway's own document", Fault::InUse),
         ];
@@ -677,7 +694,7 @@ mod tests {
         });
         drop(waited.expect("opened"));
         let small = refused(Some(2 << 20), &[], true);
-        let told = "disk has 1MiB and not the size that is configured, 2MiB";
+        let told = "disk has 1MiB, which is less than the configured size of 2MiB";
         assert!(small.fault == Fault::Invalid && small.message.ends_with(told), "{}", small.message);
         assert!(open(None, &[], true).is_ok_and(|(_, made)| made.is_none()));
     }

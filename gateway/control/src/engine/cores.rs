@@ -136,7 +136,7 @@ pub struct Cores {
 pub type EventSink = Box<dyn Fn(CoreId, Event)>;
 
 fn gone(core: CoreId) -> Refusal {
-    Refusal::new(Fault::Internal, format!("core {} doesn't answer", core.0))
+    Refusal::new(Fault::Internal, format!("core {} doesn't answer: restart the gateway", core.0))
 }
 
 impl Cores {
@@ -210,7 +210,10 @@ impl Cores {
             tokio::select! {
                 ready = mail.readable() => match ready {
                     Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => return tracing::error!(%error, "the mailbox's descriptor failed"),
+                    Err(error) => {
+                        let what = "the descriptor of the cores' mailbox failed: control hears no core any more";
+                        return tracing::error!(%error, "{what}");
+                    }
                 },
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
@@ -282,7 +285,7 @@ impl Cores {
                 self.refused.borrow_mut().tell(&refused);
                 self.returns.borrow_mut().push_back((Instant::now() + RETURN_AFTER, core, refused));
             }
-            other => tracing::error!(core = core.0, "a core sent control {other:?}"),
+            other => tracing::error!(core = core.0, "a core sent control an unexpected message: {other:?}"),
         }
     }
 
@@ -325,8 +328,8 @@ impl Cores {
                     if !deallocates {
                         tracing::info!(
                             backend = name(backend),
-                            "TRIM gives no space back: the array lacks Dataset Management, or does not promise that deallocated \
-                             blocks read as zeros (DLFEAT)"
+                            "TRIM frees no space on this backend: the array lacks Dataset Management, or does not promise that \
+                             deallocated blocks read as zeros (DLFEAT)"
                         );
                     }
                 }
@@ -338,19 +341,16 @@ impl Cores {
                 is_lost(backend, Lost { why: Why::Borrowed(why), is_final: *is_final });
             }
             Event::BackendReplaced { backend, was, is } => {
-                let why = format!("{ANOTHER_NAMESPACE}. It has been {was}, and is {is}");
+                let why = format!(
+                    "{ANOTHER_NAMESPACE}: the known namespace is {was}, and the new namespace is {is}"
+                );
                 is_lost(backend, Lost { why: why.into(), is_final: true });
             }
             Event::BackendAccess { backend, access } => {
                 let before = self.access.borrow_mut().insert(*backend, *access);
                 if before.unwrap_or(Access::FULL) != *access {
                     let Access { ana_state, read_only } = access;
-                    tracing::warn!(
-                        backend = name(backend),
-                        ?ana_state,
-                        read_only,
-                        "backend's access changed"
-                    );
+                    tracing::warn!(backend = name(backend), ?ana_state, read_only, "backend access changed");
                 }
                 self.reached.notify_waiters();
             }
@@ -492,8 +492,8 @@ impl Cores {
         }
         match self.access(id).ana_state {
             state if state.is_usable() => Ok(()),
-            AnaState::PersistentLoss => Err("its array says: ANA Persistent Loss".into()),
-            _ => Err("its array says: ANA Inaccessible".into()),
+            AnaState::PersistentLoss => Err("the array reports the ANA state Persistent Loss".into()),
+            _ => Err("the array reports the ANA state Inaccessible".into()),
         }
     }
 

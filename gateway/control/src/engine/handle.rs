@@ -103,7 +103,7 @@ impl Handle {
     pub async fn view(&self) -> Result<View, Refusal> {
         match self.act(Action::View).await? {
             Outcome::View(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a view gave {other:?}"))),
+            other => Err(Refusal::new(Fault::Internal, format!("the engine answered a view with {other:?}"))),
         }
     }
 
@@ -114,7 +114,10 @@ impl Handle {
     pub async fn lun_stats(&self) -> Result<BTreeMap<String, LunTotals>, Refusal> {
         match self.act(Action::LunStats).await? {
             Outcome::LunStats(luns) => Ok(luns),
-            other => Err(Refusal::new(Fault::Internal, format!("LUN statistics gave {other:?}"))),
+            other => Err(Refusal::new(
+                Fault::Internal,
+                format!("the engine answered LUN statistics with {other:?}"),
+            )),
         }
     }
 
@@ -125,7 +128,9 @@ impl Handle {
     pub async fn change(&self, change: Change) -> Result<View, Refusal> {
         match self.act(Action::Change(change)).await? {
             Outcome::Changed(view) => Ok(*view),
-            other => Err(Refusal::new(Fault::Internal, format!("a change gave {other:?}"))),
+            other => {
+                Err(Refusal::new(Fault::Internal, format!("the engine answered a change with {other:?}")))
+            }
         }
     }
 

@@ -172,8 +172,8 @@ impl Engine {
                 let document = document.display();
                 tracing::warn!(
                     objects,
-                    "the stored state is in force, and not {document}, which would change the objects named here: \
-                     `trefoil config diff {document}` shows how, `trefoil config apply {document}` takes it over"
+                    "the gateway runs from its stored state, and {document} differs in the objects named here: \
+                     `trefoil config diff {document}` shows the changes, `trefoil config apply {document}` makes them"
                 );
             }
         }
@@ -208,7 +208,7 @@ impl Engine {
                         outcome = self.act(action) => outcome,
                         () = stop_is_late(&mut hurried), if is_change => Err(Refusal::new(
                             Fault::WrongState,
-                            "the gateway stops and this change was cut short; the next start shows what came of it",
+                            "the gateway stops and cut this change short; check after the next start whether the change was made",
                         )),
                     };
                     self.show();
@@ -226,7 +226,7 @@ impl Engine {
             }
             tokio::select! {
                 heeded = self.heed_events() => if let Err(error) = heeded {
-                    tracing::error!(%error, "what cores reported could not be followed");
+                    tracing::error!(%error, "the engine could not act on events that cores reported");
                 },
                 () = stop_is_late(&mut hurried) => {}
             }
@@ -274,7 +274,7 @@ impl Engine {
                 self.live.clear();
                 Ok(Outcome::Stopping)
             }
-            other => Err(Refusal::new(Fault::Internal, format!("{other:?} changes nothing"))),
+            other => Err(Refusal::new(Fault::Internal, format!("{other:?} is not a change"))),
         }
     }
 
@@ -305,7 +305,10 @@ impl Engine {
         let ready = match ready {
             Ok(()) if changes.is_empty() && !seeding => Ok(()),
             Ok(()) => self.store.commit(changes).await.map_err(|e| {
-                Refusal::new(Fault::Device, format!("nothing has changed, because the store failed: {e}"))
+                Refusal::new(
+                    Fault::Device,
+                    format!("nothing has changed, because the state can't be stored: {e}"),
+                )
             }),
             Err(refusal) => Err(refusal),
         };
@@ -385,7 +388,7 @@ impl Engine {
         let unidentified = next.identify_whole(own);
         check_whole(next, &self.gateway).map_err(|problem| match adopts {
             true => {
-                let what = format!("the document doesn't go with what the pools keep: {problem}");
+                let what = format!("the document doesn't fit the LUNs that the pools hold: {problem}");
                 Refusal::new(problem.fault, what)
             }
             false => problem,
@@ -469,7 +472,7 @@ impl Engine {
         self.numbers.portals.retain(|at| self.portals.contains_key(at));
         opened.map_err(|mut refusal| {
             if let Some(own) = self.portals.keys().find(|own| overlap(**own, at)) {
-                refusal.message += &format!(": the gateway listens on {own} itself");
+                refusal.message += &format!(": the gateway already listens on {own}");
             }
             refusal
         })?;
@@ -516,20 +519,20 @@ impl Engine {
             match self.pools.undo_growth(&self.cores, &self.live, &lun).await {
                 Ok(()) => drop(self.placed.insert(lun.name, place)),
                 Err(error) => {
-                    tracing::error!(%error, lun = lun.name, "a failed change has grown a LUN for good")
+                    tracing::error!(%error, lun = lun.name, "a failed change has grown a LUN, and the LUN keeps the new size")
                 }
             }
         }
         for lun in &made.luns {
             if let Err(error) = self.pools.delete_lun(&self.cores, &self.live, lun).await {
-                tracing::error!(%error, lun = lun.name, "a LUN that a failed change made can't be deleted");
+                tracing::error!(%error, lun = lun.name, "a failed change made a LUN, and the LUN can't be deleted");
             }
         }
         for (name, is_new) in &made.pools {
             if !is_new {
                 self.pools.close(name);
             } else if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
-                tracing::error!(%error, pool = name, "a pool that a failed change made can't be deleted");
+                tracing::error!(%error, pool = name, "a failed change made a pool, and the pool can't be deleted");
             }
         }
         for name in &made.backends {
@@ -539,7 +542,7 @@ impl Engine {
                 Err(error) => tracing::error!(
                     %error,
                     backend = name,
-                    "a backend that a failed change brought up stays up"
+                    "a failed change brought up a backend, and the backend can't be taken down"
                 ),
             }
         }
@@ -571,12 +574,12 @@ impl Engine {
                 other => other,
             };
             if let Err(error) = gone {
-                tracing::error!(%error, lun = lun.name, "a LUN that is gone still has its place on its pool");
+                tracing::error!(%error, lun = lun.name, "a removed LUN still takes space on its pool");
             }
         }
         for name in old.pools.keys().filter(|name| !state.pools.contains_key(*name)) {
             if let Err(error) = self.pools.delete(&self.cores, &self.live, name).await {
-                tracing::error!(%error, pool = name, "a pool that is gone still has its labels");
+                tracing::error!(%error, pool = name, "a removed pool still has labels on its backends");
             }
             self.down.remove(&format!("pool/{name}"));
         }
@@ -585,7 +588,7 @@ impl Engine {
             if let Some(live) = self.live.remove(name)
                 && let Err(error) = backends::take_down(&self.cores, live.id).await
             {
-                tracing::error!(%error, backend = name, "a backend that is gone is still attached");
+                tracing::error!(%error, backend = name, "a removed backend is still attached to cores");
             }
         }
         self.retain_numbers();
@@ -602,7 +605,7 @@ impl Engine {
     /// Stores in the pools which hosts see their LUNs now. A failure is only logged.
     async fn keep_exports(&mut self) {
         if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
-            tracing::error!(%error, "a pool doesn't keep who sees its LUNs; only the store knows it");
+            tracing::error!(%error, "a pool can't store which hosts see its LUNs; only the database has this record");
         }
     }
 
@@ -663,7 +666,10 @@ struct Made {
 }
 
 fn full(what: &str) -> Refusal {
-    Refusal::new(Fault::NoSpace, format!("there are as many {what} as a gateway can have"))
+    Refusal::new(
+        Fault::NoSpace,
+        format!("the gateway already has the most {what} that a gateway can have: remove some first"),
+    )
 }
 
 fn down(what: &str) -> Refusal {

@@ -128,9 +128,11 @@ fn tell(backend: &str, found: &Found) -> String {
         Found::Member(label) => {
             format!("{backend} belongs to pool {} ({})", label.pool_name, label.pool_uuid)
         }
-        Found::Unfinished(label) => format!("{backend} is left from the unfinished pool {}", label.pool_name),
-        Found::Free => format!("{backend} has none"),
-        Found::Damaged(damage) => format!("{backend} has a damaged one: {damage}"),
+        Found::Unfinished(label) => {
+            format!("{backend} has a label of pool {}, whose creation was cut short", label.pool_name)
+        }
+        Found::Free => format!("{backend} has no label"),
+        Found::Damaged(damage) => format!("{backend} has a damaged label: {damage}"),
         Found::Failed(error) => error.to_string(),
     }
 }
@@ -151,7 +153,7 @@ fn lun_refusal(e: LunError) -> Refusal {
     let text = match &e {
         LunError::NoSpace { pool, lun, need_bytes, free_bytes } => {
             let (need, free) = (Bytes(*need_bytes).rounded(), Bytes(*free_bytes).rounded());
-            format!("pool {pool}: LUN {lun} needs {need} more, and {free} are free for it")
+            format!("pool {pool}: LUN {lun} needs {need} more, and the pool has {free} free for this LUN")
         }
         other => other.to_string(),
     };
@@ -176,18 +178,20 @@ fn create_refusal(e: CreatePoolError) -> Refusal {
     let text = match &e {
         CreatePoolError::TooSmall { backend, len_bytes, need_bytes } => {
             let (len, need) = (Bytes(*len_bytes).rounded(), Bytes(*need_bytes).rounded());
-            format!("backend {backend} has {len}; at least {need} are needed")
+            format!("backend {backend} has {len}, and a pool needs at least {need}")
         }
         CreatePoolError::InUse { .. } => format!(
-            "{e}: if no gateway uses that pool any more, --delete-data with `trefoil pool create` or `config apply` takes the \
-             backend from it"
+            "{e}: if no gateway uses that pool any more, take the backend with --delete-data in `trefoil pool create` or \
+             `config apply`"
         ),
         CreatePoolError::Damaged { .. } => {
-            format!("{e}; --delete-data with `trefoil pool create` or `config apply` allows to overwrite it")
+            format!(
+                "{e}: to overwrite the label, use --delete-data in `trefoil pool create` or `config apply`"
+            )
         }
         CreatePoolError::Contents { .. } => format!(
-            "{e}, which a pool would overwrite: --delete-data with `trefoil pool create` or `config apply` allows it, and so does \
-             wipefs(8)"
+            "{e}, which a pool would overwrite: use --delete-data in `trefoil pool create` or `config apply`, or erase the \
+             contents with wipefs(8)"
         ),
         other => other.to_string(),
     };
@@ -207,7 +211,7 @@ pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool
     match import_namespace(&io, backend, lun.name.clone(), uuid, nguid).await {
         Ok(_) => Ok(()),
         Err(error @ (ImportError::Pooled { .. } | ImportError::Damaged { .. })) if was_lun => {
-            tracing::warn!(%error, lun = lun.name, "it is presented all the same, as it comes with its UUID");
+            tracing::warn!(%error, lun = lun.name, "the LUN is presented all the same, because the request gives the LUN's UUID");
             Ok(())
         }
         Err(error) => {
@@ -260,7 +264,7 @@ impl Pools {
             if self.open.get(&spec.name).is_some_and(|pool| pool.backends().len() == backends.len()) {
                 tracing::warn!(
                     pool = spec.name,
-                    "the pool lies on its backends already: it was opened, with its LUNs"
+                    "the backends already hold this pool: the gateway opened the pool with its LUNs"
                 );
                 return Ok(false);
             }
@@ -271,7 +275,10 @@ impl Pools {
             let own = cores.identity(backend.id);
             let is_it = |live: &Live| own.is_some() && cores.identity(live.id) == own;
             if let Some((other, _)) = lives.iter().find(|(_, live)| live.id != backend.id && is_it(live)) {
-                let what = format!("backends `{}` and `{other}` are one namespace", backend.name);
+                let what = format!(
+                    "backends `{}` and `{other}` are the same namespace of an array: use only one of them",
+                    backend.name
+                );
                 return Err(Refusal::new(Fault::InUse, what));
             }
         }
@@ -280,8 +287,8 @@ impl Pools {
                 && let Some((pool, member)) = self.member_of(label)
             {
                 let what = format!(
-                    "backend `{}` has the label of backend `{member}` of pool `{pool}`, which is open: it is that disk by another \
-                     way, or a copy of it; a copy can be used once its first 8 KiB are zeroed",
+                    "backend `{}` has the label of backend `{member}` of the open pool `{pool}`: both are the same disk, or one \
+                     disk is a copy of the other; to use a copy, zero its first 8 KiB",
                     backend.name
                 );
                 return Err(Refusal::new(Fault::InUse, what));
@@ -333,11 +340,11 @@ impl Pools {
         if backends.is_empty() {
             let why = awaited.join("; ");
             let what =
-                format!("pool `{}` waits for its members: all its backends are down: {why}", spec.name);
+                format!("pool `{}` can't be opened, because all its backends are down: {why}", spec.name);
             return Err(Refusal::new(Fault::Device, what));
         }
         for why in awaited {
-            tracing::warn!(pool = spec.name, why, "the pool waits for a member");
+            tracing::warn!(pool = spec.name, why, "the pool waits for a backend");
         }
         let found = scan(&io, &backends).await;
         let uuid = found.iter().find_map(|found| match found {
@@ -346,7 +353,8 @@ impl Pools {
         });
         let uuid = uuid.ok_or_else(|| {
             let each: Vec<_> = backends.iter().zip(&found).map(|(b, found)| tell(&b.name, found)).collect();
-            let what = format!("no backend of pool `{}` has its label: {}", spec.name, each.join("; "));
+            let what =
+                format!("no backend of pool `{}` has the pool's label: {}", spec.name, each.join("; "));
             Refusal::new(Fault::Device, what)
         })?;
         let mut members = Vec::new();
@@ -359,7 +367,11 @@ impl Pools {
                 Found::Free | Found::Damaged(_) => members.push(backend),
                 Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
                     let what = tell(&backend.name, &found);
-                    tracing::error!(pool = spec.name, what, "not a member of this pool");
+                    tracing::error!(
+                        pool = spec.name,
+                        what,
+                        "a backend does not belong to this pool, and is left out"
+                    );
                 }
             }
         }
@@ -383,7 +395,7 @@ impl Pools {
         if is_new(&pool) {
             pool.notes().iter().for_each(|note| tracing::warn!(pool = name, note, "opened a pool"));
             if let Some(why) = pool.frozen() {
-                tracing::error!(pool = name, %why, "the pool takes no changes");
+                tracing::error!(pool = name, %why, "the pool can't be changed");
             }
         }
         self.open.insert(name.into(), pool);
@@ -409,7 +421,11 @@ impl Pools {
             Ok(pool) => pool,
             Err(why) => {
                 self.close(name);
-                tracing::warn!(%why, pool = name, "a pool is given up; its labels stay on its backends");
+                tracing::warn!(
+                    %why,
+                    pool = name,
+                    "the gateway forgot a pool without destroying it; the pool's labels stay on its backends"
+                );
                 return Ok(());
             }
         };
@@ -466,9 +482,9 @@ impl Pools {
         let mut left = Vec::new();
         for (pool, uuid) in begun {
             match self.delete_in(cores, lives, &pool, pool_uuid(uuid)).await {
-                Ok(()) => tracing::warn!(pool, %uuid, "deleted a LUN whose deletion was cut short"),
+                Ok(()) => tracing::warn!(pool, %uuid, "the gateway finished the deletion of a LUN"),
                 Err(error) => {
-                    tracing::error!(%error, pool, %uuid, "a LUN whose deletion was cut short stays for now");
+                    tracing::error!(%error, pool, %uuid, "the deletion of a LUN was cut short and can't be finished yet");
                     left.push(uuid);
                 }
             }
@@ -481,7 +497,11 @@ impl Pools {
         self.open.iter().filter_map(|(name, pool)| match Record::parse(&pool.table().exports) {
             Ok(record) => record.map(|record| (name, record)),
             Err(why) => {
-                tracing::error!(pool = name, why, "what the pool keeps of its exports can't be read");
+                tracing::error!(
+                    pool = name,
+                    why,
+                    "the pool's record of which hosts see its LUNs can't be read"
+                );
                 None
             }
         })
@@ -492,7 +512,10 @@ impl Pools {
         let mut held = BTreeMap::new();
         let mut records = Vec::new();
         for (name, record) in self.records() {
-            tracing::warn!(pool = name, "its LUNs are shown as the pool says, and not as the document does");
+            tracing::warn!(
+                pool = name,
+                "hosts see the pool's LUNs as the pool's record says, not as the document says"
+            );
             let luns = self.open.get(name).into_iter().flat_map(|pool| &pool.table().luns);
             for uuid in luns.map(uuid_of) {
                 let known = state.luns.values().find(|lun| lun.uuid == Some(uuid));
@@ -524,12 +547,15 @@ impl Pools {
             let is_leaving = !state.pools.contains_key(&name);
             let is_lost = is_leaving && self.check_reachable(cores, &name).is_err();
             if is_lost || self.is_missing_members(&name) {
-                tracing::warn!(pool = name, "the pool is not whole and can't keep who sees its LUNs");
+                tracing::warn!(
+                    pool = name,
+                    "the pool lacks a backend, so it can't store which hosts see its LUNs"
+                );
                 continue;
             }
             match self.store_exports(cores, lives, &name, wanted.bytes()).await {
                 Err(why) if is_leaving => {
-                    tracing::warn!(%why, pool = name, "a pool that goes can't keep that its LUNs do");
+                    tracing::warn!(%why, pool = name, "the removed pool can't record that its LUNs are deleted");
                 }
                 stored => stored?,
             }
@@ -697,9 +723,11 @@ impl Pools {
     pub fn place(&self, lun: &Lun) -> Result<Placed, String> {
         let pool = self.pool_of(lun)?;
         let found = pool.lun(pool_uuid(lun.uuid.unwrap_or_default())).filter(|lun| lun.is_visible());
-        let found = found.ok_or_else(|| format!("pool `{}` doesn't hold it", pool.name()))?;
+        let found = found.ok_or_else(|| format!("pool `{}` doesn't hold the LUN", pool.name()))?;
         let len_bytes = found.blocks * u64::from(found.block_bytes);
-        let mut extents = pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
+        let mut extents = pool
+            .extents(found)
+            .map_err(|backend| format!("backend `{backend}` of the LUN's pool is missing"))?;
         // Units are larger than blocks, so the last extent may reach past the LUN's end.
         if let Some(last) = extents.last_mut() {
             last.len = last.len.min(len_bytes - last.lun_offset);
@@ -753,14 +781,18 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Resul
     };
     if let Some(twin) = state.twin(&lun) {
         let what = format!(
-            "pool `{pool}`: LUN `{}` is left out, as LUN `{}` of another place has its identity: is one's disk a copy of the \
-             other's?",
+            "pool `{pool}`: LUN `{}` is left out, because LUN `{}` on other backends has the same identity: check whether a \
+             disk of one LUN is a copy of the other's disk",
             found.name, twin.name
         );
         return Err(Refusal::new(Fault::Exists, what));
     }
     if known.is_none() {
-        tracing::warn!(pool, lun = name, "a LUN that the store didn't know was found in its pool");
+        tracing::warn!(
+            pool,
+            lun = name,
+            "the pool holds a LUN that the database did not have; the gateway added the LUN"
+        );
     }
     state.luns.insert(name, lun);
     Ok(())
@@ -830,8 +862,10 @@ mod tests {
         for copy in [lun("root", 1), lun("other", 1), nguid] {
             for by_name in [false, true] {
                 let refusal = adopt(&mut state, "copy", &copy, by_name).expect_err("a twin");
-                let told =
-                    format!("pool `copy`: LUN `{}` is left out, as LUN `root` of another place", copy.name);
+                let told = format!(
+                    "pool `copy`: LUN `{}` is left out, because LUN `root` on other backends",
+                    copy.name
+                );
                 assert!(refusal.message.starts_with(&told), "{refusal}");
                 assert_eq!(state, before);
             }

@@ -126,7 +126,7 @@ impl Placement {
         }
         tracing::warn!(
             connections = count + 1,
-            "too many connections without a Connect: the oldest of the addresses with most were closed"
+            "too many unauthenticated connections: the gateway closed the oldest ones of the addresses with the most"
         );
         self.sent_away.set((0, Some(Instant::now())));
     }
@@ -149,9 +149,11 @@ impl Placement {
                 }
                 return;
             }
-            Ok(Ok(None)) => tracing::debug!(%peer, "a connection ended before its Connect"),
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before its Connect"),
-            Err(_) => tracing::debug!(%peer, "no Connect in time"),
+            Ok(Ok(None)) => tracing::debug!(%peer, "an unauthenticated connection ended"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "an unauthenticated connection ended"),
+            Err(_) => {
+                tracing::debug!(%peer, "an unauthenticated connection sent no Connect before its deadline")
+            }
         }
         lobby.guests.take(number);
     }
@@ -167,7 +169,7 @@ impl Placement {
             };
             let peer = newcomer.peer;
             if let Err(error) = self.place(newcomer, &mut loads).await {
-                tracing::error!(%error, %peer, "a connection can't be placed");
+                tracing::error!(%error, %peer, "a connection can't be given to a core");
             }
         }
     }
@@ -193,7 +195,7 @@ impl Placement {
             Ok(socket) => socket,
             Err(error) => {
                 // The host has closed the connection already.
-                tracing::debug!(%error, %peer, "a connection ended before it began");
+                tracing::debug!(%error, %peer, "a connection was closed before it was accepted");
                 return Ok(());
             }
         };
@@ -380,7 +382,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
             Ok(accepted) => accepted,
             Err(error) => {
                 // Most likely the process is out of descriptors. Waiting connections stay in the backlog meanwhile.
-                tracing::warn!(%error, "a listener can't accept");
+                tracing::warn!(%error, "a listener can't accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -389,7 +391,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
         match stream.local_addr().map(canonical) {
             Ok(local) => placement.welcome(Newcomer { stream, portal, local, peer, initialized: false }),
             // The host has closed the connection already.
-            Err(error) => tracing::debug!(%error, %peer, "a connection ended before it began"),
+            Err(error) => tracing::debug!(%error, %peer, "a connection was closed before it was accepted"),
         }
     }
 }

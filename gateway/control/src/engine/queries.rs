@@ -55,7 +55,7 @@ impl Queries {
                 let changes = view.state.changes_to(&next);
                 Ok(Outcome::Preview(Box::new(Preview { changes, losses, notes, refusals })))
             }
-            other => Err(Refusal::new(Fault::Internal, format!("{other:?} is no query"))),
+            other => Err(Refusal::new(Fault::Internal, format!("{other:?} is not a query"))),
         }
     }
 

@@ -27,7 +27,11 @@ impl Engine {
             {
                 Ok(live) => drop(self.live.insert(name.clone(), live)),
                 Err(error) => {
-                    tracing::error!(%error, backend = name, "a backend is down; what lies on it is not served");
+                    tracing::error!(
+                        %error,
+                        backend = name,
+                        "a backend is down; the pools and LUNs on this backend are not served"
+                    );
                     self.down.insert(format!("backend/{name}"), error.message);
                 }
             }
@@ -45,7 +49,7 @@ impl Engine {
                 tracing::error!(
                     backend = name,
                     why = &*why,
-                    "a backend can't be used; what lies on it is not served"
+                    "a backend can't be used; the pools and LUNs on this backend are not served"
                 );
             }
         }
@@ -74,7 +78,7 @@ impl Engine {
         }
         // A problem is only logged, so that all that was served stays in service.
         if let Err(problem) = check_whole(&state, &self.gateway) {
-            tracing::error!(%problem, "the stored state would be refused if it were a document");
+            tracing::error!(%problem, "the stored state breaks a rule of documents; it is served all the same");
         }
         self.state = Arc::new(state);
         self.keep_exports().await;
@@ -153,7 +157,7 @@ impl Engine {
         }
         let before = self.down.len();
         if let Err(error) = self.place_again().await {
-            tracing::error!(%error, "what came up can't be served");
+            tracing::error!(%error, "objects that came up can't be shown to hosts");
         }
         came_up |= self.down.len() < before;
         came_up |= self.listen_again().await;
@@ -175,7 +179,7 @@ impl Engine {
             }
         }
         if listens && let Err(error) = self.publish().await {
-            tracing::error!(%error, "what came up can't be served");
+            tracing::error!(%error, "objects that came up can't be shown to hosts");
         }
         listens
     }
@@ -229,7 +233,7 @@ impl Engine {
                     Some(live) => topology::place_whole(lun, live),
                     None => Err(format!("backend `{backend}` is down")),
                 },
-                (None, None) => Err("it lies nowhere".into()),
+                (None, None) => Err("the LUN has neither a pool nor a backend".into()),
             };
             self.numbers.luns.give(name, MAX_LUNS);
             match place {
@@ -238,7 +242,11 @@ impl Engine {
                 }
                 // A LUN never shrinks under its hosts: I/O to the missing part fails.
                 Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
-                    tracing::error!(lun = name, place.len_bytes, "the backend under a LUN has shrunk");
+                    tracing::error!(
+                        lun = name,
+                        place.len_bytes,
+                        "the backend of a LUN has shrunk; the LUN keeps its size, and I/O to the missing part fails"
+                    );
                 }
                 Ok(place) => {
                     changed = true;

@@ -60,20 +60,26 @@ impl RefusedHosts {
 
 fn reason(why: ConnectRefusal) -> &'static str {
     match why {
-        ConnectRefusal::Host => "it is not on the subsystem's list: `trefoil host add NQN HOST`",
-        ConnectRefusal::Subsystem => "there is no such subsystem: `trefoil subsystem list`",
-        ConnectRefusal::Listener => {
-            "the subsystem is not offered on this listener: `trefoil subsystem add-listener NQN ADDRESS`"
+        ConnectRefusal::Host => {
+            "the host is not on the subsystem's list: add it with `trefoil host add NQN HOST`"
         }
-        ConnectRefusal::HostNqn => "its HOSTNQN is not up to 223 bytes of UTF-8 without control characters",
-        ConnectRefusal::HostId => "its HOSTID is zero",
-        ConnectRefusal::SqSize => "its SQSIZE is not possible",
-        ConnectRefusal::RecFmt => "its RECFMT is not 0",
-        ConnectRefusal::CntlId => "there is no controller with its CNTLID",
-        ConnectRefusal::Qid => "its QID is in use, or more than the controller granted",
-        ConnectRefusal::OtherHost => "the controller is another host's: HOSTNQN or HOSTID differ",
-        ConnectRefusal::Full => "the gateway or the subsystem has no place for another controller",
-        ConnectRefusal::Sequence => "the queue is connected already, or its controller is not enabled",
+        ConnectRefusal::Subsystem => "there is no such subsystem: `trefoil subsystem list` shows all",
+        ConnectRefusal::Listener => {
+            "the subsystem is not offered on this listener: offer it with `trefoil subsystem add-listener NQN ADDRESS`"
+        }
+        ConnectRefusal::HostNqn => {
+            "the command's HOSTNQN is invalid: up to 223 bytes of UTF-8 without control characters are valid"
+        }
+        ConnectRefusal::HostId => "the command's HOSTID is zero",
+        ConnectRefusal::SqSize => "the command's SQSIZE is out of range",
+        ConnectRefusal::RecFmt => "the command's RECFMT is not 0",
+        ConnectRefusal::CntlId => "there is no controller with the command's CNTLID",
+        ConnectRefusal::Qid => "the command's QID is in use, or larger than the controller granted",
+        ConnectRefusal::OtherHost => "the controller belongs to another host: HOSTNQN or HOSTID differ",
+        ConnectRefusal::Full => {
+            "the gateway or the subsystem already has its most controllers (max_hosts, min_cntlid, max_cntlid)"
+        }
+        ConnectRefusal::Sequence => "the queue is already connected, or its controller is not enabled",
         ConnectRefusal::Other => "the command is malformed, or was aborted",
     }
 }

@@ -89,13 +89,13 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     let block_bytes = lun.block_bytes.unwrap_or(backend.block_bytes);
     if block_bytes < backend.block_bytes {
         return Err(format!(
-            "LUN `{}`: blocks of {block_bytes} bytes are not possible on a backend with {}",
+            "LUN `{}`: `block_bytes` is {block_bytes}, and the backend's blocks have {} bytes: use at least that many",
             lun.name, backend.block_bytes
         ));
     }
     let len_bytes = backend.len_bytes / u64::from(block_bytes) * u64::from(block_bytes);
     if len_bytes == 0 {
-        return Err("the size of its backend is not known yet".into());
+        return Err("the size of the LUN's backend is not known yet".into());
     }
     let extents = vec![Extent { lun_offset: 0, len: len_bytes, backend: backend.id, backend_offset: 0 }];
     Ok(Placed { block_bytes, len_bytes, extents })

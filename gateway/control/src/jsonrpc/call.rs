@@ -18,9 +18,9 @@ pub async fn answer<D: Dispatch>(dispatch: &D, message: &RawValue) -> Option<Str
     }
     let refuse = |why: String| Some(failure(RawValue::NULL, RpcError::new(INVALID_REQUEST, why)));
     match serde_json::from_str::<Vec<&RawValue>>(message.get()) {
-        Ok(batch) if batch.is_empty() => refuse("an empty batch".into()),
+        Ok(batch) if batch.is_empty() => refuse("the batch is empty".into()),
         Ok(batch) if batch.len() > MAX_BATCH => {
-            refuse(format!("a batch of {} requests: {MAX_BATCH} are the most", batch.len()))
+            refuse(format!("the batch has {} requests, and at most {MAX_BATCH} are allowed", batch.len()))
         }
         Ok(batch) => answer_batch(dispatch, batch, MAX_ANSWERS_BYTES).await,
         Err(error) => refuse(error.to_string()),
@@ -46,8 +46,9 @@ async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<&RawValue>, max_byte
 
 /// Returns the answer to a request that is not carried out because the answers before it have reached the limit.
 fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
-    let why =
-        format!("not carried out: the batch's answers have reached {max_bytes} bytes; send a smaller batch");
+    let why = format!(
+        "the request was not carried out, because the batch's answers have reached {max_bytes} bytes: send a smaller batch"
+    );
     match Request::parse(request) {
         Ok(request) => Some(failure(request.id?, RpcError::new(INVALID_REQUEST, why))),
         Err((id, error)) => Some(failure(id, error)),
@@ -135,7 +136,7 @@ mod tests {
     fn a_request_of_a_batch_with_a_key_twice_is_refused_alone() {
         let text = run_text(r#"[{"id":1,"method":"echo","params":{"a":1,"a":2}},{"id":2,"method":"echo"}]"#);
         let answers: Vec<Value> = serde_json::from_str(&text.expect("answers")).expect("JSON");
-        assert_eq!(answers[0]["error"]["message"], json!("the key `a` is there twice"));
+        assert_eq!(answers[0]["error"]["message"], json!("the request has the key `a` twice"));
         assert_eq!((&answers[1]["id"], &answers[1]["result"]), (&json!(2), &Value::Null));
         assert!(answers[1].get("result").is_some(), "a result of null is one");
     }
@@ -191,6 +192,6 @@ mod tests {
     fn a_batch_of_too_many_is_refused_with_the_limit() {
         let reply = run(vec![json!({"method": "echo"}); MAX_BATCH + 1].into()).expect("an answer");
         let message = reply["error"]["message"].as_str().expect("an error");
-        assert_eq!(message, "a batch of 16385 requests: 16384 are the most");
+        assert_eq!(message, "the batch has 16385 requests, and at most 16384 are allowed");
     }
 }

@@ -31,7 +31,7 @@ impl<'a> Request<'a> {
             (id.unwrap_or(RawValue::NULL), RpcError::new(INVALID_REQUEST, what))
         };
         let Ok(Fields(fields)) = serde_json::from_str::<Fields<'a>>(text.get()) else {
-            return Err(refuse(None, "a request is an object".into()));
+            return Err(refuse(None, "the request is not an object".into()));
         };
         let (mut id, mut version, mut method, mut params) = (None, None, None, None);
         let mut wrong = None;
@@ -49,13 +49,13 @@ impl<'a> Request<'a> {
             if place.replace(value).is_some() {
                 if key == "id" {
                     // Neither id is more valid than the other.
-                    return Err(refuse(None, "the key `id` is there twice".into()));
+                    return Err(refuse(None, "the request has the key `id` twice".into()));
                 }
-                wrong.get_or_insert(format!("the key `{key}` is there twice"));
+                wrong.get_or_insert(format!("the request has the key `{key}` twice"));
             }
         }
         if id.is_some_and(|id| !matches!(first(id), b'"' | b'-' | b'n' | b'0'..=b'9')) {
-            return Err(refuse(None, "`id` is a string, a number or null".into()));
+            return Err(refuse(None, "`id` is not a string, a number or null".into()));
         }
         if let Some(wrong) = wrong {
             return Err(refuse(id, wrong));
@@ -94,7 +94,7 @@ fn object(text: &RawValue) -> Result<Value, RpcError> {
     match once.map_err(told)?.0 {
         params @ (Value::Null | Value::Object(_)) => Ok(params),
         Value::Array(list) if list.is_empty() => Ok(Value::Object(Map::new())),
-        _ => Err(RpcError::new(INVALID_REQUEST, "`params` is an object: parameters have names")),
+        _ => Err(RpcError::new(INVALID_REQUEST, "`params` is not an object: give each parameter its name")),
     }
 }
 
@@ -187,7 +187,7 @@ impl<'de> Visitor<'de> for OnceSeed {
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(self)?;
             if fields.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("the key `{key}` is there twice")));
+                return Err(A::Error::custom(format_args!("the request has the key `{key}` twice")));
             }
             fields.insert(key, value);
         }
@@ -216,7 +216,10 @@ mod tests {
             (r#"{"id": 1, "method": "a", "params": {"l": [{"y": {"z": 0, "w": 1, "z": 0}}]}}"#, "1", "z"),
         ] {
             let told = refused(text);
-            assert_eq!((told.0.as_str(), told.1.message), (id, format!("the key `{key}` is there twice")));
+            assert_eq!(
+                (told.0.as_str(), told.1.message),
+                (id, format!("the request has the key `{key}` twice"))
+            );
         }
     }
 

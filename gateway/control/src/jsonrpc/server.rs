@@ -28,10 +28,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another process listens on it.
-    #[error("{}: another process is listening there already", .0.display())]
+    #[error("{}: another process already listens on this socket", .0.display())]
     InUse(PathBuf),
     /// A file that is not a socket is at its path.
-    #[error("{}: there is a file that is not a socket", .0.display())]
+    #[error("{}: a file that is not a socket is at this path: remove it or use another path", .0.display())]
     NotSocket(PathBuf),
     /// The kernel refused.
     #[error("{}: {error}", .path.display())]
@@ -113,7 +113,7 @@ impl RpcSocket {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the control socket can't accept");
+                    tracing::warn!(%error, "the control socket can't accept a client");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -148,7 +148,7 @@ pub async fn serve_tcp<D: Dispatch + 'static>(at: Address, dispatch: Rc<D>) -> R
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the control port can't accept");
+                tracing::warn!(%error, "the control port can't accept a client");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -161,11 +161,11 @@ fn may_control(stream: &UnixStream) -> bool {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == us => true,
         Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "refused a client of another user on the control socket");
+            tracing::warn!(uid = peer.uid(), "the control socket refused a client of another user");
             false
         }
         Err(error) => {
-            tracing::warn!(%error, "refused a client without credentials on the control socket");
+            tracing::warn!(%error, "the control socket refused a client whose user is unknown");
             false
         }
     }

@@ -14,16 +14,16 @@ pub const MAX_DEPTH: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// A value is longer than [`MAX_VALUE_BYTES`].
-    #[error("a request is longer than {MAX_VALUE_BYTES} bytes")]
+    #[error("the request is longer than {MAX_VALUE_BYTES} bytes")]
     Oversize,
     /// Brackets nest deeper than [`MAX_DEPTH`].
-    #[error("a request nests deeper than {MAX_DEPTH} levels")]
+    #[error("the request nests deeper than {MAX_DEPTH} levels")]
     Depth,
     /// A request starts with something other than an object or an array.
-    #[error("a request starts with `{}`", char::from(*.0).escape_default())]
+    #[error("the request starts with `{}`, and not with an object or a list", char::from(*.0).escape_default())]
     Start(u8),
     /// Not JSON.
-    #[error("not JSON: {0}")]
+    #[error("the request is not JSON: {0}")]
     Syntax(String),
 }
 

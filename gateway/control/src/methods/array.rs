@@ -90,7 +90,7 @@ impl Offer {
 pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
     let by = Instant::now() + DISCOVER_WITHIN;
     let seconds = DISCOVER_WITHIN.as_secs();
-    let silent = || format!("no answer within {seconds} s");
+    let silent = || format!("the array gave no answer within {seconds} s");
     let gateway = methods.view().await?.gateway;
     let offers = timeout_at(by, offers(&gateway, p.address, p.hostnqn.clone())).await;
     let offers = offers
@@ -154,7 +154,11 @@ pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
         let offers = offers(&gateway, address, p.hostnqn.clone()).await?;
         let found = offers.into_iter().find(|offer| offer.is_nvm && offer.subnqn == p.subnqn);
         address = found.map(|offer| offer.address).ok_or_else(|| {
-            Refusal::new(Fault::NotFound, format!("{address} does not offer subsystem `{}`", p.subnqn))
+            let what = format!(
+                "the discovery service at {address} does not offer subsystem `{}`: `trefoil backend discover` lists the offers",
+                p.subnqn
+            );
+            Refusal::new(Fault::NotFound, what)
         })?;
     }
     let template = Backend {
@@ -183,7 +187,7 @@ pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result
     let nsids = namespaces(&methods.view().await?.gateway, template.clone()).await?;
     if nsids.is_empty() {
         let subnqn = template.subnqn.as_deref().unwrap_or_default();
-        let what = format!("subsystem `{subnqn}` shows this gateway no namespace");
+        let what = format!("array subsystem `{subnqn}` shows this gateway no namespace");
         return Err(Refusal::new(Fault::NotFound, what).into());
     }
     let one =
@@ -212,7 +216,7 @@ async fn ask<T: Send + 'static>(
     what: impl FnOnce(&mut Admin) -> Result<T, AdminError> + Send + 'static,
 ) -> Result<T, RpcError> {
     let identity = identity(&there, &gateway.name)?;
-    let address = there.address.ok_or_else(|| RpcError::params("address: missing"))?;
+    let address = there.address.ok_or_else(|| RpcError::params("address: the field `address` is missing"))?;
     let to = resolve(address).map_err(|e| device(address, &e))?;
     let asked = tokio::task::spawn_blocking(move || {
         let mut admin = Admin::connect(to, identity)?;

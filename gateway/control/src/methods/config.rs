@@ -80,11 +80,11 @@ pub(super) async fn restore(methods: &Methods, p: Apply) -> Reply {
     match schema {
         Some(SCHEMA) => apply(methods, p).await,
         Some(other) => Err(RpcError::params(format!(
-            "{}: a backup of schema {other}; this gateway's is {SCHEMA}",
+            "{}: the backup has schema {other}, and this gateway reads schema {SCHEMA}",
             p.name
         ))),
         Option::None => {
-            let what = "not a backup; `trefoil config apply` takes other documents";
+            let what = "the document is not a backup; for other documents use `trefoil config apply`";
             Err(RpcError::params(format!("{}: {what}", p.name)))
         }
     }
@@ -95,10 +95,9 @@ fn parse(name: &str, text: &str) -> Result<Config, RpcError> {
 }
 
 fn toml(view: &View) -> Result<String, RpcError> {
-    view.state
-        .to_config(&view.gateway)
-        .to_toml()
-        .map_err(|e| RpcError::new(INTERNAL_ERROR, format!("the state has no TOML form: {e}")))
+    view.state.to_config(&view.gateway).to_toml().map_err(|e| {
+        RpcError::new(INTERNAL_ERROR, format!("the gateway's state can't be written as TOML: {e}"))
+    })
 }
 
 /// Returns the changes that the document makes, the losses that they cause, and the flags that they need besides `permit`. With
@@ -107,7 +106,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     let view = methods.view().await?;
     let mut notes = Vec::new();
     if config.gateway != *view.gateway {
-        let what = "[gateway] differs: it is read at the next start, from the file that trefoild is given";
+        let what = "[gateway] differs: the gateway reads its settings only at its next start, from the file given to trefoild";
         notes.push(what.to_owned());
     }
     let made_up: BTreeSet<String> =
@@ -116,7 +115,12 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     let Preview { changes, losses, notes: told, refusals } =
         match methods.handle.act(Action::Preview(change)).await? {
             Outcome::Preview(preview) => *preview,
-            other => return Err(RpcError::new(INTERNAL_ERROR, format!("a preview gave {other:?}"))),
+            other => {
+                return Err(RpcError::new(
+                    INTERNAL_ERROR,
+                    format!("the engine answered a preview with {other:?}"),
+                ));
+            }
         };
     notes.extend(told);
     let rows = view.state.rows();

@@ -94,7 +94,10 @@ impl Methods {
     pub(crate) async fn survey(&self) -> Result<Vec<(CoreId, Box<Survey>)>, RpcError> {
         match self.handle.act(Action::Survey).await? {
             Outcome::Survey(rows) => Ok(rows),
-            other => Err(Refusal::new(Fault::Internal, format!("a survey gave {other:?}")).into()),
+            other => {
+                Err(Refusal::new(Fault::Internal, format!("the engine answered a survey with {other:?}"))
+                    .into())
+            }
         }
     }
 }

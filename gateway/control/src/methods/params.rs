@@ -79,7 +79,7 @@ mod tests {
     fn an_address_without_a_port_is_named() {
         let params = json!({ "nqn": "nqn.2026-01.org.example:s", "listeners": ["127.0.0.1:1", "127.0.0.1"] });
         let error = parse::<trefoil_config::Subsystem>(params).expect_err("a mistake").message;
-        let want = "listeners: `127.0.0.1` is not an address with its port, such as 192.0.2.1:4420";
+        let want = "listeners: `127.0.0.1` is not an address with a port, such as 192.0.2.1:4420";
         assert!(error.starts_with(want), "{error}");
     }
 
@@ -101,7 +101,7 @@ mod tests {
     fn the_field_is_named() {
         assert!(message(json!({"size": "x"})).starts_with("size: invalid type"));
         assert!(message(json!({"size": 1, "shape": 2})).starts_with("shape: unknown field `shape`"));
-        let near = "sizes: unknown field `sizes`, perhaps `size` is meant; expected `size`";
+        let near = "sizes: unknown field `sizes`, did you mean `size`? expected `size`";
         assert_eq!(message(json!({"size": 1, "sizes": 2})), near);
         let long = message(json!({"size": 1, "x\n".repeat(50_000): 2}));
         assert!(long.starts_with("x\\nx\\n") && long.len() < 500 && !long.contains('\n'), "{long}");

@@ -11,7 +11,7 @@ use trefoil_config::Pool;
 
 /// The redundancy that every pool reports.
 pub const REDUNDANCY: &str =
-    "none: the loss of one of its backends loses every LUN that has an extent there; use redundant backends";
+    "none: the loss of one backend loses every LUN with an extent on that backend; use redundant backends";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -106,12 +106,13 @@ pub(super) async fn remove_namespace(methods: &Methods, p: RemoveNamespace) -> R
         (None, Some(lun)) => {
             let view = methods.view().await?;
             let shown = view.state.exports(&lun).find(|(subsystem, _)| subsystem.nqn == nqn);
-            let absent =
-                || Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` doesn't show a LUN `{lun}`"));
+            let absent = || {
+                Refusal::new(Fault::NotFound, format!("subsystem `{nqn}` has no namespace with LUN `{lun}`"))
+            };
             shown.map(|(_, nsid)| nsid).ok_or_else(absent)?
         }
         _ => {
-            let text = "name the namespace by its `nsid` or by its `lun`";
+            let text = "give either the namespace's `nsid` or its `lun`";
             return Err(Refusal::new(Fault::Invalid, text).into());
         }
     };

@@ -83,7 +83,7 @@ async fn create_ram(methods: &Methods, p: Ram, kind: BackendType, prefix: &str) 
     let size = p
         .num_blocks
         .checked_mul(u64::from(p.block_size))
-        .ok_or_else(|| RpcError::params("num_blocks: the product with block_size is too large"))?;
+        .ok_or_else(|| RpcError::params("num_blocks: `num_blocks` times `block_size` is too large"))?;
     let backend = Backend {
         size: Some(Bytes(size)),
         block_bytes: Some(p.block_size),

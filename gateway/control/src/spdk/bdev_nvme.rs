@@ -71,7 +71,9 @@ pub(crate) struct Detach {
 /// Makes a bdev `NAMEnNSID` of each namespace that the subsystem shows us. Each bdev has its own connection to the array.
 pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: AttachController) -> Reply {
     let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
-    let Some(subnqn) = p.subnqn else { return Err(RpcError::params("subnqn: a TCP controller needs it")) };
+    let Some(subnqn) = p.subnqn else {
+        return Err(RpcError::params("subnqn: a TCP controller needs the field `subnqn`"));
+    };
     let template = Backend {
         address: Some(id.address()?),
         subnqn: Some(subnqn),
@@ -86,7 +88,10 @@ pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: AttachCont
     if !members(&methods.view().await?.state, &template.name).is_empty() {
         return Err(Refusal::new(
             Fault::Exists,
-            format!("there is a controller `{}` already; this gateway has one path to each", template.name),
+            format!(
+                "there is already a controller `{}`; this gateway has one path to each controller",
+                template.name
+            ),
         )
         .into());
     }

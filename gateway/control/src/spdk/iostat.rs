@@ -24,7 +24,7 @@ pub(crate) struct GetIostat {
 /// Returns the counters. Write Zeroes counts as unmap, because both give blocks back. There is one error count for all statuses.
 pub(crate) async fn bdev_get_iostat(methods: &Methods, p: GetIostat) -> Reply {
     if p.reset_mode.as_deref().is_some_and(|mode| mode != "none") {
-        return Err(RpcError::params("reset_mode: counters of this gateway only grow"));
+        return Err(RpcError::params("reset_mode: this gateway never resets counters: use `none`"));
     }
     let luns = methods.handle().lun_stats().await?;
     let wanted: Vec<&String> = p.names.iter().flatten().chain(&p.name).collect();

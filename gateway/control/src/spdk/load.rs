@@ -94,7 +94,8 @@ pub(crate) async fn config_load_spdk(methods: &Methods, p: Load) -> crate::metho
         tokio::task::yield_now().await;
     }
     if !lacking.is_empty() {
-        let what = format!("nothing has changed, because of what can't be done:{}", lacking.concat());
+        let what =
+            format!("nothing has changed, because this gateway can't make these calls:{}", lacking.concat());
         return Err(Refusal::new(Fault::Invalid, what).into());
     }
     methods.change(Change::Load(plan.into_planned())).await?;

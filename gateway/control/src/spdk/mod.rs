@@ -187,7 +187,7 @@ fn check_tcp(trtype: &str) -> Result<(), RpcError> {
     if trtype.eq_ignore_ascii_case("TCP") {
         return Ok(());
     }
-    Err(RpcError::params(format!("trtype: `{trtype}` is not supported by this gateway, only TCP")))
+    Err(RpcError::params(format!("trtype: `{trtype}` is not supported by this gateway: use TCP")))
 }
 
 #[cfg(test)]

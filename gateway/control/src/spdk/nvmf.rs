@@ -391,7 +391,7 @@ pub(crate) async fn nvmf_subsystem_add_ns(methods: &Methods, p: AddNs) -> Reply 
     let ns = p.namespace;
     if ns.anagrpid.is_some() && ns.anagrpid != ns.nsid {
         return Err(RpcError::params(
-            "anagrpid: the ANA group of a namespace is its nsid, which must be given too",
+            "anagrpid: the ANA group of a namespace is its NSID: set `nsid` to the same number",
         ));
     }
     let change = Change::NamespaceAdd {
@@ -420,7 +420,7 @@ pub(crate) async fn nvmf_subsystem_add_listener(methods: &Methods, p: AddListene
     }
     let listen = p.listen_address.address()?;
     if p.nqn != DISCOVERY_NQN && methods.view().await?.state.transport.is_none() {
-        return Err(RpcError::params("trtype: there is no transport `TCP`: create it first"));
+        return Err(RpcError::params("trtype: there is no transport `TCP`: create the transport first"));
     }
     methods.change(Change::ListenerAdd { nqn: p.nqn, listen }).await?;
     Ok(true.into())

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(name = "trefoil", version)]
 pub struct Args {
-    /// The gateway's control socket. The default is TREFOIL_SOCKET, if that is set.
+    /// The gateway's control socket. The variable TREFOIL_SOCKET, if set, gives the default.
     #[arg(long, short, global = true, default_value_os_t = default_socket(std::env::var_os("TREFOIL_SOCKET")))]
     pub socket: PathBuf,
     /// Print results as JSON.
@@ -24,19 +24,19 @@ pub struct Args {
 /// The command, or a group of commands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Backends: the places where blocks are stored.
+    /// Backends: memory, files, devices and arrays that store blocks.
     #[command(subcommand)]
     Backend(Backend),
-    /// Pools: sets of backends from which LUNs are carved (without redundancy of their own).
+    /// Pools: sets of backends from which LUNs are carved. A pool has no redundancy of its own.
     #[command(subcommand)]
     Pool(Pool),
     /// LUNs: virtual disks.
     #[command(subcommand)]
     Lun(Lun),
-    /// Subsystems: the LUNs and addresses that are offered to hosts.
+    /// Subsystems: the targets that hosts connect to, with their LUNs and addresses.
     #[command(subcommand)]
     Subsystem(Subsystem),
-    /// Hosts: their access to subsystems and namespaces, and names for them.
+    /// Hosts: their names, and their access to subsystems and namespaces.
     #[command(subcommand)]
     Host(Host),
     /// The whole system as one TOML document.
@@ -50,20 +50,20 @@ pub enum Command {
     Info,
     /// Show a live table of cores, LUNs and hosts.
     Top {
-        /// Milliseconds between two tables: 50 or more.
+        /// Time between two tables in milliseconds, 50 or more.
         #[arg(long, short, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..))]
         interval_ms: u64,
-        /// How many tables to print; without it, until interrupted.
+        /// Number of tables to print. Without this option, `top` runs until interrupted.
         #[arg(long, short)]
         count: Option<u64>,
     },
-    /// Stop the gateway in order.
+    /// Stop the gateway after hosts' commands have drained.
     Shutdown,
-    /// Call any method, with its parameters as JSON.
+    /// Call any JSON-RPC method.
     Call {
-        /// The method.
+        /// The method's name.
         method: String,
-        /// Its parameters. They are sent unchanged.
+        /// The parameters as JSON. They are sent unchanged.
         #[arg(default_value = "{}", value_parser = parse_json)]
         params: Box<RawValue>,
     },
@@ -82,40 +82,40 @@ fn parse_json(text: &str) -> Result<Box<RawValue>, String> {
 pub struct NewBackend {
     /// The backend's name.
     name: String,
-    /// memory, null, file or nvme-tcp.
+    /// The backend's type: memory, null, file or nvme-tcp.
     #[arg(long = "type", short)]
     kind: String,
-    /// Its size, such as 10GiB. With it, a missing file is made.
+    /// Size of the backend, such as 10GiB. If the backend's file is missing, the gateway makes a file of this size.
     #[arg(long)]
     size: Option<String>,
-    /// Logical block size: 512 or 4096.
+    /// Logical block size in bytes: 512 or 4096.
     #[arg(long)]
     block_bytes: Option<u32>,
-    /// A file or block device.
+    /// Path of the file or block device.
     #[arg(long)]
     path: Option<String>,
-    /// An array's address and port.
+    /// The array's address and port.
     #[arg(long)]
     address: Option<String>,
-    /// The array's subsystem.
+    /// NQN of the array's subsystem.
     #[arg(long)]
     subnqn: Option<String>,
-    /// The NQN that the gateway gives to the array as its own.
+    /// Host NQN that the gateway uses at the array.
     #[arg(long)]
     hostnqn: Option<String>,
-    /// The array's namespace.
+    /// NSID of the array's namespace.
     #[arg(long)]
     nsid: Option<u32>,
-    /// I/O queue pairs to ask the array for.
+    /// Number of I/O queue pairs to request from the array.
     #[arg(long)]
     queues: Option<u16>,
-    /// Entries of a queue pair.
+    /// Entries of each queue pair, 2 to 1024.
     #[arg(long)]
     depth: Option<u16>,
-    /// PDU header digests.
+    /// Request PDU header digests.
     #[arg(long)]
     header_digest: bool,
-    /// PDU data digests.
+    /// Request PDU data digests.
     #[arg(long)]
     data_digest: bool,
     #[command(flatten)]
@@ -125,10 +125,11 @@ pub struct NewBackend {
 /// Time limits for an array.
 #[derive(ClapArgs)]
 pub struct ArrayTimes {
-    /// Seconds, 1 to 5. A silent array counts as lost after them, and so does the gateway for the array.
+    /// Keep-alive timeout in seconds, 1 to 5. After this time without an answer, the gateway treats the array as lost, and the
+    /// array treats the gateway as lost.
     #[arg(long)]
     keep_alive_s: Option<u32>,
-    /// Seconds that I/O waits for a lost array.
+    /// Time in seconds for which I/O waits for a lost array.
     #[arg(long)]
     loss_timeout_s: Option<u32>,
 }
@@ -142,27 +143,27 @@ pub enum Backend {
         /// The address and port of the array's discovery service.
         #[arg(long, required_unless_present = "at")]
         address: Option<String>,
-        /// The same, in an older form without the option's name.
+        /// The same address, in an older form without the option's name.
         #[arg(hide = true, conflicts_with = "address")]
         at: Option<String>,
-        /// The NQN that the gateway gives to the array as its own.
+        /// Host NQN that the gateway uses at the array.
         #[arg(long)]
         hostnqn: Option<String>,
     },
     /// Make a backend of each namespace of an array's subsystem: NAMEn1, NAMEn2, ...
     Attach {
-        /// The prefix of the backends' names.
+        /// Prefix of the backends' names.
         name: String,
         /// The array's address and port.
         #[arg(long)]
         address: String,
-        /// The array's subsystem.
+        /// NQN of the array's subsystem.
         #[arg(long)]
         subnqn: String,
-        /// The address is that of the array's discovery service, which gives the subsystem's own address.
+        /// Take --address as the address of the array's discovery service, and ask this service for the subsystem's address.
         #[arg(long)]
         discovery: bool,
-        /// The NQN that the gateway gives to the array as its own.
+        /// Host NQN that the gateway uses at the array.
         #[arg(long)]
         hostnqn: Option<String>,
         #[command(flatten)]
@@ -173,7 +174,7 @@ pub enum Backend {
         /// The backend's name.
         name: String,
     },
-    /// List all backends, or one.
+    /// List all backends, or only one.
     List {
         /// The backend's name.
         name: Option<String>,
@@ -182,26 +183,26 @@ pub enum Backend {
 
 #[derive(Subcommand)]
 pub enum Pool {
-    /// Make a pool. All data on its backends is lost. But if the backends are a pool of that name already, all of its backends
-    /// and no others, that pool is opened as it is, with its LUNs.
+    /// Make a pool. All data on its backends is lost. Exception: if the backends already are a pool of this name, and the pool
+    /// has no other backends, the gateway opens this pool with its LUNs.
     Create {
         /// The pool's name.
         name: String,
-        /// Its backends.
+        /// The names of the pool's backends.
         #[arg(required = true)]
         backends: Vec<String>,
-        /// Even if a file system, a partition table or another pool's label is recognised on a backend.
+        /// Make the pool even if a backend holds a file system, a partition table or another pool's label.
         #[arg(long)]
         delete_data: bool,
     },
-    /// Destroy a pool. A pool whose backends are lost is only forgotten: its contents stay on them.
+    /// Destroy a pool. If the pool's backends are lost, the gateway only forgets the pool: its contents stay on the backends.
     Delete {
         /// The pool's name.
         name: String,
-        /// Even if the pool holds LUNs. Their data is lost.
+        /// Destroy the pool even if it holds LUNs. The LUNs' data is lost.
         #[arg(long)]
         delete_data: bool,
-        /// Even if subsystems show its LUNs.
+        /// Destroy the pool even if subsystems show its LUNs.
         #[arg(long)]
         force: bool,
     },
@@ -220,16 +221,16 @@ pub enum Lun {
     Create {
         /// The LUN's name.
         name: String,
-        /// The pool.
+        /// The pool's name.
         #[arg(long)]
         pool: String,
-        /// Its size, such as 10GiB.
+        /// Size of the LUN, such as 10GiB.
         #[arg(long)]
         size: String,
-        /// Logical block size: 512 or 4096.
+        /// Logical block size in bytes: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID. Without it, a new one is made.
+        /// UUID of the LUN. Without this option, the LUN gets a random UUID.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
@@ -240,7 +241,7 @@ pub enum Lun {
     Delete {
         /// The LUN's name.
         name: String,
-        /// Even if a subsystem shows it.
+        /// Delete the LUN even if a subsystem shows it.
         #[arg(long)]
         force: bool,
     },
@@ -248,21 +249,21 @@ pub enum Lun {
     Grow {
         /// The LUN's name.
         name: String,
-        /// Its new size.
+        /// The LUN's new size, such as 20GiB.
         size: String,
     },
     /// Present a whole backend as a LUN, with its data unchanged.
     Import {
         /// The LUN's name.
         name: String,
-        /// The backend.
+        /// The backend's name.
         #[arg(long)]
         backend: String,
-        /// Logical block size: 512 or 4096.
+        /// Logical block size in bytes: 512 or 4096.
         #[arg(long)]
         block_bytes: Option<u32>,
-        /// Its UUID. Without it, the LUN has the backend's own UUID, if there is one. With it, a pool's label on the backend
-        /// counts as data of the LUN's hosts.
+        /// UUID of the LUN. Without this option, the LUN has the backend's own UUID, if the backend has a UUID. With this option,
+        /// the gateway treats a pool's label on the backend as data of the LUN's hosts.
         #[arg(long)]
         uuid: Option<String>,
         /// Refuse writes.
@@ -273,11 +274,11 @@ pub enum Lun {
     Release {
         /// The LUN's name.
         name: String,
-        /// Even if a subsystem shows it.
+        /// Release the LUN even if a subsystem shows it.
         #[arg(long)]
         force: bool,
     },
-    /// List all LUNs, or one.
+    /// List all LUNs, or only one.
     List {
         /// The LUN's name.
         name: Option<String>,
@@ -290,19 +291,19 @@ pub enum Subsystem {
     Create {
         /// The subsystem's NQN.
         nqn: String,
-        /// Serial number.
+        /// Serial number, at most 20 ASCII characters.
         #[arg(long)]
         serial: Option<String>,
-        /// Model number.
+        /// Model number, at most 40 ASCII characters.
         #[arg(long)]
         model: Option<String>,
-        /// Let every host in.
+        /// Let every host connect.
         #[arg(long)]
         allow_any_host: bool,
-        /// A host that may connect. Can be repeated.
+        /// Name or NQN of a host that may connect. Can be repeated.
         #[arg(long = "host")]
         hosts: Vec<String>,
-        /// An address and port to offer the subsystem on. Can be repeated.
+        /// Address and port of a listener for the subsystem. Can be repeated.
         #[arg(long = "listen")]
         listeners: Vec<String>,
     },
@@ -310,11 +311,11 @@ pub enum Subsystem {
     Delete {
         /// The subsystem's NQN.
         nqn: String,
-        /// Even if hosts are connected. They are disconnected.
+        /// Delete the subsystem even if hosts are connected. The hosts are disconnected.
         #[arg(long)]
         force: bool,
     },
-    /// List all subsystems, or one. The discovery subsystem is listed once it has listeners of its own.
+    /// List all subsystems, or only one. The discovery subsystem is listed only if it has listeners of its own.
     List {
         /// The subsystem's NQN.
         nqn: Option<String>,
@@ -325,28 +326,30 @@ pub enum Subsystem {
         nqn: String,
         /// The LUN's name.
         lun: String,
-        /// The namespace's NSID. Without it, the lowest that is free.
+        /// NSID of the namespace. Without this option, the namespace gets the lowest free NSID.
         #[arg(long)]
         nsid: Option<u32>,
-        /// A host that sees the namespace, out of those that may connect. Can be repeated. Without it, all of them see it.
+        /// Name or NQN of a host that sees the namespace; the host must also be allowed to connect. Can be repeated. Without this
+        /// option, all hosts that may connect see the namespace.
         #[arg(long = "host")]
         hosts: Vec<String>,
     },
-    /// Show a LUN no more.
+    /// Remove a LUN from a subsystem. The LUN stays.
     RemoveNamespace {
         /// The subsystem's NQN.
         nqn: String,
-        /// The namespace: its NSID or its LUN.
+        /// The namespace's NSID, or the name of its LUN.
         namespace: String,
     },
     /// Offer a subsystem on an address.
     AddListener {
-        /// The subsystem's NQN. nqn.2014-08.org.nvmexpress.discovery gets listeners of its own, usually at port 8009.
+        /// The subsystem's NQN. With nqn.2014-08.org.nvmexpress.discovery, the discovery subsystem gets a listener of its own,
+        /// usually at port 8009.
         nqn: String,
         /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
         listen: String,
     },
-    /// Stop offering a subsystem on an address. The connections that came by that address end.
+    /// Stop offering a subsystem on an address. The subsystem's connections by this address are closed.
     RemoveListener {
         /// The subsystem's NQN.
         nqn: String,
@@ -360,7 +363,7 @@ pub enum Subsystem {
         /// true or false.
         #[arg(action = clap::ArgAction::Set)]
         allow: bool,
-        /// Even if hosts are connected that are not on the subsystem's list. They are disconnected.
+        /// Close the subsystem to other hosts even if hosts are connected that are not on its list. These hosts are disconnected.
         #[arg(long)]
         force: bool,
     },
@@ -368,68 +371,70 @@ pub enum Subsystem {
 
 #[derive(Subcommand)]
 pub enum Host {
-    /// Let a host connect to a subsystem, or see a namespace. If all hosts could see the namespace, only those on its list see it
-    /// then.
+    /// Let a host connect to a subsystem, or with --nsid, see a namespace. A namespace without a list of hosts gets a list, so
+    /// only listed hosts see the namespace from then on.
     Add {
-        /// The subsystem.
+        /// The subsystem's NQN.
         nqn: String,
-        /// The host's name or its NQN.
+        /// The host's name or NQN.
         host: String,
-        /// The namespace.
+        /// NSID of the namespace.
         #[arg(long)]
         nsid: Option<u32>,
-        /// Even if connected hosts lose the namespace.
+        /// Add the host even if connected hosts lose the namespace.
         #[arg(long)]
         force: bool,
     },
-    /// Take away a host's access to a subsystem or a namespace. A host that loses a subsystem is disconnected.
+    /// Take away a host's access to a subsystem, or with --nsid, to a namespace. A host that loses access to a subsystem is
+    /// disconnected.
     Remove {
-        /// The subsystem.
+        /// The subsystem's NQN.
         nqn: String,
-        /// The host's name or its NQN.
+        /// The host's name or NQN.
         host: String,
-        /// The namespace.
+        /// NSID of the namespace.
         #[arg(long)]
         nsid: Option<u32>,
     },
-    /// Give a host a name.
+    /// Give a host's NQN a name.
     Create {
-        /// The name.
+        /// The host's name.
         name: String,
-        /// Its NQN.
+        /// The host's NQN.
         nqn: String,
     },
-    /// Forget a host's name.
+    /// Forget a host's name. Lists keep the host's NQN.
     Delete {
-        /// The name.
+        /// The host's name.
         name: String,
     },
-    /// List all hosts, with the lists of subsystems and namespaces that they are on.
+    /// List all hosts, and for each host the subsystems and namespaces whose lists have the host.
     List,
 }
 
 #[derive(Subcommand)]
 pub enum Config {
-    /// Print the system as a document.
+    /// Print the system as a TOML document.
     Get,
     /// Show the changes that a document would make.
     Diff {
-        /// TOML; `-` is standard input.
+        /// File with a TOML document; `-` is standard input.
         file: String,
     },
-    /// Make the system as a document says, or change nothing.
+    /// Change the system to what a document says. If a change can't be made, nothing changes.
     Apply(Document),
-    /// Write the system, with every identity, to a file. The file holds no data of LUNs.
+    /// Write the system, with all UUIDs and NGUIDs, to a file. The file holds no data of LUNs.
     Backup {
-        /// The file to write. Without it, standard output.
+        /// File to write. Without a file, the backup goes to standard output.
         file: Option<String>,
     },
-    /// Make the system as a backup says. A LUN that was deleted since then comes back empty.
+    /// Change the system to what a backup says. A LUN that was deleted after the backup comes back empty.
     Restore(Document),
-    /// Build what SPDK's nvmf_tgt saved (`spdk-rpc save_config`), or change nothing and name all that this gateway lacks. SPDK's
-    /// tuning of its own insides is ignored. (`spdk-rpc load_config` loads such a file call by call, up to the first refusal.)
+    /// Build the system that SPDK's nvmf_tgt saved with `spdk-rpc save_config`. If this gateway lacks anything that the file
+    /// needs, it names all of it and changes nothing. Calls that tune SPDK's internals are ignored. (`spdk-rpc load_config` loads
+    /// such a file call by call, up to the first refusal.)
     LoadSpdk {
-        /// JSON; `-` is standard input.
+        /// File with JSON; `-` is standard input.
         file: String,
     },
 }
@@ -437,16 +442,16 @@ pub enum Config {
 /// A document, and the permissions for applying it.
 #[derive(ClapArgs)]
 pub struct Document {
-    /// TOML; `-` is standard input.
+    /// File with a TOML document; `-` is standard input.
     pub file: String,
-    /// Only report the changes, the losses and the hosts that they affect, and the obstacles on this machine.
+    /// Only report the changes, the losses with the hosts that they affect, and the obstacles on this machine.
     #[arg(long)]
     pub dry_run: bool,
-    /// Remove LUNs, namespaces, listeners and access that connected hosts use and that the document doesn't have.
+    /// Remove LUNs, namespaces, listeners and permissions that the document lacks, even if connected hosts use them.
     #[arg(long)]
     pub force: bool,
-    /// Destroy data: that of pools' LUNs and memory backends that the document doesn't have, and any that is recognised on
-    /// backends of new pools, such as another pool's label.
+    /// Destroy the data of LUNs of pools and of memory backends that the document lacks, and data on backends of new pools, such
+    /// as a file system or another pool's label.
     #[arg(long)]
     pub delete_data: bool,
 }

@@ -56,14 +56,14 @@ impl std::fmt::Display for CallError {
             Self::Unreachable { path, source } => {
                 let path = path.display();
                 if source.kind() == io::ErrorKind::PermissionDenied {
-                    let who = "only the user that trefoild runs as may use it: try sudo";
+                    let who = "only trefoild's own user may use the socket: try sudo";
                     return write!(f, "the control socket {path}: {source} ({who})");
                 }
-                let hint = "is trefoild running? --socket names another";
-                write!(f, "no gateway answers on {path}: {source} ({hint})")
+                let hint = "start trefoild, or give another socket with --socket";
+                write!(f, "no gateway answers on the control socket {path}: {source} ({hint})")
             }
             Self::Refused { message, .. } => f.write_str(message),
-            Self::Broken(why) => write!(f, "the gateway's answer broke off: {why}"),
+            Self::Broken(why) => write!(f, "the gateway's answer is incomplete: {why}"),
             Self::File { path, source } => write!(f, "{}: {source}", path.display()),
             Self::Output(error) => error.fmt(f),
         }
@@ -102,7 +102,8 @@ impl Client {
         self.stream.write_all(request.as_bytes()).map_err(|e| broken(&e))?;
         // The client sends one request at a time, so this can't read a part of the next answer.
         let reply = Deserializer::from_reader(&self.stream).into_iter::<Value>().next();
-        let reply = reply.unwrap_or_else(|| Err(serde_json::Error::custom("it closed the connection")));
+        let reply =
+            reply.unwrap_or_else(|| Err(serde_json::Error::custom("the gateway closed the connection")));
         let mut reply = reply.map_err(|e| broken(&e))?;
         if let Some(error) = reply.get("error") {
             let message = error["message"].as_str().unwrap_or_default().to_owned();
@@ -121,7 +122,9 @@ mod tests {
         let said = |kind: io::ErrorKind| {
             CallError::Unreachable { path: "/run/x.sock".into(), source: kind.into() }.to_string()
         };
-        assert!(said(io::ErrorKind::NotFound).contains("no gateway answers on /run/x.sock"));
+        assert!(
+            said(io::ErrorKind::NotFound).contains("no gateway answers on the control socket /run/x.sock")
+        );
         let denied = said(io::ErrorKind::PermissionDenied);
         assert!(denied.contains("/run/x.sock: permission denied") && !denied.contains("running"), "{denied}");
     }

@@ -95,7 +95,7 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
             let ignored = if ignored.is_empty() {
                 String::new()
             } else {
-                format!("; ignored, as tuning of SPDK's own: {ignored}")
+                format!("; ignored, because the calls tune SPDK's internals: {ignored}")
             };
             put(&format!("loaded {} calls{ignored}\n", result["calls"]))
         }

@@ -28,7 +28,7 @@ pub fn run(
         std::thread::sleep(Duration::from_millis(interval_ms));
         let now = match client.call("stats_get", json!({})) {
             Err(error @ CallError::Broken(_)) => {
-                terminal::complain(format_args!("trefoil: {error}; waiting for it to come back"));
+                terminal::complain(format_args!("trefoil: {error}; waiting for the gateway to come back"));
                 before = come_back(client, socket, interval_ms)?;
                 continue;
             }

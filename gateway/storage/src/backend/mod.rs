@@ -251,13 +251,13 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
     /// The driver has no slot for a further file.
-    #[error("backend {}: this core has as many files open as it can", .0.0)]
+    #[error("backend {}: this core's file table is full", .0.0)]
     FileTableFull(BackendId),
     /// The remote channel leads to the core itself.
-    #[error("backend {}: a remote channel to its own core", .0.0)]
+    #[error("backend {}: the remote channel leads to the core itself", .0.0)]
     RemoteIsSelf(BackendId),
     /// The parts were already used by an earlier attach.
-    #[error("backend {}: its memory was given away already", .0.0)]
+    #[error("backend {}: an earlier attach already took the backend's memory", .0.0)]
     Spent(BackendId),
 }
 

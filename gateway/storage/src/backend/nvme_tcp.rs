@@ -388,7 +388,9 @@ impl NvmeTcpChannel {
                     Some(Event::BackendResized { backend, len_bytes: self.len_bytes })
                 }
                 ControllerEvent::Access(access) => Some(Event::BackendAccess { backend, access }),
-                ControllerEvent::GaveUp => Some(state(false, "the loss timeout passed", false)),
+                ControllerEvent::GaveUp => {
+                    Some(state(false, "the array did not come back within the loss timeout", false))
+                }
                 ControllerEvent::Resized(_) | ControllerEvent::DiscoveryLog | ControllerEvent::Stopped => {
                     None
                 }

@@ -189,7 +189,9 @@ impl Facts {
     }
 
     pub(super) fn take_controller(&mut self, data: &[u8], discovery: bool) -> Result<(), &'static str> {
-        let bytes = data.first_chunk::<4096>().ok_or("Identify Controller is too short")?;
+        let bytes = data
+            .first_chunk::<4096>()
+            .ok_or("the controller's answer to Identify Controller is too short")?;
         let id = IdentifyController::parse(bytes);
         self.max_transfer_bytes = match id.mdts {
             0 => MAX_TRANSFER_BYTES,
@@ -214,7 +216,8 @@ impl Facts {
         }
         // IOCCSZ is in units of 16 bytes and covers the 64 of the command (NVMe base 2.0c figure 275).
         let capsule_bytes = id.ioccsz.checked_mul(16).and_then(|bytes| bytes.checked_sub(64));
-        self.max_capsule_data_bytes = capsule_bytes.ok_or("IOCCSZ is below a command's size")?;
+        self.max_capsule_data_bytes =
+            capsule_bytes.ok_or("the controller's IOCCSZ is below the size of a command")?;
         if id.icdoff != 0 {
             // In-capsule data would not follow the command. The host sends data on request instead.
             self.max_capsule_data_bytes = 0;
@@ -226,11 +229,12 @@ impl Facts {
     pub(super) fn take_queues(&mut self, dw0: u32, wanted: u16) -> Result<(), &'static str> {
         let granted = NumberOfQueues::from_bits(dw0);
         self.queues = granted.nsqr.min(granted.ncqr).saturating_add(1).min(wanted.max(1));
-        if self.queues == 0 { Err("it grants no I/O queue") } else { Ok(()) }
+        if self.queues == 0 { Err("the controller grants no I/O queue") } else { Ok(()) }
     }
 
     pub(super) fn take_namespace(&mut self, data: &[u8]) -> Result<(), &'static str> {
-        let bytes = data.first_chunk::<4096>().ok_or("Identify Namespace is too short")?;
+        let bytes =
+            data.first_chunk::<4096>().ok_or("the controller's answer to Identify Namespace is too short")?;
         let id = IdentifyNamespace::parse(bytes);
         if id.nsze == 0 {
             return Err("the namespace is not active");

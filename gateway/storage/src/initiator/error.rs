@@ -16,7 +16,7 @@ const EHOSTUNREACH: i32 = 113;
 /// The message for an operator whose namespace is not the one that answered before. The message also says how to use
 /// the new namespace.
 pub const ANOTHER_NAMESPACE: &str =
-    "another namespace answers at its address; to take that one, delete the backend and make it again";
+    "another namespace answers at the backend's address: to use it, delete the backend and create it again";
 
 /// The reason for which a queue pair went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,19 +40,19 @@ pub enum QueueError {
     #[error("the controller requires authentication (AUTHREQ {0:#x})")]
     AuthenticationRequired(u16),
     /// The connection did not come up, or did not close, in time.
-    #[error("the handshake timed out")]
+    #[error("the controller did not complete the handshake before the deadline")]
     HandshakeTimeout,
     /// A command did not complete by its deadline, nor after an abort.
-    #[error("command {cid:#06x} timed out")]
+    #[error("command {cid:#06x} did not complete before its deadline")]
     CommandTimeout {
         /// The command's identifier.
         cid: u16,
     },
     /// The core has no socket left.
-    #[error("the socket table is full")]
+    #[error("the core's socket table is full")]
     TableFull,
     /// The owner of the queue pair closed it.
-    #[error("closed by its owner")]
+    #[error("the gateway closed the queue pair")]
     Closed,
 }
 
@@ -63,7 +63,7 @@ pub enum Violation {
     #[error("{0}")]
     Header(#[from] HeaderError),
     /// A PDU that is not legal in the present state.
-    #[error("{0:?} is not legal now")]
+    #[error("a {0:?} PDU is not legal in this state")]
     Sequence(PduType),
     /// A completion or data for a command that is not outstanding: the identifier is late or invented.
     #[error("command {cid:#06x} is not outstanding")]
@@ -72,7 +72,7 @@ pub enum Violation {
         cid: u16,
     },
     /// Data for a command that takes none, or data past the command's end, or out of order.
-    #[error("data at {offset} of {len} bytes does not belong to command {cid:#06x}")]
+    #[error("{len} bytes of data at offset {offset} do not belong to command {cid:#06x}")]
     Data {
         /// The command.
         cid: u16,
@@ -82,7 +82,7 @@ pub enum Violation {
         len: u32,
     },
     /// A second R2T for a command whose first R2T is not answered. This host allows one.
-    #[error("a second R2T for command {cid:#06x}")]
+    #[error("the controller sent a second R2T for command {cid:#06x}")]
     R2tLimit {
         /// The command.
         cid: u16,
@@ -98,7 +98,7 @@ pub enum Violation {
         expected: u32,
     },
     /// The controller turned on a digest that this host did not request, or the capsule data format is wrong.
-    #[error("the controller turned on digests that were not asked for")]
+    #[error("the controller turned on digests that the gateway did not request")]
     Digests,
 }
 
@@ -129,7 +129,7 @@ pub enum ControllerError {
         why: QueueError,
     },
     /// An essential admin command failed.
-    #[error("{step}: {status}")]
+    #[error("{step} failed: {status}")]
     Command {
         /// The name of the command.
         step: &'static str,
@@ -140,13 +140,13 @@ pub enum ControllerError {
     #[error("the controller reports fatal status (CSTS.CFS)")]
     Fatal,
     /// CSTS.RDY did not change within CAP.TO.
-    #[error("the controller did not become ready in time")]
+    #[error("the controller did not become ready within its timeout (CAP.TO)")]
     NotReady,
     /// The controller's answers rule out its use.
     #[error("the controller can't be used: {0}")]
     Unusable(&'static str),
     /// Another namespace answers than before.
-    #[error("{ANOTHER_NAMESPACE}: it has been {was}, and is {is}")]
+    #[error("{ANOTHER_NAMESPACE}: the known namespace is {was}, and the new namespace is {is}")]
     AnotherNamespace {
         /// The namespace that answered before.
         was: NamespaceIdentity,
@@ -155,10 +155,10 @@ pub enum ControllerError {
     },
     /// The namespace's handling of commands changed (DLFEAT). The queues must learn of the change before they send
     /// again.
-    #[error("the namespace changed how its deallocated blocks read; connecting again")]
+    #[error("the namespace changed how its deallocated blocks read; the gateway reconnects")]
     AnotherBehaviour,
     /// The controller's owner stopped it.
-    #[error("stopped by its owner")]
+    #[error("the gateway stopped the controller")]
     Stopped,
 }
 
@@ -185,28 +185,31 @@ impl ControllerError {
                     "the array has no such subsystem"
                 }
                 ConnectResponse::InvalidParameter(ConnectRejection::HOSTNQN) => {
-                    "the array does not take this gateway's host NQN (Connect Invalid Parameters)"
+                    "the array rejects this gateway's host NQN (Connect Invalid Parameters): allow the NQN at the \
+                     array, or set `hostnqn`"
                 }
                 ConnectResponse::Failed(status) if status.is(Status::CONNECT_INVALID_HOST) => {
-                    "the array does not let this gateway's host NQN connect (Connect Invalid Host)"
+                    "the array does not let this gateway's host NQN connect (Connect Invalid Host): allow the NQN at the array"
                 }
                 _ => "the array refused Connect",
             },
             Self::Queue { why: QueueError::AuthenticationRequired(_), .. } => {
-                "the array requires authentication"
+                "the array requires authentication, which this gateway does not support"
             }
-            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => "a command timed out",
+            Self::Queue { why: QueueError::CommandTimeout { .. }, .. } => {
+                "a command to the array did not complete before its deadline"
+            }
             Self::Queue { why: QueueError::Socket(SockError(errno)), .. } => match *errno {
-                ECONNREFUSED => "connection refused",
+                ECONNREFUSED => "the array refused the connection",
                 ECONNRESET => "the array reset the connection",
                 ENETUNREACH | EHOSTUNREACH => "no route to the array",
-                ETIMEDOUT => "the connection timed out",
-                _ => "the connection failed",
+                ETIMEDOUT => "the connection to the array timed out",
+                _ => "the connection to the array failed",
             },
             Self::Queue { why: QueueError::Eof, .. } => "the array closed the connection",
             Self::Queue { why: QueueError::HandshakeTimeout, .. } => "the array does not answer",
-            Self::Queue { why: QueueError::TableFull, .. } => "no socket is left",
-            Self::Queue { why: QueueError::Closed, .. } => "the connection was closed",
+            Self::Queue { why: QueueError::TableFull, .. } => "the gateway has no socket left for the array",
+            Self::Queue { why: QueueError::Closed, .. } => "the gateway closed the connection to the array",
             Self::Command { status, .. } if status.is(Status::INVALID_NAMESPACE) => {
                 "the array has no such namespace"
             }
@@ -215,7 +218,7 @@ impl ControllerError {
             Self::NotReady => "the array's controller did not become ready",
             Self::Unusable(why) => why,
             Self::AnotherNamespace { .. } => ANOTHER_NAMESPACE,
-            Self::AnotherBehaviour => "the namespace changed how its deallocated blocks read",
+            Self::AnotherBehaviour => "the array's namespace changed how its deallocated blocks read",
             Self::Stopped => "stopped",
         }
     }

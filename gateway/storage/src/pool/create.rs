@@ -47,19 +47,21 @@ pub enum CreatePoolError {
     #[error("{0:?} can't name a pool or backend: 1 to {NAME_BYTES} bytes without control characters")]
     Name(String),
     /// The unit is not valid.
-    #[error("a unit of {0} bytes: a power of two from {MIN_UNIT_BYTES} to {MAX_UNIT_BYTES} is needed")]
+    #[error(
+        "a pool can't have a unit of {0} bytes: use a power of two from {MIN_UNIT_BYTES} to {MAX_UNIT_BYTES}"
+    )]
     Unit(u64),
     /// There are no backends, or too many.
-    #[error("{0} backends: 1 to {MAX_BACKENDS} are needed")]
+    #[error("a pool can't have {0} backends: use 1 to {MAX_BACKENDS}")]
     Members(usize),
     /// A backend or a member UUID is given twice.
-    #[error("backend {0} is given twice, or its UUID is")]
+    #[error("backend {0} or its member UUID is given twice")]
     Twice(String),
     /// A LUN can't have the backend's block size.
-    #[error("backend {0} has neither 512- nor 4096-byte blocks")]
+    #[error("backend {0} has blocks of neither 512 nor 4096 bytes, so it can't be in a pool")]
     BlockSize(String),
     /// The backend has no room for a unit of data.
-    #[error("backend {backend} has {len_bytes} bytes; at least {need_bytes} are needed")]
+    #[error("backend {backend} has {len_bytes} bytes, and a pool needs at least {need_bytes}")]
     TooSmall {
         /// The backend.
         backend: String,
@@ -256,7 +258,7 @@ pub(super) async fn check_unused<I: PoolIo>(io: &I, backend: &BackendInfo) -> Re
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DestroyPoolError {
     /// The pool has LUNs.
-    #[error("pool {pool} has {luns} LUNs")]
+    #[error("pool {pool} has {luns} LUNs: delete these LUNs first")]
     HasLuns {
         /// The pool.
         pool: String,
@@ -293,7 +295,7 @@ pub async fn destroy_pool<I: PoolIo>(io: &I, pool: &mut Pool, force: bool) -> Re
     for (backend, entry) in backends.iter().zip(&pool.table.members) {
         if !is_member(io, backend, pool.table.pool_uuid, entry.uuid).await? {
             pool.frozen = Some(Frozen::Foreign);
-            return Err(io_error(backend, "erasing the label of a disk that is another's now")(
+            return Err(io_error(backend, "erasing the label of a disk that belongs to another pool now")(
                 Fault::Aborted,
             )
             .into());

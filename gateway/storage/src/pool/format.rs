@@ -30,13 +30,13 @@ pub(super) const NAME_BYTES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// The slot is empty, or its contents are not ours.
-    #[error("nothing of ours")]
+    #[error("no Trefoil data")]
     Blank,
     /// The slot's contents were ours but are damaged.
     #[error("wrong checksum")]
     Checksum,
     /// The contents were written by a newer program.
-    #[error("format version {0} is not known")]
+    #[error("unknown format version {0}")]
     Version(u32),
     /// The checksum is correct but the contents are impossible.
     #[error("{0}")]
@@ -46,7 +46,7 @@ pub enum Damage {
 /// The lowest generation that is refused. Every change is a new generation, and no pool has made so many changes. A
 /// generation from this one on has no next.
 pub(super) const GENERATIONS: u64 = u64::MAX / 2;
-pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next");
+pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next number");
 
 /// Returns the offset of the first byte of data on a member of a pool with this unit.
 pub(super) fn data_start(unit_bytes: u64) -> u64 {
@@ -80,7 +80,7 @@ pub(super) fn parse_name(bytes: &[u8; NAME_BYTES]) -> Result<String, Damage> {
     let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(NAME_BYTES);
     let (name, pad) = bytes.split_at(len);
     if pad.iter().any(|&byte| byte != 0) {
-        return Err(Damage::Invalid("a name goes on after its end"));
+        return Err(Damage::Invalid("a name continues after its end"));
     }
     let name = String::from_utf8(name.to_vec()).map_err(|_| Damage::Invalid("a name is not UTF-8"))?;
     // The name will be shown on an operator's terminal.

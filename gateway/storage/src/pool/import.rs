@@ -29,10 +29,10 @@ pub struct Imported {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImportError {
     /// The name is not valid.
-    #[error("{0:?} can't name a LUN")]
+    #[error("{0:?} can't name a LUN: use 1 to 64 bytes without control characters")]
     Name(String),
     /// The backend's blocks can't be presented.
-    #[error("backend {0} has neither 512- nor 4096-byte blocks, or none at all")]
+    #[error("backend {0} has no blocks, or blocks of neither 512 nor 4096 bytes")]
     BlockSize(String),
     /// The backend belongs to a pool.
     #[error("backend {backend} belongs to pool {pool} ({uuid})")]
@@ -45,7 +45,7 @@ pub enum ImportError {
         uuid: Uuid,
     },
     /// The backend may belong to a pool.
-    #[error("backend {backend} has a damaged label of a pool: {damage}")]
+    #[error("backend {backend} has a damaged pool label: {damage}")]
     Damaged {
         /// The backend.
         backend: String,

@@ -44,7 +44,7 @@ pub enum LunError {
         name: String,
     },
     /// The pool has a LUN with the same name, UUID or NGUID.
-    #[error("pool {pool} has LUN {existing} of the same name, UUID or NGUID")]
+    #[error("pool {pool} already has LUN {existing} with the same name, UUID or NGUID")]
     Exists {
         /// The pool.
         pool: String,
@@ -60,7 +60,9 @@ pub enum LunError {
         lun: Uuid,
     },
     /// The block size is neither 512 nor 4096, or smaller than the blocks of every backend.
-    #[error("pool {pool}: LUN {lun} can't have {block_bytes}-byte blocks on these backends")]
+    #[error(
+        "pool {pool}: LUN {lun} can't have blocks of {block_bytes} bytes, because each backend has larger blocks"
+    )]
     BlockSize {
         /// The pool.
         pool: String,
@@ -80,7 +82,7 @@ pub enum LunError {
         blocks: u64,
     },
     /// The LUN would not become larger.
-    #[error("pool {pool}: LUN {lun} has {blocks} blocks already, and LUNs don't shrink")]
+    #[error("pool {pool}: LUN {lun} already has {blocks} blocks, and LUNs don't shrink")]
     NotLarger {
         /// The pool.
         pool: String,
@@ -90,7 +92,7 @@ pub enum LunError {
         blocks: u64,
     },
     /// The LUN is being made or grown.
-    #[error("pool {pool}: LUN {lun} is being made or grown")]
+    #[error("pool {pool}: another change makes or grows LUN {lun} now: try again later")]
     Busy {
         /// The pool.
         pool: String,
@@ -106,7 +108,9 @@ pub enum LunError {
         lun: String,
     },
     /// Not enough units are free.
-    #[error("pool {pool}: LUN {lun} needs {need_bytes} bytes more, and {free_bytes} are free for it")]
+    #[error(
+        "pool {pool}: LUN {lun} needs {need_bytes} bytes more, and the pool has {free_bytes} free for this LUN"
+    )]
     NoSpace {
         /// The pool.
         pool: String,
@@ -474,7 +478,7 @@ impl Pool {
             }
             let mut alien = match is_member(io, backend, table.pool_uuid, entry.uuid).await? {
                 true => None,
-                false => Some("changing a disk that is another's now"),
+                false => Some("changing a disk that belongs to another pool now"),
             };
             if entry.holder {
                 let head = io.read(backend.id, TABLE_AT[0], BLOCK_BYTES).await;

@@ -159,19 +159,19 @@ pub struct IoError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Frozen {
     /// Members are missing. LUNs on them can't be presented; other LUNs can.
-    #[error("these backends are missing: {}", .0.join(", "))]
+    #[error("these backends of the pool are missing: {}", .0.join(", "))]
     Missing(Vec<String>),
     /// The pool is not as this gateway left it. Either a second gateway uses the same pool and would give away units of
     /// a LUN here, or one of the pool's disks is no longer a member.
     #[error(
-        "another gateway has changed its layout, or one of its disks is another's now; a pool is one gateway's"
+        "another gateway changed the pool's layout, or another pool took one of its disks: only one gateway may use a pool"
     )]
     Foreign,
     /// A change was interrupted.
-    #[error("a change to the layout was cut short; open the pool again")]
+    #[error("a change to the pool's layout was cut short: open the pool again")]
     Unsettled,
     /// The repair at opening failed.
-    #[error("the layout could not be brought up to date: {0}")]
+    #[error("the pool's layout can't be repaired: {0}")]
     Io(IoError),
 }
 

@@ -42,7 +42,7 @@ pub async fn scan<I: PoolIo>(io: &I, backends: &[BackendInfo]) -> Vec<Found> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenPoolError {
     /// The call names no backend.
-    #[error("pool {0}: no backend was given")]
+    #[error("pool {0}: no backend is given")]
     NoBackends(Uuid),
     /// No backend has a valid label; the error names the first backend.
     #[error("pool {pool}: backend {backend} has no valid label: {damage}")]
@@ -67,7 +67,7 @@ pub enum OpenPoolError {
         found_name: String,
     },
     /// Two backends have the label of the same member: one is a copy, or both are one device.
-    #[error("pool {pool}: backends {first} and {second} carry the same label ({member})")]
+    #[error("pool {pool}: backends {first} and {second} have the same label ({member}): remove the copy")]
     Duplicate {
         /// The pool.
         pool: Uuid,
@@ -79,7 +79,9 @@ pub enum OpenPoolError {
         member: Uuid,
     },
     /// The pool doesn't exist, since its making or destroying was interrupted.
-    #[error("pool {pool} ({name}) was never finished, or was destroyed; its backends can be used anew")]
+    #[error(
+        "the creation or destruction of pool {pool} ({name}) was cut short: the pool doesn't exist, and its backends are free"
+    )]
     Unfinished {
         /// The pool.
         pool: Uuid,
@@ -87,7 +89,7 @@ pub enum OpenPoolError {
         name: String,
     },
     /// No backend has a valid layout table.
-    #[error("pool {pool} ({name}): no valid layout on {}", .holders.join(", "))]
+    #[error("pool {pool} ({name}): these backends have no valid layout: {}", .holders.join(", "))]
     NoTable {
         /// The pool.
         pool: Uuid,
@@ -180,13 +182,13 @@ pub async fn open_pool<I: PoolIo>(
     let labelled = members.iter().filter(|member| member.label.holder).map(|member| &member.backend);
     for backend in labelled.chain(strays.iter().map(|stray| &stray.backend)) {
         let why = match backend.len_bytes < META_BYTES {
-            true => format!("it has {} bytes", backend.len_bytes),
+            true => format!("the backend has only {} bytes", backend.len_bytes),
             false => match read_tables(io, backend, uuid).await {
                 Ok(tables) => {
                     holders.push(Holder { backend: backend.clone(), tables });
                     continue;
                 }
-                Err(IoError { fault, .. }) => format!("its layout can't be read: {fault}"),
+                Err(IoError { fault, .. }) => format!("the backend's layout can't be read: {fault}"),
             },
         };
         unread.push((backend.clone(), why));
@@ -217,7 +219,7 @@ pub async fn open_pool<I: PoolIo>(
     holders.retain(|holder| members.iter().any(|member| member.backend == holder.backend));
     left_out.extend(strays.into_iter().map(|stray| stray.left_out(&unread)));
     let mut pool = assemble(name, table, &members)?;
-    let tell = |out: &LeftOut| format!("backend {}: left out, since {}", out.name, out.note);
+    let tell = |out: &LeftOut| format!("backend {} is left out: {}", out.name, out.note);
     pool.notes.extend(left_out.iter().map(tell));
     if let Some(frozen) = missing(&pool, &left_out) {
         pool.frozen = Some(frozen);
@@ -307,13 +309,13 @@ impl Stray {
         let damage = self.labels.damage();
         let unread = unread.iter().find(|(other, _)| *other == self.backend);
         let what = match (self.is_overwritten, unread) {
-            (true, _) => "something else is in the place of its label",
+            (true, _) => "other data has overwritten the backend's label",
             (false, Some((_, why))) => why,
-            (false, None) => "it has neither label nor layout",
+            (false, None) => "the backend has neither label nor layout",
         };
         LeftOut {
             name: self.backend.name,
-            why: format!("its label: {damage}"),
+            why: format!("label: {damage}"),
             note: format!("{what}: {damage}"),
         }
     }
@@ -326,9 +328,12 @@ fn misfit(member: &Member, table: &Table, unread: &[(BackendInfo, String)]) -> O
     let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;
     let need_bytes = data_start(table.unit_bytes) + u64::from(entry.units) * table.unit_bytes;
     let why = if backend.len_bytes < need_bytes {
-        format!("it has {} bytes, and the layout says {need_bytes}", backend.len_bytes)
+        format!("the backend has {} bytes, and the layout says {need_bytes}", backend.len_bytes)
     } else if backend.block_bytes != entry.block_bytes {
-        format!("its blocks have {} bytes, and the layout says {}", backend.block_bytes, entry.block_bytes)
+        format!(
+            "the backend's blocks have {} bytes, and the layout says {}",
+            backend.block_bytes, entry.block_bytes
+        )
     } else {
         unread.iter().find(|(other, _)| other == backend)?.1.clone()
     };
@@ -353,7 +358,7 @@ fn assemble(name: String, table: Table, members: &[Member]) -> Result<Pool, Open
         };
         let same = |entry: &MemberEntry| entry.uuid == member.label.member_uuid;
         let Some(at) = pool.table.members.iter().position(same) else {
-            return Err(wrong("its label is one that the layout doesn't know"));
+            return Err(wrong("the layout doesn't know the backend's label"));
         };
         let (backend, label) = (Some(member.backend.clone()), Some(member.label.clone()));
         pool.backends.iter_mut().skip(at).take(1).for_each(|place| *place = backend.clone());
@@ -431,7 +436,7 @@ fn roll_back(table: &mut Table) -> Vec<String> {
     for lun in &mut table.luns {
         if lun.pending_blocks != 0 {
             let what = if lun.is_visible() { "growth" } else { "creation" };
-            notes.push(format!("LUN {}: its unfinished {what} was rolled back", lun.name));
+            notes.push(format!("LUN {}: the unfinished {what} was rolled back", lun.name));
             lun.roll_back(table.unit_bytes);
         }
     }

@@ -221,10 +221,12 @@ pub enum TableError {
     #[error("a pool can't have more than {MAX_LUNS} LUNs")]
     Luns,
     /// The exports are too large, since there are too many subsystems and hosts.
-    #[error("who sees the LUNs takes {0} bytes, more than the layout's table has room for")]
+    #[error(
+        "the lists of hosts that see the pool's LUNs take {0} bytes, more than the layout can hold: use fewer hosts or subsystems"
+    )]
     Exports(usize),
     /// The LUNs are too fragmented.
-    #[error("the layout has {0} runs of units, more than its table has room for")]
+    #[error("the pool's LUNs are in {0} pieces, more than the layout can hold")]
     Runs(usize),
 }
 
@@ -267,8 +269,9 @@ impl Table {
         let members = split::<{ RawMember::LEN }>(&mut rest, raw.members)?;
         let luns = split::<{ RawLun::LEN }>(&mut rest, raw.luns)?;
         let mut runs = split::<{ RawRun::LEN }>(&mut rest, raw.runs)?.iter().map(parse_run);
-        let exports =
-            rest.get(..raw.exports_bytes as usize).ok_or(Damage::Invalid("exports past its end"))?;
+        let exports = rest
+            .get(..raw.exports_bytes as usize)
+            .ok_or(Damage::Invalid("the exports end past the table's end"))?;
         let table = Self {
             generation: raw.generation,
             pool_uuid: Uuid(raw.pool_uuid),
@@ -278,7 +281,7 @@ impl Table {
             exports: exports.to_vec(),
         };
         if runs.next().is_some() {
-            return Err(Damage::Invalid("runs that no LUN has"));
+            return Err(Damage::Invalid("runs belong to no LUN"));
         }
         table.check().map_err(Damage::Invalid)?;
         Ok(table)
@@ -347,43 +350,43 @@ impl Table {
             return Err("the unit is out of range");
         }
         if !(1..=MAX_BACKENDS).contains(&self.members.len()) || self.luns.len() > MAX_LUNS {
-            return Err("too many members or LUNs, or none");
+            return Err("the number of members or LUNs is out of range");
         }
         if has_twice(self.members.iter().map(|member| member.uuid)) {
-            return Err("two members with one UUID");
+            return Err("two members have the same UUID");
         }
         if has_twice(self.luns.iter().map(|lun| lun.uuid)) || has_twice(self.luns.iter().map(|lun| lun.nguid))
         {
-            return Err("two LUNs with one UUID or NGUID");
+            return Err("two LUNs have the same UUID or NGUID");
         }
         if has_twice(self.luns.iter().map(|lun| lun.name.as_str())) {
-            return Err("two LUNs with one name");
+            return Err("two LUNs have the same name");
         }
         for lun in &self.luns {
             if !matches!(lun.block_bytes, 512 | 4096) {
                 return Err("a LUN's block size is neither 512 nor 4096");
             }
             if lun.pending_blocks != 0 && lun.pending_blocks <= lun.blocks {
-                return Err("a LUN is to become smaller");
+                return Err("a LUN's pending size is not larger than its size");
             }
             let units = lun.units_for(lun.blocks.max(lun.pending_blocks), self.unit_bytes);
             if units != Some(lun.units()) || lun.runs.is_empty() {
-                return Err("a LUN has not the units that its size takes");
+                return Err("a LUN's number of units does not fit its size");
             }
         }
         let mut runs: Vec<_> = self.luns.iter().flat_map(|lun| &lun.runs).collect();
         runs.sort_unstable_by_key(|run| (run.member, run.start));
         for run in &runs {
-            let member = self.members.get(run.member as usize).ok_or("a run on no member")?;
+            let member = self.members.get(run.member as usize).ok_or("a run is on an unknown member")?;
             if run.units == 0 || run.start.checked_add(run.units).is_none_or(|end| end > member.units) {
-                return Err("a run past its member's end");
+                return Err("a run ends past its member's end");
             }
         }
         let shared = runs.windows(2).any(|pair| match pair {
             [a, b] => a.member == b.member && a.start + a.units > b.start,
             _ => false,
         });
-        if shared { Err("a unit that two runs have") } else { Ok(()) }
+        if shared { Err("two runs share a unit") } else { Ok(()) }
     }
 }
 
@@ -395,7 +398,7 @@ fn has_twice<T: Ord>(values: impl Iterator<Item = T>) -> bool {
 
 /// Takes `count` structures of `N` bytes from the front of `rest`.
 fn split<'a, const N: usize>(rest: &mut &'a [u8], count: u32) -> Result<&'a [[u8; N]], Damage> {
-    const SHORT: Damage = Damage::Invalid("the table is shorter than its counts");
+    const SHORT: Damage = Damage::Invalid("the table is shorter than its counts say");
     let len = (count as usize).checked_mul(N).ok_or(SHORT)?;
     let (mine, after) = rest.split_at_checked(len).ok_or(SHORT)?;
     *rest = after;

@@ -61,7 +61,7 @@ held() {
   sed 's,^state_dir.*,state_dir = "/run/second",; s,^rpc_socket.*,rpc_socket = "/run/second/rpc.sock",' \
     /etc/trefoild.toml > /run/second.toml
   ! trefoild --preflight /run/second.toml > /run/preflight || die "a preflight has nothing against a disk that is in use"
-  grep -q '^LACKING .*path /run/trefoil/pool.img is mounted, or something else has it' /run/preflight ||
+  grep -q '^LACKING .*path /run/trefoil/pool.img is mounted, or another program holds the device' /run/preflight ||
     die "$(cat /run/preflight)"
 }
 

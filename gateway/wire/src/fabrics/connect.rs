@@ -135,11 +135,15 @@ impl fmt::Display for ConnectResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected { cntlid, .. } => write!(f, "connected to controller {cntlid}"),
-            Self::InvalidParameter(ConnectRejection::SUBNQN) => f.write_str("it has no such subsystem"),
-            Self::InvalidParameter(ConnectRejection::HOSTNQN) => f.write_str("it doesn't take this host NQN"),
+            Self::InvalidParameter(ConnectRejection::SUBNQN) => {
+                f.write_str("the controller has no such subsystem")
+            }
+            Self::InvalidParameter(ConnectRejection::HOSTNQN) => {
+                f.write_str("the controller rejects this host NQN")
+            }
             Self::InvalidParameter(ConnectRejection { ipo, in_data }) => {
                 let part = if *in_data { "data" } else { "command" };
-                write!(f, "it takes the parameter at byte {ipo} of the {part} for invalid")
+                write!(f, "the controller rejects the parameter at byte {ipo} of the {part}")
             }
             Self::Failed(status) => status.fmt(f),
         }

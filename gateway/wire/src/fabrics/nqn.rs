@@ -17,10 +17,10 @@ pub struct Nqn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NqnError {
     /// More than 223 bytes.
-    #[error("it has more than 223 bytes")]
+    #[error("the NQN has more than 223 bytes")]
     TooLong,
     /// A field without the NUL that must end it.
-    #[error("no NUL ends it")]
+    #[error("no NUL ends the NQN")]
     NotTerminated,
     /// Not UTF-8, or a control character.
     #[error("byte {at} is a control character or not UTF-8")]
@@ -30,12 +30,12 @@ pub enum NqnError {
     },
     /// Not `nqn.yyyy-mm.reverse.domain`.
     #[error(
-        "a subsystem's has the form nqn.yyyy-mm.reverse.domain:name, such as nqn.2026-01.org.example:disk1"
+        "a subsystem's NQN has the form nqn.yyyy-mm.reverse.domain:name, such as nqn.2026-01.org.example:disk1"
     )]
     Form,
     /// The UUID form without a UUID.
     #[error(
-        "no UUID of the form 11111111-2222-3333-4444-555555555555 follows nqn.2014-08.org.nvmexpress:uuid:"
+        "after nqn.2014-08.org.nvmexpress:uuid: there is no UUID of the form 11111111-2222-3333-4444-555555555555"
     )]
     Uuid,
 }

@@ -107,7 +107,7 @@ pub enum Fault {
     #[error("unknown PDU type {0:#04x}")]
     UnknownType(u8),
     /// A PDU type that only the receiver's own side sends.
-    #[error("PDU type {0:#04x} in the wrong direction")]
+    #[error("PDU type {0:#04x} is not legal in this direction")]
     WrongDirection(u8),
     /// Digest flags that differ from the negotiated ones.
     #[error("digest flags {flags:#04x} differ from what was negotiated")]
@@ -122,7 +122,7 @@ pub enum Fault {
         flags: u8,
     },
     /// HLEN is not the type's.
-    #[error("HLEN {hlen}, should be {expected}")]
+    #[error("HLEN is {hlen}, and should be {expected}")]
     HeaderLength {
         /// HLEN.
         hlen: u8,
@@ -155,7 +155,7 @@ pub enum Fault {
     #[error("offset {0} is not a multiple of 4")]
     UnalignedOffset(u32),
     /// DATAL differs from the data in the PDU, or DATAL or R2TL is 0.
-    #[error("length field {field} is not the length of the data, {actual}")]
+    #[error("the length field says {field} bytes, and the data has {actual}")]
     DataLength {
         /// The field.
         field: u32,
@@ -180,7 +180,7 @@ pub enum Fault {
     #[error("MAXH2CDATA {0} is below 4096 or not a multiple of 4")]
     MaxH2cData(u32),
     /// The header digest does not match.
-    #[error("header digest {received:#010x}, computed {computed:#010x}")]
+    #[error("the received header digest is {received:#010x}, and the computed digest is {computed:#010x}")]
     HeaderDigest {
         /// HDGST from the PDU.
         received: u32,

@@ -384,11 +384,6 @@ impl Engine {
         self.handed(at, step)
     }
 
-    /// Returns whether a command's response is ready.
-    pub fn is_done(&self, at: u32) -> bool {
-        self.slots[at].phase == Phase::Answered
-    }
-
     /// Returns whether Abort has flagged a command that a transport has.
     #[inline]
     pub fn is_aborted(&self, at: u32) -> bool {

@@ -44,7 +44,7 @@ const GOLDEN_LABEL_CRC: u32 = 0x5F54_FB7E;
 
 #[test]
 fn a_generation_that_has_no_next_is_refused() {
-    let no_next = Damage::Invalid("the generation has no next");
+    let no_next = Damage::Invalid("the generation has no next number");
     let (mut label, mut table) = (label(), table());
     (label.generation, table.generation) = (u64::MAX, u64::MAX);
     assert_eq!(Label::parse(&label.emit()), Err(no_next));

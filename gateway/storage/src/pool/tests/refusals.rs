@@ -57,7 +57,9 @@ fn both_bad_is_an_error_that_says_where() {
     let error = reopen(&io, &backends).expect_err("no layout");
     assert_eq!(
         error.to_string(),
-        format!("pool {POOL} (tank): no valid layout on b0 (wrong checksum), b1 (wrong checksum)")
+        format!(
+            "pool {POOL} (tank): these backends have no valid layout: b0 (wrong checksum), b1 (wrong checksum)"
+        )
     );
     for at in LABEL_AT {
         io.poke(BackendId(1), at + 100, &[0xFF; 64]);
@@ -117,7 +119,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         lose(TABLE_AT);
         let steps = io.steps();
         let half = reopen(&io, &backends).expect("opens");
-        let missing = Frozen::Missing(vec![format!("b{id} (its label: nothing of ours)")]);
+        let missing = Frozen::Missing(vec![format!("b{id} (label: no Trefoil data)")]);
         assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
         assert_eq!(half.table(), pool.table());
     }
@@ -127,7 +129,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
     io.poke(BackendId(1), LABEL_AT[1], &[0; 4096]);
     let (there, steps) = (labels(&io, 1), io.steps());
     let half = reopen(&io, &backends).expect("opens");
-    let missing = Frozen::Missing(vec!["b1 (its label: nothing of ours)".into()]);
+    let missing = Frozen::Missing(vec!["b1 (label: no Trefoil data)".into()]);
     assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
     assert_eq!(labels(&io, 1), there);
     // A pool that was being destroyed is not restored.
@@ -176,7 +178,7 @@ fn a_member_that_was_cut_off_leaves_the_others_luns() {
         backends[0].len_bytes = left;
         let half = reopen(&io, &backends).expect("opens");
         let whole = backend(0, 8).len_bytes;
-        let why = format!("b0 (it has {left} bytes, and the layout says {whole})");
+        let why = format!("b0 (the backend has {left} bytes, and the layout says {whole})");
         assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
         let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
         assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
@@ -188,11 +190,11 @@ fn a_member_that_was_cut_off_leaves_the_others_luns() {
     let (io, _) = pool_on(&single);
     single[0].len_bytes = 64 << 10;
     let error = reopen(&io, &single).expect_err("no layout");
-    assert!(error.to_string().ends_with("no valid layout on b0 (it has 65536 bytes)"), "{error}");
+    assert!(error.to_string().ends_with("no valid layout: b0 (the backend has only 65536 bytes)"), "{error}");
     // A member whose block size changed.
     let (io, _, mut backends) = two();
     backends[1].block_bytes = 4096;
-    let why = "b1 (its blocks have 4096 bytes, and the layout says 512)";
+    let why = "b1 (the backend's blocks have 4096 bytes, and the layout says 512)";
     assert_eq!(reopen(&io, &backends).expect("opens").frozen(), Some(&Frozen::Missing(vec![why.into()])));
 }
 
@@ -383,7 +385,10 @@ fn a_disk_that_is_anothers_by_now_is_not_written_to() {
         }
         let steps = io.steps();
         let error = block_on(store_exports(&io, &mut pool, b"{}".to_vec())).expect_err("not ours");
-        assert!(error.to_string().contains("b0: changing a disk that is another's now"), "{error}");
+        assert!(
+            error.to_string().contains("b0: changing a disk that belongs to another pool now"),
+            "{error}"
+        );
         assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
         assert!(matches!(
             block_on(create_lun(&io, &mut pool, new_lun("b", 20, 4096))),
@@ -428,7 +433,7 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
                 .to_string(),
             _ => block_on(destroy_pool(&io, &mut pool, true)).expect_err("not ours").to_string(),
         };
-        assert!(error.contains("a disk that is another's now"), "{error}");
+        assert!(error.contains("a disk that belongs to another pool now"), "{error}");
         assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
         let found =
             block_on(open_pool(&io, Uuid([0xDD; 16]), vec![backends[id].clone()])).expect("it is whole");
@@ -446,7 +451,7 @@ fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
         io.fail_reads(Some((BackendId(0), at)));
         let steps = io.steps();
         let half = reopen(&io, &backends).expect("opens");
-        let why = "b0 (its layout can't be read: a read error)".into();
+        let why = "b0 (the backend's layout can't be read: the medium failed to read)".into();
         assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
         let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
         assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
@@ -459,7 +464,9 @@ fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
     io.fail_reads(Some((BackendId(0), TABLE_AT[1])));
     let error = reopen(&io, &backends[..1]).expect_err("no layout");
     assert!(
-        error.to_string().ends_with("no valid layout on b0 (its layout can't be read: a read error)"),
+        error
+            .to_string()
+            .ends_with("no valid layout: b0 (the backend's layout can't be read: the medium failed to read)"),
         "{error}"
     );
 }
