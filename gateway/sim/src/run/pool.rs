@@ -12,15 +12,16 @@ use std::task::{Context, Poll, Waker};
 use trefoil_poll::Arena;
 use trefoil_storage::pool::{
     BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Pool, PoolOwner,
-    Uuid, create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
+    create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
 };
 use trefoil_storage::topology::{BackendId, Extent};
+use uuid::Uuid;
 
 use super::Run;
 use super::sizes::{GROWN, IMPORTED, REPLACED};
 use io::ControlIo;
 
-const POOL: Uuid = Uuid([0x77; 16]);
+const POOL: Uuid = Uuid::from_bytes([0x77; 16]);
 /// Number of LUNs in the pool. The next LUN is imported.
 const POOLED: usize = IMPORTED;
 
@@ -160,7 +161,7 @@ impl Pools {
     pub fn presented(&self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let pooled = (0..POOLED).map(|lun| {
             let pool = self.pool.as_ref()?;
-            let found = pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible())?;
+            let found = pool.lun(Uuid::from_bytes(lun_id(lun))).filter(|found| found.is_visible())?;
             let shown = lun != REPLACED || !self.removing;
             shown.then(|| Some((found.blocks, pool.extents(found).ok()?))).flatten()
         });
@@ -177,8 +178,10 @@ impl Pools {
         let Some(pool) = &self.pool else { return Ok(()) };
         pool.table().check().map_err(|why| format!("the layout is wrong: {why}"))?;
         for lun in 0..POOLED {
-            let found =
-                pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible()).map(|found| found.blocks);
+            let found = pool
+                .lun(Uuid::from_bytes(lun_id(lun)))
+                .filter(|found| found.is_visible())
+                .map(|found| found.blocks);
             let grown = self.grow_to.filter(|_| lun == GROWN);
             match (self.acknowledged[lun], found) {
                 (Some(blocks), Some(now)) if now == blocks || Some(now) == grown => {}
@@ -208,7 +211,8 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
     if made {
         return Ended::Opened(Err(format!("no disk knows the pool any more: {found:?}")));
     }
-    let member = |backend: BackendInfo| NewMember { uuid: Uuid([backend.id.0 as u8 + 1; 16]), backend };
+    let member =
+        |backend: BackendInfo| NewMember { uuid: Uuid::from_bytes([backend.id.0 as u8 + 1; 16]), backend };
     let new = NewPool {
         uuid: POOL,
         name: "pool".into(),
@@ -222,7 +226,7 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
 
 fn new_lun(lun: usize, blocks: u64, block_bytes: usize) -> NewLun {
     NewLun {
-        uuid: Uuid(lun_id(lun)),
+        uuid: Uuid::from_bytes(lun_id(lun)),
         nguid: lun_id(lun),
         serial: *b"SIM                 ",
         nsid: lun as u32 + 1,
@@ -264,7 +268,7 @@ impl Run {
         if self.pools.imported.is_none() || self.pools.reimport {
             let backend = self.backend_infos(POOLED..POOLED + 1).pop()?;
             let work = async move {
-                let (uuid, nguid) = (Uuid(lun_id(IMPORTED)), lun_id(IMPORTED));
+                let (uuid, nguid) = (Uuid::from_bytes(lun_id(IMPORTED)), lun_id(IMPORTED));
                 let imported = import_namespace(&io, backend, "imported".into(), uuid, nguid).await;
                 Ended::Imported(imported.map_err(|error| error.to_string()))
             };
@@ -296,7 +300,8 @@ impl Run {
             self.pools.acknowledged[REPLACED] = None;
             let mut pool = self.pools.pool.take()?;
             let work = async move {
-                let result = delete_lun(&io, &mut pool, Uuid(lun_id(REPLACED)), false, false).await;
+                let result =
+                    delete_lun(&io, &mut pool, Uuid::from_bytes(lun_id(REPLACED)), false, false).await;
                 Ended::Changed(pool, result)
             };
             return Some((Doing::Delete, Box::pin(work)));
@@ -304,7 +309,7 @@ impl Run {
         if let Some(blocks) = self.pools.grow_to.filter(|_| !self.pools.removing) {
             let mut pool = self.pools.pool.take()?;
             let work = async move {
-                let result = grow_lun(&io, &mut pool, Uuid(lun_id(GROWN)), blocks).await;
+                let result = grow_lun(&io, &mut pool, Uuid::from_bytes(lun_id(GROWN)), blocks).await;
                 Ended::Changed(pool, result)
             };
             return Some((Doing::Grow, Box::pin(work)));

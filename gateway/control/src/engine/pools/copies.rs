@@ -1,7 +1,7 @@
 //! Keeps the state's copy of the pools' LUNs up to date, and the pools' records of who sees their LUNs.
 
 use super::through::Through;
-use super::{Lives, Pools, pool_uuid, uuid_of};
+use super::{Lives, Pools};
 use crate::engine::cores::Cores;
 use crate::error::{Fault, Refusal};
 use crate::exports::{self, Record};
@@ -19,7 +19,7 @@ impl Pools {
     pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) -> Vec<Refusal> {
         let mut left_out = Vec::new();
         for (name, pool) in &self.open {
-            let is_wanted = |lun: &&PoolLun| lun.is_visible() && !except.contains(&uuid_of(lun));
+            let is_wanted = |lun: &&PoolLun| lun.is_visible() && !except.contains(&lun.uuid);
             for lun in pool.table().luns.iter().filter(is_wanted) {
                 left_out.extend(adopt(state, name, lun, by_name).err());
             }
@@ -30,9 +30,8 @@ impl Pools {
     /// Deletes LUNs that the store no longer has but a pool still holds, because the gateway died in between. Returns the
     /// LUNs that can't be deleted yet.
     pub async fn finish_deletions(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Vec<Uuid> {
-        let held = |name: &String, uuid: Uuid| {
-            self.open.get(name).is_some_and(|pool| pool.lun(pool_uuid(uuid)).is_some())
-        };
+        let held =
+            |name: &String, uuid: Uuid| self.open.get(name).is_some_and(|pool| pool.lun(uuid).is_some());
         let begun = self.records().flat_map(|(name, record)| {
             let deleted: Vec<Uuid> = record.deleted(state).filter(|uuid| held(name, *uuid)).collect();
             deleted.into_iter().map(move |uuid| (name.clone(), uuid))
@@ -40,7 +39,7 @@ impl Pools {
         let begun: Vec<(String, Uuid)> = begun.collect();
         let mut left = Vec::new();
         for (pool, uuid) in begun {
-            match self.delete_in(cores, lives, &pool, pool_uuid(uuid)).await {
+            match self.delete_in(cores, lives, &pool, uuid).await {
                 Ok(()) => tracing::warn!(pool, %uuid, "deleted a LUN whose deletion was cut short"),
                 Err(error) => {
                     tracing::error!(%error, pool, %uuid, "a LUN whose deletion was cut short stays for now");
@@ -69,7 +68,7 @@ impl Pools {
         for (name, record) in self.records() {
             tracing::warn!(pool = name, "its LUNs are shown as the pool says, and not as the document does");
             let luns = self.open.get(name).into_iter().flat_map(|pool| &pool.table().luns);
-            for uuid in luns.map(uuid_of) {
+            for uuid in luns.map(|lun| lun.uuid) {
                 let known = state.luns.values().find(|lun| lun.uuid == Some(uuid));
                 held.extend(known.map(|lun| (uuid, lun.name.clone())));
             }
@@ -89,8 +88,11 @@ impl Pools {
         let revision = kept.values().map(|record| record.revision).max().unwrap_or(0) + 1;
         let names: Vec<String> = self.open.keys().cloned().collect();
         for name in names {
-            let held =
-                self.open.get(&name).into_iter().flat_map(|pool| pool.table().luns.iter().map(uuid_of));
+            let held = self
+                .open
+                .get(&name)
+                .into_iter()
+                .flat_map(|pool| pool.table().luns.iter().map(|lun| lun.uuid));
             let wanted = Record::of(state, &name, revision).deleting(held, state);
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
@@ -137,7 +139,7 @@ impl Pools {
 /// # Errors
 /// A LUN elsewhere has the same identity, as after a copy of a disk. Nothing has changed.
 fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Result<(), Refusal> {
-    let uuid = uuid_of(found);
+    let uuid = found.uuid;
     let is_here = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
     let by_uuid = state.luns.values().filter(is_here).find(|lun| lun.uuid == Some(uuid));
     let by_uuid = by_uuid.map(|lun| lun.name.clone());
@@ -182,7 +184,7 @@ mod tests {
 
     fn lun(name: &str, uuid: u8) -> PoolLun {
         PoolLun {
-            uuid: trefoil_storage::pool::Uuid([uuid; 16]),
+            uuid: Uuid::from_bytes([uuid; 16]),
             nguid: [uuid; 16],
             serial: [b' '; 20],
             nsid: 1,

@@ -1,7 +1,7 @@
 //! Makes and destroys pools.
 
 use super::through::Through;
-use super::{Lives, Pools, info, pool_uuid};
+use super::{Lives, Pools, info};
 use crate::engine::backends::Live;
 use crate::engine::cores::Cores;
 use crate::error::{Fault, Refusal};
@@ -77,10 +77,9 @@ impl Pools {
                 return Err(Refusal::new(Fault::InUse, what));
             }
         }
-        let members =
-            backends.into_iter().map(|backend| NewMember { uuid: pool_uuid(Uuid::new_v4()), backend });
+        let members = backends.into_iter().map(|backend| NewMember { uuid: Uuid::new_v4(), backend });
         let new = NewPool {
-            uuid: pool_uuid(Uuid::new_v4()),
+            uuid: Uuid::new_v4(),
             name: spec.name.clone(),
             unit_bytes: DEFAULT_UNIT_BYTES,
             owner: PoolOwner::default(),

@@ -1,7 +1,7 @@
 //! Makes, grows and deletes LUNs in pools, and checks the backends of LUNs that are in no pool.
 
 use super::through::Through;
-use super::{Lives, Pools, pool_uuid, ready};
+use super::{Lives, Pools, ready};
 use crate::engine::cores::Cores;
 use crate::engine::topology::Placed;
 use crate::error::{Fault, Refusal};
@@ -11,6 +11,7 @@ use trefoil_storage::Fault as IoFault;
 use trefoil_storage::pool::{
     ImportError, LunError, NewLun, create_lun, delete_lun, grow_lun, import_namespace, undo_growth,
 };
+use uuid::Uuid;
 
 impl Pools {
     /// Makes a LUN in its pool, or finds the LUN there. Returns the LUN's place, and whether the LUN is new.
@@ -23,7 +24,7 @@ impl Pools {
         lives: &Lives,
         lun: &Lun,
     ) -> Result<(Placed, bool), Refusal> {
-        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let uuid = lun.uuid.unwrap_or_default();
         let there = self.pool_of(lun).ok().and_then(|pool| pool.lun(uuid)).is_some();
         if there {
             let place = self.grow_lun(cores, lives, lun).await?;
@@ -39,7 +40,7 @@ impl Pools {
         let nsids = pool.table().luns.iter().map(|lun| lun.nsid);
         let new = NewLun {
             uuid,
-            nguid: lun.nguid_bytes().unwrap_or(uuid.0),
+            nguid: lun.nguid_bytes().unwrap_or(uuid.into_bytes()),
             serial,
             nsid: nsids.max().unwrap_or(0).saturating_add(1),
             name: lun.name.clone(),
@@ -61,7 +62,7 @@ impl Pools {
     pub async fn grow_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<Placed, Refusal> {
         let name = lun.pool.as_deref().unwrap_or_default();
         let mut pool = self.take_usable(cores, lives, name).await?;
-        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let uuid = lun.uuid.unwrap_or_default();
         let (block_bytes, blocks) = pool.lun(uuid).map_or((512, 0), |lun| (lun.block_bytes, lun.blocks));
         let wanted = lun.size.unwrap_or_default().0 / u64::from(block_bytes);
         let grown = match wanted > blocks {
@@ -81,7 +82,7 @@ impl Pools {
         let name = lun.pool.as_deref().unwrap_or_default();
         let mut pool = self.take_usable(cores, lives, name).await?;
         let blocks = lun.size.unwrap_or_default().0 / u64::from(lun.block_bytes.unwrap_or(512));
-        let uuid = pool_uuid(lun.uuid.unwrap_or_default());
+        let uuid = lun.uuid.unwrap_or_default();
         let undone = undo_growth(&Through::new(cores, lives), &mut pool, uuid, blocks).await;
         self.open.insert(name.into(), pool);
         undone.map_err(lun_refusal)
@@ -93,7 +94,7 @@ impl Pools {
     /// A backend fails.
     pub async fn delete_lun(&mut self, cores: &Cores, lives: &Lives, lun: &Lun) -> Result<(), Refusal> {
         let name = lun.pool.as_deref().unwrap_or_default();
-        self.delete_in(cores, lives, name, pool_uuid(lun.uuid.unwrap_or_default())).await
+        self.delete_in(cores, lives, name, lun.uuid.unwrap_or_default()).await
     }
 
     pub(super) async fn delete_in(
@@ -101,7 +102,7 @@ impl Pools {
         cores: &Cores,
         lives: &Lives,
         name: &str,
-        uuid: trefoil_storage::pool::Uuid,
+        uuid: Uuid,
     ) -> Result<(), Refusal> {
         let mut pool = self.take_usable(cores, lives, name).await?;
         let deleted = match pool.lun(uuid) {
@@ -121,8 +122,8 @@ impl Pools {
 pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool) -> Result<(), Refusal> {
     let backend = ready(cores, lives, lun.backend.as_deref().unwrap_or_default())?;
     let io = Through::new(cores, lives);
-    let uuid = pool_uuid(lun.uuid.unwrap_or_default());
-    let nguid = lun.nguid_bytes().unwrap_or(uuid.0);
+    let uuid = lun.uuid.unwrap_or_default();
+    let nguid = lun.nguid_bytes().unwrap_or(uuid.into_bytes());
     match import_namespace(&io, backend, lun.name.clone(), uuid, nguid).await {
         Ok(_) => Ok(()),
         Err(error @ (ImportError::Pooled { .. } | ImportError::Damaged { .. })) if was_lun => {

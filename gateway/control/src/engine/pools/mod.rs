@@ -20,7 +20,7 @@ pub use luns::check_import;
 use std::collections::BTreeMap;
 use through::Through;
 use trefoil_config::Lun;
-use trefoil_storage::pool::{BackendInfo, Found, Frozen, Pool, PoolLun, open_pool, scan};
+use trefoil_storage::pool::{BackendInfo, Found, Frozen, Pool, open_pool, scan};
 use uuid::Uuid;
 
 /// All pools that are up.
@@ -30,14 +30,6 @@ pub struct Pools {
 }
 
 type Lives = BTreeMap<String, Live>;
-
-fn pool_uuid(uuid: Uuid) -> trefoil_storage::pool::Uuid {
-    trefoil_storage::pool::Uuid(*uuid.as_bytes())
-}
-
-fn uuid_of(lun: &PoolLun) -> Uuid {
-    Uuid::from_bytes(lun.uuid.0)
-}
 
 fn info(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let live =
@@ -131,7 +123,7 @@ impl Pools {
         &mut self,
         io: &Through<'_>,
         name: &str,
-        uuid: trefoil_storage::pool::Uuid,
+        uuid: Uuid,
         members: Vec<BackendInfo>,
     ) -> Result<(), Refusal> {
         let pool = open_pool(io, uuid, members).await;
@@ -210,7 +202,7 @@ impl Pools {
     /// The pool is down, a member is missing, or the pool doesn't know the LUN. The text is for the log.
     pub fn place(&self, lun: &Lun) -> Result<Placed, String> {
         let pool = self.pool_of(lun)?;
-        let found = pool.lun(pool_uuid(lun.uuid.unwrap_or_default())).filter(|lun| lun.is_visible());
+        let found = pool.lun(lun.uuid.unwrap_or_default()).filter(|lun| lun.is_visible());
         let found = found.ok_or_else(|| format!("pool `{}` doesn't hold it", pool.name()))?;
         let len_bytes = found.blocks * u64::from(found.block_bytes);
         let mut extents = pool.extents(found).map_err(|backend| format!("backend `{backend}` is missing"))?;
