@@ -34,7 +34,7 @@ pub struct Opened {
 }
 
 /// An opened backend, and the file that was made for it.
-pub type New = (Opened, Option<PathBuf>);
+type New = (Opened, Option<PathBuf>);
 
 /// The storage itself.
 pub enum Source {

@@ -121,8 +121,9 @@ impl Engine {
     /// Brings the gateway up from the stored state, or at the first start from the document.
     ///
     /// # Errors
-    /// At the first start, any failure is an error, and nothing is stored. At a later start, only failures of the store and
-    /// of cores are errors: a backend, pool or listener that fails is left out with a log line, and retried.
+    /// At the first start, any failure is an error. Nothing is then stored, unless a core doesn't answer after the store took
+    /// the state. At a later start, only failures of the store and of cores are errors: a backend, pool or listener that
+    /// fails is left out with a log line, and retried.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, document, store, found, cpus, lobby } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
