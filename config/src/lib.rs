@@ -12,17 +12,19 @@
 mod address;
 mod bytes;
 mod check;
+mod check_document;
 mod document;
 mod error;
 mod nqn;
 mod parse;
 mod told;
+mod worked;
 
 pub use address::{Address, AddressError, Scope};
 pub use bytes::{Bytes, BytesError};
-pub use check::{
-    MAX_BACKENDS, MAX_KEEP_ALIVE_S, MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, OPEN_MEMORY_BYTES,
-    QPAIR_MEMORY_BYTES, Worked, check_listeners, check_name,
+pub use check::{MAX_BACKENDS, MAX_KEEP_ALIVE_S, check_listeners, check_name};
+pub use check_document::{
+    MAX_LUNS, MAX_PORTALS, MIN_CORE_MEMORY_BYTES, OPEN_MEMORY_BYTES, QPAIR_MEMORY_BYTES,
 };
 pub use document::{
     Backend, BackendType, Config, Cores, DISCOVERY_NQN, Discovery, FieldError, Gateway, Host, Idle, Log, Lun,
@@ -31,3 +33,4 @@ pub use document::{
 pub use error::{ConfigError, Key, Mistake, Problem};
 pub use nqn::{check_host_nqn, check_subsystem_nqn, default_serial};
 pub use told::{cut, cut_quotations, suggest};
+pub use worked::Worked;

@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod buf;
 pub mod core;
+pub mod errno;
 pub mod guard;
 pub mod io;
 pub mod lost;

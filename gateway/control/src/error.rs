@@ -1,6 +1,8 @@
 //! Refusals: why an action was refused or failed, sorted by who can do something about it.
 
 use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
+use nix::errno::Errno;
+use std::io;
 use trefoil_config::{FieldError, cut_quotations};
 
 /// The party at fault, from which a client knows what it can do.
@@ -24,7 +26,8 @@ pub enum Fault {
     Internal,
 }
 
-/// A refused or failed action. Nothing has changed.
+/// A refused or failed action. Nothing has changed, with one exception: if a core doesn't answer after a change was stored,
+/// the change is stored and stays.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
@@ -41,6 +44,12 @@ impl Refusal {
     }
 }
 
+/// Returns the refusal for an I/O error of a device, file or socket. `what` names it.
+pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
+    let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
+    Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
+}
+
 impl From<FieldError> for Refusal {
     fn from(e: FieldError) -> Self {
         Self::new(Fault::Invalid, e.to_string())
@@ -50,7 +59,6 @@ impl From<FieldError> for Refusal {
 impl From<Refusal> for RpcError {
     /// Uses SPDK's codes: a negated errno where there is one.
     fn from(e: Refusal) -> Self {
-        use nix::errno::Errno;
         let code = match e.fault {
             Fault::Invalid => INVALID_PARAMS,
             Fault::NotFound => -(Errno::ENODEV as i32),

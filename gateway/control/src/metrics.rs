@@ -3,6 +3,8 @@
 //! Every scrape asks the engine and the cores anew; nothing is counted here. A client, by design or by mistake, can cost no
 //! more than [`LIMITS`] allows: a connection is one request, short and soon over.
 
+mod listener;
+
 use crate::address::resolve;
 use crate::engine::handle::{Handle, Outcome};
 use crate::engine::view::View;
@@ -11,6 +13,7 @@ use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use listener::{LIMITS, MetricsListener};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -23,16 +26,8 @@ use prometheus_client::registry::{Registry, Unit};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::net::TcpListener;
 use trefoil_config::Address;
 use trefoil_poll::CoreId;
 use trefoil_storage::msg::{ConnectRefusal, Survey};
@@ -52,19 +47,6 @@ struct Named {
 struct Reason {
     reason: &'static str,
 }
-
-/// The limits of all clients' connections.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// Connections at a time. More connections wait in the kernel's backlog.
-    connections: usize,
-    /// Bytes that a connection may send.
-    request_bytes: usize,
-    /// Time for which a connection lives, its answer included.
-    lifetime: Duration,
-}
-
-const LIMITS: Limits = Limits { connections: 8, request_bytes: 16 << 10, lifetime: Duration::from_secs(10) };
 
 /// Serves `/metrics` until the future is dropped.
 ///
@@ -88,83 +70,6 @@ async fn scrape(Shared(handle): Shared<Handle>) -> Response {
             ([(header::CONTENT_TYPE, kind), close], text).into_response()
         }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, [close], error.to_string()).into_response(),
-    }
-}
-
-/// A listener that accepts no more connections than it may, and gives each its limits.
-struct MetricsListener {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-    limits: Limits,
-}
-
-impl MetricsListener {
-    fn new(listener: TcpListener, limits: Limits) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(limits.connections)), limits }
-    }
-}
-
-impl axum::serve::Listener for MetricsListener {
-    type Io = Bounded;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Bounded, SocketAddr) {
-        // The semaphore is never closed.
-        let place = self.places.clone().acquire_owned().await.ok();
-        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
-        let until = Box::pin(tokio::time::sleep(self.limits.lifetime));
-        (Bounded { stream, until, left_bytes: self.limits.request_bytes, _place: place }, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that fails once it has sent too much or lived too long.
-struct Bounded {
-    stream: TcpStream,
-    until: Pin<Box<Sleep>>,
-    left_bytes: usize,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Bounded {
-    fn check_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.until.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
-        }
-    }
-}
-
-impl AsyncRead for Bounded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check_time(cx)?;
-        let before = to.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, to))?;
-        let left_bytes = self.left_bytes.checked_sub(to.filled().len() - before);
-        self.left_bytes = left_bytes.ok_or(io::ErrorKind::InvalidData)?;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_time(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, from)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -345,10 +250,15 @@ fn cores(all: &mut Registry, view: &View, survey: &[(CoreId, Box<Survey>)]) {
 
 #[cfg(test)]
 mod tests {
+    use super::listener::Limits;
     use super::*;
     use crate::engine::view::PoolView;
     use serde_json::json;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use trefoil_config::{Backend, BackendType, Lun};
     use trefoil_poll::CoreSample;
     use trefoil_storage::stats::{Kind, LunCounters, LunSurvey};
@@ -477,25 +387,6 @@ mod tests {
             let long =
                 [b"GET /metrics HTTP/1.1\r\nx: ", vec![b'x'; LIMITS.request_bytes].as_slice()].concat();
             assert_eq!(ask(at, &[&long, b"\r\n\r\n".as_slice()].concat()).await, "");
-        });
-    }
-
-    #[test]
-    fn no_more_are_accepted_than_may_be() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let at = listener.local_addr().expect("its address");
-            let mut listener = MetricsListener::new(listener, Limits { connections: 1, ..LIMITS });
-            let _peers =
-                [TcpStream::connect(at).await, TcpStream::connect(at).await].map(|p| p.expect("a peer"));
-            let (first, _) = axum::serve::Listener::accept(&mut listener).await;
-            assert_eq!(listener.places.available_permits(), 0);
-            let wait = Duration::from_millis(50);
-            let second = tokio::time::timeout(wait, axum::serve::Listener::accept(&mut listener)).await;
-            assert!(second.is_err(), "it waits for the first one's end");
-            drop(first);
-            axum::serve::Listener::accept(&mut listener).await;
         });
     }
 }

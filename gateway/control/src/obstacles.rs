@@ -6,7 +6,7 @@
 //! accepts a connection.
 
 use crate::address::{is_v6_only, overlap, resolve};
-use crate::engine::backends::{self, Locked, OwnFile, folder, whole};
+use crate::engine::local::{Locked, OwnFile, check_path, folder, own_files, try_open, whole};
 use crate::jsonrpc::server::RpcSocket;
 use crate::state::{Row, RowChange, State};
 use crate::store::Store;
@@ -49,7 +49,7 @@ impl fmt::Display for Obstacle {
 /// and a start goes on without the objects that can't come up. `document` is the file that `config` was in. Blocks.
 pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
-    let own_files = backends::own_files(document, &Store::path_in(state_dir));
+    let own_files = own_files(document, &Store::path_in(state_dir));
     let made = vec![state_dir.clone(), folder(rpc_socket).into()];
     let mut look = Look { own_files: &own_files, made, ..Look::default() };
     let rpc = may_write(folder(rpc_socket));
@@ -226,7 +226,7 @@ impl Look<'_> {
                 .found
                 .push(Obstacle { message: format!("{what} is already used by another backend"), is_fatal });
         }
-        if let Err(refusal) = backends::check_path(backend, self.own_files) {
+        if let Err(refusal) = check_path(backend, self.own_files) {
             return self.found.push(Obstacle { message: refusal.message, is_fatal });
         }
         match path.metadata() {
@@ -236,7 +236,7 @@ impl Look<'_> {
                 let room = self.room(path, need_bytes.saturating_sub(meta.blocks() * 512), true);
                 self.check(room, &what, is_fatal);
             }
-            Ok(_) => match backends::try_open(backend, path, &self.held) {
+            Ok(_) => match try_open(backend, path, &self.held) {
                 Ok(held) => self.held.push(held),
                 // The refusal names the backend itself.
                 Err(refusal) => self.found.push(Obstacle { message: refusal.message, is_fatal }),

@@ -1,8 +1,8 @@
 //! Gives each core a connection to itself, over which the core keeps itself warm; see [`trefoil_storage::warm`].
 
-use crate::engine::cores::{Cores, device};
+use crate::engine::cores::Cores;
 use crate::engine::socket_options;
-use crate::error::{Fault, Refusal};
+use crate::error::{Fault, Refusal, device};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;

@@ -10,6 +10,14 @@
 //! held since the read began, and the version of the write under way. No read that begins later may see an older
 //! version.
 
+mod block;
+mod stamp;
+#[cfg(test)]
+mod tests;
+
+use block::Block;
+pub use stamp::stamp;
+use stamp::{decode, describe};
 use std::collections::BTreeMap;
 use trefoil_storage::Fault;
 
@@ -82,26 +90,6 @@ impl Job {
 }
 
 #[derive(Clone, Debug)]
-struct Block {
-    /// Versions that a read may see.
-    now: Vec<Version>,
-    /// Versions that a power cut may leave, apart from `since`.
-    stable: Vec<Version>,
-    /// Later versions with their times. The flag is false if the operation failed, so that the version is uncertain.
-    since: Vec<(u64, Version, bool)>,
-    /// Versions that a read could see before the power cuts during the current reads. The answer to such a read may
-    /// already have been on its way.
-    before: Vec<Version>,
-    /// Versions that a read could see earlier, each with the time of its replacement. Kept while there are readers.
-    past: Vec<(u64, Version)>,
-    readers: u32,
-    /// Version of the write under way.
-    writer: Option<Version>,
-    /// Time at which a write last ended here.
-    written_at: u64,
-}
-
-#[derive(Clone, Debug)]
 struct Lun {
     blocks: Vec<Block>,
     block_bytes: usize,
@@ -130,93 +118,6 @@ pub struct Model {
     violation: Option<String>,
     /// Lines about operations for the story, if the story is told.
     pub log: Option<Vec<String>>,
-}
-
-impl Block {
-    fn zero() -> Self {
-        Self {
-            now: vec![0],
-            stable: vec![0],
-            since: Vec::new(),
-            before: Vec::new(),
-            past: Vec::new(),
-            readers: 0,
-            writer: None,
-            written_at: 0,
-        }
-    }
-
-    /// Returns whether an operation may begin on the block.
-    fn admits(&self, reads: bool, shared: bool) -> bool {
-        match reads {
-            true => shared || self.writer.is_none(),
-            false => self.writer.is_none() && (shared || self.readers == 0),
-        }
-    }
-
-    fn write(&mut self, at: u64, version: Version, certain: bool) {
-        if certain {
-            self.replace(at, version);
-        } else if !self.now.contains(&version) {
-            self.now.push(version);
-        }
-        self.since.push((at, version, certain));
-    }
-
-    /// Makes `version` the only version that the block holds.
-    fn replace(&mut self, at: u64, version: Version) {
-        let now = std::mem::replace(&mut self.now, vec![version]);
-        if self.readers > 0 {
-            self.past.extend(now.into_iter().filter(|&old| old != version).map(|old| (at, old)));
-        }
-    }
-
-    /// Moves everything older than `at` to stable media.
-    fn flush(&mut self, at: u64) {
-        let upto = self.since.partition_point(|&(when, ..)| when < at);
-        for (_, version, certain) in self.since.drain(..upto) {
-            if certain {
-                self.stable.clear();
-            }
-            if !self.stable.contains(&version) {
-                self.stable.push(version);
-            }
-        }
-    }
-
-    fn power_cut(&mut self) {
-        self.before.extend(&self.now);
-        for (_, version, _) in self.since.drain(..) {
-            if !self.stable.contains(&version) {
-                self.stable.push(version);
-            }
-        }
-        self.now = self.stable.clone();
-    }
-
-    /// Replaces the block with zeros, because its memory is lost.
-    fn lose(&mut self) {
-        self.before.extend(&self.now);
-        self.since.clear();
-        (self.now, self.stable) = (vec![0], vec![0]);
-    }
-
-    /// Returns whether a read that began at `began` and ends at `at` may see `version`. If `version` proves what the
-    /// block holds now, the block keeps only `version`, unless power failed since the read began (`cut`).
-    fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
-        let writes = self.writer == Some(version);
-        let was = self.past.iter().any(|&(until, old)| old == version && until > began);
-        if !writes && !self.now.contains(&version) {
-            return was || cut && self.before.contains(&version);
-        }
-        // The version may be older than a write that ended during the read. All zeros share version 0.
-        let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
-        if !cut && is_latest && self.now != [version] {
-            self.replace(at, version);
-            self.since.push((at, version, true));
-        }
-        true
-    }
 }
 
 impl Lun {
@@ -533,180 +434,5 @@ impl Model {
                 ));
             }
         }
-    }
-}
-
-fn word(lun: usize, lba: u64, version: Version, i: usize) -> u64 {
-    let base = version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lba.rotate_left(17) ^ (lun as u64) << 56;
-    base.wrapping_add((i as u64).wrapping_mul(0x0101_0101_0101_0101))
-}
-
-/// Writes a job's stamps into `data`.
-pub fn stamp(job: &Job, data: &mut [u8]) {
-    for (block, lba) in data.chunks_exact_mut(job.block_bytes).zip(job.lba..) {
-        for (i, bytes) in block.chunks_exact_mut(8).enumerate() {
-            let word = match i {
-                0 => job.version,
-                1 => (job.lun as u64) << 48 | lba,
-                _ => word(job.lun, lba, job.version, i),
-            };
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-    }
-}
-
-/// Returns the version that a block holds, if the block is whole and at its own address.
-fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
-    let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let version = at(0)?;
-    if version == 0 {
-        return block.iter().all(|&b| b == 0).then_some(0);
-    }
-    let placed = at(1)? == (lun as u64) << 48 | lba;
-    (placed && (2..block.len() / 8).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
-}
-
-fn describe(block: &[u8]) -> String {
-    let at =
-        |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-    let place = at(1);
-    format!("a broken stamp: version {} of LUN {} block {}", at(0), place >> 48, place & 0xffff_ffff_ffff)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(m: &mut Model, durable: bool, ok: bool) -> Vec<u8> {
-        let job = m.begin(0, Kind::Write { durable }, 3, 1).expect("free");
-        let mut data = vec![0; BLOCK_BYTES];
-        stamp(&job, &mut data);
-        m.finish(job.id, if ok { Ok(()) } else { Err(Fault::MediaWrite) }, &[]);
-        data
-    }
-
-    fn read(m: &mut Model, data: &[u8]) -> bool {
-        let job = m.begin(0, Kind::Read, 3, 1).expect("free");
-        m.finish(job.id, Ok(()), data);
-        m.violation().is_none()
-    }
-
-    #[test]
-    fn a_completed_write_is_the_only_answer_and_a_failed_one_is_an_option_until_seen() {
-        let mut m = Model::new(&[8]);
-        m.excuse();
-        let first = write(&mut m, false, true);
-        let second = write(&mut m, false, false);
-        assert!(read(&mut m, &second));
-        assert!(!read(&mut m, &first), "an older version came back after a newer one was seen");
-    }
-
-    #[test]
-    fn a_power_cut_may_take_back_what_was_not_flushed_and_nothing_else() {
-        let mut m = Model::new(&[8]);
-        let old = write(&mut m, false, true);
-        let flush = m.begin(0, Kind::Flush, 0, 0).expect("free");
-        m.finish(flush.id, Ok(()), &[]);
-        write(&mut m, false, true);
-        m.crash(true);
-        assert!(read(&mut m, &old));
-        write(&mut m, true, true);
-        m.crash(true);
-        assert!(!read(&mut m, &old), "a durable write was lost");
-    }
-
-    #[test]
-    fn an_answer_from_before_a_power_cut_may_come_after_one_from_behind_it() {
-        let mut m = Model::new(&[8]);
-        let old = write(&mut m, true, true);
-        let new = write(&mut m, false, true);
-        let slow = m.begin(0, Kind::Read, 3, 1).expect("free");
-        m.power_cut(|_| true);
-        assert!(read(&mut m, &old));
-        m.finish(slow.id, Ok(()), &new);
-        assert_eq!(m.violation(), None);
-        assert!(!read(&mut m, &new), "what was lost came back");
-    }
-
-    /// Begins a write of block 3, and returns its identifier and data.
-    fn begin_write(m: &mut Model) -> (u64, Vec<u8>) {
-        let job = m.begin(0, Kind::Write { durable: false }, 3, 1).expect("free");
-        let mut data = vec![0; BLOCK_BYTES];
-        stamp(&job, &mut data);
-        (job.id, data)
-    }
-
-    fn begin_read(m: &mut Model) -> u64 {
-        m.begin(0, Kind::Read, 3, 1).expect("shared").id
-    }
-
-    #[test]
-    fn a_read_beside_a_write_sees_either_and_later_ones_nothing_older() {
-        let mut m = Model::new(&[8]);
-        m.share(0);
-        let old = write(&mut m, false, true);
-        let early = begin_read(&mut m);
-        let (writer, new) = begin_write(&mut m);
-        let late = begin_read(&mut m);
-        m.finish(late, Ok(()), &old);
-        assert!(read(&mut m, &old) && read(&mut m, &new), "{:?}", m.violation());
-        m.finish(early, Ok(()), &old);
-        assert_eq!(m.violation(), None, "what it saw came first");
-        assert!(!read(&mut m, &old), "an older version came back after the write was seen");
-        m.finish(writer, Ok(()), &[]);
-    }
-
-    #[test]
-    fn a_read_that_a_write_overtook_says_nothing_of_now() {
-        let mut m = Model::new(&[8]);
-        m.share(0);
-        let zeros = vec![0; BLOCK_BYTES];
-        let early = begin_read(&mut m);
-        let now = write(&mut m, false, true);
-        let zero = m.begin(0, Kind::Zero { durable: false, deallocate: false }, 3, 1).expect("free");
-        m.finish(early, Ok(()), &zeros);
-        assert!(read(&mut m, &now), "{:?}", m.violation());
-        m.finish(zero.id, Ok(()), &[]);
-        assert!(!read(&mut m, &now), "the zeros are there");
-    }
-
-    #[test]
-    fn zeros_from_before_a_write_in_doubt_are_not_those_of_a_zeroing_beside_the_read() {
-        let mut m = Model::new(&[8]);
-        m.share(0);
-        let (writer, new) = begin_write(&mut m);
-        m.lose(0, 0..8);
-        let early = begin_read(&mut m);
-        m.finish(writer, Ok(()), &[]);
-        let hint = m.begin(0, Kind::Deallocate, 3, 1).expect("free");
-        m.finish(early, Ok(()), &[0; BLOCK_BYTES]);
-        m.finish(hint.id, Ok(()), &[]);
-        assert!(read(&mut m, &new), "{:?}", m.violation());
-    }
-
-    #[test]
-    fn lost_memory_takes_what_was_acknowledged_and_a_read_only_lun_takes_nothing() {
-        let mut m = Model::new(&[8]);
-        m.share(0);
-        write(&mut m, true, true);
-        m.lose(0, 0..8);
-        assert!(read(&mut m, &[0; BLOCK_BYTES]), "{:?}", m.violation());
-        m.excuse_writes(0);
-        write(&mut m, false, false);
-        m.set_read_only(0, true);
-        assert_eq!(m.violation(), None);
-        write(&mut m, false, true);
-        assert!(m.violation().is_some());
-    }
-
-    #[test]
-    fn overlapping_writes_wait_and_a_second_completion_is_a_violation() {
-        let mut m = Model::new(&[8]);
-        let job = m.begin(0, Kind::Write { durable: false }, 0, 4).expect("free");
-        assert!(m.begin(0, Kind::Read, 3, 2).is_none());
-        m.finish(job.id, Ok(()), &[]);
-        assert!(m.violation().is_none());
-        m.finish(job.id, Ok(()), &[]);
-        assert!(m.violation().is_some());
     }
 }

@@ -10,25 +10,24 @@
 //! the specs require, and costs the other hosts nothing.
 
 mod array;
+mod checks;
 mod control;
 mod faults;
 mod hostile;
 mod memory;
 mod pool;
 mod refusals;
+mod sizes;
 mod warm;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use trefoil_poll::Instant;
 use trefoil_poll::rand::Rng;
-use trefoil_storage::core::CoreLimits;
-use trefoil_storage::frontend::{Capacity, TargetLimits};
 use trefoil_storage::initiator::FenceRule;
 use trefoil_storage::topology::{Access, Extent};
 
@@ -40,40 +39,17 @@ use crate::net::NodeId;
 use crate::net::{ConnId, Side};
 use crate::node::Node;
 use crate::simio::SOCKETS;
-use crate::timeouts::{CONNECT_TIMEOUT, DISCOVERY_TIMEOUT, PROGRESS_TIMEOUT};
+use crate::timeouts::DISCOVERY_TIMEOUT;
 use crate::workload::Workload;
 use crate::world::{Loans, Step, World};
 use array::Array;
 pub use faults::FAULTS;
 use memory::{MEMORIES, Memories};
 use pool::Pools;
+pub use sizes::CORES;
+use sizes::{DISK_BYTES, DiscoveryLimits, IMPORTED, LUN_BLOCKS, LUNS, REPLACED, SERVERS};
 use warm::Warm;
 
-/// Most cores that the gateway has.
-pub const CORES: u16 = 4;
-const ARENA_BYTES: usize = 8 << 20;
-const SERVERS: u16 = 2;
-/// Command slots of a core.
-const SLOTS: usize = 768;
-const PORT: u16 = 4420;
-/// Sizes of the disks in bytes. The first three are the members of the pool: metadata takes 4 MiB, which leaves 20
-/// units of 64 KiB on each, so that LUNs are cut into several extents. The last disk is imported.
-const DISK_BYTES: [u64; 4] = [POOLED_BYTES, POOLED_BYTES, POOLED_BYTES, 1 << 20];
-const POOLED_BYTES: u64 = (4 << 20) + (20 << 16);
-/// Initial sizes of the LUNs in blocks. The third LUN is removed and created again, the fourth is imported, and the
-/// others are memory.
-const LUN_BLOCKS: [u64; LUNS] = [2900, 1500, 1024, 2048, 600, 400, 320];
-const LUNS: usize = 7;
-const GROWN: usize = 1;
-const REPLACED: usize = 2;
-const IMPORTED: usize = 3;
-const FIRST_MEMORY: usize = 4;
-/// The pool member that may be on the array.
-const MEMBER: usize = 1;
-const GROW_BLOCKS: u64 = 200;
-/// Size at which the LUN grows no more. 23 units for the first LUN, 25 for this LUN and 12 for the third are all 60
-/// units.
-const GROWN_MOST: u64 = 2900;
 /// Limit on the virtual time of a run.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
@@ -84,9 +60,6 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Pause between the end of the work and the final read of everything. All pending writes land within this time,
 /// including late writes of lost associations, which are held for 2 × KATO.
 const LANDED: Duration = Duration::from_secs(4);
-
-/// Time after which every timeout has fired.
-const REST: Duration = Duration::from_secs(120);
 
 const TICK: u64 = 1;
 const FAULT: u64 = 2;
@@ -244,46 +217,6 @@ pub fn run_seed(setting: Setting) -> Outcome {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     format!("panic: {}", text.unwrap_or("without a message"))
-}
-
-/// Sockets that hosts may have on all cores together. The hostile crowd opens more.
-const HOST_SOCKETS: u32 = 176;
-
-/// Returns the capacity that the cores of one gateway share: room for the servers' hosts, and for everything that
-/// attackers allowed to connect can have.
-fn capacity() -> Arc<Capacity> {
-    Arc::new(Capacity::new(48, 256))
-}
-
-/// The limits of a core that mutations change.
-#[derive(Clone, Copy)]
-pub struct DiscoveryLimits {
-    /// Controllers of a core.
-    pub max_ctrlrs: usize,
-    /// Most of these controllers that may be discovery controllers.
-    pub max_discovery: usize,
-    /// Time after which an idle discovery controller ends.
-    pub timeout: Duration,
-}
-
-fn limits(cores: u16, send_lists: usize, discovery: DiscoveryLimits) -> CoreLimits {
-    let host_sockets = HOST_SOCKETS / u32::from(cores);
-    let target = TargetLimits {
-        max_conns: SOCKETS,
-        max_ctrlrs: discovery.max_ctrlrs,
-        max_discovery: discovery.max_discovery,
-        discovery_timeout: discovery.timeout,
-        admissions: host_sockets as usize / 8,
-        slots: SLOTS,
-        reserved_slots: 256,
-        reserved_bytes: 1 << 20,
-        send_lists,
-        connect_timeout: CONNECT_TIMEOUT,
-        progress_timeout: PROGRESS_TIMEOUT,
-        terminate_timeout: Duration::from_secs(1),
-        ..TargetLimits::default()
-    };
-    CoreLimits { max_sockets: SOCKETS as u32, host_sockets, target, foreign_requests: 256 }
 }
 
 /// One defect, and the number of seeds within which it must be found.
@@ -519,51 +452,5 @@ impl Run {
     fn fired(&mut self, kind: &'static str) {
         *self.faults.entry(kind).or_default() += 1;
         self.world.story.tell(self.world.now(), format_args!("fault: {kind}"));
-    }
-
-    /// Checks the bytes that connections hold: each peak is within its bound, and all connections together hold no
-    /// more than the core has in use.
-    fn check_conns(&mut self) -> Option<String> {
-        for core in 0..self.cores {
-            let Some(Node::Gateway(machine)) = self.world.machine(self.gateway, core) else { continue };
-            let (target, arena) = (machine.target(), machine.arena());
-            let (peak, bound) = (target.peak_conn_bytes(), machine.conn_bound_bytes());
-            self.conn_bytes = (self.conn_bytes.0.max(peak), bound);
-            let used = arena.capacity_bytes() - arena.free_bytes();
-            if peak > bound {
-                return Some(format!("a connection of core {core} held {peak} bytes, of {bound} at most"));
-            }
-            if target.conns_bytes() > used {
-                let counted = target.conns_bytes();
-                return Some(format!(
-                    "core {core} counts {counted} bytes of connections, and {used} are in use"
-                ));
-            }
-        }
-        None
-    }
-
-    /// Checks that no core holds a block at rest, once timeouts have ended everything that waits for dead peers.
-    fn check_leaks(&mut self) -> Option<String> {
-        let until = self.world.now() + REST;
-        loop {
-            let held = (0..self.cores).find_map(|core| {
-                let held = self.world.machine(self.gateway, core).map_or(0, |machine| machine.held_bytes());
-                (held > self.rest_bytes(core))
-                    .then(|| format!("core {core} holds {held} bytes of blocks at rest"))
-            });
-            let held = held.or_else(|| self.check_loans(true));
-            if held.is_none() {
-                return self.check_still_warm();
-            }
-            if self.world.now() > until {
-                return held;
-            }
-            match self.world.step() {
-                Step::Accepted(_) | Step::Control(_) => self.on_control(),
-                Step::Idle => return held,
-                Step::Ran | Step::Timer(_) => {}
-            }
-        }
     }
 }

@@ -8,9 +8,13 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+mod door;
 pub mod fleet;
+mod mail;
 pub mod raw;
 
+use door::Door;
+use mail::{pump, send};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -19,14 +23,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use trefoil_poll::core::{CoreConfig, CoreHandle, Idle, spawn};
 use trefoil_poll::ram::Ram;
-use trefoil_poll::{
-    Arena, ArenaId, ControlReceiver, ControlSender, CoreId, Mesh, MeshBounds, UringConfig, UringIo, mesh,
-};
+use trefoil_poll::{Arena, ArenaId, ControlSender, CoreId, Mesh, MeshBounds, UringConfig, UringIo, mesh};
 use trefoil_storage::backend::nvme_tcp::{NvmeTcpChannel, NvmeTcpConfig};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::core::{CoreLimits, StorageCore};
 use trefoil_storage::frontend::Capacity;
-use trefoil_storage::msg::{Event, QpairRow, Survey};
+use trefoil_storage::msg::Event;
 use trefoil_storage::topology::*;
 use trefoil_storage::warm::WarmHost;
 use trefoil_storage::{Msg, TargetLimits};
@@ -382,43 +384,6 @@ impl Gateway {
         self.tell_all(|_| Msg::CloseHosts { all: true });
     }
 
-    /// Returns the connected queue pairs of all cores.
-    pub fn survey(&mut self) -> Vec<(CoreId, QpairRow)> {
-        self.tell_all(|_| {
-            Msg::Survey(Box::new(Survey { qpairs: Vec::with_capacity(512), ..Survey::default() }))
-        });
-        let mut rows = Vec::new();
-        self.each_core_with("Survey", |core, msg| match msg {
-            Msg::Survey(survey) => {
-                rows.extend(survey.qpairs.into_iter().map(|row| (core, row)));
-                None
-            }
-            other => Some(other),
-        });
-        rows
-    }
-
-    /// Waits until a survey satisfies `is`.
-    pub fn wait_survey(&mut self, what: &str, is: impl Fn(&[(CoreId, QpairRow)]) -> bool) {
-        let patience = Patience::new(what);
-        while !is(&self.survey()) {
-            patience.pause();
-        }
-    }
-
-    /// Waits until a core sends an event that satisfies `is`. Each event satisfies only one wait.
-    pub fn wait_event(&mut self, what: &str, is: impl Fn(&Event) -> bool) -> (CoreId, Event) {
-        let patience = Patience::new(what);
-        loop {
-            if let Some(at) = self.events.iter().position(|(_, event)| is(event)) {
-                return self.events.swap_remove(at);
-            }
-            if let Some((_, msg)) = self.next(&patience) {
-                panic!("a core sent {msg:?} while the test waits for {what}");
-            }
-        }
-    }
-
     /// Gives each core a connection to itself, over which the core asks itself for something once in `every`. Returns duplicates
     /// of the asking ends. A shutdown of a duplicate ends its connection.
     pub fn keep_warm(&mut self, every: Duration) -> Vec<TcpStream> {
@@ -498,104 +463,6 @@ impl Gateway {
         }
         for thread in self.threads {
             thread.join().expect("a control thread ended well");
-        }
-    }
-
-    fn tell_all(&mut self, mut msg: impl FnMut(CoreId) -> CoreMsg) {
-        for core in 0..self.cores.len() {
-            send(&self.to_cores, core, msg(CoreId(core as u16)));
-        }
-    }
-
-    /// Waits until each core has sent one message that satisfies `is`.
-    fn each_core(&mut self, what: &str, is: impl Fn(&CoreMsg) -> bool) {
-        self.each_core_with(what, |_, msg| (!is(&msg)).then_some(msg));
-    }
-
-    /// Waits until each core has sent one message that `take` takes.
-    fn each_core_with(&mut self, what: &str, mut take: impl FnMut(CoreId, CoreMsg) -> Option<CoreMsg>) {
-        let patience = Patience::new(format!("{what} from each core"));
-        let mut left = self.cores.len();
-        while left > 0 {
-            if let Some((core, msg)) = self.next(&patience) {
-                if let Some(msg) = take(core, msg) {
-                    panic!("{core:?} sent {msg:?} while the test waits for {what}");
-                }
-                left -= 1;
-            }
-        }
-    }
-
-    /// Returns the next message that is not an event. Events are kept for later.
-    fn next(&mut self, patience: &Patience) -> Option<(CoreId, CoreMsg)> {
-        self.assert_turning();
-        match self.mail.recv_timeout(patience.left().min(Duration::from_millis(50))) {
-            Ok((core, Msg::Event(event))) => {
-                self.events.push((core, event));
-                None
-            }
-            Ok((_, Msg::Adopted(_))) => None,
-            Ok((core, place @ Msg::Refused(_))) => {
-                send(&self.to_cores, usize::from(core.0), place);
-                None
-            }
-            Ok(other) => Some(other),
-            Err(_) => None,
-        }
-    }
-}
-
-/// Takes the cores' messages, so that their mailboxes never fill up.
-fn pump(mut from: ControlReceiver<CoreMsg>, to: &mpsc::Sender<(CoreId, CoreMsg)>, stop: &AtomicBool) {
-    while !stop.load(Ordering::SeqCst) {
-        while let Some(got) = from.pop() {
-            // The test may have ended already.
-            let _ = to.send(got);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn send(to_cores: &Senders, core: usize, mut msg: CoreMsg) {
-    let patience = Patience::new(format!("room in the mailbox of core {core}"));
-    loop {
-        let sent = to_cores.lock().expect("no thread panicked with it")[core].send(msg);
-        match sent {
-            Ok(()) => return,
-            Err(back) => msg = back,
-        }
-        patience.pause();
-    }
-}
-
-/// Accepts connections, and hands them out to the cores in turn.
-struct Door {
-    listener: TcpListener,
-    portal: PortalId,
-    place: Arc<AtomicUsize>,
-    to_cores: Senders,
-    stop: Arc<AtomicBool>,
-}
-
-impl Door {
-    fn keep(self) {
-        let cores = self.to_cores.lock().expect("no thread panicked with it").len();
-        loop {
-            let (socket, peer) = self.listener.accept().expect("a connection");
-            if self.stop.load(Ordering::SeqCst) {
-                return;
-            }
-            let local = socket.local_addr().expect("connected");
-            if socket::prepare_accepted(&socket).is_err() {
-                continue;
-            }
-            let core = self.place.fetch_add(1, Ordering::SeqCst) % cores;
-            let socket = socket.into();
-            send(
-                &self.to_cores,
-                core,
-                Msg::Adopt { socket, portal: self.portal, local, peer, initialized: false },
-            );
         }
     }
 }

@@ -8,10 +8,10 @@
 //! Ready connections go in turn by their addresses ([`Crowd`]). When the lobby is full, it closes the oldest connection of
 //! the address that has most connections there.
 
-use super::cores::{Cores, device};
+use super::cores::Cores;
 use super::opening::{MAX_OPENING_BYTES, Opening};
 use crate::address::resolve;
-use crate::error::Refusal;
+use crate::error::{Refusal, device};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::poll_fn;

@@ -85,8 +85,8 @@ impl Queries {
         view.phase = *self.phase.borrow();
         view.cores = self.cores.metrics().iter().map(|m| m.sample()).collect();
         for backend in view.backends.values_mut() {
-            backend.usable = self.cores.usable(backend.id);
-            backend.access = self.cores.access(backend.id);
+            backend.usable = self.cores.reports.usable(backend.id);
+            backend.access = self.cores.reports.access(backend.id);
         }
         view
     }

@@ -4,16 +4,23 @@
 //! line, and retried.
 
 use super::backends;
+use super::local::DEAD_LOCK_TIMEOUT;
 use super::topology;
-use super::{BackendId, Engine, Event, Fault, Instant, MAX_BACKENDS, MAX_LUNS, RETRY, Refusal, State};
+use super::{Engine, RETRY};
+use crate::error::{Fault, Refusal};
 use crate::plan::check_whole;
+use crate::state::State;
 use std::sync::Arc;
+use tokio::time::Instant;
+use trefoil_config::{MAX_BACKENDS, MAX_LUNS};
+use trefoil_storage::msg::Event;
+use trefoil_storage::topology::BackendId;
 
 impl Engine {
     /// Brings up the stored objects, and leaves out those that fail.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
-        let lock_until = Instant::now() + backends::DEAD_LOCK_TIMEOUT;
+        let lock_until = Instant::now() + DEAD_LOCK_TIMEOUT;
         for (name, backend) in &state.backends {
             let Some(id) = self.numbers.backends.give(name, MAX_BACKENDS) else { continue };
             let others = self.live.values();
@@ -45,7 +52,7 @@ impl Engine {
             }
         }
         for (name, live) in &self.live {
-            if let Err(why) = self.cores.usable(live.id) {
+            if let Err(why) = self.cores.reports.usable(live.id) {
                 tracing::error!(
                     backend = name,
                     why = &*why,
@@ -164,29 +171,10 @@ impl Engine {
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
     }
 
-    /// Opens the listeners that are down, and returns whether one of them is open now.
-    async fn listen_again(&mut self) -> bool {
-        let mut listens = false;
-        let listeners = self.state.listeners();
-        for &at in &listeners {
-            match self.listen(at, &listeners) {
-                Ok(true) => {
-                    tracing::info!(listener = %at, "a listener that was down is up");
-                    listens = true;
-                }
-                Ok(false) => {}
-                Err(error) => self.listener_is_down(at, error),
-            }
-        }
-        if listens && let Err(error) = self.publish().await {
-            tracing::error!(%error, "objects that came up can't be shown to hosts");
-        }
-        listens
-    }
-
     /// Returns whether a pool lacks members though its backends are all up: a backend couldn't be read, or holds other data.
     pub(super) fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
-        let is_up = |name: &String| self.live.get(name).is_some_and(|l| self.cores.usable(l.id).is_ok());
+        let is_up =
+            |name: &String| self.live.get(name).is_some_and(|l| self.cores.reports.usable(l.id).is_ok());
         self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
     }
 

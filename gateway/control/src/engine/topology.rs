@@ -1,6 +1,7 @@
 //! Builds the snapshot that cores present, from the desired state and the objects that are up.
 
 use super::backends::Live;
+use crate::error::{Fault, Refusal};
 use crate::state::State;
 use std::collections::BTreeMap;
 use trefoil_config::{Address, BackendType, Lun, Subsystem};
@@ -183,6 +184,14 @@ fn shown_subsystem(
         max_namespaces: subsystem.max_nsid(),
         cntlid_range: (subsystem.min_cntlid.unwrap_or(1), subsystem.max_cntlid.unwrap_or(0xFFEF)),
     }
+}
+
+/// Returns the refusal for an object to which [`Ids::give`] gives no number.
+pub fn full(what: &str) -> Refusal {
+    Refusal::new(
+        Fault::NoSpace,
+        format!("the gateway already has the most {what} that a gateway can have: remove some first"),
+    )
 }
 
 #[cfg(test)]

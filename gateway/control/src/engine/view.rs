@@ -1,7 +1,9 @@
 //! The view: the desired state, with the engine's knowledge about its parts.
 
-use super::backends::{Live, OwnFile};
-use super::cores::{Cores, Why};
+use super::backends::Live;
+use super::cores::Cores;
+use super::local::OwnFile;
+use super::reports::Why;
 use super::topology::Placed;
 use crate::action::Phase;
 use crate::state::State;
@@ -106,8 +108,8 @@ impl BackendView {
             len_bytes: live.len_bytes,
             block_bytes: live.block_bytes,
             owner: live.owner,
-            usable: cores.usable(live.id),
-            access: cores.access(live.id),
+            usable: cores.reports.usable(live.id),
+            access: cores.reports.access(live.id),
         }
     }
 }

@@ -14,11 +14,11 @@ use trefoil_storage::topology::{
 use trefoil_wire::nvme::log::AnaState;
 
 use super::pool::lun_id;
-use super::warm::WARM;
-use super::{
-    ARENA_BYTES, CORES, FIRST_MEMORY, Frontend, GROWN, LANDED, LUNS, MEMORIES, PORT, REPLACED, Run, SERVERS,
-    SLOTS, capacity, limits,
+use super::sizes::{
+    ARENA_BYTES, CORES, FIRST_MEMORY, GROWN, LUNS, PORT, REPLACED, SERVERS, SLOTS, capacity, limits,
 };
+use super::warm::WARM;
+use super::{Frontend, LANDED, MEMORIES, Run};
 use crate::direct::LunCore;
 use crate::hostile;
 use crate::memory::arena;

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use trefoil_storage::msg::Survey;
 
-use super::{
-    CUT, DEPART, Frontend, GROW_BLOCKS, GROWN, GROWN_MOST, HEAL, PATIENCE, REPLACED, RESTART, Run, SERVERS,
-    SPLIT, UNBAN,
-};
+use super::sizes::{GROW_BLOCKS, GROWN, GROWN_MOST, REPLACED, SERVERS};
+use super::{CUT, DEPART, Frontend, HEAL, PATIENCE, RESTART, Run, SPLIT, UNBAN};
 use crate::disk::DiskFault;
 use crate::net::NodeId;
 use crate::node::Node;

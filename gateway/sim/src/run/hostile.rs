@@ -1,6 +1,7 @@
 //! The run's hostile host: when it attacks, and the results of its attacks.
 
-use super::{ARENA_BYTES, CORES, PORT, Run, SERVERS};
+use super::Run;
+use super::sizes::{ARENA_BYTES, CORES, PORT, SERVERS};
 use crate::hostile::{ATTACKS, Cut, HostileCore};
 use crate::memory::arena;
 use crate::node::Node;

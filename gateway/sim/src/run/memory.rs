@@ -17,7 +17,8 @@ use trefoil_storage::backend::{AttachKind, Memory};
 use trefoil_storage::topology::{BackendId, Extent, LunId};
 use trefoil_sys::region::Region;
 
-use super::{DISK_BYTES, FIRST_MEMORY, LUN_BLOCKS, LUNS, MEMORY_BACK, Run};
+use super::sizes::{DISK_BYTES, FIRST_MEMORY, LUN_BLOCKS, LUNS};
+use super::{MEMORY_BACK, Run};
 use crate::node::Node;
 use crate::simio::{SOCKETS, SimFile};
 use crate::world::Crash;

@@ -4,114 +4,30 @@
 //! through the gateway's cores, so that a crash may come between any two steps. After a crash, everything is read
 //! from the disks again. This module keeps only what an operator would remember, and checks the disks against it.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+mod io;
+
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use trefoil_poll::{Arena, Buf, CoreId};
+use trefoil_poll::Arena;
 use trefoil_storage::pool::{
-    BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Pool, PoolIo,
-    PoolOwner, Uuid, create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
+    BackendInfo, Found, Imported, LunError, MIN_UNIT_BYTES, NewLun, NewMember, NewPool, Pool, PoolOwner,
+    create_lun, create_pool, delete_lun, grow_lun, import_namespace, open_pool, scan,
 };
-use trefoil_storage::topology::{BackendId, Extent, LunId};
-use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
+use trefoil_storage::topology::{BackendId, Extent};
+use uuid::Uuid;
 
-use super::{GROWN, IMPORTED, REPLACED, Run};
-use crate::memory::arena;
+use super::Run;
+use super::sizes::{GROWN, IMPORTED, REPLACED};
+use io::ControlIo;
 
-/// Bytes of the control thread's own arena. The thread handles one piece of metadata at a time, of at most 256 KiB.
-const ARENA_BYTES: usize = 2 << 20;
-const POOL: Uuid = Uuid([0x77; 16]);
+const POOL: Uuid = Uuid::from_bytes([0x77; 16]);
 /// Number of LUNs in the pool. The next LUN is imported.
 const POOLED: usize = IMPORTED;
 
 /// Returns the identity that a LUN keeps for its whole life.
 pub(super) fn lun_id(lun: usize) -> [u8; 16] {
     [lun as u8 + 1; 16]
-}
-
-/// One I/O that an operation waits for.
-struct PoolAsk {
-    slot: u32,
-    backend: BackendId,
-    op: Op,
-    offset: u64,
-    len: u64,
-    bytes: Vec<u8>,
-    durable: bool,
-}
-
-#[derive(Default)]
-struct Desk {
-    next: u32,
-    asked: VecDeque<PoolAsk>,
-    /// Number of bytes that each I/O under way reads.
-    posted: BTreeMap<u32, usize>,
-    answers: BTreeMap<u32, Result<Vec<u8>, Fault>>,
-    skip_zeroing: bool,
-    volatile: bool,
-}
-
-/// The pool code's access to the disks.
-#[derive(Clone, Default)]
-struct ControlIo(Rc<RefCell<Desk>>);
-
-impl ControlIo {
-    async fn ask(
-        &self,
-        backend: BackendId,
-        op: Op,
-        range: (u64, u64),
-        bytes: &[u8],
-        durable: bool,
-    ) -> Result<Vec<u8>, Fault> {
-        let slot = {
-            let mut desk = self.0.borrow_mut();
-            desk.next += 1;
-            let (slot, (offset, len), bytes) = (desk.next, range, bytes.to_vec());
-            desk.asked.push_back(PoolAsk { slot, backend, op, offset, len, bytes, durable });
-            slot
-        };
-        poll_fn(|_| match self.0.borrow_mut().answers.remove(&slot) {
-            Some(answer) => Poll::Ready(answer),
-            None => Poll::Pending,
-        })
-        .await
-    }
-
-    /// Forgets all I/O, because no operation waits any more.
-    fn clear(&self) {
-        let mut desk = self.0.borrow_mut();
-        desk.asked.clear();
-        desk.posted.clear();
-        desk.answers.clear();
-    }
-}
-
-impl PoolIo for ControlIo {
-    async fn read(&self, backend: BackendId, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
-        self.ask(backend, Op::Read, (offset, len as u64), &[], false).await
-    }
-
-    async fn write(&self, backend: BackendId, offset: u64, bytes: &[u8], durable: bool) -> Result<(), Fault> {
-        let durable = durable && !self.0.borrow().volatile;
-        self.ask(backend, Op::Write, (offset, bytes.len() as u64), bytes, durable).await.map(drop)
-    }
-
-    async fn flush(&self, backend: BackendId) -> Result<(), Fault> {
-        self.ask(backend, Op::Flush, (0, 0), &[], false).await.map(drop)
-    }
-
-    async fn write_zeroes(&self, backend: BackendId, offset: u64, len: u64) -> Result<(), Fault> {
-        if self.0.borrow().skip_zeroing {
-            return Ok(());
-        }
-        let op = Op::WriteZeroes { deallocate: false };
-        self.ask(backend, op, (offset, len), &[], false).await.map(drop)
-    }
 }
 
 /// Result of an operation.
@@ -245,7 +161,7 @@ impl Pools {
     pub fn presented(&self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let pooled = (0..POOLED).map(|lun| {
             let pool = self.pool.as_ref()?;
-            let found = pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible())?;
+            let found = pool.lun(Uuid::from_bytes(lun_id(lun))).filter(|found| found.is_visible())?;
             let shown = lun != REPLACED || !self.removing;
             shown.then(|| Some((found.blocks, pool.extents(found).ok()?))).flatten()
         });
@@ -262,8 +178,10 @@ impl Pools {
         let Some(pool) = &self.pool else { return Ok(()) };
         pool.table().check().map_err(|why| format!("the layout is wrong: {why}"))?;
         for lun in 0..POOLED {
-            let found =
-                pool.lun(Uuid(lun_id(lun))).filter(|found| found.is_visible()).map(|found| found.blocks);
+            let found = pool
+                .lun(Uuid::from_bytes(lun_id(lun)))
+                .filter(|found| found.is_visible())
+                .map(|found| found.blocks);
             let grown = self.grow_to.filter(|_| lun == GROWN);
             match (self.acknowledged[lun], found) {
                 (Some(blocks), Some(now)) if now == blocks || Some(now) == grown => {}
@@ -293,7 +211,8 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
     if made {
         return Ended::Opened(Err(format!("no disk knows the pool any more: {found:?}")));
     }
-    let member = |backend: BackendInfo| NewMember { uuid: Uuid([backend.id.0 as u8 + 1; 16]), backend };
+    let member =
+        |backend: BackendInfo| NewMember { uuid: Uuid::from_bytes([backend.id.0 as u8 + 1; 16]), backend };
     let new = NewPool {
         uuid: POOL,
         name: "pool".into(),
@@ -307,7 +226,7 @@ async fn open_or_make(io: ControlIo, backends: Vec<BackendInfo>, made: bool) -> 
 
 fn new_lun(lun: usize, blocks: u64, block_bytes: usize) -> NewLun {
     NewLun {
-        uuid: Uuid(lun_id(lun)),
+        uuid: Uuid::from_bytes(lun_id(lun)),
         nguid: lun_id(lun),
         serial: *b"SIM                 ",
         nsid: lun as u32 + 1,
@@ -349,7 +268,7 @@ impl Run {
         if self.pools.imported.is_none() || self.pools.reimport {
             let backend = self.backend_infos(POOLED..POOLED + 1).pop()?;
             let work = async move {
-                let (uuid, nguid) = (Uuid(lun_id(IMPORTED)), lun_id(IMPORTED));
+                let (uuid, nguid) = (Uuid::from_bytes(lun_id(IMPORTED)), lun_id(IMPORTED));
                 let imported = import_namespace(&io, backend, "imported".into(), uuid, nguid).await;
                 Ended::Imported(imported.map_err(|error| error.to_string()))
             };
@@ -381,7 +300,8 @@ impl Run {
             self.pools.acknowledged[REPLACED] = None;
             let mut pool = self.pools.pool.take()?;
             let work = async move {
-                let result = delete_lun(&io, &mut pool, Uuid(lun_id(REPLACED)), false, false).await;
+                let result =
+                    delete_lun(&io, &mut pool, Uuid::from_bytes(lun_id(REPLACED)), false, false).await;
                 Ended::Changed(pool, result)
             };
             return Some((Doing::Delete, Box::pin(work)));
@@ -389,7 +309,7 @@ impl Run {
         if let Some(blocks) = self.pools.grow_to.filter(|_| !self.pools.removing) {
             let mut pool = self.pools.pool.take()?;
             let work = async move {
-                let result = grow_lun(&io, &mut pool, Uuid(lun_id(GROWN)), blocks).await;
+                let result = grow_lun(&io, &mut pool, Uuid::from_bytes(lun_id(GROWN)), blocks).await;
                 Ended::Changed(pool, result)
             };
             return Some((Doing::Grow, Box::pin(work)));
@@ -475,52 +395,5 @@ impl Run {
             block_bytes: self.backend_block_bytes(at),
         };
         which.map(info).collect()
-    }
-
-    /// Sends the requested I/O to the cores that have the disks.
-    fn post_asked(&mut self) {
-        let home = self.pools.home;
-        let arena = self.pools.arena.get_or_insert_with(|| arena(home, ARENA_BYTES));
-        let mut desk = self.pools.io.0.borrow_mut();
-        while let Some(ask) = desk.asked.pop_front() {
-            let mut buf: Option<Buf> = None;
-            if matches!(ask.op, Op::Read | Op::Write) {
-                let Some(mut block) = arena.alloc(ask.len as usize) else {
-                    desk.asked.push_front(ask);
-                    break;
-                };
-                block[..ask.bytes.len()].copy_from_slice(&ask.bytes);
-                buf = Some(block);
-            }
-            let core = self.owners[ask.backend.0 as usize];
-            let origin =
-                Origin { core: CoreId(core), home, owner: Owner::Control, slot: ask.slot, generation: 0 };
-            let request =
-                Request::new(ask.op, LunId(0), ask.offset, ask.len, buf, origin).durable(ask.durable);
-            desk.posted.insert(ask.slot, if ask.op == Op::Read { ask.len as usize } else { 0 });
-            self.world.post(self.gateway, CoreId(core), Msg::BackendIo(ask.backend, request));
-        }
-    }
-
-    /// Takes the result of an I/O of the control thread.
-    pub(super) fn answered(&mut self, done: Completed) {
-        let slot = done.origin().slot;
-        let (buf, result) = done.settle();
-        let mut desk = self.pools.io.0.borrow_mut();
-        match desk.posted.remove(&slot) {
-            Some(len) => {
-                let bytes = buf.as_deref().and_then(|buf| buf.get(..len)).unwrap_or_default().to_vec();
-                desk.answers.insert(slot, result.map(|()| bytes));
-            }
-            None => {
-                let what = format!("control got a completion that nobody waits for: {slot}");
-                self.workload.borrow_mut().model.violate(what);
-            }
-        }
-        drop(desk);
-        if let (Some(buf), Some(arena)) = (buf, &mut self.pools.arena) {
-            arena.free(buf);
-        }
-        self.pool_step();
     }
 }

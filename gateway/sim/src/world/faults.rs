@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use trefoil_poll::errno::ECONNRESET;
+
 use crate::memory::{crash_drop, crash_machines};
 use crate::net::NodeId;
 use crate::net::{ConnId, Holder, Side};
 use crate::world::drive::Core;
-use crate::world::socks::ECONNRESET;
 use crate::world::{Crash, Machine, World};
 
 impl<M: Send, H: Machine<M>> World<M, H> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use trefoil_poll::errno::{EIO, ENOSPC};
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
 use crate::disk::Change;
@@ -10,9 +11,6 @@ use crate::simio::Manners;
 use crate::world::events::{Event, Where};
 use crate::world::running::{Ready, Running};
 use crate::world::{Machine, World};
-
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 /// An operation under way, and its result once the operation is done.
 pub(crate) struct FileJob {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trefoil_poll::errno::{ECANCELED, ECONNREFUSED, ECONNRESET, ETIMEDOUT};
 use trefoil_poll::{RecvEnd, RecvInto, SendList, SockError, SockEvent, SockId};
 
 use crate::net::NodeId;
@@ -13,10 +14,6 @@ use crate::world::events::{Event, SockUse, Where};
 use crate::world::running::{Ready, Running};
 use crate::world::{Accepted, LinkDefect, Machine, Step, World};
 
-pub(crate) const ECONNRESET: i32 = 104;
-const ETIMEDOUT: i32 = 110;
-const ECONNREFUSED: i32 = 111;
-const ECANCELED: i32 = 125;
 /// Time after which a connection attempt to a dark node fails.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 

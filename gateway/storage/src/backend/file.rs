@@ -13,6 +13,10 @@ use crate::msg::StorageIo;
 use crate::request::{Fault, Op, Request, Stream};
 use crate::slab::Slab;
 use crate::topology::BackendId;
+use trefoil_poll::errno::{
+    EBADF, ECANCELED, EDQUOT, EFBIG, EINVAL, ENODEV, ENOLINK, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPERM,
+    EROFS, ESTALE, ETIMEDOUT,
+};
 use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 
 /// Size of the blocks of zeros that the channel writes where the kernel can't zero a range.
@@ -232,23 +236,6 @@ fn zeros<I: StorageIo>(cx: &mut Cx<'_, I>) -> Option<Buf> {
     buf.fill(0);
     Some(buf)
 }
-
-// Linux's numbers, asm-generic/errno.h.
-const EPERM: i32 = 1;
-const ENXIO: i32 = 6;
-const EBADF: i32 = 9;
-const ENODEV: i32 = 19;
-const EINVAL: i32 = 22;
-const EFBIG: i32 = 27;
-const ENOSPC: i32 = 28;
-const EROFS: i32 = 30;
-const ENOSYS: i32 = 38;
-const ENOLINK: i32 = 67;
-const EOPNOTSUPP: i32 = 95;
-const ETIMEDOUT: i32 = 110;
-const ESTALE: i32 = 116;
-const EDQUOT: i32 = 122;
-const ECANCELED: i32 = 125;
 
 /// Returns whether fallocate(2) reports that the file or device doesn't support the operation. A block device gives
 /// EINVAL for a range that doesn't fit its discard granularity.

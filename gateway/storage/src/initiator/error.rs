@@ -2,16 +2,10 @@
 
 use super::namespace::NamespaceIdentity;
 use trefoil_poll::SockError;
+use trefoil_poll::errno::{ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT};
 use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
 use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
-
-// Linux's numbers, asm-generic/errno.h.
-const ENETUNREACH: i32 = 101;
-const ECONNRESET: i32 = 104;
-const ETIMEDOUT: i32 = 110;
-const ECONNREFUSED: i32 = 111;
-const EHOSTUNREACH: i32 = 113;
 
 /// The message for an operator whose namespace is not the one that answered before. The message also says how to use
 /// the new namespace.

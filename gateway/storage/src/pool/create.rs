@@ -7,9 +7,10 @@ use super::format::{
 use super::label::{Label, LabelState, PoolOwner};
 use super::slots::{is_member, read_labels, write_label, write_slot, write_table};
 use super::table::{MemberEntry, Table, TableError};
-use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, Uuid, io_error};
+use super::{BackendInfo, Frozen, IoError, MAX_UNIT_BYTES, MIN_UNIT_BYTES, Pool, PoolIo, io_error};
 use crate::request::Fault;
 use crate::topology::MAX_BACKENDS;
+use uuid::Uuid;
 
 /// The number of members that keep the layout table, if the pool has so many.
 const HOLDERS: usize = 2;

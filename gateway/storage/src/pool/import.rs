@@ -9,8 +9,9 @@
 
 use super::create::{CreatePoolError, check_unused};
 use super::format::{Damage, LABELS_BYTES, is_name};
-use super::{BackendInfo, IoError, PoolIo, Uuid};
+use super::{BackendInfo, IoError, PoolIo};
 use crate::topology::Extent;
+use uuid::Uuid;
 
 /// A backend that is a LUN.
 #[derive(Clone, Debug, PartialEq, Eq)]

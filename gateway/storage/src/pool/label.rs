@@ -4,7 +4,8 @@ use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name,
     parse_name, seal,
 };
-use super::{MAX_UNIT_BYTES, MIN_UNIT_BYTES, Uuid};
+use super::{MAX_UNIT_BYTES, MIN_UNIT_BYTES};
+use uuid::Uuid;
 
 const MAGIC: [u8; 8] = *b"TREFOIL\0";
 
@@ -132,9 +133,9 @@ impl Label {
         }
         Ok(Self {
             generation: raw.generation,
-            pool_uuid: Uuid(raw.pool_uuid),
+            pool_uuid: Uuid::from_bytes(raw.pool_uuid),
             pool_name: parse_name(&raw.pool_name)?,
-            member_uuid: Uuid(raw.member_uuid),
+            member_uuid: Uuid::from_bytes(raw.member_uuid),
             owner: PoolOwner { id: raw.owner_id, epoch: raw.owner_epoch },
             state: match raw.state {
                 1 => LabelState::Creating,
@@ -155,8 +156,8 @@ impl Label {
             version: VERSION,
             crc32c: 0,
             generation: self.generation,
-            pool_uuid: self.pool_uuid.0,
-            member_uuid: self.member_uuid.0,
+            pool_uuid: self.pool_uuid.into_bytes(),
+            member_uuid: self.member_uuid.into_bytes(),
             owner_id: self.owner.id,
             owner_epoch: self.owner.epoch,
             state: match self.state {

@@ -8,8 +8,9 @@ use super::alloc::allocate;
 use super::format::{BLOCK_BYTES, NAME_BYTES, TABLE_AT, data_start, is_name};
 use super::slots::{is_member, write_table};
 use super::table::{PoolLun, Run, Table, TableError};
-use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, ZERO_PIECE_BYTES, io_error};
+use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, ZERO_PIECE_BYTES, io_error};
 use crate::request::Fault;
+use uuid::Uuid;
 
 /// A LUN to be made. Its identity stays the same for its whole life.
 #[derive(Clone, Debug)]

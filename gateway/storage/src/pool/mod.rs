@@ -65,6 +65,7 @@ pub use table::{MemberEntry, PoolLun, Run, Table, TableError};
 
 use crate::request::Fault;
 use crate::topology::{BackendId, Extent};
+use uuid::Uuid;
 
 /// The default unit in bytes. A pool can be made with another unit.
 pub const DEFAULT_UNIT_BYTES: u64 = 4 << 20;
@@ -109,26 +110,6 @@ pub trait PoolIo {
 pub const ZERO_PIECE_BYTES: u64 = 16 << 20;
 /// The largest size of one read or write.
 pub const IO_PIECE_BYTES: usize = 256 << 10;
-
-/// A UUID, as bytes in the order in which it is printed (RFC 9562).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Uuid(pub [u8; 16]);
-
-impl std::fmt::Display for Uuid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, byte) in self.0.iter().enumerate() {
-            let dash = if matches!(at, 4 | 6 | 8 | 10) { "-" } else { "" };
-            write!(f, "{dash}{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for Uuid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 /// A backend as the pool operations see it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use super::format::{Damage, LABEL_AT, META_BYTES, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
 use super::slots::{Slots, is_overwritten, read_labels, read_tables, write_slot};
 use super::table::{MemberEntry, Table};
-use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, Uuid, io_error};
+use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, io_error};
+use uuid::Uuid;
 
 /// The role of a backend, as its label tells.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use super::format::{BLOCK_BYTES, Damage, LABEL_AT, TABLE_AT};
 use super::label::{Label, LabelState};
 use super::table::Table;
-use super::{BackendInfo, IO_PIECE_BYTES, IoError, PoolIo, Uuid, io_error};
+use super::{BackendInfo, IO_PIECE_BYTES, IoError, PoolIo, io_error};
+use uuid::Uuid;
 
 /// The contents of both slots.
 #[derive(Debug)]

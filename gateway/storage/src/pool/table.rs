@@ -4,12 +4,12 @@
 //! The exports tell which hosts see the LUNs. The control plane defines their bytes, which begin with a version of
 //! their own. A table written before exports were introduced has zero for their length, and so has none.
 
-use super::Uuid;
 use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, NAME_BYTES, NO_NEXT, TABLE_BYTES, VERSION, checksum, emit_name,
     parse_name, seal,
 };
 use crate::topology::{MAX_BACKENDS, MAX_LUNS};
+use uuid::Uuid;
 
 const MAGIC: [u8; 8] = *b"TREFTBL\0";
 
@@ -243,7 +243,7 @@ impl Table {
     /// is valid.
     pub(super) fn generation_of(head: &[u8], pool: Uuid) -> Option<u64> {
         let raw = RawHeader::parse(head.first_chunk()?);
-        (raw.magic == MAGIC && raw.pool_uuid == pool.0).then_some(raw.generation)
+        (raw.magic == MAGIC && raw.pool_uuid == pool.into_bytes()).then_some(raw.generation)
     }
 
     /// Reads a table. Never panics. The returned table is consistent: see [`check`](Self::check).
@@ -274,7 +274,7 @@ impl Table {
             .ok_or(Damage::Invalid("the exports end past the table's end"))?;
         let table = Self {
             generation: raw.generation,
-            pool_uuid: Uuid(raw.pool_uuid),
+            pool_uuid: Uuid::from_bytes(raw.pool_uuid),
             unit_bytes: raw.unit_bytes,
             members: members.iter().map(parse_member).collect::<Result<_, _>>()?,
             luns: luns.iter().map(|lun| parse_lun(lun, &mut runs)).collect::<Result<_, _>>()?,
@@ -313,7 +313,7 @@ impl Table {
             version: VERSION,
             crc32c: 0,
             generation: self.generation,
-            pool_uuid: self.pool_uuid.0,
+            pool_uuid: self.pool_uuid.into_bytes(),
             unit_bytes: self.unit_bytes,
             len_bytes: len as u32,
             members: self.members.len() as u32,
@@ -414,7 +414,7 @@ fn push<const N: usize>(bytes: &mut Vec<u8>, emit: impl FnOnce(&mut [u8; N])) {
 fn parse_member(bytes: &[u8; RawMember::LEN]) -> Result<MemberEntry, Damage> {
     let raw = RawMember::parse(bytes);
     Ok(MemberEntry {
-        uuid: Uuid(raw.uuid),
+        uuid: Uuid::from_bytes(raw.uuid),
         units: raw.units,
         block_bytes: raw.block_bytes,
         holder: raw.flags & 1 != 0,
@@ -424,7 +424,7 @@ fn parse_member(bytes: &[u8; RawMember::LEN]) -> Result<MemberEntry, Damage> {
 
 fn emit_member(member: &MemberEntry, out: &mut [u8; RawMember::LEN]) {
     let raw = RawMember {
-        uuid: member.uuid.0,
+        uuid: member.uuid.into_bytes(),
         units: member.units,
         block_bytes: member.block_bytes,
         flags: u32::from(member.holder),
@@ -436,7 +436,7 @@ fn emit_member(member: &MemberEntry, out: &mut [u8; RawMember::LEN]) {
 fn parse_lun(bytes: &[u8; RawLun::LEN], runs: &mut impl Iterator<Item = Run>) -> Result<PoolLun, Damage> {
     let raw = RawLun::parse(bytes);
     Ok(PoolLun {
-        uuid: Uuid(raw.uuid),
+        uuid: Uuid::from_bytes(raw.uuid),
         nguid: raw.nguid,
         serial: raw.serial,
         nsid: raw.nsid,
@@ -451,7 +451,7 @@ fn parse_lun(bytes: &[u8; RawLun::LEN], runs: &mut impl Iterator<Item = Run>) ->
 
 fn emit_lun(lun: &PoolLun, out: &mut [u8; RawLun::LEN]) {
     let raw = RawLun {
-        uuid: lun.uuid.0,
+        uuid: lun.uuid.into_bytes(),
         nguid: lun.nguid,
         serial: lun.serial,
         block_bytes: lun.block_bytes,

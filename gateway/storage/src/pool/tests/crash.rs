@@ -65,11 +65,11 @@ impl Life {
                 block_on(create_lun(io, pool, new_lun(name, blocks, 4096))).map_err(|e| e.to_string())
             }
             (Step::Grow(name, blocks), Some(pool)) => {
-                let lun = Uuid([name.as_bytes()[0]; 16]);
+                let lun = Uuid::from_bytes([name.as_bytes()[0]; 16]);
                 block_on(grow_lun(io, pool, lun, blocks)).map_err(|e| e.to_string())
             }
             (Step::Delete(name), Some(pool)) => {
-                let lun = Uuid([name.as_bytes()[0]; 16]);
+                let lun = Uuid::from_bytes([name.as_bytes()[0]; 16]);
                 block_on(delete_lun(io, pool, lun, false, false)).map_err(|e| e.to_string())
             }
             (Step::Export(text), Some(pool)) => {
@@ -156,7 +156,7 @@ impl Life {
 
     /// Opens the pool after a crash in `step`. Returns whether the step took effect.
     fn reopen(&mut self, step: Step) -> bool {
-        let opened = block_on(open_pool(&self.io, Uuid([0xEE; 16]), self.backends.clone()));
+        let opened = block_on(open_pool(&self.io, Uuid::from_bytes([0xEE; 16]), self.backends.clone()));
         let exists = match opened {
             Ok(pool) => {
                 self.pool = Some(pool);
@@ -209,7 +209,7 @@ fn live(units: &[u64], crash_at: u64, seed: u64) -> bool {
         }
         crashed = true;
         life.io.crash_after(1 + rng.below(8));
-        let _ = block_on(open_pool(&life.io, Uuid([0xEE; 16]), life.backends.clone()));
+        let _ = block_on(open_pool(&life.io, Uuid::from_bytes([0xEE; 16]), life.backends.clone()));
         life.io.disarm();
         let marked = life.model.clone();
         if !life.reopen(step) {
@@ -267,7 +267,7 @@ fn a_failed_write_freezes_until_the_pool_is_opened_again() {
         let again = block_on(create_lun(&io, &mut pool, new_lun("b", 16, 4096)));
         assert_eq!(again.is_ok(), zeroing_failed, "{step}: {again:?}");
         let mut pool = block_on(open_pool(&io, pool.uuid(), backends.to_vec())).expect("opens");
-        assert_eq!(pool.lun(Uuid([b'a'; 16])).is_some(), step > 7, "{step}");
+        assert_eq!(pool.lun(Uuid::from_bytes([b'a'; 16])).is_some(), step > 7, "{step}");
         assert_eq!(block_on(create_lun(&io, &mut pool, new_lun("c", 16, 4096))), Ok(()));
     }
 }

@@ -6,9 +6,9 @@ use trefoil_poll::Rng;
 fn label() -> Label {
     Label {
         generation: 0x0102,
-        pool_uuid: Uuid([0x11; 16]),
+        pool_uuid: Uuid::from_bytes([0x11; 16]),
         pool_name: "tank".into(),
-        member_uuid: Uuid([0x22; 16]),
+        member_uuid: Uuid::from_bytes([0x22; 16]),
         owner: PoolOwner { id: [0x33; 16], epoch: 5 },
         state: LabelState::Ready,
         holder: true,

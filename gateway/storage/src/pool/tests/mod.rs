@@ -26,11 +26,11 @@ fn backend(id: u32, units: u64) -> BackendInfo {
 
 fn new_pool(backends: &[BackendInfo]) -> NewPool {
     let member = |backend: &BackendInfo| NewMember {
-        uuid: Uuid([backend.id.0 as u8 + 1; 16]),
+        uuid: Uuid::from_bytes([backend.id.0 as u8 + 1; 16]),
         backend: backend.clone(),
     };
     NewPool {
-        uuid: Uuid([0xEE; 16]),
+        uuid: Uuid::from_bytes([0xEE; 16]),
         name: "tank".into(),
         unit_bytes: UNIT,
         owner: PoolOwner { id: [7; 16], epoch: 3 },
@@ -42,7 +42,7 @@ fn new_pool(backends: &[BackendInfo]) -> NewPool {
 fn new_lun(name: &str, blocks: u64, block_bytes: u32) -> NewLun {
     let id = [name.as_bytes()[0]; 16];
     NewLun {
-        uuid: Uuid(id),
+        uuid: Uuid::from_bytes(id),
         nguid: id,
         serial: *b"SERIAL              ",
         nsid: u32::from(id[0]),

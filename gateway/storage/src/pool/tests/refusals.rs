@@ -3,7 +3,7 @@
 use super::format::{GENERATIONS, LABEL_AT, META_BYTES, TABLE_AT};
 use super::*;
 
-const POOL: Uuid = Uuid([0xEE; 16]);
+const POOL: Uuid = Uuid::from_bytes([0xEE; 16]);
 
 fn reopen(io: &Disks, backends: &[BackendInfo]) -> Result<Pool, OpenPoolError> {
     block_on(open_pool(io, POOL, backends.to_vec()))
@@ -92,7 +92,7 @@ fn a_label_with_the_last_generation_is_no_trap() {
 
 /// Makes another pool on the backends, whatever their contents, and opens it.
 fn overwrite(io: &Disks, backends: &[BackendInfo]) {
-    let uuid = Uuid([0xEE; 16]);
+    let uuid = Uuid::from_bytes([0xEE; 16]);
     let new = NewPool { uuid, name: "third".into(), overwrite: true, ..new_pool(backends) };
     block_on(create_pool(io, new)).expect("asked for");
     assert_eq!(block_on(open_pool(io, uuid, backends.to_vec())).expect("it opens").frozen(), None);
@@ -152,10 +152,14 @@ fn a_missing_backend_leaves_the_others_luns() {
     let steps = io.steps();
     let mut half = reopen(&io, &backends[1..]).expect("opens");
     assert_eq!(half.frozen(), Some(&Frozen::Missing(vec!["b0".into()])));
-    let (a, b) = (half.lun(Uuid([b'a'; 16])).expect("a"), half.lun(Uuid([b'b'; 16])).expect("b"));
+    let (a, b) = (
+        half.lun(Uuid::from_bytes([b'a'; 16])).expect("a"),
+        half.lun(Uuid::from_bytes([b'b'; 16])).expect("b"),
+    );
     assert_eq!(half.extents(a), Err("b0".into()));
     assert_eq!(half.extents(b).expect("its backend is there").len(), 1);
-    let error = block_on(delete_lun(&io, &mut half, Uuid([b'b'; 16]), false, false)).expect_err("frozen");
+    let error =
+        block_on(delete_lun(&io, &mut half, Uuid::from_bytes([b'b'; 16]), false, false)).expect_err("frozen");
     assert!(matches!(error, LunError::Frozen { .. }));
     assert_eq!(io.steps(), steps, "nothing was written");
     let after: Vec<_> = LABEL_AT.iter().chain(&TABLE_AT).map(|&at| io.peek(BackendId(1), at, 4096)).collect();
@@ -180,7 +184,7 @@ fn a_member_that_was_cut_off_leaves_the_others_luns() {
         let whole = backend(0, 8).len_bytes;
         let why = format!("b0 (the backend has {left} bytes, and the layout says {whole})");
         assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
-        let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
+        let lun = |name| half.lun(Uuid::from_bytes([name; 16])).expect("a LUN");
         assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
         assert_eq!(half.extents(lun(b'b')).expect("its backend is whole").len(), 1);
         assert_eq!(io.steps(), steps, "nothing was written");
@@ -203,7 +207,8 @@ fn other_pools_and_copies_are_refused() {
     let backends = [backend(0, 4), backend(1, 4), backend(2, 4)];
     let io = Disks::new(&backends, 1);
     block_on(create_pool(&io, new_pool(&backends[..1]))).expect("one pool");
-    let other = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[1..2]) };
+    let other =
+        NewPool { uuid: Uuid::from_bytes([0xDD; 16]), name: "other".into(), ..new_pool(&backends[1..2]) };
     block_on(create_pool(&io, other)).expect("another");
     let error = reopen(&io, &backends[..2]).expect_err("two pools");
     assert!(matches!(error, OpenPoolError::Foreign { ref found_name, .. } if found_name == "other"));
@@ -245,7 +250,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(try_lun("c", u64::MAX / 4096, 4096), Err(LunError::Size { .. })));
     assert!(matches!(try_lun("c\n", 1, 4096), Err(LunError::Name { .. })));
     assert!(matches!(try_lun("c", 1, 1024), Err(LunError::BlockSize { .. })));
-    let a = Uuid([b'a'; 16]);
+    let a = Uuid::from_bytes([b'a'; 16]);
     let error = block_on(grow_lun(&io, &mut pool, a, 128)).expect_err("no larger");
     assert!(matches!(error, LunError::NotLarger { .. }));
     let error = block_on(delete_lun(&io, &mut pool, a, true, false)).expect_err("in use");
@@ -299,7 +304,7 @@ fn steps_can_be_taken_one_by_one() {
     assert_eq!(pool.capacity_bytes(), (16 * UNIT, 15 * UNIT));
     assert_eq!(reopen(&io, &backends).expect("opens").table(), pool.table());
     // A growth that is dropped half-way leaves the LUN as it was, and one run stays one run.
-    let b = Uuid([b'b'; 16]);
+    let b = Uuid::from_bytes([b'b'; 16]);
     let before = pool.table().luns.clone();
     let growth = block_on(pool.reserve_growth(&io, b, 64)).expect("reserved");
     assert!(matches!(block_on(pool.reserve_growth(&io, b, 65)), Err(LunError::Busy { .. })));
@@ -366,7 +371,7 @@ fn of_two_gateways_the_second_to_change_a_pool_is_refused() {
     assert!(error.to_string().contains("which another gateway has changed"), "{error}");
     assert_eq!(pool.frozen(), Some(&Frozen::Foreign));
     assert!(matches!(
-        block_on(delete_lun(&io, &mut pool, Uuid([b'a'; 16]), false, false)),
+        block_on(delete_lun(&io, &mut pool, Uuid::from_bytes([b'a'; 16]), false, false)),
         Err(LunError::Frozen { .. })
     ));
     assert_eq!(reopen(&io, &backends).expect("opens").table(), other.table());
@@ -380,7 +385,11 @@ fn a_disk_that_is_anothers_by_now_is_not_written_to() {
         let (io, mut pool, backends) = two();
         erased(&io);
         if is_pool {
-            let new = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[..1]) };
+            let new = NewPool {
+                uuid: Uuid::from_bytes([0xDD; 16]),
+                name: "other".into(),
+                ..new_pool(&backends[..1])
+            };
             block_on(create_pool(&io, new)).expect("another pool");
         }
         let steps = io.steps();
@@ -423,7 +432,11 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
         let (io, mut pool) = pool_on(&backends);
         let taken = BackendId(id as u32);
         LABEL_AT.iter().for_each(|at| io.poke(taken, *at, &[0; 4096]));
-        let new = NewPool { uuid: Uuid([0xDD; 16]), name: "other".into(), ..new_pool(&backends[id..=id]) };
+        let new = NewPool {
+            uuid: Uuid::from_bytes([0xDD; 16]),
+            name: "other".into(),
+            ..new_pool(&backends[id..=id])
+        };
         let other = block_on(create_pool(&io, new)).expect("another pool");
         let steps = io.steps();
         let error = match id {
@@ -435,8 +448,8 @@ fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
         };
         assert!(error.contains("a disk that belongs to another pool now"), "{error}");
         assert_eq!((pool.frozen(), io.steps()), (Some(&Frozen::Foreign), steps), "and nothing was written");
-        let found =
-            block_on(open_pool(&io, Uuid([0xDD; 16]), vec![backends[id].clone()])).expect("it is whole");
+        let found = block_on(open_pool(&io, Uuid::from_bytes([0xDD; 16]), vec![backends[id].clone()]))
+            .expect("it is whole");
         assert_eq!(found.table(), other.table());
     }
 }
@@ -453,7 +466,7 @@ fn a_layout_that_cannot_be_read_leaves_the_others_luns() {
         let half = reopen(&io, &backends).expect("opens");
         let why = "b0 (the backend's layout can't be read: the medium failed to read)".into();
         assert_eq!((half.frozen(), half.notes().len()), (Some(&Frozen::Missing(vec![why])), 1));
-        let lun = |name| half.lun(Uuid([name; 16])).expect("a LUN");
+        let lun = |name| half.lun(Uuid::from_bytes([name; 16])).expect("a LUN");
         assert_eq!(half.extents(lun(b'a')), Err("b0".into()));
         assert_eq!(half.extents(lun(b'c')).expect("its backend is whole").len(), 1);
         assert_eq!(io.steps(), steps, "nothing was written");

@@ -1,0 +1,114 @@
+//! One block: the versions that a read may see, and the versions that a power cut may leave.
+
+use super::Version;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    /// Versions that a read may see.
+    pub now: Vec<Version>,
+    /// Versions that a power cut may leave, apart from `since`.
+    stable: Vec<Version>,
+    /// Later versions with their times. The flag is false if the operation failed, so that the version is uncertain.
+    since: Vec<(u64, Version, bool)>,
+    /// Versions that a read could see before the power cuts during the current reads. The answer to such a read may
+    /// already have been on its way.
+    pub before: Vec<Version>,
+    /// Versions that a read could see earlier, each with the time of its replacement. Kept while there are readers.
+    pub past: Vec<(u64, Version)>,
+    pub readers: u32,
+    /// Version of the write under way.
+    pub writer: Option<Version>,
+    /// Time at which a write last ended here.
+    pub written_at: u64,
+}
+
+impl Block {
+    /// Returns a block of zeros.
+    pub fn zero() -> Self {
+        Self {
+            now: vec![0],
+            stable: vec![0],
+            since: Vec::new(),
+            before: Vec::new(),
+            past: Vec::new(),
+            readers: 0,
+            writer: None,
+            written_at: 0,
+        }
+    }
+
+    /// Returns whether an operation may begin on the block.
+    pub fn admits(&self, reads: bool, shared: bool) -> bool {
+        match reads {
+            true => shared || self.writer.is_none(),
+            false => self.writer.is_none() && (shared || self.readers == 0),
+        }
+    }
+
+    /// Adds a version that ended at `at`. A version that is not certain only adds to what a read may see.
+    pub fn write(&mut self, at: u64, version: Version, certain: bool) {
+        if certain {
+            self.replace(at, version);
+        } else if !self.now.contains(&version) {
+            self.now.push(version);
+        }
+        self.since.push((at, version, certain));
+    }
+
+    /// Makes `version` the only version that the block holds.
+    fn replace(&mut self, at: u64, version: Version) {
+        let now = std::mem::replace(&mut self.now, vec![version]);
+        if self.readers > 0 {
+            self.past.extend(now.into_iter().filter(|&old| old != version).map(|old| (at, old)));
+        }
+    }
+
+    /// Moves everything older than `at` to stable media.
+    pub fn flush(&mut self, at: u64) {
+        let upto = self.since.partition_point(|&(when, ..)| when < at);
+        for (_, version, certain) in self.since.drain(..upto) {
+            if certain {
+                self.stable.clear();
+            }
+            if !self.stable.contains(&version) {
+                self.stable.push(version);
+            }
+        }
+    }
+
+    /// Cuts the power under the block.
+    pub fn power_cut(&mut self) {
+        self.before.extend(&self.now);
+        for (_, version, _) in self.since.drain(..) {
+            if !self.stable.contains(&version) {
+                self.stable.push(version);
+            }
+        }
+        self.now = self.stable.clone();
+    }
+
+    /// Replaces the block with zeros, because its memory is lost.
+    pub fn lose(&mut self) {
+        self.before.extend(&self.now);
+        self.since.clear();
+        (self.now, self.stable) = (vec![0], vec![0]);
+    }
+
+    /// Returns whether a read that began at `began` and ends at `at` may see `version`. If `version` proves what the
+    /// block holds now, the block keeps only `version`, unless power failed since the read began (`cut`).
+    pub fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
+        let writes = self.writer == Some(version);
+        let was = self.past.iter().any(|&(until, old)| old == version && until > began);
+        if !writes && !self.now.contains(&version) {
+            return was || cut && self.before.contains(&version);
+        }
+        // The version may be older than a write that ended during the read. All zeros share version 0.
+        let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
+        if !cut && is_latest && self.now != [version] {
+            self.replace(at, version);
+            self.since.push((at, version, true));
+        }
+        true
+    }
+}
