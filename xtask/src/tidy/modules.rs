@@ -17,7 +17,7 @@ use super::source::Source;
 /// module down to the first.
 const ORDERS: &[(&str, &str)] = &[
     ("sys/src", "clock cpu eventfd region socket bufring uring"),
-    ("config/src", "address bytes told error nqn document check parse"),
+    ("config/src", "address bytes worked told error nqn document check check_document parse"),
     ("gateway/wire/src", "bytes nvme fabrics tcp"),
     ("poll/src", "lost metrics ram rand sync time buf mailbox wheel arena send io mesh uring_io core guard"),
     (
@@ -30,7 +30,7 @@ const ORDERS: &[(&str, &str)] = &[
          metrics obstacles warm methods spdk rpc",
     ),
     ("gateway/src", "cores logging terminal preflight serve"),
-    ("gateway/src/bin/trefoil", "args client table top"),
+    ("gateway/src/bin/trefoil", "args calls client table top"),
     (
         "gateway/sim/src",
         "disk memory model net story timeouts simio workload world direct server hostile script node run mutation",

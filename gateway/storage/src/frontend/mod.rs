@@ -86,7 +86,7 @@ impl Target {
     }
 
     /// Handles an event of a connection.
-    #[inline]
+    #[inline(always)]
     pub fn on_sock<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, sock: SockId, event: SockEvent<'_>) {
         match event {
             SockEvent::Received(bytes) => self.tcp.on_received(&mut self.shared, cx, sock, bytes),

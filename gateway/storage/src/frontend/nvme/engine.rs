@@ -19,7 +19,7 @@ use crate::cx::Cx;
 use crate::frontend::limits::{MAX_IO_QUEUES, TargetLimits};
 use crate::frontend::timers::Timers;
 use crate::list::NIL;
-use crate::msg::{Event, Msg, Refused, ShortName, StorageIo};
+use crate::msg::{Event, Msg, ShortName, StorageIo};
 use crate::request::{Completed, Fault, Op, Origin, Owner, Request, Stream};
 use crate::stats::LunCounters;
 use crate::topology::{LunId, MAX_LUNS, PortalId, Subsystem, Topology};
@@ -28,10 +28,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use trefoil_poll::{Buf, CoreId, Loan};
-use trefoil_wire::nvme::{Cqe, FABRICS_OPCODE, Psdt, Sgl, Status};
+use trefoil_wire::nvme::{Cqe, Status};
 
 /// Hash of the host that stands for all discovery controllers: together they have one host's share of the payload memory.
-const DISCOVERY_HOST: u64 = 0;
+pub(super) const DISCOVERY_HOST: u64 = 0;
 
 /// The next need of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub enum Effect {
 
 /// An effect that no transport has seen. Its command or queue may have ended since.
 #[derive(Clone, Copy, Debug)]
-enum Pending {
+pub(super) enum Pending {
     Done { at: u32, generation: u32 },
     Abort { at: u32, generation: u32 },
     Up { queue: u32, generation: u32 },
@@ -94,7 +94,7 @@ pub struct Response {
 
 /// What a transport may know of a queue.
 #[derive(Clone, Copy)]
-pub struct QueueView<'a>(&'a Queue);
+pub struct QueueView<'a>(pub(super) &'a Queue);
 
 impl QueueView<'_> {
     /// Returns whether the queue may have one more command under way (NVMe base 2.0c §3.3.1.5).
@@ -167,7 +167,7 @@ pub struct Engine {
     /// The topology's epoch at which the discovery log last changed: its generation counter.
     pub(super) discovery_generation: u64,
     /// Work for the transport, in order.
-    pending: VecDeque<Pending>,
+    pub(super) pending: VecDeque<Pending>,
     /// Deadlines of controllers, and of a transport's connections.
     pub(in crate::frontend) timers: Timers,
     /// I/O counters of each LUN.
@@ -223,256 +223,6 @@ impl Engine {
             cancels: VecDeque::with_capacity(limits.max_conns),
             next_generation: limits.max_conns as u32 + 1,
         }
-    }
-
-    /// Returns what a transport may know of a queue.
-    #[inline]
-    pub fn queue(&self, queue: u32) -> QueueView<'_> {
-        QueueView(&self.queues[queue as usize])
-    }
-
-    /// Returns the hash by which memory is shared between hosts. All discovery controllers together count as one host.
-    pub fn host_hash(&self, queue: u32) -> u64 {
-        if self.queue(queue).is_discovery() { DISCOVERY_HOST } else { self.names[queue as usize].host_hash() }
-    }
-
-    /// Returns the host's address.
-    pub fn peer(&self, queue: u32) -> SocketAddr {
-        self.places[queue as usize].peer
-    }
-
-    /// Returns the number of free command slots.
-    #[inline]
-    pub fn free_commands(&self) -> usize {
-        self.slots.free_count()
-    }
-
-    /// Takes a new command, whose data is not there yet. Returns the command's number and its first need; `None` if no slot is
-    /// free. The queue must [have room](Self::has_room).
-    #[inline]
-    pub fn begin<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        queue: u32,
-        sqe: &[u8; 64],
-    ) -> Option<(u32, CommandStep)> {
-        let q = &mut self.queues[queue as usize];
-        let at = self.slots.take(&mut q.ring, queue, sqe, cx.io.now())?;
-        let slot = &self.slots[at];
-        let (cid, opcode) = (slot.sqe.cid, slot.sqe.opcode);
-        let is_io = q.state == QueueState::Live && q.qid != 0 && opcode != FABRICS_OPCODE;
-        if q.enter(cid) && self.conflicts(at) {
-            return Some((at, self.fail(at, Status::COMMAND_ID_CONFLICT.dnr())));
-        }
-        let step = if is_io { self.begin_io(cx, at) } else { self.begin_admin(cx, at) };
-        let step = match step {
-            CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step, is_io),
-            step => step,
-        };
-        Some((at, self.handed(at, step)))
-    }
-
-    /// Notes that the transport has a command whose response is ready.
-    #[inline]
-    fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
-        if step == CommandStep::Done {
-            self.slots[at].phase = Phase::Answered;
-        }
-        step
-    }
-
-    /// Returns whether another command under way has the identifier of the new command `at`. An Asynchronous Event Request gives
-    /// way to the new command and is never answered. SPDK's hosts forget their requests when they detach, and use the identifiers
-    /// again for the shutdown.
-    #[cold]
-    fn conflicts(&mut self, at: u32) -> bool {
-        let (queue, cid) = (self.slots[at].queue, self.slots[at].sqe.cid);
-        let ring = self.slots.iter(&self.queues[queue as usize].ring);
-        let mut rivals = ring.filter(|(other, s)| *other != at && s.sqe.cid == cid && !s.forgotten);
-        let Some((rival, _)) = rivals.next() else { return false };
-        if rivals.next().is_some() || !self.is_event_request(rival) {
-            return true;
-        }
-        drop(rivals);
-        self.forget_event_request(rival);
-        false
-    }
-
-    /// Checks the command's SGL descriptor. The command describes its data by one descriptor (NVMe base 2.0c §3.3.3.1.1), whose
-    /// length must match the command. The transport checks the descriptor's type.
-    #[inline]
-    fn check_transfer(&mut self, at: u32, len: u32, step: CommandStep, is_io: bool) -> CommandStep {
-        let slot = &mut self.slots[at];
-        slot.len = len;
-        if slot.sqe.psdt() != Psdt::Sgl {
-            return self.fail(at, Status::INVALID_FIELD.dnr());
-        }
-        if matches!(slot.sqe.sgl1, Sgl::Unsupported { .. }) {
-            return self.fail(at, Status::SGL_TYPE_INVALID.dnr());
-        }
-        let described = slot.sqe.sgl1.len_bytes();
-        // An admin buffer may be larger than its data.
-        if described < len || (described != len && (is_io || matches!(step, CommandStep::Gather(_)))) {
-            return self.fail(at, Status::DATA_SGL_LENGTH_INVALID.dnr());
-        }
-        step
-    }
-
-    /// Returns the number of a command's queue.
-    #[inline]
-    pub fn queue_of(&self, at: u32) -> u32 {
-        self.slots[at].queue
-    }
-
-    /// Returns the command's data pointer.
-    #[inline]
-    pub fn descriptor(&self, at: u32) -> Sgl {
-        self.slots[at].sqe.sgl1
-    }
-
-    /// Returns the command's identifier if the command is of this queue.
-    #[inline]
-    pub fn cid(&self, queue: u32, at: u32) -> Option<u16> {
-        self.slots.get(at).filter(|slot| slot.queue == queue).map(|slot| slot.sqe.cid)
-    }
-
-    /// Gives the command the block for its data.
-    #[inline]
-    pub fn give_block(&mut self, at: u32, block: Buf) {
-        self.slots[at].buf = Some(block);
-    }
-
-    /// Takes the command's block, for a driver that fills it.
-    #[inline]
-    pub fn take_block(&mut self, at: u32) -> Option<Buf> {
-        self.slots[at].buf.take()
-    }
-
-    /// Returns the command's block.
-    #[inline]
-    pub fn block(&mut self, at: u32) -> Option<&mut [u8]> {
-        self.slots[at].buf.as_deref_mut()
-    }
-
-    /// Goes on with a command that asked for a block. If `may_lend`, the transport sends the response with its next flush, so the
-    /// data may be lent instead of copied.
-    #[inline]
-    pub fn read<I: StorageIo>(
-        &mut self,
-        cx: &mut Cx<'_, I>,
-        at: u32,
-        block: Buf,
-        may_lend: bool,
-    ) -> CommandStep {
-        let slot = &mut self.slots[at];
-        (slot.buf, slot.may_lend) = (Some(block), may_lend);
-        if may_lend && let Some(step) = self.read_now(cx, at) {
-            return step;
-        }
-        self.execute(cx, at)
-    }
-
-    /// Goes on with a command once all the data that it asked for is in its block.
-    #[inline(always)]
-    pub fn execute<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
-        let slot = &self.slots[at];
-        if slot.aborted {
-            return self.fail(at, Status::ABORT_REQUESTED);
-        }
-        let is_io = self.queues[slot.queue as usize].qid != 0 && slot.sqe.opcode != FABRICS_OPCODE;
-        let step = if is_io { self.execute_io(cx, at) } else { self.execute_admin(cx, at) };
-        self.handed(at, step)
-    }
-
-    /// Returns whether Abort has flagged a command that a transport has.
-    #[inline]
-    pub fn is_aborted(&self, at: u32) -> bool {
-        self.slots[at].aborted
-    }
-
-    /// Ends the loan of a response that can't be sent now, so that writers need not wait for it.
-    #[inline]
-    pub fn end_loan(&mut self, at: u32) {
-        let slot = &mut self.slots[at];
-        if slot.loan.is_some() {
-            slot.end_loan();
-        }
-    }
-
-    /// Takes the response of a command that is done, and frees the command's slot. Returns `None` if the host has given the
-    /// command up: it gets no response.
-    #[inline]
-    pub fn respond<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Response> {
-        let slot = &mut self.slots[at];
-        if slot.forgotten {
-            self.drop_forgotten(at);
-            return None;
-        }
-        let (queue, cid, status, result) = (slot.queue, slot.sqe.cid, slot.status, slot.result);
-        let q = &mut self.queues[queue as usize];
-        let response = Response {
-            cqe: Cqe { result, ..Cqe::new(cid, q.response_sqhd(), status) },
-            len: slot.send_len,
-            block: slot.buf.take(),
-            loan: slot.loan.take(),
-            is_plain: q.no_flow_control && status.is_ok() && result == 0,
-        };
-        q.leave(cid, slot.since, cx.io.now(), if status.is_ok() { slot.len } else { 0 });
-        self.slots.unlink(&mut q.ring, at);
-        self.slots.release(at);
-        Some(response)
-    }
-
-    /// Frees the slot of an Asynchronous Event Request that the host has given up.
-    #[cold]
-    fn drop_forgotten(&mut self, at: u32) {
-        let queue = self.slots[at].queue;
-        self.slots.unlink(&mut self.queues[queue as usize].ring, at);
-        self.slots.release(at);
-    }
-
-    /// Returns the next work for the transport.
-    #[inline]
-    pub fn next_effect<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Option<Effect> {
-        loop {
-            let is_current = |queue: &u32, generation| self.queues[*queue as usize].generation == generation;
-            match self.pending.pop_front()? {
-                Pending::Done { at, generation } if self.is_current_command(at, generation) => {
-                    return Some(Effect::Done(at));
-                }
-                Pending::Abort { at, generation } if self.is_current_command(at, generation) => {
-                    return Some(Effect::Abort(at));
-                }
-                Pending::Up { queue, generation } if is_current(&queue, generation) => {
-                    return Some(Effect::Up { queue });
-                }
-                Pending::Close { queue, generation, why } if is_current(&queue, generation) => {
-                    return Some(Effect::Close { queue, why });
-                }
-                Pending::Refused => {
-                    if let Some(refused) = self.refusals.next() {
-                        cx.io.post_control(Msg::Refused(refused));
-                    }
-                }
-                Pending::Done { .. } | Pending::Abort { .. } | Pending::Up { .. } | Pending::Close { .. } => {
-                }
-            }
-        }
-    }
-
-    fn is_current_command(&self, at: u32, generation: u32) -> bool {
-        let slot = self.slots.get(at);
-        slot.is_some_and(|s| s.generation == generation && s.phase != Phase::Free && s.queue != NIL)
-    }
-
-    /// Lets control tell the operator of a refused Connect.
-    pub(super) fn refused_later(&mut self) {
-        self.pending.push_back(Pending::Refused);
-    }
-
-    /// Takes back the record of a refused Connect once control has reported the refusal.
-    pub fn give_back(&mut self, place: Box<Refused>) {
-        self.refusals.give_back(place);
     }
 
     /// Takes back a request of this engine.
@@ -532,25 +282,6 @@ impl Engine {
         }
     }
 
-    /// Asks the transport to send the response of `at`.
-    pub(super) fn done_later(&mut self, at: u32) {
-        self.slots[at].phase = Phase::Answered;
-        let generation = self.slots[at].generation;
-        self.pending.push_back(Pending::Done { at, generation });
-    }
-
-    /// Tells the transport that Abort flagged `at`.
-    pub(super) fn aborted(&mut self, at: u32) {
-        let generation = self.slots[at].generation;
-        self.pending.push_back(Pending::Abort { at, generation });
-    }
-
-    /// Asks the transport to close a queue's connection.
-    pub(in crate::frontend) fn close_later(&mut self, queue: u32, why: &'static str) {
-        let generation = self.queues[queue as usize].generation;
-        self.pending.push_back(Pending::Close { queue, generation, why });
-    }
-
     /// Hands the slot's request to the LUN layer.
     #[inline]
     #[allow(clippy::too_many_arguments)]
@@ -580,24 +311,6 @@ impl Engine {
         let request = Request::new(op, lun, offset, len, payload, origin);
         cx.requests.push_back(request.durable(durable).may_lend(may_lend).of_stream(stream));
         CommandStep::Held
-    }
-
-    /// Ends a command with an error.
-    pub fn fail(&mut self, at: u32, status: Status) -> CommandStep {
-        let slot = &mut self.slots[at];
-        slot.phase = Phase::Answered;
-        slot.status = status;
-        slot.send_len = 0;
-        if !status.is_ok() {
-            self.note_error(at);
-        }
-        CommandStep::Done
-    }
-
-    /// Ends a command with a result.
-    pub(super) fn succeed(&mut self, at: u32, result: u64) -> CommandStep {
-        self.slots[at].result = result;
-        CommandStep::Done
     }
 
     /// Returns the queue's view of a namespace. If the host may not see the namespace, returns the status for the command.

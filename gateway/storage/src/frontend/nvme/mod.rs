@@ -4,6 +4,7 @@
 //! next need, or with its completion.
 
 pub mod admin;
+pub mod calls;
 pub mod capacity;
 pub mod ctrlr;
 pub mod drain;
