@@ -80,7 +80,9 @@ pub const SCRIPTS: [Script; 6] = [
 
 /// An event that the driver tells the core.
 enum Told<'a> {
-    Sock(SockId, SockEvent<'a>),
+    Bytes(SockId, &'a [u8]),
+    Filled(SockId, Buf),
+    Sent(SockId, Box<SendList>),
     File(FileDone),
     /// A message from the core itself, or from control.
     Mail(Option<CoreId>, StorageMsg),
@@ -97,7 +99,10 @@ fn counted(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'
 #[inline(never)]
 fn tell(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>) -> bool {
     match told {
-        Told::Sock(sock, event) => core.on_sock(io, sock, event),
+        // As in a driver, each call names its event.
+        Told::Bytes(sock, bytes) => core.on_sock(io, sock, SockEvent::Received(bytes)),
+        Told::Filled(sock, buf) => core.on_sock(io, sock, SockEvent::Filled(buf)),
+        Told::Sent(sock, list) => core.on_sock(io, sock, SockEvent::Sent { list, result: Ok(()) }),
         Told::File(done) => core.on_file(io, done),
         Told::Mail(from, msg) => core.on_message(io, from, msg),
         Told::Turn => return core.on_turn(io),
@@ -247,7 +252,7 @@ impl Bench {
             let mut worked = false;
             for (sock, list) in std::mem::take(&mut self.sent) {
                 self.io.socks[sock.0 as usize].sending = false;
-                worked |= self.tell(Told::Sock(sock, SockEvent::Sent { list, result: Ok(()) }));
+                worked |= self.tell(Told::Sent(sock, list));
             }
             for done in std::mem::take(&mut self.files) {
                 worked |= self.tell(Told::File(done));
@@ -275,7 +280,7 @@ impl Bench {
                 RecvInto::Stream { max_bytes } => {
                     let (now, later) = bytes.split_at(bytes.len().min(max_bytes as usize));
                     bytes = later;
-                    self.tell(Told::Sock(sock, SockEvent::Received(now)));
+                    self.tell(Told::Bytes(sock, now));
                 }
                 RecvInto::Buf { mut buf, at, len } => {
                     let Some((now, later)) = bytes.split_at_checked(len as usize) else {
@@ -283,7 +288,7 @@ impl Bench {
                     };
                     bytes = later;
                     buf[at as usize..][..now.len()].copy_from_slice(now);
-                    self.tell(Told::Sock(sock, SockEvent::Filled(buf)));
+                    self.tell(Told::Filled(sock, buf));
                 }
             }
         }
