@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use trefoil_poll::ram::Ram;
 use trefoil_poll::rand::Rng;
-use trefoil_poll::{CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockEvent, SockId};
+use trefoil_poll::{Buf, CoreId, FileDone, FileOp, Handler, RecvInto, SendList, SockEvent, SockId};
 use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::frontend::Capacity;
 use trefoil_storage::topology::{
