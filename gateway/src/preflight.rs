@@ -15,9 +15,9 @@ use trefoil_sys::uring::Features;
 /// Descriptors that a gateway needs besides its connections, for rings, mailboxes, files and the store.
 const OTHER_FILES: u64 = 1024;
 /// The most connections that may wait for their Connect, if so many descriptors are allowed. Each costs the kernel some 4 KiB.
-const LOBBY: u64 = 16_384;
+const BACKLOG: u64 = 16_384;
 /// The fewest such connections: a gateway doesn't start without descriptors for them.
-const SMALL_LOBBY: u64 = 256;
+const SMALL_BACKLOG: u64 = 256;
 
 /// One finding.
 enum Finding {
@@ -32,7 +32,7 @@ pub struct Report {
     /// The CPU of each core.
     pub cpus: Vec<usize>,
     /// The number of connections before their Connect that there are descriptors for.
-    pub lobby: usize,
+    pub backlog: usize,
 }
 
 impl Report {
@@ -83,14 +83,14 @@ pub fn look(config: &Config) -> Report {
     let (finding, cpus) = cpus(&config.gateway.cores);
     findings.push(finding);
     findings.push(memory(config));
-    let (finding, lobby) = files(crate::cores::sockets(&config.gateway, cpus.len()) + OTHER_FILES);
+    let (finding, backlog) = files(crate::cores::sockets(&config.gateway, cpus.len()) + OTHER_FILES);
     findings.push(finding);
     findings.push(locked_memory(config.gateway.memory_per_core));
     findings.push(congestion_control(config.gateway.tcp_congestion_control.as_deref()));
     if let Some(us) = config.gateway.resume_latency_us {
         findings.push(resume_latency(us, &cpus));
     }
-    Report { findings, cpus, lobby }
+    Report { findings, cpus, backlog }
 }
 
 /// Checks that the resume latency of the CPUs can be limited to `us` microseconds.
@@ -157,28 +157,28 @@ fn memory(config: &Config) -> Finding {
 /// Checks that there are `need` descriptors, and some for connections before their Connect. Also returns the number of the
 /// latter.
 fn files(need: u64) -> (Finding, usize) {
-    let lacking = |why: String| (Finding::Lacking(format!("open files: {why}")), SMALL_LOBBY as usize);
-    let least = need + SMALL_LOBBY;
+    let lacking = |why: String| (Finding::Lacking(format!("open files: {why}")), SMALL_BACKLOG as usize);
+    let least = need + SMALL_BACKLOG;
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
-        Err(e) => return (Finding::Warning(format!("open files: {e}")), SMALL_LOBBY as usize),
+        Err(e) => return (Finding::Warning(format!("open files: {e}")), SMALL_BACKLOG as usize),
     };
     if least > hard {
         return lacking(format!(
             "the gateway needs {least}, and the hard limit is {hard}: raise RLIMIT_NOFILE"
         ));
     }
-    let all = hard.min(need + LOBBY);
+    let all = hard.min(need + BACKLOG);
     if all > soft
         && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, all, hard)
     {
         return lacking(format!("the limit can't be raised to {all}: {e}"));
     }
-    let lobby = all - need;
+    let backlog = all - need;
     let good = format!(
-        "open files: {need} needed, and {lobby} for unauthenticated connections; the hard limit is {hard}"
+        "open files: {need} needed, and {backlog} for unauthenticated connections; the hard limit is {hard}"
     );
-    (Finding::Good(good), lobby as usize)
+    (Finding::Good(good), backlog as usize)
 }
 
 /// Checks that connections can have the configured congestion control, and that the algorithm they get suits storage.

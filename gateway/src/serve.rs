@@ -33,8 +33,8 @@ pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
-    let (cpus, lobby) = (report.cpus.clone(), report.lobby);
-    let seed = move |cores| Seed { cores, config, document, store, found, cpus, lobby };
+    let (cpus, backlog) = (report.cpus.clone(), report.backlog);
+    let seed = move |cores| Seed { cores, config, document, store, found, cpus, backlog };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
     // Does not wait for threads that still ask an array.
     runtime.shutdown_background();

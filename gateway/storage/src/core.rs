@@ -4,8 +4,8 @@
 //! until both queues are empty. So a command that memory can answer is done within the event that brought it.
 
 use crate::backend::BackendIo;
-use crate::crowd::Waiting;
 use crate::cx::Cx;
+use crate::fair::FairQueue;
 use crate::frontend::{Capacity, ConnAddrs, Room, Target, TargetLimits};
 use crate::lun::Luns;
 use crate::msg::Msg;
@@ -33,7 +33,7 @@ pub struct StorageCore<I: BackendIo> {
     warm: Option<Box<WarmHost>>,
     conn_bound_bytes: usize,
     /// Hosts' connections that wait for a socket slot.
-    newcomers: Waiting<Newcomer<I::Socket>>,
+    waiting_conns: FairQueue<WaitingConn<I::Socket>>,
     /// Connections that no longer wait and that control has not been told of.
     adopted: u32,
     /// Time at which a slot can be made free, if none becomes free before.
@@ -47,7 +47,7 @@ pub struct StorageCore<I: BackendIo> {
 }
 
 /// A connection that a host has made and that waits for a slot.
-struct Newcomer<S> {
+struct WaitingConn<S> {
     socket: S,
     portal: PortalId,
     local: SocketAddr,
@@ -56,8 +56,8 @@ struct Newcomer<S> {
     initialized: bool,
 }
 
-/// Connections that may wait for a core's slots. Further connections wait in control's lobby.
-pub const NEWCOMERS: usize = 256;
+/// Connections that may wait for a core's slots. Further connections wait in control's backlog.
+pub const MAX_WAITING_CONNS: usize = 256;
 
 /// The owner of a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl<I: BackendIo> StorageCore<I> {
             done: VecDeque::with_capacity(all),
             owners: vec![SockOwner::Free; limits.max_sockets as usize].into(),
             warm: None,
-            newcomers: Waiting::new(NEWCOMERS),
+            waiting_conns: FairQueue::new(MAX_WAITING_CONNS),
             adopted: 0,
             room_at: None,
             host_socks: 0,
@@ -165,8 +165,8 @@ impl<I: BackendIo> StorageCore<I> {
     }
 
     /// Adopts a host's connection. If too many wait, drops one of them; its host sees a reset.
-    fn adopt(&mut self, io: &mut I, newcomer: Newcomer<I::Socket>) {
-        let (_, dropped) = self.newcomers.push(newcomer.peer, newcomer);
+    fn adopt(&mut self, io: &mut I, conn: WaitingConn<I::Socket>) {
+        let (_, dropped) = self.waiting_conns.push(conn.peer, conn);
         self.adopted += u32::from(dropped.is_some());
         self.admit(io);
     }
@@ -174,9 +174,9 @@ impl<I: BackendIo> StorageCore<I> {
     /// Drops the waiting connections of a listener that is gone, as [`Target::sweep`] closes its adopted ones. The
     /// listener's number may belong to another listener next.
     fn dismiss(&mut self, old: &Topology, new: &Topology) {
-        let gone = |newcomer: &Newcomer<_>| new.lacks_portal_of(old, newcomer.portal);
-        for number in self.newcomers.numbers(gone) {
-            self.adopted += u32::from(self.newcomers.take(number).is_some());
+        let gone = |conn: &WaitingConn<_>| new.lacks_portal_of(old, conn.portal);
+        for number in self.waiting_conns.numbers(gone) {
+            self.adopted += u32::from(self.waiting_conns.take(number).is_some());
         }
     }
 
@@ -186,9 +186,9 @@ impl<I: BackendIo> StorageCore<I> {
     fn admit(&mut self, io: &mut I) -> bool {
         let mut any = false;
         self.room_at = None;
-        while self.admissions > 0 && !self.newcomers.is_empty() {
+        while self.admissions > 0 && !self.waiting_conns.is_empty() {
             if self.host_socks >= self.max_host_socks {
-                let wanted = self.newcomers.len().min(self.admissions);
+                let wanted = self.waiting_conns.len().min(self.admissions);
                 if self.target.closing() >= wanted {
                     break;
                 }
@@ -197,13 +197,14 @@ impl<I: BackendIo> StorageCore<I> {
                     Room::At(at) => self.room_at = Some(at),
                     Room::Never if self.target.closing() > 0 => {}
                     Room::Never => {
-                        self.adopted += u32::from(self.newcomers.pop().is_some());
+                        self.adopted += u32::from(self.waiting_conns.pop().is_some());
                         continue;
                     }
                 }
                 break;
             }
-            let Some(Newcomer { socket, portal, local, peer, initialized }) = self.newcomers.pop() else {
+            let Some(WaitingConn { socket, portal, local, peer, initialized }) = self.waiting_conns.pop()
+            else {
                 break;
             };
             any = true;
@@ -320,7 +321,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
     fn on_message(&mut self, io: &mut I, from: Option<CoreId>, msg: I::Msg) {
         match msg {
             Msg::Adopt { socket, portal, local, peer, initialized } => {
-                self.adopt(io, Newcomer { socket, portal, local, peer, initialized });
+                self.adopt(io, WaitingConn { socket, portal, local, peer, initialized });
             }
             Msg::KeepWarm { socket, to, host } => {
                 if let Ok(sock) = io.adopt(socket) {
@@ -374,7 +375,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
             }
             Msg::CloseHosts { all } => {
                 if all {
-                    while self.newcomers.pop().is_some() {
+                    while self.waiting_conns.pop().is_some() {
                         self.adopted += 1;
                     }
                     self.room_at = None;
@@ -398,7 +399,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
         self.repair(io);
         let mut worked = self.luns.on_turn(cx!(self, io));
         self.admissions = self.admissions_per_turn;
-        worked |= !self.newcomers.is_empty() && self.admit(io);
+        worked |= !self.waiting_conns.is_empty() && self.admit(io);
         if self.adopted > 0 {
             io.post_control(Msg::Adopted(std::mem::take(&mut self.adopted)));
         }
@@ -419,7 +420,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
     fn next_deadline(&self) -> Option<Instant> {
         let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
         // Slots are free, but this turn has already admitted as many connections as it may.
-        let may_admit = !self.newcomers.is_empty() && self.host_socks < self.max_host_socks;
+        let may_admit = !self.waiting_conns.is_empty() && self.host_socks < self.max_host_socks;
         let admission = if may_admit { Some(Instant::default()) } else { self.room_at };
         [self.target.next_deadline(), self.luns.next_deadline(), warm, admission].into_iter().flatten().min()
     }

@@ -7,8 +7,8 @@
 
 pub mod backend;
 pub mod core;
-pub mod crowd;
 pub mod cx;
+pub mod fair;
 pub mod frontend;
 pub mod initiator;
 pub mod list;

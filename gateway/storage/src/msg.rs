@@ -40,7 +40,7 @@ pub enum Msg<S, A> {
         initialized: bool,
     },
     /// Core → control: this many connections of [`Msg::Adopt`] no longer wait for a slot. A core lets up to
-    /// [`NEWCOMERS`](crate::core::NEWCOMERS) wait.
+    /// [`MAX_WAITING_CONNS`](crate::core::MAX_WAITING_CONNS) wait.
     Adopted(u32),
     /// Control → core: query yourself over this connection at intervals, so that you are warm for requests after idle
     /// time. The connection's other end is adopted with [`PortalId::OWN`].

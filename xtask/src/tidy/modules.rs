@@ -22,7 +22,7 @@ const ORDERS: &[(&str, &str)] = &[
     ("poll/src", "lost metrics ram rand sync time buf mailbox wheel arena send io mesh uring_io core guard"),
     (
         "gateway/storage/src",
-        "list slab crowd topology request stats initiator pool warm msg cx backend frontend lun core",
+        "list slab fair topology request stats initiator pool warm msg cx backend frontend lun core",
     ),
     (
         "gateway/control/src",

@@ -70,7 +70,7 @@ pub struct Seed {
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
     /// Connections that can wait for their Connect. Each takes a descriptor.
-    pub lobby: usize,
+    pub backlog: usize,
     /// The path of the document, for messages. No backend may be this file.
     pub document: PathBuf,
 }
@@ -125,7 +125,7 @@ impl Engine {
     /// the state. At a later start, only failures of the store and of cores are errors: a backend, pool or listener that
     /// fails is left out with a log line, and retried.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
-        let Seed { cores, config, document, store, found, cpus, lobby } = seed;
+        let Seed { cores, config, document, store, found, cpus, backlog } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
         let events: Rc<RefCell<Vec<Event>>> = Rc::default();
         let sink = events.clone();
@@ -141,7 +141,7 @@ impl Engine {
         // All queue pairs of one core, each at the queue depth of a Linux host.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
-            placement: Placement::new(cores.clone(), socket_options(&gateway), lobby),
+            placement: Placement::new(cores.clone(), socket_options(&gateway), backlog),
             cores,
             gateway,
             cpus,

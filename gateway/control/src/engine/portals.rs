@@ -1,11 +1,11 @@
 //! Listeners: they accept hosts' connections and give each to the core with the fewest connections.
 //!
 //! A connection goes to a core only when its whole Connect has come and the core has room. Until then the connection waits in
-//! the lobby, where it costs a descriptor. So silent and slow connections take no slot of a core. Two kinds of connection
+//! the backlog, where it costs a descriptor. So silent and slow connections take no slot of a core. Two kinds of connection
 //! don't wait for a whole Connect, because only a core can answer them: a connection whose first PDU is no Connect, and a
 //! connection whose Connect data the core must ask for.
 //!
-//! Ready connections go in turn by their addresses ([`Crowd`]). When the lobby is full, it closes the oldest connection of
+//! Ready connections go in turn by their addresses ([`FairSet`]). When the backlog is full, it closes the oldest connection of
 //! the address that has most connections there.
 
 use super::cores::Cores;
@@ -27,7 +27,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use trefoil_config::Address;
 use trefoil_poll::CoreId;
 use trefoil_storage::Msg;
-use trefoil_storage::crowd::{Crowd, Waiting};
+use trefoil_storage::fair::{FairQueue, FairSet};
 use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
 use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
@@ -35,7 +35,7 @@ use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
 /// The backlog: connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog
 /// full tries again after a second.
 const BACKLOG: i32 = 4096;
-/// Shortest time between two log lines about connections that a full lobby closed.
+/// Shortest time between two log lines about connections that a full backlog closed.
 const SENT_AWAY_EVERY: Duration = Duration::from_secs(10);
 /// Connections that a listener accepts before other tasks have their turn.
 const ACCEPTED_AT_A_TIME: u64 = 512;
@@ -44,42 +44,42 @@ const COUNT_AGE: Duration = Duration::from_millis(50);
 /// Deadline of a host's Connect. Afterwards the connection waits for a core for as long as others are before it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection in the lobby.
-enum Guest {
+/// A connection in the backlog.
+enum BacklogConn {
     /// The Connect is to come, and a task waits for it.
     Opening(PortalId, AbortHandle),
     /// The connection waits for a core.
-    Ready(Newcomer),
+    Ready(AcceptedConn),
 }
 
-struct Lobby {
-    guests: Waiting<Guest>,
+struct Backlog {
+    conns: FairQueue<BacklogConn>,
     /// The connections that wait for a core, in turn.
-    ready: Crowd,
+    ready: FairSet,
 }
 
 /// The placement of connections on cores.
 pub struct Placement {
     cores: Rc<Cores>,
     options: socket::Options,
-    lobby: RefCell<Lobby>,
+    backlog: RefCell<Backlog>,
     /// The open portals.
     portals: RefCell<BTreeSet<PortalId>>,
     /// Notified when a connection is ready.
     is_ready: Notify,
-    /// The number of connections that a full lobby closed since the last log line about them, and the time of that line.
+    /// The number of connections that a full backlog closed since the last log line about them, and the time of that line.
     sent_away: Cell<(u64, Option<Instant>)>,
 }
 
 impl Placement {
-    /// Starts without connections. Listeners and accepted connections have `options`. The lobby has room for `guests`
+    /// Starts without connections. Listeners and accepted connections have `options`. The backlog has room for `conns`
     /// connections. Needs a tokio runtime.
-    pub fn new(cores: Rc<Cores>, options: socket::Options, guests: usize) -> Rc<Self> {
-        let lobby = Lobby { guests: Waiting::new(guests), ready: Crowd::new(guests.max(1)) };
+    pub fn new(cores: Rc<Cores>, options: socket::Options, conns: usize) -> Rc<Self> {
+        let backlog = Backlog { conns: FairQueue::new(conns), ready: FairSet::new(conns.max(1)) };
         let placement = Rc::new(Self {
             cores,
             options,
-            lobby: lobby.into(),
+            backlog: backlog.into(),
             portals: RefCell::default(),
             is_ready: Notify::new(),
             sent_away: Cell::default(),
@@ -88,37 +88,37 @@ impl Placement {
         placement
     }
 
-    /// Closes the lobby's connections from a portal that is removed, because another portal may get its number soon.
+    /// Closes the backlog's connections from a portal that is removed, because another portal may get its number soon.
     fn dismiss(&self, portal: PortalId) {
         self.portals.borrow_mut().remove(&portal);
-        let lobby = &mut *self.lobby.borrow_mut();
-        for number in lobby.guests.numbers(|guest| guest.portal() == portal) {
-            lobby.ready.remove(number);
-            lobby.guests.take(number).into_iter().for_each(Guest::leave);
+        let backlog = &mut *self.backlog.borrow_mut();
+        for number in backlog.conns.numbers(|conn| conn.portal() == portal) {
+            backlog.ready.remove(number);
+            backlog.conns.take(number).into_iter().for_each(BacklogConn::leave);
         }
     }
 
-    /// Takes a connection into the lobby. From there it goes to a core.
-    fn welcome(self: &Rc<Self>, newcomer: Newcomer) {
-        let (placement, portal, peer) = (self.clone(), newcomer.portal, newcomer.peer);
+    /// Takes a connection into the backlog. From there it goes to a core.
+    fn accept_into_backlog(self: &Rc<Self>, accepted: AcceptedConn) {
+        let (placement, portal, peer) = (self.clone(), accepted.portal, accepted.peer);
         // The task runs only when this function is over. The number is known by then.
         let number = Rc::new(Cell::new(0));
         let its_number = number.clone();
         let task = tokio::task::spawn_local(async move {
-            let opened = tokio::time::timeout(CONNECT_TIMEOUT, opening(&newcomer.stream)).await;
-            placement.opened(its_number.get(), newcomer, opened);
+            let opened = tokio::time::timeout(CONNECT_TIMEOUT, opening(&accepted.stream)).await;
+            placement.opened(its_number.get(), accepted, opened);
         });
-        let lobby = &mut *self.lobby.borrow_mut();
-        let (place, lost) = lobby.guests.push(peer, Guest::Opening(portal, task.abort_handle()));
+        let backlog = &mut *self.backlog.borrow_mut();
+        let (place, lost) = backlog.conns.push(peer, BacklogConn::Opening(portal, task.abort_handle()));
         number.set(place);
         if let Some(lost) = lost {
-            lobby.ready.remove(place);
+            backlog.ready.remove(place);
             lost.leave();
             self.tell_sent_away();
         }
     }
 
-    /// Counts a connection that the full lobby closed, and logs a line every so often.
+    /// Counts a connection that the full backlog closed, and logs a line every so often.
     fn tell_sent_away(&self) {
         let (count, told) = self.sent_away.get();
         if told.is_some_and(|at| at.elapsed() < SENT_AWAY_EVERY) {
@@ -135,16 +135,16 @@ impl Placement {
     fn opened(
         &self,
         number: u32,
-        newcomer: Newcomer,
+        accepted: AcceptedConn,
         opened: Result<io::Result<Option<bool>>, tokio::time::error::Elapsed>,
     ) {
-        let peer = newcomer.peer;
-        let lobby = &mut *self.lobby.borrow_mut();
+        let peer = accepted.peer;
+        let backlog = &mut *self.backlog.borrow_mut();
         match opened {
             Ok(Ok(Some(initialized))) => {
-                if let Some(guest) = lobby.guests.get_mut(number) {
-                    *guest = Guest::Ready(Newcomer { initialized, ..newcomer });
-                    lobby.ready.add(number, peer);
+                if let Some(conn) = backlog.conns.get_mut(number) {
+                    *conn = BacklogConn::Ready(AcceptedConn { initialized, ..accepted });
+                    backlog.ready.add(number, peer);
                     self.is_ready.notify_one();
                 }
                 return;
@@ -155,37 +155,37 @@ impl Placement {
                 tracing::debug!(%peer, "an unauthenticated connection sent no Connect before its deadline")
             }
         }
-        lobby.guests.take(number);
+        backlog.conns.take(number);
     }
 
     /// Gives ready connections to cores, in turn by their addresses, for as long as the runtime lives.
     async fn serve(self: Rc<Self>) {
         let mut loads = Loads { counted: None, counts: vec![0; usize::from(self.cores.count())] };
         loop {
-            let next = self.next_guest();
-            let Some(newcomer) = next else {
+            let next = self.next_ready();
+            let Some(accepted) = next else {
                 self.is_ready.notified().await;
                 continue;
             };
-            let peer = newcomer.peer;
-            if let Err(error) = self.place(newcomer, &mut loads).await {
+            let peer = accepted.peer;
+            if let Err(error) = self.place(accepted, &mut loads).await {
                 tracing::error!(%error, %peer, "a connection can't be given to a core");
             }
         }
     }
 
-    fn next_guest(&self) -> Option<Newcomer> {
-        let lobby = &mut *self.lobby.borrow_mut();
-        let number = lobby.ready.take_next()?;
-        match lobby.guests.take(number)? {
-            Guest::Ready(newcomer) => Some(newcomer),
+    fn next_ready(&self) -> Option<AcceptedConn> {
+        let backlog = &mut *self.backlog.borrow_mut();
+        let number = backlog.ready.take_next()?;
+        match backlog.conns.take(number)? {
+            BacklogConn::Ready(accepted) => Some(accepted),
             // `ready` never has the number of such a connection.
-            Guest::Opening(..) => None,
+            BacklogConn::Opening(..) => None,
         }
     }
 
-    async fn place(&self, newcomer: Newcomer, loads: &mut Loads) -> Result<(), Refusal> {
-        let Newcomer { stream, portal, local, peer, initialized } = newcomer;
+    async fn place(&self, accepted: AcceptedConn, loads: &mut Loads) -> Result<(), Refusal> {
+        let AcceptedConn { stream, portal, local, peer, initialized } = accepted;
         let socket = stream.into_std().and_then(|stream| {
             socket::set_low_water(&stream, 1)?;
             socket::prepare_accepted(&stream)?;
@@ -208,12 +208,12 @@ impl Placement {
     }
 }
 
-impl Guest {
+impl BacklogConn {
     /// Returns the portal through which the connection came.
     fn portal(&self) -> PortalId {
         match self {
             Self::Opening(portal, _) => *portal,
-            Self::Ready(newcomer) => newcomer.portal,
+            Self::Ready(accepted) => accepted.portal,
         }
     }
 
@@ -221,7 +221,7 @@ impl Guest {
     fn leave(self) {
         match self {
             Self::Opening(_, task) => task.abort(),
-            Self::Ready(newcomer) => drop(newcomer),
+            Self::Ready(accepted) => drop(accepted),
         }
     }
 }
@@ -318,7 +318,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// A connection that a listener has accepted.
-struct Newcomer {
+struct AcceptedConn {
     stream: TcpStream,
     portal: PortalId,
     local: SocketAddr,
@@ -389,7 +389,13 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
         };
         let peer = canonical(peer);
         match stream.local_addr().map(canonical) {
-            Ok(local) => placement.welcome(Newcomer { stream, portal, local, peer, initialized: false }),
+            Ok(local) => placement.accept_into_backlog(AcceptedConn {
+                stream,
+                portal,
+                local,
+                peer,
+                initialized: false,
+            }),
             // The host has closed the connection already.
             Err(error) => tracing::debug!(%error, %peer, "a connection was closed before it was accepted"),
         }

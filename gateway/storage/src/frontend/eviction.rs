@@ -5,21 +5,21 @@
 //! them is closed.
 
 use super::limits::TargetLimits;
-use crate::crowd::Crowd;
+use crate::fair::FairSet;
 use std::net::SocketAddr;
 
 /// The evictable connections of one core.
 pub struct Evictable {
-    all: Crowd,
+    all: FairSet,
     /// Connections among `all` that are discovery controllers'.
-    discovery: Crowd,
+    discovery: FairSet,
     max_discovery: usize,
 }
 
 impl Evictable {
     /// Allocates about 260 B a connection.
     pub fn new(limits: &TargetLimits) -> Self {
-        let (all, discovery) = (Crowd::new(limits.max_conns), Crowd::new(limits.max_conns));
+        let (all, discovery) = (FairSet::new(limits.max_conns), FairSet::new(limits.max_conns));
         Self { all, discovery, max_discovery: limits.max_discovery }
     }
 

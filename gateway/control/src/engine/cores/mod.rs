@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use trefoil_poll::{Arena, ControlReceiver, ControlSender, CoreId, CoreMetrics};
 use trefoil_storage::Msg;
 use trefoil_storage::backend::Attach;
-use trefoil_storage::core::NEWCOMERS;
+use trefoil_storage::core::MAX_WAITING_CONNS;
 use trefoil_storage::msg::{Event, Refused, Survey};
 use trefoil_storage::request::Completed;
 use trefoil_storage::stats::LunSurvey;
@@ -112,7 +112,7 @@ impl Cores {
         #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
         let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
         Ok(Rc::new(Self {
-            room: ends.to_cores.iter().map(|_| Cell::new(NEWCOMERS)).collect(),
+            room: ends.to_cores.iter().map(|_| Cell::new(MAX_WAITING_CONNS)).collect(),
             has_room: tokio::sync::Notify::new(),
             to_cores: ends.to_cores.into_iter().map(RefCell::new).collect(),
             mail: RefCell::new(Some(mail)),

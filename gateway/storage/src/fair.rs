@@ -23,7 +23,7 @@ struct Address {
 }
 
 /// A set of numbers from 0, each with the address that it came from. See the module.
-pub struct Crowd {
+pub struct FairSet {
     /// By number: the index of its address, or [`NIL`].
     at: Box<[u32]>,
     links: Box<[Links]>,
@@ -39,8 +39,8 @@ pub struct Crowd {
     count: usize,
 }
 
-impl Crowd {
-    /// Creates a crowd for the numbers `0..size`, about 130 B each.
+impl FairSet {
+    /// Creates a set for the numbers `0..size`, about 130 B each.
     pub fn new(size: usize) -> Self {
         Self {
             at: vec![NIL; size].into(),
@@ -134,16 +134,16 @@ impl Crowd {
 
 /// A queue that serves addresses in turn. When the queue is full, the oldest member of the address with the most members
 /// makes room.
-pub struct Waiting<T> {
+pub struct FairQueue<T> {
     places: Slab<T>,
-    crowd: Crowd,
+    crowd: FairSet,
 }
 
-impl<T> Waiting<T> {
+impl<T> FairQueue<T> {
     /// Creates a queue with room for `size`, but at least one.
     pub fn new(size: usize) -> Self {
         let size = size.max(1);
-        Self { places: Slab::with_capacity(size), crowd: Crowd::new(size) }
+        Self { places: Slab::with_capacity(size), crowd: FairSet::new(size) }
     }
 
     /// Returns how many wait.
@@ -156,16 +156,16 @@ impl<T> Waiting<T> {
         self.len() == 0
     }
 
-    /// Queues `newcomer`. Returns its number, and the member that was dropped to make room, if one was.
-    pub fn push(&mut self, peer: SocketAddr, newcomer: T) -> (u32, Option<T>) {
+    /// Queues `value`. Returns its number, and the member that was dropped to make room, if one was.
+    pub fn push(&mut self, peer: SocketAddr, value: T) -> (u32, Option<T>) {
         let lost = if self.places.is_full() { self.crowd.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));
-        match self.places.insert(newcomer) {
+        match self.places.insert(value) {
             Ok(number) => {
                 self.crowd.add(number, peer);
                 (number, lost)
             }
-            Err(newcomer) => (NIL, Some(newcomer)),
+            Err(value) => (NIL, Some(value)),
         }
     }
 
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_oldest_of_the_largest_crowd_goes_first() {
-        let mut crowd = Crowd::new(16);
+        let mut crowd = FairSet::new(16);
         assert_eq!(crowd.oldest_of_most(), None);
         // The quiet host is the oldest of all.
         crowd.add(9, peer(1));
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn addresses_are_served_in_turn() {
-        let mut crowd = Crowd::new(16);
+        let mut crowd = FairSet::new(16);
         for (number, host) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 2)] {
             crowd.add(number, peer(host));
         }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn it_says_what_a_plain_list_says() {
         // A plain list, searched linearly, must agree in each of the steps that a fixed generator chooses.
-        let mut crowd = Crowd::new(64);
+        let mut crowd = FairSet::new(64);
         let capacity = crowd.places.capacity();
         let mut plain: Vec<(u32, u16)> = Vec::new();
         let mut state = 7u64;
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_full_room_drops_of_the_largest_crowd_only() {
-        let mut waiting = Waiting::new(4);
+        let mut waiting = FairQueue::new(4);
         let (mine, lost) = waiting.push(peer(1), 100);
         assert_eq!(lost, None);
         for n in 0..10 {
