@@ -64,6 +64,14 @@ impl Target {
         Self { shared: Shared::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
     }
 
+    /// Carries out the orders that the shared parts have for the transport. Most events leave none.
+    #[inline]
+    fn settle<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
+        if self.shared.has_orders() {
+            self.tcp.settle(&mut self.shared, cx);
+        }
+    }
+
     /// Adopts a host's connection. `initialized` is as in [`Msg::Adopt`].
     pub fn adopt<I: StorageIo>(
         &mut self,
@@ -81,7 +89,7 @@ impl Target {
     #[cold]
     pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Room {
         let made = self.tcp.make_room(&mut self.shared, cx);
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
         made
     }
 
@@ -97,14 +105,14 @@ impl Target {
             // A target connects to nobody.
             SockEvent::Connected(_) => {}
         }
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
     }
 
     /// Takes the completion of a request with [`crate::Owner::Target`].
     #[inline]
     pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, done: Completed) {
         self.shared.engine.on_completed(cx, done);
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
     }
 
     /// Returns the stream of the next closed queue whose requests must be cancelled. Returns each stream once.
@@ -122,13 +130,13 @@ impl Target {
     /// `identity`.
     pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
         self.shared.engine.on_lost(cx, identity);
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
     }
 
     /// Handles a message about a controller.
     pub fn on_ctrlr<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, from: CoreId, msg: CtrlrMsg) {
         self.shared.engine.on_ctrlr(cx, from, msg);
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
     }
 
     /// Presents `new` from now on. [`sweep`](Self::sweep) tells control once all connected hosts know of the new topology.
@@ -152,7 +160,7 @@ impl Target {
         if let Some((epoch, old)) = self.shared.engine.sweep() {
             cx.io.post_control(Msg::TopologyDone { epoch, old: Some(old) });
         }
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
         true
     }
 
@@ -168,10 +176,10 @@ impl Target {
                 Timer::Queue(queue) => self.tcp.on_timer(&mut self.shared, cx, queue),
                 Timer::Ctrlr(index) => self.shared.engine.on_ctrlr_timer(cx, index),
             }
-            self.tcp.settle(&mut self.shared, cx);
+            self.settle(cx);
         }
         worked |= self.tcp.serve(&mut self.shared, cx);
-        self.tcp.settle(&mut self.shared, cx);
+        self.settle(cx);
         self.tcp.flush(&mut self.shared, cx) || worked
     }
 

@@ -62,8 +62,13 @@ impl Shared {
         self.engine.close(cx, conn, why);
     }
 
-    /// Returns the next work for the transport.
+    /// Returns whether there may be work for the transport.
     #[inline]
+    pub fn has_orders(&self) -> bool {
+        self.engine.has_effects()
+    }
+
+    /// Returns the next work for the transport.
     pub fn next_order<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Option<Order> {
         loop {
             match self.engine.next_effect(cx)? {

@@ -50,17 +50,23 @@ impl Engine {
         if q.enter(cid) && self.conflicts(at) {
             return Some((at, self.fail(at, Status::COMMAND_ID_CONFLICT.dnr())));
         }
-        let step = if is_io { self.begin_io(cx, at) } else { self.begin_admin(cx, at) };
+        let step = match is_io {
+            true => self.begin_io(cx, at),
+            false => {
+                let step = self.begin_admin(cx, at);
+                self.handed(at, step)
+            }
+        };
         let step = match step {
             CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step, is_io),
             step => step,
         };
-        Some((at, self.handed(at, step)))
+        Some((at, step))
     }
 
     /// Notes that the transport has a command whose response is ready.
     #[inline]
-    fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
+    pub(super) fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
         if step == CommandStep::Done {
             self.slots[at].phase = Phase::Answered;
         }
@@ -215,6 +221,12 @@ impl Engine {
         let queue = self.slots[at].queue;
         self.slots.unlink(&mut self.queues[queue as usize].ring, at);
         self.slots.release(at);
+    }
+
+    /// Returns whether there may be work for the transport.
+    #[inline]
+    pub fn has_effects(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Returns the next work for the transport.

@@ -48,7 +48,10 @@ impl Engine {
             IoCommand::WriteZeroes { .. } if !self.has_write_zeroes => {
                 self.fail(at, Status::INVALID_OPCODE.dnr())
             }
-            IoCommand::Flush | IoCommand::WriteZeroes { .. } => self.execute_io(cx, at),
+            IoCommand::Flush | IoCommand::WriteZeroes { .. } => {
+                let step = self.execute_io(cx, at);
+                self.handed(at, step)
+            }
             IoCommand::Compare(_)
             | IoCommand::Verify(_)
             | IoCommand::WriteUncorrectable(_)
