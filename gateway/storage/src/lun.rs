@@ -6,6 +6,12 @@
 //!
 //! What this layer does not do: it knows neither hosts nor namespaces, and it doesn't retry.
 //!
+//! Range guards are not built yet. Compare, and the fused Compare and Write, need them: no other write of the same LUN may touch
+//! their blocks between the compare and the write. They belong to this layer, which every command set and every transport uses.
+//! [`Luns::submit`] would take a guard, and [`Luns::on_completed`] would release it with the request's last part. Guards are to be
+//! striped by LUN and block range on the LUN's owner core. Each stripe has a count of active compares, so a write of a LUN without
+//! compares passes with one load of a counter, and [`InstantMemory::write`] only checks that count.
+//!
 //! Invariants:
 //! - A channel's count is the number of requests that it has.
 //! - A request's `rest.at` names the channel that has it on its home core. If the request went to another core, it names

@@ -2,13 +2,6 @@
 //!
 //! Both halves of a command check the command. Between the halves, a command may wait for its data while the topology changes. So
 //! a request starts only if the host is allowed to make it at that time.
-//!
-//! Range guards are not built yet. Compare and the fused Compare-and-Write need them: no other write of the same LUN may touch
-//! their blocks between the compare and the write. [`Engine::execute_io`] would take a guard just before [`Engine::submit`].
-//! [`Engine::continue_io`] would release the guard once a command has no further part. These two functions see every request of a
-//! host exactly once. [`Engine::write_now`] then only checks whether a guard is held. Guards are to be striped by LUN and block
-//! range on the LUN's owner core. Each stripe has a count of active compares, so a write of a LUN without compares passes with
-//! one load of a counter.
 
 use super::engine::{CommandStep, Engine, status_of};
 use super::queue::NsView;
