@@ -50,23 +50,17 @@ impl Engine {
         if q.enter(cid) && self.conflicts(at) {
             return Some((at, self.fail(at, Status::COMMAND_ID_CONFLICT.dnr())));
         }
-        let step = match is_io {
-            true => self.begin_io(cx, at),
-            false => {
-                let step = self.begin_admin(cx, at);
-                self.handed(at, step)
-            }
-        };
+        let step = if is_io { self.begin_io(cx, at) } else { self.begin_admin(cx, at) };
         let step = match step {
             CommandStep::Gather(len) | CommandStep::Block(len) => self.check_transfer(at, len, step, is_io),
             step => step,
         };
-        Some((at, step))
+        Some((at, self.handed(at, step)))
     }
 
     /// Notes that the transport has a command whose response is ready.
     #[inline]
-    pub(super) fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
+    fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
         if step == CommandStep::Done {
             self.slots[at].phase = Phase::Answered;
         }

@@ -41,10 +41,7 @@ impl Engine {
             IoCommand::WriteZeroes { .. } if !self.has_write_zeroes => {
                 self.fail(at, Status::INVALID_OPCODE.dnr())
             }
-            IoCommand::Flush | IoCommand::WriteZeroes { .. } => {
-                let step = self.execute_io(cx, at);
-                self.handed(at, step)
-            }
+            IoCommand::Flush | IoCommand::WriteZeroes { .. } => self.execute_io(cx, at),
             IoCommand::Compare(_)
             | IoCommand::Verify(_)
             | IoCommand::WriteUncorrectable(_)

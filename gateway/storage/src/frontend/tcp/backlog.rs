@@ -16,7 +16,7 @@ const PARKED_AT_LEAST: usize = 32 << 10;
 
 impl Tcp {
     /// Goes on with a command that has its block.
-    #[inline(always)]
+    #[inline]
     pub(super) fn funded<I: StorageIo>(
         &mut self,
         shared: &mut Shared,
