@@ -69,7 +69,7 @@ enum MapKind {
     Extents,
 }
 
-/// Waiting requests of a backend that one turn starts. The bound keeps a crowd from blocking the core.
+/// Waiting requests of a backend that one turn starts. The bound keeps a long backlog from blocking the core.
 const STARTS: usize = 256;
 
 /// A backend's channel and its state.

@@ -113,13 +113,13 @@ impl<'a> Course<'a> {
     /// host's output.
     fn host(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<String> {
         let output = self.tree.start(program, name, args)?.end(self.deadline)?;
-        self.departed(name)?;
+        self.wait_for_no_controllers(name)?;
         self.said(name);
         Ok(output)
     }
 
     /// Waits until the gateway has no host controller left.
-    fn departed(&self, name: &str) -> Result<()> {
+    fn wait_for_no_controllers(&self, name: &str) -> Result<()> {
         let by = Instant::now() + Duration::from_secs(10);
         for nqn in [ANY, LISTED, ARRAY_LUNS] {
             loop {
@@ -197,7 +197,7 @@ impl<'a> Course<'a> {
         aer.wait_for("touch a file", |_| ready.exists(), self.deadline)?;
         self.gateway.tell(&["subsystem", "add-namespace", ANY, LATE_LUN])?;
         let output = aer.end(self.deadline)?;
-        self.departed("aer")?;
+        self.wait_for_no_controllers("aer")?;
         self.said("aer");
         expect(&output, "aer", &["aer_cb - Changed Namespace"])?;
         self.gateway.tell(&["subsystem", "remove-namespace", ANY, LATE_NSID])
@@ -271,7 +271,7 @@ impl<'a> Course<'a> {
         self.array = start_array(&self.tree, self.array_starts, self.deadline)?;
         self.said("the array was killed and serves again");
         let output = bdevperf.end(self.deadline)?;
-        self.departed("outage")?;
+        self.wait_for_no_controllers("outage")?;
         self.said("outage");
         did_io(&output, "outage")
     }

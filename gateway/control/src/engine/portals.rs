@@ -89,7 +89,7 @@ impl Placement {
     }
 
     /// Closes the backlog's connections from a portal that is removed, because another portal may get its number soon.
-    fn dismiss(&self, portal: PortalId) {
+    fn close_backlog_of(&self, portal: PortalId) {
         self.portals.borrow_mut().remove(&portal);
         let backlog = &mut *self.backlog.borrow_mut();
         for number in backlog.conns.numbers(|conn| conn.portal() == portal) {
@@ -303,7 +303,7 @@ impl Drop for Portal {
     fn drop(&mut self) {
         self.task.iter().for_each(JoinHandle::abort);
         self.listener.take();
-        self.placement.dismiss(self.id);
+        self.placement.close_backlog_of(self.id);
     }
 }
 

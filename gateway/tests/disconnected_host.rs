@@ -175,7 +175,7 @@ impl Story {
             assert!(got == [NEW; BLOCK], "an acknowledged write was lost to an older one");
             std::thread::sleep(Duration::from_millis(50));
         }
-        assert!(!self.wire.old_passed(), "the departed host's write was sent to the array");
+        assert!(!self.wire.old_passed(), "the disconnected host's write was sent to the array");
         drop(host);
         self.gateway.finish();
         self.wire.end();
