@@ -43,7 +43,7 @@ struct Shared {
     mode: AtomicU8,
     ended: AtomicBool,
     swallowed: AtomicUsize,
-    /// Whether a run of 512 bytes of [`OLD`] reached the array.
+    /// True once 512 consecutive bytes of [`OLD`] have reached the array.
     old_passed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }

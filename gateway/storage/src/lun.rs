@@ -507,7 +507,7 @@ impl<I: BackendIo> Place<I> {
         }
     }
 
-    /// Starts, in order, the waiting requests that can start now. Returns whether it started any.
+    /// Starts, in order, the waiting requests that can start now. Returns whether it started a request.
     fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Request>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
         let mut any = false;

@@ -1,4 +1,4 @@
-//! What the log, the counters and live tables tell.
+//! Tests of the log, the counters and the live tables.
 
 use super::{DOCUMENT, NQN, host_view, listening};
 use crate::support::daemon::{Daemon, metrics, own_addr};

@@ -79,7 +79,7 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "far" }, { nsid = 2, lun = "near" }]
 "#;
 
-/// How long the array is away in the tests where the gateway waits for it.
+/// Time for which the array is away in the tests in which the gateway waits for it.
 const AWAY: Duration = Duration::from_secs(11);
 
 /// The array, the gateway in front of it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.

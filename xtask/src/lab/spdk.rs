@@ -40,7 +40,7 @@ const FUZZED_CONNECT: &str = "a host's Connect was refused host=\"\" subsystem=\
 /// The gateway's log line when the array is killed.
 const ARRAY_LOST: &str = "backend lost backend=\"array-";
 
-/// The time after which the gateway has sent the commands again that were outstanding when the array was lost: twice the
+/// The time after which the gateway has resent all commands that were outstanding when the array was lost. It is twice the
 /// array's keep-alive time, which SPDK rounds up to 10 s.
 const FENCE_S: u64 = 20;
 
@@ -392,8 +392,8 @@ impl AbortCounts {
         counts
     }
 
-    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. Several Aborts can
-    /// name one command: SPDK queues them, and when they are sent the command's id may belong to its successor.
+    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. SPDK queues Aborts, so
+    /// several Aborts can name one command. When an Abort is sent, the command's id may already belong to a later command.
     fn are_sound(&self) -> bool {
         self.completed > 0
             && self.aborted + self.too_late > 0

@@ -246,7 +246,8 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        // Where commands wait for others on the same blocks, some commands of both kinds are to lose their hosts.
+        // If commands wait for other commands on the same blocks, resets should hit both: those that wait, and those
+        // that they wait for.
         let waits = (0..self.cores)
             .find(|&core| self.world.machine(self.gateway, core).is_some_and(|node| node.waiting() > 0));
         if waits.is_some() && self.rng.below(2) == 0 {

@@ -92,7 +92,7 @@ pub struct Response {
     pub is_plain: bool,
 }
 
-/// What a transport may know of a queue.
+/// The part of a queue's state that a transport may see.
 #[derive(Clone, Copy)]
 pub struct QueueView<'a>(pub(super) &'a Queue);
 
