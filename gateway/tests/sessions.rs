@@ -419,7 +419,7 @@ fn h2c_data_must_be_what_was_asked_for() {
     bytes[16] = 4;
     pair.io.send(&bytes);
     pair.io.expect_terminate(invalid(field::LENGTH), "DATAL");
-    // Nobody asked for this data.
+    // The controller did not request this data.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.h2c(H2cData { ttag: 3, ..whole }, &[1; 16384]);
     pair.io.expect_terminate(invalid(field::TTAG), "data that nobody asked for");

@@ -125,7 +125,8 @@ impl FairSet {
         if count > 0 {
             self.by_count[count as usize].push(&mut self.count_links, at);
         }
-        // The count changes by one. So if no address has the old maximum now, `count` is the new one, and 0 if nobody is left.
+        // The count changes by one. So if no address has the old maximum any more, `count` is the new maximum. It is 0 if the
+        // set is empty.
         if count > self.most || (before == self.most && self.by_count[before as usize].is_empty()) {
             self.most = count;
         }
