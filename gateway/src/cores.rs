@@ -63,10 +63,10 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     let max_sockets = limits.max_sockets;
     let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
     // The worst case of one turn. Each connection of a core may cause five messages: the order to close, the report that the
-    // queue left, the cancel of its requests, and, once the host is back, the question whether it may go on and the answer.
-    // Besides, all requests of a core may go to one other core, and all of that core's requests may return from it. The sum is
-    // about 10 MiB for each two cores, touched only when used. (If an array grants fewer queues than before, a third core's
-    // requests may take the same way. Then the overflow may have to grow.)
+    // queue left, and the cancel of its requests. When the host is back, a query whether it may go on, and the answer,
+    // follow. In addition, all requests of a core may go to one other core, and all requests of that core may come back. The
+    // sum is about 10 MiB for each two cores, touched only when used. (If an array grants fewer queues than before, a third
+    // core's requests may take the same way. Then the overflow may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh = mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() })
         .context("the cores' mailboxes can't be made")?;

@@ -55,7 +55,7 @@ enum Flood {
     /// It sends its ICReq, and no Connect.
     Initialized,
     /// It sends a Connect whose data must be requested, and never sends the data.
-    Owing,
+    NoData,
     /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
     Discovery(u32),
     /// It asks for a subsystem under a name that isn't listed, again and again.
@@ -67,14 +67,14 @@ const FLOODS: [Flood; 8] = [
     Flood::HalfClosed,
     Flood::Slow,
     Flood::Initialized,
-    Flood::Owing,
+    Flood::NoData,
     Flood::Discovery(0),
     Flood::Discovery(120_000),
     Flood::Refused,
 ];
 
 /// One connection of a flood.
-struct Stranger {
+struct FloodConn {
     stream: TcpStream,
     /// The number of bytes that it has sent, and the number that it has received.
     sent: usize,
@@ -84,7 +84,7 @@ struct Stranger {
 
 impl Flood {
     /// Does the next step of a connection. Returns false once the connection is over.
-    fn step(self, it: &mut Stranger, number: usize) -> bool {
+    fn step(self, it: &mut FloodConn, number: usize) -> bool {
         let mut bytes = [0; 512];
         match it.stream.read(&mut bytes) {
             Ok(0) => return false,
@@ -101,12 +101,12 @@ impl Flood {
                 it.sent += it.stream.write(byte).unwrap_or(0);
                 return true;
             }
-            Self::Initialized | Self::Owing | Self::Discovery(_) | Self::Refused if it.sent == 0 => {
+            Self::Initialized | Self::NoData | Self::Discovery(_) | Self::Refused if it.sent == 0 => {
                 it.sent = it.stream.write(&ic).unwrap_or(0);
                 return true;
             }
             Self::Initialized => return true,
-            Self::Owing | Self::Discovery(_) | Self::Refused => {}
+            Self::NoData | Self::Discovery(_) | Self::Refused => {}
         }
         // The controller sends ICResp, then one response for each Connect.
         let answered = it.got >= 128 && (it.got - 128).is_multiple_of(24);
@@ -127,12 +127,12 @@ impl Flood {
             Self::Discovery(kato_ms) => (DISCOVERY, kato_ms),
             _ => (SUBSYSTEM, 0),
         };
-        let who = Who::admin(&format!("nqn.2026-01.org.example:stranger{number}"), subsystem);
+        let who = Who::admin(&format!("nqn.2026-01.org.example:unlisted{number}"), subsystem);
         let data = who.data().to_vec();
         let connect =
             Connect { recfmt: 0, qid: 0, sqsize: 31, attributes: ConnectAttributes::default(), kato_ms };
         let (sgl, data) = match self {
-            Self::Owing => (Sgl::Transport { len_bytes: data.len() as u32 }, Vec::new()),
+            Self::NoData => (Sgl::Transport { len_bytes: data.len() as u32 }, Vec::new()),
             _ => (Sgl::InCapsule { offset_bytes: 0, len_bytes: data.len() as u32 }, data),
         };
         let sqe = FabricsCommand::Connect(connect).sqe(1, sgl);
@@ -168,17 +168,17 @@ fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &
         0 => Ipv4Addr::LOCALHOST,
         _ => Ipv4Addr::new(127, 1, 0, (n % addresses) as u8),
     };
-    let mut strangers: Vec<Option<Stranger>> = (0..count).map(|_| None).collect();
+    let mut conns: Vec<Option<FloodConn>> = (0..count).map(|_| None).collect();
     while !seen.stop.load(Ordering::Relaxed) {
-        for (number, place) in strangers.iter_mut().enumerate() {
+        for (number, place) in conns.iter_mut().enumerate() {
             match place {
-                Some(stranger) => {
-                    if !flood.step(stranger, number) {
+                Some(conn) => {
+                    if !flood.step(conn, number) {
                         *place = None;
                     }
                 }
                 None => {
-                    let new = |stream| Stranger { stream, sent: 0, got: 0, asked: false };
+                    let new = |stream| FloodConn { stream, sent: 0, got: 0, asked: false };
                     *place = open(from(number), to).map(new);
                     seen.opened.fetch_add(usize::from(place.is_some()), Ordering::Relaxed);
                 }
@@ -322,7 +322,7 @@ fn who_waits_at_a_listener_that_goes_is_sent_away() {
 
 /// The flood has more connections than a core has places.
 #[test]
-fn a_listed_host_connects_whatever_strangers_open() {
+fn a_listed_host_connects_during_each_flood() {
     under_floods(1_500, &[0, 256], 5, |_, _| ());
 }
 

@@ -139,15 +139,15 @@ fn a_host_that_is_granted_writes_and_sends_none_starves_nobody() {
 }
 
 #[test]
-fn a_host_that_owes_data_is_cut_off() {
+fn a_host_that_leaves_data_pending_is_disconnected() {
     let mut shape = Shape::new(1);
     shape.target.progress_timeout = Duration::from_millis(700);
     let mut gateway = Gateway::with_memory_lun(shape, 16);
     let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     let mut silent = granted_and_silent(&gateway, 8);
     for _ in 0..8 {
-        gateway.wait_event("a queue that owes data to be cut off", |event| {
-            matches!(event, Event::QpairDown { why: "the host does not send what it owes", .. })
+        gateway.wait_event("a queue with pending data to be closed", |event| {
+            matches!(event, Event::QpairDown { why: "the host does not send its pending data", .. })
         });
     }
     other.check(1, 1);

@@ -218,7 +218,7 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
     assert!(gateway.refused(&["call", "nvmf_subsystem_allow_any_host", &params]).contains(&gone));
     assert_eq!(gateway.ok(&["config", "get"]), before);
     host.csts();
-    // A command may do what it names.
+    // A command may remove the object that it names.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "2"]);
     gateway.ok(&["subsystem", "delete", NQN, "--force"]);
     host.wait_closed("its subsystem is deleted");

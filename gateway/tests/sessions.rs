@@ -146,12 +146,12 @@ fn connect_says_which_parameter_is_wrong() {
     let ask = |gateway: &Gateway, who: &Who| Raw::initialized(gateway.addr(), false, false).try_connect(who);
     let queue = |qid| good.clone().queue(cntlid, qid, 31);
     assert_eq!(ask(&gateway, &queue(65)), invalid(ConnectRejection::QID), "QID past what is granted");
-    let mut stranger = queue(1);
-    stranger.host = host_nqn(2).into();
-    assert_eq!(ask(&gateway, &stranger), failed(Status::CONNECT_INVALID_HOST), "another host's queue");
-    let mut stranger = queue(1);
-    stranger.hostid = [9; 16];
-    assert_eq!(ask(&gateway, &stranger), failed(Status::CONNECT_INVALID_HOST), "another HOSTID");
+    let mut refused = queue(1);
+    refused.host = host_nqn(2).into();
+    assert_eq!(ask(&gateway, &refused), failed(Status::CONNECT_INVALID_HOST), "another host's queue");
+    let mut refused = queue(1);
+    refused.hostid = [9; 16];
+    assert_eq!(ask(&gateway, &refused), failed(Status::CONNECT_INVALID_HOST), "another HOSTID");
     let mut first = Raw::queue(gateway.addr(), &queue(1), (false, false));
     assert_eq!(ask(&gateway, &queue(1)), failed(Status::INVALID_QUEUE_ID), "a queue twice");
     // A connected queue can't connect again.
@@ -419,7 +419,7 @@ fn h2c_data_must_be_what_was_asked_for() {
     bytes[16] = 4;
     pair.io.send(&bytes);
     pair.io.expect_terminate(invalid(field::LENGTH), "DATAL");
-    // Nobody asked for this data.
+    // The controller did not request this data.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.h2c(H2cData { ttag: 3, ..whole }, &[1; 16384]);
     pair.io.expect_terminate(invalid(field::TTAG), "data that nobody asked for");

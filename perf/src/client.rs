@@ -30,7 +30,7 @@ pub struct Client {
     /// The time of the last completion, or of the start of the first outstanding command.
     last_done: Instant,
     /// Set if `Msg::Quiet` must be sent once no command is outstanding.
-    quiet_owed: bool,
+    quiet_pending: bool,
     stopping: bool,
     random: Rng,
 }
@@ -126,7 +126,7 @@ impl Client {
             since: io.now(),
             outstanding: 0,
             last_done: io.now(),
-            quiet_owed: false,
+            quiet_pending: false,
             stopping: false,
             random: Rng::new(io.random()),
         };
@@ -320,7 +320,7 @@ impl Handler<Driver> for Client {
         match msg {
             Msg::Run(phase) => {
                 self.phase = Some(phase);
-                self.quiet_owed = phase.limit > 0 || phase.sequential;
+                self.quiet_pending = phase.limit > 0 || phase.sequential;
                 for worker in &mut self.hosts {
                     (worker.done, worker.next_unit) = (0, 0);
                     if !phase.verify && phase.read_percent < 100 {
@@ -332,7 +332,7 @@ impl Handler<Driver> for Client {
             }
             Msg::Pause => {
                 self.phase = None;
-                self.quiet_owed = true;
+                self.quiet_pending = true;
             }
             Msg::Report(fresh) => {
                 let mut report = std::mem::replace(&mut self.report, fresh);
@@ -378,8 +378,8 @@ impl Handler<Driver> for Client {
             }
             self.hosts[at].deadline = self.hosts[at].host.next_deadline();
         }
-        if self.quiet_owed && self.outstanding == 0 && self.is_at_end() {
-            self.quiet_owed = false;
+        if self.quiet_pending && self.outstanding == 0 && self.is_at_end() {
+            self.quiet_pending = false;
             io.post_control(Msg::Quiet);
         }
         worked

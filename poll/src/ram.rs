@@ -312,7 +312,7 @@ enum Fencing {
     /// No fence is pending; the next streaming write makes a fence pending.
     Deferred,
     /// A fence is pending.
-    Owed,
+    Pending,
 }
 
 thread_local! {
@@ -346,7 +346,7 @@ impl Drop for DeferredFences {
 /// Orders this thread's earlier writes before its later stores.
 #[inline]
 pub(crate) fn publish() {
-    if FENCING.get() == Fencing::Owed {
+    if FENCING.get() == Fencing::Pending {
         fence_streams();
         FENCING.set(Fencing::Deferred);
     }
@@ -392,7 +392,7 @@ fn stream(to: &mut [u8], from: &[u8]) {
         // Streaming stores are weakly ordered. The fence puts them before the stores that announce the bytes to
         // other threads.
         Fencing::Each => fence_streams(),
-        Fencing::Deferred | Fencing::Owed => FENCING.set(Fencing::Owed),
+        Fencing::Deferred | Fencing::Pending => FENCING.set(Fencing::Pending),
     }
 }
 

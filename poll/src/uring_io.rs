@@ -200,7 +200,7 @@ impl<M: Send> UringIo<M> {
         self.now
     }
 
-    /// Reports completions to `handler`. Returns whether any arrived.
+    /// Reports completions to `handler`. Returns whether there was a completion.
     pub(crate) fn complete<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let at_once = self.done.len();
         for _ in 0..at_once {
@@ -247,7 +247,7 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Delivers to `handler` the messages that had arrived when this call began. Returns whether any arrived.
+    /// Delivers to `handler` the messages that had arrived when this call began. Returns whether there was a message.
     pub(crate) fn deliver<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let mut any = false;
         for inbox in 0..self.ports.inboxes() {

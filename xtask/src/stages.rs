@@ -36,8 +36,8 @@ enum Plan {
 /// One command of a stage.
 struct Task {
     command: Command,
-    /// The start of the line that counts the tests, with `#` for the number. `None` for a command whose success proves
-    /// that all its work is done: its exit status is enough.
+    /// The start of the output line that has the number of tests, with `#` in place of the number. `None` if the command's
+    /// exit status alone proves that all its work is done.
     count: Option<&'static str>,
 }
 

@@ -44,7 +44,8 @@ pub fn summary(before: &State, after: &State) -> String {
 
 fn compare(path: &str, old: &Value, new: &Value, fields: &mut Vec<Value>) {
     let tell = |old: &Value, new: &Value| json!({ "field": path, "old": old, "new": new });
-    // An empty list of an object is not written, but is still a list. An empty list of a namespace differs from no list.
+    // In an object's own fields, a list that is not written is an empty list. In a namespace, an empty list differs from no
+    // list.
     let is_own_list = !path.contains('[');
     let empty = Vec::new();
     match (old, new) {

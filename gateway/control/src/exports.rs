@@ -90,9 +90,9 @@ impl Record {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Returns whether the record is good enough for `state`, for which `wanted` would be written now. A deletion has to be
-    /// in the record only if the LUN was shown: a LUN that nobody sees may as well exist again after a crash. A LUN that
-    /// `state` has again must not be among the deletions.
+    /// Returns whether the record is good enough for `state`, for which `wanted` would be written now. If no subsystem showed
+    /// a LUN, its deletion may be missing from the record: it does no harm if such a LUN exists again after a crash. A LUN
+    /// that `state` has again must not be among the deletions.
     pub fn does_for(&self, wanted: &Self, state: &State) -> bool {
         self.subsystems == wanted.subsystems && self.deleted(state).count() == self.deleting.len()
     }
@@ -219,7 +219,8 @@ mod tests {
         // In the first case the database took the change, and in the second it did not.
         assert_eq!(read.deleted(&next).collect::<Vec<_>>(), [ids["a"]]);
         assert_eq!(read.deleted(&now).count(), 0);
-        // The absence of the LUN needs no writing. The return of a LUN with its UUID does.
+        // When the LUN is gone from the pool, the record needs no change. When a LUN with its UUID returns, the record must
+        // be written.
         assert!(record.does_for(&of(&next, &["b"]), &next));
         let mut again = next.clone();
         again.luns.insert("a".into(), now.luns["a"].clone());

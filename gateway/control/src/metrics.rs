@@ -190,7 +190,7 @@ impl Collector for Luns {
     }
 }
 
-/// Returns a count for each power of two. The latency's own eighths are more than a scrape needs.
+/// Returns a count for each power of two. `latency` has eight buckets for each power of two, more than a scrape needs.
 fn octaves(latency: &Latency) -> Vec<(f64, u64)> {
     let bounds = (0..BUCKETS).map(|at| Latency::above_ns(at).map_or(f64::INFINITY, |ns| ns as f64 / 1e9));
     let eighths: Vec<_> = bounds.zip(latency.0).collect();

@@ -1,5 +1,6 @@
-//! Notes: what an answer tells beside the success of a change. For example, a note says that a revoked host still has access,
-//! that hosts take two things for one, or that a host may be listed by a misspelled name. Each note is a line of the log, too.
+//! Notes: what an answer says besides the success of a change. For example, a note says that a revoked host still has access,
+//! that hosts take two objects for the same object, or that a host may be listed by a misspelled name. Each note is a line of
+//! the log, too.
 //!
 //! A note is not a refusal. The change was legal, and is in force.
 

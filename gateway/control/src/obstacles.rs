@@ -34,8 +34,8 @@ const MEMORY_FILE_BYTES: u64 = 2 << 20;
 pub struct Obstacle {
     /// The message names the object, its field and what is wrong.
     pub message: String,
-    /// `true` if a start or a change fails for the obstacle. Otherwise the start or change goes on without the object, or
-    /// until the obstacle matters.
+    /// `true` if the obstacle makes a start or a change fail. Otherwise the start or change goes on without the object, or
+    /// the obstacle shows only later (a lack of space, for example).
     pub is_fatal: bool,
 }
 
@@ -65,7 +65,7 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
             look.objects(&none.changes_to(&State::from_rows(found.rows)), &nothing);
         }
         Ok(_) => look.objects(&none.changes_to(&State::from_config(config, &none)), &nothing),
-        // The process that has the state folder has the rest too.
+        // A process that uses the state folder also uses the backends, so they are not checked.
         Err(error) => look.check(Err(error.to_string()), "gateway.state_dir", true),
     }
     for (field, listen) in [("metrics_listen", metrics_listen), ("rpc_listen", rpc_listen)] {

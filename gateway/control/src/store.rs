@@ -85,7 +85,7 @@ pub struct Found {
 /// An open store. A clone is another handle of the same store.
 #[derive(Clone)]
 pub struct Store {
-    /// Locked during a commit, so only a thread that may block locks it.
+    /// A commit holds the lock while it writes. So only a thread that may block may take the lock.
     inner: Arc<Mutex<Inner>>,
     path: Arc<Path>,
 }
@@ -122,7 +122,7 @@ impl Store {
     pub fn peek(dir: &Path) -> Result<Option<Found>, StoreError> {
         let path: Arc<Path> = Self::path_in(dir).into();
         let io = |error| StoreError::Io { path: path.to_path_buf(), error };
-        // The open would wait for a FIFO in the file's place.
+        // If the path is a FIFO, this function would block without the flag.
         let flags = nix::libc::O_NONBLOCK;
         let mut file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -159,8 +159,8 @@ impl Store {
         &self.path
     }
 
-    /// Opens the file and reads it. Checks every page against its checksum first, because a damaged value would pass for
-    /// another setting.
+    /// Opens the file and reads it. Checks every page against its checksum first. Otherwise a damaged value could be
+    /// read as a valid setting.
     fn checked(
         &self,
         dir: &Path,
@@ -183,7 +183,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic may leave only a transaction half done, and a half-done transaction doesn't count.
+        // A panic can leave only an uncommitted transaction, and the database ignores such a transaction.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -256,8 +256,8 @@ impl Store {
     }
 }
 
-/// Runs one transaction. It first repairs what an earlier transaction may have left, and then makes the changes. If the
-/// transaction fails, `unsure` has the keys that it touched, because the transaction may count all the same.
+/// Runs one transaction. First writes the values in `unsure`, because failed transactions may have changed those keys. Then
+/// makes the changes. If this transaction fails, its keys are in `unsure` too, because it may be on the disk nevertheless.
 fn write(
     database: &Database,
     unsure: &mut BTreeMap<String, Option<String>>,
@@ -295,12 +295,12 @@ fn write(
     Ok(())
 }
 
-/// Makes the database if it is missing. The file has another name until the database is whole, because half a database would
-/// never open.
+/// Makes the database if it is missing. Writes a file with a temporary name, and renames the file when the database is
+/// complete. Without this, a crash could leave an incomplete database, which never opens.
 fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     let io = |error| StoreError::Io { path: path.to_path_buf(), error };
     let parent = File::open(dir).map_err(io)?;
-    // Two processes at a time would take each other's file. Not every file system has the lock.
+    // Without the lock, two processes could remove or rename each other's new file. Not every file system has this lock.
     let _ = parent.lock();
     if path.try_exists().map_err(io)? {
         return Ok(());
@@ -319,7 +319,7 @@ fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
 
 /// Makes the file if it is missing, for its owner only. Restricts an existing file to its owner too.
 fn make_private(path: &Path) -> std::io::Result<()> {
-    // The open would wait for a FIFO in the file's place.
+    // If the path is a FIFO, this function would block without the flag.
     let (flags, mode) = (nix::libc::O_NONBLOCK, 0o600);
     let options = &mut OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(mode).custom_flags(flags).open(path)?;
@@ -370,7 +370,7 @@ mod tests {
         let mode = || std::fs::metadata(&path).expect("the file").permissions().mode() & 0o777;
         drop(Store::open(dir.path()).expect("a store"));
         assert_eq!(mode(), 0o600);
-        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("as it was made once");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("the file is readable by all");
         drop(Store::open(dir.path()).expect("a store"));
         assert_eq!(mode(), 0o600);
     }
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(found, Found { rows: vec![], is_new: true });
         store.commit_blocking(&[RowChange::Put(host(1))]).expect("stored");
         drop(store);
-        assert!(!half.exists(), "what was left is still there");
+        assert!(!half.exists(), "the incomplete file is still there");
         assert_eq!(Store::open(dir.path()).expect("the store again").1.rows, [host(1)]);
     }
 
@@ -455,6 +455,6 @@ mod tests {
                 Err(_) => refused += 1,
             }
         }
-        assert!(refused > 0, "not even a host's name is looked after");
+        assert!(refused > 0, "no changed byte was detected, not even in a host's name");
     }
 }

@@ -85,7 +85,7 @@ mod tests {
     fn a_connection_that_does_not_come_up_is_not_waited_for() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let to = listener.local_addr().expect("its address");
-        // With its backlog full, the listener is as deaf as behind a firewall.
+        // When its backlog is full, the listener ignores new connections, as a firewall would.
         let connect = || TcpStream::connect_timeout(&to, WITHIN).ok();
         let held: Vec<_> = std::iter::from_fn(connect).take(10_000).collect();
         let begun = Instant::now();

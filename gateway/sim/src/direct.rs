@@ -27,9 +27,10 @@ const DEPTH: usize = 8;
 /// The pause before a core looks again for work that the model refused.
 const RETRY: Duration = Duration::from_micros(40);
 
-/// A read's loan that the workload has not looked at yet, as if it were being sent.
+/// A read's loan that the workload keeps for a while before it checks the data, as a socket keeps a loan while it
+/// sends.
 struct Borrowed {
-    /// The loan. Under a mutation it is returned at once, and another loan is taken for the look.
+    /// The loan. A mutation returns it at once, and takes another loan for the check of the data.
     loan: Option<Loan>,
     job: Job,
     /// The memory's contents when it was lent.

@@ -243,8 +243,8 @@ impl Disk {
     pub(crate) fn write(&mut self, change: Change, durable: bool) {
         self.now.apply(&change);
         if durable {
-            // An older cached write of the same place must not land after this write. Nor may the writes before that
-            // older write land after it. So write back in order, up to the last overlapping write.
+            // Cached writes land in order, and an older write to the same place must land before this write. So write
+            // back all cached writes up to the last overlapping one.
             let (at, len) = (change.start(), change.len());
             if let Some(last) = self.cache.iter().rposition(|cached| cached.overlaps(at, len)) {
                 for older in self.cache.drain(..=last) {

@@ -82,9 +82,9 @@ impl HostileCore {
     /// carries `epoch`.
     pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
         let (kind, start) = ATTACKS[which % ATTACKS.len()];
-        // Two greedy attacks would share the memory of one host and wait for each other. Two crowds would run out of
-        // sockets.
-        let alone = !matches!(kind, "hostile-owing" | "hostile-crowd")
+        // Two `hostile-no-data` attacks would share the memory of one host and wait for each other. Two
+        // `hostile-many-conns` attacks would run out of sockets.
+        let alone = !matches!(kind, "hostile-no-data" | "hostile-many-conns")
             || self.running.iter().all(|(other, ..)| *other != kind);
         let others = self.running.iter().filter(|(kind, ..)| *kind != STANDING.0);
         if others.count() < AT_ONCE && alone {

@@ -61,8 +61,8 @@ pub fn crash_drop<T>(machine: T) {
 
 struct Crashed;
 
-/// Drops machines as [`crash_drop`] does, and their arenas last. Before that, blocks that the machines held of each
-/// other's arenas go home.
+/// Drops machines as [`crash_drop`] does. Then returns the blocks that the machines held of each other's arenas, and
+/// drops the arenas last.
 pub(crate) fn crash_machines<H>(machines: Vec<H>, into_arena: fn(H) -> Option<Arena>) {
     crash_drop(Fall { machines, into_arena });
 }

@@ -1,4 +1,5 @@
-//! Connections: in-order byte streams of bounded buffers, with latency, segments and faults.
+//! Connections: byte streams with a bounded buffer in each direction. Bytes arrive in order and in segments, after a
+//! latency. Faults can be injected.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(crate) enum Holder {
 /// One direction of a connection.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    /// Bytes accepted and not yet received; the first `arrived` can be received.
+    /// Bytes that the sender's socket accepted and the receiver hasn't read. The first `arrived` bytes can be read.
     bytes: VecDeque<u8>,
     arrived: usize,
     capacity: usize,
@@ -72,13 +73,13 @@ pub(crate) struct Conn {
     pub ends: [End; 2],
     /// Time before which nothing arrives.
     pub stalled_until: Instant,
-    /// For each end, whether bytes sent to it are lost without notice to either end.
+    /// For each end: true if bytes sent to this end are lost. Neither end notices the loss.
     pub black: [bool; 2],
     /// Bits to flip in the bytes sent to each end.
     pub flips: [u32; 2],
 }
 
-/// Conditions under which bytes travel between two nodes, and how soon the nodes learn of them.
+/// Conditions of the network between two nodes, and the delay until a core handles its events.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     /// Shortest time that a segment takes.
@@ -89,9 +90,9 @@ pub struct Weather {
     pub buffer_bytes: usize,
     /// Percentage of sends that are cut into arbitrary segments.
     pub cut_percent: u64,
-    /// Percentage of sends that a socket takes in two parts although it has room.
+    /// Percentage of sends that a socket accepts in two parts, although its buffer has room for the whole send.
     pub short_percent: u64,
-    /// Longest random delay of a core's turn. During the delay more events arrive.
+    /// Longest random delay of a core's turn. More events can arrive during the delay.
     pub late_turns: Duration,
 }
 
@@ -136,7 +137,8 @@ impl Pipe {
         !self.bytes.is_empty()
     }
 
-    /// Appends bytes of `list` from byte `from` on, at most `max` and as many as fit. Returns their number.
+    /// Appends the bytes of `list` that start at byte `from`: as many as fit, but at most `max`. Returns the number of
+    /// appended bytes.
     pub fn fill(&mut self, list: &SendList, from: usize, max: usize) -> usize {
         let want = self.room().min(list.len_bytes() - from).min(max);
         let (mut skip, mut left) = (from, want);

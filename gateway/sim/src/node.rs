@@ -50,8 +50,8 @@ impl Node {
         }
     }
 
-    /// Returns true if any of a backend's `len` bytes are lent. Returns false while a workload of this core borrows
-    /// memory.
+    /// Returns whether any of a backend's first `len` bytes are lent. Returns false as long as this core's own
+    /// workload has a loan.
     pub fn lends(&self, id: BackendId, len: u64) -> bool {
         let borrows = matches!(self, Self::Lun(core) if core.borrows());
         !borrows && self.ram(id).is_some_and(|ram| ram.is_lent(0, len))

@@ -69,7 +69,7 @@ const UNBAN: u64 = 5;
 const ARRAY_START: u64 = 6;
 const ARRAY_BACK: u64 = 7;
 const ARRAY_SPLIT: u64 = 8;
-const DEPART: u64 = 9;
+const DISCONNECT: u64 = 9;
 const ANA_END: u64 = 10;
 const ANA_OVER: u64 = 11;
 const CUT: u64 = 12;
@@ -401,7 +401,7 @@ impl Run {
                 Step::Timer(ARRAY_START) => self.start_array(),
                 Step::Timer(ARRAY_BACK) => self.array_back(),
                 Step::Timer(ARRAY_SPLIT) => self.split_array(),
-                Step::Timer(DEPART) => self.depart(),
+                Step::Timer(DISCONNECT) => self.disconnect_host(),
                 Step::Timer(ANA_END) => self.ana_end(),
                 Step::Timer(ANA_OVER) => self.ana_over(),
                 Step::Timer(CUT) => self.cut_after_change(),

@@ -1,11 +1,11 @@
 //! A fixed script of 4 KiB reads and writes against one core, for counting instructions.
 //!
-//! The script runs a gateway's core over [`SimIo`] against a host with one I/O queue, whose bytes are made
-//! beforehand. During the script, every call into the core goes through [`counted`]. A profiler that collects only
-//! inside that function counts the gateway's own code, without the host, the script and the work of a kernel. The
-//! script checks the data it reads.
+//! The script runs a gateway's core over [`SimIo`]. The core's only host has one I/O queue. The script builds the bytes
+//! of the host's commands before it passes them to the core. During the script, every call into the core goes through
+//! [`counted`]. A profiler that collects only inside that function counts the gateway's own code, without the host, the
+//! script and the work of a kernel. The script checks the data it reads.
 //!
-//! The script has no seed. Nothing is cut, reordered or late, so the same code gives the same count.
+//! The script has no seed. No bytes are reordered or late and no send is split, so the same code gives the same count.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -43,13 +43,13 @@ const BLOCKS: u64 = 1024;
 const LUN_BYTES: u64 = BLOCKS * BLOCK as u64;
 /// Time between two turns of the core.
 const TURN: Duration = Duration::from_micros(10);
-/// Commands of a run before the count begins. By then, every table has been used.
+/// Commands that a run sends before the count begins. They use each of the core's tables at least once.
 const WARM_UP: u64 = 256;
 
 /// The storage of the LUN's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// The core's own memory. Reads lend it, and writes go directly to their place.
+    /// The core's own memory, without a copy: the core sends reads from there and receives writes there.
     Memory,
     /// A file whose operations end at once. Every command becomes a request.
     File,
@@ -99,7 +99,7 @@ fn counted(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'
 #[inline(never)]
 fn tell(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>) -> bool {
     match told {
-        // As in a driver, each call names its event.
+        // A separate call for each kind of event, as in a driver: the compiler then knows the event in each call.
         Told::Bytes(sock, bytes) => core.on_sock(io, sock, SockEvent::Received(bytes)),
         Told::Filled(sock, buf) => core.on_sock(io, sock, SockEvent::Filled(buf)),
         Told::Sent(sock, list) => core.on_sock(io, sock, SockEvent::Sent { list, result: Ok(()) }),
@@ -119,7 +119,7 @@ pub fn run(script: &Script, commands: u64) -> Result<u64> {
     let mut bench = Bench::new(script.store)?;
     let outcome = bench.run(script, commands);
     let counted = bench.counted_commands;
-    // The core's connections are open, and their receives hold blocks.
+    // The core's connections are still open and hold blocks of memory, so a plain drop would panic in a debug build.
     crash_drop(bench);
     outcome.map(|()| counted)
 }
@@ -190,7 +190,7 @@ impl Bench {
         let depth = u64::from(script.depth);
         for batch in 0..(WARM_UP + commands).div_ceil(depth) {
             self.counting = batch >= WARM_UP.div_ceil(depth);
-            // No batch contains a block twice: the data of a read would depend on the order.
+            // No batch contains a block twice. Otherwise the data would depend on the order of the commands.
             let first = rng.below(BLOCKS);
             let lbas: Vec<u64> = (0..depth).map(|at| (first + at * 29) % BLOCKS).collect();
             self.exchange(queue, script.writes, &lbas, &mut stamps)?;
@@ -245,7 +245,7 @@ impl Bench {
         FileDone { token, buf, result: Ok(()) }
     }
 
-    /// Gives the core turns until nothing more happens by itself.
+    /// Gives the core turns until it has no more work, and until no completion and no message waits.
     fn settle(&mut self) {
         loop {
             self.io.now = self.io.now + TURN;
@@ -312,7 +312,7 @@ impl Bench {
             .emit(&mut bytes);
         self.deliver(sock, &bytes)?;
         let answers = self.answers(sock)?;
-        ensure!(answers.is_empty() && !self.receives.is_empty(), "only ICResp was to come");
+        ensure!(answers.is_empty() && !self.receives.is_empty(), "the core sent more than ICResp");
         Ok(sock)
     }
 
@@ -337,7 +337,7 @@ impl Bench {
         }
     }
 
-    /// Reads or writes blocks with one command each, all at once, and checks the answers.
+    /// Sends one read or write command for each block, all together. Then checks the answers.
     fn exchange(&mut self, queue: SockId, writes: bool, lbas: &[u64], stamps: &mut [u64]) -> Result<()> {
         let mut bytes = Vec::new();
         for (cid, &lba) in lbas.iter().enumerate() {
@@ -360,8 +360,12 @@ impl Bench {
             match answer {
                 Answer::Response(cqe) => ensure!(writes, "command {} came back without data", cqe.cid),
                 Answer::Data(cid, data) => {
-                    let lba = *lbas.get(usize::from(cid)).context("data of no command")?;
-                    ensure!(data == block(lba, stamps[lba as usize]), "block {lba} is not what was written");
+                    let lba =
+                        *lbas.get(usize::from(cid)).context("the core sent data for an unknown command")?;
+                    ensure!(
+                        data == block(lba, stamps[lba as usize]),
+                        "block {lba} differs from the data written to it"
+                    );
                 }
             }
         }
@@ -380,14 +384,20 @@ impl Bench {
             match common.pdu_type {
                 PduType::IcResp => {}
                 PduType::CapsuleResp => {
-                    let cqe = CapsuleResp::parse(pdu.first_chunk().context("24 bytes")?).cqe;
+                    let cqe =
+                        CapsuleResp::parse(pdu.first_chunk().context("a PDU of fewer than 24 bytes")?).cqe;
                     ensure!(cqe.status.is_ok(), "command {} failed: {}", cqe.cid, cqe.status);
                     answers.push(Answer::Response(cqe));
                 }
                 PduType::C2hData => {
-                    let data = pdu.get(usize::from(common.pdo)..).context("data")?;
-                    let header = C2hData::parse(pdu.first_chunk().context("24 bytes")?, data.len() as u32)?;
-                    ensure!(header.last && header.success, "one PDU is to answer a read");
+                    let data = pdu
+                        .get(usize::from(common.pdo)..)
+                        .context("a data offset past the end of the PDU")?;
+                    let header = C2hData::parse(
+                        pdu.first_chunk().context("a PDU of fewer than 24 bytes")?,
+                        data.len() as u32,
+                    )?;
+                    ensure!(header.last && header.success, "a read was answered with more than one PDU");
                     answers.push(Answer::Data(header.cid, data.to_vec()));
                 }
                 other => bail!("{other:?} from the controller"),

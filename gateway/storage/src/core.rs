@@ -173,7 +173,7 @@ impl<I: BackendIo> StorageCore<I> {
 
     /// Drops the waiting connections of a listener that is gone, as [`Target::sweep`] closes its adopted ones. The
     /// listener's number may belong to another listener next.
-    fn dismiss(&mut self, old: &Topology, new: &Topology) {
+    fn drop_waiting(&mut self, old: &Topology, new: &Topology) {
         let gone = |conn: &WaitingConn<_>| new.lacks_portal_of(old, conn.portal);
         for number in self.waiting_conns.numbers(gone) {
             self.adopted += u32::from(self.waiting_conns.take(number).is_some());
@@ -332,7 +332,7 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
             Msg::Topology(new) => {
                 // The target keeps the same old snapshot a little longer, and sends it back.
                 let old = self.luns.on_topology(new.clone());
-                old.iter().for_each(|old| self.dismiss(old, &new));
+                old.iter().for_each(|old| self.drop_waiting(old, &new));
                 self.target.on_topology(new);
             }
             Msg::Attach(id, attach) => self.luns.attach(cx!(self, io), id, attach),

@@ -125,7 +125,8 @@ impl FairSet {
         if count > 0 {
             self.by_count[count as usize].push(&mut self.count_links, at);
         }
-        // The count changes by one. So if no address has the old maximum now, `count` is the new one, and 0 if nobody is left.
+        // The count changes by one. So if no address has the old maximum any more, `count` is the new maximum. It is 0 if the
+        // set is empty.
         if count > self.most || (before == self.most && self.by_count[before as usize].is_empty()) {
             self.most = count;
         }
@@ -136,19 +137,19 @@ impl FairSet {
 /// makes room.
 pub struct FairQueue<T> {
     places: Slab<T>,
-    crowd: FairSet,
+    by_address: FairSet,
 }
 
 impl<T> FairQueue<T> {
     /// Creates a queue with room for `size`, but at least one.
     pub fn new(size: usize) -> Self {
         let size = size.max(1);
-        Self { places: Slab::with_capacity(size), crowd: FairSet::new(size) }
+        Self { places: Slab::with_capacity(size), by_address: FairSet::new(size) }
     }
 
     /// Returns how many wait.
     pub fn len(&self) -> usize {
-        self.crowd.count()
+        self.by_address.count()
     }
 
     /// Returns whether nothing waits.
@@ -158,11 +159,11 @@ impl<T> FairQueue<T> {
 
     /// Queues `value`. Returns its number, and the member that was dropped to make room, if one was.
     pub fn push(&mut self, peer: SocketAddr, value: T) -> (u32, Option<T>) {
-        let lost = if self.places.is_full() { self.crowd.oldest_of_most() } else { None };
+        let lost = if self.places.is_full() { self.by_address.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));
         match self.places.insert(value) {
             Ok(number) => {
-                self.crowd.add(number, peer);
+                self.by_address.add(number, peer);
                 (number, lost)
             }
             Err(value) => (NIL, Some(value)),
@@ -182,13 +183,13 @@ impl<T> FairQueue<T> {
     /// Removes and returns member `number`, if it still waits.
     pub fn take(&mut self, number: u32) -> Option<T> {
         let taken = self.places.remove(number)?;
-        self.crowd.remove(number);
+        self.by_address.remove(number);
         Some(taken)
     }
 
     /// Removes and returns the member whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let number = self.crowd.take_next()?;
+        let number = self.by_address.take_next()?;
         self.places.remove(number)
     }
 }
@@ -211,34 +212,34 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_the_largest_crowd_goes_first() {
-        let mut crowd = FairSet::new(16);
-        assert_eq!(crowd.oldest_of_most(), None);
+    fn the_oldest_of_the_address_with_the_most_goes_first() {
+        let mut set = FairSet::new(16);
+        assert_eq!(set.oldest_of_most(), None);
         // The quiet host is the oldest of all.
-        crowd.add(9, peer(1));
-        (0..3).for_each(|c| crowd.add(c, peer(2)));
-        assert_eq!(crowd.oldest_of_most(), Some(0));
-        crowd.remove(0);
-        crowd.remove(0);
-        crowd.add(0, peer(2));
-        assert_eq!(crowd.oldest_of_most(), Some(1));
-        crowd.remove(2);
-        assert_eq!(crowd.oldest_of_most(), Some(1));
-        crowd.remove(1);
-        assert_eq!(crowd.oldest_of_most(), Some(9), "one from each: the oldest");
-        crowd.remove(9);
-        assert_eq!((crowd.oldest_of_most(), crowd.count()), (Some(0), 1));
-        crowd.remove(0);
-        assert_eq!((crowd.oldest_of_most(), crowd.count()), (None, 0));
+        set.add(9, peer(1));
+        (0..3).for_each(|c| set.add(c, peer(2)));
+        assert_eq!(set.oldest_of_most(), Some(0));
+        set.remove(0);
+        set.remove(0);
+        set.add(0, peer(2));
+        assert_eq!(set.oldest_of_most(), Some(1));
+        set.remove(2);
+        assert_eq!(set.oldest_of_most(), Some(1));
+        set.remove(1);
+        assert_eq!(set.oldest_of_most(), Some(9), "one from each: the oldest");
+        set.remove(9);
+        assert_eq!((set.oldest_of_most(), set.count()), (Some(0), 1));
+        set.remove(0);
+        assert_eq!((set.oldest_of_most(), set.count()), (None, 0));
     }
 
     #[test]
     fn addresses_are_served_in_turn() {
-        let mut crowd = FairSet::new(16);
+        let mut set = FairSet::new(16);
         for (number, host) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 2)] {
-            crowd.add(number, peer(host));
+            set.add(number, peer(host));
         }
-        let mut next = || crowd.take_next();
+        let mut next = || set.take_next();
         assert_eq!([next(), next(), next(), next()], [Some(0), Some(3), Some(4), Some(1)]);
         assert_eq!([next(), next(), next()], [Some(5), Some(2), None]);
     }
@@ -255,8 +256,8 @@ mod tests {
     #[test]
     fn it_says_what_a_plain_list_says() {
         // A plain list, searched linearly, must agree in each of the steps that a fixed generator chooses.
-        let mut crowd = FairSet::new(64);
-        let capacity = crowd.places.capacity();
+        let mut set = FairSet::new(64);
+        let capacity = set.places.capacity();
         let mut plain: Vec<(u32, u16)> = Vec::new();
         let mut state = 7u64;
         let mut random = |below: u64| {
@@ -267,29 +268,29 @@ mod tests {
             let number = random(64) as u32;
             match plain.iter().position(|(other, _)| *other == number) {
                 Some(at) => {
-                    crowd.remove(number);
+                    set.remove(number);
                     plain.remove(at);
                 }
                 None => {
                     // Few addresses at a time, and many over time.
                     let host = (step / 100 + random(9)) as u16;
-                    crowd.add(number, peer(host));
+                    set.add(number, peer(host));
                     plain.push((number, host));
                 }
             }
             let many = |host| plain.iter().filter(|(_, other)| *other == host).count();
             let most = plain.iter().map(|(_, host)| many(*host)).max();
-            let said = crowd.oldest_of_most();
+            let said = set.oldest_of_most();
             let host = plain.iter().find(|(number, _)| Some(*number) == said).map(|(_, host)| *host);
             assert_eq!(host.map(many), most);
             assert_eq!(plain.iter().find(|(_, other)| Some(*other) == host).map(|(number, _)| *number), said);
-            assert_eq!(crowd.count(), plain.len());
+            assert_eq!(set.count(), plain.len());
         }
-        assert_eq!(crowd.places.capacity(), capacity, "it took memory");
+        assert_eq!(set.places.capacity(), capacity, "it took memory");
     }
 
     #[test]
-    fn a_full_room_drops_of_the_largest_crowd_only() {
+    fn a_full_queue_drops_only_of_the_address_with_the_most() {
         let mut waiting = FairQueue::new(4);
         let (mine, lost) = waiting.push(peer(1), 100);
         assert_eq!(lost, None);

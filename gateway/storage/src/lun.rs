@@ -75,7 +75,7 @@ enum MapKind {
     Extents,
 }
 
-/// Waiting requests of a backend that one turn starts. The bound keeps a crowd from blocking the core.
+/// Waiting requests of a backend that one turn starts. The bound keeps a long backlog from blocking the core.
 const STARTS: usize = 256;
 
 /// A backend's channel and its state.
@@ -513,7 +513,7 @@ impl<I: BackendIo> Place<I> {
         }
     }
 
-    /// Starts, in order, the waiting requests that can start now. Returns whether it started any.
+    /// Starts, in order, the waiting requests that can start now. Returns whether it started a request.
     fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Request>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
         let mut any = false;

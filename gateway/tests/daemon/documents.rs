@@ -122,7 +122,7 @@ fn a_document_s_oversights_are_told() {
 }
 
 #[test]
-fn what_a_newcomer_writes_is_understood_or_explained() {
+fn first_mistakes_are_understood_or_explained() {
     let gateway = Daemon::start(DOCUMENT);
     let said = gateway.refused(&["subsystem", "remove-namespace", NQN, "b"]);
     assert!(said.contains("has no namespace with LUN `b`"), "{said}");

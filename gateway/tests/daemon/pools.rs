@@ -64,8 +64,8 @@ fn a_pool_s_member_is_not_presented_whole() {
     assert_eq!(gateway.ok(&["--json", "lun", "list"]), with);
 }
 
-/// The same disk may come under another name as a loop device of its file, or as an array's namespace without identifiers by a
-/// second address. Here it is a copy, which nobody can tell from that.
+/// The same disk can appear under another name: as a loop device of its file, or as an array's namespace without identifiers
+/// at a second address. This test uses a copy, which looks the same to the gateway.
 #[test]
 fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let gateway = Daemon::start(DOCUMENT);

@@ -1,4 +1,4 @@
-//! What the log, the counters and live tables tell.
+//! Tests of the log, the counters and the live tables.
 
 use super::{DOCUMENT, NQN, host_view, listening};
 use crate::support::daemon::{Daemon, metrics, own_addr};
@@ -78,7 +78,7 @@ fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
     );
     let document = DOCUMENT.replace("allow_any_host = true", &list);
     let gateway = Daemon::start(&format!("[gateway]\nmetrics_listen = \"{port}\"\n{document}"));
-    let stranger = "nqn.2026-01.org.example:stranger";
+    let unlisted = "nqn.2026-01.org.example:unlisted";
     let cases = [
         (NQN, "the host is not on the subsystem's list: add it with `trefoil host add NQN HOST`"),
         ("nqn.2026-01.org.example:none", "there is no such subsystem"),
@@ -86,13 +86,13 @@ fn the_log_and_a_counter_tell_of_hosts_that_may_not_connect() {
     ];
     for (nqn, why) in cases {
         let refuse = || {
-            let (raw, answer) = Raw::asked(gateway.addr, &Who::admin(stranger, nqn));
+            let (raw, answer) = Raw::asked(gateway.addr, &Who::admin(unlisted, nqn));
             assert!(!matches!(answer, ConnectResponse::Connected { .. }), "{nqn}: {answer:?}");
             raw.local_addr()
         };
         let peer = refuse();
         refuse();
-        let named = format!("host=\"{stranger}\" subsystem=\"{nqn}\" peer={peer} listener={}", gateway.addr);
+        let named = format!("host=\"{unlisted}\" subsystem=\"{nqn}\" peer={peer} listener={}", gateway.addr);
         wait_for("a line of the refusal", || gateway.log().contains(&named));
         let log = gateway.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(nqn)).collect();

@@ -79,7 +79,7 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "far" }, { nsid = 2, lun = "near" }]
 "#;
 
-/// How long the array is away in the tests where the gateway waits for it.
+/// Time for which the array is away in the tests in which the gateway waits for it.
 const AWAY: Duration = Duration::from_secs(11);
 
 /// The array, the gateway in front of it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.
@@ -405,7 +405,7 @@ fn the_ana_state_of_an_array_reaches_hosts_at_once() {
 
 /// Sends far more commands than the array's one queue takes, from both cores. Only one core has a queue to the array.
 #[test]
-fn a_crowd_at_an_array_that_goes_silent_is_served_to_the_last() {
+fn all_commands_in_the_backlog_of_a_silent_array_complete() {
     let array = Daemon::start(ARRAY);
     let document = GATEWAY
         .replace("ARRAY", &array.addr.to_string())

@@ -72,7 +72,7 @@ struct Victim {
     fleet: Fleet,
     /// The place of LUN `other`.
     other: Vec<Run>,
-    /// Whether the killed change was answered nevertheless.
+    /// True if the killed change was acknowledged nevertheless.
     acknowledged: bool,
     kills: u64,
 }

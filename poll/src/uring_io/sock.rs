@@ -262,7 +262,7 @@ impl<M: Send> UringIo<M> {
         starved > 0
     }
 
-    /// Ends the closed sockets without outstanding operations. Returns whether any socket waited.
+    /// Ends the closed sockets without outstanding operations. Returns whether there was a closed socket.
     pub(crate) fn settle_closing<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let closing = self.closing.len();
         for _ in 0..closing {

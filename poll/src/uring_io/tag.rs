@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// An operation whose result nobody needs (a cancellation).
+    /// An operation whose result is not needed (a cancellation).
     Ignored,
     Recv,
     Send,

@@ -1,4 +1,5 @@
-//! Tells guests that the emulator broke from guests that failed by themselves.
+//! Tells apart two kinds of failed guests: those that failed because of a fault of the emulator, and those that failed by
+//! themselves.
 //!
 //! QEMU stores the condition codes apart from EFLAGS and joins the two on demand. When QEMU makes a mistake there, any
 //! number can become EFLAGS. If that number has the trap flag set, the guest stops at a random place. No program can set the

@@ -18,7 +18,7 @@ pub struct Nvmet<'a> {
     images: PathBuf,
     disk: PathBuf,
     size_mib: u64,
-    /// The running VM, which waits in its order loop; `None` if it is dead.
+    /// The running VM, whose script waits for the next order. `None` if the VM has ended.
     vm: Option<Vm>,
 }
 
@@ -39,12 +39,12 @@ impl<'a> Nvmet<'a> {
         Ok(Self { lab, images: lab.images("6.12")?, disk, size_mib, vm: None })
     }
 
-    /// Returns the disk's file on this side.
+    /// Returns the disk's file on the machine that runs the lab.
     pub fn disk(&self) -> &Path {
         &self.disk
     }
 
-    /// Puts the namespace's ANA group into `state`, by Linux's name of it.
+    /// Puts the namespace's ANA group into `state`, which is Linux's name of an ANA state.
     pub fn set_ana(&mut self, state: &str, deadline: Instant) -> Result<()> {
         let vm = self.vm.as_mut().context("the target's VM has ended")?;
         vm.go(&format!("ana {state}"))?;

@@ -163,7 +163,7 @@ fn gateway_6_1(lab: &Lab) -> Result<()> {
 }
 
 /// Boots the Linux host against the target and carries out the steps that the host asks for. `array` is the array under the
-/// target's LUN, if the array can be lost. The host then asks for that loss, too.
+/// target's LUN. If it is given, the host also asks for the loss of the array.
 fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nvmet>) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let started = Instant::now();

@@ -40,7 +40,7 @@ const FUZZED_CONNECT: &str = "a host's Connect was refused host=\"\" subsystem=\
 /// The gateway's log line when the array is killed.
 const ARRAY_LOST: &str = "backend lost backend=\"array-";
 
-/// The time after which the gateway has sent the commands again that were outstanding when the array was lost: twice the
+/// The time after which the gateway has resent all commands that were outstanding when the array was lost. It is twice the
 /// array's keep-alive time, which SPDK rounds up to 10 s.
 const FENCE_S: u64 = 20;
 
@@ -113,13 +113,13 @@ impl<'a> Course<'a> {
     /// host's output.
     fn host(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<String> {
         let output = self.tree.start(program, name, args)?.end(self.deadline)?;
-        self.departed(name)?;
+        self.wait_for_no_controllers(name)?;
         self.said(name);
         Ok(output)
     }
 
     /// Waits until the gateway has no host controller left.
-    fn departed(&self, name: &str) -> Result<()> {
+    fn wait_for_no_controllers(&self, name: &str) -> Result<()> {
         let by = Instant::now() + Duration::from_secs(10);
         for nqn in [ANY, LISTED, ARRAY_LUNS] {
             loop {
@@ -197,7 +197,7 @@ impl<'a> Course<'a> {
         aer.wait_for("touch a file", |_| ready.exists(), self.deadline)?;
         self.gateway.tell(&["subsystem", "add-namespace", ANY, LATE_LUN])?;
         let output = aer.end(self.deadline)?;
-        self.departed("aer")?;
+        self.wait_for_no_controllers("aer")?;
         self.said("aer");
         expect(&output, "aer", &["aer_cb - Changed Namespace"])?;
         self.gateway.tell(&["subsystem", "remove-namespace", ANY, LATE_NSID])
@@ -271,7 +271,7 @@ impl<'a> Course<'a> {
         self.array = start_array(&self.tree, self.array_starts, self.deadline)?;
         self.said("the array was killed and serves again");
         let output = bdevperf.end(self.deadline)?;
-        self.departed("outage")?;
+        self.wait_for_no_controllers("outage")?;
         self.said("outage");
         did_io(&output, "outage")
     }
@@ -392,8 +392,8 @@ impl AbortCounts {
         counts
     }
 
-    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. Several Aborts can
-    /// name one command: SPDK queues them, and when they are sent the command's id may belong to its successor.
+    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. SPDK queues Aborts, so
+    /// several Aborts can name one command. When an Abort is sent, the command's id may already belong to a later command.
     fn are_sound(&self) -> bool {
         self.completed > 0
             && self.aborted + self.too_late > 0

@@ -5,7 +5,7 @@
 //! - the top modules of a crate in [`ORDERS`] import only modules that stand before them there;
 //! - no type name stands for different things in two modules, if one of the two types can be seen outside its module.
 //!
-//! A module and the modules inside it are one thing to these rules: a parent may use its children, and they use it.
+//! A module and the modules inside it count as one module: a parent may use its children, and children may use their parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -266,7 +266,8 @@ fn imports(one: &Crate, module: &[String], source: &Source) -> Vec<(usize, Modul
     found
 }
 
-/// The paths that a path with groups stands for: `a::{b, c::d}` is `a::b` and `a::c::d`. Returns the length of the path.
+/// Adds to `names` the paths that a path with groups stands for: `a::{b, c::d}` is `a::b` and `a::c::d`. Returns the length
+/// of the path in `text`.
 fn expand(text: &str, prefix: &mut Vec<String>, names: &mut Vec<Vec<String>>) -> usize {
     let depth = prefix.len();
     let mut at = 0;

@@ -33,7 +33,7 @@ pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
 /// Finds the faults of all walks of a file.
 fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    // The line of the heading and the number of hops, while the lines are those of a walk.
+    // Inside a walk: the line of the walk's heading, and the number of hops so far. Otherwise `None`.
     let mut walk: Option<(usize, usize)> = None;
     let mut any = false;
     let mut end = |walk: Option<(usize, usize)>, findings: &mut Vec<Finding>| {
@@ -42,7 +42,7 @@ fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
             findings.push(Finding::new(&map.path, line, "a walk without hops"));
         }
     };
-    // The rows of the table so far. Its first two are the head.
+    // The number of rows of the table so far. The first two rows are the table's head.
     let mut rows = 0;
     for (n, line) in map.text.lines().enumerate() {
         rows = if line.starts_with('|') { rows + 1 } else { 0 };

@@ -104,7 +104,7 @@ mod tests {
         let after = |bytes: &[u8]| Opening::look(&[&request[..], bytes].concat(), true);
         assert_eq!(after(&request[..8]), Opening::Over, "a second ICReq");
         assert_eq!(after(&[4, 0, 72, 0, 71, 0, 0, 0]), Opening::Over, "a capsule shorter than its header");
-        // The wait for a capsule ends at the most bytes that a Connect can have.
+        // Of a larger capsule, only as many bytes are waited for as a Connect can have.
         assert_eq!(Opening::look(&with_capsule(u32::MAX), true), Opening::Wants(MAX_OPENING_BYTES));
     }
 }

@@ -41,7 +41,7 @@ const SENT_AWAY_EVERY: Duration = Duration::from_secs(10);
 const ACCEPTED_AT_A_TIME: u64 = 512;
 /// Greatest age of the count of a core's connections when a new connection is placed.
 const COUNT_AGE: Duration = Duration::from_millis(50);
-/// Deadline of a host's Connect. Afterwards the connection waits for a core for as long as others are before it.
+/// Time limit until a host's Connect has come. After that, the wait for a core has no time limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection in the backlog.
@@ -89,7 +89,7 @@ impl Placement {
     }
 
     /// Closes the backlog's connections from a portal that is removed, because another portal may get its number soon.
-    fn dismiss(&self, portal: PortalId) {
+    fn close_backlog_of(&self, portal: PortalId) {
         self.portals.borrow_mut().remove(&portal);
         let backlog = &mut *self.backlog.borrow_mut();
         for number in backlog.conns.numbers(|conn| conn.portal() == portal) {
@@ -303,7 +303,7 @@ impl Drop for Portal {
     fn drop(&mut self) {
         self.task.iter().for_each(JoinHandle::abort);
         self.listener.take();
-        self.placement.dismiss(self.id);
+        self.placement.close_backlog_of(self.id);
     }
 }
 
@@ -334,7 +334,8 @@ async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
     let (mut low_water, mut wanted) = (0, CommonHeader::LEN);
     loop {
         if low_water != wanted {
-            // This order loses no wake-up, and keeps none from before the new low water mark.
+            // First clear the readiness, then set the mark: in this order no wake-up is lost, and no readiness from before
+            // the new mark remains.
             let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
             socket::set_low_water(stream, wanted as u32)?;
             low_water = wanted;

@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 /// The most requests that one batch may hold.
 pub const MAX_BATCH: usize = 16_384;
-/// The bytes of answers after which no more of a batch is carried out. A full batch fits if its answers have a usual length.
+/// Once the answers to a batch have this many bytes, the rest of the batch is not carried out. The answers to a batch of the
+/// largest size fit if they have a usual length.
 pub const MAX_ANSWERS_BYTES: usize = 16 << 20;
 
 /// Returns the JSON that answers a request or a batch, or `None` if it holds only notifications.

@@ -40,7 +40,7 @@ pub(super) struct Attach {
     name: String,
     address: Address,
     subnqn: String,
-    /// Whether `address` is that of a discovery service, which gives the subsystem's own address.
+    /// `true` if `address` is the address of a discovery service. The discovery service gives the subsystem's own address.
     #[serde(default)]
     discovery: bool,
     #[serde(default)]

@@ -1,7 +1,8 @@
 //! The methods: their names, their parameters, and their results in JSON.
 //!
-//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). Whoever adds
-//! methods lists them with [`routes`], as this module does and [`crate::spdk`]; [`crate::rpc`] answers calls from both lists.
+//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). A module
+//! that adds methods lists them with [`routes`], as this module and [`crate::spdk`] do. [`crate::rpc`] answers calls from
+//! both lists.
 
 pub mod array;
 pub mod backend;
@@ -33,7 +34,8 @@ use trefoil_storage::msg::Survey;
 pub struct Methods {
     handle: Handle,
     started: Instant,
-    /// If changes are only planned: the view after those planned so far, and those changes.
+    /// If changes are only planned: the view after the changes planned so far, and these changes. `None` if changes are
+    /// carried out.
     planned: Option<RefCell<(View, Vec<Change>)>>,
 }
 

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use trefoil_config::{cut, suggest};
 
-/// A bound that is above the number of fields of any method. An object with more fields isn't searched for the wrong one, because
-/// the search copies the whole object for each field.
+/// More fields than any method has. If an object has more than this, the search for the wrong field is skipped, because the
+/// search copies the whole object for each field.
 pub(crate) const MAX_FIELDS: usize = 64;
 
 /// Reads parameters. The error names the field with the wrong value.

@@ -58,7 +58,7 @@ pub(super) fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
 pub(super) fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     lun.check()?;
     if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
-        // A replayed configuration meets the LUN in its pool: the LUN came when the pool was opened.
+        // The pool already holds the LUN of a replayed configuration: the LUN came into the state when the pool was opened.
         return Ok(());
     }
     free(&state.luns, "LUN", &lun.name)?;

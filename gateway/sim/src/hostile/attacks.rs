@@ -34,9 +34,9 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-slow", slow),
     attack!("hostile-deaf", deaf),
     attack!("hostile-deaf", deaf),
-    attack!("hostile-owing", owe),
-    attack!("hostile-crowd", crowd),
-    attack!("hostile-crowd", crowd),
+    attack!("hostile-no-data", send_no_data),
+    attack!("hostile-many-conns", open_many),
+    attack!("hostile-many-conns", open_many),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
     attack!("hostile-cut-join", cut_join),
@@ -302,7 +302,7 @@ async fn attend(lines: &Lines, admins: &[At], time: Duration) -> Result<(), Cut>
 }
 
 /// Starts as many large writes as possible, and sends little or none of the requested data.
-async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
+async fn send_no_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const QUEUES: u16 = 12;
     lines.be(GREEDY);
     let (admin, cntlid) = lines.admin().await?;
@@ -331,18 +331,18 @@ async fn owe(lines: &Lines, bits: u64) -> Result<(), Cut> {
     queues.iter().skip(1).for_each(|&io| ask(io));
     let (polite, _) = lines.admin().await?;
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + PROGRESS_TIMEOUT / 2).await?;
-    lines.expect_end(first, Duration::ZERO, "a host that owes data").await?;
+    lines.expect_end(first, Duration::ZERO, "a host with pending data").await?;
     // Some writes get their memory, and with it their deadline, only when other writes are cut off.
     for io in queues {
-        lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host that owes data").await?;
+        lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host with pending data").await?;
     }
     Ok(())
 }
 
 /// Opens more connections than there are slots, of a kind that any host may open, and replaces each closed
 /// connection. A listed host can still connect.
-async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
-    const CROWD: usize = 190;
+async fn open_many(lines: &Lines, bits: u64) -> Result<(), Cut> {
+    const CONNS: usize = 190;
     // The topology may not be published yet.
     let (first, _) = lines.admin().await?;
     let join = || {
@@ -360,7 +360,7 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
         lines.send(at, &rest);
         at
     };
-    let mut all: Vec<At> = (0..CROWD).map(|_| join()).collect();
+    let mut all: Vec<At> = (0..CONNS).map(|_| join()).collect();
     for _ in 0..3 {
         lines.sleep(Duration::from_millis(10)).await;
         for at in &mut all {
@@ -368,10 +368,10 @@ async fn crowd(lines: &Lines, bits: u64) -> Result<(), Cut> {
                 *at = join();
             }
         }
-        // The listed host has the crowd's own address. Without time for its Connect, newer connections could push it
-        // out.
+        // The listed host has the same address as these connections. If its Connect is late, newer connections of
+        // the address can take its slot.
         let judge = |cut| match cut {
-            Cut::Gone(why) => Cut::Wrong(format!("a listed host beside a crowd: {why}")),
+            Cut::Gone(why) => Cut::Wrong(format!("a listed host among many connections: {why}")),
             wrong => wrong,
         };
         let (admin, cntlid) = lines.admin().await.map_err(judge)?;

@@ -7,12 +7,13 @@ use super::Version;
 pub(super) struct Block {
     /// Versions that a read may see.
     pub now: Vec<Version>,
-    /// Versions that a power cut may leave, apart from `since`.
+    /// Versions that a power cut may leave, besides those in `since`.
     stable: Vec<Version>,
-    /// Later versions with their times. The flag is false if the operation failed, so that the version is uncertain.
+    /// Versions newer than those in `stable`, each with its time. The flag is false if the operation failed. Then it is
+    /// unknown whether the block holds the version.
     since: Vec<(u64, Version, bool)>,
-    /// Versions that a read could see before the power cuts during the current reads. The answer to such a read may
-    /// already have been on its way.
+    /// Copies of `now` from before a power cut. A read that was under way at the power cut may still return one of these
+    /// versions, because its answer may already have been sent.
     pub before: Vec<Version>,
     /// Versions that a read could see earlier, each with the time of its replacement. Kept while there are readers.
     pub past: Vec<(u64, Version)>,
@@ -46,7 +47,8 @@ impl Block {
         }
     }
 
-    /// Adds a version that ended at `at`. A version that is not certain only adds to what a read may see.
+    /// Adds the version of a write that ended at `at`. A certain version replaces the versions that a read may see. An
+    /// uncertain version is added to them.
     pub fn write(&mut self, at: u64, version: Version, certain: bool) {
         if certain {
             self.replace(at, version);
@@ -95,15 +97,16 @@ impl Block {
         (self.now, self.stable) = (vec![0], vec![0]);
     }
 
-    /// Returns whether a read that began at `began` and ends at `at` may see `version`. If `version` proves what the
-    /// block holds now, the block keeps only `version`, unless power failed since the read began (`cut`).
+    /// Returns whether a read that began at `began` and ends at `at` may see `version`. `cut` is true if
+    /// power failed since the read began. If `cut` is false, a version that must be the latest becomes the block's only version.
     pub fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
         let writes = self.writer == Some(version);
         let was = self.past.iter().any(|&(until, old)| old == version && until > began);
         if !writes && !self.now.contains(&version) {
             return was || cut && self.before.contains(&version);
         }
-        // The version may be older than a write that ended during the read. All zeros share version 0.
+        // If a write ended during the read, the read may have seen an older version. Version 0 stands for every write of
+        // zeros, so it can be old and new.
         let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
         if !cut && is_latest && self.now != [version] {
             self.replace(at, version);

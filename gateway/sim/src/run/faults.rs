@@ -5,7 +5,7 @@ use std::time::Duration;
 use trefoil_storage::msg::Survey;
 
 use super::sizes::{GROW_BLOCKS, GROWN, GROWN_MOST, REPLACED, SERVERS};
-use super::{CUT, DEPART, Frontend, HEAL, PATIENCE, RESTART, Run, SPLIT, UNBAN};
+use super::{CUT, DISCONNECT, Frontend, HEAL, PATIENCE, RESTART, Run, SPLIT, UNBAN};
 use crate::disk::DiskFault;
 use crate::net::NodeId;
 use crate::node::Node;
@@ -16,7 +16,7 @@ use crate::world::Crash;
 /// Every kind of fault, and some consequences of faults. A set of seeds must have fired all of them.
 pub const FAULTS: [&str; 64] = [
     "link-reset",
-    "crowded-reset",
+    "paused-reset",
     "link-stall",
     "link-split",
     "half-dead",
@@ -63,7 +63,7 @@ pub const FAULTS: [&str; 64] = [
     "array-ana",
     "array-no-zeroes",
     "array-few-queues",
-    "host-departs",
+    "host-disconnects",
     "array-grown",
     "hostile-icreq",
     "hostile-header",
@@ -74,8 +74,8 @@ pub const FAULTS: [&str; 64] = [
     "hostile-flood",
     "hostile-slow",
     "hostile-deaf",
-    "hostile-owing",
-    "hostile-crowd",
+    "hostile-no-data",
+    "hostile-many-conns",
     "hostile-idle-discovery",
     "hostile-cut-join",
     "hostile-refused",
@@ -216,7 +216,7 @@ impl Run {
         }
         if both && !few && self.rng.below(4) == 0 {
             if self.silence_array(true) {
-                self.world.after(Duration::from_millis(1 + self.rng.below(300)), DEPART);
+                self.world.after(Duration::from_millis(1 + self.rng.below(300)), DISCONNECT);
             }
             return;
         }
@@ -232,12 +232,12 @@ impl Run {
     }
 
     /// Resets all connections of a host while the array is silent.
-    pub(super) fn depart(&mut self) {
+    pub(super) fn disconnect_host(&mut self) {
         let server = self.servers[self.rng.below(u64::from(SERVERS)) as usize];
         for (conn, _) in self.world.conns_of(server) {
             self.world.reset(conn);
         }
-        self.fired("host-departs");
+        self.fired("host-disconnects");
     }
 
     fn link_fault(&mut self) {
@@ -246,18 +246,19 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        // Where commands wait for others on the same blocks, some commands of both kinds are to lose their hosts.
+        // If commands wait for other commands on the same blocks, resets should hit both: those that wait, and those
+        // that they wait for.
         let waits = (0..self.cores)
             .find(|&core| self.world.machine(self.gateway, core).is_some_and(|node| node.waiting() > 0));
         if waits.is_some() && self.rng.below(2) == 0 {
-            return self.crowded_reset(waits, self.world.peer_of(conn, side));
+            return self.paused_reset(waits, self.world.peer_of(conn, side));
         }
         match self.rng.below(10) {
             0 | 1 => {
                 self.world.reset(conn);
                 self.fired("link-reset");
             }
-            8 => self.crowded_reset(None, self.world.peer_of(conn, side)),
+            8 => self.paused_reset(None, self.world.peer_of(conn, side)),
             9 => {
                 // Data sent by the server arrives only long after it has lost the connections, and opened new ones.
                 let server = self.world.peer_of(conn, side);
@@ -299,7 +300,7 @@ impl Run {
 
     /// Pauses one core (a random core if `core` is None) and resets some connections of the server. In the core's
     /// next turn, some commands have memory lent, some wait for it, and some are gone.
-    fn crowded_reset(&mut self, core: Option<u16>, server: NodeId) {
+    fn paused_reset(&mut self, core: Option<u16>, server: NodeId) {
         let core = core.unwrap_or_else(|| self.rng.below(self.cores.into()) as u16);
         self.world.pause(self.gateway, core, Duration::from_micros(200));
         for (conn, _) in self.world.conns_of(server) {
@@ -307,7 +308,7 @@ impl Run {
                 self.world.reset(conn);
             }
         }
-        self.fired("crowded-reset");
+        self.fired("paused-reset");
     }
 
     /// Fails the connections at the server's end, without the gateway noticing.

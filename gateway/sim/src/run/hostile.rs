@@ -32,7 +32,8 @@ impl Run {
     fn attack_with(&mut self, which: usize) {
         let Some(node) = self.hostile.filter(|_| self.world.now() >= self.dark_until) else { return };
         let bits = self.rng.bits();
-        // A deaf host must be able to get data, so its LUN must not be on the array.
+        // This attack requests data and does not read it. The data must be available, so the LUN must not be on the
+        // array.
         if ATTACKS[which].0 == "hostile-deaf" && self.touches(0, true) {
             return;
         }
@@ -62,7 +63,7 @@ impl Run {
         }
     }
 
-    /// Judges the results of attacks. An attack that nothing else cut off must have had its answer.
+    /// Judges the results of attacks. An attack that nothing interrupted must have got the required answer.
     pub(super) fn judge_attacks(&mut self) {
         let Some(Node::Hostile(core)) = self.hostile.and_then(|node| self.world.machine(node, 0)) else {
             return;

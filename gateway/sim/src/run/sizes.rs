@@ -31,10 +31,10 @@ pub(super) const FIRST_MEMORY: usize = 4;
 /// The pool member that may be on the array.
 pub(super) const MEMBER: usize = 1;
 pub(super) const GROW_BLOCKS: u64 = 200;
-/// Size at which the LUN grows no more. 23 units for the first LUN, 25 for this LUN and 12 for the third are all 60
-/// units.
+/// Size at which LUN [`GROWN`] stops growing. It then has 25 units. The first LUN has 23 and the third has 12, so all
+/// 60 units of the pool are in use.
 pub(super) const GROWN_MOST: u64 = 2900;
-/// Sockets that hosts may have on all cores together. The hostile crowd opens more.
+/// Sockets that hosts may have on all cores together. The attack `hostile-many-conns` opens more.
 pub(super) const HOST_SOCKETS: u32 = 176;
 
 /// Returns the capacity that the cores of one gateway share: room for the servers' hosts, and for everything that

@@ -97,7 +97,8 @@ impl Memory {
     }
 }
 
-/// Translates an error of the memory. The LUN layer holds back what [`Channel::must_wait`] says, so `Lent` is a bug here.
+/// Translates an error of the memory. The LUN layer holds back every request for which [`Channel::must_wait`] is true, so
+/// `Lent` is a bug here.
 fn fault(error: RamError) -> Fault {
     match error {
         RamError::OutOfRange { .. } => Fault::OutOfRange,

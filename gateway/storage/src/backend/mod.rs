@@ -45,11 +45,11 @@ pub trait Channel<I: StorageIo> {
         false
     }
     /// Returns whether the channel has no work of its own in flight, so that it can be detached. The LUN layer counts the
-    /// requests; this covers only what a channel does on its own account.
+    /// requests. This function covers only the channel's other work.
     fn is_idle(&self) -> bool;
-    /// Returns whether the channel waits for something that is no event and has no deadline, such as memory or the end of
-    /// a loan. If it does, every turn asks it. Otherwise a turn asks it only after an event or a call, or at its
-    /// deadline.
+    /// Returns whether the channel waits for something that is no event and has no deadline, such as memory or the end of a
+    /// loan. Then every turn asks the channel. Otherwise a turn asks the channel only after an event or a call, or at the
+    /// channel's deadline.
     fn waits(&self) -> bool {
         false
     }

@@ -274,7 +274,7 @@ impl NvmeTcpChannel {
         [start, controller, self.fail_at, self.lane.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Delivers messages between the controller and the lanes of all cores. Returns whether it delivered any.
+    /// Delivers messages between the controller and the lanes of all cores. Returns whether it delivered a message.
     fn deliver<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut any = false;
         while let Some(msg) = self.lane.next_msg() {

@@ -1,8 +1,8 @@
 //! Connections that need no permission, and that make room for others.
 //!
 //! These are the connections before a completed Connect, and those of discovery controllers: any host may have them, in any
-//! number. So they never keep a listed host out. If places are short, the oldest such connection of the address with the most of
-//! them is closed.
+//! number. So they never keep a listed host out. When a slot is needed, the target takes the address with the most such
+//! connections, and closes its oldest one.
 
 use super::limits::TargetLimits;
 use crate::fair::FairSet;

@@ -1,4 +1,4 @@
-//! One controller of an array, over its reconnects: the admin queue and every command on it.
+//! One controller of an array, which survives reconnects: the admin queue and every command on it.
 //!
 //! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset, shutdown,
 //! reconnect with backoff, and the decision when a lost association is fenced. The controller lives on one core. It talks to

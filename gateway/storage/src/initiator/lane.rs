@@ -1,4 +1,4 @@
-//! One I/O queue over its reconnects: commands that wait, are held, or are tried again.
+//! One I/O queue, which survives reconnects: commands that wait, are held, or are tried again.
 //!
 //! What it is: a [`Qpair`] and its owner's commands. The owner never notices a reconnect. Commands wait before the
 //! queue is up and after it is lost.

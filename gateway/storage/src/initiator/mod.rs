@@ -2,8 +2,8 @@
 //!
 //! What it is, from the wire up:
 //! - [`qpair`], with `transmit` and `receive`: queue pairs.
-//! - [`lane`]: an I/O queue over its reconnects.
-//! - [`controller`], with `bringup` and [`discovery`]: a controller over its reconnects.
+//! - [`lane`]: an I/O queue, which survives reconnects.
+//! - [`controller`], with `bringup` and [`discovery`]: a controller, which survives reconnects.
 //! - [`fence`]: the rule by which writes are sent again after a loss.
 //! - [`host`]: all of these together on one core.
 //! - [`message`]: the messages between the controller and its queues.

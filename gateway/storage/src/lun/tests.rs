@@ -472,7 +472,7 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
 
 /// A turn does one step of one zeroing, however many there are.
 #[test]
-fn a_crowd_of_long_zeroings_does_not_hold_the_core_up() {
+fn many_long_zeroings_do_not_block_the_core() {
     let mut core = Core::new(0, 214);
     core.attach_memory(0);
     core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
@@ -676,7 +676,7 @@ fn what_is_in_this_cores_memory_needs_no_request() {
 /// More requests than slots at a file. They run in order, later requests queue behind them, and other backends are not
 /// delayed.
 #[test]
-fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
+fn requests_that_wait_for_a_slot_run_in_order_and_delay_no_other_backend() {
     let mut core = Core::new(0, 211);
     core.attach(0, 64 * KIB, AttachKind::File { file: vec![7; 64 << 10], slots: File::slots(2) });
     core.attach_memory(1);
@@ -702,8 +702,8 @@ fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
     // A slot is free, and a request arrives before the core takes its turn.
     let done = core.io.run_file_op().expect("the first");
     core.with(|luns, cx| luns.on_file(cx, done));
-    let newcomer = core.request(Op::Read, 0, 512, None);
-    core.submit(newcomer);
+    let late = core.request(Op::Read, 0, 512, None);
+    core.submit(late);
     assert!(core.with(|luns, cx| luns.on_turn(cx)), "one goes on");
     assert!(!core.with(|luns, cx| luns.on_turn(cx)), "and no other");
     for (slot, buf, result) in core.settle() {
@@ -711,8 +711,8 @@ fn who_waits_for_a_place_goes_in_order_and_holds_up_nobody_elses_disk() {
         buf.into_iter().for_each(|buf| core.arena.free(buf));
         order.push(slot);
     }
-    let (crowd, other, last) = (1..=places + 3, places + 4, places + 5);
-    assert_eq!(order, [other].into_iter().chain(crowd).chain([last]).collect::<Vec<_>>());
+    let (waiting, other, last) = (1..=places + 3, places + 4, places + 5);
+    assert_eq!(order, [other].into_iter().chain(waiting).chain([last]).collect::<Vec<_>>());
 }
 
 #[test]

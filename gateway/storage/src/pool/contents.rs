@@ -33,13 +33,13 @@ const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a partition table or boot sector", 510, &[0x55, 0xAA]),
 ];
 
-/// Returns the contents of which a mark is found in `start`, the first [`LOOKED_AT_BYTES`] of a device.
+/// Returns the contents whose mark is in `start`, the first [`LOOKED_AT_BYTES`] of a device.
 pub fn recognise(start: &[u8]) -> Option<&'static str> {
     let stands = |at: usize, mark: &[u8]| start.get(at..).is_some_and(|from| from.starts_with(mark));
     MARKS.iter().find(|(_, at, mark)| stands(*at, mark)).map(|(what, ..)| *what)
 }
 
-/// Reads the start of the backend and returns the contents of which a mark is found there.
+/// Reads the start of the backend, and returns the contents whose mark is there.
 pub(super) async fn read<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<Option<&'static str>, IoError> {
     let start = io.read(backend.id, 0, LOOKED_AT_BYTES).await;
     Ok(recognise(&start.map_err(io_error(backend, "looking for other contents"))?))

@@ -14,10 +14,10 @@ impl CapsuleCmd {
     /// Size of the header in bytes, without digest and data.
     pub const LEN: usize = 72;
 
-    /// Reads the command of a header whose common part was checked.
+    /// Reads the command from a header. The caller has checked the header's common part.
     #[inline]
     pub fn parse(bytes: &[u8; 72]) -> Self {
-        // Lengths are constants of the types, so the compiler removes the branch.
+        // The array's length is part of its type. So the compiler knows that `None` can't occur and removes that arm.
         match bytes.last_chunk::<64>() {
             Some(sqe) => Self { sqe: Sqe::parse(sqe) },
             None => Self { sqe: Sqe::default() },
@@ -65,10 +65,10 @@ pub struct CapsuleResp {
 }
 
 impl CapsuleResp {
-    /// Size of the header in bytes, without digest; it has no data.
+    /// Size of the header in bytes, without digest. A response capsule has no data.
     pub const LEN: usize = 24;
 
-    /// Reads the completion of a header whose common part was checked.
+    /// Reads the completion from a header. The caller has checked the header's common part.
     #[inline]
     pub fn parse(bytes: &[u8; 24]) -> Self {
         match bytes.last_chunk::<16>() {

@@ -78,7 +78,8 @@ impl Cores {
         self.answer(core, wait).await
     }
 
-    /// Returns which hosts are connected to which subsystems, and by which of these listeners.
+    /// Returns each pair of a connected host and its subsystem, with the addresses of the `listeners` that the pair uses.
+    /// `listeners` maps a portal's number to its address.
     ///
     /// # Errors
     /// A core doesn't answer.
@@ -120,7 +121,7 @@ impl Cores {
     }
 
     /// Waits until no host's request for `lun` is under way on any core. No topology presents `lun` any more, so no new
-    /// requests start. Requests that an array has can take until the array's loss timeout.
+    /// requests start. A request that was sent to an array may end only at the array's loss timeout.
     ///
     /// # Errors
     /// A core doesn't answer.

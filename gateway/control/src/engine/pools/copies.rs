@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 impl Pools {
     /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold, except for the LUNs in `except`.
-    /// LUNs match by UUID. With `by_name`, a LUN that only a document knows matches the pool's LUN of the same name. Without
-    /// a document, a match by name could show a host a foreign disk that has come in the place of the host's own. Returns the
-    /// reasons for which LUNs are left out because another LUN has their identity.
+    /// LUNs match by UUID. With `by_name`, a LUN that only a document knows matches the pool's LUN of the same name. Use
+    /// `by_name` only for a state that a document made. Otherwise a host could see a foreign disk in place of its own,
+    /// because both have the same name. Returns the reasons for which LUNs are left out because another LUN has their
+    /// identity.
     pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) -> Vec<Refusal> {
         let mut left_out = Vec::new();
         for (name, pool) in &self.open {

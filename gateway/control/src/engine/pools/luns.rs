@@ -114,8 +114,8 @@ impl Pools {
     }
 }
 
-/// Checks that the backend of `lun`, which presents the backend whole, is no pool's member. With `was_lun`, the LUN comes
-/// with its UUID and so existed before: data that looks like a pool was then made there by the LUN's hosts.
+/// Checks that the backend of `lun`, which presents the backend whole, is no pool's member. With `was_lun`, the request gives
+/// the LUN's UUID, so the LUN existed before. Data that looks like a pool then comes from the LUN's hosts.
 ///
 /// # Errors
 /// The backend belongs to a pool, or can't be read. A lost array isn't waited for.

@@ -11,7 +11,7 @@ use trefoil_poll::Buf;
 use trefoil_wire::nvme::{Cqe, FABRICS_OPCODE, Psdt, Sgl, Status};
 
 impl Engine {
-    /// Returns what a transport may know of a queue.
+    /// Returns the part of a queue's state that a transport may see.
     #[inline]
     pub fn queue(&self, queue: u32) -> QueueView<'_> {
         QueueView(&self.queues[queue as usize])

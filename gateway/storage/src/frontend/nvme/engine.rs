@@ -88,11 +88,11 @@ pub struct Response {
     pub block: Option<Buf>,
     /// Data that goes to the host instead of the bytes in the block.
     pub loan: Option<Loan>,
-    /// True if the entry says no more than that the command succeeded, so that a transport may imply the entry.
+    /// True if the entry says only that the command succeeded. Then a transport may leave the entry out.
     pub is_plain: bool,
 }
 
-/// What a transport may know of a queue.
+/// The part of a queue's state that a transport may see.
 #[derive(Clone, Copy)]
 pub struct QueueView<'a>(pub(super) &'a Queue);
 
@@ -270,8 +270,8 @@ impl Engine {
         self.done_later(at);
     }
 
-    /// Frees the slot of a request whose queue is closed. Nobody waits for a response, but with the last of its requests the
-    /// queue has left its controller.
+    /// Frees the slot of a request whose queue is closed. Sends no response. With the end of its last request, the queue has
+    /// left its controller.
     fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
         let slot = &mut self.slots[at];
         slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));

@@ -1,4 +1,4 @@
-//! What operators see of the queues, commands and LUNs of one core.
+//! The view that operators have of the queues, commands and LUNs of one core.
 
 use super::engine::Engine;
 use super::queue::QueueState;

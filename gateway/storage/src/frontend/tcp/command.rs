@@ -15,7 +15,7 @@ pub enum Next {
     Data,
 }
 
-/// What the transport knows of a command.
+/// The transport's own state of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpCommand {
     /// The next PDU.

@@ -282,7 +282,7 @@ impl Tcp {
             let so_far = if filling { cx.io.come_bytes(SockId(c)) } else { 0 };
             let come = Some(conn.data_bytes.wrapping_add(so_far));
             if conn.come_bytes == come {
-                return Some("the host does not send what it owes");
+                return Some("the host does not send its pending data");
             }
             (conn.pending_since, conn.come_bytes) = (Some(now), come);
         }

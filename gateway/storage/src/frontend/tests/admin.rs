@@ -425,12 +425,12 @@ fn discovered(rig: &mut Rig, host: &mut Host) -> (u64, Vec<(String, String, Stri
 fn discovery_shows_each_host_its_own() {
     let mut rig = Rig::new(2);
     let mut host = Host::admin(&mut rig, 1, DISCOVERY);
-    let mut stranger = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:stranger", ..DISCOVERY });
+    let mut unlisted = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:unlisted", ..DISCOVERY });
     let entry = |ip: &str, port: &str| (SUBNQN.to_string(), ip.to_string(), port.to_string());
     let (first, entries) = discovered(&mut rig, &mut host);
     // The log lists the wildcard portal with the address that the host used.
     assert_eq!(entries, [entry("192.0.2.1", "4420"), entry("192.0.2.9", "4421")]);
-    assert_eq!(discovered(&mut rig, &mut stranger).1, []);
+    assert_eq!(discovered(&mut rig, &mut unlisted).1, []);
     assert!(host.identify(&mut rig, cns::NAMESPACE, 1).status.is(Status::INVALID_FIELD));
     let ctrlr = IdentifyController::parse(page(&host.identify(&mut rig, cns::CONTROLLER, 0)));
     assert_eq!((ctrlr.cntrltype, ctrlr.oaes.discovery_change, ctrlr.sn.text()), (2, true, "DISCOVERY"));
@@ -472,8 +472,8 @@ fn a_discovery_portal_shows_all_that_the_host_may_have() {
     let mut host = Host::admin(&mut rig, 0, DISCOVERY);
     let elsewhere = (SUBNQN.to_string(), "192.0.2.9".to_string(), "4421".to_string());
     assert_eq!(discovered(&mut rig, &mut host).1, [itself.clone(), elsewhere]);
-    let mut stranger = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:stranger", ..DISCOVERY });
-    assert_eq!(discovered(&mut rig, &mut stranger).1, [itself]);
+    let mut unlisted = Host::admin(&mut rig, 0, Wish { hostnqn: "nqn.2024-01.test:unlisted", ..DISCOVERY });
+    assert_eq!(discovered(&mut rig, &mut unlisted).1, [itself]);
     let (_, refused) = Host::connect(&mut rig, 0, ADMIN);
     assert!(refused.status.is(Status::CONNECT_INVALID_PARAMETERS));
     enable_events(&mut rig, &mut host);

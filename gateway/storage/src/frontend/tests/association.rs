@@ -27,7 +27,7 @@ fn connect_is_checked() {
     let io = Wish { qid: 1, cntlid: admin.cntlid, sqsize: 127, ..ADMIN };
     for (wish, status, result) in [
         (Wish { subnqn: "nqn.2024-01.test:none", ..ADMIN }, invalid, IN_DATA | 256),
-        (Wish { hostnqn: "nqn.2024-01.test:stranger", ..ADMIN }, Status::CONNECT_INVALID_HOST, 0),
+        (Wish { hostnqn: "nqn.2024-01.test:unlisted", ..ADMIN }, Status::CONNECT_INVALID_HOST, 0),
         (Wish { cntlid: 1, ..ADMIN }, invalid, IN_DATA | 16),
         (Wish { sqsize: 0, ..ADMIN }, invalid, 44),
         (Wish { sqsize: 256, ..ADMIN }, invalid, 44),
@@ -64,11 +64,11 @@ fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
             other => panic!("{other:?}"),
         })
     };
-    let stranger = Wish { hostnqn: OTHER_HOST, ..ADMIN };
+    let unlisted = Wish { hostnqn: OTHER_HOST, ..ADMIN };
     let none = "nqn.2024-01.test:none";
     let mut places = Vec::new();
     for (wish, why) in [
-        (stranger, ConnectRefusal::Host),
+        (unlisted, ConnectRefusal::Host),
         (Wish { subnqn: none, ..ADMIN }, ConnectRefusal::Subsystem),
         (Wish { subnqn: none, hostnqn: OTHER_HOST, ..ADMIN }, ConnectRefusal::Subsystem),
     ] {

@@ -335,7 +335,7 @@ fn who_sends_slowly_is_waited_for_until_it_stops() {
             rig.pump();
             assert_eq!(io.responses(&mut rig), [(5, Status::SUCCESS, 0)]);
             rig.pass(limits().progress_timeout * 3);
-            assert!(rig.sock(io.at).open, "it owes nothing any more");
+            assert!(rig.sock(io.at).open, "the host has no pending data any more");
         } else {
             rig.pass(limits().progress_timeout / 2 + Duration::from_millis(10));
             assert!(!rig.sock(io.at).open);

@@ -266,7 +266,7 @@ fn a_host_that_is_granted_much_and_sends_nothing_starves_nobody() {
         for _ in 0..20 {
             rig.pass(shape.progress_timeout / 2);
         }
-        assert!(hog.iter().all(|io| !rig.sock(io.at).open), "those who owe data are cut off");
+        assert!(hog.iter().all(|io| !rig.sock(io.at).open), "a connection with pending data is open");
         let core = &rig.cores[0];
         assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
         rig.finish();

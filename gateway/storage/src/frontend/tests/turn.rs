@@ -28,7 +28,7 @@ fn all_but(gone: Option<usize>) -> Allow {
 }
 
 /// Connects 1,000 hosts with an admin queue each. All of them see 1,000 namespaces.
-fn crowd() -> (Rig, Vec<Host>) {
+fn many_hosts() -> (Rig, Vec<Host>) {
     let limits = TargetLimits { max_conns: 1100, max_ctrlrs: 1100, slots: 4096, send_lists: 64, ..limits() };
     let mut rig = Rig::with(1, limits, 32);
     let subsystem = &mut rig.topology.subsystems[0];
@@ -69,7 +69,7 @@ fn changed(rig: &mut Rig, host: &mut Host) -> Vec<u32> {
 
 #[test]
 fn a_topology_change_over_1000_hosts_and_1000_namespaces_is_told_in_bounded_turns() {
-    let (mut rig, mut hosts) = crowd();
+    let (mut rig, mut hosts) = many_hosts();
     rig.cores[0].io.in_force.clear();
     change(&mut rig, Some(7));
     let first = rig.topology.epoch;
@@ -101,7 +101,7 @@ fn a_topology_change_over_1000_hosts_and_1000_namespaces_is_told_in_bounded_turn
 
 #[test]
 fn a_change_that_leaves_the_lists_as_they_are_costs_one_look_a_namespace() {
-    let (mut rig, mut hosts) = crowd();
+    let (mut rig, mut hosts) = many_hosts();
     rig.topology.luns[1].as_mut().expect("a LUN").blocks += 8;
     rig.present();
     let mut total = 0;
@@ -119,7 +119,7 @@ fn a_change_that_leaves_the_lists_as_they_are_costs_one_look_a_namespace() {
 
 #[test]
 fn revoked_hosts_are_closed_some_a_turn_and_may_do_nothing_meanwhile() {
-    let (mut rig, hosts) = crowd();
+    let (mut rig, hosts) = many_hosts();
     let mut io = Host::io(&mut rig, 0, &hosts[HOSTS - 1], wish(HOSTS - 1));
     let read = IoCommand::Read(BlockRange::new(0, 1));
     assert_eq!(io.io_command(&mut rig, 1, read, &[], 512).status, Status::SUCCESS);
@@ -145,7 +145,7 @@ fn revoked_hosts_are_closed_some_a_turn_and_may_do_nothing_meanwhile() {
 
 #[test]
 fn an_orderly_stop_closes_some_a_turn() {
-    let (mut rig, _hosts) = crowd();
+    let (mut rig, _hosts) = many_hosts();
     rig.with_core(0, |target, _| target.close_hosts(true));
     let mut before = rig.open_count(0);
     while before > 0 {
@@ -159,7 +159,7 @@ fn an_orderly_stop_closes_some_a_turn() {
 
 #[test]
 fn surveys_are_made_piece_by_piece() {
-    let (rig, _hosts) = crowd();
+    let (rig, _hosts) = many_hosts();
     let mut survey = Survey { qpairs: Vec::with_capacity(2 * HOSTS), ..Survey::default() };
     let mut pieces = Vec::new();
     loop {

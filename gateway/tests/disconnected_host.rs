@@ -43,7 +43,7 @@ struct Shared {
     mode: AtomicU8,
     ended: AtomicBool,
     swallowed: AtomicUsize,
-    /// Whether a run of 512 bytes of [`OLD`] reached the array.
+    /// True once 512 consecutive bytes of [`OLD`] have reached the array.
     old_passed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -175,7 +175,7 @@ impl Story {
             assert!(got == [NEW; BLOCK], "an acknowledged write was lost to an older one");
             std::thread::sleep(Duration::from_millis(50));
         }
-        assert!(!self.wire.old_passed(), "the departed host's write was sent to the array");
+        assert!(!self.wire.old_passed(), "the disconnected host's write was sent to the array");
         drop(host);
         self.gateway.finish();
         self.wire.end();
