@@ -3,7 +3,8 @@
 use super::host::{ADMIN, Host, Seen, Wish};
 use super::rig::{BLOCK, Rig, limits};
 use trefoil_poll::ram::Ram;
-use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
+use trefoil_wire::nvme::log::lid;
+use trefoil_wire::nvme::{AdminCommand, BlockRange, GetLogPage, IoCommand, Sgl, Status};
 
 const ALL: u64 = 8192 * BLOCK as u64;
 
@@ -48,6 +49,26 @@ fn queues(rig: &mut Rig, wish: Wish) -> (Host, Host, Host) {
     let reader = Host::io(rig, 0, &admin, Wish { qid: 1, ..wish });
     let writer = Host::io(rig, 0, &admin, Wish { qid: 2, ..wish });
     (admin, reader, writer)
+}
+
+/// Get Log Page on an admin queue and Read on an I/O queue have the same opcode, 02h.
+#[test]
+fn a_log_page_that_names_a_namespace_is_never_read_from_its_lun() {
+    let mut rig = Rig::lending(limits());
+    let (mut admin, mut reader, _writer) = queues(&mut rig, ADMIN);
+    let fill = IoCommand::Write(BlockRange::new(0, 16));
+    reader.io_command(&mut rig, 1, fill, &[0xEE; 16 * BLOCK], 0);
+    // The log's slot had a read of the same namespace before.
+    read(&mut reader, &mut rig, 1);
+    rig.pump();
+    assert_eq!(answers(&mut reader, &mut rig), [0xEE]);
+    for len in [4, BLOCK as u32] {
+        let log = GetLogPage { lid: lid::SMART, len_bytes: len.into(), ..GetLogPage::default() };
+        let page = admin.read_admin(&mut rig, AdminCommand::GetLogPage(log), 1, len);
+        assert_eq!((page.status, page.data.len()), (Status::SUCCESS, len as usize));
+        assert!(page.data.iter().all(|&byte| byte != 0xEE), "{:?}", page.data);
+    }
+    rig.finish();
 }
 
 #[test]
