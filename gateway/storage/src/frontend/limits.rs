@@ -144,9 +144,9 @@ impl TargetLimits {
         let slots = (IO_SLOTS + reserved_slots).min(MAX_SLOTS);
         Self {
             max_conns: conns + other_socks,
-            // All I/O controllers may be on this core. As many more controllers may have ended while their requests are still
-            // in flight. A new discovery controller takes its place before the oldest one goes. The core also has one discovery
-            // controller of its own.
+            // This core may have all I/O controllers, and the same number of controllers that have ended while their requests
+            // are still in flight. A new discovery controller takes its place before the oldest one goes. The core also has one
+            // discovery controller of its own.
             max_ctrlrs: 2 * max_hosts + max_discovery + 2,
             max_discovery,
             slots,

@@ -155,7 +155,7 @@ impl PayloadMemory {
         true
     }
 
-    /// Returns whether any connection waits.
+    /// Returns true if at least one connection waits.
     #[inline]
     pub fn is_short(&self) -> bool {
         !self.backlog.is_empty()

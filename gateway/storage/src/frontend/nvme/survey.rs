@@ -1,4 +1,4 @@
-//! What operators can see of the queues, commands and LUNs of one core.
+//! The data that operators can see of one core: queues, commands and LUNs.
 
 use super::engine::Engine;
 use super::queue::QueueState;
@@ -11,8 +11,8 @@ use trefoil_poll::SockId;
 const SURVEYED_A_TURN: usize = 1024;
 
 impl Engine {
-    /// Lists the queue pairs of this core from `into.next` on, as many as one turn may list. `digests` returns whether a
-    /// queue's connection has a header digest, and whether it has a data digest.
+    /// Lists the queue pairs of this core from `into.next` on, as many as one turn may list. For a queue's connection,
+    /// `digests` returns the use of a header digest and of a data digest.
     pub fn survey(&self, into: &mut Survey, digests: impl Fn(u32) -> Option<(bool, bool)>) {
         into.refused = self.refusals.counts();
         let from = into.next.take().unwrap_or(0);

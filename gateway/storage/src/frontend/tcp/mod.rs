@@ -81,7 +81,7 @@ impl Tcp {
         self.closing
     }
 
-    /// Returns whether a connection has a header digest, and whether it has a data digest.
+    /// Returns the use of a header digest and of a data digest on a connection.
     pub fn digests(&self, sock: SockId) -> Option<(bool, bool)> {
         let framing = &self.conns.get(sock.0 as usize)?.framing;
         Some((framing.header_digest, framing.data_digest))

@@ -53,7 +53,7 @@ impl<'a> Window<'a> {
         Self { data, start, at: 0 }
     }
 
-    /// Returns whether any of the next `len` bytes is in the window.
+    /// Returns true if the window needs at least one of the next `len` bytes.
     pub(super) fn wants(&self, len: usize) -> bool {
         self.at + len as u64 > self.start && self.at < self.start + self.data.len() as u64
     }
