@@ -25,11 +25,11 @@ pub struct StorageCore<I: BackendIo> {
     arena: Arena,
     target: Target,
     luns: Luns<I>,
-    /// Requests from the frontend to the LUN layer. Never longer than the requests of this core's commands plus
-    /// control's own.
+    /// Requests from the frontend to the LUN layer. The queue never has more entries than this core's commands and
+    /// control have requests.
     requests: VecDeque<Request>,
-    /// Completions from the channels, through the LUN layer, to the frontend. Never longer than the requests that this
-    /// core's channels have.
+    /// Completions from the channels, through the LUN layer, to the frontend. The queue never has more entries than
+    /// this core's channels have requests.
     done: VecDeque<Completed>,
     owners: Box<[SockOwner]>,
     /// The host that keeps this core warm, with its socket.
@@ -79,7 +79,7 @@ enum SockOwner {
 /// The sizes of a core's tables.
 #[derive(Clone, Copy, Debug)]
 pub struct CoreLimits {
-    /// Sockets, as many as the driver has.
+    /// The number of sockets, which is the size of the driver's socket table.
     pub max_sockets: u32,
     /// The most sockets that hosts' connections may use, of `max_sockets`. The other sockets are for arrays, and for
     /// one end of the core's connection to itself. The other end of that connection counts as a host's.
@@ -249,8 +249,8 @@ impl<I: BackendIo> StorageCore<I> {
         any
     }
 
-    /// Cancels a stream of this core on all cores, after the stream's queue is gone. This core's queues hold no request
-    /// of the stream any more, so each message arrives after the requests.
+    /// Cancels `stream` on all cores. The stream's queue, on this core, is gone. This core's two queues no longer hold
+    /// a request of the stream, so each message arrives after the requests.
     #[cold]
     fn cancel(&mut self, io: &mut I, stream: Stream) {
         self.luns.cancel(cx!(self, io), None, stream);

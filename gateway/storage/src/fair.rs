@@ -1,4 +1,4 @@
-//! Fair queueing by address, for connections that wait for a slot or that may lose theirs.
+//! Fair queueing by address, for connections that wait for a slot and for connections that may lose their slot.
 //!
 //! A flood of connections from one address must not keep other hosts out. So addresses are served in turn. When a
 //! member must be dropped, the set names the oldest member of the address with the most members. A host alone at its
@@ -157,7 +157,7 @@ impl<T> FairQueue<T> {
         self.len() == 0
     }
 
-    /// Queues `value`. Returns its number, and the member that was dropped to make room, if one was.
+    /// Queues `value`. Returns the number of `value`, and the member that was dropped to make room for it, if any.
     pub fn push(&mut self, peer: SocketAddr, value: T) -> (u32, Option<T>) {
         let lost = if self.places.is_full() { self.by_address.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));

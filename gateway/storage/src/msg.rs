@@ -49,12 +49,12 @@ pub enum Msg<S, A> {
     KeepWarm {
         /// Your end as a host.
         socket: S,
-        /// The address of your other end.
+        /// The host that sends the queries.
         to: SocketAddr,
         /// The host that asks.
         host: Box<WarmHost>,
     },
-    /// Control → core: present this topology from now on. Answered by [`Msg::TopologyDone`].
+    /// Control → core: present this topology from now on. The answer is [`Msg::TopologyDone`].
     Topology(Arc<Topology>),
     /// Core → control: the snapshot of this epoch is in force, and all connected hosts know of it. The message returns
     /// the previous snapshot.
@@ -64,21 +64,21 @@ pub enum Msg<S, A> {
         /// The previous snapshot, to be dropped on the control thread.
         old: Option<Arc<Topology>>,
     },
-    /// Control → core: attach this backend's channel. Answered by [`Msg::Attached`].
+    /// Control → core: attach this backend's channel. The answer is [`Msg::Attached`].
     Attach(BackendId, Box<A>),
     /// Core → control: the channel is attached.
     Attached(BackendId),
     /// Control → core: detach the channel once its requests in flight have completed. The current topology no longer
-    /// names the backend. Answered by [`Msg::Detached`].
+    /// names the backend. The answer is [`Msg::Detached`].
     Detach(BackendId),
     /// Core → control: the channel is gone. The control thread drops its memory.
     Detached(BackendId, Option<Box<A>>),
-    /// Control → core: a request of control itself to a backend, past the LUN layer's tables. `offset` and `len` are
-    /// the backend's. The request comes back as [`Msg::Completed`] with [`crate::Owner::Control`].
+    /// Control → core: a request that control itself makes to a backend. `offset` and `len` are a range of the backend,
+    /// not of a LUN. The request comes back as [`Msg::Completed`] with [`crate::Owner::Control`].
     BackendIo(BackendId, Request),
     /// Core → core: a request for a channel that only the receiver has, already mapped to the backend.
     Submit(BackendId, Request),
-    /// Core → core or control: a request on its way home.
+    /// Core → core or control: a completed request, on its way to its origin.
     Completed(Completed),
     /// Core → core: the queue that made these requests is gone. Complete the requests of this stream that you have at
     /// this backend, or at all backends for `None`, as soon as they can't take effect any more. This message arrives
@@ -105,7 +105,7 @@ pub enum Msg<S, A> {
         /// The slot to continue with.
         from: u32,
     },
-    /// Core → control: something that an operator or a table needs to know.
+    /// Core → control: an event for the operator's log or for a table.
     Event(Event),
     /// Core → control: report this refused Connect. Control → core: the refusal is reported, and you may use the box
     /// again. A core has few of these boxes, so frequent refusals cost no allocation and few messages.
@@ -185,7 +185,7 @@ pub enum CtrlrMsg {
         /// Guards against a reused `sock`.
         generation: u32,
     },
-    /// Owner → I/O queue's core: abort the command if it has not started. Answered by `AbortDone`.
+    /// Owner → I/O queue's core: abort the command if it has not started. The answer is `AbortDone`.
     Abort {
         /// The queue's connection.
         sock: SockId,
@@ -212,8 +212,8 @@ pub struct HostName<const N: usize = 223> {
     bytes: [u8; N],
 }
 
-/// The start of an NQN, of a length that makes no message larger. The UUID form (68 bytes), which Linux uses, fits
-/// completely.
+/// The first bytes of an NQN: as many as fit into a message without a larger message type. The UUID form (68 bytes),
+/// which Linux uses, fits completely.
 pub type ShortName = HostName<72>;
 
 impl<const N: usize> HostName<N> {

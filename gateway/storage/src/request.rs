@@ -1,4 +1,4 @@
-//! The request, which all layers of the storage path pass on.
+//! The request: the unit of work that all layers of the storage path exchange.
 //!
 //! A frontend makes a [`Request`]; the LUN layer and a channel carry it. Exactly one [`Completed`] comes back to that
 //! frontend, on the core where the frontend made the request. A [`Completed`] is the same request with its result. Code
@@ -13,8 +13,8 @@ use trefoil_poll::{Buf, CoreId, Loan};
 pub enum Op {
     /// Fill the buffer.
     Read,
-    /// Store the buffer. Reads after the completion see the bytes. The bytes are durable at the completion only with
-    /// `Request::durable`.
+    /// Store the buffer. Reads after the completion see the bytes. If `Request::durable` is set, the bytes are durable
+    /// at the completion; otherwise they may not be durable yet.
     Write,
     /// Make all writes durable that completed before the flush. The flush completes once they are durable.
     Flush,
@@ -23,7 +23,7 @@ pub enum Op {
         /// The host's DEAC bit.
         deallocate: bool,
     },
-    /// Note that nobody needs the range's contents any more: a hint. Afterwards the range reads as zeros or as before.
+    /// Hint that the range's contents are no longer needed. Afterwards the range reads as zeros or as before.
     Deallocate,
 }
 
@@ -134,7 +134,7 @@ pub struct Request {
     pub(crate) loan: Option<Loan>,
     /// The destination of the completion.
     pub origin: Origin,
-    /// The request's [`Stream`] on its origin's core; 0 if nobody cancels it.
+    /// The request's [`Stream`] on its origin's core; 0 if the request has no stream.
     stream: u32,
     /// The work that remains for the LUN layer after this part.
     pub(crate) rest: Rest,

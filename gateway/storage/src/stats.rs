@@ -7,7 +7,7 @@ use crate::topology::LunId;
 
 /// Buckets of a [`Latency`]: [`STEPS`] for each power of two from 2⁸ ns on. The last bucket has no upper bound.
 pub const BUCKETS: usize = 208;
-/// Buckets for each power of two. So a bucket's width is an eighth of its values or less (at least 2⁸ ns).
+/// Buckets for each power of two. Each of them is an eighth of that power of two wide, but at least 2⁸ ns.
 const STEPS: u64 = 8;
 /// LUNs that one turn examines for a survey. The counts of each take 168 B.
 const LOOKED_AT: usize = 512;

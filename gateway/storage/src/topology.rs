@@ -109,8 +109,8 @@ impl Topology {
         was.is_some() && was != self.portal(id)
     }
 
-    /// Shares with `before` each host list that is equal in both topologies. Then a core sees without comparing entries
-    /// that such a list has not changed.
+    /// Shares with `before` each host list that is equal in both topologies. A core then need not compare entries to
+    /// see that such a list has not changed.
     pub fn share_lists(&mut self, before: &Self) {
         for subsystem in &mut self.subsystems {
             let Some((_, was)) = before.subsystem(&subsystem.nqn) else { continue };

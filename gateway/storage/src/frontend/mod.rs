@@ -83,9 +83,9 @@ impl Target {
         self.tcp.adopt(&mut self.shared, cx, sock, place, initialized);
     }
 
-    /// Closes an evictable connection (unauthenticated, or a discovery controller's) so that another connection can take its
-    /// slot. Chooses the peer address with the most evictable connections, and its oldest connection. Closes the connection
-    /// only once it has had [`TargetLimits::connect_grace`].
+    /// Closes an evictable connection (unauthenticated, or a discovery controller's) so that another connection can
+    /// take its slot. Chooses the oldest evictable connection of the peer address with the most evictable connections.
+    /// Closes this connection only once it has had [`TargetLimits::connect_grace`].
     #[cold]
     pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Room {
         let made = self.tcp.make_room(&mut self.shared, cx);

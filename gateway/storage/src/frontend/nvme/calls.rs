@@ -58,7 +58,7 @@ impl Engine {
         Some((at, self.handed(at, step)))
     }
 
-    /// Marks a command as the transport's if its response is ready.
+    /// Notes that the transport has the response of command `at`, if `step` is [`CommandStep::Done`].
     #[inline]
     fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
         if step == CommandStep::Done {
@@ -140,8 +140,8 @@ impl Engine {
         self.slots[at].buf.as_deref_mut()
     }
 
-    /// Continues a command that asked for a block. `may_lend` says that the transport sends the response with its next flush.
-    /// The data may then be lent instead of copied.
+    /// Continues a command that asked for a block. With `may_lend`, the data may be lent instead of copied: the transport
+    /// promises to send the response with its next flush.
     #[inline]
     pub fn read<I: StorageIo>(
         &mut self,
@@ -257,7 +257,7 @@ impl Engine {
         slot.is_some_and(|s| s.generation == generation && s.phase != Phase::Free && s.queue != NIL)
     }
 
-    /// Queues the refused Connects for control, which reports them to the operator.
+    /// Makes [`next_effect`](Self::next_effect) send the next refused Connect to control, which reports it to the operator.
     pub(super) fn refused_later(&mut self) {
         self.pending.push_back(Pending::Refused);
     }

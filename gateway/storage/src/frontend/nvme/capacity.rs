@@ -6,7 +6,7 @@
 //! # Division of queue pairs
 //! The capacity keeps an admin and an I/O queue for each of `max_hosts` I/O controllers, so each allowed host gets both. Hosts
 //! get the rest of `max_qpairs` in the order in which they ask (Number of Queues, NVMe base 2.0c §5.27.1.5). A host that is
-//! granted `n` queues gets `n`. Discovery controllers and connections before Connect have room of their own
+//! granted `n` I/O queues can connect all `n`. Discovery controllers and connections before Connect have room of their own
 //! ([`limits`](crate::frontend::limits)), and use no part of `max_qpairs`.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};

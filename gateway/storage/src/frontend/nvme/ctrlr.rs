@@ -183,7 +183,7 @@ impl Ctrlr {
 
     /// Returns CSTS. After a reset, RDY becomes 0 only once no earlier command can take effect any more (NVMe base 2.0c
     /// §3.7.2). In the same way, SHST reports a complete shutdown only then (§3.6.2). Hosts send writes again once they read
-    /// one of these values.
+    /// either value.
     pub fn status(&self) -> Csts {
         let shst = match (self.cc.shn, self.member_count) {
             (0, _) => 0,

@@ -30,7 +30,7 @@ use std::time::Duration;
 use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::nvme::{Cqe, Status};
 
-/// Hash of the one host to which all discovery controllers count: together they have one host's share of the payload memory.
+/// Host hash of all discovery controllers: together they have one host's share of the payload memory.
 pub(super) const DISCOVERY_HOST: u64 = 0;
 
 /// The next need of a command.

@@ -13,7 +13,7 @@ use crate::request::{Fault, Op};
 use crate::stats::Kind;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
 
-/// Size of the largest number of ranges that Dataset Management can name, which is 256 (NVM command set 1.0c §3.2.3).
+/// Size of 256 ranges, the most that Dataset Management can name (NVM command set 1.0c §3.2.3).
 const MAX_DSM_BYTES: u32 = 256 * DsmRange::LEN as u32;
 
 impl Engine {

@@ -1,10 +1,10 @@
 //! The NVMe/TCP transport (NVMe-oF TCP 1.0c): PDUs in and out. The transport does not know the meaning of commands.
 //!
 //! A connection has the number of its socket, which is also the number of its queue. The transport parses the stream in place:
-//! it never copies a PDU that is whole in the received slice, apart from in-capsule data, which it copies straight into the
-//! payload block. A small stash keeps the start of a header that is cut. The driver receives the data of a large transfer
-//! straight into its block. Each connection has at most one send outstanding. The next send takes all output that becomes ready
-//! meanwhile.
+//! a PDU that is whole in the received slice is not copied first. In-capsule data and the data of small transfers are copied,
+//! straight into their payload block. The driver receives the data of a large transfer straight into its block. A small stash
+//! keeps the start of a header that is cut. Each connection has at most one send outstanding. The next send takes all output
+//! that becomes ready meanwhile.
 //!
 //! Memory: a connection that gets no slot or no memory stops receiving. Bytes that it has already received go to a block of the
 //! reserve. If the reserve is exhausted too, the target closes the connection, and the host connects again. A connection must
@@ -259,8 +259,8 @@ impl Tcp {
         }
     }
 
-    /// Returns the reason to close a connection whose deadline has passed. Returns `None` if the connection has moved data
-    /// since the last check, in each direction that has work; the connection then gets more time.
+    /// Returns the reason to close a connection whose deadline has passed. Returns `None` if the send in flight and the pending
+    /// data have both made progress since the last check; the connection then gets more time.
     #[cold]
     fn overdue<I: StorageIo>(&mut self, shared: &Shared, cx: &mut Cx<'_, I>, c: u32) -> Option<&'static str> {
         let conn = &mut self.conns[c as usize];

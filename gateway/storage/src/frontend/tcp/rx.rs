@@ -489,7 +489,7 @@ fn route(shared: &mut Shared, at: u32, step: CommandStep, in_capsule: u32) -> Ro
     Route::Settled(shared.engine.fail(at, refused.dnr()))
 }
 
-/// Parses the common header. Returns it with the length of the whole header, including the header digest.
+/// Parses the common header. Returns the common header, and the length of the whole header with its digest.
 #[inline]
 fn header_of(conn: &Conn, bytes: &[u8; CommonHeader::LEN]) -> Result<(CommonHeader, usize), HeaderError> {
     let common = CommonHeader::parse(bytes)?;
