@@ -20,7 +20,7 @@ pub struct Sweep {
 /// The next step of a sweep.
 #[derive(Clone, Copy, Debug)]
 pub enum SweepCursor {
-    /// Close this queue unless it may stay.
+    /// Close this queue if its host may not stay connected.
     Queue(u32),
     /// Clear the counters of this LUN number if another LUN has the number now.
     Lun(usize),

@@ -46,9 +46,9 @@ impl Engine {
             && slot.sqe.opcode == admin_opcode::ASYNC_EVENT_REQUEST
     }
 
-    /// Ends a request without an answer, of which nothing may have been sent yet. If the request was to report an event, the
-    /// next request reports that event. If a transport already has the answer, the slot becomes free once the transport asks
-    /// for the response.
+    /// Ends a request without an answer. The transport must not have sent any part of the answer yet. If the request was to
+    /// report an event, the next request reports that event. If a transport already has the answer, the slot becomes free once
+    /// the transport asks for the response.
     pub(in crate::frontend::nvme) fn forget_event_request(&mut self, at: u32) {
         self.drop_event_request(at);
         let CommandSlot { queue, cursor: event, phase, .. } = self.slots[at];

@@ -112,8 +112,8 @@ impl Engine {
     }
 }
 
-/// Returns CAP: the NVM command set, and pages of 4 KiB. CSTS.RDY changes once earlier commands are over. With arrays, these
-/// commands take longest.
+/// Returns CAP: the NVM command set, and pages of 4 KiB. CSTS.RDY changes once earlier commands are over. Commands at arrays
+/// take longest, so TO is [`ARRAY_QUIESCE_MS`].
 fn capabilities() -> Cap {
     const { assert!(ARRAY_QUIESCE_MS / 500 <= u8::MAX as u16) };
     let to_500ms = (ARRAY_QUIESCE_MS / 500) as u8;

@@ -71,7 +71,7 @@ impl Engine {
                 if command.cns == cns::ACTIVE_NAMESPACES_IO_COMMAND_SET {
                     nvm_only(command.csi)?;
                 }
-                // No namespace has an NSID above FFFFFFFEh or FFFFFFFFh (NVMe base 2.0c §5.17.2.2).
+                // The list has the NSIDs above `nsid`. No NSID is above FFFFFFFEh or FFFFFFFFh (NVMe base 2.0c §5.17.2.2).
                 if nsid >= NSID_ALL - 1 {
                     return Err(Status::INVALID_NAMESPACE.dnr());
                 }

@@ -235,7 +235,7 @@ struct Difference {
     attributes: bool,
     /// True if the ANA state differs.
     ana: bool,
-    /// True if other hosts than before may see the namespace.
+    /// True if the set of hosts that see the namespace may differ.
     hosts: bool,
 }
 
