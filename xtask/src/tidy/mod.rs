@@ -1,5 +1,5 @@
-//! `./dev tidy`: enforces the house rules. Each rule is a function from the files to findings, with a test that shows the
-//! rule fire. The rules:
+//! `./dev tidy`: enforces the house rules. Each rule is a function that takes the files and returns findings. A test for each
+//! rule shows that the rule finds a breach. The rules:
 //!
 //! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; wire is the leaf, config uses it;
 //! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
@@ -28,7 +28,7 @@ use crate::process;
 use crate::repo::Repo;
 use source::Source;
 
-/// A breach of a rule, at a place.
+/// A breach of a rule, and its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     path: PathBuf,
@@ -50,7 +50,7 @@ pub struct TextFile {
     text: String,
 }
 
-/// Checks the whole repo and prints the findings. Returns an error if there are any.
+/// Checks the whole repo and prints the findings. Returns an error if there is a finding.
 pub fn tidy(repo: &Repo) -> Result<()> {
     let files = files(repo)?;
     let findings = check(&files);
@@ -88,14 +88,14 @@ fn sources(files: &[TextFile]) -> Vec<Source> {
     rust.map(|f| Source::new(&f.path, &f.text)).collect()
 }
 
-/// Returns every text file that git tracks or would track.
+/// Returns every text file that git tracks, or would track after `git add`.
 fn files(repo: &Repo) -> Result<Vec<TextFile>> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&repo.root);
     let mut files = Vec::new();
     for name in process::output(&mut git)?.split('\0').filter(|n| !n.is_empty()) {
         let path = repo.root.join(name);
-        // git lists the file, but the work tree has lost it.
+        // git lists this file, but the file is missing in the work tree.
         if !path.is_file() {
             continue;
         }
