@@ -334,7 +334,7 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
-/// Adds up the numbers of all lines that begin as `count` does. A program in which a filter leaves no test counts as zero.
+/// Adds up the numbers of all lines that begin as `count` does. A program whose tests are all filtered out adds zero.
 fn tests_run(said: &str, count: &str) -> u64 {
     let (before, after) = count.split_once('#').unwrap_or((count, ""));
     let number = |line: &str| {

@@ -41,7 +41,7 @@ pub fn arena(home: u16, len_bytes: usize) -> Arena {
 
 /// Drops a machine at once, as kill -9 does, with all blocks and requests that it holds.
 ///
-/// In a debug build, dropping a token panics unless its thread is already panicking. Only a crash drops tokens on purpose. So
+/// In a debug build, dropping a token panics if its thread is not already panicking. Only a crash drops tokens on purpose. So
 /// this function drops the machine during an unwinding, and catches the unwinding.
 pub fn crash_drop<T>(machine: T) {
     if std::thread::panicking() {

@@ -224,7 +224,7 @@ impl Model {
         self.clock
     }
 
-    /// Starts an operation, unless an overlapping operation forbids it or the LUN is closed.
+    /// Starts an operation. Returns None if an overlapping operation forbids it, or if the LUN is closed.
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;

@@ -87,7 +87,7 @@ const GRACE: Duration = Duration::from_millis(20);
 /// The layer above the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frontend {
-    /// The workload itself, on every core.
+    /// No protocol: a workload on every core uses the LUN layer directly.
     Direct,
     /// The NVMe/TCP target, and servers that reach it over links.
     NvmeTcp,

@@ -60,7 +60,7 @@ pub struct ServerConfig {
 pub struct ServerCore {
     number: u16,
     hosts: Vec<(usize, Host)>,
-    /// LUNs that must never come up.
+    /// LUNs whose controllers must never come up.
     forbidden: Vec<usize>,
     /// For each LUN, true if its controller came up and has not given up since then.
     usable: Vec<bool>,

@@ -239,7 +239,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         addr
     }
 
-    /// Connects the node to itself. Returns the end that connected and the end that accepted, each with its address.
+    /// Connects the node to itself. Returns the connecting end and the accepting end, each with its address.
     /// Faults of the network do not touch this connection.
     pub fn pair(&mut self, node: NodeId) -> [(SimSocket, SocketAddr); 2] {
         let id = ConnId(self.conns.len() as u32);

@@ -4,10 +4,11 @@
 //! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; wire is the leaf, config uses it;
 //! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
 //! - no file over 800 lines without its tests;
-//! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage, unless the line or the one above it says
-//!   `// tidy: allow unwrap: reason`;
-//! - no circle between the modules of a folder, no import against a crate's stated order of modules, and no type name with two
-//!   meanings in one crate;
+//! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage; a comment `// tidy: allow unwrap: reason` on the
+//!   line or on the line above it makes an exception;
+//! - no circle between the modules of a folder;
+//! - no import against a crate's stated order of modules;
+//! - no type name with two meanings in one crate;
 //! - no Rust file that no crate reaches;
 //! - each hop of a walk in ARCHITECTURE.md names a function that exists, and each path in the guides a file that exists;
 //! - no notes to self in place of work, no paths of a developer's machine.

@@ -1,9 +1,9 @@
 //! Refuses guides that name files or functions that do not exist.
 //!
 //! Two rules:
-//! - in ARCHITECTURE.md, a section whose heading starts with `Walk` follows a command through the code. It has a table, and
-//!   each row of the table is a hop: a file from the repo's root, a function of that file, and what happens there. A function
-//!   stands as `function`, or as `Type::function` if it belongs to the `impl` of a type or to a trait;
+//! - in ARCHITECTURE.md, a section whose heading starts with `Walk` follows a command through the code. The section has a table.
+//!   Each row of the table is a hop: a file from the repo's root, a function of that file, and the function's part in the walk. A
+//!   function is written as `function`, or as `Type::function` if it belongs to the `impl` of a type or to a trait;
 //! - a path in backticks in one of the [`GUIDES`] exists, as a whole or as the end of a longer path.
 
 use std::path::Path;

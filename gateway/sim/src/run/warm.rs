@@ -1,7 +1,8 @@
 //! Each core's connection to itself, as the real control thread sets it up ([`trefoil_storage::warm`]).
 //!
-//! The module checks three things. A core requests no more from itself than it should. Each core still sends requests at the end
-//! of the run, in spite of all publications and restarts. The core's connection to itself is not taken for a host's connection.
+//! The module checks three things. A core sends itself no more bytes than its interval allows. Each core still sends requests at
+//! the end of the run, in spite of all publications and restarts. The gateway does not take a core's connection to itself for a
+//! host's connection.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ const CONNECT_BYTES: u64 = 2048;
 pub(super) type Warm = (ConnId, Instant);
 
 impl Run {
-    /// Gives each core of a gateway that has just started a connection to itself.
+    /// Connects each core to itself. The gateway has just started.
     pub(super) fn keep_warm(&mut self) {
         self.warm.clear();
         for core in 0..self.cores {
@@ -43,7 +44,7 @@ impl Run {
         }
     }
 
-    /// Checks that no core requests more from itself than it should.
+    /// Checks that no core has sent itself more bytes than connecting and one answer per interval take.
     pub(super) fn check_warm(&self) -> Option<String> {
         let now = self.world.now();
         self.warm.iter().enumerate().find_map(|(core, &(conn, since))| {
