@@ -95,7 +95,7 @@ impl Gateway {
     /// Writes `system` to `dir`. The gateway's state and socket will also be in `dir`. Starts no process yet.
     ///
     /// # Errors
-    /// An error if the program is missing, `system` has a mistake, or the disk refuses.
+    /// An error if the program is missing, `system` has a mistake, or a file can't be written.
     pub fn new(place: &Place, dir: &Path, mut system: config::Config) -> Result<Self> {
         let program = place.program()?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
@@ -325,7 +325,7 @@ fn whole(backend: &str) -> config::Lun {
 mod tests {
     use super::*;
 
-    /// Writes a program that prints what `trefoild` prints at its start.
+    /// Writes a script that behaves as `trefoild` does at its start.
     fn stand_in(dir: &Path, script: &str) -> Place {
         use std::os::unix::fs::PermissionsExt;
         let program = dir.join("trefoild");

@@ -1,5 +1,5 @@
-//! A host's view of a subsystem, as hexadecimal text that allows the comparison of two runs: Identify Controller, the active
-//! namespaces with their Identify data and descriptors, and the discovery log.
+//! A host's view of a subsystem, as hexadecimal text. Two runs can be compared by this text. It contains Identify Controller, the
+//! active namespaces with their Identify data and descriptors, and the discovery log.
 //!
 //! Two fields differ between runs, so the text masks them: the controller ID, and the generation counter of the discovery log.
 

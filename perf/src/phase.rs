@@ -36,8 +36,8 @@ impl Phase {
         Self { read_percent, io_bytes, depth, verify: false, hosts: 1, limit: 0, sequential: false }
     }
 
-    /// Returns a phase that goes once through the first host's namespace. It either writes the namespace anew or reads it, and it
-    /// checks the data.
+    /// Returns a phase with `verify` that goes once through the first host's namespace. With a `read_percent` of 0, the phase
+    /// writes the whole namespace anew. With 100, it reads the namespace back.
     pub fn whole(read_percent: u8) -> Self {
         Self { verify: true, sequential: true, ..Self::random(read_percent, 128 << 10, 16) }
     }

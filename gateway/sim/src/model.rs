@@ -100,7 +100,7 @@ struct Lun {
     path_excused: bool,
     /// True if reads and writes may overlap.
     shared: bool,
-    /// True while write errors have a cause: the LUN is read-only, or some core may not know yet that it no longer is.
+    /// True while write errors have a cause: the LUN is read-only, or some core may not know yet that the LUN is writable again.
     write_excused: bool,
     /// Time from which every core knows that the LUN is read-only. None while the LUN is not read-only on every core.
     read_only_since: Option<u64>,
@@ -202,14 +202,14 @@ impl Model {
         self.jobs.values_mut().for_each(|job| job.path_excused |= is_lost(job.lun));
     }
 
-    /// Returns whether any error can have a cause, of a new operation or of an operation under way.
+    /// Returns whether an error of a new operation, or of an operation under way, can have a cause.
     pub fn has_excuses(&self) -> bool {
         self.excused
             || self.luns.iter().any(|lun| lun.path_excused || lun.write_excused || !lun.open)
             || self.jobs.values().any(|job| job.excused || job.path_excused)
     }
 
-    /// Returns the number of operations that failed with a path error for which a path error was the only permitted error.
+    /// Returns the number of operations that failed with a path error and were not [`Job::excused`].
     pub fn path_failures(&self) -> u64 {
         self.path_failed
     }
@@ -219,7 +219,7 @@ impl Model {
         self.jobs.keys().next().copied()
     }
 
-    /// Returns an identifier that is at least as large as those of all operations that have begun.
+    /// Returns an upper bound of the identifiers of all operations that have begun.
     pub fn last_begun(&self) -> u64 {
         self.clock
     }

@@ -1,5 +1,5 @@
-//! A thousand hosts with five queue pairs each (the admin queue and four for I/O). The figures show the memory, whether all hosts
-//! stay connected, a phase in which all hosts work at once, and the latency of one host while the other hosts are idle.
+//! A thousand hosts with five queue pairs each (the admin queue and four for I/O). The bench measures the memory, and the latency
+//! of one host while the other hosts are idle. It also checks that all hosts stay connected, and lets all hosts work at once.
 //!
 //! The memory is the gateway's resident set plus the TCP buffers of the whole network namespace. These buffers include the load's
 //! ends of the connections, so the gateway's real share is lower.

@@ -82,7 +82,7 @@ impl Pipe {
         })
     }
 
-    /// Touches a message's payload and queues the message. A payload that is sent from the store is touched by the send itself.
+    /// Queues a message and touches its payload. If the payload comes from the store, the later send touches it instead.
     pub fn push(&mut self, kind: Kind, store: &mut Store) {
         let mut at = 0;
         if kind == Kind::Reply && store.lends() {

@@ -1,7 +1,7 @@
 //! Our gateway as the target. It runs as a process beside this program, or in a VM with an older kernel.
 //!
-//! Only this file and the templates `gateway/tests/lab/*.toml` contain how to start the gateway, how to configure it, and how to
-//! make it grow a LUN.
+//! Only this file and the templates `gateway/tests/lab/*.toml` define how the gateway is started and configured, and how it is
+//! told to grow a LUN.
 
 use std::fs::File;
 use std::net::{TcpStream, ToSocketAddrs};

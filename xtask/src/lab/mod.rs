@@ -2,8 +2,8 @@
 //! this program.
 //!
 //! QEMU emulates in software, so the lab also runs on machines without KVM. Each run has its own namespaces for network and
-//! processes, with a private bridge. This program (10.77.0.1), its child processes and the VMs are on the bridge. However a run
-//! ends, the kernel then removes all of them. Timings under emulation mean nothing.
+//! processes, with a private bridge. This program (10.77.0.1), its child processes and the VMs are on the bridge. When the run
+//! ends for any reason, the kernel removes all of them. Timings under emulation mean nothing.
 //!
 //! The files for the guests are in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make the boot images, and `guest/`
 //! contains the scripts.

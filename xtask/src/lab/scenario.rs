@@ -59,12 +59,12 @@ fn self_check(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Nvmet::new(lab, Nvmet::LUN_MIB)?, None)
 }
 
-/// Runs the gateway with a LUN carved from a file pool.
+/// Runs the gateway with a LUN in a pool on a file.
 fn linux_host(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Gateway::on_file_pool(lab)?, None)
 }
 
-/// Runs the gateway with a LUN carved from Linux's nvmet array, through our initiator.
+/// Runs the gateway with a LUN in a pool on Linux's nvmet array. The gateway reaches the array through our initiator.
 fn array(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let mut array = Nvmet::new(lab, POOL_MIB)?;

@@ -94,8 +94,8 @@ impl Vm {
         // One thread runs both virtual CPUs. With a thread for each CPU, the emulator sometimes lets one CPU run into code that
         // the other CPU is patching. The kernel then dies of its own breakpoint.
         qemu.args("-accel tcg,thread=single,tb-size=256 -M q35,usb=off,vmport=off,hpet=off".split(' '));
-        // QEMU 7.2 makes the flags after cmpxchg16b from condition codes that belong to an older instruction. If QEMU switches to
-        // another CPU at that moment, a wrong value becomes the CPU's EFLAGS. Linux uses cmpxchg16b for allocations if the CPU
+        // QEMU 7.2 computes the flags after cmpxchg16b from condition codes that belong to an older instruction. If QEMU switches
+        // to another CPU at that moment, a wrong value becomes the CPU's EFLAGS. Linux uses cmpxchg16b for allocations if the CPU
         // has it, so this CPU does not have it.
         qemu.args(["-cpu", "max,-cx16"]);
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));

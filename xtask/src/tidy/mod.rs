@@ -11,7 +11,7 @@
 //! - no type name with two meanings in one crate;
 //! - no Rust file that no crate reaches;
 //! - each hop of a walk in ARCHITECTURE.md names a function that exists, and each path in the guides a file that exists;
-//! - no notes to self in place of work, no paths of a developer's machine.
+//! - no notes about unfinished work, no paths of a developer's machine.
 
 mod dead;
 mod direction;

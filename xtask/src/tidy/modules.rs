@@ -2,7 +2,7 @@
 //!
 //! Three rules, each for the shipped code of one crate at a time:
 //! - no two modules of a folder import each other, directly or through others;
-//! - the top modules of a crate in [`ORDERS`] import only modules that stand before them there;
+//! - the top modules of a crate in [`ORDERS`] import only modules that come before them in that order;
 //! - no type name stands for different things in two modules, if one of the two types can be seen outside its module.
 //!
 //! The rules treat a module and the modules inside it as one module: a parent may use its children, and children may use their

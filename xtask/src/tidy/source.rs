@@ -150,8 +150,8 @@ fn test_lines(text: &str, code: &str) -> Vec<bool> {
     marks
 }
 
-/// Returns whether the attribute marks tests. `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]` and `#[cfg(all(loom,
-/// test))]` do. `#[cfg(not(test))]` does not.
+/// Returns whether the attribute marks tests. `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]` and
+/// `#[cfg(all(loom, test))]` do. `#[cfg(not(test))]` does not.
 fn is_for_tests(attribute: &str) -> bool {
     let tight: String = attribute.split_whitespace().collect();
     tight == "#[test]"

@@ -3,8 +3,8 @@
 //! Like the gateway, the array runs our target, on one core. Each LUN of the array is a whole disk. The array's namespaces are
 //! the gateway's pool member, the gateway's imported backend, or both. In a third of the seeds with an array, the faults are on
 //! the hosts' links. In another third, the array has outages. In the last third, hosts also disconnect during an outage,
-//! reconnect, and continue to write. After a crash, the gateway restarts only when its last writes have landed at the array,
-//! because the new process knows nothing of those writes (see ARCHITECTURE.md).
+//! reconnect, and continue to write. After a crash, the gateway restarts only when its last writes have landed at the array. The
+//! new process knows nothing of those writes (see ARCHITECTURE.md).
 //!
 //! The module checks the following:
 //! - An outage shorter than the loss timeout fails no command ([`Run::check_errors`]).

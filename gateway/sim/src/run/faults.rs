@@ -317,7 +317,7 @@ impl Run {
         conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
-    /// Reacts to an acknowledged change of the layout: in half of the cases, cuts the power before a flush of another operation
+    /// Reacts to an acknowledged change of the layout. In half of the cases, cuts the power before a flush of another operation
     /// can save the change.
     pub(super) fn layout_changed(&mut self) {
         if self.rng.below(2) == 0 {

@@ -260,7 +260,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(self.now + Duration::from_nanos(delay), Event::Mail(place, from));
     }
 
-    /// Returns true in `per_mille` of 1000 cases. For 0, draws no random number, so that a defect that is off does not change the
+    /// Returns true in `per_mille` of 1000 cases. For 0, draws no random number, because a defect that is off must not change the
     /// seed's story.
     pub(super) fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.rng.below(1000) < u64::from(per_mille)

@@ -153,7 +153,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         crash_machines(machines.into_iter().flatten().collect(), H::into_arena);
     }
 
-    /// Connections to an earlier life of `node` may still have live ends at the peers. Resets these ends.
+    /// Resets stale connection ends: ends at peers that are still live although their connection belongs to an earlier life of
+    /// `node`.
     pub(super) fn reset_stale_peers(&mut self, node: NodeId) {
         let stale: Vec<_> = (0..self.conns.len() as u32)
             .map(ConnId)

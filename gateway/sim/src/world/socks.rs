@@ -220,7 +220,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Passes as many bytes of a waiting list to the connection as it takes.
+    /// Passes as many bytes of a waiting list to the connection as the connection takes.
     fn pump_send(&mut self, node: NodeId, core: u16, sock: u32) {
         self.push_out(node, core, sock, usize::MAX);
     }
@@ -325,8 +325,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         running.machine.on_sock(&mut running.io, SockId(sock), SockEvent::Closed);
     }
 
-    /// Closes an end. The peer sees the end of the stream. The peer sees a reset instead if bytes were left unread, or in one of
-    /// ten random cases.
+    /// Closes an end. The peer sees the end of the stream. The peer sees a reset instead if bytes were left unread or, at random,
+    /// in one of ten cases.
     pub(super) fn close_end(&mut self, conn: ConnId, side: Side) {
         let reset = self.rng.below(10) == 0;
         let c = &mut self.conns[conn.0 as usize];
