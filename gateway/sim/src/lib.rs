@@ -2,7 +2,8 @@
 //!
 //! This crate contains a [`World`] with virtual time, in which nodes run [`trefoil_poll::Handler`]s over [`SimIo`]. One seeded
 //! generator determines the links, the disks, the mailboxes and the order of the cores' turns. So a seed always tells the same
-//! story, and a failure can be repeated with its seed. The simulation uses no threads and no system calls.
+//! story, and a failure can be repeated with its seed. Simulated links, disks and time need no threads and
+//! no system calls.
 //!
 //! This crate does not model speed. It uses latencies only to interleave events.
 

@@ -274,7 +274,7 @@ impl Run {
         }
     }
 
-    /// Returns whether every core presents what it should present.
+    /// Returns whether every core presents the wanted LUNs.
     pub(super) fn is_published(&self) -> bool {
         self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }

@@ -22,7 +22,7 @@ impl Run {
         self.attack_with(which);
     }
 
-    /// Starts an attack that begins with a write. The array accepts no writes at this time, so the gateway must fail the write
+    /// Starts an attack that begins with a write. If the array accepts no writes at this time, the gateway must fail the write
     /// with a status that states the reason.
     pub(super) fn attack_the_unreachable(&mut self) {
         if let Some(which) = ATTACKS.iter().position(|(kind, _)| *kind == "hostile-twice") {

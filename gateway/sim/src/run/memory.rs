@@ -1,4 +1,4 @@
-//! Backends in a core's own memory, and the LUNs on these backends. A read sends directly from this memory, which is lent
+//! Backends in a core's own memory, and the LUNs on these backends. A read sends directly from this memory. The memory is lent
 //! meanwhile. An in-capsule write changes this memory in place.
 //!
 //! One LUN lies at the start of the first backend, another LUN in the middle of the second backend. The third LUN consists of

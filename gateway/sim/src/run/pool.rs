@@ -84,7 +84,7 @@ pub(super) struct Pools {
     pub grow_to: Option<u64>,
     /// True if LUN [`REPLACED`] must still be removed.
     pub removing: bool,
-    /// True if the cores may present something else than they should.
+    /// True if the cores may not yet present the wanted LUNs.
     pub stale: bool,
     /// True if the imported backend must be imported again.
     reimport: bool,
@@ -256,7 +256,7 @@ impl Run {
         self.post_asked();
     }
 
-    /// Returns the next operation: it puts right the first thing that is not as it should be.
+    /// Returns the next operation: the one that corrects the first difference from the wanted state.
     fn next_work(&mut self) -> Option<(Doing, Work)> {
         let io = self.pools.io.clone();
         let frozen = self.pools.pool.as_ref().is_none_or(|pool| pool.frozen().is_some());

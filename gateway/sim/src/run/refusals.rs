@@ -1,6 +1,6 @@
 //! The times at which a gateway may tell hosts that an array's namespaces can't be reached, and the statuses that it may use.
 //!
-//! [`array`](super::array) decides when a gateway must tell hosts so.
+//! [`array`](super::array) decides when a gateway must tell hosts about it.
 
 use trefoil_poll::Instant;
 use trefoil_wire::nvme::Status;

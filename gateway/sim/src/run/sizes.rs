@@ -37,8 +37,8 @@ pub(super) const GROWN_MOST: u64 = 2900;
 /// Sockets that hosts may have on all cores together. The attack `hostile-many-conns` opens more sockets.
 pub(super) const HOST_SOCKETS: u32 = 176;
 
-/// Returns the capacity that the cores of one gateway share. It has room for the servers' hosts, and for the most that attackers
-/// can have if they are allowed to connect.
+/// Returns the capacity that the cores of one gateway share. It has room for the servers' hosts, and for everything that
+/// attackers can use if they are allowed to connect.
 pub(super) fn capacity() -> Arc<Capacity> {
     Arc::new(Capacity::new(48, 256))
 }

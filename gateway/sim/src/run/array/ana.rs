@@ -17,8 +17,8 @@ use crate::run::{ANA_END, ANA_OVER, Run};
 const SHOWN_WITHIN: Duration = Duration::from_secs(4);
 
 impl Run {
-    /// Gives the array's namespaces a worse ANA state for a while. The gateway tells hosts to wait, and none of the hosts'
-    /// commands fails.
+    /// Gives the array's namespaces a worse ANA state for a while. The gateway tells hosts to wait, and no operation of
+    /// the hosts fails.
     pub(super) fn ana_begin(&mut self) {
         if !self.is_settled() {
             return;

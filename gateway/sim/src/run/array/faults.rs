@@ -110,7 +110,7 @@ impl Run {
         self.array.as_ref().map_or(Duration::ZERO, |array| SETTLED.max(array.quiet_at.since(now)))
     }
 
-    /// Records that the gateway can't reach the array, or not fully, for `time`.
+    /// Records that for `time`, the gateway reaches the array only in part, or not at all.
     fn outage(&mut self, time: Duration) {
         let now = self.world.now();
         if let Some(array) = &mut self.array {
