@@ -1,7 +1,7 @@
-//! The measurements: the gateway's rate as a share of a floor's rate, both taken in turns in the same run.
+//! The measurements: each compares the gateway's rate with a floor's rate. Both rates come from the same run.
 //!
-//! A round measures the gateway, with the floors asleep, and then the floors, with the gateway stopped
-//! (SIGSTOP). Each round gives a ratio; the report shows the median of the rounds.
+//! A round first measures the gateway while the floors sleep. It then measures the floors while the gateway is stopped (SIGSTOP).
+//! Each round gives a ratio. The report shows the median of the rounds.
 
 mod idle;
 mod relay;
@@ -24,7 +24,7 @@ const CLIENT_CPU: usize = 1;
 const NQN: &str = "nqn.2026-01.org.example:perf";
 /// The most commands that a queue pair of a load may have outstanding.
 const QUEUE_DEPTH: u16 = 160;
-/// Above this load average, other programs use the measured CPUs.
+/// If the load average is above this value, other programs use the measured CPUs.
 const QUIET_LOAD: f64 = 1.0;
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
@@ -82,7 +82,7 @@ impl BenchOptions {
     }
 }
 
-/// Measures and prints.
+/// Runs a measurement and prints its figures.
 ///
 /// # Errors
 /// The first failure of the run.
@@ -105,7 +105,7 @@ pub fn run(bench: Bench, options: &BenchOptions) -> Result<()> {
     Ok(())
 }
 
-/// The figures of all rounds by name: the figures that count, and the absolute figures behind them.
+/// The figures of all rounds by name: the main figures, and the absolute figures from which the main figures follow.
 #[derive(Default)]
 struct Outcome {
     figures: Vec<(String, Vec<f64>)>,
@@ -148,7 +148,7 @@ fn record(all: &mut Vec<(String, Vec<f64>)>, name: &str, value: f64) {
     }
 }
 
-/// Returns the median: for an even number of values the mean of the middle two, for no values zero.
+/// Returns the median. For an even number of values, this is the mean of the middle two values. For no values, it is zero.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -160,7 +160,7 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Rounds to four significant digits, or a larger value to a whole number.
+/// Rounds to four significant digits. A value with more than four digits before the point becomes a whole number.
 fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return 0.0;

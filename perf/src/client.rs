@@ -1,4 +1,4 @@
-//! The handler on the load's core.
+//! The handler that runs on the load's core.
 
 use crate::pattern;
 use crate::phase::{Msg, Phase, Report, UNIT_BYTES};
@@ -12,7 +12,7 @@ use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl};
 type Driver = UringIo<Msg>;
 
 const NOBODY: u32 = u32::MAX;
-/// The time after which a command of a load is aborted.
+/// The client aborts a command of a load after this time.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The handler of the load's core.
@@ -21,7 +21,7 @@ pub struct Client {
     hosts: Vec<Worker>,
     /// The host of each socket, by [`SockId`].
     owners: Vec<u32>,
-    /// Hosts with an event since the last turn, each listed once.
+    /// Hosts that had an event since the last turn. Each host is listed once.
     touched: Vec<u32>,
     phase: Option<Phase>,
     report: Box<Report>,
@@ -29,7 +29,7 @@ pub struct Client {
     outstanding: usize,
     /// The time of the last completion, or of the start of the first outstanding command.
     last_done: Instant,
-    /// Set if `Msg::Quiet` must be sent once no command is outstanding.
+    /// True if the core must send `Msg::Quiet` once no command is outstanding.
     quiet_pending: bool,
     stopping: bool,
     random: Rng,
@@ -40,7 +40,7 @@ struct Worker {
     host: Host,
     nsid: u32,
     facts: Option<Facts>,
-    /// Free tags; a tag is below the host's depth.
+    /// Free tags. Each tag is lower than the host's depth.
     free: Vec<u32>,
     jobs: Vec<Job>,
     outstanding: usize,
@@ -62,7 +62,7 @@ struct Job {
     verify: bool,
 }
 
-/// The expected version of each unit of the namespace; empty without verification.
+/// The expected version of each unit of the namespace. Empty if reads are not checked.
 #[derive(Default)]
 struct Model {
     versions: Vec<u32>,
@@ -74,8 +74,7 @@ impl Model {
         (unit as u64) << 32 | u64::from(version)
     }
 
-    /// Returns whether the units hold the versions of the model. Version zero stands for the zeros of a new
-    /// namespace.
+    /// Returns whether the units hold the versions that the model expects. Version zero stands for the zeros of a new namespace.
     fn holds(&self, unit: usize, data: &[u8]) -> bool {
         data.chunks(UNIT_BYTES).zip(unit..).all(|(block, unit)| match self.versions[unit] {
             0 => block.iter().all(|&b| b == 0),
@@ -85,7 +84,7 @@ impl Model {
 }
 
 impl Client {
-    /// Creates the hosts of `configs`, each with room for its depth. The hosts start to connect at once.
+    /// Creates the hosts of `configs`. Each host has room for its depth in `depths`. The hosts start to connect at once.
     pub fn new(
         io: &mut Driver,
         arena: Arena,
@@ -140,7 +139,7 @@ impl Client {
         }
     }
 
-    /// Returns the host of a socket, and marks it to have its turn.
+    /// Returns the host of a socket, and marks the host for its turn.
     fn host(&mut self, sock: SockId) -> Option<&mut Host> {
         let at = *self.owners.get(sock.0 as usize)? as usize;
         if at >= self.hosts.len() {
@@ -197,7 +196,7 @@ impl Client {
         self.report.latency_ns.saturating_record(now.since(job.since).as_nanos() as u64);
     }
 
-    /// Fills host `at` up to the phase's depth.
+    /// Starts commands on host `at` until the host has as many outstanding commands as the phase requires.
     fn refill(&mut self, now: Instant, at: usize) {
         let Some(phase) = self.phase.filter(|phase| at < phase.hosts) else { return };
         let worker = &mut self.hosts[at];
@@ -260,7 +259,7 @@ impl Client {
                     self.outstanding += 1;
                 }
                 Err(mut command) => {
-                    // The host's queue is full: the next completion makes room.
+                    // The host's queue is full. The next completion makes room.
                     worker.free.push(tag);
                     if phase.verify {
                         worker.model.busy[unit..unit + job_units].fill(false);
@@ -274,7 +273,7 @@ impl Client {
         }
     }
 
-    /// Returns whether no further command will start.
+    /// Returns whether the phase will start no more commands.
     fn is_at_end(&self) -> bool {
         let Some(phase) = self.phase else { return true };
         let units = phase.io_bytes / UNIT_BYTES;
@@ -287,7 +286,7 @@ impl Client {
     }
 }
 
-/// Gives the units a new version and writes it into `data`.
+/// Gives each unit a new version and writes the version into `data`.
 fn stamp(model: &mut Model, unit: usize, data: &mut [u8]) {
     for (block, unit) in data.chunks_mut(UNIT_BYTES).zip(unit..) {
         model.versions[unit] += 1;

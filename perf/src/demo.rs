@@ -1,5 +1,5 @@
-//! The demo: a gateway with a LUN in memory and a LUN in a file. A host on each LUN checks its reads. The
-//! gateway is killed in the middle. At the end the hosts read back everything that was written.
+//! The demo: a gateway with a LUN in memory and a LUN in a file. A host on each LUN checks its reads. The demo kills the gateway
+//! in the middle. At the end, the hosts read everything that they have written.
 
 mod table;
 
@@ -16,16 +16,16 @@ use trefoil_poll::core::Idle;
 
 const NQN: &str = "nqn.2026-01.org.example:demo";
 const LUNS: [(&str, u64); 2] = [("memory", 64 << 20), ("file", 64 << 20)];
-/// Outstanding commands of each host, the same for the LUN in memory and the LUN in the file.
+/// Number of outstanding commands of each host. It is the same for the LUN in memory and the LUN in the file.
 const DEPTH: usize = 16;
 const READ_PERCENT: u8 = 60;
 const SECONDS: u64 = 12;
-/// The second of the kill, and the least time for which the gateway is down.
+/// The second in which the demo kills the gateway, and the least time for which the gateway stays down.
 const KILL_AFTER: u64 = 5;
 const GONE: Duration = Duration::from_millis(700);
-/// Busy threads: the gateway's core and the two hosts.
+/// Number of busy threads: the gateway's core and the two hosts.
 const THREADS: usize = 3;
-/// The deadline for every wait that must end soon.
+/// The deadline of every wait that should end soon.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_FILES: &str = "/dev/shm";
 const MEMORY_FILE_PREFIX: &str = "trefoil-demo-";
@@ -43,7 +43,7 @@ pub struct DemoOptions {
 /// Runs the demo.
 ///
 /// # Errors
-/// The first failure of the run, above all a read with other contents than were written.
+/// The first failure of the run, in particular a read that returned other data than was written.
 pub fn run(options: &DemoOptions) -> Result<()> {
     let (dir, memory) = (options.place.fresh()?, MemoryFile::new()?);
     let at = gateway::free_addr()?;
@@ -136,7 +136,7 @@ fn system(at: SocketAddr, dir: &Path, memory: &Path) -> trefoil_config::Config {
     gateway::system(settings, at, NQN, backends)
 }
 
-/// One LUN, its host, and the sum of its reports.
+/// One LUN, its host, and the sum of the host's reports.
 struct Show {
     name: &'static str,
     load: Load,
@@ -170,7 +170,7 @@ impl Show {
         })
     }
 
-    /// Takes the report since the last call, and adds it to the sum.
+    /// Takes the report of the time since the last call, and adds it to the sum.
     fn take(&mut self) -> Result<Report> {
         let report = self.load.report()?;
         self.ops += report.ops;
@@ -182,7 +182,7 @@ impl Show {
     }
 }
 
-/// Runs the workload, the kill and the table. Returns for how long the gateway was down.
+/// Runs the workload, kills the gateway meanwhile, and prints the table. Returns the time for which the gateway was down.
 fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<Duration> {
     let phase = Phase { verify: true, ..Phase::random(READ_PERCENT, 4096, DEPTH) };
     for show in shows.iter_mut() {
@@ -199,7 +199,7 @@ fn work(gateway: &mut Gateway, shows: &mut [Show]) -> Result<Duration> {
         let (used, now) = (gateway.cpu_time()?, Instant::now());
         let share = (used - cpu.0).as_secs_f64() / (now - cpu.1).as_secs_f64();
         cpu = (used, now);
-        // One process serves both LUNs.
+        // One process serves both LUNs, so only one row shows its CPU share.
         for (show, cpu) in shows.iter_mut().zip([Some(share), None]) {
             let report = show.take()?;
             table.row(second, show.name, &report, cpu);
@@ -277,13 +277,13 @@ impl MemoryFile {
 impl Drop for MemoryFile {
     fn drop(&mut self) {
         if let Some(path) = self.0.take() {
-            // The file may not exist yet. A failure here has no one to report to.
+            // The file may not exist. There is nobody to whom a drop could report a failure.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Removes the files of killed demos: files that no process has open.
+/// Removes the files of demos that were killed. Leaves files that a process has open.
 fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
@@ -297,7 +297,7 @@ fn sweep(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether a process that we may inspect has the file mapped, as a kept gateway does.
+/// Returns whether a process that we may inspect has the file mapped. A gateway that was left running has it mapped.
 fn is_open(file: &Path) -> bool {
     let Some(file) = file.to_str() else { return true };
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };

@@ -1,13 +1,13 @@
-//! The floor: the rate of bare TCP between two pinned threads with the same byte counts.
+//! The floor: the rate of bare TCP between two pinned threads that exchange the same numbers of bytes as NVMe/TCP.
 //!
-//! The floor knows no protocol, only sizes: a request of `request_bytes` gets a reply of `reply_bytes`. For solicited
-//! writes a grant goes back first, and the data follows. The floor batches as well as a program can: one read takes all
-//! bytes that have arrived, and one write answers them all. Long data goes from the socket straight to its place. Both
-//! sides touch each cache line of the payload, if only by the copy from or to the store. Socket flags are those of the
-//! gateway and its initiator (TCP_NODELAY, the kernel's buffer sizes).
+//! The floor has no protocol, only sizes: a request of `request_bytes` gets a reply of `reply_bytes`. For a solicited write, the
+//! server first sends a grant, and the client then sends the data. The floor batches as much as a program can: one read takes all
+//! bytes that have arrived, and one write sends all answers to them. The floor reads long data from the socket directly into the
+//! store. Both sides touch each cache line of the payload, at least through the copy from or to the store. The sockets have the
+//! options of the gateway's and its initiator's sockets (TCP_NODELAY, the kernel's buffer sizes).
 //!
-//! The server may have a [`Store`]. The server then sends from the store and receives into it, like a disk in
-//! memory. Without a store the same bytes stay hot in the cache.
+//! The server may have a [`Store`]. The server then sends from the store and receives into it, like a disk in memory. Without a
+//! store, every exchange uses the same bytes, which stay in the cache.
 
 mod pipe;
 mod relay;
@@ -23,16 +23,17 @@ pub use relay::run as run_relay;
 use store::Store;
 pub use wake::run as run_wake;
 
-/// The sizes of one exchange, in bytes, as NVMe/TCP has them for one command without digests.
+/// The sizes of one exchange, in bytes: the sizes that NVMe/TCP uses for one command without digests.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// Client to server: the command capsule with its in-capsule data.
     pub request_bytes: usize,
-    /// Server to client, then `data_bytes` back, before the reply; zero if there is no grant.
+    /// The grant, server to client. After the grant, the client sends `data_bytes`, and then the server replies. Zero if there is
+    /// no grant.
     pub grant_bytes: usize,
-    /// Client to server, after a grant.
+    /// The data, client to server, after a grant.
     pub data_bytes: usize,
-    /// Server to client.
+    /// The reply, server to client.
     pub reply_bytes: usize,
     /// Bytes at the end of the reply that the server takes from its store.
     pub fetched_bytes: usize,
@@ -55,7 +56,8 @@ impl Exchange {
         }
     }
 
-    /// Returns the sizes of a write of `payload` bytes: in the capsule up to 8 KiB, else by R2T and H2CData.
+    /// Returns the sizes of a write of `payload` bytes. Up to 8 KiB, the data is in the capsule. Larger writes use R2T and
+    /// H2CData.
     pub fn write(payload: usize) -> Self {
         let bare = Self {
             request_bytes: 72,
@@ -81,9 +83,9 @@ pub struct Floor {
     pub connections: usize,
     /// Exchanges in flight, over all connections.
     pub depth: usize,
-    /// The measured time. A warm-up of a fifth of it comes before.
+    /// The measured time. A warm-up precedes it and takes a fifth of this time.
     pub time: Duration,
-    /// Size of the server's store: each exchange uses a random aligned place in the store. Zero for no store.
+    /// Size of the server's store. Each exchange uses a random aligned place in the store. Zero if the server has no store.
     pub store_bytes: usize,
 }
 
@@ -133,7 +135,7 @@ pub fn pin(cpu: usize) -> Result<()> {
     }
 }
 
-/// Runs the server until the clients have disconnected. With a waiter, the server sleeps when it has no work.
+/// Runs the server until the clients have disconnected. A server with a waiter sleeps when it has no work.
 fn serve_all(floor: &Floor, listener: &TcpListener, cpu: usize, mut waiter: Option<Waiter>) -> Result<()> {
     pin(cpu)?;
     let mut store = Store::new(floor.store_bytes, floor.exchange)?;
@@ -229,7 +231,7 @@ mod tests {
         Floor { exchange, connections, depth, time: Duration::ZERO, store_bytes: 2 << 20 }
     }
 
-    /// Returns whether any exchange completes. A short time is enough if no other program wants the CPU.
+    /// Returns true if an exchange completes. A short time is enough if no other program wants the CPU.
     fn comes_through(floor: &Floor, run: fn(&Floor, (usize, usize)) -> Result<f64>) -> bool {
         let try_for = |ms| run(&Floor { time: Duration::from_millis(ms), ..*floor }, (0, 0)).unwrap() > 0.0;
         [20, 500, 10_000].into_iter().any(try_for)

@@ -1,4 +1,5 @@
-//! `trefoild` as a child process: configured, started, stopped, killed, paused, and ended when dropped.
+//! `trefoild` as a child process: this module configures, starts, stops, kills and pauses it. Dropping a [`Gateway`] ends its
+//! process.
 
 use crate::proc;
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,12 +14,12 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use trefoil_config as config;
 
-/// The start of the output line by which the program says that it serves.
+/// The start of the line that the program prints when it serves.
 const READY: &str = "trefoild ready";
 const START_WITHIN: Duration = Duration::from_secs(20);
 const END_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Log lines shown in an error.
+/// Number of log lines that an error shows.
 const LOG_LINES: usize = 30;
 
 /// The gateways' program and the folder for their files.
@@ -33,7 +34,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes a fresh folder, which is removed when dropped.
+    /// Makes a fresh folder. Dropping the returned value removes the folder.
     ///
     /// # Errors
     /// An error if the folder can't be made.
@@ -69,9 +70,8 @@ pub fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// Makes a file of zeros that are really written. Random writes into a hole, or into space that is only
-/// reserved, make the file system split its extents. That costs much at every write, and once more when the file
-/// is removed.
+/// Makes a file and really writes zeros to all of it. Random writes into a hole, or into space that is only reserved, make the
+/// file system split the file's extents. Split extents make each write expensive, and also the removal of the file.
 ///
 /// # Errors
 /// The error of the file system.
@@ -87,15 +87,15 @@ pub struct Gateway {
     program: PathBuf,
     dir: PathBuf,
     child: Option<Child>,
-    /// Set if the gateway must die with this program, however this program ends.
+    /// True if the gateway must die when this program ends for any reason.
     tied: bool,
 }
 
 impl Gateway {
-    /// Writes `system` to `dir`, which also takes the gateway's state and socket. Starts no process yet.
+    /// Writes `system` to `dir`. The gateway's state and socket will also be in `dir`. Starts no process yet.
     ///
     /// # Errors
-    /// An error if the program is missing, `system` has a mistake, or the disk refuses.
+    /// An error if the program is missing, `system` has a mistake, or a file can't be written.
     pub fn new(place: &Place, dir: &Path, mut system: config::Config) -> Result<Self> {
         let program = place.program()?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
@@ -108,7 +108,7 @@ impl Gateway {
         Ok(Self { program, dir: dir.to_path_buf(), child: None, tied: true })
     }
 
-    /// Starts the gateway and waits until it serves. Returns how long that took.
+    /// Starts the gateway and waits until it serves. Returns the time from the start until then.
     ///
     /// # Errors
     /// An error with the end of the gateway's log, if the gateway ends or isn't ready in time.
@@ -142,7 +142,7 @@ impl Gateway {
         Ok(begun.elapsed())
     }
 
-    /// Kills the gateway with SIGKILL, paused or not.
+    /// Kills the gateway with SIGKILL. The gateway may be paused.
     ///
     /// # Errors
     /// An error if the gateway isn't running.
@@ -226,12 +226,12 @@ impl Gateway {
         beside.canonicalize().unwrap_or(beside)
     }
 
-    /// Lets the gateway outlive this program, from the gateway's next start on.
+    /// Lets the gateway outlive this program. This takes effect at the gateway's next start.
     pub fn untie(&mut self) {
         self.tied = false;
     }
 
-    /// Leaves the gateway running and returns its process ID.
+    /// Consumes this value without ending the gateway. Returns the gateway's process ID.
     ///
     /// # Errors
     /// An error if the gateway isn't running.
@@ -273,8 +273,8 @@ impl Drop for Gateway {
     }
 }
 
-/// Returns a gateway's settings for measuring: one core on `cpu`, and room for `hosts` hosts with `qpairs` queue pairs
-/// in all.
+/// Returns a gateway's settings for a measurement: one core on `cpu`, and room for `hosts` hosts with `qpairs` queue pairs
+/// together.
 pub fn settings(cpu: u16, idle: config::Idle, spin_us: u32, hosts: u32, qpairs: u32) -> config::Gateway {
     config::Gateway {
         cores: config::Cores::List(vec![cpu]),
@@ -288,8 +288,8 @@ pub fn settings(cpu: u16, idle: config::Idle, spin_us: u32, hosts: u32, qpairs: 
     }
 }
 
-/// Returns a system of one subsystem at `at`, open to every host. Its namespaces 1, 2, … are whole
-/// `backends`.
+/// Returns a system with one subsystem, which listens at `at` and is open to every host. Namespace 1 is the whole first backend
+/// of `backends`, namespace 2 the whole second backend, and so on.
 pub fn system(
     gateway: config::Gateway,
     at: SocketAddr,
@@ -325,7 +325,7 @@ fn whole(backend: &str) -> config::Lun {
 mod tests {
     use super::*;
 
-    /// A program that behaves as `trefoild` at its start.
+    /// Writes a script that behaves as `trefoild` does at its start.
     fn stand_in(dir: &Path, script: &str) -> Place {
         use std::os::unix::fs::PermissionsExt;
         let program = dir.join("trefoild");

@@ -1,8 +1,7 @@
-//! A host's view of a subsystem, as hexadecimal text for comparing two runs: Identify Controller, the active
-//! namespaces with their Identify data and descriptors, and the discovery log.
+//! A host's view of a subsystem, as hexadecimal text. Two runs can be compared by this text. It contains Identify Controller, the
+//! active namespaces with their Identify data and descriptors, and the discovery log.
 //!
-//! Fields that differ between runs by nature are masked: the controller ID, and the discovery log's
-//! generation counter.
+//! Two fields differ between runs, so the text masks them: the controller ID, and the generation counter of the discovery log.
 
 use crate::load::identity;
 use anyhow::{Context, Result};
@@ -14,14 +13,14 @@ use trefoil_wire::fabrics::discovery::{DiscoveryLog, LogEntry, LogHeader};
 use trefoil_wire::nvme::identify::{NamespaceList, cns};
 use trefoil_wire::nvme::log::lid;
 
-/// Bytes of a line.
+/// Number of bytes in a line.
 const ROW: usize = 16;
 /// CNTLID in Identify Controller (NVMe base 2.0c figure 275).
 const CNTLID: std::ops::Range<usize> = 78..80;
 /// GENCTR in the discovery log page (NVMe base 2.0c figure 264).
 const GENCTR: std::ops::Range<usize> = 0..8;
 
-/// The host and the subsystem of the view.
+/// The host whose view is printed, and the subsystem.
 #[derive(Clone, Debug, clap::Args)]
 pub struct IdentifyOptions {
     /// Address and port of the subsystem.
@@ -73,7 +72,7 @@ fn masked(mut data: Vec<u8>, range: std::ops::Range<usize>) -> Vec<u8> {
     data
 }
 
-/// Appends a heading, then every row that is not all zero, with its offset.
+/// Appends a heading. Then appends every row that is not all zeros, each with its offset.
 fn section(text: &mut String, title: &str, data: &[u8]) {
     // Writing to a String can't fail.
     let _ = writeln!(text, "# {title}: {} bytes", data.len());

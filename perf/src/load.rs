@@ -1,8 +1,7 @@
 //! The load generator: one pinned core with any number of NVMe/TCP hosts, each in a closed loop.
 //!
-//! The load is our own initiator on our own runtime, so it measures the code of the `nvme-tcp` backend. With
-//! `verify`, each block carries its address and version, and a model in memory holds the version that a read
-//! must find.
+//! The load is our own initiator on our own runtime, so it measures the code of the `nvme-tcp` backend. With `verify`, each block
+//! carries its address and its version. A model in memory holds the version that a read of the block must return.
 
 use crate::client::Client;
 use crate::pattern;
@@ -33,7 +32,7 @@ pub struct HostSpec {
     pub io_queues: u16,
     /// The most commands that the host may have outstanding.
     pub max_depth: u16,
-    /// Header and data digests.
+    /// True if the host requests header and data digests.
     pub digests: bool,
 }
 
@@ -44,20 +43,20 @@ pub struct Load {
     from: ControlReceiver<Msg>,
     hosts: usize,
     up: usize,
-    /// The first host's namespace.
+    /// The facts about the first host's namespace.
     pub facts: Option<Facts>,
     /// The number of ended associations, with the reason of the last one.
     pub downs: (u64, String),
 }
 
 impl Load {
-    /// Starts the hosts on `cpu`. The hosts keep trying to connect by themselves.
+    /// Starts the hosts on `cpu`. Each host retries its Connect by itself until it is connected.
     ///
     /// # Errors
-    /// An error of memory or io_uring, or a bad name.
+    /// An error of memory or io_uring, or an invalid name.
     pub fn start(specs: &[HostSpec], cpu: Option<usize>, idle: Idle, arena_mib: usize) -> Result<Self> {
         let sockets: u32 = specs.iter().map(|s| u32::from(s.io_queues) + 1).sum();
-        // Two sockets per queue: the old socket of a reconnecting queue may not be closed yet.
+        // Two sockets per queue: when a queue reconnects, its old socket may not be closed yet.
         let uring = UringConfig {
             max_sockets: 2 * sockets + 16,
             max_files: 1,
@@ -75,7 +74,7 @@ impl Load {
         let max_sockets = uring.max_sockets as usize;
         let core = spawn(CoreConfig { cpu, idle, uring }, ports, move |io| {
             let arena = Arena::new(ArenaId(100), region);
-            // Without registration the ring still uses the arena, a little slower.
+            // If the registration fails, the ring still uses the arena, a little slower.
             let _ = io.register_arenas(&[&arena]);
             Client::new(io, arena, configs, &depths, max_sockets)
         })?;
@@ -112,16 +111,16 @@ impl Load {
     /// Pauses the hosts and lets outstanding commands finish.
     ///
     /// # Errors
-    /// An error if they don't finish within `within`.
+    /// An error if the outstanding commands don't finish within `within`.
     pub fn pause(&mut self, within: Duration) -> Result<()> {
         self.send(Msg::Pause)?;
         self.wait_quiet(within)
     }
 
-    /// Waits until the pause, or the phase's end, is reached.
+    /// Waits until all hosts have paused or have reached the phase's end.
     ///
     /// # Errors
-    /// An error if that takes longer than `within`.
+    /// An error if this takes longer than `within`.
     pub fn wait_quiet(&mut self, within: Duration) -> Result<()> {
         let end = std::time::Instant::now() + within;
         loop {
@@ -133,7 +132,7 @@ impl Load {
         }
     }
 
-    /// The events since the last report.
+    /// Returns the events since the last report.
     ///
     /// # Errors
     /// An error if the core has ended.
@@ -149,7 +148,7 @@ impl Load {
         }
     }
 
-    /// Disconnects in order and ends the core.
+    /// Disconnects all hosts and ends the core.
     ///
     /// # Errors
     /// An error if the core has ended.
@@ -174,7 +173,7 @@ impl Load {
         Ok(())
     }
 
-    /// Returns the next message before `end`, and records news of hosts.
+    /// Returns the next message before `end`. Records messages about hosts that come up or go down.
     fn next(&mut self, end: std::time::Instant) -> Result<Option<Msg>> {
         loop {
             if let Some((_, msg)) = self.from.pop() {
@@ -201,7 +200,7 @@ impl Load {
     }
 }
 
-/// Returns the identity of a host at a subsystem. The host identifier follows from the host's name.
+/// Returns the identity with which a host connects to a subsystem. The host identifier is derived from the host's name.
 ///
 /// # Errors
 /// An error if a name is not an NQN.

@@ -1,9 +1,9 @@
-//! Contents that can be checked: a block's bytes follow from one number.
+//! Block contents that can be checked: one number determines all bytes of a block.
 
-/// Odd, so that every word of a block differs.
+/// This number is odd, so all words of a block differ.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Fills `block` with the bytes of `seed`.
+/// Fills `block` with the bytes that belong to `seed`.
 pub fn fill(block: &mut [u8], seed: u64) {
     let mut value = mixed(seed);
     for word in block.chunks_mut(8) {
@@ -12,8 +12,8 @@ pub fn fill(block: &mut [u8], seed: u64) {
     }
 }
 
-/// Returns whether `block` holds the bytes of `seed`. The loop has no early exit, so that it is as fast as
-/// memory.
+/// Returns whether `block` holds the bytes that belong to `seed`. The loop has no early exit, so it runs as fast as the memory
+/// allows.
 pub fn holds(block: &[u8], seed: u64) -> bool {
     let first = mixed(seed);
     let (words, rest) = block.as_chunks::<8>();
@@ -25,8 +25,8 @@ pub fn holds(block: &[u8], seed: u64) -> bool {
     wrong == 0 && expected(words.len()).to_le_bytes().starts_with(rest)
 }
 
-/// Mixes a seed with the finalizer of SplitMix64. The finalizer is a bijection, so two seeds never give the
-/// same number.
+/// Mixes a seed with the finalizer of SplitMix64. The finalizer is a bijection, so two different seeds never give the same
+/// number.
 fn mixed(seed: u64) -> u64 {
     let z = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

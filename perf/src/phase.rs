@@ -1,42 +1,43 @@
-//! The work of a load and its report, between the program and the load's core.
+//! The messages between the program and the load's core: the work of a load, and its report.
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use std::time::Duration;
 use trefoil_storage::initiator::Facts;
 
-/// Bytes that one version covers.
+/// Number of bytes that share one version.
 pub const UNIT_BYTES: usize = 4096;
-/// The longest latency of the histogram: 1 µs to 100 s at three digits.
+/// The longest latency that the histogram can hold. The histogram covers 1 µs to 100 s with three digits.
 const SLOWEST_NS: u64 = 100_000_000_000;
 
-/// The work of all hosts until the next phase.
+/// The work of all hosts. It lasts until the next phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
-    /// The number of reads among 100 commands.
+    /// Number of reads in every 100 commands.
     pub read_percent: u8,
     /// Size of each command in bytes, a multiple of [`UNIT_BYTES`].
     pub io_bytes: usize,
-    /// Outstanding commands of each host.
+    /// Number of outstanding commands of each host.
     pub depth: usize,
-    /// Check each read against the data written before. Only one load may then use the LUN.
+    /// If true, checks each read against the data that was written before. No other load may use the LUN then.
     pub verify: bool,
-    /// The number of hosts that take part, counted from the first.
+    /// Number of hosts that take part, beginning with the first host.
     pub hosts: usize,
-    /// The number of commands of each host after which it stops; zero for no limit.
+    /// Each host stops after this number of commands. Zero for no limit.
     pub limit: u64,
-    /// Go once over the whole namespace from its start, then stop. Otherwise each command goes to a random
-    /// place, aligned to the size.
+    /// If true, goes once through the whole namespace, from its start, and then stops. If false, each command goes to a random
+    /// place that is aligned to the command's size.
     pub sequential: bool,
 }
 
 impl Phase {
-    /// Returns a phase of the first host alone: at random places, without end, unchecked.
+    /// Returns a phase of the first host alone. Its commands go to random places, do not end, and are not checked.
     pub fn random(read_percent: u8, io_bytes: usize, depth: usize) -> Self {
         Self { read_percent, io_bytes, depth, verify: false, hosts: 1, limit: 0, sequential: false }
     }
 
-    /// Returns a phase that goes once over the first host's namespace, checked: written anew, or read back.
+    /// Returns a phase with `verify` that goes once through the first host's namespace. With a `read_percent` of 0, the phase
+    /// writes the whole namespace anew. With 100, it reads the namespace back.
     pub fn whole(read_percent: u8) -> Self {
         Self { verify: true, sequential: true, ..Self::random(read_percent, 128 << 10, 16) }
     }
@@ -51,7 +52,7 @@ pub struct Report {
     pub payload_bytes: u64,
     /// Commands that failed.
     pub errors: u64,
-    /// Reads with other data than was written.
+    /// Reads that returned other data than was written.
     pub mismatches: u64,
     /// Seconds since the last report.
     pub seconds: f64,
@@ -97,11 +98,11 @@ impl Report {
 pub enum Msg {
     /// To the core: start this phase.
     Run(Phase),
-    /// To the core: finish outstanding commands and start no further ones.
+    /// To the core: start no more commands, and finish the outstanding commands.
     Pause,
-    /// To the core: report, and start counting anew in this report. From the core: the answer.
+    /// To the core: send the current report, and use this empty report from now on. From the core: the current report.
     Report(Box<Report>),
-    /// To the core: disconnect in order.
+    /// To the core: disconnect all hosts.
     Stop,
     /// From the core: this host is up.
     Up(usize, Box<Facts>),

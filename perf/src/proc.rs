@@ -1,17 +1,16 @@
-//! Figures from /proc about a process and the machine's sockets (proc(5)), and the options of a measurement's sockets.
+//! Figures from /proc about a process and the machine's sockets (proc(5)), and the socket options of a measurement.
 
 use anyhow::{Context, Result};
 use std::net::TcpStream;
 use std::time::Duration;
 use trefoil_sys::socket::{self, CongestionControl};
 
-/// A tick of the times in /proc/PID/stat: USER_HZ is 100 on every architecture that we run on.
+/// The unit of the times in /proc/PID/stat. USER_HZ is 100 on every architecture that we run on.
 const TICK: Duration = Duration::from_millis(10);
 const PAGE_BYTES: u64 = 4096;
 
-/// Returns the congestion control of all connections of a measurement, of floors and gateway: the kernel's usual
-/// algorithm, if we may choose it. Under a machine's default of BBR, the measurement would show only BBR's pacing by
-/// timers.
+/// Returns the congestion control of all connections of a measurement, for the floors and the gateway. This is the kernel's usual
+/// algorithm, if we may choose it. If the machine's default were BBR, the measurement would show only how BBR paces by timers.
 pub fn congestion_control() -> Option<CongestionControl> {
     let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").ok()?;
     let usual = allowed.split_whitespace().find(|&name| name == "cubic")?;
@@ -23,7 +22,7 @@ pub fn socket_options() -> socket::Options {
     socket::Options { congestion_control: congestion_control(), ..socket::Options::default() }
 }
 
-/// Gives a floor's socket the options of the gateway's sockets.
+/// Gives a floor's socket the same options as the gateway's sockets.
 ///
 /// # Errors
 /// The error of the kernel.
@@ -47,7 +46,7 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib.with_context(|| format!("{path} has no VmRSS"))? << 10)
 }
 
-/// Returns the CPU time of all the process's threads, ended threads included, to 10 ms.
+/// Returns the CPU time of all threads of the process, including ended threads. The resolution is 10 ms.
 ///
 /// # Errors
 /// An error if there is no such process.
@@ -57,15 +56,15 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(TICK * ticks(&text).with_context(|| format!("{path} has an unexpected form"))?)
 }
 
-/// Returns utime + stime, which are fields 14 and 15. The name in field 2 may hold anything, but ends with the
-/// last `)`.
+/// Returns utime + stime, which are fields 14 and 15. The name in field 2 may contain any characters. It ends with the last `)`
+/// of the line.
 fn ticks(stat: &str) -> Option<u32> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u32>().ok();
     Some(next()? + next()?)
 }
 
-/// Returns the memory of all TCP sockets of this network namespace, in bytes: buffers, not the sockets' own
+/// Returns the memory of all TCP sockets of this network namespace, in bytes. This includes the buffers, but not the sockets' own
 /// structures.
 ///
 /// # Errors

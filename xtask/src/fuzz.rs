@@ -1,8 +1,8 @@
-//! `./dev fuzz`: runs every fuzz target of `gateway/wire/fuzz` from its kept corpus, for a bounded time each.
+//! `./dev fuzz`: runs every fuzz target of `gateway/wire/fuzz` on its kept corpus, each for a limited time.
 //!
-//! Cargo itself builds the targets, with libFuzzer's coverage flags, on the pinned compiler. The build needs neither a
-//! nightly compiler nor cargo-fuzz. The folder keeps cargo-fuzz's layout, so `cargo fuzz run` works too. The code under
-//! test has no `unsafe`, so AddressSanitizer would add nothing. Overflow checks and debug assertions are on.
+//! Cargo itself builds the targets with the pinned compiler and libFuzzer's coverage flags. The build needs neither a nightly
+//! compiler nor cargo-fuzz. The folder has cargo-fuzz's layout, so `cargo fuzz run` works too. The code under test has no
+//! `unsafe`, so AddressSanitizer would add nothing. Overflow checks and debug assertions are on.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,15 +12,15 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 use crate::repo::Repo;
 
-/// The flags of libFuzzer's contract: inline 8-bit counters, the table of program counters, traced comparisons.
+/// The flags that libFuzzer requires: inline 8-bit counters, the table of program counters, and traced comparisons.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
 
-/// The only target triple of the project. Naming it keeps [`FLAGS`] away from build scripts.
+/// The only target triple of the project. If the build names the triple, cargo does not apply [`FLAGS`] to build scripts.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// Runs each target for `seconds`. libFuzzer's findings stay under `var/fuzz/TARGET/`.
+/// Runs each target for `seconds`. libFuzzer writes its findings to `var/fuzz/TARGET/`.
 pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
     let folder = repo.root.join("gateway/wire/fuzz");
     let targets = targets(&folder.join("fuzz_targets"))?;
@@ -38,7 +38,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
         let fresh = found.join("corpus");
         std::fs::create_dir_all(&fresh).with_context(|| fresh.display().to_string())?;
         let mut run = Command::new(built.join(TRIPLE).join("release").join(target));
-        // New inputs go to the first folder; the kept corpus, the second, is only read.
+        // libFuzzer writes new inputs to the first folder. It only reads the second folder, the kept corpus.
         run.arg(&fresh).args(kept_corpus(&folder, target));
         run.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
         run.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
@@ -58,7 +58,7 @@ pub fn fuzz(repo: &Repo, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// Returns the names of the targets; each target is one file.
+/// Returns the names of the targets. Each file in `folder` is a target.
 fn targets(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {

@@ -1,9 +1,8 @@
-//! `./dev bench instructions`: counts the instructions that the gateway executes for a 4 KiB read and a 4 KiB
-//! write.
+//! `./dev bench instructions`: counts the instructions that the gateway executes for a 4 KiB read, and for a 4 KiB write.
 //!
-//! `trefoil-sim-script` plays a fixed script against one core in virtual time, and callgrind counts inside the one function
-//! that calls the core. The count is exact: two runs of the same build on one machine give the same figures. The count
-//! leaves out the kernel and cache misses.
+//! `trefoil-sim-script` runs a fixed script against one core in virtual time. callgrind counts only inside the one function that
+//! calls the core. The count is exact: two runs of the same build on one machine give the same figures. The count includes no
+//! instructions of the kernel, and does not show cache misses.
 
 use std::process::Command;
 
@@ -13,12 +12,12 @@ use crate::need::{self, VALGRIND};
 use crate::process;
 use crate::repo::Repo;
 
-/// The word after `./dev bench`.
+/// The word that selects this bench after `./dev bench`.
 pub const NAME: &str = "instructions";
-/// The number of counted commands: enough to average out turns that differ (a timer, a full magazine).
+/// Number of counted commands. With this number, turns that differ (a timer, a full magazine) hardly change the average.
 const COMMANDS: u64 = 8192;
 
-/// Counts and prints; `words` are the words after `bench instructions`.
+/// Counts the instructions and prints the figures. `words` are the words after `./dev bench`.
 pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
     let json = match words {
         [NAME] => false,
@@ -61,8 +60,8 @@ pub fn bench(repo: &Repo, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the count in callgrind's last output. Returns `None` if there is no count, or if the count is zero
-/// because no function matched.
+/// Returns the count from callgrind's final output. Returns `None` if there is no count, or if the count is zero because no
+/// function matched.
 fn collected(told: &str) -> Option<u64> {
     let line = told.lines().find_map(|line| line.split_once("Collected :"))?.1;
     line.trim().parse().ok().filter(|count| *count > 0)

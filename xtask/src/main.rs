@@ -1,4 +1,4 @@
-//! The repo's chores, called through `./dev`. Nothing here ships.
+//! The chores of the repo. `./dev` calls this program. Nothing here is shipped.
 #![forbid(unsafe_code)]
 
 mod fuzz;
@@ -17,11 +17,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::repo::Repo;
 
-/// The benches of `trefoil-perf bench`, and the count of instructions. The list is here so that a wrong name fails
-/// before a build.
+/// The benches of `trefoil-perf bench`, and the count of instructions. This program checks the name against this list, so a wrong
+/// name fails before the build.
 const BENCHES: [&str; 6] = ["storage", "relay", "uring", "idle", "scale", instructions::NAME];
 
-/// Returns the help text, with the labs from their table.
+/// Returns the help text. Inserts the names of the labs and of the benches.
 fn help() -> String {
     HELP.replace("LABS", &lab::names().join(", ")).replace("BENCHES", &BENCHES.join(", "))
 }
@@ -77,7 +77,7 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
         ["bench"] => bail!("./dev bench needs a NAME, one of: {}", BENCHES.join(", ")),
         ["lab", name] => lab::enter(repo, name, None)?,
         ["lab", name @ "spdk", "--spdk", dir] => lab::enter(repo, name, Some(dir))?,
-        // `lab` runs this command inside its own namespaces.
+        // `lab` runs this command inside the namespaces that it has made.
         ["lab-inside", name] => lab::run(repo, name)?,
         ["demo", rest @ ..] => program(repo, "release", "trefoil-perf", &[&["demo"], rest].concat())?,
         ["bench", rest @ ..] if rest.contains(&instructions::NAME) => instructions::bench(repo, rest)?,
@@ -90,13 +90,12 @@ fn chore(repo: &Repo, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds our programs and becomes one of them. The gateway's binaries lie beside the program, and the program
-/// expects them there.
+/// Builds our programs, and replaces this process by one of them. That program expects the gateway's binaries beside it.
 fn program(repo: &Repo, profile: &str, name: &str, args: &[&str]) -> Result<()> {
     eprintln!("building the programs (profile {profile}): minutes the first time, seconds later");
     process::run(&mut repo.build_programs(profile))?;
     let mut program = std::process::Command::new(repo.program(profile, name));
-    // The program's messages about its arguments then also fit ours.
+    // The program prints this name in its messages about its arguments, so the messages match the command that the user typed.
     let called = if name == "trefoil-sim" { "dev sim" } else { "dev" };
     Err(program.arg0(called).args(args).current_dir(&repo.root).exec().into())
 }

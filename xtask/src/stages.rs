@@ -1,5 +1,5 @@
-//! `./dev test`: runs the stages in order, each with its own time budget. The report names each stage that fails, runs out
-//! of time or runs no test. The other stages still run. To add a stage, add a row to [`STAGES`].
+//! `./dev test`: runs the stages in order. Each stage has its own time budget. The report names each stage that fails, runs out
+//! of time or runs no test; the later stages still run. To add a stage, add a row to [`STAGES`].
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -18,8 +18,8 @@ use crate::repo::Repo;
 pub struct Stage {
     /// The word on the command line and in the report.
     pub name: &'static str,
-    /// The time budget in seconds for all commands of the stage together. The stage's needs are installed
-    /// before the clock starts.
+    /// The time budget in seconds for all commands of the stage together. The clock starts after the installation of the stage's
+    /// needs.
     pub budget_s: u64,
     needs: &'static [Need],
     plan: fn(&Repo) -> Result<Plan>,
@@ -27,17 +27,17 @@ pub struct Stage {
 
 /// The work of a stage on this machine.
 enum Plan {
-    /// These commands, in order, until one fails.
+    /// Run these commands in order. Stop at the first that fails.
     Run(Vec<Task>),
-    /// No command, with the reason for the report.
+    /// Run no command. The text is the reason for the report.
     Skip(String),
 }
 
 /// One command of a stage.
 struct Task {
     command: Command,
-    /// The start of the output line that has the number of tests, with `#` in place of the number. `None` if the command's
-    /// exit status alone proves that all its work is done.
+    /// The start of the output line that contains the number of tests, with `#` in place of the number. `None` if the exit status
+    /// of the command is enough to prove that all its work is done.
     count: Option<&'static str>,
 }
 
@@ -54,22 +54,22 @@ impl From<Command> for Task {
     }
 }
 
-/// The last line of each test program under cargo.
+/// The last line that each test program prints under cargo.
 const CARGO_TESTS: &str = "test result: ok. # passed";
 
-/// The word for [`QUICK`] on the command line.
+/// The word that selects [`QUICK`] on the command line.
 const QUICK_NAME: &str = "quick";
-/// The tests inside the crates. They start no daemon. The stage `unit` runs them and more.
+/// The stage of the tests inside the crates. These tests start no daemon. The stage `unit` runs them and more.
 const UNIT_LIB: &str = "unit-lib";
-/// The first seeds of the stage `sim`.
+/// The stage that runs the first seeds of the stage `sim`.
 const SEEDS: &str = "seeds";
-/// The stages of a contributor's loop: under five minutes once everything is built.
+/// The stages that a contributor runs after each change. They take less than five minutes once everything is built.
 const QUICK: &[&str] = &["fmt", "tidy", "clippy", UNIT_LIB, SEEDS];
 /// The stages that only [`QUICK`] has.
 const QUICK_ONLY: &[&str] = &[UNIT_LIB, SEEDS];
 
-/// The stages. Budgets suit two cores and a cold cache, with a margin for a slow machine. The lab's budgets also
-/// cover a second run.
+/// All stages. The budgets are for two cores and a cold cache, with a margin for slower machines. A lab's budget is also enough
+/// for a second run.
 pub const STAGES: &[Stage] = &[
     Stage { name: "fmt", budget_s: 60, needs: &[RUSTFMT], plan: fmt },
     Stage { name: "tidy", budget_s: 60, needs: &[], plan: tidy },
@@ -121,16 +121,16 @@ fn unit(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![Task::of_tests(repo.cargo(["test", "--workspace", "--locked"]), CARGO_TESTS)]))
 }
 
-/// Tests rings and shared atomics under every interleaving. The stage has its own target folder, because its flag would
-/// otherwise rebuild everything twice.
+/// Tests rings and shared atomics under every interleaving. The stage has its own target folder. Otherwise, its flag would make
+/// cargo rebuild everything twice.
 fn loom(repo: &Repo) -> Result<Plan> {
     let mut command = repo.cargo(["test", "--release", "--locked", "-p", "trefoil-poll", "--lib", "loom"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target().join("loom"));
     Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
 
-/// Runs the runtime's own tests under Miri, to find undefined behaviour and data races in its `unsafe`. These tests use
-/// only OS calls that Miri models.
+/// Runs the runtime's own tests under Miri, to find undefined behaviour and data races in its `unsafe` code. These tests use only
+/// OS calls that Miri supports.
 fn miri(repo: &Repo) -> Result<Plan> {
     let mut probe = Command::new("rustup");
     probe.args(["run", "nightly", "cargo", "miri", "--version"]);
@@ -143,7 +143,7 @@ fn miri(repo: &Repo) -> Result<Plan> {
     command.args(["run", "nightly", "cargo", "miri", "test", "--locked", "-p", "trefoil-poll", "--lib"]);
     command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(&repo.root);
     command.env("CARGO_TARGET_DIR", repo.target().join("miri"));
-    // Memory with outstanding blocks or loans is leaked on purpose.
+    // The tests leak memory with outstanding blocks or loans on purpose.
     command.env("MIRIFLAGS", "-Zmiri-ignore-leaks");
     Ok(Plan::Run(vec![Task::of_tests(command, CARGO_TESTS)]))
 }
@@ -160,7 +160,7 @@ fn sim(repo: &Repo) -> Result<Plan> {
     ]))
 }
 
-/// The first seeds, for `./dev test quick`.
+/// Runs the first seeds, for `./dev test quick`.
 fn seeds(repo: &Repo) -> Result<Plan> {
     let build = repo.build_programs("release");
     Ok(Plan::Run(vec![
@@ -206,7 +206,7 @@ fn lab_gateway_6_1(repo: &Repo) -> Result<Plan> {
     Ok(Plan::Run(vec![repo.xtask(["lab", "gateway-6.1"])?.into()]))
 }
 
-/// Runs SPDK as host and as array, if a built SPDK is present.
+/// Runs SPDK as host and as array, if a built SPDK is available.
 fn lab_spdk(repo: &Repo) -> Result<Plan> {
     if lab::spdk_dir().is_none() {
         return Ok(Plan::Skip(lab::NO_SPDK.into()));
@@ -222,7 +222,8 @@ enum Verdict {
     Skipped(String),
 }
 
-/// Returns the named stages in the table's order. `quick` names those of [`QUICK`]; no name means all but [`QUICK_ONLY`].
+/// Returns the named stages in the order of the table. The name `quick` stands for the stages of [`QUICK`]. Without names,
+/// returns all stages except [`QUICK_ONLY`].
 fn chosen(names: &[String]) -> Result<Vec<&'static Stage>> {
     if let Some(unknown) = names.iter().find(|n| *n != QUICK_NAME && STAGES.iter().all(|s| s.name != **n)) {
         let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
@@ -252,8 +253,7 @@ pub fn setup(repo: &Repo, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the named stages, or all stages, and prints a line for each and a summary. Returns an error if a stage
-/// failed.
+/// Runs the named stages, or all stages. Prints a line for each stage, and a summary. Returns an error if a stage failed.
 pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
     let stages = chosen(names)?;
     let logs = repo.var().join("test");
@@ -289,7 +289,7 @@ pub fn test(repo: &Repo, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Shows the running stage on a terminal; the stage's line then overwrites it.
+/// Shows the name of the running stage, if the output is a terminal. The stage's report line then overwrites it.
 fn announce(stage: &Stage) {
     let mut out = std::io::stdout();
     if out.is_terminal() {
@@ -334,7 +334,7 @@ fn run_stage(repo: &Repo, stage: &Stage, log: &Path) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
-/// Adds up the numbers of all lines that begin as `count` does. A program that a filter leaves without tests counts as zero.
+/// Adds up the numbers of all lines that begin as `count` does. A program whose tests are all filtered out adds zero.
 fn tests_run(said: &str, count: &str) -> u64 {
     let (before, after) = count.split_once('#').unwrap_or((count, ""));
     let number = |line: &str| {

@@ -24,16 +24,16 @@ pub type StorageSim = SimIo<StorageMsg>;
 
 /// Operations that one core keeps under way.
 const DEPTH: usize = 8;
-/// The pause before a core looks again for work that the model refused.
+/// After the model refused work, a core waits for this time before it asks again.
 const RETRY: Duration = Duration::from_micros(40);
 
-/// A read's loan that the workload keeps for a while before it checks the data, as a socket keeps a loan while it
+/// The loan of a read. The workload keeps the loan for a while before it checks the data, as a socket keeps a loan while it
 /// sends.
 struct Borrowed {
-    /// The loan. A mutation returns it at once, and takes another loan for the check of the data.
+    /// The loan. Under a mutation, the workload returns the loan at once and takes another loan when it checks the data.
     loan: Option<Loan>,
     job: Job,
-    /// The memory's contents when it was lent.
+    /// The contents of the memory when it was lent.
     then: Vec<u8>,
     until: Instant,
 }
@@ -43,7 +43,7 @@ const BORROWED: Duration = Duration::from_micros(300);
 
 /// The machine of a core; see the module.
 pub struct LunCore {
-    // Declared first, so that loans end before the memory is dropped.
+    // This field comes first, because its loans must end before the memory is dropped.
     borrowed: Vec<Borrowed>,
     luns: Luns<StorageSim>,
     requests: VecDeque<Request>,
@@ -51,7 +51,7 @@ pub struct LunCore {
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
-    // Declared last, so that everything holding its blocks is dropped first.
+    // This field comes last, because all fields that hold its blocks must be dropped before it.
     arena: Arena,
 }
 
@@ -71,7 +71,7 @@ impl LunCore {
     /// Returns a core without backends and LUNs.
     pub fn new(io: &StorageSim, arena: Arena, workload: Rc<RefCell<Workload>>) -> Self {
         Self {
-            // Room for the requests of all cores, and for some of the control thread.
+            // Room for the requests of all cores and for some requests of the control thread.
             luns: Luns::new(io.core(), DEPTH * usize::from(io.cores()) + 64),
             requests: VecDeque::new(),
             done: VecDeque::new(),
@@ -83,7 +83,7 @@ impl LunCore {
         }
     }
 
-    /// Returns the bytes of its arena that are handed out.
+    /// Returns the number of allocated bytes of the core's arena.
     pub fn held_bytes(&self) -> usize {
         self.arena.capacity_bytes() - self.arena.free_bytes()
     }
@@ -103,7 +103,7 @@ impl LunCore {
         !self.borrowed.is_empty()
     }
 
-    /// Ends the loans whose time is over, and finishes their reads. Returns true if a loan ended.
+    /// Ends the loans whose time is over and finishes their reads. Returns true if at least one loan ended.
     fn give_back(&mut self) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -167,7 +167,7 @@ impl LunCore {
 
     fn begin(&mut self, io: &StorageSim) -> bool {
         let Some(slot) = self.slots.iter().position(|(_, job)| job.is_none()) else { return false };
-        // The largest operation must fit before an operation begins.
+        // An operation begins only if the largest operation fits into the arena.
         let Some(buf) = self.arena.alloc(crate::workload::MAX_BYTES) else {
             return false;
         };

@@ -1,4 +1,4 @@
-//! A disk: bytes, a volatile write cache that a power cut may lose or tear, and faults.
+//! A disk: its bytes, its volatile write cache, and its faults. A power cut may lose or tear the writes in the cache.
 
 use std::collections::{BTreeMap, VecDeque};
 use trefoil_poll::rand::Rng;
@@ -10,44 +10,44 @@ pub struct DiskId(pub u32);
 /// Smallest unit in bytes that a disk never tears.
 pub const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
-/// Writes that the cache holds. When the cache is full, the disk writes the oldest back by itself.
+/// Number of writes that the cache holds. When the cache is full, the disk itself moves the oldest write to stable media.
 const CACHE_LEN: usize = 512;
 
 /// Faults of a disk, besides power cuts. Rates are per 1000 operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskFault {
-    /// Reads that fail with EIO.
+    /// Rate of reads that fail with EIO.
     pub read_eio: u32,
-    /// Writes, zeroes and punches that fail with EIO after they landed in part or not at all.
+    /// Rate of writes, zeroes and punches that fail with EIO. Such an operation lands in part or not at all.
     pub write_eio: u32,
-    /// Syncs that fail with EIO.
+    /// Rate of syncs that fail with EIO.
     pub sync_eio: u32,
-    /// True if writes to space never written before fail with ENOSPC.
+    /// True if a write fails with ENOSPC when it goes to space that was never written before.
     pub full: bool,
-    /// Factor on the time of every operation; 0 means 1.
+    /// Factor that multiplies the time of every operation. 0 means 1.
     pub slow: u32,
 }
 
-/// Deliberate defects, which prove that the simulator finds such defects. Rates are per 1000.
+/// Deliberate defects, which prove that the simulator finds such defects. Rates are per 1000 operations of the kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskDefect {
-    /// Syncs that are answered without effect.
+    /// Rate of syncs that succeed without effect.
     pub skip_sync: u32,
-    /// Durable writes that are treated as ordinary ones.
+    /// Rate of durable writes that the disk treats as ordinary writes.
     pub drop_durable: u32,
-    /// Writes that are answered without effect.
+    /// Rate of writes that succeed without effect.
     pub lose_write: u32,
-    /// Writes of which only the first part lands.
+    /// Rate of writes that succeed although only their first part lands.
     pub tear_write: u32,
-    /// Reads that return the data of the neighbouring 4 KiB.
+    /// Rate of reads that return the data of the neighbouring 4 KiB.
     pub shift_read: u32,
-    /// Writes that land a second time, some milliseconds later.
+    /// Rate of writes that land a second time, some milliseconds later.
     pub replay_write: u32,
-    /// Writes that are answered some milliseconds before they land.
+    /// Rate of writes that succeed some milliseconds before they land.
     pub early_ack: u32,
-    /// Writes of nothing but zeros that are answered without effect.
+    /// Rate of writes that consist only of zeros and succeed without effect.
     pub lose_zeros: u32,
-    /// Zeroes and punches that are answered without effect.
+    /// Rate of zeroes and punches that succeed without effect.
     pub skip_zero: u32,
 }
 
@@ -109,8 +109,8 @@ impl Change {
         self.start() < at + len && at < self.start() + self.len()
     }
 
-    /// Returns the part of the change that lands if power fails during the write: nothing, all of it, or any of its
-    /// sectors.
+    /// Returns the part of the change that lands if power fails during the write: nothing, the whole change, or a random set of
+    /// its sectors.
     fn torn(self, sector_bytes: usize, rng: &mut Rng) -> Vec<Change> {
         match rng.below(3) {
             0 => Vec::new(),
@@ -243,8 +243,8 @@ impl Disk {
     pub(crate) fn write(&mut self, change: Change, durable: bool) {
         self.now.apply(&change);
         if durable {
-            // Cached writes land in order, and an older write to the same place must land before this write. So write
-            // back all cached writes up to the last overlapping one.
+            // Cached writes land in order, and this write must land after older writes to the same place. So this code moves all
+            // cached writes up to the last overlapping write to stable media.
             let (at, len) = (change.start(), change.len());
             if let Some(last) = self.cache.iter().rposition(|cached| cached.overlaps(at, len)) {
                 for older in self.cache.drain(..=last) {
@@ -268,7 +268,7 @@ impl Disk {
         }
     }
 
-    /// Ends an operation that was under way when its node died: the change lands whole, in part, or not at all.
+    /// Ends an operation that was under way when its node died. The change lands whole, in part, or not at all.
     pub(crate) fn interrupt(&mut self, change: Change, rng: &mut Rng) {
         for part in change.torn(self.sector_bytes, rng) {
             self.write(part, false);

@@ -1,10 +1,10 @@
-//! A hostile host: its connections send what no host may send, or nothing, and the gateway must give the right
-//! answer.
+//! A hostile host. Its connections send data that no host may send, or they send nothing. The gateway must give the right answer
+//! each time.
 //!
-//! Each attack is a future over [`Lines`], polled after each event of its core. An attack ends with the answer that
-//! the specs require, with [`Cut::Wrong`], or because something else cut it off. The run judges whether a path error
-//! is right. One attack is always under way. The attacks' writes carry bytes that no LUN may ever hold, so that the
-//! model of the polite hosts finds each such write that lands.
+//! Each attack is a future over [`Lines`]. The host polls its attacks after each event of its core. An attack ends in one of
+//! three ways: with the answer that the specs require, with [`Cut::Wrong`], or because another event cut it off. The run judges
+//! whether a path error is right. One attack always runs. The attacks' writes carry bytes that no LUN may ever hold. So if such a
+//! write lands, the model of the polite hosts finds it.
 
 mod attacks;
 mod line;
@@ -26,24 +26,24 @@ use line::Shared;
 
 /// NQN of the hostile host. It may connect like any other host.
 pub const HOST: &str = "nqn.2014-08.org.trefoil.sim:hostile";
-/// Second NQN of the hostile host. Under this name it takes its whole share of memory, while attacks under the first
-/// name need memory too.
+/// Second NQN of the hostile host. An attack under this name takes the name's whole share of memory. Meanwhile, attacks under the
+/// first name need memory too.
 pub const GREEDY: &str = "nqn.2014-08.org.trefoil.sim:greedy";
 /// Third NQN of the hostile host. It may connect only to discovery.
 pub const UNLISTED: &str = "nqn.2014-08.org.trefoil.sim:unlisted";
-/// Number of attacks at a time.
+/// Number of attacks that run at a time, besides the standing attack.
 const AT_ONCE: usize = 3;
 
-/// Why an attack ended without its answer.
+/// The reason why an attack ended without its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// The connection ended, or something that the attack needs is missing.
     Gone(&'static str),
     /// The gateway gave a wrong answer, or no answer in time.
     Wrong(String),
-    /// A command sent at `since` got a path error. The error is right only if the LUN's array couldn't be reached.
+    /// A command sent at `since` got a path error. This error is right only if the LUN's array couldn't be reached.
     Refused {
-        /// When the command was sent, or earlier.
+        /// The time when the command was sent, or an earlier time.
         since: Instant,
         /// The status of the command.
         status: Status,
@@ -55,7 +55,7 @@ pub enum Cut {
 pub struct Verdict {
     /// The kind, from [`ATTACKS`].
     pub kind: &'static str,
-    /// The epoch passed to [`HostileCore::attack`].
+    /// The `epoch` that was passed to [`HostileCore::attack`].
     pub epoch: u64,
     /// The result.
     pub result: Result<(), Cut>,
@@ -78,8 +78,8 @@ impl HostileCore {
         Self { shared, running: Vec::new(), verdicts: Vec::new(), arena }
     }
 
-    /// Starts attack `which` in a variant determined by `bits`, unless enough attacks are under way. The verdict
-    /// carries `epoch`.
+    /// Starts attack `which`, unless enough attacks are under way. `bits` choose the attack's variant. The verdict carries
+    /// `epoch`.
     pub fn attack(&mut self, which: usize, bits: u64, epoch: u64) {
         let (kind, start) = ATTACKS[which % ATTACKS.len()];
         // Two `hostile-no-data` attacks would share the memory of one host and wait for each other. Two
@@ -97,7 +97,7 @@ impl HostileCore {
         self.running.iter().any(|(kind, ..)| *kind == STANDING.0)
     }
 
-    /// Starts the standing attack again. `epoch` as in [`attack`](Self::attack).
+    /// Starts the standing attack. `epoch` has the same meaning as in [`attack`](Self::attack).
     pub fn stand(&mut self, epoch: u64) {
         let (kind, start) = STANDING;
         self.running.push((kind, epoch, start(line::Lines::new(self.shared.clone()), 0)));

@@ -1,10 +1,11 @@
-//! Whole gateways under a seed.
+//! Simulates whole gateways; a seed determines each run.
 //!
-//! This crate is a [`World`] with virtual time, in which nodes run [`trefoil_poll::Handler`]s over [`SimIo`]. One
-//! seeded generator determines links, disks, mailboxes and the order of the cores' turns. So a seed reproduces its
-//! failure, and always tells the same story. Nothing here is a thread or a system call.
+//! This crate contains a [`World`] with virtual time, in which nodes run [`trefoil_poll::Handler`]s over [`SimIo`]. One seeded
+//! generator determines the links, the disks, the mailboxes and the order of the cores' turns. So a seed always tells the same
+//! story, and a failure can be repeated with its seed. Simulated links, disks and time need no threads and
+//! no system calls.
 //!
-//! This crate is not a model of speed. Latencies only serve to interleave events.
+//! This crate does not model speed. It uses latencies only to interleave events.
 
 #![forbid(unsafe_code)]
 

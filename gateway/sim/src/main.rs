@@ -1,4 +1,4 @@
-//! `trefoil-sim`: seeds against the storage path, and mutations against the simulator.
+//! `trefoil-sim`: runs seeds to test the storage path, and mutations to test the simulator.
 
 #![forbid(unsafe_code)]
 
@@ -58,7 +58,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     if args.threads == 0 {
         bail!("--threads must be at least 1");
     }
-    // A machine's panic is a finding, reported with its seed. The hook's text would interleave with the report.
+    // A panic of a machine is a finding, and the report names its seed. The text of the panic hook would mix with the report.
     if args.seed.is_none() {
         std::panic::set_hook(Box::new(|_| {}));
     }
@@ -87,7 +87,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     }
 }
 
-/// Returns the frontend of a seed. Every third seed leaves the network out.
+/// Returns the frontend of a seed. Every third seed runs without a network.
 fn frontend(seed: u64) -> Frontend {
     if seed.is_multiple_of(3) { Frontend::Direct } else { Frontend::NvmeTcp }
 }
@@ -110,14 +110,14 @@ fn run_one(setting: Setting) -> bool {
     outcome.violation.is_none()
 }
 
-/// Sums over seeds.
+/// Sums over all seeds of a run.
 #[derive(Default)]
 struct Totals {
     passed: u64,
     failed: Vec<Outcome>,
     operations: u64,
     faults: u64,
-    /// The most bytes that one connection held, and the bound.
+    /// The most bytes that one connection held, and the limit in bytes.
     conn_bytes: (usize, usize),
     /// Number of seeds that fired each kind of fault.
     seeds_by_kind: BTreeMap<&'static str, u64>,
@@ -139,8 +139,7 @@ impl Totals {
         }
     }
 
-    /// Returns the final text after `seeds` seeds, and whether the result is good. The last line of the text states
-    /// the result.
+    /// Returns the final text after `seeds` seeds, and true if the result is good. The last line of the text states the result.
     fn verdict(&self, seeds: u64) -> (String, bool) {
         let never: Vec<_> =
             FAULTS.iter().copied().filter(|kind| !self.seeds_by_kind.contains_key(kind)).collect();
@@ -157,7 +156,7 @@ impl Totals {
     }
 }
 
-/// Number of seeds that must fire every kind of fault. Fewer seeds may miss rare kinds.
+/// With at least this many seeds, every kind of fault must happen. Fewer seeds may miss rare kinds.
 const FIRES_ALL_SEEDS: u64 = 500;
 
 fn run_many(args: &Args, setting: impl Fn(u64) -> Setting + Sync) -> bool {

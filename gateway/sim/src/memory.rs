@@ -1,4 +1,4 @@
-//! Arenas for simulated cores, and the crash of machines that still hold blocks.
+//! Arenas for simulated cores, and crashes of machines that still hold blocks.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,14 +10,14 @@ use trefoil_sys::region::Region;
 static NEXT_HOME: AtomicU16 = AtomicU16::new(0);
 
 thread_local! {
-    /// Arena numbers that this thread has used and may use again.
+    /// Arena numbers that this thread has used and can use again.
     static HOMES: RefCell<Vec<u16>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Returns an arena number that no other thread uses. Callers give the number back with [`release_home`].
 ///
 /// # Panics
-/// If more than 256 are in use in the process.
+/// If more than 256 numbers are in use in the process.
 pub fn claim_home() -> u16 {
     let home = HOMES.with_borrow_mut(Vec::pop).unwrap_or_else(|| NEXT_HOME.fetch_add(1, Ordering::Relaxed));
     assert!(usize::from(home) < MAX_HOMES, "more than {MAX_HOMES} simulated cores at once");
@@ -26,7 +26,7 @@ pub fn claim_home() -> u16 {
     home
 }
 
-/// Gives a number back, once nothing of its arena is left.
+/// Gives a number back. Nothing of the number's arena may be left.
 pub fn release_home(home: u16) {
     HOMES.with_borrow_mut(|homes| homes.push(home));
 }
@@ -41,8 +41,8 @@ pub fn arena(home: u16, len_bytes: usize) -> Arena {
 
 /// Drops a machine at once, as kill -9 does, with all blocks and requests that it holds.
 ///
-/// In a debug build, a lost token panics unless its thread is already panicking. Only a crash loses tokens on
-/// purpose, so the drop runs within an unwinding that ends here.
+/// In a debug build, dropping a token panics if its thread is not already panicking. Only a crash drops tokens on purpose. So
+/// this function drops the machine during an unwinding, and catches the unwinding.
 pub fn crash_drop<T>(machine: T) {
     if std::thread::panicking() {
         drop(machine);
@@ -61,8 +61,8 @@ pub fn crash_drop<T>(machine: T) {
 
 struct Crashed;
 
-/// Drops machines as [`crash_drop`] does. Then returns the blocks that the machines held of each other's arenas, and
-/// drops the arenas last.
+/// Drops machines as [`crash_drop`] does. Then returns to each arena the blocks that other machines held, and drops the arenas
+/// last.
 pub(crate) fn crash_machines<H>(machines: Vec<H>, into_arena: fn(H) -> Option<Arena>) {
     crash_drop(Fall { machines, into_arena });
 }

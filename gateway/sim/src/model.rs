@@ -1,14 +1,16 @@
 //! The oracle: which data a LUN may return.
 //!
-//! Every write has its own version, which is stamped into each block together with the block's address. Each block
-//! has a set of versions that a read may see. A completed write leaves only its own version. A write with an unknown
-//! result adds its version. A read that saw one version removes the others, because a version that was seen stays.
-//! The model also tracks what a power cut may leave: the versions at the last flush, and all later ones.
+//! Every write has its own version. The write stamps this version into each block, together with the block's address. For each
+//! block, the model keeps the set of versions that a read may see. A completed write leaves only its own version in the set. A
+//! write with an unknown result adds its version to the set. A read removes all other versions from the set, because the version
+//! that a read has seen stays. The model also tracks the data that a power cut may leave: the versions at the last flush, and all
+//! later versions.
 //!
-//! A write owns its blocks while it is under way: the model refuses an overlapping job. On a shared LUN
-//! ([`Model::share`]), the model refuses only overlapping writes. There, a read may see any version that the block
-//! held since the read began, and the version of the write under way. No read that begins later may see an older
-//! version.
+//! A write owns its blocks while the write is under way: the model refuses an overlapping job. On a shared LUN
+//! ([`Model::share`]), the model refuses only overlapping writes. A read of a shared LUN may see any version that the block held
+//! since the read began, and the version of the write under way. A read that begins later must not see an older version.
+//!
+//! An error "has a cause" if a fault of the run explains it. An error without a cause is a violation.
 
 mod block;
 mod stamp;
@@ -24,7 +26,7 @@ use trefoil_storage::Fault;
 /// Smallest logical block size. Other block sizes are multiples of this one.
 pub const BLOCK_BYTES: usize = 512;
 
-/// The write that a block holds; 0 stands for zeros.
+/// Identifier of the write whose data a block holds. 0 stands for zeros.
 pub type Version = u64;
 
 /// The kind of a job.
@@ -74,11 +76,11 @@ pub struct Job {
     pub kind: Kind,
     /// The version that a write stamps.
     pub version: Version,
-    /// True if an error has a cause.
+    /// True if the job may fail with any error.
     pub excused: bool,
-    /// True if a path error has a cause.
+    /// True if the job may fail with a path error.
     pub path_excused: bool,
-    /// True if power or memory was lost since the job began. If so, acknowledged data may be lost.
+    /// True if power or memory was lost since the job began. In that case, the job's data may be lost although the job succeeded.
     pub cut: bool,
 }
 
@@ -98,9 +100,9 @@ struct Lun {
     path_excused: bool,
     /// True if reads and writes may overlap.
     shared: bool,
-    /// True while write errors have a cause: the LUN is read-only, or was until a moment ago.
+    /// True while write errors have a cause: the LUN is read-only, or some core may not know yet that the LUN is writable again.
     write_excused: bool,
-    /// Time since which the LUN is read-only on every core.
+    /// Time from which every core knows that the LUN is read-only. None while the LUN is not read-only on every core.
     read_only_since: Option<u64>,
 }
 
@@ -113,10 +115,10 @@ pub struct Model {
     completed: u64,
     failed: u64,
     path_failed: u64,
-    /// True while errors have a cause (a failing disk, for example).
+    /// True while all errors have a cause (a failing disk, for example).
     pub excused: bool,
     violation: Option<String>,
-    /// Lines about operations for the story, if the story is told.
+    /// Lines about operations for the story. None if the story is not kept.
     pub log: Option<Vec<String>>,
 }
 
@@ -140,7 +142,8 @@ impl Model {
         Self { luns: blocks.iter().map(|&blocks| Lun::new(blocks, BLOCK_BYTES)).collect(), ..Self::default() }
     }
 
-    /// Gives an untouched LUN another block size. A partial block at the end is dropped.
+    /// Gives an untouched LUN another block size. If the LUN's size is not a multiple of the new block size, drops the rest at
+    /// the end.
     pub fn set_block_bytes(&mut self, lun: usize, block_bytes: usize) {
         let len = self.luns[lun].blocks.len() * self.luns[lun].block_bytes;
         self.luns[lun] = Lun::new((len / block_bytes) as u64, block_bytes);
@@ -186,27 +189,27 @@ impl Model {
         self.violation.get_or_insert(what);
     }
 
-    /// Gives errors a cause from now on, also for operations under way.
+    /// From now on, every error has a cause. This includes errors of operations under way.
     pub fn excuse(&mut self) {
         self.excused = true;
         self.jobs.values_mut().for_each(|job| job.excused = true);
     }
 
-    /// Gives path errors a cause from now on for the LUNs where `is_lost` is true, also for operations under way.
-    /// Path errors of new operations on the other LUNs have no cause.
+    /// From now on, path errors have a cause for the LUNs where `is_lost` is true, also for operations under way. On the other
+    /// LUNs, path errors of new operations have no cause.
     pub fn path_errors(&mut self, is_lost: impl Fn(usize) -> bool) {
         self.luns.iter_mut().enumerate().for_each(|(at, lun)| lun.path_excused = is_lost(at));
         self.jobs.values_mut().for_each(|job| job.path_excused |= is_lost(job.lun));
     }
 
-    /// Returns whether errors have a cause, for new operations or for one under way.
+    /// Returns whether an error of a new operation, or of an operation under way, can have a cause.
     pub fn has_excuses(&self) -> bool {
         self.excused
             || self.luns.iter().any(|lun| lun.path_excused || lun.write_excused || !lun.open)
             || self.jobs.values().any(|job| job.excused || job.path_excused)
     }
 
-    /// Returns the number of operations that failed with a path error and had no other cause.
+    /// Returns the number of operations that failed with a path error and were not [`Job::excused`].
     pub fn path_failures(&self) -> u64 {
         self.path_failed
     }
@@ -216,12 +219,12 @@ impl Model {
         self.jobs.keys().next().copied()
     }
 
-    /// Returns an identifier that no operation begun so far exceeds.
+    /// Returns an upper bound of the identifiers of all operations that have begun.
     pub fn last_begun(&self) -> u64 {
         self.clock
     }
 
-    /// Starts an operation, unless an overlapping operation forbids it or the LUN is closed.
+    /// Starts an operation. Returns None if an overlapping operation forbids it, or if the LUN is closed.
     pub fn begin(&mut self, lun: usize, kind: Kind, lba: u64, blocks: u64) -> Option<Job> {
         let l = self.luns.get_mut(lun).filter(|l| l.open)?;
         let range = l.blocks.get_mut(lba as usize..(lba + blocks) as usize)?;
@@ -299,7 +302,7 @@ impl Model {
         }
     }
 
-    /// Records a crash of the gateway. Operations under way may or may not have landed, and do not land later.
+    /// Records a crash of the gateway. Each operation under way either has landed or never lands.
     pub fn crash(&mut self, power: bool) {
         self.clock += 1;
         for (_, job) in std::mem::take(&mut self.jobs) {
@@ -312,8 +315,8 @@ impl Model {
         }
     }
 
-    /// Cuts the power of the backends under the LUNs where `hit` is true. The servers or the gateway retry the
-    /// operations under way.
+    /// Cuts the power of the backends under the LUNs where `hit` is true. The operations under way stay in the model, because the
+    /// servers or the gateway retry them.
     pub fn power_cut(&mut self, hit: impl Fn(usize) -> bool) {
         self.jobs.values_mut().for_each(|job| job.cut |= hit(job.lun));
         let luns = self.luns.iter_mut().enumerate().filter(|(at, _)| hit(*at));
@@ -330,14 +333,15 @@ impl Model {
         self.luns[lun].shared = true;
     }
 
-    /// Records the loss of the memory under blocks `range` of the LUN. The servers retry the operations under way.
+    /// Records the loss of the memory under blocks `range` of the LUN. The operations under way stay in the model, because the
+    /// servers retry them.
     pub fn lose(&mut self, lun: usize, range: std::ops::Range<u64>) {
         self.jobs.values_mut().for_each(|job| job.cut |= job.lun == lun);
         let blocks = self.luns[lun].blocks.iter_mut();
         blocks.skip(range.start as usize).take((range.end - range.start) as usize).for_each(Block::lose);
     }
 
-    /// Gives writes under way a cause to fail: the LUN becomes read-only, or stops being read-only.
+    /// Gives write errors a cause while the LUN becomes read-only, or stops being read-only. This includes writes under way.
     pub fn excuse_writes(&mut self, lun: usize) {
         let of_lun = |job: &&mut Job| job.lun == lun && job.kind.writes();
         self.jobs.values_mut().filter(of_lun).for_each(|job| job.excused = true);
@@ -345,7 +349,7 @@ impl Model {
         self.luns[lun].read_only_since = None;
     }
 
-    /// Records that every core knows whether the LUN is read-only.
+    /// Records that every core knows the LUN's new state: `read_only` or not.
     pub fn set_read_only(&mut self, lun: usize, read_only: bool) {
         let clock = self.clock;
         let lun = &mut self.luns[lun];
@@ -353,18 +357,18 @@ impl Model {
         lun.read_only_since = read_only.then(|| lun.read_only_since.unwrap_or(clock));
     }
 
-    /// Lets jobs begin again on a closed LUN whose data is unchanged.
+    /// Lets jobs begin again on a closed LUN. The LUN's data is unchanged.
     pub fn reopen(&mut self, lun: usize) {
         self.luns[lun].open = true;
     }
 
-    /// Stops jobs from beginning on the LUN.
+    /// Closes the LUN: no job begins on it.
     pub fn close(&mut self, lun: usize) {
         self.luns[lun].open = false;
         self.jobs.values_mut().filter(|job| job.lun == lun).for_each(|job| job.excused = true);
     }
 
-    /// Replaces a LUN by a new one: all zeros, durably.
+    /// Replaces a LUN by a new LUN of durable zeros.
     pub fn renew(&mut self, lun: usize, blocks: u64) {
         let Lun { path_excused, block_bytes, shared, .. } = self.luns[lun];
         self.luns[lun] = Lun { path_excused, shared, ..Lun::new(blocks, block_bytes) };
@@ -399,7 +403,7 @@ impl Model {
             // The blocks then read as zeros or as before.
             Kind::Deallocate => self.range(job).iter_mut().for_each(|b| b.write(at, 0, false)),
             Kind::Write { durable } | Kind::Zero { durable, .. } => {
-                // Lost memory loses durable writes as well.
+                // Lost memory loses even durable writes.
                 let survives = durable && !self.luns[job.lun].shared;
                 let (version, ok) = (job.version, ok && (survives || !job.cut));
                 for block in self.range(job) {

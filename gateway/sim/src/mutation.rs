@@ -1,4 +1,4 @@
-//! Deliberate defects, which prove that the simulator finds the defects it is for.
+//! Deliberate defects. They prove that the simulator finds the kinds of defects that it was made to find.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use trefoil_storage::initiator::FenceRule;
 
 use crate::run::{Mutation, Run};
 
-/// Every mutation, in the order of their runs.
+/// All mutations, in the order in which they run.
 pub const ALL: &[Mutation] = &[
     Mutation {
         name: "lost-flush",
@@ -79,7 +79,7 @@ pub const ALL: &[Mutation] = &[
         apply: |run| (run.discovery.max_ctrlrs, run.discovery.max_discovery) = (24, usize::MAX),
     },
     Mutation { name: "wrong-visibility", within_seeds: 5, apply: |run| run.show_all = true },
-    // Defects of memory that reads lend and writes change in place.
+    // Defects of memory that a read lends or a write changes in place.
     Mutation { name: "kept-loan", within_seeds: 40, apply: |run| run.world.link_defect.keep_loan = 1000 },
     Mutation { name: "blank-loan", within_seeds: 20, apply: |run| run.world.link_defect.blank_loan = 1000 },
     Mutation { name: "lost-memory", within_seeds: 20, apply: |run| run.lose_kept = true },

@@ -1,5 +1,5 @@
-//! Connections: byte streams with a bounded buffer in each direction. Bytes arrive in order and in segments, after a
-//! latency. Faults can be injected.
+//! Connections: byte streams with a bounded buffer in each direction. Bytes arrive in order and in segments, after a latency. The
+//! world can inject faults.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct NodeId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u32);
 
-/// The end of a connection that connected, or the end that accepted.
+/// One of the two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// The end that connected.
@@ -41,20 +41,21 @@ pub(crate) enum Holder {
     Core { core: u16, sock: SockId },
     /// A detached socket, held by the control thread or in a message.
     Detached(Arc<()>),
-    /// Closed, or its node is dead.
+    /// Nobody: the end is closed, or its node is dead.
     Gone,
 }
 
 /// One direction of a connection.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    /// Bytes that the sender's socket accepted and the receiver hasn't read. The first `arrived` bytes can be read.
+    /// Bytes that the sender's socket has accepted and the receiver has not read. The receiver can read the first `arrived`
+    /// bytes.
     bytes: VecDeque<u8>,
     arrived: usize,
     capacity: usize,
     pub fin_arrived: bool,
     last_arrival: Instant,
-    /// Bytes that were ever written.
+    /// Number of bytes that were ever written.
     pub total: u64,
 }
 
@@ -73,7 +74,7 @@ pub(crate) struct Conn {
     pub ends: [End; 2],
     /// Time before which nothing arrives.
     pub stalled_until: Instant,
-    /// For each end: true if bytes sent to this end are lost. Neither end notices the loss.
+    /// For each end: true if all bytes sent to this end are lost. Neither end notices the loss.
     pub black: [bool; 2],
     /// Bits to flip in the bytes sent to each end.
     pub flips: [u32; 2],
@@ -90,7 +91,7 @@ pub struct Weather {
     pub buffer_bytes: usize,
     /// Percentage of sends that are cut into arbitrary segments.
     pub cut_percent: u64,
-    /// Percentage of sends that a socket accepts in two parts, although its buffer has room for the whole send.
+    /// Percentage of sends that a socket accepts in two parts although its buffer has room for the whole send.
     pub short_percent: u64,
     /// Longest random delay of a core's turn. More events can arrive during the delay.
     pub late_turns: Duration,
@@ -158,7 +159,7 @@ impl Pipe {
         want
     }
 
-    /// Returns when the next segment arrives. Segments arrive in order.
+    /// Returns the time at which the next segment arrives. Segments arrive in order.
     pub fn arrival(&mut self, now: Instant, weather: &Weather, rng: &mut Rng) -> Instant {
         let jitter = Duration::from_nanos(rng.below(weather.jitter.as_nanos() as u64));
         let at = (now + weather.latency + jitter).max(self.last_arrival);
@@ -197,7 +198,7 @@ impl Pipe {
 }
 
 impl End {
-    /// Returns whether the end will receive nothing more.
+    /// Returns whether the end can receive nothing more.
     pub fn is_deaf(&self) -> bool {
         self.error.is_some() || matches!(self.holder, Holder::Gone)
     }

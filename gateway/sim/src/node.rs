@@ -1,4 +1,4 @@
-//! The machines that a core of a simulated system can run.
+//! The machines that a simulated core can run.
 
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, SockEvent, SockId};
@@ -50,8 +50,8 @@ impl Node {
         }
     }
 
-    /// Returns whether any of a backend's first `len` bytes are lent. Returns false as long as this core's own
-    /// workload has a loan.
+    /// Returns true if this core has lent at least one of a backend's first `len` bytes. Returns false while the core's own
+    /// workload keeps a loan.
     pub fn lends(&self, id: BackendId, len: u64) -> bool {
         let borrows = matches!(self, Self::Lun(core) if core.borrows());
         !borrows && self.ram(id).is_some_and(|ram| ram.is_lent(0, len))

@@ -3,11 +3,15 @@
 //! The run plays the control thread ([`control`], [`pool`]): it attaches backends, runs the pool code, publishes
 //! topologies, and restarts the gateway after a crash. [`faults`] decides which faults happen.
 //!
-//! The checks: every read against the [model](crate::model), which knows the acknowledged and the flushed data. No
-//! operation fails without a cause. The pool's layout is right after each opening. The gateway follows the protocol
-//! and the rules of visibility. No block is held at rest. [`memory`] checks loans, and [`warm`] checks idle cores.
-//! With an array behind the gateway, [`array`] adds its checks. With a hostile host, each attack gets the answer that
-//! the specs require, and costs the other hosts nothing.
+//! The run checks the following:
+//! - Every read agrees with the [model](crate::model), which knows the acknowledged and the flushed data.
+//! - No operation fails without a cause, that is, without a fault of the run that explains the failure.
+//! - The pool's layout is right each time the pool is opened.
+//! - The gateway follows the protocol and the rules of visibility.
+//! - No core holds a block of memory when no operation is under way.
+//! - [`memory`] checks loans, and [`warm`] checks idle cores.
+//! - With an array behind the gateway, [`array`] adds its checks.
+//! - With a hostile host, each attack gets the answer that the specs require. No attack disturbs the other hosts.
 
 mod array;
 mod checks;
@@ -53,12 +57,12 @@ use warm::Warm;
 /// Limit on the virtual time of a run.
 const LIMIT: Instant = Instant::from_ns(900_000_000_000);
 
-/// Time without progress after which no more faults happen, because the servers must recover within their loss
-/// timeout.
+/// After this time without progress, the run injects no faults until the servers make progress again. Without faults, the servers
+/// recover within their loss timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Pause between the end of the work and the final read of everything. All pending writes land within this time,
-/// including late writes of lost associations, which are held for 2 × KATO.
+/// Pause between the end of the workload and the final read of all blocks. All pending writes land within this pause. The pause
+/// is longer than 2 × KATO, for which late writes of lost associations are held.
 const LANDED: Duration = Duration::from_secs(4);
 
 const TICK: u64 = 1;
@@ -77,13 +81,13 @@ const SPLIT: u64 = 13;
 /// Token of the first memory LUN. Each further memory LUN has the next token.
 const MEMORY_BACK: u64 = 14;
 
-/// Time after which every core knows that a path is up again.
+/// After this time, every core knows that a path is up again.
 const GRACE: Duration = Duration::from_millis(20);
 
 /// The layer above the LUN layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frontend {
-    /// The workload itself, on every core.
+    /// No protocol: a workload on every core uses the LUN layer directly.
     Direct,
     /// The NVMe/TCP target, and servers that reach it over links.
     NvmeTcp,
@@ -98,7 +102,7 @@ pub struct Setting {
     pub frontend: Frontend,
     /// Number of operations of the workload.
     pub operations: u64,
-    /// True to keep the story as text.
+    /// True if the run keeps the story as text.
     pub told: bool,
     /// The defect to apply before the start.
     pub mutation: Option<Mutation>,
@@ -117,13 +121,13 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// The violation, if there was one.
     pub violation: Option<String>,
-    /// The most bytes that one connection of a host held, and its bound in bytes. Both are zero without a network.
+    /// The most bytes that one connection of a host held, and the limit in bytes. Both are zero without a network.
     pub conn_bytes: (usize, usize),
-    /// The story's lines, if it was told.
+    /// The lines of the story. Empty unless [`Setting::told`] is true.
     pub story: Vec<String>,
 }
 
-/// A seed under way.
+/// A running seed.
 pub struct Run {
     /// The world.
     pub world: World<StorageMsg, Node>,
@@ -131,7 +135,7 @@ pub struct Run {
     gateway: NodeId,
     /// Number of cores of the gateway.
     cores: u16,
-    /// Send lists of each core.
+    /// Number of send lists of each core.
     send_lists: usize,
     servers: Vec<NodeId>,
     digests: bool,
@@ -147,18 +151,18 @@ pub struct Run {
     hostile: Option<NodeId>,
     /// Number of events so far that may have cut off an attack.
     disturbances: u64,
-    /// Connections that are to fail at their server's end only.
+    /// Connections that the run will soon fail at their server's end only.
     split: Vec<(ConnId, Side)>,
     /// Time before which nothing reaches the gateway.
     dark_until: Instant,
-    /// True if failed commands have had a cause since the last check.
+    /// True if failed commands had a cause at the last check or at any time since.
     error_cause: bool,
     homes: Vec<u16>,
-    /// Access that each backend allows its users.
+    /// Access rights that each backend allows its users.
     access: [Access; 4],
-    /// Mutation: hosts are not told of `access`.
+    /// Mutation: the gateway does not report `access` to hosts.
     pub hide_access: bool,
-    /// The core that has each backend's file.
+    /// The core that has each backend's file open.
     owners: Vec<u16>,
     workload: Rc<RefCell<Workload>>,
     rng: Rng,
@@ -177,25 +181,26 @@ pub struct Run {
     pub fence: FenceRule,
     /// Operations that were finished at `last_fault`.
     finished_at_fault: u64,
-    /// Time of the last fault before which enough operations had finished.
+    /// Time of the last fault that the run injected after enough operations had finished.
     last_fault: Instant,
-    /// Mutation: bits flip although there are no digests, as if nobody checked digests.
+    /// Mutation: bits flip although digests are off, as if nobody checked digests.
     flip_unprotected: bool,
     /// Mutation: every server may see every LUN.
     pub show_all: bool,
-    /// Mutation: two extents have changed places after a restart.
+    /// Mutation: after a restart, two extents have changed places.
     pub swap_extents: bool,
-    /// Mutation: memory that outlives the process is lost with it.
+    /// Mutation: memory that should outlive the process is lost with the process.
     pub lose_kept: bool,
-    /// As in [`Outcome`].
+    /// See [`Outcome::conn_bytes`].
     conn_bytes: (usize, usize),
-    /// True if the gateway has died before.
+    /// True if the gateway has crashed at least once.
     restarted: bool,
-    /// The server that may not connect now.
+    /// The server that is currently forbidden to connect.
     banned: Option<u16>,
-    /// Mutation: a host that may no longer connect stays connected.
+    /// Mutation: a banned host stays connected.
     pub keep_banned: bool,
-    /// Limits of discovery controllers. Mutations let them take the hosts' places, or stay for ever.
+    /// Limits of discovery controllers. One mutation lets discovery controllers take the hosts' places, and another lets them
+    /// stay for ever.
     pub discovery: DiscoveryLimits,
 }
 
@@ -226,7 +231,7 @@ pub struct Mutation {
     pub name: &'static str,
     /// Number of seeds within which the defect must be found.
     pub within_seeds: u64,
-    /// Breaks the world. Does nothing if the code itself asks for the name ([`trefoil_poll::Io::is_broken`]).
+    /// Breaks the world. Does nothing for a defect that the code itself looks up by name ([`trefoil_poll::Io::is_broken`]).
     pub(crate) apply: fn(&mut Run),
 }
 
@@ -261,7 +266,7 @@ impl Run {
             frontend: setting.frontend,
             gateway,
             cores,
-            // A gateway has one send list for every socket.
+            // A real gateway has one send list for every socket.
             send_lists: [16, SOCKETS][rng.below(2) as usize],
             servers,
             digests: rng.below(2) == 0,
@@ -303,7 +308,8 @@ impl Run {
             finished_at_fault: 0,
             last_fault: Instant::default(),
         };
-        // Without a network, no host waits until a dead gateway's writes have landed.
+        // The array and the hostile host need a network. Without a network, no host waits until the writes of a dead gateway have
+        // landed at the array.
         if run.frontend == Frontend::NvmeTcp {
             run.make_array(array_home);
             run.hostile = Some(run.world.add_node("hostile"));
@@ -313,9 +319,9 @@ impl Run {
         run
     }
 
-    /// Gives some LUNs blocks of 4096 bytes. The first LUN keeps 512 bytes, because the hostile host's attacks rely
-    /// on that. The imported backend has its LUN's block size. The pool's backends have blocks of 512 bytes, but
-    /// never tear the largest block of a pool LUN.
+    /// Gives some LUNs blocks of 4096 bytes. The first LUN keeps blocks of 512 bytes, because the hostile host's attacks rely on
+    /// that size. The imported backend has the block size of its LUN. The pool's backends have blocks of 512 bytes, but they
+    /// never tear a block of the largest size that a pool LUN has.
     fn draw_block_sizes(&mut self) {
         for lun in 1..self.block_bytes.len() {
             if self.rng.below(3) == 0 {
@@ -332,7 +338,7 @@ impl Run {
         self.pools.renewed_blocks = self.pools.first_blocks[REPLACED];
     }
 
-    /// Converts `blocks` of 512 bytes into blocks of the LUN.
+    /// Converts a number of 512-byte blocks into a number of the LUN's blocks.
     fn scaled(&self, lun: usize, blocks: u64) -> u64 {
         blocks * BLOCK_BYTES as u64 / self.block_bytes[lun] as u64
     }
@@ -352,7 +358,7 @@ impl Run {
         self.pools.forget_layout();
     }
 
-    /// Turns digests off, whatever the seed says, but still flips bits.
+    /// Turns digests off even if the seed chose digests, but still flips bits.
     pub fn drop_digests(&mut self) {
         (self.digests, self.flip_unprotected) = (false, true);
     }

@@ -1,11 +1,12 @@
 //! A fixed script of 4 KiB reads and writes against one core, for counting instructions.
 //!
-//! The script runs a gateway's core over [`SimIo`]. The core's only host has one I/O queue. The script builds the bytes
-//! of the host's commands before it passes them to the core. During the script, every call into the core goes through
-//! [`counted`]. A profiler that collects only inside that function counts the gateway's own code, without the host, the
-//! script and the work of a kernel. The script checks the data it reads.
+//! The script runs a gateway's core over [`SimIo`]. The core's only host has one I/O queue. The script builds the bytes of the
+//! host's commands before it passes the bytes to the core. During the script, every call into the core goes through [`counted`].
+//! A profiler that collects only inside [`counted`] counts the gateway's own code. It does not count the host, the script or the
+//! work of a kernel. The script checks the data that it reads.
 //!
-//! The script has no seed. No bytes are reordered or late and no send is split, so the same code gives the same count.
+//! The script has no seed. No bytes arrive late or in another order, and no send is split. So the same code always gives the same
+//! count.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -43,15 +44,15 @@ const BLOCKS: u64 = 1024;
 const LUN_BYTES: u64 = BLOCKS * BLOCK as u64;
 /// Time between two turns of the core.
 const TURN: Duration = Duration::from_micros(10);
-/// Commands that a run sends before the count begins. They use each of the core's tables at least once.
+/// Number of commands before the count begins. These commands use each of the core's tables at least once.
 const WARM_UP: u64 = 256;
 
 /// The storage of the LUN's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// The core's own memory, without a copy: the core sends reads from there and receives writes there.
+    /// The core's own memory, without a copy: the core sends read data from this memory and receives written data into it.
     Memory,
-    /// A file whose operations end at once. Every command becomes a request.
+    /// A file whose operations complete at once. Every command becomes a request.
     File,
 }
 
@@ -78,21 +79,21 @@ pub const SCRIPTS: [Script; 6] = [
     Script { name: "file_write_4k_qd32", store: Store::File, writes: true, depth: 32 },
 ];
 
-/// An event that the driver tells the core.
+/// An event that the driver passes to the core.
 enum Told<'a> {
     Bytes(SockId, &'a [u8]),
     Filled(SockId, Buf),
     Sent(SockId, Box<SendList>),
     File(FileDone),
-    /// A message from the core itself, or from control.
+    /// A message from the core itself, or from the control thread.
     Mail(Option<CoreId>, StorageMsg),
     Turn,
 }
 
-/// The only way into the core while the script runs. Never inlined, so that a profiler finds this function by name.
+/// The only function that calls the core while the script runs. It is never inlined, so a profiler finds it by name.
 #[inline(never)]
 fn counted(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>) -> bool {
-    // Without `black_box` this would be a tail call, which ends this function too early.
+    // Without `black_box`, this call would be a tail call, and the call of this function would end too early.
     black_box(tell(core, io, told))
 }
 
@@ -110,8 +111,8 @@ fn tell(core: &mut StorageCore<StorageSim>, io: &mut StorageSim, told: Told<'_>)
     true
 }
 
-/// Runs one script and counts `commands` commands, rounded up to a multiple of the script's depth. Returns the number
-/// of counted commands.
+/// Runs one script for at least `commands` counted commands: rounds `commands` up to a multiple of the script's depth. Returns
+/// the number of counted commands.
 ///
 /// # Errors
 /// If a command failed, or if a block differed from the data written to it.
@@ -129,13 +130,13 @@ struct Bench {
     core: StorageCore<StorageSim>,
     io: StorageSim,
     receives: Vec<Option<RecvInto>>,
-    /// Completions that the core is told at the next turn.
+    /// Completions that the core receives at the next turn.
     sent: VecDeque<(SockId, Box<SendList>)>,
     files: VecDeque<FileDone>,
     mail: VecDeque<StorageMsg>,
     /// Bytes of the file, if the store is a file.
     file: Vec<u8>,
-    /// Bytes that the core has sent, by socket.
+    /// Bytes that the core has sent on each socket.
     got: Vec<Vec<u8>>,
     counting: bool,
     counted_commands: u64,
@@ -190,7 +191,7 @@ impl Bench {
         let depth = u64::from(script.depth);
         for batch in 0..(WARM_UP + commands).div_ceil(depth) {
             self.counting = batch >= WARM_UP.div_ceil(depth);
-            // No batch contains a block twice. Otherwise the data would depend on the order of the commands.
+            // No batch contains a block twice. If it did, the data would depend on the order of the commands.
             let first = rng.below(BLOCKS);
             let lbas: Vec<u64> = (0..depth).map(|at| (first + at * 29) % BLOCKS).collect();
             self.exchange(queue, script.writes, &lbas, &mut stamps)?;
@@ -245,7 +246,7 @@ impl Bench {
         FileDone { token, buf, result: Ok(()) }
     }
 
-    /// Gives the core turns until it has no more work, and until no completion and no message waits.
+    /// Gives the core turns until the core has no more work and no completion or message waits for it.
     fn settle(&mut self) {
         loop {
             self.io.now = self.io.now + TURN;
@@ -267,7 +268,7 @@ impl Bench {
         }
     }
 
-    /// Gives the core all of `bytes` on a connection, as the core asks for them.
+    /// Passes all of `bytes` to the core on a connection, in the parts that the core asks for.
     fn deliver(&mut self, sock: SockId, mut bytes: &[u8]) -> Result<()> {
         let at = sock.0 as usize;
         while !bytes.is_empty() {
@@ -337,7 +338,7 @@ impl Bench {
         }
     }
 
-    /// Sends one read or write command for each block, all together. Then checks the answers.
+    /// Sends one read or write command for each block, all commands together. Then checks the answers.
     fn exchange(&mut self, queue: SockId, writes: bool, lbas: &[u64], stamps: &mut [u64]) -> Result<()> {
         let mut bytes = Vec::new();
         for (cid, &lba) in lbas.iter().enumerate() {
@@ -373,7 +374,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Takes the answers that have arrived. Returns an error if a command failed.
+    /// Takes the answers that the core has sent. Returns an error if a command failed.
     fn answers(&mut self, sock: SockId) -> Result<Vec<Answer>> {
         let bytes = std::mem::take(&mut self.got[sock.0 as usize]);
         let (mut rest, mut answers) = (bytes.as_slice(), Vec::new());
@@ -410,7 +411,7 @@ impl Bench {
 /// The answer to a command.
 enum Answer {
     Response(Cqe),
-    /// Data with the success flag, which replaces the response.
+    /// Data with the SUCCESS flag. No response follows.
     Data(u16, Vec<u8>),
 }
 

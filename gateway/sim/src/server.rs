@@ -1,4 +1,4 @@
-//! A server: our own NVMe/TCP host under a verified workload, with one controller for each LUN.
+//! A server: our own NVMe/TCP host with one controller for each LUN. The server runs a verified workload.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -26,9 +26,9 @@ pub const SUBSYSTEM: &str = "nqn.2014-08.org.trefoil.sim:subsystem";
 /// Keep alive timeout that servers request.
 pub const KATO: Duration = Duration::from_secs(1);
 const DEPTH: usize = 12;
-/// Shortest and longest pause before a server looks again for work that the model refused.
+/// After the model refused work, a server waits before it asks again: the shortest and the longest wait.
 const RETRY: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
-/// Time that servers wait for a lost path. Commands of a removed LUN wait as long.
+/// Time that servers wait for a lost path. Commands of a removed LUN wait for the same time.
 pub const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pause before a server retries a command that ended with an ANA status.
@@ -48,11 +48,11 @@ pub struct ServerConfig {
     pub addr: SocketAddr,
     /// LUNs that the server may see. The NSID is the LUN's index plus 1.
     pub luns: Vec<usize>,
-    /// LUNs that the server tries to reach without permission.
+    /// LUNs that the server tries to reach although it may not see them.
     pub forbidden: Vec<usize>,
     /// True if the server requests both digests.
     pub digests: bool,
-    /// Rule for when lost writes are retried.
+    /// Rule for when the server retries lost writes.
     pub fence: FenceRule,
 }
 
@@ -60,20 +60,20 @@ pub struct ServerConfig {
 pub struct ServerCore {
     number: u16,
     hosts: Vec<(usize, Host)>,
-    /// LUNs that must never come up.
+    /// LUNs whose controllers must never come up.
     forbidden: Vec<usize>,
-    /// For each LUN, true if its controller came up and has not given up since.
+    /// For each LUN, true if its controller came up and has not given up since then.
     usable: Vec<bool>,
     /// For each LUN, the access that the gateway reports.
     access: Vec<Access>,
-    /// Commands that ended with an ANA status, with the times of their retries. As with multipath, no user sees such
-    /// a status.
+    /// Commands that ended with an ANA status, each with the time of its retry. As with multipath software, no user sees an ANA
+    /// status.
     held: Vec<(Instant, usize, Command)>,
     owners: Vec<Option<usize>>,
     slots: Vec<(u32, Option<Job>)>,
     workload: Rc<RefCell<Workload>>,
     now: Instant,
-    /// When the server last began an operation.
+    /// Time at which the server last began an operation.
     began: Instant,
     arena: Arena,
 }
@@ -131,7 +131,7 @@ impl ServerCore {
         }
     }
 
-    /// Returns the LUNs that the server is connected to, each with the access that the server knows of.
+    /// Returns the LUNs that the server is connected to, each with the access rights that the gateway last reported.
     pub fn accesses(&self) -> impl Iterator<Item = (usize, Access)> {
         let hosts = self.hosts.iter().zip(&self.access).filter(|((_, host), _)| host.controller().is_ready());
         hosts.map(|((lun, _), access)| (*lun, *access))

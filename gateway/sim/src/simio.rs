@@ -1,4 +1,4 @@
-//! [`Io`] of the simulator: checks that the machine follows the rules of the trait, and records its calls.
+//! The simulator's [`Io`]: checks that the machine follows the rules of the trait, and records the machine's calls.
 //!
 //! The world carries out the recorded calls after the machine returns. Nothing in this module touches the world.
 
@@ -11,21 +11,21 @@ use trefoil_poll::{CoreId, FileId, FileOp, Instant, Io, RecvInto, SendList, Sock
 use crate::disk::DiskId;
 use crate::net::{ConnId, Side};
 
-/// Sockets for which one simulated core has room.
+/// Number of sockets that one simulated core can have.
 pub const SOCKETS: usize = 256;
-/// Files for which one simulated core has room.
+/// Number of files that one simulated core can have.
 pub const FILES: usize = 64;
 
-/// One end of a connection that no core has. Dropping the socket closes the connection.
+/// One end of a connection that belongs to no core. Dropping this socket closes the connection.
 #[derive(Debug)]
 pub struct SimSocket {
     pub(crate) conn: ConnId,
     pub(crate) side: Side,
-    /// The world holds the other clone. When only that clone is left, the world knows that the socket was dropped.
+    /// The world holds a clone of this value. When only the world's clone is left, the world knows that the socket was dropped.
     pub(crate) _held: Arc<()>,
 }
 
-/// An open disk that no core has.
+/// An open disk that belongs to no core.
 #[derive(Debug)]
 pub struct SimFile(pub(crate) DiskId);
 
@@ -63,7 +63,7 @@ pub struct SimIo<M> {
     pub(crate) asked: VecDeque<Ask<M>>,
     /// The deliberate defect in the machine's code.
     pub(crate) broken: Option<&'static str>,
-    /// Turns of this core that ended with requests waiting for their backend.
+    /// Turns of this core that ended while a request was waiting for its backend.
     pub(crate) waits: u64,
 }
 
@@ -82,8 +82,8 @@ impl<M> SimIo<M> {
         }
     }
 
-    /// Returns whether the machine has closed `sock` but the close has not been reported yet. For test machines that
-    /// keep no state of their own.
+    /// Returns whether the machine has closed `sock` but has not yet been told that the close is complete. Only test machines
+    /// that keep no state of their own need this.
     pub fn is_closing(&self, sock: SockId) -> bool {
         self.socks[sock.0 as usize].closing
     }

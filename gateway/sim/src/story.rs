@@ -1,12 +1,12 @@
-//! The record of a run, for a reader and as proof that a seed always tells the same story.
+//! The record of a run. It is a text for a reader, and a proof that a seed always tells the same story.
 
 use std::fmt::Arguments;
 use trefoil_poll::Instant;
 
-/// Lines of the story that are kept. The oldest are dropped first.
+/// The most lines of the story that are kept. The oldest lines are dropped first.
 const KEPT_LINES: usize = 200_000;
 
-/// A running hash of all events, and their text if the story is told.
+/// A running hash of all events. If the story is told, it also has their text.
 #[derive(Debug)]
 pub struct Story {
     hash: u64,
@@ -16,12 +16,12 @@ pub struct Story {
 }
 
 impl Story {
-    /// Returns an empty story. The story keeps text only if `told`. The hash is the same either way.
+    /// Returns an empty story. The story keeps text only if `told` is true. The hash does not depend on `told`.
     pub fn new(told: bool) -> Self {
         Self { hash: 0xcbf2_9ce4_8422_2325, events: 0, told, lines: Default::default() }
     }
 
-    /// Adds an event to the hash. Different events have a different `what`.
+    /// Adds an event to the hash. `what` must differ between different events.
     pub fn note(&mut self, now: Instant, what: &[u64]) {
         self.events += 1;
         self.mix(now.as_ns());
@@ -40,7 +40,7 @@ impl Story {
         self.lines.push_back(format!("{:>6}.{:06}s  {line}", us / 1_000_000, us % 1_000_000));
     }
 
-    /// Returns whether lines are kept, so that a caller does not format in vain.
+    /// Returns whether the story keeps lines. If not, a caller need not format any.
     pub fn is_told(&self) -> bool {
         self.told
     }

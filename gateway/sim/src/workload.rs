@@ -1,4 +1,4 @@
-//! The operations of the servers: verified reads, writes, flushes and others, from one generator.
+//! The operations of the servers: verified reads, writes, flushes and others. One generator draws them all.
 
 use std::collections::VecDeque;
 
@@ -9,26 +9,26 @@ use crate::model::{Job, Kind, Model};
 /// Largest operation, in bytes.
 pub const MAX_BYTES: usize = 256 << 10;
 
-/// Number of later begins and ends after which an operation counts as hanging.
+/// An operation hangs if at least this many operations have begun or ended since it began.
 const HANGS: u64 = 600;
 
-/// Number of remembered places of a LUN's last writes.
+/// Number of recent writes of a LUN whose places the workload remembers.
 const LATELY: usize = 2;
 
-/// The work of one seed, shared by all cores that do it.
+/// The work of one seed. All cores that do this work share it.
 pub struct Workload {
     /// The oracle of all reads.
     pub model: Model,
     rng: Rng,
     /// Operations that have not begun.
     left: u64,
-    /// Progress of the final read of everything: the LUN and its next block.
+    /// Position of the final read of all blocks: the LUN and its next block.
     verify: Option<(usize, u64)>,
-    /// True if bits were flipped on links. In that case, broken PDUs have a cause.
+    /// True if bits were flipped on links. Broken PDUs then have a cause.
     pub bits_flip: bool,
     /// True while the gateway serves.
     pub serving: bool,
-    /// A LUN that gets half of the operations.
+    /// A LUN that gets half of the operations, in addition to its share of the other half.
     pub hot: Option<usize>,
     /// For each LUN, the places of its last writes: the first block and the number of blocks.
     lately: Vec<VecDeque<(u64, u64)>>,
@@ -54,7 +54,7 @@ impl Workload {
         self.left == 0
     }
 
-    /// Starts the final read of everything.
+    /// Starts the final read of all blocks.
     pub fn start_verify(&mut self) {
         self.verify = Some((0, 0));
     }
@@ -64,7 +64,7 @@ impl Workload {
         self.verify.is_some()
     }
 
-    /// Returns whether the final read has begun all its reads.
+    /// Returns whether all reads of the final read have begun.
     pub fn is_verified(&self) -> bool {
         self.verify.is_some_and(|(lun, _)| lun >= self.model.luns())
     }
@@ -74,7 +74,7 @@ impl Workload {
         self.serving && (self.left > 0 || (self.verify.is_some() && !self.is_verified()))
     }
 
-    /// Returns the next operation on a LUN that `may` allows, if there is one now.
+    /// Returns the next operation on a LUN for which `may` returns true. Returns None if there is no such operation now.
     pub fn take(&mut self, may: impl Fn(usize) -> bool) -> Option<Job> {
         if !self.serving {
             return None;
@@ -85,7 +85,7 @@ impl Workload {
         if self.left == 0 {
             return None;
         }
-        // While an operation hangs, the others continue slowly, so that work is left when it ends.
+        // While an operation hangs, other operations begin slowly, so that some of them are left when the hanging operation ends.
         let hangs = self.model.first_under_way().is_some_and(|first| first + HANGS < self.model.last_begun());
         if hangs && self.rng.below(16) > 0 {
             return None;
@@ -121,11 +121,11 @@ impl Workload {
             _ => max,
         };
         let blocks = (1 + rng.below(most.min(max))).min(size);
-        // Some operations go to a small area, so that its blocks are written again and again.
+        // Some operations go to a small area, so that they write its blocks again and again.
         let span = if rng.below(3) == 0 { (size - blocks).min(128) } else { size - blocks };
         let lba = rng.below(span + 1);
-        // Other operations repeat the place of a recent write, while late data may still land there. Memory LUNs have
-        // no late data.
+        // Other operations use the place of a recent write again, while late data may still land there. Memory LUNs have no late
+        // data.
         let lately = &mut self.lately[lun];
         let rare = if kind.writes() { 2 } else { 4 };
         let again = !self.model.is_shared(lun) && !lately.is_empty() && rng.below(rare) == 0;

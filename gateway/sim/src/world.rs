@@ -1,4 +1,4 @@
-//! The world: nodes with cores, links, disks and mailboxes, moved event by event.
+//! The world: nodes with cores, links, disks and mailboxes. The world moves one event at a time.
 //!
 //! A harness calls [`World::step`] in a loop and acts on the returned [`Step`]. The harness plays each node's control
 //! thread ([`World::post`], [`World::take_control`], [`World::take_accepted`]) and decides which faults happen when
@@ -29,24 +29,24 @@ use events::{Event, Events};
 
 /// The machine that a core of the world runs.
 pub trait Machine<M: Send>: Handler<SimIo<M>> + Sized {
-    /// Ends the machine at once and returns its arena, if it has one. The world calls this within a crash, where
-    /// blocks and requests may be dropped.
+    /// Ends the machine at once and returns its arena, if it has one. The world calls this function during a crash, because
+    /// only a crash may drop blocks and requests.
     fn into_arena(self) -> Option<Arena>;
 }
 
 /// How a node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// kill -9: all state is lost. The node's disks keep the data they have taken. Its peers get resets.
+    /// kill -9: the node loses all state. Its disks keep the data that they have accepted. Its peers get resets.
     Kill,
-    /// A power cut: all state is lost, the disks' caches are lost or torn, and the peers hear nothing.
+    /// A power cut: the node loses all state, its disks lose their caches or tear cached writes, and its peers hear nothing.
     Power,
 }
 
-/// Result of [`World::step`]: the kind of event that happened, for the harness to react to.
+/// Result of [`World::step`]: the kind of event that happened. The harness reacts to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// An event between the machines.
+    /// An event that needs no reaction of the harness.
     Ran,
     /// The node's control thread has messages.
     Control(NodeId),
@@ -54,14 +54,14 @@ pub enum Step {
     Accepted(NodeId),
     /// The end of a delay that the harness set with [`World::after`].
     Timer(u64),
-    /// No event is left: without the harness, nothing happens any more.
+    /// No event is left. Nothing more happens unless the harness acts.
     Idle,
 }
 
 /// A connection that a listener accepted.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The socket, which a core is to adopt.
+    /// The socket that a core must adopt.
     pub socket: SimSocket,
     /// The address that the peer connected to.
     pub local: SocketAddr,
@@ -72,20 +72,20 @@ pub struct Accepted {
 /// Deliberate defects of the mailboxes. Rates are per 1000 messages between two cores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailDefect {
-    /// Messages that overtake the one before them.
+    /// Rate of messages that overtake the message before them.
     pub reorder: u32,
-    /// Messages that never arrive.
+    /// Rate of messages that never arrive.
     pub lose: u32,
 }
 
 /// Deliberate defects of sends. Rates are per 1000 sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkDefect {
-    /// Sends that consist of one NVMe/TCP response capsule without digest and go out twice.
+    /// Rate of sends that go out twice, among the sends of one NVMe/TCP response capsule without a digest.
     pub double: u32,
-    /// Sends whose loans last until the socket has taken all bytes.
+    /// Rate of sends whose loans last until the socket has taken all bytes.
     pub keep_loan: u32,
-    /// Sends whose loans end without a copy of the bytes that the socket has not taken.
+    /// Rate of sends whose loans end without a copy of the bytes that the socket has not taken.
     pub blank_loan: u32,
 }
 
@@ -94,12 +94,12 @@ struct WorldNode<M, H> {
     ip: IpAddr,
     up: bool,
     powered: bool,
-    /// Number of starts. Events of an earlier life are void.
+    /// Number of starts of the node. Events of an earlier life have no effect.
     life: u32,
-    /// Time until which the network around the node is dark.
+    /// Time until which the network around the node delivers nothing.
     dark_until: Instant,
     cores: Vec<Core<M, H>>,
-    /// Messages from each core to the control thread. Those that arrived are in `control`.
+    /// Messages from each core to the control thread that have not arrived yet. Arrived messages are in `control`.
     to_control: Vec<VecDeque<M>>,
     control: VecDeque<(CoreId, M)>,
     accepted: VecDeque<Accepted>,
@@ -114,7 +114,7 @@ pub struct World<M: Send, H: Machine<M>> {
     nodes: Vec<WorldNode<M, H>>,
     conns: Vec<Conn>,
     listeners: BTreeMap<SocketAddr, NodeId>,
-    /// Detached ends. The world closes them when they are dropped.
+    /// Detached ends of connections. The world closes each end once its [`SimSocket`] is dropped.
     detached: Vec<(ConnId, Side)>,
     disks: Vec<(NodeId, Disk)>,
     replays: Vec<Option<(DiskId, crate::disk::Change)>>,
@@ -129,7 +129,7 @@ pub struct World<M: Send, H: Machine<M>> {
     pub mail_defect: MailDefect,
     /// Deliberate defects of sends.
     pub link_defect: LinkDefect,
-    /// The deliberate defect in the machines' code, see [`trefoil_poll::Io::is_broken`].
+    /// The deliberate defect in the machines' code; see [`trefoil_poll::Io::is_broken`].
     pub broken: Option<&'static str>,
     /// Counts of zero-copy loans.
     pub loans: Loans,
@@ -140,14 +140,14 @@ pub struct World<M: Send, H: Machine<M>> {
 pub struct Loans {
     /// Sends with loans.
     pub sends: u64,
-    /// Sends with loans that the socket took only in part, so that the rest was copied out.
+    /// Sends with loans where the socket took only a part at once. The world copied the rest out of the loan.
     pub cut: u64,
-    /// Turns that ended with a request waiting for its backend.
+    /// Turns that ended while a request was waiting for its backend.
     pub waits: u64,
 }
 
 impl<M: Send, H: Machine<M>> World<M, H> {
-    /// Returns an empty world that `seed` determines completely. If `told`, the story also has text.
+    /// Returns an empty world. `seed` determines everything that happens in it. If `told` is true, the story also keeps text.
     pub fn new(seed: u64, told: bool) -> Self {
         Self {
             now: Instant::from_ns(1_000_000),
@@ -199,7 +199,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         id
     }
 
-    /// Starts a node with `count` cores. `make` creates each core's machine, and each core gets a first turn.
+    /// Starts a node with `count` cores. `make` creates the machine of each core. Each core then gets a first turn.
     ///
     /// # Panics
     /// If the node is up.
@@ -232,14 +232,14 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         SocketAddr::new(self.nodes[node.0 as usize].ip, port)
     }
 
-    /// Accepts connections to `port` until the node's life ends.
+    /// Accepts connections to `port` until the node crashes.
     pub fn listen(&mut self, node: NodeId, port: u16) -> SocketAddr {
         let addr = self.addr(node, port);
         self.listeners.insert(addr, node);
         addr
     }
 
-    /// Connects the node to itself. Returns the end that connected and the end that accepted, each with its address.
+    /// Connects the node to itself. Returns the connecting end and the accepting end, each with its address.
     /// Faults of the network do not touch this connection.
     pub fn pair(&mut self, node: NodeId) -> [(SimSocket, SocketAddr); 2] {
         let id = ConnId(self.conns.len() as u32);
@@ -266,8 +266,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.nodes[node.0 as usize].control.pop_front()
     }
 
-    /// Sends a message from the control thread of `node` to a core. If the node is down, the message is lost as in a
-    /// crash.
+    /// Sends a message from the control thread of `node` to a core. If the node is down, the message is lost, as in a crash.
     pub fn post(&mut self, node: NodeId, core: CoreId, msg: M) {
         let Some(c) = self.nodes[node.0 as usize].cores.get(usize::from(core.0)) else {
             return crash_drop(msg);
@@ -282,12 +281,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         DiskId(self.disks.len() as u32 - 1)
     }
 
-    /// Returns a disk, for faults and oracles.
+    /// Returns a disk, for the harness to inject faults and check data.
     pub fn disk(&mut self, disk: DiskId) -> &mut Disk {
         &mut self.disks[disk.0 as usize].1
     }
 
-    /// Opens a disk, for a core of its node to attach.
+    /// Opens a disk. A core of the disk's node can attach the opened disk.
     pub fn open(&self, disk: DiskId) -> SimFile {
         SimFile(disk)
     }
@@ -302,7 +301,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.nodes[node.0 as usize].cores.get_mut(usize::from(core)).map(Core::machine)
     }
 
-    /// Calls into a core's machine from outside (from a workload or a test), as part of a turn.
+    /// Calls a core's machine from outside (from a workload or a test). The call is part of a turn.
     pub fn with<R>(
         &mut self,
         node: NodeId,
@@ -336,7 +335,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         n.up && n.life == life
     }
 
-    /// Closes the ends of detached sockets that were dropped.
+    /// Closes the connection ends whose detached sockets were dropped.
     fn sweep_detached(&mut self) {
         let mut dropped = Vec::new();
         let conns = &mut self.conns;

@@ -1,4 +1,5 @@
-//! Whole seeds: a seed always tells one story, seeds pass, and a set of mutations is found with each frontend.
+//! Tests of whole seeds. A seed always tells the same story. Seeds pass. With each frontend, the simulator finds a set of
+//! mutations.
 
 use trefoil_sim::mutation;
 use trefoil_sim::run::{Frontend, Setting, run_seed};

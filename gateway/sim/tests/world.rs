@@ -18,13 +18,13 @@ enum Msg {
     File(SimFile),
 }
 
-/// A machine that sends a byte sequence for its receiver to check, echoes bytes, or writes to a disk.
+/// A machine that sends a byte sequence and checks what it receives, echoes bytes, or writes to a disk.
 struct Peer {
     arena: Option<Arena>,
-    /// Next byte to send and next byte expected, by socket.
+    /// By socket: the next byte to send, and the next byte that is expected.
     sent: HashMap<u32, u64>,
     seen: HashMap<u32, u64>,
-    /// Bytes that the receive of a socket waits for.
+    /// By socket: the number of bytes that the pending receive asked for.
     asked: HashMap<u32, u32>,
     failed: u32,
     closed: u32,
@@ -108,7 +108,8 @@ impl Handler<SimIo<Msg>> for Peer {
             SockEvent::Filled(buf) => self.check(sock, &buf[..self.asked[&sock.0] as usize]),
             SockEvent::Connected(Ok(())) => self.start(io, sock),
             SockEvent::Sent { result: Ok(()), .. } => {
-                // A machine must not send on a socket that it closed. The end of the close is reported last.
+                // A machine must not send on a socket that it has closed. The socket's last event reports that the close is
+                // complete.
                 if io.random().is_multiple_of(64) {
                     io.close(sock);
                 } else if !io.is_closing(sock) {
@@ -172,8 +173,8 @@ fn homes(n: usize) -> Vec<u16> {
     (0..n).map(|_| claim_home()).collect()
 }
 
-/// Runs two nodes that send each other checked bytes under faults. Returns the hash, the bytes moved and the
-/// sockets closed.
+/// Runs two nodes under faults. They send each other bytes and check them. Returns the hash, the number of bytes moved and the
+/// number of sockets closed.
 fn chatter(seed: u64) -> (u64, u64, u32) {
     let ids = homes(4);
     let mut world = Net::new(seed, false);

@@ -1,7 +1,8 @@
 //! One core of a gateway: the target, the LUNs and their channels, joined by two queues.
 //!
-//! The core routes each event of the driver to the machine concerned. Then it carries requests down and completions up
-//! until both queues are empty. So a command that memory can answer is done within the event that brought it.
+//! The core routes each event of the driver to the part that handles it. Then it carries requests down and completions
+//! up until both queues are empty. So a command that memory can answer completes within the event that brought the
+//! command.
 
 use crate::backend::BackendIo;
 use crate::cx::Cx;
@@ -19,14 +20,16 @@ use trefoil_poll::lost::Lost;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{Arena, CoreId, FileDone, Handler, Instant, SockEvent, SockId};
 
-/// All that one core runs.
+/// One core of the storage path, with all its state.
 pub struct StorageCore<I: BackendIo> {
     arena: Arena,
     target: Target,
     luns: Luns<I>,
-    /// Frontend → LUN layer. Never longer than the requests of this core's commands plus control's own.
+    /// Requests from the frontend to the LUN layer. The queue never has more entries than this core's commands and
+    /// control have requests.
     requests: VecDeque<Request>,
-    /// Channels → LUN layer → frontend. Never longer than the requests that this core's channels have.
+    /// Completions from the channels, through the LUN layer, to the frontend. The queue never has more entries than
+    /// this core's channels have requests.
     done: VecDeque<Completed>,
     owners: Box<[SockOwner]>,
     /// The host that keeps this core warm, with its socket.
@@ -34,14 +37,15 @@ pub struct StorageCore<I: BackendIo> {
     conn_bound_bytes: usize,
     /// Hosts' connections that wait for a socket slot.
     waiting_conns: FairQueue<WaitingConn<I::Socket>>,
-    /// Connections that no longer wait and that control has not been told of.
+    /// The number of connections that no longer wait. The next [`Msg::Adopted`] reports this number to control.
     adopted: u32,
-    /// Time at which a slot can be made free, if none becomes free before.
+    /// Time at which [`Target::make_room`] can close a connection to free a slot. `None` if the core waits for no such
+    /// time.
     room_at: Option<Instant>,
     /// Hosts' connections that have a slot.
     host_socks: usize,
     max_host_socks: usize,
-    /// Hosts' connections that may still get a slot in this turn.
+    /// The number of hosts' connections that may still get a slot in this turn.
     admissions: usize,
     admissions_per_turn: usize,
 }
@@ -56,7 +60,7 @@ struct WaitingConn<S> {
     initialized: bool,
 }
 
-/// Connections that may wait for a core's slots. Further connections wait in control's backlog.
+/// The most connections that can wait for a slot of one core. Further connections wait in control's backlog.
 pub const MAX_WAITING_CONNS: usize = 256;
 
 /// The owner of a socket.
@@ -75,10 +79,10 @@ enum SockOwner {
 /// The sizes of a core's tables.
 #[derive(Clone, Copy, Debug)]
 pub struct CoreLimits {
-    /// Sockets, as many as the driver has.
+    /// The number of sockets, which is the size of the driver's socket table.
     pub max_sockets: u32,
-    /// The part of `max_sockets` that hosts' connections may have. The rest is for arrays, and for the core's connection
-    /// to itself. One end of that connection counts as a host's.
+    /// The most sockets that hosts' connections may use, of `max_sockets`. The other sockets are for arrays, and for
+    /// one end of the core's connection to itself. The other end of that connection counts as a host's.
     pub host_sockets: u32,
     /// The target's share of the limits.
     pub target: TargetLimits,
@@ -107,12 +111,12 @@ macro_rules! cx {
 }
 
 impl<I: BackendIo> StorageCore<I> {
-    /// Creates a core with all the memory that it will ever need. It presents nothing until its first topology. All cores
-    /// of a gateway share one `capacity`.
+    /// Creates a core with all the memory that it will ever need. The core presents nothing to hosts until it gets its
+    /// first topology. All cores of a gateway share one `capacity`.
     pub fn new(io: &I, arena: Arena, limits: CoreLimits, capacity: Arc<Capacity>) -> Self {
         let home = arena.id().0;
         let own = limits.target.requests() + limits.foreign_requests;
-        // Another core may pass on all its requests.
+        // Every other core may send all its requests to this core.
         let all = limits.target.requests() * usize::from(io.cores()) + limits.foreign_requests;
         Self {
             conn_bound_bytes: Target::conn_bound_bytes(&limits.target, arena.capacity_bytes()),
@@ -164,15 +168,16 @@ impl<I: BackendIo> StorageCore<I> {
         self.arena
     }
 
-    /// Adopts a host's connection. If too many wait, drops one of them; its host sees a reset.
+    /// Adopts a host's connection. If too many connections wait, drops a waiting connection; the host of that
+    /// connection sees a reset.
     fn adopt(&mut self, io: &mut I, conn: WaitingConn<I::Socket>) {
         let (_, dropped) = self.waiting_conns.push(conn.peer, conn);
         self.adopted += u32::from(dropped.is_some());
         self.admit(io);
     }
 
-    /// Drops the waiting connections of a listener that is gone, as [`Target::sweep`] closes its adopted ones. The
-    /// listener's number may belong to another listener next.
+    /// Drops the waiting connections of each listener that is gone. [`Target::sweep`] closes the adopted connections of
+    /// that listener. The listener's number may now belong to another listener.
     fn drop_waiting(&mut self, old: &Topology, new: &Topology) {
         let gone = |conn: &WaitingConn<_>| new.lacks_portal_of(old, conn.portal);
         for number in self.waiting_conns.numbers(gone) {
@@ -210,7 +215,7 @@ impl<I: BackendIo> StorageCore<I> {
             any = true;
             self.admissions -= 1;
             self.adopted += 1;
-            // The driver refuses only while it stops.
+            // The driver refuses a socket only while the driver stops.
             if let Ok(sock) = io.adopt(socket) {
                 self.host_socks += 1;
                 self.set_owner(sock, SockOwner::Target);
@@ -220,7 +225,8 @@ impl<I: BackendIo> StorageCore<I> {
         any
     }
 
-    /// Carries requests down and completions up until both queues are empty. Returns whether there was work.
+    /// Carries requests down and completions up until both queues are empty. Returns true if at least one queue had an
+    /// entry.
     fn drain(&mut self, io: &mut I) -> bool {
         let mut any = false;
         loop {
@@ -243,8 +249,8 @@ impl<I: BackendIo> StorageCore<I> {
         any
     }
 
-    /// Cancels a stream of this core everywhere, after its queue is gone. Its requests have all left this core's queues
-    /// by now, so each message arrives after the requests.
+    /// Cancels `stream` on all cores. The stream's queue, on this core, is gone. This core's two queues no longer hold
+    /// a request of the stream, so each message arrives after the requests.
     #[cold]
     fn cancel(&mut self, io: &mut I, stream: Stream) {
         self.luns.cancel(cx!(self, io), None, stream);
@@ -276,10 +282,11 @@ impl<I: BackendIo> StorageCore<I> {
         }
     }
 
-    /// Repairs what a bug dropped: frees blocks, and completes requests with Internal Error.
+    /// Repairs the damage of a bug that dropped blocks or requests: frees the blocks, and completes the requests with
+    /// Internal Error.
     fn repair(&mut self, io: &mut I) {
         while let Some(Lost::Request { identity, holder }) = self.arena.repair_next() {
-            // The request no longer counts as the backend's, neither here nor on the core to which it went.
+            // Subtract the request from the backend's count, here and on the core to which the request went.
             let (backend, core) = Rest::holder(holder);
             self.luns.on_lost(cx!(self, io), backend);
             if core != io.core() && backend != Rest::NOWHERE {
@@ -291,7 +298,7 @@ impl<I: BackendIo> StorageCore<I> {
 }
 
 impl<I: BackendIo> Handler<I> for StorageCore<I> {
-    // Each driver's call names its event, so that inlining leaves the one arm of the matches.
+    // Each call of a driver passes a constant variant of the event. So inlining removes the other arms of the matches.
     #[inline(always)]
     fn on_sock(&mut self, io: &mut I, sock: SockId, event: SockEvent<'_>) {
         let closed = matches!(event, SockEvent::Closed);
@@ -330,7 +337,8 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
                 }
             }
             Msg::Topology(new) => {
-                // The target keeps the same old snapshot a little longer, and sends it back.
+                // Dropping `old` here frees nothing: the target keeps the same snapshot until its sweep ends, and sends
+                // that snapshot back to control.
                 let old = self.luns.on_topology(new.clone());
                 old.iter().for_each(|old| self.drop_waiting(old, &new));
                 self.target.on_topology(new);
@@ -348,8 +356,8 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
                 None => debug_assert!(false, "control sent a core an unexpected message: {msg:?}"),
             },
             Msg::Initiator(id, msg) => {
-                // If this core doesn't know the backend (yet, or any more), the message is dropped. A channel that
-                // attaches late asks for the messages that it missed.
+                // If this core has no channel of the backend (yet, or any more), the message is dropped. A channel that
+                // attaches later asks for the messages that it missed.
                 if let Some(from) = from {
                     self.luns.initiator(cx!(self, io), id, |channel, cx| channel.on_msg(cx, from, msg));
                 }
@@ -419,7 +427,8 @@ impl<I: BackendIo> Handler<I> for StorageCore<I> {
 
     fn next_deadline(&self) -> Option<Instant> {
         let warm = self.warm.as_ref().and_then(|warm| warm.next_deadline());
-        // Slots are free, but this turn has already admitted as many connections as it may.
+        // If slots are free while connections wait, this turn has reached its limit of admissions, and the next turn
+        // must follow at once.
         let may_admit = !self.waiting_conns.is_empty() && self.host_socks < self.max_host_socks;
         let admission = if may_admit { Some(Instant::default()) } else { self.room_at };
         [self.target.next_deadline(), self.luns.next_deadline(), warm, admission].into_iter().flatten().min()

@@ -1,9 +1,9 @@
-//! Fair queueing by address, for connections that wait for a slot or that may lose theirs.
+//! Fair queueing by address, for connections that wait for a slot and for connections that may lose their slot.
 //!
-//! A flood must not keep others out. So addresses are served in turn. When a member must go, the oldest member of the
-//! address with the most members goes. A host alone at its address then waits for at most one member of each other
-//! address, and loses nothing while another address has more members. An IPv6 address counts as its first 64 bits, since
-//! one host may have all addresses of a prefix.
+//! A flood of connections from one address must not keep other hosts out. So addresses are served in turn. When a
+//! member must be dropped, the set names the oldest member of the address with the most members. A host alone at its
+//! address then waits for at most one member of each other address. It loses no member while another address has more
+//! members. An IPv6 address counts as its first 64 bits, since one host may have all addresses of a prefix.
 //!
 //! Each call takes constant time, whatever the number of members. All memory is allocated at the start.
 
@@ -22,15 +22,15 @@ struct Address {
     count: u32,
 }
 
-/// A set of numbers from 0, each with the address that it came from. See the module.
+/// A set of numbers from 0. Each number has the address that it came from. See the module.
 pub struct FairSet {
     /// By number: the index of its address, or [`NIL`].
     at: Box<[u32]>,
     links: Box<[Links]>,
     addresses: Slab<Address>,
     places: HashMap<u64, u32>,
-    /// Lists of addresses, by their number of members. The address that has had this number for the longest time comes
-    /// first.
+    /// Lists of addresses, by their number of members. In each list, the address that has had this number of members
+    /// for the longest time comes first.
     by_count: Box<[List]>,
     count_links: Box<[Links]>,
     most: u32,
@@ -63,7 +63,7 @@ impl FairSet {
         let at = match self.places.get(&key) {
             Some(&at) => at,
             None => {
-                // There is room for as many addresses as numbers.
+                // There is room for one address a number.
                 let address = Address { key, members: List::EMPTY, count: 0 };
                 let Ok(at) = self.addresses.insert(address) else { return };
                 self.places.insert(key, at);
@@ -99,15 +99,15 @@ impl FairSet {
         self.count
     }
 
-    /// Returns the member to drop first: the oldest of the address with the most members. Among several such addresses,
-    /// the address that has had this number for the longest time counts.
+    /// Returns the member to drop first: the oldest of the address with the most members. If several addresses have the
+    /// most members, chooses the address that has had this number of members for the longest time.
     pub fn oldest_of_most(&self) -> Option<u32> {
         let most = self.by_count[self.most as usize].first()?;
         self.addresses.get(most)?.members.first()
     }
 
-    /// Removes and returns the member to serve next: the oldest of the address whose turn it is. That address then has
-    /// its next turn after all others.
+    /// Removes and returns the member to serve next: the oldest of the address whose turn it is. The next turn of that
+    /// address comes after the turns of all other addresses.
     pub fn take_next(&mut self) -> Option<u32> {
         let at = self.turns.pop(&mut self.addresses)?;
         self.turns.push(&mut self.addresses, at);
@@ -125,8 +125,8 @@ impl FairSet {
         if count > 0 {
             self.by_count[count as usize].push(&mut self.count_links, at);
         }
-        // The count changes by one. So if no address has the old maximum any more, `count` is the new maximum. It is 0 if the
-        // set is empty.
+        // `count` differs from `before` by one. So if no address has the old maximum any more, `count` is the new
+        // maximum. The maximum of an empty set is 0.
         if count > self.most || (before == self.most && self.by_count[before as usize].is_empty()) {
             self.most = count;
         }
@@ -141,23 +141,23 @@ pub struct FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Creates a queue with room for `size`, but at least one.
+    /// Creates a queue with room for `size` members, at least for one.
     pub fn new(size: usize) -> Self {
         let size = size.max(1);
         Self { places: Slab::with_capacity(size), by_address: FairSet::new(size) }
     }
 
-    /// Returns how many wait.
+    /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.by_address.count()
     }
 
-    /// Returns whether nothing waits.
+    /// Returns whether the queue has no member.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Queues `value`. Returns its number, and the member that was dropped to make room, if one was.
+    /// Queues `value`. Returns the number of `value`, and the member that was dropped to make room for it, if any.
     pub fn push(&mut self, peer: SocketAddr, value: T) -> (u32, Option<T>) {
         let lost = if self.places.is_full() { self.by_address.oldest_of_most() } else { None };
         let lost = lost.and_then(|number| self.take(number));
@@ -180,7 +180,7 @@ impl<T> FairQueue<T> {
         self.places.iter().filter(|(_, one)| is_one(one)).map(|(number, _)| number).collect()
     }
 
-    /// Removes and returns member `number`, if it still waits.
+    /// Removes and returns member `number`, if the queue has it.
     pub fn take(&mut self, number: u32) -> Option<T> {
         let taken = self.places.remove(number)?;
         self.by_address.remove(number);
@@ -196,7 +196,7 @@ impl<T> FairQueue<T> {
 
 fn key_of(ip: IpAddr) -> u64 {
     match ip.to_canonical() {
-        // No IPv6 host has such a prefix: ::/8 is reserved (RFC 4291 §2.4).
+        // No IPv6 host has a prefix with this value: ::/8 is reserved (RFC 4291 §2.4).
         IpAddr::V4(v4) => 1 << 32 | u64::from(v4.to_bits()),
         IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
     }
@@ -215,7 +215,7 @@ mod tests {
     fn the_oldest_of_the_address_with_the_most_goes_first() {
         let mut set = FairSet::new(16);
         assert_eq!(set.oldest_of_most(), None);
-        // The quiet host is the oldest of all.
+        // The member of the quiet host is the oldest of all.
         set.add(9, peer(1));
         (0..3).for_each(|c| set.add(c, peer(2)));
         assert_eq!(set.oldest_of_most(), Some(0));
@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn it_says_what_a_plain_list_says() {
-        // A plain list, searched linearly, must agree in each of the steps that a fixed generator chooses.
+        // A generator with a fixed seed chooses the steps. After each step, the set must agree with a plain list that
+        // is searched linearly.
         let mut set = FairSet::new(64);
         let capacity = set.places.capacity();
         let mut plain: Vec<(u32, u16)> = Vec::new();

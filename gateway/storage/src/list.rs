@@ -1,4 +1,4 @@
-//! Linked lists of numbers. The links stand in a table of the owner, which has one entry for each number.
+//! Linked lists of numbers. The links are in a table of the owner, which has one entry for each number.
 //!
 //! A number is on at most one list of a table at a time. Each call takes constant time and allocates nothing.
 
@@ -9,7 +9,7 @@ pub const NIL: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub struct Links {
     prev: u32,
-    /// The next entry, or [`NIL`]. A table may use it for its own purposes while the entry is on no list.
+    /// The next entry, or [`NIL`]. While the entry is on no list, the table may use this field for its own purposes.
     pub(crate) next: u32,
 }
 
@@ -38,7 +38,7 @@ impl<T: AsRef<[Links]> + AsMut<[Links]>> LinkTable for T {
     }
 }
 
-/// A list of numbers in the order in which they were pushed. All calls of a list must name the same table.
+/// A list of numbers in the order in which they were pushed. All calls of a list must pass the same table.
 #[derive(Clone, Copy, Debug)]
 pub struct List {
     head: u32,
@@ -111,11 +111,12 @@ impl List {
 
 /// An entry of a table whose entries a [`Fifo`] links.
 pub trait Linked {
-    /// Returns the place of the link to the entry behind this one.
+    /// Returns the field that links to the next entry.
     fn link(&mut self) -> &mut u32;
 }
 
-/// Numbers of a table's entries, first in, first out. Cheaper than a [`List`], as no number leaves from the middle.
+/// Numbers of a table's entries, first in, first out. This queue is cheaper than a [`List`], but can't remove a number
+/// from the middle.
 #[derive(Clone, Copy, Debug)]
 pub struct Fifo {
     head: u32,

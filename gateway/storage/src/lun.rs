@@ -1,21 +1,22 @@
 //! From LUNs to backends: one core's LUN table and its channels.
 //!
-//! A request for a LUN is checked against the LUN, mapped to a backend's bytes, and handed to that backend's channel. A
-//! request that crosses extents, or a flush of several backends, runs its parts one after another. The request itself
-//! carries its progress ([`Rest`]), so there are no parent requests and no table of parts.
+//! This layer checks a request against its LUN, maps the request to a backend's bytes, and submits the request to that
+//! backend's channel. A request that crosses extents, or a flush of several backends, runs its parts one after another.
+//! The request itself carries its progress ([`Rest`]), so there are no parent requests and no table of parts.
 //!
-//! What this layer does not do: it knows neither hosts nor namespaces, and it doesn't retry.
+//! This layer knows no hosts and no namespaces, and it never retries a request.
 //!
-//! Range guards are not built yet. Compare, and the fused Compare and Write, need them: no other write of the same LUN may touch
-//! their blocks between the compare and the write. They belong to this layer, which every command set and every transport uses.
-//! [`Luns::submit`] would take a guard, and [`Luns::on_completed`] would release it with the request's last part. Guards are to be
-//! striped by LUN and block range on the LUN's owner core. Each stripe has a count of active compares, so a write of a LUN without
-//! compares passes with one load of a counter, and [`InstantMemory::write`] only checks that count.
+//! Range guards are not built yet. Compare, and the fused Compare and Write, need range guards: between the compare and
+//! the write, no other write may touch the same blocks of the LUN. Range guards belong to this layer, since every
+//! command set and every transport uses this layer. [`Luns::submit`] would take a guard, and [`Luns::on_completed`]
+//! would release the guard with the request's last part. The plan is to stripe guards by LUN and block range on the
+//! LUN's owner core. Each stripe would count its active compares. Then a write to a LUN without compares costs one load
+//! of that count, and [`InstantMemory::write`] only checks that count.
 //!
 //! Invariants:
-//! - A channel's count is the number of requests that it has.
-//! - A request's `rest.at` names the channel that has it on its home core. If the request went to another core, it names
-//!   the channel there too.
+//! - The count `Place::requests` is the number of requests that the place's channel has.
+//! - A request's `rest.at` names the backend whose channel has the request on the request's home core. If the request
+//!   went to another core, `rest.at` names the backend on that core too.
 //! - A waiting request resumes only on an event or on work reported by `on_turn`, so a core never sleeps past it.
 
 use crate::backend::nvme_tcp::NvmeTcpChannel;
@@ -31,34 +32,35 @@ use std::sync::Arc;
 use trefoil_poll::ram::Ram;
 use trefoil_poll::{CoreId, FileDone, Instant, Loan, SockId};
 
-/// One core's LUNs and channels: 4,096 × 24 bytes, and 256 × about 200 bytes.
+/// One core's LUNs and channels: 4,096 LUNs of 24 bytes, and 256 channels of about 200 bytes.
 pub struct Luns<I: BackendIo> {
     core: CoreId,
     maps: Box<[Map]>,
-    /// The topology, in which LUNs of several extents are looked up.
+    /// The current topology. It has the extents of each LUN.
     topology: Option<Arc<Topology>>,
     channels: Box<[Place<I>]>,
     /// The backends that have a channel.
     attached: Vec<BackendId>,
-    /// The backends that the next turn asks, each once. Other attached backends cost a turn nothing.
+    /// The backends whose channel the next turn calls ([`Channel::on_turn`]); no backend is in the list twice. Other
+    /// attached backends cost a turn nothing.
     awake: Vec<BackendId>,
     /// A lower bound of all channels' deadlines.
     next_due: Option<Instant>,
-    /// The number of times that channels were asked.
+    /// The number of calls of [`Channel::on_turn`].
     #[cfg(test)]
     asked: usize,
     /// Sockets that channels opened and the core has not taken yet: at most two for each backend.
     new_socks: VecDeque<(SockId, BackendId)>,
-    /// Requests for which [`Channel::must_wait`] holds, in the backlogs of their places. They count as the channel's.
-    /// There is room for all requests that can exist.
+    /// Requests that wait in the backlog of their place, since [`Channel::must_wait`] holds for them. `Place::requests`
+    /// counts these requests too. There is room for all requests that can exist.
     waiting: Slab<Request>,
 }
 
-/// A LUN as the data path sees it.
+/// The part of a LUN's data that each request needs.
 #[derive(Clone, Copy, Default)]
 struct Map {
     len_bytes: u64,
-    /// Offset on its backend, if the LUN is there in one piece.
+    /// Offset of the LUN on its backend, if the LUN has one extent.
     backend_offset: u64,
     backend: u32,
     kind: MapKind,
@@ -71,26 +73,27 @@ enum MapKind {
     Absent,
     /// A LUN of one extent.
     Whole,
-    /// A LUN of several extents, which are looked up in the topology.
+    /// A LUN of several extents, which are in the topology.
     Extents,
 }
 
-/// Waiting requests of a backend that one turn starts. The bound keeps a long backlog from blocking the core.
+/// The most waiting requests of one backend that one turn starts. The bound keeps a long backlog from blocking the
+/// core.
 const STARTS: usize = 256;
 
 /// A backend's channel and its state.
 struct Place<I: BackendIo> {
     channel: Option<AnyChannel>,
-    /// Requests that the channel has, including those that wait.
+    /// The number of requests that the channel has, including waiting requests.
     requests: usize,
     /// The backend's backlog in [`Luns::waiting`], oldest first.
     line: List,
     detaching: bool,
-    /// The backend is in `awake`.
+    /// True if the backend is in `awake`.
     is_awake: bool,
-    /// The channel's deadline.
+    /// The next deadline of the channel.
     due: Option<Instant>,
-    /// The box that brought the channel's memory, and that takes it back.
+    /// The box in which control sent the channel's memory. [`Msg::Detached`] returns the memory in this box.
     attach: Option<Box<Attach<I::File>>>,
 }
 
@@ -109,8 +112,8 @@ impl<I: BackendIo> InstantMemory for Luns<I> {
 }
 
 impl<I: BackendIo> Luns<I> {
-    /// Creates empty tables of their final size for `core`. `requests` is the room for waiting requests, enough for all
-    /// requests that can exist.
+    /// Creates empty tables of their final size for `core`. `requests` is the largest number of requests that can
+    /// exist; there is room for all of them to wait.
     pub fn new(core: CoreId, requests: usize) -> Self {
         let place = || Place {
             channel: None,
@@ -136,8 +139,8 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Serves the LUNs of `new` from now on, and returns the old snapshot. Parts in flight end where they were sent; a
-    /// request's next parts follow the new map.
+    /// Serves the LUNs of `new` from now on, and returns the old snapshot. Parts in flight complete at the backend to
+    /// which they were sent. The next parts of their requests follow the new map.
     pub fn on_topology(&mut self, new: Arc<Topology>) -> Option<Arc<Topology>> {
         debug_assert!(new.luns.len() <= MAX_LUNS);
         for (at, map) in self.maps.iter_mut().enumerate() {
@@ -218,7 +221,7 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Returns the memory that holds a whole range of a LUN, and the range's offset there.
+    /// Returns the memory that holds a whole range of a LUN, and the range's offset in that memory.
     #[inline]
     fn memory(&mut self, lun: LunId, offset: u64, len: u64, write: bool) -> Option<(&mut Memory, u64)> {
         let map = self.maps.get(lun.0 as usize).filter(|map| map.kind == MapKind::Whole)?;
@@ -226,7 +229,7 @@ impl<I: BackendIo> Luns<I> {
         if !inside || (write && map.read_only) {
             return None;
         }
-        // Requests that wait for loans to end come first.
+        // Requests that already wait for loans to end come first.
         let is_open = |place: &&mut Place<I>| !place.detaching && place.line.is_empty();
         let place = self.channels.get_mut(map.backend as usize).filter(is_open)?;
         match &mut place.channel {
@@ -235,17 +238,18 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Submits a request that is already mapped to a backend: control's own, or one from a core without a channel.
+    /// Submits a request that is already mapped to a backend. Control makes such requests itself, and a core without
+    /// the channel sends them to the core with the channel.
     pub fn submit_backend(&mut self, cx: &mut Cx<'_, I>, id: BackendId, mut request: Request) {
         let Some(place) = self.channels.get_mut(id.0 as usize) else {
             return cx.complete(request, Err(Fault::Gone));
         };
-        // Count the request even if it is refused, since every completion counts it out.
+        // Count the request even if it fails here, since `on_completed` subtracts every request.
         place.requests += 1;
         place.wake(id, &mut self.awake);
         (request.rest.at, request.rest.core) = (id, self.core);
         match &mut place.channel {
-            // Refuse it here: two cores that forward to each other would never stop.
+            // Fail the request here: two cores that forward a request to each other would never stop.
             Some(AnyChannel::Remote(_)) if request.origin.core != self.core => {
                 cx.complete(request, Err(Fault::Gone));
             }
@@ -266,8 +270,8 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Cancels the requests of a queue that is gone, in all of this core's channels or only in that of backend `only`.
-    /// Each of them ends as soon as it can't take effect any more.
+    /// Cancels the requests of a queue that is gone, in all of this core's channels, or only in the channel of backend
+    /// `only`. Each of these requests ends as soon as it can't take effect any more.
     pub fn cancel(&mut self, cx: &mut Cx<'_, I>, only: Option<BackendId>, stream: Stream) {
         for id in self.attached.iter().filter(|id| only.is_none_or(|only| only == **id)) {
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
@@ -289,9 +293,10 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Handles a completion, from one of this core's channels or sent home by another core. Returns the completion if the
-    /// request is over, or if the completion must go to another core, its origin. Returns `None` if the request's next part
-    /// is on its way. If `is_wanted` says that the owner no longer needs the request, no further part follows.
+    /// Handles a completion from one of this core's channels or from another core. Returns the completion if the
+    /// request is over, or if the request came from another core. Returns `None` if this call submits the request's
+    /// next part. If `is_wanted` returns false, the owner no longer needs the request, and this call submits no further
+    /// part.
     pub fn on_completed(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -316,7 +321,7 @@ impl<I: BackendIo> Luns<I> {
         None
     }
 
-    /// Counts out one request of a backend.
+    /// Subtracts one request from a backend's count.
     #[inline]
     fn count_out(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         if let Some(place) = self.channels.get_mut(id.0 as usize) {
@@ -328,7 +333,7 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Counts out a dropped request that this core counts as backend `id`'s. [`Rest::NOWHERE`] is no backend.
+    /// Subtracts a dropped request from backend `id`'s count. Does nothing for [`Rest::NOWHERE`].
     pub fn on_lost(&mut self, cx: &mut Cx<'_, I>, id: BackendId) {
         self.count_out(cx, id);
     }
@@ -342,12 +347,12 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Asks the channels that have an event or an expired deadline, and those that wait for something that is no event.
-    /// Returns whether a channel did work.
+    /// Calls each channel that has an event or an expired deadline, and each channel for which [`Channel::waits`] holds.
+    /// Returns true if a channel did work.
     pub fn on_turn(&mut self, cx: &mut Cx<'_, I>) -> bool {
         self.wake_due(cx.io.now());
         let mut worked = false;
-        // Iterate backwards, because a channel that goes to sleep is swapped with the last one.
+        // Iterate backwards: `swap_remove` fills the place of a channel that goes to sleep with the last channel.
         for at in (0..self.awake.len()).rev() {
             let Some(&id) = self.awake.get(at) else { continue };
             let Some(place) = self.channels.get_mut(id.0 as usize) else { continue };
@@ -364,7 +369,7 @@ impl<I: BackendIo> Luns<I> {
             let any = channel.on_turn(cx) || any;
             worked |= any;
             if let Some(initiator) = channel.nvme_tcp() {
-                // These requests belong to another core now, and their completions don't come by here.
+                // These requests went on to a third core, and this core will not see their completions.
                 place.requests = place.requests.saturating_sub(initiator.take_passed_on());
             }
             place.due = channel.next_deadline();
@@ -381,7 +386,7 @@ impl<I: BackendIo> Luns<I> {
         worked
     }
 
-    /// Wakes the channels whose deadline has passed. Looks at no channel if no deadline has.
+    /// Wakes the channels whose deadline has passed. If no deadline has passed, examines no channel.
     fn wake_due(&mut self, now: Instant) {
         if self.next_due.is_none_or(|at| at > now) {
             return;
@@ -396,7 +401,7 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Makes the next turn ask the channel of backend `id`. Returns the channel, if there is one.
+    /// Makes the next turn call the channel of backend `id`. Returns the channel, if there is one.
     #[inline]
     fn woken(&mut self, id: BackendId) -> Option<&mut AnyChannel> {
         let place = self.channels.get_mut(id.0 as usize)?;
@@ -409,7 +414,7 @@ impl<I: BackendIo> Luns<I> {
         self.next_due
     }
 
-    /// Gives an event to the initiator's channel of backend `id`, if there is one. Returns the result of `event`.
+    /// Calls `event` with the initiator's channel of backend `id`, if there is one. Returns the result of `event`.
     pub fn initiator<T>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -455,7 +460,7 @@ impl<I: BackendIo> Luns<I> {
             return self.submit_flush_from(cx, request, next);
         }
         if request.buf.is_some() {
-            // A part of a read or write is shorter than its buffer, which has at most 2 MiB.
+            // The cast is exact: a part of a read or write is shorter than its buffer, which has at most 2 MiB.
             request.buf_at += request.len as u32;
         }
         self.submit_part(cx, request);
@@ -468,8 +473,8 @@ impl<I: BackendIo> Luns<I> {
         }
     }
 
-    /// Flushes the LUN's first backend from `from` on. Backends follow in the order of their numbers, so a flush visits
-    /// each once.
+    /// Flushes the LUN's first backend with a number of at least `from`. Backends follow in the order of their numbers,
+    /// so a flush visits each backend once.
     fn submit_flush_from(&mut self, cx: &mut Cx<'_, I>, mut request: Request, from: BackendId) {
         let Some(extents) = self.extents(&request) else {
             return cx.complete(request, Err(Fault::Gone));
@@ -504,7 +509,7 @@ impl<I: BackendIo> Luns<I> {
 }
 
 impl<I: BackendIo> Place<I> {
-    /// Makes the next turn ask this place, which belongs to backend `id`.
+    /// Makes the next turn call the channel of this place. The place belongs to backend `id`.
     #[inline]
     fn wake(&mut self, id: BackendId, awake: &mut Vec<BackendId>) {
         if !self.is_awake {
@@ -513,7 +518,7 @@ impl<I: BackendIo> Place<I> {
         }
     }
 
-    /// Starts, in order, the waiting requests that can start now. Returns whether it started a request.
+    /// Starts, in order, the waiting requests that can start now. Returns true if at least one request started.
     fn start_waiting(&mut self, cx: &mut Cx<'_, I>, waiting: &mut Slab<Request>) -> bool {
         let Some(channel) = &mut self.channel else { return false };
         let mut any = false;
@@ -554,7 +559,7 @@ fn extent_at(extents: &[Extent], offset: u64) -> Option<&Extent> {
     (offset - extent.lun_offset < extent.len).then_some(extent)
 }
 
-/// Returns the lowest-numbered backend from `from` on.
+/// Returns the lowest backend number of `extents` that is at least `from`.
 fn next_backend(extents: &[Extent], from: BackendId) -> Option<BackendId> {
     extents.iter().map(|extent| extent.backend).filter(|&backend| backend >= from).min()
 }

@@ -12,7 +12,7 @@ use trefoil_wire::fabrics::Nqn;
 
 /// A driver that the storage path can run on.
 pub trait StorageIo: Io<Msg = Msg<<Self as Io>::Socket, Self::Attach>> + Sized {
-    /// A backend as control hands it to a core: [`crate::backend::Attach`].
+    /// The form in which control sends a backend to a core: [`crate::backend::Attach`].
     type Attach;
 }
 
@@ -23,77 +23,80 @@ where
     type Attach = A;
 }
 
-/// A message in a mailbox. `S` is the driver's detached socket, and `A` a backend as control hands it to a core.
+/// A message in a mailbox. `S` is the driver's detached socket, and `A` is the form in which control sends a backend to
+/// a core.
 #[derive(Debug)]
 pub enum Msg<S, A> {
     /// Control → core: a host connected to `portal`. The connection belongs to this core from now on.
     Adopt {
         /// The connection.
         socket: S,
-        /// The portal that it came to.
+        /// The portal to which the host connected.
         portal: PortalId,
         /// The local address that the host used, for the host's discovery log.
         local: SocketAddr,
         /// The host's address.
         peer: SocketAddr,
-        /// The stream begins with an ICReq, whose [`ic_resp`](crate::frontend::ic_resp) has already been sent.
+        /// True if the answer to the stream's first PDU, an ICReq, has already been sent
+        /// ([`ic_resp`](crate::frontend::ic_resp)).
         initialized: bool,
     },
-    /// Core → control: this many connections of [`Msg::Adopt`] no longer wait for a slot. A core lets up to
-    /// [`MAX_WAITING_CONNS`](crate::core::MAX_WAITING_CONNS) wait.
+    /// Core → control: this many connections of [`Msg::Adopt`] no longer wait for a slot. At most
+    /// [`MAX_WAITING_CONNS`](crate::core::MAX_WAITING_CONNS) connections wait on one core.
     Adopted(u32),
-    /// Control → core: query yourself over this connection at intervals, so that you are warm for requests after idle
-    /// time. The connection's other end is adopted with [`PortalId::OWN`].
+    /// Control → core: query yourself over this connection at intervals. The queries keep you warm for the first
+    /// request after idle time. The connection's other end is adopted with [`PortalId::OWN`].
     KeepWarm {
         /// Your end as a host.
         socket: S,
-        /// The address of your other end.
+        /// The host that sends the queries.
         to: SocketAddr,
         /// The host that asks.
         host: Box<WarmHost>,
     },
-    /// Control → core: present this from now on. Answered by [`Msg::TopologyDone`].
+    /// Control → core: present this topology from now on. The answer is [`Msg::TopologyDone`].
     Topology(Arc<Topology>),
-    /// Core → control: the snapshot of this epoch is in force, and all connected hosts have been told. The message
-    /// returns the previous snapshot.
+    /// Core → control: the snapshot of this epoch is in force, and all connected hosts know of it. The message returns
+    /// the previous snapshot.
     TopologyDone {
         /// The epoch in force.
         epoch: u64,
         /// The previous snapshot, to be dropped on the control thread.
         old: Option<Arc<Topology>>,
     },
-    /// Control → core: here is a backend's channel. Answered by [`Msg::Attached`].
+    /// Control → core: attach this backend's channel. The answer is [`Msg::Attached`].
     Attach(BackendId, Box<A>),
-    /// Core → control: the channel is in place.
+    /// Core → control: the channel is attached.
     Attached(BackendId),
-    /// Control → core: detach the channel once its requests in flight have completed. No topology names the backend any
-    /// more. Answered by [`Msg::Detached`].
+    /// Control → core: detach the channel once its requests in flight have completed. The current topology no longer
+    /// names the backend. The answer is [`Msg::Detached`].
     Detach(BackendId),
     /// Core → control: the channel is gone. The control thread drops its memory.
     Detached(BackendId, Option<Box<A>>),
-    /// Control → core: control's own I/O, straight to a backend (offset and len are the backend's). Comes back as
-    /// [`Msg::Completed`] with [`crate::Owner::Control`].
+    /// Control → core: a request that control itself makes to a backend. `offset` and `len` are a range of the backend,
+    /// not of a LUN. The request comes back as [`Msg::Completed`] with [`crate::Owner::Control`].
     BackendIo(BackendId, Request),
     /// Core → core: a request for a channel that only the receiver has, already mapped to the backend.
     Submit(BackendId, Request),
-    /// Core → core or control: a request on its way home.
+    /// Core → core or control: a completed request, on its way to its origin.
     Completed(Completed),
-    /// Core → core: the queue that made these requests is gone. End those that you have, at one backend or at all, as
-    /// soon as they can't take effect any more. This message arrives after the requests.
+    /// Core → core: the queue that made these requests is gone. Complete the requests of this stream that you have at
+    /// this backend, or at all backends for `None`, as soon as they can't take effect any more. This message arrives
+    /// after the requests.
     Cancel(Option<BackendId>, Stream),
     /// Core → core: a message about a controller that the gateway presents; see the target.
     Ctrlr(CtrlrMsg),
     /// Core → core: a message about an array's controller that a backend uses; see [`crate::backend::nvme_tcp`].
     Initiator(BackendId, InitiatorMsg),
 
-    /// Core → core: a request was dropped that the receiver counts as this backend's (see [`trefoil_poll::lost`]).
+    /// Core → core: a request was dropped that you count as this backend's; subtract it (see [`trefoil_poll::lost`]).
     Lost(BackendId),
-    /// Control → core: list the connected queue pairs. Comes back filled.
+    /// Control → core: list the connected queue pairs. The survey comes back filled.
     Survey(Box<Survey>),
-    /// Control → core: report the statistics of LUNs. Comes back filled.
+    /// Control → core: report the statistics of LUNs. The survey comes back filled.
     LunSurvey(Box<LunSurvey>),
-    /// Control → core: count the requests of your hosts in flight for this LUN. Comes back with the number. A core that
-    /// has not examined all its slots in one turn sends the message to itself and continues.
+    /// Control → core: count the requests in flight that your hosts made for this LUN. The message comes back with the
+    /// number. A core that has not examined all its slots in one turn sends the message to itself and continues.
     UnderWay {
         /// The LUN, which no topology presents any more.
         lun: LunId,
@@ -102,15 +105,15 @@ pub enum Msg<S, A> {
         /// The slot to continue with.
         from: u32,
     },
-    /// Core → control: something that an operator or a table needs to know.
+    /// Core → control: an event for the operator's log or for a table.
     Event(Event),
-    /// Core → control: a Connect was refused. Control → core: the refusal has been reported, and its box is free again. A
-    /// core has few of these boxes, so frequent refusals make it neither allocate nor send much.
+    /// Core → control: report this refused Connect. Control → core: the refusal is reported, and you may use the box
+    /// again. A core has few of these boxes, so frequent refusals cost no allocation and few messages.
     Refused(Box<Refused>),
     /// Control → core: close the connections of hosts that may no longer connect. With `all`, close every connection, as
     /// part of an orderly stop.
     CloseHosts {
-        /// Every connection.
+        /// True to close every connection.
         all: bool,
     },
 }
@@ -156,7 +159,7 @@ pub enum CtrlrMsg {
         /// As in `Join`.
         generation: u32,
     },
-    /// New controller's owner → every core: does a controller of this host that has ended still have a queue that has not
+    /// New controller's owner → every core: do you have an ended controller of this host with a queue that has not
     /// left?
     Settle {
         /// The new controller.
@@ -172,7 +175,7 @@ pub enum CtrlrMsg {
         cntlid: u16,
         /// As in `Settle`.
         generation: u32,
-        /// No such controller has such a queue.
+        /// True if the core has no such controller.
         settled: bool,
     },
     /// Owner → I/O queue's core: close this queue's connection (reset, shutdown, keep-alive timeout).
@@ -182,7 +185,7 @@ pub enum CtrlrMsg {
         /// Guards against a reused `sock`.
         generation: u32,
     },
-    /// Owner → I/O queue's core: abort the command if it still waits. Answered by `AbortDone`.
+    /// Owner → I/O queue's core: abort the command if it has not started. The answer is `AbortDone`.
     Abort {
         /// The queue's connection.
         sock: SockId,
@@ -197,24 +200,24 @@ pub enum CtrlrMsg {
     AbortDone {
         /// As in `Abort`.
         slot: u32,
-        /// The command was aborted.
+        /// True if the command was aborted.
         aborted: bool,
     },
 }
 
-/// An NQN stored inline, so that sending it allocates nothing: the whole NQN, or its first `N` bytes.
+/// An NQN stored inline: the whole NQN, or its first `N` bytes. Sending it allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HostName<const N: usize = 223> {
     len: u8,
     bytes: [u8; N],
 }
 
-/// As much of an NQN as fits into a message without making the message larger. The UUID form (68 bytes), which Linux
-/// uses, fits whole.
+/// The first bytes of an NQN: as many as fit into a message without a larger message type. The UUID form (68 bytes),
+/// which Linux uses, fits completely.
 pub type ShortName = HostName<72>;
 
 impl<const N: usize> HostName<N> {
-    /// Keeps the first `N` bytes of `nqn`, or fewer if that would cut a character. An NQN has at most 223 bytes (NVMe
+    /// Keeps at most the first `N` bytes of `nqn`, and never a part of a character. An NQN has at most 223 bytes (NVMe
     /// base 2.0 §4.5).
     pub fn new(nqn: &str) -> Self {
         let mut bytes = [0; N];
@@ -230,8 +233,8 @@ impl<const N: usize> HostName<N> {
 }
 
 impl HostName {
-    /// Returns the name that tells hosts apart everywhere: a Connect's HOSTNQN, or for a host without an NQN `hostid:`
-    /// and its HOSTID in UUID form.
+    /// Returns the name by which all parts of the gateway distinguish hosts: the HOSTNQN of the Connect. If HOSTNQN is
+    /// empty, returns `hostid:` and the HOSTID in UUID form.
     pub fn of(hostnqn: &Nqn, hostid: &[u8; 16]) -> Self {
         let mut name = Self::new(hostnqn.as_str());
         if hostnqn.is_empty() {
@@ -248,8 +251,8 @@ impl HostName {
         name
     }
 
-    /// Returns a printable form of a field that should hold a name: the text up to its NUL. Each control character and
-    /// each invalid UTF-8 sequence becomes U+FFFD.
+    /// Returns a printable form of a field that should hold a name: the text up to the first NUL. Each control
+    /// character and each invalid UTF-8 sequence becomes U+FFFD.
     pub fn lossy(field: &[u8]) -> Self {
         let mut name = Self::new("");
         let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -279,15 +282,15 @@ impl<const N: usize> std::fmt::Debug for HostName<N> {
     }
 }
 
-/// One core's connected queue pairs. Control makes the survey with room for the rows that it wants, and the core fills
-/// the room without allocating.
+/// One core's connected queue pairs. Control allocates the room for the rows that it wants, so the core fills the
+/// survey without allocating.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// Rows; the core adds no more than the vector's capacity.
     pub qpairs: Vec<QpairRow>,
     /// The queue to continue with. A core that has not examined all its queues in one turn sends the survey to itself.
     pub next: Option<u32>,
-    /// All queue pairs, including those for which there was no room.
+    /// The number of all queue pairs, including queue pairs for which `qpairs` has no room.
     pub total: usize,
     /// Connects refused since the core started, in the order of [`ConnectRefusal`].
     pub refused: [u64; ConnectRefusal::ALL.len()],
@@ -302,7 +305,7 @@ pub struct Refused {
     pub subsystem_nqn: HostName,
     /// The host's address.
     pub peer: SocketAddr,
-    /// The gateway's address as the host used it.
+    /// The gateway's address to which the host connected.
     pub local: SocketAddr,
     /// The reason.
     pub why: ConnectRefusal,
@@ -327,7 +330,7 @@ pub enum ConnectRefusal {
     RecFmt,
     /// CNTLID isn't FFFFh on an admin queue, or there is no such controller.
     CntlId,
-    /// The controller has not granted this QID, or its queue exists already.
+    /// The controller has not granted this QID, or already has a queue with this QID.
     Qid,
     /// The controller belongs to another host.
     OtherHost,
@@ -377,15 +380,15 @@ pub struct QpairRow {
     pub subsystem_nqn: HostName,
     /// The host's address.
     pub peer: SocketAddr,
-    /// The portal that it came to.
+    /// The portal to which the host connected.
     pub portal: PortalId,
     /// Use of header and data digests.
     pub digests: (bool, bool),
     /// Commands completed since the queue pair came up.
     pub commands: u64,
-    /// Payload bytes moved since then.
+    /// Payload bytes moved since the queue pair came up.
     pub payload_bytes: u64,
-    /// Sum, over those commands, of the time from command to response, in nanoseconds.
+    /// Sum of the times from command to response of all these commands, in nanoseconds.
     pub latency_ns: u64,
 }
 
@@ -420,12 +423,12 @@ pub enum Event {
     BackendState {
         /// The backend.
         backend: BackendId,
-        /// I/O can proceed.
+        /// True if I/O can proceed.
         usable: bool,
         /// The reason, for the log.
         why: &'static str,
-        /// The backend itself reported that retries are useless until somebody changes something. The gateway retries all
-        /// the same.
+        /// True if the backend itself reported that retries are useless until somebody changes something. The gateway
+        /// retries nevertheless.
         is_final: bool,
     },
     /// A backend's own description, sent each time the gateway reaches the backend.
@@ -436,19 +439,20 @@ pub enum Event {
         len_bytes: u64,
         /// The namespace that answered.
         namespace: NamespaceIdentity,
-        /// TRIM goes to this backend: it supports Deallocate, and promises that deallocated blocks read as zeros.
+        /// True if TRIM goes to this backend: it supports Deallocate, and promises that deallocated blocks read as
+        /// zeros.
         deallocates: bool,
     },
-    /// A different namespace answers as this backend than before. The gateway refuses it.
+    /// A namespace other than the known one answers as this backend. The gateway refuses that namespace.
     BackendReplaced {
         /// The backend.
         backend: BackendId,
-        /// The namespace so far.
+        /// The known namespace.
         was: NamespaceIdentity,
         /// The namespace that answers now.
         is: NamespaceIdentity,
     },
-    /// A backend's access changed. At first a backend gives full access.
+    /// A backend's access changed. A new backend gives full access until the first such event.
     BackendAccess {
         /// The backend.
         backend: BackendId,

@@ -1,8 +1,8 @@
-//! The one currency of the storage path.
+//! The request: the unit of work that all layers of the storage path exchange.
 //!
 //! A frontend makes a [`Request`]; the LUN layer and a channel carry it. Exactly one [`Completed`] comes back to that
-//! frontend, on the core where it made the request. Both types are the same token. Dropping the token on the way is a
-//! bug, which [`trefoil_poll::lost`] reports.
+//! frontend, on the core where the frontend made the request. A [`Completed`] is the same request with its result. Code
+//! that drops a request before its owner has settled the completion has a bug, which [`trefoil_poll::lost`] reports.
 
 use crate::topology::{BackendId, LunId};
 use trefoil_poll::lost::{self, Lost};
@@ -13,21 +13,21 @@ use trefoil_poll::{Buf, CoreId, Loan};
 pub enum Op {
     /// Fill the buffer.
     Read,
-    /// Store the buffer. Later reads see the bytes once this completes; the bytes are durable only with
-    /// `Request::durable`.
+    /// Store the buffer. Reads after the completion see the bytes. If `Request::durable` is set, the bytes are durable
+    /// at the completion; otherwise they may not be durable yet.
     Write,
-    /// Make all writes durable that completed before. Done when they are durable.
+    /// Make all writes durable that completed before the flush. The flush completes once they are durable.
     Flush,
     /// Make the range read as zeros. With `deallocate` the backend may free the range's space.
     WriteZeroes {
         /// The host's DEAC bit.
         deallocate: bool,
     },
-    /// Take the hint that the range's contents are no longer needed. Afterwards the range reads as zeros or as before.
+    /// Hint that the range's contents are no longer needed. Afterwards the range reads as zeros or as before.
     Deallocate,
 }
 
-/// The part of its home core that made a request.
+/// The part of a core that made a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Owner {
@@ -42,7 +42,7 @@ pub enum Owner {
 /// The destination of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The core that made the request, to which it returns.
+    /// The core that made the request. The completion returns to this core.
     pub core: CoreId,
     /// That core's arena, which is also the core's home in [`trefoil_poll::lost`].
     pub home: u16,
@@ -61,7 +61,7 @@ impl Origin {
     }
 }
 
-/// The requests of one frontend queue. They are cancelled together once the queue is gone.
+/// The requests of one frontend queue. Once the queue is gone, all of them are cancelled together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     /// The core that made the requests.
@@ -91,7 +91,8 @@ pub enum Fault {
     /// No path to the backend is usable. A retry, perhaps elsewhere, may succeed.
     #[error("no path to the backend")]
     PathLost,
-    /// The array reports the backend as inaccessible (ANA) by the only path to it. I/O has to wait until that changes.
+    /// The array reports the backend as inaccessible (ANA) by the only path to it. I/O has to wait until the array
+    /// reports another state.
     #[error("inaccessible")]
     Inaccessible,
     /// The LUN or backend went away.
@@ -100,16 +101,16 @@ pub enum Fault {
     /// The backend doesn't support the operation.
     #[error("the backend does not support the operation")]
     Unsupported,
-    /// The request's owner cancelled it.
+    /// The request's owner has cancelled the request.
     #[error("aborted")]
     Aborted,
-    /// A bug of the gateway, contained.
+    /// A bug of the gateway. It affects only this request.
     #[error("an internal error")]
     Internal,
 }
 
-/// One I/O in flight. `offset` and `len` are in bytes: of the LUN until the LUN layer maps the request, of the backend
-/// from then on.
+/// One I/O in flight. `offset` and `len` are in bytes. They name a range of the LUN until the LUN layer maps the
+/// request, and a range of the backend afterwards.
 #[derive(Debug)]
 #[must_use = "a request must be completed"]
 pub struct Request {
@@ -121,38 +122,39 @@ pub struct Request {
     pub lun: LunId,
     /// First byte.
     pub offset: u64,
-    /// Length in bytes. A read or write has at most as many as `buf` has from `buf_at` on; a flush has zero.
+    /// Length in bytes. For a read or write: at most the length of `buf` after `buf_at`. For a flush: zero.
     pub len: u64,
     /// Payload of a read or write.
     pub buf: Option<Buf>,
     /// Offset in `buf` at which the bytes of this request, or of its current part, start.
     pub buf_at: u32,
-    /// A read may be answered with a [`Loan`]; its buffer then comes back unfilled. This is for an owner that sends the
-    /// bytes at once, since nobody can write them during the loan.
+    /// True if a [`Loan`] may answer a read. The buffer then comes back unfilled. Only an owner that sends the bytes at
+    /// once may set this, since nobody can write these bytes during the loan.
     pub may_lend: bool,
     pub(crate) loan: Option<Loan>,
     /// The destination of the completion.
     pub origin: Origin,
-    /// The request's [`Stream`] on its origin's core; 0 if nobody cancels it.
+    /// The request's [`Stream`] on its origin's core; 0 if the request has no stream.
     stream: u32,
     /// The work that remains for the LUN layer after this part.
     pub(crate) rest: Rest,
     armed: bool,
 }
 
-/// Progress of a LUN request: the part that a backend has, and the rest that no backend has yet. The LUN layer maintains
-/// it.
+/// Progress of a LUN request: the part that a backend has, and the rest that no backend has yet. The LUN layer
+/// maintains this progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rest {
-    /// The next byte of the LUN.
+    /// Offset in the LUN of the rest's first byte.
     pub offset: u64,
-    /// The bytes from there. For a flush, 1 if it must visit another backend, else 0.
+    /// Length of the rest in bytes. For a flush: 1 if the flush must visit another backend, else 0.
     pub len: u64,
     /// The backend that a flush visits next.
     pub backend: BackendId,
-    /// The backend that has the request now; [`Rest::NOWHERE`] if none has.
+    /// The backend that has the request now; [`Rest::NOWHERE`] if no backend has it.
     pub at: BackendId,
-    /// The core that last counted the request as that backend's. The request's home core counts it too.
+    /// The core that last counted the request as a request of that backend. The request's home core counts the request
+    /// too.
     pub core: CoreId,
 }
 
@@ -173,7 +175,7 @@ impl Default for Rest {
 }
 
 impl Request {
-    /// Creates a request for a range of a LUN. The request must be completed in every case.
+    /// Creates a request for a range of a LUN. Every request must reach [`complete`](Self::complete).
     pub fn new(op: Op, lun: LunId, offset: u64, len: u64, buf: Option<Buf>, origin: Origin) -> Self {
         Self {
             op,
@@ -215,13 +217,13 @@ impl Request {
         self.stream == stream.number && self.origin.core == stream.core
     }
 
-    /// Returns the report that the request leaves if it is dropped.
+    /// Returns the report of the request's loss, for the case that the request is dropped.
     pub(crate) fn loss(&self) -> Lost {
         let holder = u64::from(self.rest.core.0) << 32 | u64::from(self.rest.at.0);
         Lost::Request { identity: self.origin.pack(), holder }
     }
 
-    /// Completes the request. There is no other way to end one.
+    /// Completes the request. A request can end in no other way.
     pub fn complete(self, result: Result<(), Fault>) -> Completed {
         Completed { request: self, result }
     }

@@ -2,13 +2,13 @@
 
 use crate::list::{LinkTable, Links, List, NIL};
 
-/// A table of at most its capacity of values, each under the index that [`insert`](Self::insert) returned. Its memory is
-/// reserved at the start, and touched only as far as the table has ever been filled. A value can be on a [`List`] of this
-/// table, and must be taken off before it is removed.
+/// A table of values with a fixed capacity. Each value has the index that [`insert`](Self::insert) returned. The table
+/// reserves its memory at the start, and touches the memory of an entry only once the entry is used. A value can be on
+/// a [`List`] of this table. Unlink a value before you remove it from the table.
 #[derive(Debug)]
 pub struct Slab<T> {
     entries: Vec<Entry<T>>,
-    /// The free entry to use next. [`Links::next`] leads to the one after it.
+    /// The free entry to use next. Its [`Links::next`] is the free entry after it.
     free: u32,
     len: u32,
 }

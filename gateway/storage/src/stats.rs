@@ -1,14 +1,15 @@
 //! Statistics of each LUN's commands: counts by kind of command, and a histogram of latency.
 //!
-//! Each core counts for itself, and control adds up the counts of all cores. Counters only grow until their LUN is gone.
+//! Each core has counters of its own, and control adds up the counts of all cores. A LUN's counts only grow until the
+//! LUN is gone.
 
 use crate::topology::LunId;
 
-/// Buckets of a [`Latency`]: [`STEPS`] for each power of two from 2⁸ ns on. The last bucket is open.
+/// Buckets of a [`Latency`]: [`STEPS`] for each power of two from 2⁸ ns on. The last bucket has no upper bound.
 pub const BUCKETS: usize = 208;
-/// Buckets for each power of two, so a value is known to an eighth.
+/// Buckets for each power of two. Each of them is an eighth of that power of two wide, but at least 2⁸ ns.
 const STEPS: u64 = 8;
-/// LUNs that one turn examines for a survey, at 168 B each.
+/// LUNs that one turn examines for a survey. The counts of each take 168 B.
 const LOOKED_AT: usize = 512;
 /// The unit of latency is 2⁸ ns; this is the exponent.
 const UNIT_SHIFT: u32 = 8;
@@ -18,7 +19,7 @@ const UNIT_SHIFT: u32 = 8;
 pub struct OpStats {
     /// The number of commands.
     pub ops: u64,
-    /// The bytes that the commands moved, or the lengths of the ranges that they named.
+    /// The bytes that the commands moved, or the lengths of the ranges that the commands named.
     pub bytes: u64,
     /// Sum of the times from arrival to the backend's answer, in nanoseconds.
     pub latency_ns: u64,
@@ -117,7 +118,7 @@ impl Latency {
         self.0.iter_mut().zip(&other.0).for_each(|(to, from)| *to += from);
     }
 
-    /// Returns the first value in nanoseconds above bucket `at`; `None` for the last bucket, which is open.
+    /// Returns the first value in nanoseconds above bucket `at`; `None` for the last bucket.
     pub fn above_ns(at: usize) -> Option<u64> {
         let next = at as u64 + 1;
         if next >= BUCKETS as u64 {
@@ -145,7 +146,8 @@ fn bucket(ns: u64) -> usize {
 /// The counters of all LUNs on one core.
 pub struct LunCounters {
     stats: Box<[LunStats]>,
-    /// A single allocation, which the kernel zeroes on first use, so a LUN without I/O costs no memory.
+    /// The buckets of all LUNs in a single allocation, which the kernel zeroes on first use. So a LUN without I/O costs
+    /// no memory.
     latency: Box<[u64]>,
 }
 
@@ -179,7 +181,7 @@ impl LunCounters {
         }
     }
 
-    /// Clears the counts of a number that now belongs to another LUN.
+    /// Clears the counts of a LUN number that now belongs to another LUN.
     pub fn forget(&mut self, lun: LunId) {
         let at = lun.0 as usize;
         // Leave the memory of a LUN without counts untouched.
@@ -189,7 +191,7 @@ impl LunCounters {
         }
     }
 
-    /// Adds rows of used LUNs to `into`, from `into.next` on, until `into` is full or the turn has done its share.
+    /// Adds rows of used LUNs to `into`, from `into.next` on, until `into` is full or [`LOOKED_AT`] LUNs are examined.
     pub fn survey(&self, into: &mut LunSurvey) {
         let from = into.next.take().unwrap_or(0);
         let end = from as usize + LOOKED_AT;
@@ -208,13 +210,14 @@ impl LunCounters {
     }
 }
 
-/// One core's counts of its LUNs. Control gives it room for as many rows as may well occupy one turn (a row is 1.8 KiB),
-/// and asks again from `next` on until `next` is `None`.
+/// One core's counts of its LUNs. Control gives the survey room for as many rows as one turn may copy (a row is 1.8
+/// KiB). Control asks again from `next` on until `next` is `None`.
 #[derive(Debug, Default)]
 pub struct LunSurvey {
     /// LUNs that were used. The core adds no more than the vector's capacity.
     pub rows: Vec<LunRow>,
-    /// The number of the LUN to begin with. The core sets it to the LUN to continue with, or `None` at the end.
+    /// The number of the first LUN to examine. The core sets this to the LUN at which to continue, or to `None` at the
+    /// end.
     pub next: Option<u32>,
 }
 
@@ -243,7 +246,7 @@ mod tests {
             below = above;
         }
         assert_eq!(Latency::above_ns(BUCKETS - 1), None);
-        // The open bucket begins beyond a minute, when every command has long timed out.
+        // The open bucket begins beyond a minute. By then, every command has timed out.
         assert!(below > 60_000_000_000 && bucket(u64::MAX) == BUCKETS - 1);
     }
 

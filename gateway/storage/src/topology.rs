@@ -33,7 +33,7 @@ pub const MAX_BACKENDS: usize = 256;
 
 /// CQT in milliseconds if all backends are local: the longest time for which commands of a lost association can still
 /// take effect. Commands that have not begun end at once, so the time covers only commands that a disk is executing. A
-/// disk that hangs keeps to no bound. If some backends are arrays, CQT is [`crate::initiator::ARRAY_QUIESCE_MS`].
+/// disk that hangs may exceed the time. If some backends are arrays, CQT is [`crate::initiator::ARRAY_QUIESCE_MS`].
 pub const LOCAL_QUIESCE_MS: u16 = 1_000;
 /// ANATT in seconds, as reported to hosts: the longest time for which an ANA group may stay in the state Change. Linux
 /// resets a controller if one of its groups stays in Change for twice as long.
@@ -44,7 +44,7 @@ pub const ANA_TRANSITION_S: u8 = 10;
 pub struct Access {
     /// ANA state of an array's namespace; Optimized for other backends. Never Change: see [`crate::initiator::AnaWatch`].
     pub ana_state: AnaState,
-    /// The backend can't be written.
+    /// True if the backend can't be written.
     pub read_only: bool,
 }
 
@@ -52,8 +52,8 @@ impl Access {
     /// Full access.
     pub const FULL: Self = Self { ana_state: AnaState::Optimized, read_only: false };
 
-    /// Combines the access of a LUN's backends: the worst ANA state, and read-only if any of them is. A LUN whose extents
-    /// aren't known is Inaccessible.
+    /// Combines the access of a LUN's backends: the worst ANA state, and read-only if any backend is read-only. A LUN
+    /// whose extents aren't known is Inaccessible.
     pub fn of_lun(extents: &[Extent], of: impl Fn(BackendId) -> Self) -> Self {
         let severity = |state: AnaState| match state {
             AnaState::Optimized => 0,
@@ -70,7 +70,7 @@ impl Access {
     }
 }
 
-/// All that a core must know about the presentation to hosts. Epochs only grow.
+/// All that a core must know about the presentation to hosts. Each new topology has a higher epoch.
 #[derive(Debug, Default)]
 pub struct Topology {
     /// The number of the publication.
@@ -84,8 +84,8 @@ pub struct Topology {
     pub discovery_serial: String,
     /// NVM subsystems, sorted by NQN. The discovery subsystem is implied and not listed.
     pub subsystems: Vec<Subsystem>,
-    /// The discovery subsystem's own portals. Every portal answers discovery. At these portals, a host is told of all
-    /// subsystems to which it may connect.
+    /// The discovery subsystem's own portals. Every portal answers discovery. The discovery log at these portals lists
+    /// all subsystems to which the host may connect.
     pub discovery: Vec<PortalId>,
     /// By [`PortalId`]; gaps are `None`.
     pub portals: Vec<Option<Portal>>,
@@ -103,14 +103,14 @@ impl Topology {
         self.portals.get(usize::from(id.0))?.as_ref()
     }
 
-    /// Returns whether portal `id` of `before` is gone here. Its number may belong to another portal now.
+    /// Returns whether this topology lacks portal `id` of `before`. Another portal may have the number `id` now.
     pub fn lacks_portal_of(&self, before: &Self, id: PortalId) -> bool {
         let was = before.portal(id);
         was.is_some() && was != self.portal(id)
     }
 
-    /// Takes over from `before` the host lists that are equal, so that cores see without a comparison that these lists
-    /// have not changed.
+    /// Shares with `before` each host list that is equal in both topologies. A core then need not compare entries to
+    /// see that such a list has not changed.
     pub fn share_lists(&mut self, before: &Self) {
         for subsystem in &mut self.subsystems {
             let Some((_, was)) = before.subsystem(&subsystem.nqn) else { continue };
@@ -145,10 +145,10 @@ pub struct Lun {
     pub uuid: [u8; 16],
     /// Identity: the namespace's NGUID (descriptor type 2).
     pub nguid: [u8; 16],
-    /// The places of its bytes: contiguous from LUN offset 0, in order, covering the whole size. Empty while the places
-    /// aren't known; the LUN's namespaces must then be inaccessible.
+    /// The places of the LUN's bytes. The extents are in order, contiguous from LUN offset 0, and cover the whole size.
+    /// The list is empty while the places aren't known; the LUN's namespaces must then be inaccessible.
     pub extents: Vec<Extent>,
-    /// The LUN refuses writes.
+    /// True if the LUN refuses writes.
     pub read_only: bool,
 }
 
@@ -189,7 +189,7 @@ pub struct Subsystem {
     pub namespaces: Vec<Namespace>,
     /// The largest NSID that the subsystem may ever have (NN, MNAN).
     pub max_namespaces: u32,
-    /// The lowest and highest CNTLID that the subsystem hands out.
+    /// The lowest and highest CNTLID that the subsystem assigns.
     pub cntlid_range: (u16, u16),
 }
 
@@ -206,7 +206,7 @@ impl Subsystem {
 pub struct Namespace {
     /// Its NSID, from 1.
     pub nsid: u32,
-    /// The LUN that it presents.
+    /// The LUN that the namespace presents.
     pub lun: LunId,
     /// The hosts that see it, among those that may connect to the subsystem.
     pub hosts: Allow,
@@ -257,7 +257,7 @@ impl Allow {
     pub fn contains(&self, host_nqn: &str) -> bool {
         match self {
             Self::Any => true,
-            // No list can name a host that has no name.
+            // A host without a name is on no list.
             Self::Only(_) if host_nqn.is_empty() => false,
             Self::Only(HostList(list)) => list
                 .binary_search_by(|nqn| {
@@ -285,7 +285,7 @@ impl Allow {
     }
 }
 
-/// The work of this thread since a test last asked: comparisons of names, and looks at namespaces, queues and
+/// The work of this thread since a test last took the count: comparisons of names, and examined namespaces, queues and
 /// controllers.
 #[cfg(test)]
 pub(crate) mod work {

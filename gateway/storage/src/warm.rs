@@ -2,10 +2,10 @@
 //!
 //! A core's code and data stay in the CPU's caches only while the core works. After a quarter of a second of sleep the
 //! code, the tables and the kernel's TCP path are cold. The first request then takes three times the CPU time of the
-//! next. So the core queries itself at intervals ([`WarmHost`]), over a connection like any other. The parts that a
-//! host's first request needs are then warm.
+//! next. So the core queries itself at intervals ([`WarmHost`]), over a connection like any other. Then everything that
+//! a host's first request needs is still in the caches.
 //!
-//! What it is not: a health check. If its connection ends, requests are slower after idle time, and nothing else happens.
+//! This is not a health check. If the connection ends, the only effect is that requests after idle time are slower.
 
 use crate::initiator::{Command, Identity, Open, Qpair, QpairEvent, QueueEntries};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use trefoil_wire::nvme::{AdminCommand, IdentifyCommand, Sgl, Sqe};
 const ENTRIES: QueueEntries = QueueEntries::new(3);
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// The host that queries its own core. See the module. All its memory exists from the start: 16 KiB, plus 4 KiB of the
-/// core's arena during a query.
+/// The host that queries its own core; see the module. All its memory exists from the start: 16 KiB. A query also takes
+/// 4 KiB of the core's arena.
 pub struct WarmHost {
     qpair: Qpair,
     every: Duration,
@@ -34,14 +34,14 @@ impl std::fmt::Debug for WarmHost {
 }
 
 impl WarmHost {
-    /// Creates a host that queries at the interval `every`. No other host may have its names: a core waits until the
-    /// commands of a host's earlier association are over.
+    /// Creates a host that queries at the interval `every`. No other host may have the same names: a new controller of
+    /// a host waits until the commands of the host's earlier associations are over.
     pub fn new(host_nqn: Nqn, host_id: [u8; 16], every: Duration) -> Self {
         let identity = Identity { host_nqn, host_id, subsystem_nqn: Nqn::DISCOVERY };
         Self { qpair: Qpair::new(identity, 0, ENTRIES, (false, false), WITHIN), every, due: None }
     }
 
-    /// Connects as a host over `sock`, its end of the connection.
+    /// Connects as a host over `sock`, the host's end of the connection.
     pub fn start<I: Io>(&mut self, io: &mut I, sock: SockId, to: std::net::SocketAddr) {
         let open = Open {
             to,
@@ -59,7 +59,7 @@ impl WarmHost {
         self.qpair.on_sock(io, event);
     }
 
-    /// Sends a query if one is due. Returns whether there was work.
+    /// Sends a query if one is due. Returns true if the host did work.
     pub fn on_turn<I: Io>(&mut self, io: &mut I, arena: &mut Arena) -> bool {
         let now = io.now();
         let mut worked = false;
@@ -81,7 +81,7 @@ impl WarmHost {
             worked = true;
         }
         if self.due.is_some_and(|at| at <= now) {
-            // A core without a free block is not idle.
+            // A core without a free block is busy, so the query can wait.
             match arena.alloc(IDENTIFY_LEN) {
                 Some(buf) => self.ask(Command::fill(0, identify(), buf, 0, IDENTIFY_LEN as u32)),
                 None => self.due = Some(now + self.every),

@@ -1,9 +1,9 @@
-//! A gateway whose hosts are connected and idle: its CPU cost, and its time to wake up.
+//! A gateway whose hosts are connected and idle: the CPU time that it uses, and the time that it takes to wake up.
 //!
-//! The gateway's CPU is kept out of its sleep states (`resume_latency_us = 0`), and the hosts' side spins. The figure is
-//! therefore the gateway's time to wake up, not that of the hypervisor, the hardware or the client. `cpu_share` is the CPU
-//! share of the gateway's process. The result also has the time of a bare thread that sleeps in recv(2) under the same
-//! limit.
+//! The gateway's CPU is kept out of its sleep states (`resume_latency_us = 0`), and the load spins. So `wake_us` is the time that
+//! the gateway takes to wake up. It does not include the wake-up of the hypervisor, the hardware or the client. `cpu_share` is
+//! the CPU share of the gateway's process. The result also contains the wake-up time of a bare thread that sleeps in recv(2)
+//! under the same latency limit.
 
 use super::shape::sound;
 use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome, QUIET_WITHIN, UP_WITHIN, shape};
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use trefoil_config::{Backend, BackendType, Bytes, Idle};
 
 const HOSTS: u32 = 100;
-/// The idle time over which the CPU time is measured.
+/// The idle time during which the CPU time is measured.
 const QUIET: Duration = Duration::from_secs(10);
-/// The idle time of a host before a request whose latency counts.
+/// The idle time of a host before each request whose latency is measured.
 const PAUSE: Duration = Duration::from_millis(250);
 const WAKES: usize = 15;
 
@@ -33,7 +33,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
         Gateway::new(&options.place, dir.path(), gateway::system(settings, at, NQN, vec![memory]))?;
     gateway.start()?;
     let mut outcome = Outcome::default();
-    // The bare thread runs before the load spins on the same CPU.
+    // The bare thread runs first, because the load later spins on the same CPU.
     for _ in 0..options.rounds {
         let bare = floor::run_wake(WAKES, PAUSE, (GATEWAY_CPU, CLIENT_CPU))?;
         outcome.absolute("first_answer_of_a_bare_thread_us", super::median(&bare));
@@ -66,12 +66,12 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
         outcome.absolute("hosts_lost", load.downs.0 as f64);
     }
     load.stop()?;
-    // The gateway must end in order, because only then it gives the CPU its sleep states back.
+    // Only a clean shutdown of the gateway gives the CPU its sleep states back.
     gateway.terminate()?;
     Ok(outcome)
 }
 
-/// Returns host number `n` with small queues.
+/// Returns the specification of host number `n`, which has small queues.
 pub fn idle_host(to: std::net::SocketAddr, n: u32, io_queues: u16) -> HostSpec {
     HostSpec {
         to,

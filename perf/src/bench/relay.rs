@@ -1,5 +1,5 @@
-//! A LUN on another gateway: the relaying gateway spins on one CPU. The array and the load share the other
-//! CPU, and sleep as soon as they have no work. Every read is checked.
+//! A LUN on another gateway. The relaying gateway spins on one CPU. The array and the load share the other CPU, and sleep as soon
+//! as they have no work. The load checks every read.
 
 use super::shape::{self, Shape};
 use super::{BenchOptions, CLIENT_CPU, GATEWAY_CPU, NQN, Outcome, QUEUE_DEPTH};
@@ -16,7 +16,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let (dir, at, array_at) = (options.place.fresh()?, gateway::free_addr()?, gateway::free_addr()?);
     let memory =
         Backend { size: Some(Bytes(options.lun_bytes())), ..Backend::new("ram", BackendType::Memory) };
-    // Two processes that share a CPU must not spin.
+    // These two processes share a CPU, so they must not spin.
     let settings = gateway::settings(CLIENT_CPU as u16, Idle::Adaptive, 0, 16, 128);
     let system = gateway::system(settings, array_at, ARRAY_NQN, vec![memory]);
     let mut array = Gateway::new(&options.place, &dir.path().join("array"), system)?;

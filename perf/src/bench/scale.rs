@@ -1,8 +1,8 @@
-//! A thousand hosts with five queue pairs each (the admin queue and four for I/O): memory, staying connected,
-//! all hosts at once, and the latency of one host while the rest are idle.
+//! A thousand hosts with five queue pairs each (the admin queue and four for I/O). The bench measures the memory, and the latency
+//! of one host while the other hosts are idle. It also checks that all hosts stay connected, and lets all hosts work at once.
 //!
-//! Memory is the gateway's resident set plus the TCP buffers of the whole network namespace; the buffers
-//! include the load's ends of the connections, so the real figure is lower.
+//! The memory is the gateway's resident set plus the TCP buffers of the whole network namespace. These buffers include the load's
+//! ends of the connections, so the gateway's real share is lower.
 
 use super::idle::idle_host;
 use super::shape::{measure, sound};
@@ -36,7 +36,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     outcome.absolute("resident_at_start_mib", gateway.resident_bytes()? as f64 / MIB);
     let adaptive = trefoil_poll::core::Idle::Adaptive { spin_us: 50 };
-    // This host has a load of its own, so that the work for the other hosts doesn't count.
+    // This host has a load of its own. So its figures do not include the work for the other hosts.
     let mut one = Load::start(&[idle_host(at, hosts, 1)], Some(CLIENT_CPU), adaptive, 16)?;
     one.wait_up(UP_WITHIN)?;
     let qd1 = Phase::random(100, 4096, 1);
@@ -60,7 +60,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     }
     let mut most = Memory::now(&gateway, tcp_before)?;
 
-    // All hosts work at once, to the depth of their queues.
+    // All hosts work at once. Each host starts as many commands as its queues allow.
     let everybody = Phase {
         hosts: hosts as usize,
         limit: u64::from(IO_QUEUES),
@@ -96,7 +96,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The memory of the gateway and its connections.
+/// The memory of the gateway and of its connections.
 #[derive(Clone, Copy)]
 struct Memory {
     process_bytes: u64,
@@ -119,7 +119,7 @@ impl Memory {
     }
 }
 
-/// Raises this program's bound on open files, which the gateway inherits, to `files`.
+/// Raises this program's limit of open files to `files`. The gateway inherits this limit.
 fn allow_files(files: u64) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft >= files {

@@ -1,4 +1,4 @@
-//! The measured shapes of load, and one measurement of each shape.
+//! The shapes of load that the benches measure, and the measurement of one shape.
 
 use super::{BenchOptions, CLIENT_CPU, NQN, Outcome, QUEUE_DEPTH, QUIET_WITHIN, UP_WITHIN};
 use crate::floor::{Exchange, Floor};
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use std::net::SocketAddr;
 use trefoil_poll::core::Idle;
 
-/// A shape's name in the results, and its parameters.
+/// The parameters of a shape, and its name in the results.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub name: &'static str,
@@ -44,8 +44,7 @@ impl Shape {
     }
 }
 
-/// Starts a load of one host on the client's CPU. Returns once the host is connected and has written every
-/// block.
+/// Starts a load with one host on the client's CPU. Returns once the host is connected and has written every block.
 pub fn host(options: &BenchOptions, to: SocketAddr, idle: Idle) -> Result<Load> {
     let spec = HostSpec {
         to,
@@ -64,7 +63,7 @@ pub fn host(options: &BenchOptions, to: SocketAddr, idle: Idle) -> Result<Load> 
     Ok(load)
 }
 
-/// Runs `phase` for the options' time after a warm-up, and lets outstanding commands finish.
+/// Runs `phase` for the time in `options`, after a warm-up. Then lets outstanding commands finish.
 pub fn measure(options: &BenchOptions, load: &mut Load, phase: Phase) -> Result<Report> {
     load.run(phase)?;
     std::thread::sleep(options.time() / 4);
@@ -78,7 +77,7 @@ pub fn measure(options: &BenchOptions, load: &mut Load, phase: Phase) -> Result<
     sound(report)
 }
 
-/// Returns the report, or an error if it has errors or mismatches.
+/// Returns the report. Returns an error if the report has errors or mismatches.
 pub fn sound(report: Report) -> Result<Report> {
     if report.errors > 0 || report.mismatches > 0 {
         bail!("{} commands failed, and {} reads found wrong data", report.errors, report.mismatches);
@@ -86,7 +85,7 @@ pub fn sound(report: Report) -> Result<Report> {
     Ok(report)
 }
 
-/// Records the figures of one shape, as a share of its floor.
+/// Records the figures of one shape: the share of its floor, and the absolute figures.
 pub fn record(outcome: &mut Outcome, name: &str, report: &Report, floor_iops: f64) {
     outcome.figure(name, report.per_s() / floor_iops);
     outcome.absolute(&format!("{name}_iops"), report.per_s());

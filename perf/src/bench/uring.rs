@@ -1,4 +1,4 @@
-//! A LUN in a file that bypasses the page cache, against fio with io_uring on the same file.
+//! A LUN in a file that bypasses the page cache. The floor is fio with io_uring on the same file.
 
 use super::shape::{self, Shape};
 use super::{BenchOptions, GATEWAY_CPU, NQN, Outcome};
@@ -45,7 +45,7 @@ pub fn run(options: &BenchOptions) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Measures fio's IOPS for a shape on the gateway's CPU.
+/// Measures the IOPS of fio for a shape. fio runs on the gateway's CPU.
 fn fio(options: &BenchOptions, shape: &Shape, file: &Path) -> Result<f64> {
     let mut fio = Command::new("fio");
     fio.args(["--name=floor", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"]);

@@ -1,26 +1,26 @@
-//! A table that grows by one row per LUN each second. On a terminal, a progress bar stands below it.
+//! A table with one more row per LUN each second. On a terminal, a progress bar is shown below the table.
 
 use crate::load::Report;
 use std::io::Write;
 
 const BAR: usize = 30;
-/// Rows between two headings.
+/// Number of rows between two headings.
 const HEADING_EVERY: usize = 20;
 
-/// See the module.
+/// The table; see the module.
 pub struct Table {
     terminal: bool,
     rows: usize,
 }
 
 impl Table {
-    /// Creates a table, with a progress bar if the output is a terminal.
+    /// Creates a table. If `terminal` is true, it has a progress bar.
     pub fn new(terminal: bool) -> Self {
         Self { terminal, rows: 0 }
     }
 
-    /// Prints the figures of one LUN for this second. `cpu` is the gateway's share of a CPU, given with only
-    /// one of the LUNs.
+    /// Prints the figures of one LUN for this second. `cpu` is the gateway's CPU share. The caller passes it with only one of the
+    /// LUNs.
     pub fn row(&mut self, second: u64, name: &str, report: &Report, cpu: Option<f64>) {
         self.clear();
         if self.rows.is_multiple_of(HEADING_EVERY) {

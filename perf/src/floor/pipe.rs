@@ -1,4 +1,4 @@
-//! One end of a connection: splits received bytes into messages, and sends messages by their kind.
+//! One end of a connection: splits the received bytes into messages, and sends messages. Each kind of message has one size.
 
 use super::{Exchange, Store};
 use anyhow::{Context, Result, bail};
@@ -10,9 +10,9 @@ use std::ops::Range;
 
 /// The most bytes that one call reads or writes.
 pub const IO_BYTES: usize = 256 << 10;
-/// The most pieces that one write gathers; a message has up to two pieces.
+/// The most buffers that one write gathers. A message has one or two buffers.
 const SLICES: usize = 256;
-/// The least rest of a message's data that is read straight to its place.
+/// A read goes directly into the store only if at least this many bytes of the message are still missing.
 const DIRECT_BYTES: usize = 16 << 10;
 const CACHE_LINE: usize = 64;
 
@@ -30,23 +30,24 @@ pub enum Kind {
     Reply,
 }
 
-/// See the module.
+/// One end of a connection; see the module.
 pub struct Pipe {
     socket: TcpStream,
     inbox: Vec<u8>,
     /// One whole message of each kind.
     templates: [Vec<u8>; 4],
-    /// Bytes at the end of a reply that the server fetches.
+    /// Bytes at the end of a reply that the server sends from the store.
     fetched_bytes: usize,
-    /// Bytes at the end of each kind that the server stores.
+    /// For each kind, the bytes at the end of the message that the server puts into the store.
     stored_bytes: [usize; 4],
-    /// Missing bytes of the current message, and the message's place in the store.
+    /// Missing bytes of the message that is being received, and the message's place in the store.
     rest: usize,
     place: usize,
-    /// Bytes that one read received for the store: the place in the store, and the range in the inbox.
+    /// Received bytes of one read that are to be put into the store: the place in the store, and the range in the inbox.
     puts: Vec<(u64, Range<usize>)>,
     under_way: Kind,
-    /// Messages to send, in order, each with its place in the store. `sent` bytes of the first are sent.
+    /// Messages to send, in order, each with its place in the store. The first `sent` bytes of the first message are already
+    /// sent.
     queue: VecDeque<(Kind, usize)>,
     sent: usize,
 }
@@ -81,8 +82,7 @@ impl Pipe {
         })
     }
 
-    /// Touches a message's payload and queues the message. The send itself touches the payload from the
-    /// store.
+    /// Queues a message and touches its payload. If the payload comes from the store, the later send touches it instead.
     pub fn push(&mut self, kind: Kind, store: &mut Store) {
         let mut at = 0;
         if kind == Kind::Reply && store.lends() {
@@ -93,8 +93,8 @@ impl Pipe {
         self.queue.push_back((kind, at));
     }
 
-    /// Reads once, and queues the answer of `each` to every message that is now complete. Returns `false` at
-    /// the end of the stream.
+    /// Reads once. For every message that is now complete, calls `each` and queues the message that it returns. Returns `false`
+    /// at the end of the stream.
     ///
     /// # Errors
     /// The error of the socket, or a message of unknown kind.
@@ -129,7 +129,7 @@ impl Pipe {
                     self.place = store.pick();
                 }
             }
-            // A message's head comes first, then its stored bytes.
+            // A message starts with bytes that are not stored. The stored bytes follow.
             let stored = self.stored_bytes[self.under_way as usize];
             let head = self.rest.saturating_sub(stored).min(n - at);
             (self.rest, at) = (self.rest - head, at + head);
@@ -146,12 +146,12 @@ impl Pipe {
         Ok(true)
     }
 
-    /// Returns the place in the store of the next received byte.
+    /// Returns the place in the store for the next received byte.
     fn here(&self) -> usize {
         self.place + self.stored_bytes[self.under_way as usize] - self.rest
     }
 
-    /// Sends queued messages, as far as the socket takes them.
+    /// Sends queued messages until the socket takes no more or the queue is empty.
     ///
     /// # Errors
     /// The error of the socket. A peer that has disconnected is no error.
@@ -239,7 +239,7 @@ impl Waiter {
         Ok(self.0.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?)
     }
 
-    /// Sleeps until a socket can be read, but at most 10 ms, so that a blocked write is tried again.
+    /// Sleeps until a socket can be read, but at most 10 ms, because a blocked write must be retried.
     ///
     /// # Errors
     /// The error of epoll_wait(2).

@@ -1,5 +1,5 @@
-//! The floor of a relay: client and server share one CPU and sleep when idle. Between them a thread spins on
-//! the other CPU and passes bytes on as they arrive.
+//! The floor of a relay. Client and server share one CPU and sleep when they have no work. A thread on the other CPU spins, and
+//! relays bytes between them as the bytes arrive.
 
 use super::pipe::{IO_BYTES, Waiter};
 use super::{Floor, ask_all, joined, pin, serve_all};
@@ -21,13 +21,13 @@ pub fn run(floor: &Floor, cpus: (usize, usize)) -> Result<f64> {
     let relay = std::thread::spawn(move || pass_all(&front, to_server, connections, cpus.0));
     let client = std::thread::spawn(move || ask_all(&other, to_relay, cpus.1, Some(client_waiter)));
     let rate = joined(client);
-    // The client's sockets are closed now, so the relay ends, and then the server.
+    // The client's sockets are closed now. The relay ends because of that, and then the server ends.
     joined(relay)?;
     joined(server)?;
     rate
 }
 
-/// Bytes that were read from one side and not yet written to the other.
+/// Bytes that the relay has read from one side and not yet written to the other side.
 struct Way {
     bytes: Vec<u8>,
     start: usize,
@@ -39,7 +39,7 @@ impl Way {
         Self { bytes: vec![0; IO_BYTES], start: 0, end: 0 }
     }
 
-    /// Passes on the bytes that are there. Returns `false` at the end of the stream.
+    /// Relays the bytes that have arrived. Returns `false` at the end of the stream.
     fn pass(&mut self, mut from: &TcpStream, mut to: &TcpStream) -> Result<bool> {
         if self.start == self.end {
             (self.start, self.end) = match from.read(&mut self.bytes) {

@@ -6,26 +6,26 @@ use trefoil_poll::Loan;
 use trefoil_poll::ram::Ram;
 use trefoil_sys::region::Region;
 
-/// Memory of the same kind as a memory backend's, used in the cheapest way: replies are sent without a copy,
-/// and received bytes go straight to their place.
+/// Memory of the same kind as the memory of a memory backend, used in the cheapest way. Replies are sent without a copy, and
+/// received bytes go directly to their place.
 pub struct Store {
-    /// The memory to write to, unless all of it is lent for reads.
+    /// The memory for writes. None if all of it is lent for reads.
     ram: Option<Ram>,
     all: Option<Loan>,
-    /// The size of the piece that each exchange uses.
+    /// The size of the part of the store that one exchange uses.
     piece_bytes: usize,
     pieces: usize,
     random: u64,
 }
 
 impl Store {
-    /// Creates no store: sent and received bytes stay hot in the cache.
+    /// Returns an empty store: all exchanges use the same bytes, which stay in the cache.
     pub fn none() -> Self {
         Self { ram: None, all: None, piece_bytes: 0, pieces: 0, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
-    /// Creates a store of `len_bytes` for exchanges of `x`. Every page is present and was read recently, like the pages
-    /// of a gateway that has run for longer.
+    /// Creates a store of `len_bytes` for exchanges of `x`. Every page is present and was read recently, as in a gateway that has
+    /// run for some time.
     ///
     /// # Errors
     /// The error of mmap(2).
@@ -58,7 +58,7 @@ impl Store {
         if self.pieces == 0 {
             return 0;
         }
-        // xorshift64: the places need no better randomness.
+        // xorshift64 is random enough for the choice of a place.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -70,7 +70,7 @@ impl Store {
         self.all.as_ref()?.get(at..at + self.piece_bytes)
     }
 
-    /// Puts the pieces of one read, each with its place, into the store, if the store takes writes.
+    /// Writes the pieces of one read into the store, each at its place. Does nothing if the store takes no writes.
     ///
     /// # Errors
     /// An error if a place lies past the end.

@@ -1,4 +1,4 @@
-//! The floor of waking up: the time to the first answer of a bare thread that sleeps in recv(2).
+//! The floor of a wake-up: the time until the first answer of a bare thread that sleeps in recv(2).
 
 use super::{joined, pin};
 use crate::proc;
@@ -12,11 +12,11 @@ const MESSAGE_BYTES: usize = 72;
 /// The deadline for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Measures round trips in microseconds from a spinning thread on `cpus.1` to a thread on `cpus.0`. The latter sleeps
-/// for `pause` before each round trip.
+/// Measures round trips, in microseconds, from a spinning thread on `cpus.1` to a thread on `cpus.0`. The thread on `cpus.0`
+/// sleeps for `pause` before each round trip.
 ///
 /// # Errors
-/// An error of the sockets, or a thread that doesn't answer.
+/// An error of the sockets, or of a thread that doesn't answer.
 pub fn run(count: usize, pause: Duration, cpus: (usize, usize)) -> Result<Vec<f64>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?;

@@ -1,21 +1,20 @@
-//! Tells apart two kinds of failed guests: those that failed because of a fault of the emulator, and those that failed by
+//! Distinguishes two kinds of failed guests: guests that failed because of a fault of the emulator, and guests that failed by
 //! themselves.
 //!
-//! QEMU stores the condition codes apart from EFLAGS and joins the two on demand. When QEMU makes a mistake there, any
-//! number can become EFLAGS. If that number has the trap flag set, the guest stops at a random place. No program can set the
-//! reserved bits of EFLAGS, because the CPU ignores them. A kernel that prints such a value therefore runs on a broken CPU,
-//! and nothing that we send over the network can be the cause.
+//! QEMU stores the condition codes apart from EFLAGS and joins the two on demand. If QEMU makes a mistake there, EFLAGS can get
+//! any value. If that value has the trap flag set, the guest stops at a random place. No program can set the reserved bits of
+//! EFLAGS, because the CPU ignores them. So a kernel that prints EFLAGS with reserved bits runs on a broken CPU. Nothing that we
+//! send over the network can cause this.
 
 use std::path::Path;
 
-/// The name of QEMU's log of a guest, in the guest's folder.
+/// The name of a guest's QEMU log, in the guest's folder.
 pub const CONSOLE: &str = "console.log";
 
-/// The bits of EFLAGS that read as zero on every x86: 3, 5, 15, and from 22 on.
+/// The bits of EFLAGS that read as zero on every x86: bit 3, bit 5, bit 15, and all bits from 22 on.
 const ZERO_BITS: u64 = !0x3f_ffff | 1 << 15 | 1 << 5 | 1 << 3;
 
-/// Finds a guest of the run on a broken CPU, by the guests' consoles. Returns the guest's name and the line
-/// that proves it.
+/// Searches the guests' consoles for a guest that ran on a broken CPU. Returns the guest's name and the line that proves it.
 pub fn broken_guest(run: &Path) -> Option<(String, String)> {
     let guests = std::fs::read_dir(run).ok()?.flatten();
     guests.into_iter().find_map(|guest| {
@@ -25,12 +24,12 @@ pub fn broken_guest(run: &Path) -> Option<(String, String)> {
     })
 }
 
-/// Returns the first line of a kernel's register dump with an EFLAGS that no CPU can have.
+/// Returns the first line of a kernel's register dump that shows an EFLAGS value that no CPU can have.
 fn impossible_flags(console: &str) -> Option<&str> {
     console.lines().find(|line| saved_flags(line).is_some_and(|flags| flags & ZERO_BITS != 0))
 }
 
-/// Returns the flags in a line of Linux's dump, such as `RSP: 0018:ffffc900001b7d28 EFLAGS: 00010246`.
+/// Returns the flags from a line of Linux's register dump, such as `RSP: 0018:ffffc900001b7d28 EFLAGS: 00010246`.
 fn saved_flags(line: &str) -> Option<u64> {
     let (before, after) = line.split_once(" EFLAGS: ")?;
     before.contains("RSP: ").then_some(())?;
@@ -65,8 +64,7 @@ mod tests {
             [    4.2] CR2: 0000000000000028 CR3: 00000000045ae000 CR4: 00000000003506f0\n\
             [    4.2] RSP: 002b:00007ffec2394cc0 EFLAGS: 00000202 ORIG_RAX: ffffffffffffffff\n";
         assert_eq!(impossible_flags(oops), None);
-        // All flags that a CPU can have, a kernel thread's frame that was never saved, and text that is no
-        // dump.
+        // All flags that a CPU can have, a kernel thread's frame that was never saved, and text that is not a dump.
         for line in [
             "RSP: 0018:ffffc900001b7d28 EFLAGS: 003f7fd7",
             "RSP: 0000:0000000000000000 EFLAGS: 00000000 ORIG_RAX: 0000000000000000",

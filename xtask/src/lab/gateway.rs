@@ -1,7 +1,7 @@
-//! Our gateway as the target: as a process beside this program, or in a VM with an older kernel.
+//! Our gateway as the target. It runs as a process beside this program, or in a VM with an older kernel.
 //!
-//! Only this file and the templates `gateway/tests/lab/*.toml` know how the gateway is started, configured and told to
-//! grow a LUN.
+//! Only this file and the templates `gateway/tests/lab/*.toml` define how the gateway is started and configured, and how it is
+//! told to grow a LUN.
 
 use std::fs::File;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -22,11 +22,11 @@ use crate::repo::Repo;
 /// The LUN's initial size, as in the templates.
 const SIZE_MIB: u64 = 96;
 const GROW_MIB: u64 = 32;
-/// The file or disk under the pool: room for the LUN after all its growth, and for the pool's own records.
+/// Size of the file or disk under the pool. It has room for the LUN after all its growth, and for the pool's own records.
 pub const POOL_MIB: u64 = 512;
 /// The LUN's name, as in the templates.
 const LUN: &str = "disk";
-/// A second LUN's name, where a template has one, and its NSID when hosts see it.
+/// The name of the second LUN, in templates that have one, and its NSID while hosts see it.
 const NEAR_LUN: (&str, &str) = ("near", "2");
 
 /// `trefoild` in the lab's namespace.
@@ -45,19 +45,18 @@ impl<'a> Gateway<'a> {
         Self::new(lab, "file-pool.toml", "")
     }
 
-    /// Makes a gateway with a pool on the NVMe/TCP array at that address.
+    /// Makes a gateway with a pool on the NVMe/TCP array at address `array`.
     pub fn on_array_pool(lab: &'a Lab, array: &str) -> Result<Self> {
         Self::new(lab, "array-pool.toml", array)
     }
 
-    /// Makes a gateway with the NVMe/TCP array at that address as a backend. The gateway presents nothing of
-    /// the array until a command says so.
+    /// Makes a gateway whose backend is the NVMe/TCP array at address `array`. The gateway presents nothing of the array until a
+    /// command tells it to.
     pub fn before_array(lab: &'a Lab, array: &str) -> Result<Self> {
         Self::new(lab, "import.toml", array)
     }
 
-    /// Makes a gateway from the template of that name in `gateway/tests/lab/`, with the array's address
-    /// filled in.
+    /// Makes a gateway from the template `template` in `gateway/tests/lab/`. Fills in the array's address.
     pub fn new(lab: &'a Lab, template: &str, array: &str) -> Result<Self> {
         let programs = lab.repo.target().join("release");
         let dir = lab.run.display().to_string();
@@ -82,7 +81,7 @@ impl<'a> Gateway<'a> {
         trefoil
     }
 
-    /// Returns the path of the log of all the gateway's runs.
+    /// Returns the path of the log, which all runs of the gateway share.
     pub fn log(&self) -> PathBuf {
         self.lab.run.join("trefoild.log")
     }
@@ -112,7 +111,7 @@ impl Target for Gateway<'_> {
             .stderr(log)
             .spawn()
             .context("can't start trefoild")?;
-        // The gateway is ready when it listens: its LUNs are open by then.
+        // When the gateway listens, it is ready: it opens its LUNs before it listens.
         let port = format!("{}:{PORT}", net::HERE)
             .to_socket_addrs()?
             .next()
@@ -183,8 +182,8 @@ impl Drop for Gateway<'_> {
     }
 }
 
-/// `trefoild` in a VM with two NUMA nodes, with its pool on a disk of that VM. `guest/gateway.sh` has its
-/// orders.
+/// `trefoild` in a VM with two NUMA nodes. Its pool is on a disk of that VM. `guest/gateway.sh` defines the orders that the VM
+/// accepts.
 pub struct GatewayVm<'a> {
     lab: &'a Lab,
     images: PathBuf,
@@ -197,7 +196,7 @@ pub struct GatewayVm<'a> {
 impl<'a> GatewayVm<'a> {
     const HOST_BYTE: u8 = 30;
 
-    /// Makes the VM, with Debian's kernel of that series.
+    /// Makes the VM with Debian's kernel of series `series`.
     pub fn new(lab: &'a Lab, series: &str) -> Result<Self> {
         let disk = lab.run.join("pool.img");
         File::create(&disk)?.set_len(POOL_MIB * MIB)?;
@@ -269,12 +268,12 @@ impl Target for GatewayVm<'_> {
     }
 }
 
-/// Builds the gateway's programs, before the lab loses the network.
+/// Builds the gateway's programs. This must happen before the lab enters its namespaces, which have no network.
 pub fn build(repo: &Repo) -> Result<()> {
     process::run(&mut repo.build_programs("release"))
 }
 
-/// Returns a template of `gateway/tests/lab/` with its placeholders filled in.
+/// Returns a template of `gateway/tests/lab/`. Fills in its placeholders.
 pub fn filled(lab: &Lab, template: &str, dir: &str, address: &str, array: &str) -> Result<String> {
     let path = lab.scripts.join(template);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -1,11 +1,12 @@
-//! `./dev lab NAME`: tests the gateway against NVMe/TCP of others: Linux's in virtual machines, and SPDK's beside this program.
+//! `./dev lab NAME`: tests the gateway against other implementations of NVMe/TCP: Linux's in virtual machines, and SPDK's beside
+//! this program.
 //!
-//! QEMU emulates in software, so that the lab runs where KVM doesn't. Each run has its own namespaces of network and processes,
-//! with a private bridge. On the bridge are this program (10.77.0.1), its child processes, and the VMs. When the run ends, in
-//! any way, the kernel removes all of them. Timings under emulation mean nothing.
+//! QEMU emulates in software, so the lab also runs on machines without KVM. Each run has its own namespaces for network and
+//! processes, with a private bridge. This program (10.77.0.1), its child processes and the VMs are on the bridge. When the run
+//! ends for any reason, the kernel removes all of them. Timings under emulation mean nothing.
 //!
-//! The guests' side is in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make the boot images, `guest/` has the
-//! scripts.
+//! The files for the guests are in `gateway/tests/lab/`: `kernel.sh` and `initramfs.sh` make the boot images, and `guest/`
+//! contains the scripts.
 
 mod emulator;
 mod gateway;
@@ -39,11 +40,11 @@ pub struct Lab {
     scripts: PathBuf,
     /// Kernels and boot images, kept between runs.
     cache: PathBuf,
-    /// Logs and disks of this scenario, emptied at its start.
+    /// Logs and disks of this scenario. The folder is emptied when the scenario starts.
     run: PathBuf,
 }
 
-/// Makes the namespaces and runs the scenario in them, as a new process. `spdk` is the value of `--spdk`.
+/// Makes the namespaces, and runs the scenario in them as a new process. `spdk` is the value of `--spdk`.
 pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
     let scenario = scenario::named(name)?;
     let lab = Lab::new(repo, name);
@@ -60,7 +61,7 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
         _ => None,
     };
     need::ensure(repo, if scenario.kernels.is_empty() { need::NAMESPACES } else { need::LAB })?;
-    // Work that needs the network comes first, because the namespaces have none.
+    // This work needs the network. The namespaces have no network, so the work comes first.
     for series in scenario.kernels {
         lab.images(series)?;
     }
@@ -69,8 +70,8 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
     }
     let mut unshare = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
-        // A user namespace gives the rights over the new network. This user must be able to open the tap device, as on
-        // Debian.
+        // A user namespace gives the rights to configure the new network. This user must also be able to open the tap device,
+        // which Debian allows to every user.
         if !scenario.kernels.is_empty()
             && std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err()
         {
@@ -81,7 +82,7 @@ pub fn enter(repo: &Repo, name: &str, spdk: Option<&str>) -> Result<()> {
         unshare.arg("--map-root-user");
     }
     unshare.args(["--net", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "--"]);
-    // --mount-proc makes / private, but in a chroot / need not be a mount point. /proc always is one.
+    // --mount-proc makes / private. In a chroot, / need not be a mount point, but /proc always is one.
     unshare.args([
         "sh",
         "-c",
@@ -137,14 +138,14 @@ impl Lab {
         }
     }
 
-    /// Runs the scenario from its start, in an empty folder.
+    /// Runs the scenario from its start. Its folder is empty at first.
     fn attempt(&self, scenario: &Scenario) -> Result<()> {
         remove(&self.run)?;
         std::fs::create_dir_all(&self.run).with_context(|| self.run.display().to_string())?;
         (scenario.run)(self)
     }
 
-    /// Returns the folder of the boot images of a kernel series. Makes missing images.
+    /// Returns the folder with the boot images of a kernel series. Makes the images that are missing.
     fn images(&self, series: &str) -> Result<PathBuf> {
         let kernel =
             process::output(Command::new(self.scripts.join("kernel.sh")).arg(&self.cache).arg(series))?;

@@ -1,4 +1,4 @@
-//! The lab's network: one bridge in the run's own network namespace, with a tap for each VM.
+//! The lab's network: one bridge in the run's own network namespace, and a tap device for each VM.
 
 use std::process::Command;
 
@@ -21,7 +21,7 @@ fn ip(args: &str) -> Result<()> {
     process::run(Command::new(program).args(args.split(' ')))
 }
 
-/// Makes the bridge and gives this side its address.
+/// Makes the bridge and gives it the address [`HERE`].
 pub fn make_bridge() -> Result<()> {
     ip("link set lo up")?;
     ip(&format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0"))?;
@@ -29,9 +29,9 @@ pub fn make_bridge() -> Result<()> {
     ip(&format!("link set {BRIDGE} up"))
 }
 
-/// Makes a tap on the bridge, if there is none yet.
+/// Makes a tap device on the bridge, unless it exists already.
 pub fn make_tap(name: &str) -> Result<()> {
-    // The check doesn't use /sys, because /sys still shows the network in which it was mounted.
+    // This check can't use /sys, because /sys still shows the network namespace in which it was mounted.
     if nix::net::if_::if_nametoindex(name).is_ok() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Linux's own NVMe/TCP target in a VM: the array of some scenarios, and the reference for the lab's self-check.
+//! Linux's own NVMe/TCP target in a VM. Some scenarios use it as the array, and the lab's self-check uses it as the reference.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,26 +12,26 @@ use super::vm::{Event, Spec, Vm};
 
 const GROW_MIB: u64 = 32;
 
-/// The VM and the disk that outlives it.
+/// The VM and its disk. The disk outlives the VM.
 pub struct Nvmet<'a> {
     lab: &'a Lab,
     images: PathBuf,
     disk: PathBuf,
     size_mib: u64,
-    /// The running VM, whose script waits for the next order. `None` if the VM has ended.
+    /// The running VM. Its script waits for the next order. `None` if the VM has ended.
     vm: Option<Vm>,
 }
 
 impl<'a> Nvmet<'a> {
     const HOST_BYTE: u8 = 20;
 
-    /// The size of the namespace when the host uses it directly.
+    /// The size of the namespace in scenarios where the host uses it directly.
     pub const LUN_MIB: u64 = 96;
 
     /// The namespace's identity.
     pub const UUID: &'static str = "7a1f0e46-51c3-4f0e-9a53-6d4e1b0a2c11";
 
-    /// Makes the disk; [`Target::start`] boots the VM.
+    /// Makes the disk. [`Target::start`] boots the VM.
     pub fn new(lab: &'a Lab, size_mib: u64) -> Result<Self> {
         let disk = lab.run.join("nvmet.img");
         let file = File::create(&disk).with_context(|| disk.display().to_string())?;
@@ -44,7 +44,7 @@ impl<'a> Nvmet<'a> {
         &self.disk
     }
 
-    /// Puts the namespace's ANA group into `state`, which is Linux's name of an ANA state.
+    /// Sets the ANA state of the namespace's ANA group. `state` is Linux's name of the state.
     pub fn set_ana(&mut self, state: &str, deadline: Instant) -> Result<()> {
         let vm = self.vm.as_mut().context("the target's VM has ended")?;
         vm.go(&format!("ana {state}"))?;

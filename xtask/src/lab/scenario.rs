@@ -1,4 +1,4 @@
-//! The scenarios: each names a target for the Linux host of `guest/linux-host.sh`.
+//! The scenarios. Each runs the Linux host of `guest/linux-host.sh` against a target.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,22 +14,23 @@ use crate::process;
 
 const HOST_ID: &str = "6f1c8f02-3a0e-4a53-9d3c-0a77c0ffee01";
 
-/// A scenario takes 10 to 250 s on two idle cores; stages of `./dev test` have budgets of their own.
+/// The time budget of a scenario. A scenario takes 10 to 250 s on two idle cores. The stages of `./dev test` have budgets of
+/// their own.
 const BUDGET: Duration = Duration::from_secs(720);
 
-/// The size of the namespace that is imported.
+/// The size of the imported namespace.
 const IMPORT_MIB: u64 = 32;
 
 /// A runnable scenario.
 pub struct Scenario {
     name: &'static str,
-    /// Debian's kernels that the scenario boots, if it has VMs.
+    /// The versions of Debian's kernel that the scenario boots. Empty if it has no VMs.
     pub kernels: &'static [&'static str],
     /// True if our gateway takes part.
     pub gateway: bool,
     /// True if SPDK takes part. Without SPDK the scenario is skipped.
     pub spdk: bool,
-    /// The scenario's course, inside the lab's namespaces.
+    /// Runs the scenario inside the lab's namespaces.
     pub run: fn(&Lab) -> Result<()>,
 }
 
@@ -47,24 +48,23 @@ pub fn names() -> Vec<&'static str> {
     SCENARIOS.iter().map(|s| s.name).collect()
 }
 
-/// Returns the scenario of that name, or an error that lists all names.
+/// Returns the scenario named `name`, or an error that lists all names.
 pub fn named(name: &str) -> Result<&'static Scenario> {
     let found = SCENARIOS.iter().find(|s| s.name == name);
     found.with_context(|| format!("there is no lab '{name}'; the labs are: {}", names().join(" ")))
 }
 
-/// Runs Linux against Linux. The run proves that the lab and the host's script work, independent of the
-/// gateway.
+/// Runs Linux against Linux. This run proves that the lab and the host's script work without the gateway.
 fn self_check(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Nvmet::new(lab, Nvmet::LUN_MIB)?, None)
 }
 
-/// Runs the gateway with a LUN carved from a file pool.
+/// Runs the gateway with a LUN in a pool on a file.
 fn linux_host(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut Gateway::on_file_pool(lab)?, None)
 }
 
-/// Runs the gateway with a LUN carved from Linux's nvmet array, through our initiator.
+/// Runs the gateway with a LUN in a pool on Linux's nvmet array. The gateway reaches the array through our initiator.
 fn array(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let mut array = Nvmet::new(lab, POOL_MIB)?;
@@ -74,8 +74,8 @@ fn array(lab: &Lab) -> Result<()> {
     array.stop(deadline)
 }
 
-/// Runs the gateway with a namespace of Linux's nvmet array that is full of foreign data. The namespace is imported, used by
-/// a Linux host, and released. Afterwards the array holds the same data, except for that host's writes.
+/// Runs the gateway with a namespace of Linux's nvmet array that is full of foreign data. The gateway imports the namespace, a
+/// Linux host uses it, and the gateway releases it. Afterwards the array holds the same data, except for the host's writes.
 fn import(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let mut array = Nvmet::new(lab, IMPORT_MIB)?;
@@ -123,12 +123,12 @@ fn import(lab: &Lab) -> Result<()> {
     compare(&before, &after)
 }
 
-/// The writes of `guest/import-host.sh`: first byte, length, and the repeated byte, or `None` for fio's own
-/// blocks.
+/// The writes of `guest/import-host.sh`: the first byte, the length, and the repeated byte. The repeated byte is `None` for
+/// blocks that fio generates.
 const WRITTEN: [(usize, usize, Option<u8>); 3] =
     [(128 << 16, 64 << 16, Some(b'T')), (40001 * 512, 512, Some(b'U')), (24 << 20, 4 << 20, None)];
 
-/// Checks that the host's writes are in place, and that all other bytes are unchanged.
+/// Checks that the array holds the host's writes, and that all other bytes are unchanged.
 fn compare(before: &[u8], after: &[u8]) -> Result<()> {
     if before.len() != after.len() {
         bail!("the array's disk had {} bytes before and has {} now", before.len(), after.len());
@@ -157,13 +157,13 @@ fn compare(before: &[u8], after: &[u8]) -> Result<()> {
     }
 }
 
-/// Runs the gateway itself on Debian 12's own kernel, whose io_uring lacks newer features.
+/// Runs the gateway itself on Debian 12's own kernel. That kernel's io_uring lacks newer features.
 fn gateway_6_1(lab: &Lab) -> Result<()> {
     with_linux_host(lab, &mut GatewayVm::new(lab, "6.1")?, None)
 }
 
-/// Boots the Linux host against the target and carries out the steps that the host asks for. `array` is the array under the
-/// target's LUN. If it is given, the host also asks for the loss of the array.
+/// Boots the Linux host against the target, and carries out the steps that the host requests. `array` is the array under the
+/// target's LUN. If `array` is given, the host also requests the loss of the array.
 fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nvmet>) -> Result<()> {
     let deadline = Instant::now() + BUDGET;
     let started = Instant::now();
@@ -229,7 +229,7 @@ fn with_linux_host(lab: &Lab, target: &mut dyn Target, mut array: Option<&mut Nv
     Ok(())
 }
 
-/// Returns the array for a step on it: power loss, power return, or a change of ANA state.
+/// Returns the array for a step that needs it: power loss, power return, or a change of ANA state.
 fn lost<'a, 'b>(array: &'a mut Option<&mut Nvmet<'b>>) -> Result<&'a mut Nvmet<'b>> {
     array.as_deref_mut().context("this lab has no array for the step")
 }

@@ -1,5 +1,5 @@
-//! `./dev lab spdk`: runs SPDK against the gateway from both sides, on this machine. SPDK's programs are hosts of the
-//! gateway, and SPDK's nvmf_tgt is an array under it. Neither side may report an error.
+//! `./dev lab spdk`: runs SPDK on both sides of the gateway, on this machine. SPDK's programs are hosts of the gateway, and
+//! SPDK's nvmf_tgt is an array under it. Neither the gateway nor SPDK may report an error.
 //!
 //! SPDK's own `reset` program finds only PCIe controllers, so bdevperf does the resets.
 
@@ -19,32 +19,32 @@ use super::spdk_tree::{NO_SPDK, SpdkProcess, SpdkProgram, SpdkTree, spdk_dir};
 use super::{Lab, net};
 use crate::process;
 
-/// A run takes two minutes on two idle cores.
+/// The time budget of a run. A run takes two minutes on two idle cores.
 const BUDGET: Duration = Duration::from_secs(480);
 
 /// The address of nvmf_tgt, on [`PORT`].
 const ARRAY: &str = "127.0.0.1";
 const ARRAY_MIB: u64 = 256;
 
-/// The subsystems of `gateway/tests/lab/spdk.toml`: for any host, for [`HOST_NQN`], and with LUNs on the array.
+/// The subsystems of `gateway/tests/lab/spdk.toml`: one for any host, one for [`HOST_NQN`], and one with LUNs on the array.
 const ANY: &str = "nqn.2026-01.test.lab:any";
 const LISTED: &str = "nqn.2026-01.test.lab:listed";
 const ARRAY_LUNS: &str = "nqn.2026-01.test.lab:array-luns";
 
-/// The LUN that [`ANY`] gets while a host watches, and its NSID there.
+/// The LUN that the lab adds to [`ANY`] while a host watches, and its NSID there.
 const LATE_LUN: &str = "late";
 const LATE_NSID: &str = "3";
 
-/// The gateway's log line for a Connect of nvme_fuzz: the Connect comes on a connected queue, and without data.
+/// The gateway's log line for a Connect of nvme_fuzz. Such a Connect arrives on a connected queue and has no data.
 const FUZZED_CONNECT: &str = "a host's Connect was refused host=\"\" subsystem=\"\" ";
-/// The gateway's log line when the array is killed.
+/// The gateway's log line when it loses the array.
 const ARRAY_LOST: &str = "backend lost backend=\"array-";
 
-/// The time after which the gateway has resent all commands that were outstanding when the array was lost. It is twice the
+/// The time after which the gateway has resent all commands that were outstanding when it lost the array. This time is twice the
 /// array's keep-alive time, which SPDK rounds up to 10 s.
 const FENCE_S: u64 = 20;
 
-/// Runs the course, inside the lab's namespaces.
+/// Runs all tests of this lab inside the lab's namespaces.
 pub fn run(lab: &Lab) -> Result<()> {
     let root = spdk_dir().context(NO_SPDK)?;
     hide_pci_devices()?;
@@ -56,7 +56,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     course.aer()?;
     course.verify()?;
     course.reset()?;
-    // nvme_fuzz also sends Connects, which are refused.
+    // nvme_fuzz also sends Connects. The gateway refuses them.
     course.gateway.no_complaints(&[])?;
     course.gateway.no_refusals()?;
     course.fuzz()?;
@@ -64,7 +64,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     course.finish()
 }
 
-/// Hides this machine's devices from SPDK's programs, because not all programs have an option for that.
+/// Hides this machine's PCI devices from SPDK's programs. Not all of these programs have an option for that.
 fn hide_pci_devices() -> Result<()> {
     let devices = Path::new("/sys/bus/pci/devices");
     if devices.exists() {
@@ -74,20 +74,20 @@ fn hide_pci_devices() -> Result<()> {
     Ok(())
 }
 
-/// The gateway and the array while the hosts come and go.
+/// The gateway and the array, while hosts connect and disconnect.
 struct Course<'a> {
     lab: &'a Lab,
     tree: SpdkTree,
     gateway: Gateway<'a>,
     array: SpdkProcess,
-    /// The number of starts of nvmf_tgt.
+    /// Number of times that nvmf_tgt was started.
     array_starts: usize,
     started: Instant,
     deadline: Instant,
 }
 
 impl<'a> Course<'a> {
-    /// Starts the array, and the gateway on it.
+    /// Starts the array, and the gateway that uses the array.
     fn start(lab: &'a Lab, tree: SpdkTree) -> Result<Self> {
         let started = Instant::now();
         let deadline = started + BUDGET;
@@ -109,7 +109,7 @@ impl<'a> Course<'a> {
         println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
 
-    /// Runs a host to its end, and checks that the host reports no error and leaves no controller. Returns the
+    /// Runs a host to its end. Checks that the host reports no error and that no controller of the host is left. Returns the
     /// host's output.
     fn host(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<String> {
         let output = self.tree.start(program, name, args)?.end(self.deadline)?;
@@ -188,7 +188,7 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// Runs a host that waits for the notice of a new namespace, which it gets meanwhile.
+    /// Runs a host that waits for the notice of a new namespace. Meanwhile this function adds the namespace.
     fn aer(&self) -> Result<()> {
         let (ready, to) = (self.lab.run.join("aer-ready"), transport_id(ANY, None));
         let touched = ready.display().to_string();
@@ -203,7 +203,7 @@ impl<'a> Course<'a> {
         self.gateway.tell(&["subsystem", "remove-namespace", ANY, LATE_NSID])
     }
 
-    /// Returns bdevperf's arguments, with the configuration of a host of that subsystem.
+    /// Returns bdevperf's arguments, with the configuration of a host that connects to the subsystem `nqn`.
     fn bdevperf_config(&self, name: &str, nqn: &str) -> Result<String> {
         let text = filled(self.lab, "spdk-host.json", "", net::HERE, "")?.replace("@SUBNQN@", nqn);
         let file = self.lab.run.join(format!("{name}.json"));
@@ -226,8 +226,8 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// Runs verified I/O that bdevperf interrupts after 10 s and after 20 s, by resets of the controller. The host uses only
-    /// one namespace: with more, bdevperf's jobs reset the shared controller under each other.
+    /// Runs verified I/O. bdevperf interrupts it after 10 s and after 20 s by a reset of the controller. The host uses only one
+    /// namespace. With more namespaces, several of bdevperf's jobs would reset the shared controller at the same time.
     fn reset(&self) -> Result<()> {
         let config = self.bdevperf_config("reset", ANY)?;
         let args = ["-c", &config, "-T", "Nvme0n1", "-q", "32", "-o", "4096", "-w", "reset", "-t", "22"];
@@ -236,10 +236,11 @@ impl<'a> Course<'a> {
         expect(&output, "reset", &["Resetting controller successful"])
     }
 
-    /// Sends random commands: first of all kinds to any namespace, then with valid NSIDs, admin commands included.
+    /// Sends random commands. The first run sends I/O commands of all kinds to any namespace. The second run uses valid NSIDs and
+    /// includes admin commands.
     fn fuzz(&self) -> Result<()> {
         self.fuzz_with("fuzz-io", &[])?;
-        // With more than one namespace, nvme_fuzz sends more admin commands than it has room for.
+        // With more than one namespace, nvme_fuzz sends more admin commands than it has memory for.
         self.gateway.tell(&["subsystem", "remove-namespace", ANY, "2"])?;
         self.fuzz_with("fuzz-admin", &["-N", "-a"])
     }
@@ -276,7 +277,7 @@ impl<'a> Course<'a> {
         did_io(&output, "outage")
     }
 
-    /// Stops gateway and array in order, and checks their logs.
+    /// Stops the gateway and then the array, and checks their logs.
     fn finish(mut self) -> Result<()> {
         self.gateway.stop(self.deadline)?;
         self.gateway.no_complaints(&[FUZZED_CONNECT, ARRAY_LOST])?;
@@ -288,7 +289,7 @@ impl<'a> Course<'a> {
 }
 
 impl Gateway<'_> {
-    /// Checks that the log has no warnings and errors except those that contain one of `expected`.
+    /// Checks the gateway's log: every warning and error must contain one of `expected`.
     fn no_complaints(&self, expected: &[&str]) -> Result<()> {
         let log = std::fs::read_to_string(self.log())?;
         let is_complaint = |line: &&str| {
@@ -321,9 +322,9 @@ impl Gateway<'_> {
     }
 }
 
-/// Starts nvmf_tgt, for the `times`th time, and waits until it listens.
+/// Starts nvmf_tgt for the `times`th time, and waits until it listens.
 fn start_array(tree: &SpdkTree, times: usize, deadline: Instant) -> Result<SpdkProcess> {
-    // The array runs apart from the hosts, which poll the first core.
+    // The array does not run on the first core, because the hosts poll there.
     let cores = if std::thread::available_parallelism()?.get() > 1 { "0x2" } else { "0x1" };
     let mut array = tree.start(SpdkProgram::NvmfTgt, "array", &["-m", cores, "-c", "array.json"])?;
     let listens = |said: &str| said.matches("NVMe/TCP Target Listening on").count() == times;
@@ -331,7 +332,7 @@ fn start_array(tree: &SpdkTree, times: usize, deadline: Instant) -> Result<SpdkP
     Ok(array)
 }
 
-/// Returns the transport ID by which SPDK's programs name a subsystem of the gateway and their own host NQN.
+/// Returns a transport ID. SPDK's programs use it to name a subsystem of the gateway and their own host NQN.
 fn transport_id(nqn: &str, host_nqn: Option<&str>) -> String {
     let host = host_nqn.map(|nqn| format!(" hostnqn:{nqn}")).unwrap_or_default();
     format!("trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{PORT} subnqn:{nqn}{host}", net::HERE)
@@ -344,7 +345,7 @@ fn expect(output: &str, name: &str, texts: &[&str]) -> Result<()> {
     }
 }
 
-/// Checks that the total in perf's or bdevperf's table shows I/O.
+/// Checks that the line `Total` in the table of perf or bdevperf shows I/O.
 fn did_io(output: &str, name: &str) -> Result<()> {
     let total = output.lines().find_map(|line| {
         let (label, numbers) = line.trim().strip_prefix("Total")?.split_once(':')?;
@@ -392,8 +393,8 @@ impl AbortCounts {
         counts
     }
 
-    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. SPDK queues Aborts, so
-    /// several Aborts can name one command. When an Abort is sent, the command's id may already belong to a later command.
+    /// Returns whether commands completed, aborts were answered, and only aborted commands failed. SPDK queues Aborts, so several
+    /// Aborts can name the same command. When SPDK sends an Abort, the command's id may already belong to a later command.
     fn are_sound(&self) -> bool {
         self.completed > 0
             && self.aborted + self.too_late > 0

@@ -1,5 +1,5 @@
-//! A built SPDK source tree: its programs, a start of each that leaves nothing behind, and the errors in their output. The
-//! repo neither holds nor builds SPDK.
+//! A built SPDK source tree: starts its programs, stops them when they are dropped, and finds the errors in their output. The
+//! repo does not contain SPDK and does not build it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ pub const NO_SPDK: &str = "no SPDK source tree is given: build SPDK, and name it
 const ERROR_MARKS: [&str; 6] =
     ["*ERROR*", "*WARNING*", "has timed out", "Unable to submit", "errors occurred", "Buffer mismatch"];
 
-/// Lines with one of [`ERROR_MARKS`] that SPDK's programs write against SPDK's own target too, with the
-/// reason.
+/// Lines that contain one of [`ERROR_MARKS`] and that SPDK's programs also write when they run against SPDK's own target. Each
+/// has its reason.
 const EXPECTED: [(&str, &str); 4] = [
     (
         "*WARNING*: spdk_sock_group_add_sock_callbacks: deprec",
@@ -52,7 +52,7 @@ pub enum SpdkProgram {
     Identify,
     /// Does I/O through SPDK's NVMe driver.
     Perf,
-    /// Does I/O through SPDK's block layer, verified or under resets.
+    /// Does I/O through SPDK's block layer. The I/O is verified, or resets interrupt it.
     Bdevperf,
     /// Waits for an event of a namespace.
     Aer,
@@ -62,7 +62,7 @@ pub enum SpdkProgram {
     ConnectStress,
     /// Sends random commands.
     NvmeFuzz,
-    /// Serves as the array: SPDK's target.
+    /// SPDK's target, which serves as the array.
     NvmfTgt,
 }
 
@@ -92,13 +92,13 @@ impl SpdkProgram {
         }
     }
 
-    /// Returns whether the program uses SPDK's application framework, which has options of its own.
+    /// Returns whether the program uses SPDK's application framework, which has additional options.
     fn has_framework(self) -> bool {
         matches!(self, Self::Bdevperf | Self::NvmeFuzz | Self::NvmfTgt)
     }
 }
 
-/// A built SPDK source tree, and the folder for what its programs write.
+/// A built SPDK source tree, and the folder for the files that its programs write.
 pub struct SpdkTree {
     root: PathBuf,
     run: PathBuf,
@@ -123,13 +123,12 @@ impl SpdkTree {
         Ok(Self { root: root.to_path_buf(), run: run.to_path_buf() })
     }
 
-    /// Starts a program. `name` names the program's log, and its control socket if it has one
-    /// ([`SpdkTree::socket`]).
+    /// Starts a program. The program's log is named `name`, and so is its control socket if it has one ([`SpdkTree::socket`]).
     pub fn start(&self, program: SpdkProgram, name: &str, args: &[&str]) -> Result<SpdkProcess> {
         let log = self.run.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(self.root.join(program.path()));
-        // Without hugepages, because they are a setting of the whole machine.
+        // Hugepages are a setting of the whole machine, so the programs run without them.
         command.args(["--no-huge", "-s", if program == SpdkProgram::NvmfTgt { "1024" } else { "512" }]);
         if program.has_framework() {
             command.args(["--no-pci", "--num-trace-entries", "0", "--disable-cpumask-locks", "-r"]);
@@ -137,9 +136,9 @@ impl SpdkTree {
         }
         let child = command
             .args(args)
-            // This serves an SPDK that is built with shared libraries.
+            // An SPDK that was built with shared libraries needs this variable.
             .env("LD_LIBRARY_PATH", self.root.join("build/lib"))
-            // DPDK would put its files into /var/run.
+            // Without this variable, DPDK would put its files into /var/run.
             .env("RUNTIME_DIRECTORY", &self.run)
             .current_dir(&self.run)
             .stdin(Stdio::null())
@@ -169,12 +168,12 @@ impl SpdkProcess {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Returns all output so far of this program and of earlier programs of the same name.
+    /// Returns the output so far of this program and of earlier programs with the same name.
     fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until the program did `what`; `done` decides by the output so far.
+    /// Waits until `done` returns true for the program's output so far. `what` describes the awaited event for errors.
     pub fn wait_for(&mut self, what: &str, done: impl Fn(&str) -> bool, deadline: Instant) -> Result<()> {
         while !done(&self.output()) {
             if let Some(status) = self.child.try_wait()? {
@@ -188,7 +187,7 @@ impl SpdkProcess {
         Ok(())
     }
 
-    /// Waits for the program's end and returns its output. Returns an error if the output reports one.
+    /// Waits until the program ends, and returns its output. Returns an error if the output contains an error.
     pub fn end(mut self, deadline: Instant) -> Result<String> {
         match process::wait_until(&mut self.child, deadline)? {
             None => return Err(self.failure("doesn't end before the deadline")),
@@ -216,7 +215,7 @@ impl Drop for SpdkProcess {
     }
 }
 
-/// Returns the lines of an output that report an error, except those of [`EXPECTED`].
+/// Returns the lines of an output that report an error. Leaves out the lines in [`EXPECTED`].
 fn errors(output: &str) -> Vec<&str> {
     let is_expected = |line: &str| EXPECTED.iter().any(|(text, _)| line.contains(text));
     output

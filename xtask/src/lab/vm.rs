@@ -1,8 +1,8 @@
-//! One virtual machine: its boot archive, its QEMU, its steps.
+//! One virtual machine: how it boots, its QEMU process, and the steps of its test.
 //!
-//! The guest's second serial port is QEMU's standard input and output. The guest writes `STEP name words` and waits. The
-//! runner carries out the step and answers `GO words`, or `NO reason`, which ends the guest's test. When the guest has
-//! finished, QEMU exits with the test's status (isa-debug-exit).
+//! The guest's second serial port is QEMU's standard input and output. The guest writes `STEP name words` and waits. The runner
+//! carries out the step and answers `GO words` or `NO reason`. `NO` ends the guest's test. When the guest has finished, QEMU
+//! exits with the status of the test (isa-debug-exit).
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -20,14 +20,14 @@ use super::emulator::CONSOLE;
 use super::{Lab, net};
 use crate::process;
 
-/// The guest prints warnings at once, because a guest that dies can't print its log at the end. Warnings about long delays are
+/// The guest prints warnings at once, because a guest that crashes can't print its log at the end. Warnings about long delays are
 /// off, because delays mean nothing under emulation.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
     rcupdate.rcu_cpu_stall_suppress=1 nowatchdog random.trust_cpu=on";
 
 /// The VM to boot.
 pub struct Spec<'a> {
-    /// The VM's name, which also names the folder of its log and its tap.
+    /// The VM's name. The folder of its log and its tap device have the same name.
     pub name: &'a str,
     /// A folder from [`Lab::images`].
     pub images: &'a Path,
@@ -35,13 +35,13 @@ pub struct Spec<'a> {
     pub host_byte: u8,
     /// A script of `gateway/tests/lab/guest/`.
     pub script: &'a str,
-    /// Shell variables of the script, besides `LAB_ADDRESS`. Values must not hold a single quote.
+    /// Shell variables for the script, besides `LAB_ADDRESS`. Values must not contain a single quote.
     pub env: &'a [(&'a str, &'a str)],
-    /// Programs from this side to put in the guest: the file, and its path in the guest.
+    /// Programs to copy from this machine into the guest: the file, and its path in the guest.
     pub files: &'a [(PathBuf, &'a str)],
     /// Raw images that become /dev/vda, /dev/vdb, ...
     pub disks: &'a [PathBuf],
-    /// True if each CPU of the VM is a NUMA node of its own.
+    /// True if each CPU of the VM has a NUMA node of its own.
     pub numa: bool,
 }
 
@@ -52,7 +52,7 @@ impl Spec<'_> {
     }
 }
 
-/// A running VM. Dropping it kills it.
+/// A running VM. Dropping this value kills the VM.
 pub struct Vm {
     name: String,
     child: Child,
@@ -80,23 +80,23 @@ pub enum Event {
 }
 
 impl Vm {
-    /// Boots the VM and returns at once.
+    /// Boots the VM. Returns at once, before the VM has booted.
     pub fn boot(lab: &Lab, spec: &Spec) -> Result<Self> {
         let dir = lab.run.join(spec.name);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let initrd = make_initrd(lab, spec, &dir)?;
         let tap = format!("tap-{}", spec.name);
         net::make_tap(&tap)?;
-        // A VM that boots again continues the same log.
+        // A VM that boots again appends to the same log.
         let log = dir.join(CONSOLE);
         let console = File::options().create(true).append(true).open(&log)?;
         let mut qemu = Command::new("qemu-system-x86_64");
-        // One thread for both virtual CPUs: with a thread each, the emulator sometimes lets one CPU run into code
-        // that the other is patching, and the kernel dies of its own breakpoint.
+        // One thread runs both virtual CPUs. With a thread for each CPU, the emulator sometimes lets one CPU run into code that
+        // the other CPU is patching. The kernel then dies of its own breakpoint.
         qemu.args("-accel tcg,thread=single,tb-size=256 -M q35,usb=off,vmport=off,hpet=off".split(' '));
-        // QEMU 7.2 makes the flags after cmpxchg16b from condition codes that belong to an older instruction. If QEMU
-        // switches to another CPU at that moment, garbage becomes the CPU's EFLAGS. Linux uses cmpxchg16b for allocations,
-        // unless the CPU lacks it.
+        // QEMU 7.2 computes the flags after cmpxchg16b from condition codes that belong to an older instruction. If QEMU switches
+        // to another CPU at that moment, a wrong value becomes the CPU's EFLAGS. Linux uses cmpxchg16b for allocations if the CPU
+        // has it, so this CPU does not have it.
         qemu.args(["-cpu", "max,-cx16"]);
         qemu.args("-smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none".split(' '));
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -155,7 +155,7 @@ impl Vm {
             Err(RecvTimeoutError::Timeout) => {
                 Err(self.failure("did not reach its next step before the deadline"))
             }
-            // QEMU closed its output: it is ending.
+            // QEMU has closed its output, so QEMU is about to end.
             Err(RecvTimeoutError::Disconnected) => match self.child.wait()?.code() {
                 Some(code) if code & 1 == 1 => Ok(Event::Ended(u8::try_from(code >> 1)?)),
                 other => {
@@ -174,13 +174,13 @@ impl Vm {
         }
     }
 
-    /// Ends the guest's wait. The guest's `step` prints `words`.
+    /// Answers the waiting guest with `GO`. The guest's `step` then prints `words`.
     pub fn go(&mut self, words: &str) -> Result<()> {
         writeln!(self.to_guest, "GO {words}")
             .with_context(|| format!("the VM {} takes no orders any more", self.name))
     }
 
-    /// Ends the guest's wait and its test.
+    /// Answers the waiting guest with `NO`, which ends the guest's test.
     pub fn refuse(&mut self, reason: &str) -> Result<()> {
         writeln!(self.to_guest, "NO {}", reason.replace('\n', " "))
             .with_context(|| format!("the VM {} takes no orders any more", self.name))
@@ -193,7 +193,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Enlarges a disk under the running guest.
+    /// Enlarges a disk while the guest runs.
     pub fn resize_disk(&self, index: usize, size_mib: u64) -> Result<()> {
         let address = SocketAddr::from_abstract_name(monitor_name(&self.name))?;
         let mut monitor = UnixStream::connect_addr(&address).context("QEMU's monitor doesn't answer")?;
@@ -225,8 +225,8 @@ impl Drop for Vm {
     }
 }
 
-/// Returns the name of the abstract socket of a VM's monitor. The socket belongs to the run's network
-/// namespace, so runs don't collide.
+/// Returns the name of the abstract socket of a VM's monitor. The socket belongs to the run's network namespace, so two runs
+/// don't collide.
 fn monitor_name(vm: &str) -> String {
     format!("trefoil-lab-{vm}")
 }
@@ -247,7 +247,7 @@ fn parse_step(line: &str) -> Option<Step> {
     Some(Step { name: name.to_owned(), words: words.to_owned() })
 }
 
-/// Makes an archive from the base archive and an archive with the test. The kernel unpacks both.
+/// Makes the VM's boot archive from the base archive and an archive with the test. The kernel unpacks both.
 fn make_initrd(lab: &Lab, spec: &Spec, dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("tree");
     std::fs::create_dir_all(&tree)?;

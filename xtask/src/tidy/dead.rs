@@ -1,4 +1,4 @@
-//! Rust files that nothing compiles, found by walking `mod` declarations from every crate root.
+//! Finds Rust files that nothing compiles: follows the `mod` declarations from every crate root.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
         .collect()
 }
 
-/// Returns the files that are compiled for tests alone: integration tests and benches, and modules declared under
+/// Returns the files that are compiled only for tests: integration tests, benches, and modules that are declared under
 /// `#[cfg(test)]`.
 pub fn tests_only(sources: &[Source]) -> BTreeSet<PathBuf> {
     let by_path: BTreeMap<&Path, &Source> = sources.iter().map(|s| (s.path.as_path(), s)).collect();
@@ -37,7 +37,7 @@ fn is_test_root(path: &Path) -> bool {
         && !path.components().any(|c| c.as_os_str() == "src")
 }
 
-/// Returns all files that `mod` reaches from the starts, the starts included.
+/// Returns all files that `mod` declarations reach from the files in `starts`. Includes these files.
 fn reach(by_path: &BTreeMap<&Path, &Source>, starts: Vec<PathBuf>) -> BTreeSet<PathBuf> {
     let mut reached = BTreeSet::new();
     let mut open = starts;
@@ -51,7 +51,7 @@ fn reach(by_path: &BTreeMap<&Path, &Source>, starts: Vec<PathBuf>) -> BTreeSet<P
     reached
 }
 
-/// Returns cargo's root files: the conventional ones, and those that a manifest names.
+/// Returns cargo's root files: those with cargo's default names, and those that a manifest names.
 fn roots(files: &[TextFile], sources: &[Source]) -> Vec<PathBuf> {
     let mut roots = Vec::new();
     for manifest in files.iter().filter(|f| f.path.file_name().is_some_and(|n| n == "Cargo.toml")) {
@@ -93,7 +93,7 @@ struct Module {
     for_tests: bool,
 }
 
-/// Returns the modules that a file declares without a body. `#[path]` and `include!` are respected.
+/// Returns the modules that a file declares without a body. Follows `#[path]` and `include!`.
 fn modules(source: &Source) -> Vec<Module> {
     let dir = source.path.parent().unwrap_or(Path::new(""));
     let stem = source.path.file_stem().unwrap_or_default();
@@ -119,14 +119,14 @@ fn modules(source: &Source) -> Vec<Module> {
     modules
 }
 
-/// Returns whether the file is a root with its modules beside it although its name is not lib, main or mod, as for
-/// programs and integration tests.
+/// Returns whether the file is a crate root whose modules lie beside it, although its name is not lib, main or mod. Programs and
+/// integration tests are such files.
 fn is_flat_root(path: &Path) -> bool {
     let parent = path.parent().and_then(Path::file_name);
     is_test_root(path) || parent.is_some_and(|p| p == "bin" || p == "fuzz_targets" || p == "examples")
 }
 
-/// Returns the name in `mod name;`, with any visibility.
+/// Returns the name in `mod name;`. The declaration may have any visibility.
 fn declared(code: &str) -> Option<&str> {
     let (before, name) = code.trim().strip_suffix(';')?.rsplit_once("mod ")?;
     let before = before.trim_end();

@@ -1,11 +1,11 @@
-//! The allowed directions of use between crates, checked in their manifests.
+//! Checks in the manifests that crates use each other only in the allowed direction.
 
 use toml::Table;
 
 use super::{Finding, TextFile};
 
-/// The folder, name and floor of each of our crates. A crate may use only crates of lower floors, so crates of the same
-/// floor never use each other. The leaf is on floor 0.
+/// The folder, the name and the floor of each of our crates. A crate may use only crates of lower floors, so two crates on the
+/// same floor never use each other. The leaf is on floor 0.
 const FLOORS: &[(&str, &str, u8)] = &[
     ("gateway/wire", "trefoil-wire", 0),
     ("config", "trefoil-config", 1),
@@ -18,13 +18,13 @@ const FLOORS: &[(&str, &str, u8)] = &[
     ("perf", "trefoil-perf", 6),
 ];
 
-/// Crates that may use only the named crates of ours. The chores must build even when nothing else does; the fuzzers
-/// test a leaf.
+/// Crates that may use only the named crates of ours. The chores must build even when no other crate does. The fuzzers test a
+/// leaf.
 const ASIDE: &[(&str, &[&str])] = &[("xtask", &[]), ("gateway/wire/fuzz", &["trefoil-wire"])];
 
 const TABLES: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
 
-/// Finds crates that use a crate above or beside them, and crates that are missing in this table.
+/// Finds crates that use a crate of the same or a higher floor, and crates that this table lacks.
 pub fn check(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|f| f.path.file_name().is_some_and(|n| n == "Cargo.toml")) {
@@ -53,7 +53,7 @@ pub fn check(files: &[TextFile]) -> Vec<Finding> {
     findings
 }
 
-/// Returns the names of our crates in all tables of dependencies, including tables for one target.
+/// Returns the names of our crates in all dependency tables of a manifest, including the tables for one target.
 fn ours(manifest: &Table) -> Vec<String> {
     let per_target = manifest.get("target").and_then(|t| t.as_table()).into_iter().flat_map(|t| t.values());
     let places = per_target.filter_map(|v| v.as_table()).chain([manifest]);

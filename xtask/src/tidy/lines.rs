@@ -6,16 +6,16 @@ use super::{Finding, TextFile};
 /// The most lines of a file without its tests.
 const MAX_LINES: usize = 800;
 
-/// Folders that may use `unsafe`; elsewhere the crate root forbids it.
+/// Folders that may use `unsafe`. In all other crates, the crate root forbids it.
 const UNSAFE_FOLDERS: &[&str] = &["sys/", "poll/"];
 
-/// Folders where a panic could take down every server.
+/// Folders with code in which a panic could stop every server.
 const NO_PANIC_FOLDERS: &[&str] = &["sys/src/", "poll/src/", "gateway/wire/src/", "gateway/storage/src/"];
 
-/// The exception mark for the unwrap rule; a reason must follow.
+/// The mark of an exception from the unwrap rule. A reason must follow the mark.
 const ALLOW_UNWRAP: &str = "// tidy: allow unwrap: ";
 
-// The words are joined here, so that the rule doesn't fire on this file.
+// `concat!` builds the words, so the rule doesn't find them in this file.
 const NOTES: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 const NOTE_MACROS: [&str; 2] = [concat!("to", "do!"), concat!("unimpl", "emented!")];
 const MACHINE_PATHS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
@@ -42,13 +42,13 @@ pub fn any_text(file: &TextFile) -> Vec<Finding> {
     findings
 }
 
-/// Returns whether `path` starts a path in the line, and isn't the middle of a longer path.
+/// Returns whether a path in the line starts with `path`. The middle of a longer path doesn't count.
 fn has_absolute(line: &str, path: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || "_-./$}~".contains(c);
     line.match_indices(path).any(|(at, _)| !line[..at].ends_with(inside))
 }
 
-/// Rules for Rust files. `all_tests` is set for a file that is compiled only for tests.
+/// Rules for Rust files. `all_tests` is true for a file that is compiled only for tests.
 pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     let path = source.path.to_string_lossy();
     let is_in = |folders: &[&str]| folders.iter().any(|f| path.starts_with(f));
@@ -86,8 +86,8 @@ pub fn rust(source: &Source, all_tests: bool) -> Vec<Finding> {
     findings
 }
 
-/// Returns whether the file is the root of a library or program. Integration tests, examples and fuzz targets
-/// don't ship.
+/// Returns whether the file is the root of a library or program. Integration tests, examples and fuzz targets are not shipped, so
+/// they don't count.
 fn is_crate_root(path: &str) -> bool {
     let program =
         path.split_once("src/bin/").map(|(_, rest)| !rest.contains('/') || rest.ends_with("/main.rs"));

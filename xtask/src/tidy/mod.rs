@@ -1,16 +1,17 @@
-//! `./dev tidy`: enforces the house rules. Each rule is a function from the files to findings, with a test that shows the
-//! rule fire. The rules:
+//! `./dev tidy`: enforces the house rules. Each rule is a function that takes the files and returns findings. A test for each
+//! rule shows that the rule finds a breach. The rules:
 //!
 //! - crates are used only in the direction sys, poll, storage, control, gateway, {sim, perf}; wire is the leaf, config uses it;
 //! - `unsafe` only in sys/ and poll/; every other crate root says `#![forbid(unsafe_code)]`;
 //! - no file over 800 lines without its tests;
-//! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage, unless the line or the one above it says
-//!   `// tidy: allow unwrap: reason`;
-//! - no circle between the modules of a folder, no import against a crate's stated order of modules, and no type name with two
-//!   meanings in one crate;
+//! - no `.unwrap()` or `.expect(` outside tests in poll, sys, wire and storage; a comment `// tidy: allow unwrap: reason` on the
+//!   line or on the line above it makes an exception;
+//! - no circle between the modules of a folder;
+//! - no import against a crate's stated order of modules;
+//! - no type name with two meanings in one crate;
 //! - no Rust file that no crate reaches;
 //! - each hop of a walk in ARCHITECTURE.md names a function that exists, and each path in the guides a file that exists;
-//! - no notes to self in place of work, no paths of a developer's machine.
+//! - no notes about unfinished work, no paths of a developer's machine.
 
 mod dead;
 mod direction;
@@ -28,7 +29,7 @@ use crate::process;
 use crate::repo::Repo;
 use source::Source;
 
-/// A breach of a rule, at a place.
+/// A breach of a rule, and its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     path: PathBuf,
@@ -50,7 +51,7 @@ pub struct TextFile {
     text: String,
 }
 
-/// Checks the whole repo and prints the findings. Returns an error if there are any.
+/// Checks the whole repo and prints the findings. Returns an error if there is a finding.
 pub fn tidy(repo: &Repo) -> Result<()> {
     let files = files(repo)?;
     let findings = check(&files);
@@ -88,14 +89,14 @@ fn sources(files: &[TextFile]) -> Vec<Source> {
     rust.map(|f| Source::new(&f.path, &f.text)).collect()
 }
 
-/// Returns every text file that git tracks or would track.
+/// Returns every text file that git tracks, or would track after `git add`.
 fn files(repo: &Repo) -> Result<Vec<TextFile>> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&repo.root);
     let mut files = Vec::new();
     for name in process::output(&mut git)?.split('\0').filter(|n| !n.is_empty()) {
         let path = repo.root.join(name);
-        // git lists the file, but the work tree has lost it.
+        // git lists this file, but the file is missing in the work tree.
         if !path.is_file() {
             continue;
         }

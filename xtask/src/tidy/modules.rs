@@ -1,11 +1,12 @@
-//! Refuses imports in a circle or against the order of modules, and type names with two meanings in one crate.
+//! Refuses circular imports, imports against the order of modules, and type names with two meanings in one crate.
 //!
 //! Three rules, each for the shipped code of one crate at a time:
 //! - no two modules of a folder import each other, directly or through others;
-//! - the top modules of a crate in [`ORDERS`] import only modules that stand before them there;
+//! - the top modules of a crate in [`ORDERS`] import only modules that come before them in that order;
 //! - no type name stands for different things in two modules, if one of the two types can be seen outside its module.
 //!
-//! A module and the modules inside it count as one module: a parent may use its children, and children may use their parent.
+//! The rules treat a module and the modules inside it as one module: a parent may use its children, and children may use their
+//! parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 use super::Finding;
 use super::source::Source;
 
-/// The top modules of each crate, lowest first, by the folder of the crate's sources. Data flows the other way: from the last
-/// module down to the first.
+/// The top modules of each crate, lowest first, with the folder of the crate's sources. Data flows in the opposite direction:
+/// from the last module down to the first.
 const ORDERS: &[(&str, &str)] = &[
     ("sys/src", "clock cpu eventfd region socket bufring uring"),
     ("config/src", "address bytes worked told error nqn document check check_document parse"),
@@ -39,22 +40,22 @@ const ORDERS: &[(&str, &str)] = &[
     ("xtask/src", "process repo need fuzz instructions lab stages tidy"),
 ];
 
-/// A module's path inside its crate, without `crate`.
+/// A module's path inside its crate. The path does not start with `crate`.
 type ModulePath = Vec<String>;
 
 /// One crate's modules.
 struct Crate<'a> {
-    /// The folder of its sources.
+    /// The folder of the crate's sources.
     root: PathBuf,
     modules: BTreeMap<ModulePath, &'a Source>,
-    /// The modules of the names that the root re-exports: an import of such a name is an import of its module.
+    /// The names that the root re-exports, each with its module. An import of such a name is an import of its module.
     shown: BTreeMap<String, ModulePath>,
 }
 
-/// Which module imports which, with the place of the first such import.
+/// The imports from one module to another, each with the place of the first such import.
 type Imports = BTreeMap<(String, String), (PathBuf, usize)>;
 
-/// Finds circles, imports against the order, and names with two meanings. `skip` are files that only tests use.
+/// Finds circles, imports against the order, and names with two meanings. Ignores the files in `skip`, which only tests use.
 pub fn check(sources: &[Source], skip: &BTreeSet<PathBuf>) -> Vec<Finding> {
     let crates = crates(sources, skip);
     crates.iter().flat_map(|one| [circles(one), against_order(one), shared_names(one)].concat()).collect()
@@ -69,7 +70,7 @@ fn crates<'a>(sources: &'a [Source], skip: &BTreeSet<PathBuf>) -> Vec<Crate<'a>>
     found.into_iter().map(|(root, modules)| Crate { root, shown: shown(&modules), modules }).collect()
 }
 
-/// Returns the names that the crate's root re-exports from its modules, each with the innermost module that it comes through.
+/// Returns the names that the crate's root re-exports from its modules. With each name, returns the innermost module in its path.
 fn shown(modules: &BTreeMap<ModulePath, &Source>) -> BTreeMap<String, ModulePath> {
     let code = modules.get(&[][..]).map(|source| source.shipped_code()).unwrap_or_default();
     let mut names = Vec::new();
@@ -84,7 +85,7 @@ fn shown(modules: &BTreeMap<ModulePath, &Source>) -> BTreeMap<String, ModulePath
     names.iter().filter_map(|path| Some((path.last()?.clone(), inside(path)?))).collect()
 }
 
-/// The source folder of the crate that a file belongs to, and the file's module. A program in `src/bin` is a crate of its own.
+/// Returns the source folder of a file's crate, and the file's module. A program in `src/bin` is a crate of its own.
 fn place(path: &Path) -> Option<(PathBuf, ModulePath)> {
     let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
     let src = parts.iter().position(|part| *part == "src")?;
@@ -190,7 +191,7 @@ fn shared_names(one: &Crate) -> Vec<Finding> {
     findings
 }
 
-/// The name of the type that a line declares at the top of its module, and whether others can see the type.
+/// Returns the name of the type that a line declares at the top of its module, and whether other modules can see the type.
 fn declared(code: &str) -> Option<(&str, bool)> {
     let mut rest = code;
     let visible = rest.starts_with("pub");
@@ -209,12 +210,12 @@ fn declared(code: &str) -> Option<(&str, bool)> {
     Some((&rest[..end], visible))
 }
 
-/// Every module that has modules inside it, the crate's root included.
+/// Returns every module that has modules inside it, including the crate's root.
 fn parents(one: &Crate) -> BTreeSet<ModulePath> {
     one.modules.keys().flat_map(|module| (0..module.len()).map(|len| module[..len].to_vec())).collect()
 }
 
-/// Returns the imports between the children of `parent`. An import by a module inside a child counts as the child's.
+/// Returns the imports between the children of `parent`. An import by a module inside a child counts as an import by the child.
 fn imports_below(one: &Crate, parent: &[String]) -> Imports {
     let mut found = Imports::new();
     for (module, source) in &one.modules {
@@ -233,7 +234,7 @@ fn child(module: &[String], parent: &[String]) -> Option<String> {
     module.strip_prefix(parent)?.first().cloned()
 }
 
-/// All names that `from` leads to.
+/// Returns all names that `from` imports, directly or through other names.
 fn reach(imports: &Imports, from: &str) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     let mut open = vec![from.to_owned()];
@@ -247,7 +248,7 @@ fn reach(imports: &Imports, from: &str) -> BTreeSet<String> {
     seen
 }
 
-/// The modules of its own crate that a module names, by `crate`, `super` or `self`, with the lines.
+/// Returns the modules of its own crate that a module names with `crate`, `super` or `self`, each with its line.
 fn imports(one: &Crate, module: &[String], source: &Source) -> Vec<(usize, ModulePath)> {
     let code = source.shipped_code();
     let mut found = Vec::new();
@@ -266,8 +267,8 @@ fn imports(one: &Crate, module: &[String], source: &Source) -> Vec<(usize, Modul
     found
 }
 
-/// Adds to `names` the paths that a path with groups stands for: `a::{b, c::d}` is `a::b` and `a::c::d`. Returns the length
-/// of the path in `text`.
+/// Expands the groups of a path and adds the resulting paths to `names`: `a::{b, c::d}` becomes `a::b` and `a::c::d`. Returns the
+/// length of the path in `text`.
 fn expand(text: &str, prefix: &mut Vec<String>, names: &mut Vec<Vec<String>>) -> usize {
     let depth = prefix.len();
     let mut at = 0;
@@ -282,7 +283,7 @@ fn expand(text: &str, prefix: &mut Vec<String>, names: &mut Vec<Vec<String>>) ->
                     break;
                 }
                 let len = expand(&text[at..], prefix, names);
-                // `x as y` and `*`: nothing more of this name matters.
+                // After `x as y` or `*`, skips the rest of this name, because it does not matter.
                 at += len;
                 at += text[at..].find([',', '}']).unwrap_or(text.len() - at);
             }
@@ -303,7 +304,7 @@ fn expand(text: &str, prefix: &mut Vec<String>, names: &mut Vec<Vec<String>>) ->
     at
 }
 
-/// The innermost module of the crate that a path leads through; `None` if that is the module itself.
+/// Returns the innermost module of the crate in the path `name`. Returns `None` if this is `module` itself.
 fn resolve(one: &Crate, module: &[String], name: &[String]) -> Option<ModulePath> {
     let (first, mut rest) = name.split_first()?;
     let mut at: ModulePath = match first.as_str() {

@@ -1,50 +1,50 @@
-//! A Rust file in the form for the rules: comments and literals are blanked out, and the lines of tests are marked. This
-//! is not a parser: rustfmt and the compiler have seen the file before.
+//! A Rust file in the form that the rules need: comments and literals are blanked out, and the lines of tests are marked. This
+//! module is not a parser. It expects code that rustfmt and the compiler accept.
 
 use std::path::{Path, PathBuf};
 
-/// A Rust file, read once.
+/// A Rust file and the results of one pass over its text.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The path from the repo's root.
     pub path: PathBuf,
     /// The text of the file.
     pub text: String,
-    /// `text` with comments, strings and characters replaced by spaces: same length, same lines.
+    /// `text` with comments, strings and characters replaced by spaces. The length and the lines stay the same.
     pub code: String,
-    /// For each line, `true` if the line belongs to an item under `#[cfg(test)]` or the like.
+    /// For each line, `true` if the line belongs to an item under `#[cfg(test)]` or a similar attribute.
     pub in_test: Vec<bool>,
 }
 
 impl Source {
-    /// Reads the file's text.
+    /// Creates the value for a file at `path` with text `text`.
     pub fn new(path: &Path, text: &str) -> Self {
         let code = blank(text);
         let in_test = test_lines(text, &code);
         Self { path: path.to_path_buf(), text: text.to_owned(), code, in_test }
     }
 
-    /// Returns the code with the lines of tests left empty.
+    /// Returns the code. The lines of tests are empty.
     pub fn shipped_code(&self) -> String {
         let lines = self.code.lines().zip(&self.in_test);
         lines.flat_map(|(line, test)| [if *test { "" } else { line }, "\n"]).collect()
     }
 
-    /// Returns the lines of code outside tests, with their numbers from 1.
+    /// Returns the lines of code outside tests, each with its number, counted from 1.
     pub fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.code.lines().zip(&self.in_test).enumerate();
         lines.filter(|(_, (_, test))| !**test).map(|(n, (line, _))| (n + 1, line))
     }
 }
 
-/// Returns whether `line` has `word` with no letter, digit or underscore on either side.
+/// Returns whether `line` contains `word` without a letter, digit or underscore directly before or after it.
 pub fn has_word(line: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word)
         .any(|(at, _)| !line[..at].ends_with(part) && !line[at + word.len()..].starts_with(part))
 }
 
-/// Replaces comments, strings and character literals by spaces, byte for byte; line ends stay.
+/// Replaces comments, strings and character literals by spaces, byte for byte. Keeps line ends.
 fn blank(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -63,7 +63,7 @@ fn blank(text: &str) -> String {
             None => at += 1,
         }
     }
-    // Only whole tokens were replaced, so no character was cut in two.
+    // The code above replaced only whole tokens, so it cut no character in two.
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -129,7 +129,7 @@ fn char_len(rest: &[u8]) -> Option<usize> {
     (rest.get(1 + c.len_utf8()) == Some(&b'\'')).then_some(2 + c.len_utf8())
 }
 
-/// Marks the lines of each item under an attribute for tests, the attribute included.
+/// Marks the lines of each item under an attribute for tests, including the attribute itself.
 fn test_lines(text: &str, code: &str) -> Vec<bool> {
     let mut marks = vec![false; text.lines().count()];
     let mut from = 0;
@@ -150,8 +150,8 @@ fn test_lines(text: &str, code: &str) -> Vec<bool> {
     marks
 }
 
-/// Returns whether the attribute marks tests: `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]`,
-/// `#[cfg(all(loom, test))]`; not `#[cfg(not(test))]`.
+/// Returns whether the attribute marks tests. `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, not(loom)))]` and
+/// `#[cfg(all(loom, test))]` do. `#[cfg(not(test))]` does not.
 fn is_for_tests(attribute: &str) -> bool {
     let tight: String = attribute.split_whitespace().collect();
     tight == "#[test]"
@@ -159,8 +159,8 @@ fn is_for_tests(attribute: &str) -> bool {
         || tight == "#[cfg(loom)]"
 }
 
-/// Returns the length of the item at the start of `code`: up to its closing brace, or its semicolon if that
-/// comes first.
+/// Returns the length of the item at the start of `code`. The item ends at its closing brace, or at a semicolon that comes before
+/// any brace.
 fn item_len(code: &str) -> usize {
     let mut at = 0;
     while let Some(c) = code[at..].chars().next() {

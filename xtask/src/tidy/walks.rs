@@ -1,9 +1,9 @@
-//! Refuses guides that name what is not there.
+//! Refuses guides that name files or functions that do not exist.
 //!
 //! Two rules:
-//! - in ARCHITECTURE.md, a section whose heading starts with `Walk` follows a command through the code. It has a table, and
-//!   each row of the table is a hop: a file from the repo's root, a function of that file, and what happens there. A function
-//!   stands as `function`, or as `Type::function` if it belongs to the `impl` of a type or to a trait;
+//! - in ARCHITECTURE.md, a section whose heading starts with `Walk` follows a command through the code. The section has a table.
+//!   Each row of the table is a hop: a file from the repo's root, a function of that file, and the function's part in the walk. A
+//!   function is written as `function`, or as `Type::function` if it belongs to the `impl` of a type or to a trait;
 //! - a path in backticks in one of the [`GUIDES`] exists, as a whole or as the end of a longer path.
 
 use std::path::Path;
@@ -17,10 +17,10 @@ const MAP: &str = "ARCHITECTURE.md";
 /// Files whose paths are checked.
 const GUIDES: [&str; 4] = [MAP, "README.md", "CONTRIBUTING.md", "STYLE.md"];
 
-/// Folders that a build or a run makes.
+/// Folders that a build or a run creates.
 const MADE: [&str; 2] = ["target", "var"];
 
-/// Finds walks without hops, hops that lead nowhere, and paths that don't exist.
+/// Finds walks without hops, hops to a function that does not exist, and paths that do not exist.
 pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
     let named = |name: &str| files.iter().find(|file| file.path == Path::new(name));
     let mut findings: Vec<Finding> = named(MAP).map(|map| walks(map, sources)).unwrap_or_default();
@@ -30,10 +30,10 @@ pub fn check(files: &[TextFile], sources: &[Source]) -> Vec<Finding> {
     findings
 }
 
-/// Finds the faults of all walks of a file.
+/// Finds the errors in all walks of a file.
 fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    // Inside a walk: the line of the walk's heading, and the number of hops so far. Otherwise `None`.
+    // Inside a walk: the line of the walk's heading, and the number of hops so far. Outside: `None`.
     let mut walk: Option<(usize, usize)> = None;
     let mut any = false;
     let mut end = |walk: Option<(usize, usize)>, findings: &mut Vec<Finding>| {
@@ -62,7 +62,7 @@ fn walks(map: &TextFile, sources: &[Source]) -> Vec<Finding> {
     findings
 }
 
-/// Returns why the row of a walk leads nowhere, if it does not lead to a function.
+/// Returns the reason if the row of a walk does not name an existing function.
 fn lost_hop(row: &str, sources: &[Source]) -> Option<String> {
     let mut cells = row.split('|').skip(1).map(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
     let (Some(Some(path)), Some(Some(function))) = (cells.next(), cells.next()) else {
@@ -89,7 +89,8 @@ fn has_fn(code: &str, name: &str) -> bool {
     declared.any(|rest| rest.starts_with(['<', '(']))
 }
 
-/// Splits code into the bodies of `impl` blocks and traits, each with its type's or trait's name, and all else.
+/// Splits code into two parts. The first part is the bodies of `impl` blocks and traits, each with the name of its type or trait.
+/// The second part is all other code.
 fn split(code: &str) -> (Vec<(&str, &str)>, String) {
     let (mut owned, mut free) = (Vec::new(), String::new());
     let mut rest = code;
@@ -140,7 +141,7 @@ fn generics_len(head: &str) -> usize {
     head.len()
 }
 
-/// Finds the paths in backticks that the repo does not have.
+/// Finds the paths in backticks that do not exist in the repo.
 fn lost_paths(guide: &TextFile, files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (n, line) in guide.text.lines().enumerate().filter(|(_, line)| !line.starts_with("    ")) {
@@ -154,13 +155,14 @@ fn lost_paths(guide: &TextFile, files: &[TextFile]) -> Vec<Finding> {
     findings
 }
 
-/// Returns whether the text is a path of this repo with a folder in it, and no path from the machine's root or the like.
+/// Returns whether the text is a path inside this repo that contains a folder. A text that starts with `/` or `.` is no such
+/// path.
 fn is_path(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
     text.contains('/') && text.chars().all(allowed) && !text.starts_with(['/', '.'])
 }
 
-/// Returns whether `path` is the file, one of its folders, or the end of one of these.
+/// Returns whether `path` is the file or one of its folders, or the end of the path of one of them.
 fn leads_to(path: &str, file: &Path) -> bool {
     let path = Path::new(path);
     file.ancestors().any(|part| part.ends_with(path))

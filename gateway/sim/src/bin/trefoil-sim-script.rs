@@ -1,5 +1,5 @@
-//! `trefoil-sim-script NAME COMMANDS`: runs one fixed script, for `./dev bench instructions` to run under a profiler.
-//! Prints the number of counted commands. Without arguments, lists the names.
+//! `trefoil-sim-script NAME COMMANDS`: runs one fixed script. `./dev bench instructions` runs this program under a profiler.
+//! Prints the number of counted commands. Without arguments, lists the names of the scripts.
 
 #![forbid(unsafe_code)]
 

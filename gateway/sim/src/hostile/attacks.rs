@@ -22,7 +22,7 @@ macro_rules! attack {
     };
 }
 
-/// Every kind of attack, by the name of its fault.
+/// Every kind of attack. The name of an attack is also the name of its fault.
 pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-icreq", wrong_icreq),
     attack!("hostile-header", wrong_header),
@@ -42,14 +42,14 @@ pub const ATTACKS: &[(&str, Start)] = &[
     attack!("hostile-cut-join", cut_join),
 ];
 
-/// The attack that is always under way, beside the others.
+/// The attack that always runs beside the others.
 pub const STANDING: (&str, Start) = attack!("hostile-idle-discovery", idle_discovery);
 
 /// A namespace whose LUN every host may see.
 const NSID: u32 = 1;
-/// Bytes of a write that is too large for a capsule.
+/// Bytes of a write whose data does not fit into a capsule.
 const LARGE: u32 = 16_384;
-/// The data of attacks' writes, which must never land on a LUN. No version of the model looks like it.
+/// The data that the attacks write. This data must never land on a LUN. It differs from the data of every version in the model.
 const JUNK: u8 = 0x5A;
 
 fn invalid(offset_bytes: u32) -> FatalStatus {
@@ -74,7 +74,7 @@ async fn pair(lines: &Lines, entries: u16, digests: (bool, bool)) -> Result<(At,
     Ok((admin, lines.queue(cntlid, 1, entries, digests).await?))
 }
 
-/// Sends a large write, and returns the data PDU that its R2T asks for.
+/// Sends a large write, and returns the data PDU that the R2T for this write requests.
 async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
     let since = lines.now();
     lines.send(io, &lines.capsule(io, write(lines, io, LARGE, false), &[]));
@@ -86,8 +86,8 @@ async fn granted(lines: &Lines, io: At) -> Result<H2cData, Cut> {
     }
 }
 
-/// Returns the verdict on a write of `since` that got no R2T. Its LUN may not exist yet, or may be on an array that
-/// can't be reached.
+/// Returns the verdict on a write that was sent at `since` and got no R2T. The write's LUN may not exist yet, or may be on an
+/// array that can't be reached.
 fn no_grant(since: Instant, pdu: Pdu) -> Cut {
     match pdu {
         Pdu::Response(cqe) => refused(since, cqe.status)
@@ -96,7 +96,7 @@ fn no_grant(since: Instant, pdu: Pdu) -> Cut {
     }
 }
 
-/// Returns the verdict on a status that the current state of the LUN can give to any command.
+/// Returns the verdict on `status` if the current state of the LUN can cause this status for any command.
 fn refused(since: Instant, status: Status) -> Option<Cut> {
     match status.is(Status::INVALID_NAMESPACE) {
         true => Some(Cut::Gone("no LUN yet")),
@@ -104,7 +104,7 @@ fn refused(since: Instant, status: Status) -> Option<Cut> {
     }
 }
 
-/// Sends an ICReq with a wrong field, twice, or after a command (NVMe-oF TCP 1.0c §3.6.2.2).
+/// Sends an ICReq with a wrong field, or two ICReqs, or an ICReq after a command (NVMe-oF TCP 1.0c §3.6.2.2).
 async fn wrong_icreq(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let cases = [
         (8, 1, FatalStatus::UnsupportedParameter { offset_bytes: field::PFV }),
@@ -155,7 +155,7 @@ async fn wrong_header(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.expect_terminate(io, status, "a malformed capsule").await
 }
 
-/// Sends a part of a capsule, or of the data after an R2T. The controller must still be able to reset.
+/// Sends only a part of a capsule, or of the data after an R2T. The controller must still be able to reset.
 async fn truncated(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, io) = pair(lines, 32, (false, false)).await?;
     let bytes = match bits % 2 {
@@ -171,7 +171,7 @@ async fn truncated(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.enable(admin, false).await
 }
 
-/// Sends data that was not requested, or that is out of order, past its end or too large.
+/// Sends data that was not requested, is out of order, ends past the requested range, or is too large.
 async fn wrong_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     type Change = fn(H2cData) -> H2cData;
     let cases: [(Change, FatalStatus); 6] = [
@@ -185,7 +185,7 @@ async fn wrong_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (change, status) = pick(&cases, bits);
     let (_admin, io) = pair(lines, 32, (false, false)).await?;
     let pdu = change(granted(lines, io).await?);
-    // The gateway judges the header alone.
+    // The gateway judges the PDU by its header alone.
     lines.send(io, &lines.h2c(io, pdu, &[])[..24]);
     lines.expect_terminate(io, status, "wrong data").await
 }
@@ -215,7 +215,7 @@ async fn wrong_digest(lines: &Lines, bits: u64) -> Result<(), Cut> {
     }
 }
 
-/// Sends a command with an identifier that is in use.
+/// Sends a command with an identifier that another command still uses.
 async fn same_cid(lines: &Lines, _: u64) -> Result<(), Cut> {
     let (_admin, io) = pair(lines, 32, (false, false)).await?;
     let pdu = granted(lines, io).await?;
@@ -236,8 +236,8 @@ async fn flood(lines: &Lines, _: u64) -> Result<(), Cut> {
     lines.expect_terminate(io, FatalStatus::SequenceError, "more commands than entries").await
 }
 
-/// Sends ICReq slowly, byte by byte, or only the first byte of the Connect capsule. The gateway's deadline must end
-/// the connection.
+/// Sends an ICReq slowly, byte by byte, or only the first byte of the Connect capsule. The gateway must end the connection at its
+/// deadline.
 async fn slow(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let at = match bits % 2 {
         0 => lines.open(),
@@ -279,7 +279,8 @@ async fn deaf(lines: &Lines, bits: u64) -> Result<(), Cut> {
         lines.send(io, &lines.capsule(io, sqe, &[]));
     }
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + Duration::from_secs(1)).await?;
-    // A host that doesn't read is not told the end. After that, it receives at most what the network held.
+    // The gateway can't tell a host that doesn't read that the connection ends. When the host reads again, it receives at most
+    // the bytes that the network held.
     lines.deafen(io, false);
     lines.expect_end(io, Duration::from_secs(1), "a host that doesn't read").await
 }
@@ -301,7 +302,7 @@ async fn attend(lines: &Lines, admins: &[At], time: Duration) -> Result<(), Cut>
     Ok(())
 }
 
-/// Starts as many large writes as possible, and sends little or none of the requested data.
+/// Starts as many large writes as possible, and sends none or only a little of the requested data.
 async fn send_no_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const QUEUES: u16 = 12;
     lines.be(GREEDY);
@@ -316,8 +317,8 @@ async fn send_no_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
         |io| (0..30).for_each(|_| lines.send(io, &lines.capsule(io, write(lines, io, len, false), &[])));
     let first = queues[0];
     let since = lines.now();
-    // Writes on this queue first and alone. Otherwise the other queues might take the host's share of memory
-    // first.
+    // Write on this queue first and alone. Otherwise the other queues might take the host's share of memory before this queue
+    // does.
     ask(first);
     match lines.pdu(first).await? {
         Pdu::R2t(r2t) if bits & 2 != 0 => {
@@ -332,15 +333,15 @@ async fn send_no_data(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (polite, _) = lines.admin().await?;
     attend(lines, &[admin, polite], PROGRESS_TIMEOUT + PROGRESS_TIMEOUT / 2).await?;
     lines.expect_end(first, Duration::ZERO, "a host with pending data").await?;
-    // Some writes get their memory, and with it their deadline, only when other writes are cut off.
+    // Some writes get memory only when other writes have been cut off. Their deadline starts when they get the memory.
     for io in queues {
         lines.expect_end(io, 3 * PROGRESS_TIMEOUT, "a host with pending data").await?;
     }
     Ok(())
 }
 
-/// Opens more connections than there are slots, of a kind that any host may open, and replaces each closed
-/// connection. A listed host can still connect.
+/// Opens more connections than there are slots. All of them are of a kind that any host may open. Replaces each connection that
+/// the gateway closes. Meanwhile a listed host must still be able to connect.
 async fn open_many(lines: &Lines, bits: u64) -> Result<(), Cut> {
     const CONNS: usize = 190;
     // The topology may not be published yet.
@@ -368,8 +369,8 @@ async fn open_many(lines: &Lines, bits: u64) -> Result<(), Cut> {
                 *at = join();
             }
         }
-        // The listed host has the same address as these connections. If its Connect is late, newer connections of
-        // the address can take its slot.
+        // The listed host has the same address as these connections. If its Connect is late, newer connections from the same
+        // address can take its slot.
         let judge = |cut| match cut {
             Cut::Gone(why) => Cut::Wrong(format!("a listed host among many connections: {why}")),
             wrong => wrong,
@@ -382,7 +383,7 @@ async fn open_many(lines: &Lines, bits: u64) -> Result<(), Cut> {
     lines.enable(first, false).await
 }
 
-/// Opens a discovery controller without a Keep Alive Timeout, and then stays silent.
+/// Opens a discovery controller without a Keep Alive Timeout, and then sends nothing.
 async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
     let result = async {
         let at = lines.initialized((false, false)).await?;
@@ -395,12 +396,12 @@ async fn idle_discovery(lines: &Lines, _: u64) -> Result<(), Cut> {
         lines.expect_end(at, DISCOVERY_TIMEOUT + Duration::from_secs(1), "an idle discovery controller").await
     };
     let result = result.await;
-    // The run restarts this attack at once.
+    // The run restarts this attack immediately after its end.
     lines.sleep(Duration::from_millis(20)).await;
     result
 }
 
-/// Closes each queue's connection together with its Connect. The controller must still be able to reset.
+/// Sends the Connect of each queue, and closes the queue's connection at once. The controller must still be able to reset.
 async fn cut_join(lines: &Lines, bits: u64) -> Result<(), Cut> {
     let (admin, cntlid) = lines.admin().await?;
     lines.ask_queues(admin, 8).await?;

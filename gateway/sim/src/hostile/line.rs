@@ -1,4 +1,4 @@
-//! The hostile host's connections: bytes sent, PDUs received, and waiting.
+//! The hostile host's connections: these functions send bytes, receive PDUs, and wait.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,9 +25,9 @@ use super::{Cut, HOST};
 use crate::direct::StorageSim;
 use crate::server::SUBSYSTEM;
 
-/// Time within which the gateway must have answered, whatever its disks and cores do.
+/// The gateway must answer within this time, even if its disks and cores are slow.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Most bytes of one send: the capacity of a list's head.
+/// The most bytes of one send: the capacity of a send list's head.
 const SEND_BYTES: usize = 4096;
 
 /// A PDU from the gateway.
@@ -42,7 +42,7 @@ pub enum Pdu {
 
 #[derive(Default)]
 struct Line {
-    /// True while an attack has the connection.
+    /// True while an attack uses the connection.
     owned: bool,
     sock: Option<SockId>,
     open: bool,
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// An attack's connections. Dropping this value closes them.
+/// The connections of one attack. Dropping this value closes the connections.
 pub struct Lines {
     shared: Rc<RefCell<Shared>>,
     mine: RefCell<Vec<u32>>,
@@ -178,7 +178,7 @@ impl Lines {
         Self { shared, mine: RefCell::new(Vec::new()), host: Cell::new(HOST) }
     }
 
-    /// Connects as `host` from now on.
+    /// Uses `host` as the host's name in all later Connects.
     pub fn be(&self, host: &'static str) {
         self.host.set(host);
     }
@@ -235,7 +235,7 @@ impl Lines {
         self.line(at).out.extend(bytes);
     }
 
-    /// Closes the connection once all its bytes are sent.
+    /// Closes the connection once all pending bytes are sent.
     pub fn close(&self, at: At) {
         self.line(at).close = true;
     }
@@ -300,7 +300,7 @@ impl Lines {
         loop {
             match self.pdu(at).await? {
                 Pdu::Terminate(said) if said == status => break,
-                // These PDUs answer earlier commands.
+                // These PDUs may answer earlier commands.
                 Pdu::Response(_) | Pdu::Data | Pdu::R2t(_) => {}
                 other => return Err(Cut::Wrong(format!("{what}: {other:?} instead of {status:?}"))),
             }
@@ -388,7 +388,7 @@ impl Lines {
         Ok((at, cntlid))
     }
 
-    /// Sets Number of Queues. Fails unless the gateway grants as many.
+    /// Sets Number of Queues. Returns an error if the gateway grants fewer queues.
     pub async fn ask_queues(&self, at: At, count: u16) -> Result<(), Cut> {
         let value = u32::from(count - 1) << 16 | u32::from(count - 1);
         let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
@@ -407,7 +407,7 @@ impl Lines {
         Ok(at)
     }
 
-    /// Sets CC.EN, and waits until CSTS.RDY follows.
+    /// Sets CC.EN to `en`, and waits until CSTS.RDY has the same value.
     pub async fn enable(&self, at: At, en: bool) -> Result<(), Cut> {
         let cc = Cc { en, iosqes: 6, iocqes: 4, ..Cc::default() };
         let set = PropertySet { size: PropertySize::Four, offset: offset::CC, value: u64::from(cc.bits()) };

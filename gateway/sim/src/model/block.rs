@@ -2,20 +2,21 @@
 
 use super::Version;
 
-/// See the module.
+/// One block; see the module.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// Versions that a read may see.
     pub now: Vec<Version>,
-    /// Versions that a power cut may leave, besides those in `since`.
+    /// Versions that a power cut may leave. It may also leave the versions in `since`.
     stable: Vec<Version>,
-    /// Versions newer than those in `stable`, each with its time. The flag is false if the operation failed. Then it is
-    /// unknown whether the block holds the version.
+    /// Versions newer than those in `stable`, each with its time. The flag is false if the operation failed. The block may or may
+    /// not hold the version of a failed operation.
     since: Vec<(u64, Version, bool)>,
-    /// Copies of `now` from before a power cut. A read that was under way at the power cut may still return one of these
+    /// The versions that `now` had before a power cut. A read that was under way at the power cut may still return one of these
     /// versions, because its answer may already have been sent.
     pub before: Vec<Version>,
-    /// Versions that a read could see earlier, each with the time of its replacement. Kept while there are readers.
+    /// Versions that a read could see earlier, each with the time at which another version replaced it. Kept while reads of the
+    /// block are under way.
     pub past: Vec<(u64, Version)>,
     pub readers: u32,
     /// Version of the write under way.
@@ -47,8 +48,8 @@ impl Block {
         }
     }
 
-    /// Adds the version of a write that ended at `at`. A certain version replaces the versions that a read may see. An
-    /// uncertain version is added to them.
+    /// Adds the version of a write that ended at `at`. If the write is certain, its version replaces the versions that a read may
+    /// see. Otherwise, the version is added to them.
     pub fn write(&mut self, at: u64, version: Version, certain: bool) {
         if certain {
             self.replace(at, version);
@@ -66,7 +67,7 @@ impl Block {
         }
     }
 
-    /// Moves everything older than `at` to stable media.
+    /// Moves all versions older than `at` to stable media.
     pub fn flush(&mut self, at: u64) {
         let upto = self.since.partition_point(|&(when, ..)| when < at);
         for (_, version, certain) in self.since.drain(..upto) {
@@ -97,16 +98,16 @@ impl Block {
         (self.now, self.stable) = (vec![0], vec![0]);
     }
 
-    /// Returns whether a read that began at `began` and ends at `at` may see `version`. `cut` is true if
-    /// power failed since the read began. If `cut` is false, a version that must be the latest becomes the block's only version.
+    /// Returns whether a read that began at `began` and ends at `at` may see `version`. `cut` is true if power failed since the
+    /// read began. If `cut` is false and `version` must be the latest version, it becomes the block's only version.
     pub fn see(&mut self, began: u64, at: u64, version: Version, cut: bool) -> bool {
         let writes = self.writer == Some(version);
         let was = self.past.iter().any(|&(until, old)| old == version && until > began);
         if !writes && !self.now.contains(&version) {
             return was || cut && self.before.contains(&version);
         }
-        // If a write ended during the read, the read may have seen an older version. Version 0 stands for every write of
-        // zeros, so it can be old and new.
+        // If a write ended during the read, the read may have seen an older version. All writes of zeros share version 0, so
+        // version 0 can be old and new at the same time.
         let is_latest = self.written_at < began || writes && !was && !self.now.contains(&version);
         if !cut && is_latest && self.now != [version] {
             self.replace(at, version);

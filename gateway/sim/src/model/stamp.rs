@@ -1,4 +1,4 @@
-//! Stamps: the bytes by which a block shows its version and its address.
+//! Stamps: bytes that mark a block with its version and its address.
 
 use super::{Job, Version};
 
@@ -16,7 +16,7 @@ pub fn stamp(job: &Job, data: &mut [u8]) {
     }
 }
 
-/// Returns the version that a block holds, if the block is whole and at its own address.
+/// Returns the version that a block holds. Returns None if the block is torn or does not belong to this address.
 pub(super) fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
     let at = |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let version = at(0)?;
@@ -27,7 +27,7 @@ pub(super) fn decode(lun: usize, lba: u64, block: &[u8]) -> Option<Version> {
     (placed && (2..block.len() / 8).all(|i| at(i) == Some(word(lun, lba, version, i)))).then_some(version)
 }
 
-/// Describes a block whose stamp is broken.
+/// Describes a block whose stamp is invalid.
 pub(super) fn describe(block: &[u8]) -> String {
     let at =
         |i: usize| block.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);

@@ -1,15 +1,18 @@
-//! The array behind the gateway: a node with our own target, which the gateway's initiator reaches over links.
+//! The array behind the gateway: a node with our own target. The gateway's initiator reaches the array over links.
 //!
-//! Like the gateway, the array runs our target, on one core. Its LUNs are whole disks. Its namespaces are the
-//! gateway's pool member, the gateway's imported backend, or both. In a third of the seeds with an array, the faults
-//! are on the hosts' links. In another third, the array has outages. In the last third, hosts disconnect during an
-//! outage, reconnect, and continue to write. After a crash, the gateway restarts only when its last writes have
-//! landed at the array, because the new process knows nothing of those writes (see ARCHITECTURE.md).
+//! Like the gateway, the array runs our target, on one core. Each LUN of the array is a whole disk. The array's namespaces are
+//! the gateway's pool member, the gateway's imported backend, or both. In a third of the seeds with an array, the faults are on
+//! the hosts' links. In another third, the array has outages. In the last third, hosts also disconnect during an outage,
+//! reconnect, and continue to write. After a crash, the gateway restarts only when its last writes have landed at the array. The
+//! new process knows nothing of those writes (see ARCHITECTURE.md).
 //!
-//! The checks: an outage shorter than the loss timeout fails no command ([`Run::check_errors`]). In a longer outage,
-//! or when the array's ANA state requires it, the gateway tells hosts to wait, and none of their commands fails.
-//! Flushed data survives a power cut of the array. No write lands after a newer write. A namespace that grows is
-//! presented with its new size.
+//! The module checks the following:
+//! - An outage shorter than the loss timeout fails no command ([`Run::check_errors`]).
+//! - In a longer outage, or when the array's ANA state requires it, the gateway tells hosts to wait. None of their commands
+//!   fails.
+//! - Flushed data survives a power cut of the array.
+//! - No write lands after a newer write.
+//! - When a namespace grows, the gateway presents it with its new size.
 
 mod ana;
 mod faults;
@@ -54,33 +57,33 @@ pub(super) struct Array {
     /// The gateway's backends on the array, indexed by NSID − 1.
     backends: Vec<usize>,
     digests: bool,
-    /// True if the array's outages are this seed's faults.
+    /// True if this seed's faults are outages of the array.
     pub upset: bool,
     /// True if hosts also disconnect during an outage and reconnect.
     pub both: bool,
     epoch: u64,
-    /// Connections that are to fail at the gateway's end only.
+    /// Connections that the run will soon fail at the gateway's end only.
     split: Vec<(ConnId, Side)>,
     /// The time by which all data held up by faults on the array's links has arrived.
     pub quiet_at: Instant,
-    /// Identifier of the last operation that began before the end of the last outage.
+    /// Identifier of the last operation that began before the last outage ended.
     mark: u64,
     out: bool,
     /// True if the array has already had its one long outage.
     was_lost: bool,
-    /// For each backend, true if the gateway reports that the path is up.
+    /// For each backend, true if the gateway reports that it reaches the backend.
     usable: [bool; 4],
     /// True while path errors have a cause.
     lost: bool,
-    /// The ANA state of the array's namespaces, and its start. Until a state other than Optimized ends, no other
+    /// The ANA state of the array's namespaces, and the time at which the state began. While the state is not Optimized, no other
     /// fault happens.
     ana: (AnaState, Instant),
     ana_is_bad: bool,
     /// True if the array lacks Write Zeroes.
     lacks_zeroes: bool,
-    /// The periods in which hosts can be told that the array's namespaces are unreachable.
+    /// The periods in which hosts may learn that the array's namespaces are unreachable.
     refusals: Refusals,
-    /// Failed commands that the gateway has counted.
+    /// Number of failed commands that the gateway has counted so far.
     errors: u64,
 }
 
@@ -90,13 +93,13 @@ impl Run {
         self.array.as_ref().is_some_and(|array| array.backends.contains(&backend))
     }
 
-    /// Returns whether the array's outages are the seed's faults. If so, hosts must stay connected.
+    /// Returns whether this seed's faults are outages of the array. If so, hosts must stay connected.
     pub(super) fn is_upset(&self) -> bool {
         self.array.as_ref().is_some_and(|array| array.upset)
     }
 
-    /// Returns whether a LUN has bytes on the array (if `remote`) or on a disk of the gateway (otherwise). Memory
-    /// LUNs have neither.
+    /// Returns whether a LUN has bytes on the array (if `remote` is true) or on a disk of the gateway (if `remote` is false).
+    /// Memory LUNs have no bytes on either.
     pub(super) fn touches(&self, lun: usize, remote: bool) -> bool {
         if lun >= FIRST_MEMORY {
             return false;
@@ -107,7 +110,7 @@ impl Run {
         }
     }
 
-    /// Draws which backends, if any, are on the array, and creates its node with their disks.
+    /// Chooses at random which backends are on the array. If there are any, creates the array's node with their disks.
     pub(super) fn make_array(&mut self, home: u16) {
         let backends = match self.rng.below(6) {
             0 | 1 => vec![MEMBER],
@@ -175,7 +178,7 @@ impl Run {
         }
     }
 
-    /// Returns the index on the array and the index on the gateway of each backend.
+    /// Returns each backend on the array: its index on the array, and its index on the gateway.
     fn array_backends(&self) -> Vec<(u32, usize)> {
         let backends = self.array.iter().flat_map(|array| &array.backends);
         (0..).zip(backends.copied()).collect()
@@ -257,7 +260,7 @@ impl Run {
         Some(AttachKind::NvmeTcp(Box::new(NvmeTcpChannel::new(id, CoreId(core), self.cores, &config))))
     }
 
-    /// Acts as the array's control thread, which only passes connections on.
+    /// Acts as the array's control thread. This thread only passes connections on to the core.
     pub(super) fn adopt_array(&mut self) {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return };
         while let Some(accepted) = self.world.take_accepted(node) {
@@ -268,7 +271,8 @@ impl Run {
         while self.world.take_control(node).is_some() {}
     }
 
-    /// Returns the bytes of blocks that a core may hold at rest: one block for each array controller on that core.
+    /// Returns the bytes of blocks that a core may hold when no operation is under way: one block for each array controller on
+    /// that core.
     pub(super) fn rest_bytes(&self, core: u16) -> usize {
         let here = |&&backend: &&usize| backend % usize::from(self.cores) == usize::from(core);
         4096 * self.array.as_ref().map_or(0, |array| array.backends.iter().filter(here).count())

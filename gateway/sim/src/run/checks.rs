@@ -1,4 +1,4 @@
-//! The checks of memory: what connections hold, and what is held at rest.
+//! The checks of memory: the bytes that connections hold, and the blocks that cores hold when no operation is under way.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use super::Run;
 use crate::node::Node;
 use crate::world::Step;
 
-/// Time after which every timeout has fired.
+/// After this time, every timeout has fired.
 const REST: Duration = Duration::from_secs(120);
 
 impl Run {
-    /// Checks the bytes that connections hold: each peak is within its bound, and all connections together hold no
-    /// more than the core has in use.
+    /// Checks the bytes that connections hold. Each connection's peak is within the limit. All connections together hold no more
+    /// than the core has allocated.
     pub(super) fn check_conns(&mut self) -> Option<String> {
         for core in 0..self.cores {
             let Some(Node::Gateway(machine)) = self.world.machine(self.gateway, core) else { continue };
@@ -32,7 +32,8 @@ impl Run {
         None
     }
 
-    /// Checks that no core holds a block at rest, once timeouts have ended everything that waits for dead peers.
+    /// Checks that no core holds blocks when no operation is under way. Some operations wait for dead peers, so this function
+    /// first lets their timeouts end them.
     pub(super) fn check_leaks(&mut self) -> Option<String> {
         let until = self.world.now() + REST;
         loop {

@@ -1,4 +1,4 @@
-//! The run as the gateway's control thread: starts the gateway, attaches backends, publishes topologies.
+//! The run in the role of the gateway's control thread: starts the gateway, attaches backends, and publishes topologies.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::model::BLOCK_BYTES;
 use crate::node::Node;
 use crate::server::{SUBSYSTEM, ServerConfig, ServerCore, host_nqn};
 
-/// Requests that can be under way on a disk: the command slots of all cores, and the control thread's requests.
+/// The most requests that can be under way on a disk: the command slots of all cores, and the control thread's requests.
 const FILE_REQUESTS: usize = CORES as usize * SLOTS + 64;
 
 impl Run {
@@ -104,7 +104,7 @@ impl Run {
         }
     }
 
-    /// Returns the only subsystem. LUN [`REPLACED`] is for the second server only.
+    /// Returns the only subsystem. Only the second server may see LUN [`REPLACED`].
     fn subsystem(&self) -> Subsystem {
         let namespace = |(i, lun): (usize, &Option<(u64, Vec<Extent>)>)| {
             lun.as_ref().map(|(_, extents)| Namespace {
@@ -220,7 +220,7 @@ impl Run {
         }
     }
 
-    /// Applies the mutations of the presented LUNs.
+    /// Applies the mutations that change the presented LUNs.
     fn mislead(&mut self) {
         let first = self.luns[0].as_ref().and_then(|(_, extents)| extents.first().copied());
         if self.reuse_extent
@@ -243,7 +243,7 @@ impl Run {
         }
     }
 
-    /// Updates the model, now that every core has the latest topology.
+    /// Updates the model. Every core now has the latest topology.
     fn in_force(&mut self) {
         let mut workload = self.workload.borrow_mut();
         for (at, lun) in self.luns.iter().enumerate().take(FIRST_MEMORY) {
@@ -264,7 +264,7 @@ impl Run {
         self.kick();
     }
 
-    /// Gives each core a turn in which it looks for work.
+    /// Gives each core a turn, in which the core looks for work.
     pub(super) fn kick(&mut self) {
         for core in 0..self.cores {
             self.world.with(self.gateway, core, |_, _| ());
@@ -274,7 +274,7 @@ impl Run {
         }
     }
 
-    /// Returns whether every core presents what it should.
+    /// Returns whether every core presents the wanted LUNs.
     pub(super) fn is_published(&self) -> bool {
         self.attach_left == 0 && self.publish_left == 0 && !self.pools.stale
     }
@@ -287,7 +287,7 @@ impl Run {
             && self.knows_array()
     }
 
-    /// Continues everything that takes several steps. Returns whether all is done.
+    /// Advances all work that takes several steps. Returns true when all work is done.
     pub(super) fn tick(&mut self) -> bool {
         self.pool_step();
         self.check_errors();

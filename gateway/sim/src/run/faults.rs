@@ -13,7 +13,7 @@ use crate::server::{KATO, host_nqn};
 use crate::simio::SOCKETS;
 use crate::world::Crash;
 
-/// Every kind of fault, and some consequences of faults. A set of seeds must have fired all of them.
+/// Every kind of fault, and some consequences of faults. A large set of seeds must produce each of them at least once.
 pub const FAULTS: [&str; 64] = [
     "link-reset",
     "paused-reset",
@@ -93,17 +93,16 @@ impl Run {
         }
         let (done, failed) = self.workload.borrow().model.counts();
         let now = self.world.now();
-        // While servers wait out a fence, few faults happen, so that work continues between faults.
+        // While servers wait for a fence to end, the run injects few faults, so that the work advances between faults.
         let few = self.frontend == Frontend::NvmeTcp && done + failed < self.finished_at_fault + 40;
         if few && now.since(self.last_fault) > PATIENCE {
             return;
         }
-        // A crash tests most in the middle of a change to the layout. Such a change takes longer when turns come
-        // late.
+        // A crash tests most in the middle of a change to the layout. Such a change takes longer when turns come late.
         let rare = match self.pools.is_changing() {
             true if self.world.weather.late_turns.is_zero() => 6,
             true => 30,
-            // Connecting to an array takes a while, and a crash in that time tests nothing.
+            // Connecting to an array takes a while. A crash during this time tests nothing.
             false if self.array.is_some() => 100,
             false => 25,
         };
@@ -133,7 +132,7 @@ impl Run {
             return self.host_fault();
         }
         match self.rng.below(25) {
-            // Another crash before any work was done tests little, and every restart is expensive.
+            // Another crash tests little if no work was done since the last crash. Every restart is expensive.
             0 | 1 if few => {}
             0 => self.crash(Crash::Kill),
             1 => self.crash(Crash::Power),
@@ -160,7 +159,7 @@ impl Run {
         }
     }
 
-    /// Pauses a server, so that it reads nothing for a while but stays connected.
+    /// Pauses a server for a while. The server reads nothing meanwhile, but stays connected.
     fn slow_reader(&mut self) {
         let Some(&node) = self.servers.get(self.rng.below(SERVERS.into()) as usize) else { return };
         let time = Duration::from_micros(1 + self.rng.below(100_000));
@@ -168,7 +167,7 @@ impl Run {
         self.fired("slow-reader");
     }
 
-    /// Silences a server for longer than its KATO while its connections stay, or forbids it to connect for a while.
+    /// Silences a server for longer than its KATO while its connections stay open, or bans the server for a while.
     fn host_fault(&mut self) {
         let server = self.rng.below(u64::from(SERVERS)) as u16;
         if self.rng.below(2) == 0 {
@@ -185,7 +184,7 @@ impl Run {
         }
     }
 
-    /// Lets the banned server connect again. If the ban was in force, checks that the server has no connection left.
+    /// Lets the banned server connect again. If the ban has taken effect, first checks that the server has no connection left.
     pub(super) fn unban(&mut self) {
         let Some(server) = self.banned else { return };
         let in_force = self.world.is_up(self.gateway) && self.is_published();
@@ -207,9 +206,9 @@ impl Run {
         self.pool_step();
     }
 
-    /// Injects a fault of the array. The hosts' links are only slow, unless hosts disconnect during its outages.
+    /// Injects a fault of the array. The hosts' links only become slow, unless the seed lets hosts disconnect during outages.
     fn upset(&mut self, few: bool) {
-        // An outage in which no command is under way tests little.
+        // An outage tests little if no command is under way.
         let both = self.array.as_ref().is_some_and(|array| array.both);
         if both && self.rng.below(8) == 0 {
             return self.link_fault();
@@ -246,7 +245,7 @@ impl Run {
             conns.filter(|&(conn, side)| self.servers.contains(&self.world.peer_of(conn, side))).collect();
         let Some(&(conn, side)) = conns.get(self.rng.below(conns.len() as u64) as usize) else { return };
         let time = Duration::from_micros(self.rng.below(50_000));
-        // If commands wait for other commands on the same blocks, resets should hit both: those that wait, and those
+        // If commands wait for other commands on the same blocks, resets should hit both the waiting commands and the commands
         // that they wait for.
         let waits = (0..self.cores)
             .find(|&core| self.world.machine(self.gateway, core).is_some_and(|node| node.waiting() > 0));
@@ -260,7 +259,7 @@ impl Run {
             }
             8 => self.paused_reset(None, self.world.peer_of(conn, side)),
             9 => {
-                // Data sent by the server arrives only long after it has lost the connections, and opened new ones.
+                // The server loses its connections and opens new ones. Data that it sent before arrives only long after that.
                 let server = self.world.peer_of(conn, side);
                 self.split = self.world.conns_of(server);
                 let time = Duration::from_millis(20 + self.rng.below(80));
@@ -278,7 +277,8 @@ impl Run {
             }
             5 => {
                 let reset = self.rng.below(2) == 0;
-                // With an array, only the server goes dark: the array has outages of its own.
+                // With an array, only the server goes dark. The gateway stays reachable, because the array has outages of its
+                // own.
                 let dark = if self.array.is_some() { self.world.peer_of(conn, side) } else { self.gateway };
                 self.world.darken(dark, time * 60, reset);
                 if dark == self.gateway {
@@ -298,8 +298,8 @@ impl Run {
         }
     }
 
-    /// Pauses one core (a random core if `core` is None) and resets some connections of the server. In the core's
-    /// next turn, some commands have memory lent, some wait for it, and some are gone.
+    /// Pauses one core (a random core if `core` is None) and resets some connections of `server`. In the core's next turn, some
+    /// commands hold lent memory, some wait for memory, and some are already gone.
     fn paused_reset(&mut self, core: Option<u16>, server: NodeId) {
         let core = core.unwrap_or_else(|| self.rng.below(self.cores.into()) as u16);
         self.world.pause(self.gateway, core, Duration::from_micros(200));
@@ -311,14 +311,14 @@ impl Run {
         self.fired("paused-reset");
     }
 
-    /// Fails the connections at the server's end, without the gateway noticing.
+    /// Fails the connections at the server's end. The gateway does not notice.
     pub(super) fn split_host(&mut self) {
         let conns = std::mem::take(&mut self.split);
         conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
-    /// Reacts to an acknowledged change of the layout: half of the time power fails, before a flush of another
-    /// operation saves the change.
+    /// Reacts to an acknowledged change of the layout. In half of the cases, cuts the power before a flush of another operation
+    /// can save the change.
     pub(super) fn layout_changed(&mut self) {
         if self.rng.below(2) == 0 {
             self.world.after(Duration::ZERO, CUT);

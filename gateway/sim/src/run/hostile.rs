@@ -1,4 +1,4 @@
-//! The run's hostile host: when it attacks, and the results of its attacks.
+//! The hostile host in a run: when it attacks, and what its attacks result in.
 
 use super::Run;
 use super::sizes::{ARENA_BYTES, CORES, PORT, SERVERS};
@@ -16,13 +16,14 @@ impl Run {
         });
     }
 
-    /// Starts an attack. The attack counts as a fault once it has its answer.
+    /// Starts an attack. The run counts the attack as a fault once the attack has its answer.
     pub(super) fn attack(&mut self) {
         let which = self.rng.below(ATTACKS.len() as u64) as usize;
         self.attack_with(which);
     }
 
-    /// Starts an attack that begins with a write while the array accepts none: the refusal must state the reason.
+    /// Starts an attack that begins with a write. If the array accepts no writes at this time, the gateway must fail the write
+    /// with a status that states the reason.
     pub(super) fn attack_the_unreachable(&mut self) {
         if let Some(which) = ATTACKS.iter().position(|(kind, _)| *kind == "hostile-twice") {
             self.attack_with(which);
@@ -32,8 +33,8 @@ impl Run {
     fn attack_with(&mut self, which: usize) {
         let Some(node) = self.hostile.filter(|_| self.world.now() >= self.dark_until) else { return };
         let bits = self.rng.bits();
-        // This attack requests data and does not read it. The data must be available, so the LUN must not be on the
-        // array.
+        // This attack requests data and does not read it. The gateway must be able to read that data, so the LUN must not be on
+        // the array.
         if ATTACKS[which].0 == "hostile-deaf" && self.touches(0, true) {
             return;
         }
@@ -45,7 +46,7 @@ impl Run {
         });
     }
 
-    /// Keeps the standing attack under way: starts it again when it has ended.
+    /// Keeps the standing attack running: starts it whenever it is not under way.
     pub(super) fn keep_attacking(&mut self) {
         let is_reachable = self.world.is_up(self.gateway) && self.is_published();
         let Some(node) = self.hostile.filter(|_| is_reachable && self.world.now() >= self.dark_until) else {
@@ -63,7 +64,7 @@ impl Run {
         }
     }
 
-    /// Judges the results of attacks. An attack that nothing interrupted must have got the required answer.
+    /// Judges the results of attacks. An attack that nothing cut off must have got the required answer.
     pub(super) fn judge_attacks(&mut self) {
         let Some(Node::Hostile(core)) = self.hostile.and_then(|node| self.world.machine(node, 0)) else {
             return;

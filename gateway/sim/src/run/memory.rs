@@ -1,13 +1,13 @@
-//! Backends in a core's own memory, and the LUNs on them. Reads lend this memory, and in-capsule writes change it in
-//! place.
+//! Backends in a core's own memory, and the LUNs on these backends. A read sends directly from this memory. The memory is lent
+//! meanwhile. An in-capsule write changes this memory in place.
 //!
-//! One LUN lies at the start of a backend, another in the middle of the other backend. The third consists of pieces
-//! on both, so its commands become requests. Reads and writes of these LUNs may overlap
-//! ([`Model::share`](crate::model::Model::share)). After kill -9, a backend is either kept, like a file in /dev/shm,
-//! or lost with the process. After a power cut, both are lost.
+//! One LUN lies at the start of the first backend, another LUN in the middle of the second backend. The third LUN consists of
+//! pieces on both backends, so its commands become requests. Reads and writes of these LUNs may overlap
+//! ([`Model::share`](crate::model::Model::share)). After kill -9, a backend is either kept, like a file in /dev/shm, or lost with
+//! the process. After a power cut, both backends are lost.
 //!
-//! The additional checks: at rest, no memory is lent. If every connection has a send list, as in a gateway, no memory
-//! is lent between two turns.
+//! The module also checks loans. When no operation is under way, no memory is lent. If every connection has a send list, as in a
+//! real gateway, no memory is lent between two turns.
 
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ use crate::world::Crash;
 const FIRST: usize = DISK_BYTES.len();
 pub(super) const MEMORIES: usize = 2;
 const LEN_BYTES: usize = 2 << 20;
-/// Long zeroings that one backend runs at a time.
+/// Number of long zeroings that one backend runs at a time.
 const ZEROINGS: usize = 2;
 
-/// The pieces of each LUN at its largest: the backend (from [`FIRST`] on), the first byte on the backend, and the
-/// length. Most edges lie inside the 64 KiB units in which loans are counted.
+/// The pieces of each LUN at its largest size: the backend (counted from [`FIRST`]), the first byte on the backend, and the
+/// length in bytes. Most edges of pieces lie inside a 64 KiB unit. Loans are counted in these units.
 const PIECES: [&[(usize, u64, u64)]; LUNS - FIRST_MEMORY] = [
     &[(0, 0, 0x10_0000)],
     &[(1, 0x2_9000, 0xB_0000)],
@@ -40,11 +40,11 @@ const PIECES: [&[(usize, u64, u64)]; LUNS - FIRST_MEMORY] = [
 
 /// State of the memory backends; see the module.
 pub(super) struct Memories {
-    /// For each backend, whether it outlives the process, and its contents at the last crash.
+    /// For each backend, true if its contents survive the end of the process. `contents` holds the contents at the last crash.
     kept: [bool; MEMORIES],
     contents: [Option<Vec<u8>>; MEMORIES],
     luns: [MemoryLun; LUNS - FIRST_MEMORY],
-    /// Failed commands that the gateway has counted, and whether later failures have a cause.
+    /// Number of failed commands that the gateway has counted so far. `error_cause` is true if later failures have a cause.
     errors: u64,
     error_cause: bool,
 }
@@ -66,7 +66,7 @@ impl Memories {
         Self { kept, contents: [const { None }; MEMORIES], luns, errors: 0, error_cause: false }
     }
 
-    /// Returns whether the LUNs' current or published states can fail commands.
+    /// Returns whether a LUN's current or published state can make commands fail.
     fn is_changing(&self) -> bool {
         self.luns.iter().any(|lun| lun.hidden || lun.read_only || lun.told_read_only)
     }
@@ -95,7 +95,7 @@ impl Run {
         }
     }
 
-    /// Returns the size in blocks and the extents of each memory LUN that is to be presented.
+    /// Returns the size in blocks and the extents of each memory LUN that the gateway must present.
     pub(super) fn memory_luns(&mut self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let block_bytes = self.block_bytes;
         let luns = self.memories.luns.iter_mut().enumerate().map(|(at, lun)| {
@@ -106,12 +106,12 @@ impl Run {
         luns.collect()
     }
 
-    /// Returns whether a LUN was last published as read-only.
+    /// Returns whether the LUN was read-only when it was last published.
     pub(super) fn is_read_only(&self, lun: usize) -> bool {
         lun.checked_sub(FIRST_MEMORY).is_some_and(|at| self.memories.luns[at].told_read_only)
     }
 
-    /// Records that every core presents memory LUN `lun` as last published.
+    /// Records that every core presents memory LUN `lun` in the state that was last published.
     pub(super) fn memory_in_force(&mut self, lun: usize) {
         let now = self.memories.luns[lun - FIRST_MEMORY];
         let mut workload = self.workload.borrow_mut();
@@ -126,7 +126,7 @@ impl Run {
         }
     }
 
-    /// Returns what to attach on core `core` for memory backend `at`.
+    /// Returns the kind of memory backend `at` for the attach on core `core`.
     pub(super) fn memory_kind(&mut self, at: usize, core: u16) -> AttachKind<SimFile> {
         let owner = self.owners[FIRST + at];
         if owner != core {
@@ -144,7 +144,7 @@ impl Run {
         (0..MEMORIES).map(|at| (at, BackendId((FIRST + at) as u32), LEN_BYTES as u64))
     }
 
-    /// Prepares the gateway's crash: saves the contents that are kept, and tells the model which contents are lost.
+    /// Prepares for the gateway's crash: saves the contents that survive, and tells the model which contents are lost.
     pub(super) fn memory_crash(&mut self, how: Crash) {
         for (at, id, len) in Self::memory_backends() {
             let mut bytes = None;
@@ -224,8 +224,8 @@ impl Run {
         self.pool_step();
     }
 
-    /// Checks that no command of a memory LUN failed without a cause. The hosts' retries would otherwise hide such an
-    /// error.
+    /// Checks that no command of a memory LUN failed without a cause. Hosts retry failed commands, so this error would otherwise
+    /// stay hidden.
     pub(super) fn check_memory_errors(&mut self) {
         let mut errors = 0;
         for core in 0..self.cores {
@@ -242,7 +242,7 @@ impl Run {
         self.memories.error_cause = self.memories.is_changing() || !self.is_published();
     }
 
-    /// Returns a violation if a memory backend has lent memory where no loan is allowed.
+    /// Returns a violation if a memory backend has lent memory at a time when no loan is allowed.
     pub(super) fn check_loans(&mut self, at_rest: bool) -> Option<String> {
         if !at_rest && self.send_lists < SOCKETS {
             return None;

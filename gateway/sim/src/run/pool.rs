@@ -1,8 +1,8 @@
 //! The pool code of the simulated control thread.
 //!
-//! The run polls the operations of [`trefoil_storage::pool`] itself. As with the real control thread, their I/O goes
-//! through the gateway's cores, so that a crash may come between any two steps. After a crash, everything is read
-//! from the disks again. This module keeps only what an operator would remember, and checks the disks against it.
+//! The run itself polls the operations of [`trefoil_storage::pool`]. As with the real control thread, their I/O goes through the
+//! gateway's cores, so a crash can happen between any two steps. After a crash, the pool code reads everything from the disks
+//! again. This module keeps only the facts that an operator would remember, and checks the disks against these facts.
 
 mod io;
 
@@ -22,7 +22,7 @@ use super::sizes::{GROWN, IMPORTED, REPLACED};
 use io::ControlIo;
 
 const POOL: Uuid = Uuid::from_bytes([0x77; 16]);
-/// Number of LUNs in the pool. The next LUN is imported.
+/// Number of LUNs in the pool. The LUN after these is the imported LUN.
 const POOLED: usize = IMPORTED;
 
 /// Returns the identity that a LUN keeps for its whole life.
@@ -48,7 +48,7 @@ enum Doing {
 }
 
 impl Doing {
-    /// Returns the name of the fault when a crash interrupts the operation.
+    /// Returns the name of the fault for a crash that interrupts the operation.
     fn crash(self) -> &'static str {
         match self {
             Self::Open => "crash-in-open",
@@ -70,23 +70,23 @@ pub(super) struct Pools {
     pool: Option<Pool>,
     imported: Option<Imported>,
     work: Option<(Doing, Work)>,
-    /// True if the work has a cause to fail, such as a failed disk.
+    /// True if the current operation has a cause to fail, such as a failed disk.
     pub excused: bool,
-    /// True once the creation of the pool was acknowledged.
+    /// True once the creation of the pool has been acknowledged.
     made: bool,
-    /// Acknowledged size of each LUN. None for a LUN that may or may not exist.
+    /// Acknowledged size of each LUN. None if the LUN may or may not exist.
     acknowledged: [Option<u64>; POOLED],
-    /// Size of the LUN that is created again.
+    /// Size with which LUN [`REPLACED`] is created again.
     pub renewed_blocks: u64,
     /// Initial sizes of the LUNs.
     pub first_blocks: [u64; POOLED],
-    /// Size to which [`GROWN`] is to grow.
+    /// Size to which LUN [`GROWN`] must still grow.
     pub grow_to: Option<u64>,
-    /// True if [`REPLACED`] is to be removed.
+    /// True if LUN [`REPLACED`] must still be removed.
     pub removing: bool,
-    /// True if the cores present something other than they should.
+    /// True if the cores may not yet present the wanted LUNs.
     pub stale: bool,
-    /// True if the imported backend is to be imported again.
+    /// True if the imported backend must be imported again.
     reimport: bool,
 }
 
@@ -127,7 +127,7 @@ impl Pools {
         while self.arena.as_mut().is_some_and(|arena| arena.repair_next().is_some()) {}
     }
 
-    /// Returns the name of the fault that a crash would be now, if an operation is under way.
+    /// If an operation is under way, returns the name of the fault for a crash at this moment.
     pub fn crash_kind(&self) -> Option<&'static str> {
         self.work.as_ref().map(|(doing, _)| doing.crash())
     }
@@ -137,7 +137,7 @@ impl Pools {
         self.reimport = true;
     }
 
-    /// Returns whether an operation is under way while hosts are served.
+    /// Returns whether an operation is under way that runs while the gateway serves hosts.
     pub fn is_changing(&self) -> bool {
         matches!(self.work, Some((Doing::Create(REPLACED) | Doing::Grow | Doing::Delete, _)))
     }
@@ -157,7 +157,7 @@ impl Pools {
         self.acknowledged.get(lun).copied().flatten()
     }
 
-    /// Returns the size in blocks and the extents of each LUN that is to be presented.
+    /// Returns the size in blocks and the extents of each LUN that the gateway must present.
     pub fn presented(&self) -> Vec<Option<(u64, Vec<Extent>)>> {
         let pooled = (0..POOLED).map(|lun| {
             let pool = self.pool.as_ref()?;
@@ -173,7 +173,7 @@ impl Pools {
         if lun == REPLACED { self.renewed_blocks } else { self.first_blocks[lun] }
     }
 
-    /// Checks the open pool against the acknowledged sizes, and resolves the sizes that were in doubt.
+    /// Checks the open pool against the acknowledged sizes. Takes over the sizes that were unknown.
     fn check(&mut self) -> Result<(), String> {
         let Some(pool) = &self.pool else { return Ok(()) };
         pool.table().check().map_err(|why| format!("the layout is wrong: {why}"))?;
@@ -256,7 +256,7 @@ impl Run {
         self.post_asked();
     }
 
-    /// Returns the work for the first thing that is not as it should be.
+    /// Returns the next operation: the one that corrects the first difference from the wanted state.
     fn next_work(&mut self) -> Option<(Doing, Work)> {
         let io = self.pools.io.clone();
         let frozen = self.pools.pool.as_ref().is_none_or(|pool| pool.frozen().is_some());
@@ -348,7 +348,7 @@ impl Run {
                         None
                     }
                     Err(error) => {
-                        // Only the disks know whether the change is in force.
+                        // Only the disks show whether the change took effect.
                         self.pools.pool = None;
                         Some(error.to_string())
                     }

@@ -1,17 +1,17 @@
-//! When a gateway may tell hosts that an array's namespaces can't be reached, and with which status.
+//! The times at which a gateway may tell hosts that an array's namespaces can't be reached, and the statuses that it may use.
 //!
-//! This module does not decide when a gateway must do so ([`array`](super::array) does).
+//! [`array`](super::array) decides when a gateway must tell hosts about it.
 
 use trefoil_poll::Instant;
 use trefoil_wire::nvme::Status;
 use trefoil_wire::nvme::log::AnaState;
 
-/// The periods in which a state had a cause: from its first sign until hosts must know that the state is over.
+/// The periods in which the gateway may report a state: from the first sign of the state until hosts must know that it is over.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Vec<(AnaState, Option<Instant>)>);
 
 impl Refusals {
-    /// Records that from now on hosts may be told of `state`.
+    /// Records that the gateway may report `state` to hosts from now on.
     pub fn begin(&mut self, state: AnaState) {
         self.0.push((state, None));
     }
@@ -21,11 +21,11 @@ impl Refusals {
         self.0.iter_mut().for_each(|(_, end)| *end = end.or(Some(now)));
     }
 
-    /// Returns whether a command sent at `since` and answered now may get path error `status`.
+    /// Returns whether a command may fail with path error `status` if it was sent at `since` and is answered now.
     pub fn may_be(&self, status: Status, since: Instant) -> bool {
         let states: &[AnaState] = match status.code() {
-            // The gateway holds commands in state Change, and fails them with this status if the state lasts. Our
-            // hosts never get Transition.
+            // The gateway holds commands in state Change. If the state lasts, the gateway fails them with this status. Our hosts
+            // never get the status Transition.
             Status::ANA_INACCESSIBLE => &[AnaState::Inaccessible, AnaState::Change],
             Status::ANA_PERSISTENT_LOSS => &[AnaState::PersistentLoss],
             _ => &[],

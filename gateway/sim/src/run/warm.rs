@@ -1,7 +1,8 @@
 //! Each core's connection to itself, as the real control thread sets it up ([`trefoil_storage::warm`]).
 //!
-//! The checks: a core requests no more from itself than it should. It still sends requests at the end, in spite of
-//! all publications and restarts. Nobody takes its connection for a host's.
+//! The module checks three things. A core sends itself no more bytes than its interval allows. Each core still sends requests at
+//! the end of the run, in spite of all publications and restarts. The gateway does not take a core's connection to itself for a
+//! host's connection.
 
 use std::time::Duration;
 
@@ -17,18 +18,18 @@ use crate::world::Step;
 
 /// Prefix of the NQNs under which cores connect to themselves.
 pub(super) const WARM: &str = "nqn.2014-08.org.trefoil.sim:warm";
-/// Interval between two requests of a core. A gateway uses a shorter interval, but in the simulator each request
-/// costs ten events.
+/// Interval between two requests of a core. A real gateway uses a shorter interval. In the simulator, each request costs ten
+/// events.
 const EVERY: Duration = Duration::from_millis(250);
-/// Most bytes that one answer takes on the connection, and most bytes that connecting takes.
+/// The most bytes that one answer takes on the connection, and the most bytes that connecting takes.
 const ANSWER_BYTES: u64 = 4096 + 128;
 const CONNECT_BYTES: u64 = 2048;
 
-/// A core's connection to itself, and the time since which it exists.
+/// A core's connection to itself, and the time at which it was made.
 pub(super) type Warm = (ConnId, Instant);
 
 impl Run {
-    /// Gives each core of a gateway that has just started a connection to itself.
+    /// Connects each core to itself. The gateway has just started.
     pub(super) fn keep_warm(&mut self) {
         self.warm.clear();
         for core in 0..self.cores {
@@ -43,7 +44,7 @@ impl Run {
         }
     }
 
-    /// Checks that no core requests more from itself than it should.
+    /// Checks that no core has sent itself more bytes than connecting and one answer per interval take.
     pub(super) fn check_warm(&self) -> Option<String> {
         let now = self.world.now();
         self.warm.iter().enumerate().find_map(|(core, &(conn, since))| {

@@ -1,4 +1,4 @@
-//! A core: its turns, the events it is told, and the calls it makes.
+//! A core: its turns, the events that it receives, and the calls that it makes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) struct Core<M, H> {
     pub socks: Vec<Sock>,
     pub files: Vec<Option<(DiskId, u32)>>,
     pub jobs: Vec<Option<FileJob>>,
-    /// Messages from each core and, last, from control, in order.
+    /// Messages in order: one queue for each sending core, and a last queue for the control thread.
     mail: Vec<VecDeque<M>>,
     turn_at: Option<Instant>,
     wake_at: Option<Instant>,
@@ -42,7 +42,8 @@ impl<M: Send, H> Core<M, H> {
         }
     }
 
-    /// Splits the core into the machine, unless it panicked in its turn, and everything that the driver holds for it.
+    /// Splits the core into two parts: the machine, and everything that the driver holds for the machine. The machine is None if
+    /// it panicked in its turn.
     pub fn part(mut self) -> (Option<H>, impl Sized) {
         match self.running.take().map(|running| *running) {
             Some(Running { io, machine }) => (Some(machine), (Some(io), self)),
@@ -127,7 +128,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.wake(node, core);
     }
 
-    /// Gives a core a turn soon.
+    /// Schedules a turn of a core.
     pub(super) fn wake(&mut self, node: NodeId, core: u16) {
         if self.core(node, core).turn_at.is_some() {
             return;
@@ -182,7 +183,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Reorders a batch at random. Events from one source keep their order.
+    /// Reorders a batch of events at random. Events from one source stay in order.
     fn interleave(&mut self, batch: &mut VecDeque<Ready>) {
         for i in 1..batch.len() {
             if batch[i].source() != batch[i - 1].source() && self.rng.below(3) == 0 {
@@ -234,8 +235,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Puts a message into the mailbox of `to`. Each event takes the oldest message from its sender to its receiver,
-    /// so that delays never reorder messages.
+    /// Puts a message into the mailbox of `to`. Each mail event delivers the oldest message of its sender, so delays never
+    /// reorder messages.
     pub(super) fn mail(&mut self, node: NodeId, from: u16, to: u16, msg: M) {
         let defect = self.mail_defect;
         let between_cores = from != self.core(node, to).control_slot();
@@ -259,8 +260,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(self.now + Duration::from_nanos(delay), Event::Mail(place, from));
     }
 
-    /// Returns true in `per_mille` of 1000 cases. Draws nothing for 0, so that a defect that is off does not change
-    /// the seed's story.
+    /// Returns true in `per_mille` of 1000 cases. For 0, draws no random number, because a defect that is off must not change the
+    /// seed's story.
     pub(super) fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.rng.below(1000) < u64::from(per_mille)
     }

@@ -1,4 +1,4 @@
-//! Future events by time. Events at the same time keep the order of entry.
+//! Future events, ordered by time. Events at the same time stay in the order in which they were added.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,7 +23,7 @@ pub(crate) enum Event {
     /// A segment arrives at an end of a connection.
     Arrive(ConnId, Side, u32),
     Fin(ConnId, Side),
-    /// A connection fails for one end, with an errno.
+    /// A connection fails at one end, with an errno.
     Fail(ConnId, Side, i32),
     /// A connection attempt of a socket.
     Connect(Where, SockUse, SocketAddr),
@@ -37,7 +37,7 @@ pub(crate) enum Event {
     Timer(u64),
 }
 
-/// A socket with the count of its uses, so that a late event doesn't hit a reused socket.
+/// A socket and the number of its uses. The number keeps a late event from reaching a later use of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SockUse {
     pub sock: u32,

@@ -1,4 +1,4 @@
-//! Faults of nodes, and faults between nodes.
+//! Faults of nodes, and faults of the links between nodes.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         conns
     }
 
-    /// Returns the live ends at `node`.
+    /// Returns the live connection ends at `node`.
     fn ends_of(&self, node: NodeId) -> Vec<(ConnId, Side)> {
         let mut found = Vec::new();
         for (i, conn) in self.conns.iter().enumerate() {
@@ -32,7 +32,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         found
     }
 
-    /// Returns the node at the other end.
+    /// Returns the node at the other end of the connection.
     pub fn peer_of(&self, conn: ConnId, side: Side) -> NodeId {
         self.conns[conn.0 as usize].ends[side.other() as usize].node
     }
@@ -49,7 +49,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.schedule_fail(conn, Side::Server, ECONNRESET);
     }
 
-    /// Fails a connection at `side` only. The other side learns of it when `side` closes the connection.
+    /// Fails a connection at `side` only. The other side notices only when `side` closes the connection.
     pub fn fail_one(&mut self, conn: ConnId, side: Side) {
         self.story.tell(self.now, format_args!("fault: connection {} fails for the {side:?} alone", conn.0));
         self.fail_now(conn, side, ECONNRESET);
@@ -63,7 +63,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         c.stalled_until = c.stalled_until.max(until);
     }
 
-    /// Lets nothing more arrive at `side`, without notice to either side.
+    /// From now on, nothing arrives at `side`. Neither side gets a notice.
     pub fn blacken(&mut self, conn: ConnId, side: Side) {
         self.story
             .tell(self.now, format_args!("fault: nothing comes to the {side:?} of connection {}", conn.0));
@@ -77,8 +77,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.conns[conn.0 as usize].flips[side as usize] += 1;
     }
 
-    /// Darkens the network around `node` for a while: nothing arrives, without notice to any node. Afterwards the
-    /// connections continue, or are reset if `reset`.
+    /// Darkens the network around `node` for a while: nothing arrives, and no node gets a notice. Afterwards the connections
+    /// continue if `reset` is false, or are reset if `reset` is true.
     pub fn darken(&mut self, node: NodeId, time: Duration, reset: bool) {
         let name = &self.nodes[node.0 as usize].name;
         self.story.tell(self.now, format_args!("fault: {name} vanishes for {time:?}, then reset={reset}"));
@@ -94,7 +94,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Gives a core no turn for a while.
+    /// Pauses a core: it gets no turn for a while.
     pub fn pause(&mut self, node: NodeId, core: u16, time: Duration) {
         let until = self.now + time;
         if let Some(c) = self.node(node).cores.get_mut(usize::from(core)) {
@@ -104,7 +104,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Ends a node's life. It stays down until [`World::start`].
+    /// Crashes a node. The node stays down until [`World::start`].
     pub fn crash(&mut self, node: NodeId, how: Crash) {
         let n = self.node(node);
         if !n.up {
@@ -134,7 +134,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
                 Crash::Power => self.conns[conn.0 as usize].black[side.other() as usize] = true,
             }
         }
-        // This includes ends that failed earlier and were not closed: no core is left to take their later events.
+        // This includes ends that failed earlier and were not closed. No core is left to take their later events.
         for end in self.conns.iter_mut().flat_map(|c| &mut c.ends).filter(|end| end.node == node) {
             end.holder = Holder::Gone;
         }
@@ -153,7 +153,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         crash_machines(machines.into_iter().flatten().collect(), H::into_arena);
     }
 
-    /// Resets the peers' ends of connections to an earlier life of `node`.
+    /// Resets stale connection ends: ends at peers that are still live although their connection belongs to an earlier life of
+    /// `node`.
     pub(super) fn reset_stale_peers(&mut self, node: NodeId) {
         let stale: Vec<_> = (0..self.conns.len() as u32)
             .map(ConnId)

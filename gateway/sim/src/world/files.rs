@@ -22,7 +22,7 @@ pub(crate) struct FileJob {
 }
 
 impl FileJob {
-    /// Returns the disk and the change of the operation, for an operation that a crash interrupts.
+    /// Returns the disk and the change of an operation that a crash interrupts.
     pub fn change(&self) -> Option<(u32, Change)> {
         if self.result.is_some() {
             return None;

@@ -1,8 +1,8 @@
-//! A core that runs, and the events that wait for it.
+//! A core that runs, and the events that its machine has not received yet.
 
 use crate::simio::SimIo;
 
-/// An event that a core is told in a later turn.
+/// An event that the core receives in a later turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ready {
     Recv(u32),

@@ -1,4 +1,4 @@
-//! Sockets of a core: how bytes, ends and failures reach them.
+//! Sockets of a core: how the world delivers bytes, ends of streams and failures to them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use crate::world::events::{Event, SockUse, Where};
 use crate::world::running::{Ready, Running};
 use crate::world::{Accepted, LinkDefect, Machine, Step, World};
 
-/// Time after which a connection attempt to a dark node fails.
+/// After this time, an attempt to connect to a dark node fails.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A core's socket. [`SimIo`] holds its manners.
+/// A core's socket. [`SimIo`] holds the socket's [`Manners`].
 #[derive(Default)]
 pub(crate) struct Sock {
     conn: Option<(ConnId, Side)>,
     uses: u32,
     connecting: bool,
     recv: Option<RecvInto>,
-    /// Received bytes of a [`RecvInto::Buf`].
+    /// Number of received bytes of a [`RecvInto::Buf`].
     filled: u32,
-    /// True if the core will be told about the receive.
+    /// True if the core will get an event for this receive.
     recv_told: bool,
     send: Option<Box<SendList>>,
     sent_bytes: usize,
@@ -112,7 +112,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.pump_recv(node, core, sock.0);
     }
 
-    /// Moves arrived bytes into a waiting block, and tells the core when there is something to tell.
+    /// Moves arrived bytes into a waiting block. Sends the core an event when the receive is complete, failed, or at the end of
+    /// the stream.
     fn pump_recv(&mut self, node: NodeId, core: u16, sock: u32) {
         let mut freed = None;
         let mut newly_told = false;
@@ -142,7 +143,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Lets the writer of bytes to `side` continue, because there is room again.
+    /// Resumes the sender of bytes to `side`, because the buffer has room again.
     fn pump_writer(&mut self, conn: ConnId, side: Side) {
         let writer = self.conns[conn.0 as usize].end(side.other());
         if let (Holder::Core { core, sock }, node) = (&writer.holder, writer.node) {
@@ -196,7 +197,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Ends the loans of bytes that the socket did not take at once, as the real driver does.
+    /// Ends the loans of bytes that the socket did not take at once. The real driver does the same.
     fn end_loans(&mut self, node: NodeId, core: u16, sock: u32) {
         let LinkDefect { keep_loan, blank_loan, .. } = self.link_defect;
         let (keeps, blanks) = (self.chance(keep_loan), self.chance(blank_loan));
@@ -219,12 +220,12 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         }
     }
 
-    /// Hands as much of a waiting list to the connection as it takes.
+    /// Passes as many bytes of a waiting list to the connection as the connection takes.
     fn pump_send(&mut self, node: NodeId, core: u16, sock: u32) {
         self.push_out(node, core, sock, usize::MAX);
     }
 
-    /// Hands at most `max` bytes of a waiting list to the connection.
+    /// Passes at most `max` bytes of a waiting list to the connection.
     fn push_out(&mut self, node: NodeId, core: u16, sock: u32, max: usize) {
         let mut s = std::mem::take(&mut self.core(node, core).socks[sock as usize]);
         let was_done = s.send_result.is_some();
@@ -233,7 +234,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
             if let Some(errno) = c.end(side).error {
                 s.send_result = Some(Err(SockError(errno)));
             } else if c.end(side.other()).is_deaf() {
-                // The peer closed or failed. The bytes are lost, and a reset answers them.
+                // The peer has closed the connection or failed. The bytes are lost, and the sender gets a reset.
                 s.send_result = Some(Ok(()));
                 self.schedule_fail(conn, side, ECONNRESET);
             } else {
@@ -324,7 +325,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         running.machine.on_sock(&mut running.io, SockId(sock), SockEvent::Closed);
     }
 
-    /// Closes an end. Its peer sees the end of the stream, or a reset if bytes were left unread or the seed says so.
+    /// Closes an end. The peer sees the end of the stream. The peer sees a reset instead if bytes were left unread or, at random,
+    /// in one of ten cases.
     pub(super) fn close_end(&mut self, conn: ConnId, side: Side) {
         let reset = self.rng.below(10) == 0;
         let c = &mut self.conns[conn.0 as usize];
@@ -341,7 +343,7 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         let weather = self.weather;
         let at = c.end(side.other()).rx.arrival(self.now, &weather, &mut self.rng);
         self.events.push(at, Event::Fin(conn, side.other()));
-        // Otherwise a writer that waits for room would wait for ever.
+        // Without this call, a sender that waits for room would wait for ever.
         self.pump_writer(conn, side);
     }
 
@@ -350,8 +352,8 @@ impl<M: Send, H: Machine<M>> World<M, H> {
         self.events.push(at, Event::Fail(conn, side, errno));
     }
 
-    /// Returns whether bytes to `side` are held up. Puts the event off until the stall ends, or drops it if `side` is
-    /// black.
+    /// Returns whether bytes to `side` are delayed. If so, postpones the event until the stall ends. If `side` is black, drops
+    /// the event.
     fn is_held_up(&mut self, conn: ConnId, side: Side, event: Event) -> bool {
         let c = &self.conns[conn.0 as usize];
         if c.black[side as usize] {

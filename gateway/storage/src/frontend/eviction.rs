@@ -1,8 +1,8 @@
-//! Connections that need no permission, and that make room for others.
+//! Connections that need no permission, and that the target closes to make room for other connections.
 //!
-//! These are the connections before a completed Connect, and those of discovery controllers: any host may have them, in any
-//! number. So they never keep a listed host out. When a slot is needed, the target takes the address with the most such
-//! connections, and closes its oldest one.
+//! These are the connections before a completed Connect, and the connections of discovery controllers. Any host may open any
+//! number of them. So they must never keep a listed host out. When the target needs a slot, it takes the address with the most
+//! such connections, and closes the oldest connection of that address.
 
 use super::limits::TargetLimits;
 use crate::fair::FairSet;
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 /// The evictable connections of one core.
 pub struct Evictable {
     all: FairSet,
-    /// Connections among `all` that are discovery controllers'.
+    /// The members of `all` that are connections of discovery controllers.
     discovery: FairSet,
     max_discovery: usize,
 }
@@ -34,15 +34,15 @@ impl Evictable {
         self.discovery.remove(c);
     }
 
-    /// Notes that a connection has become a discovery controller's. If there is now one discovery controller too many, returns the
-    /// connection to close for it.
+    /// Notes that a connection now belongs to a discovery controller. If the core then has one discovery controller too many,
+    /// returns the connection to close.
     pub fn join_discovery(&mut self, c: u32, peer: SocketAddr) -> Option<u32> {
         self.discovery.add(c, peer);
         let is_full = self.discovery.count() > self.max_discovery;
         self.discovery.oldest_of_most().filter(|_| is_full)
     }
 
-    /// Returns the connection to close first if another needs its place.
+    /// Returns the connection to close first if another connection needs its slot.
     pub fn first(&self) -> Option<u32> {
         self.all.oldest_of_most()
     }

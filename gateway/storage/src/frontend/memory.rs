@@ -1,9 +1,9 @@
 //! Payload memory for commands, and the backlog of connections that wait for memory or a command slot.
 //!
-//! [`Shares`] decides how much memory a connection may have. In addition, the reserve has one block for each connection's Connect
-//! or admin command. All connections that wait are in one backlog, first come, first served. Inside a connection, commands get
-//! their blocks in the order in which they came. No transport and no command set is named here: a connection and a command are
-//! numbers.
+//! [`Shares`] decides how much memory a connection may have. In addition, the reserve has one block for each connection's
+//! Connect or admin command. All connections that wait are in one backlog, first come, first served. Inside a connection,
+//! commands get their blocks in the order in which they came. This module names no transport and no command set: a connection
+//! and a command are numbers.
 
 use super::limits::{IN_CAPSULE_BYTES, TargetLimits};
 use super::shares::Shares;
@@ -13,7 +13,7 @@ use crate::msg::StorageIo;
 use std::collections::VecDeque;
 use trefoil_poll::Buf;
 
-/// Slots that a connection may have even if few slots are left.
+/// Slots that a connection may have even if few slots are free.
 const SLOTS_AT_LEAST: usize = 16;
 
 /// A connection's place in the backlog.
@@ -21,11 +21,12 @@ const SLOTS_AT_LEAST: usize = 16;
 struct Waits {
     /// Commands that wait for a block.
     commands: List,
-    /// True if the connection is in the backlog. An entry of an earlier connection with the same number counts too.
+    /// True if the connection is in the backlog. Stays true if the backlog has an entry of an earlier connection with the same
+    /// number.
     queued: bool,
 }
 
-/// A command's need, while it waits.
+/// The block that a waiting command needs.
 #[derive(Clone, Copy)]
 struct Need {
     /// The connection; [`NIL`] if the command doesn't wait.
@@ -38,10 +39,11 @@ struct Need {
 pub struct PayloadMemory {
     shares: Shares,
     waits: Box<[Waits]>,
-    /// By the command's number. The tables grow with the highest number that has ever waited, up to the reserved memory.
+    /// The needs, by the command's number. The tables grow with the highest number that has ever waited, up to the reserved
+    /// memory.
     needs: Vec<Need>,
     links: Vec<Links>,
-    /// Connections that wait.
+    /// The connections that wait, in the order in which they are served.
     backlog: VecDeque<u32>,
     /// The connection from the backlog that is being served; [`NIL`] for none.
     serving: u32,
@@ -80,7 +82,8 @@ impl PayloadMemory {
         self.shares.close(c);
     }
 
-    /// Allocates a block for `len` bytes, if the connection may have the block. `privileged` commands may take the reserve.
+    /// Allocates a block for `len` bytes, if the connection may have the block. A `privileged` command may take the block from
+    /// the reserve.
     #[inline]
     pub fn acquire<I: StorageIo>(
         &mut self,
@@ -89,7 +92,7 @@ impl PayloadMemory {
         len: u32,
         privileged: bool,
     ) -> Option<Buf> {
-        // The reserve gives one small block a connection: any host may ask for a discovery log, of any length.
+        // The reserve gives each connection one small block, since any host may ask for a discovery log of any length.
         let from_reserve = privileged && len <= IN_CAPSULE_BYTES && self.shares.holds_nothing(c);
         if !from_reserve && !self.shares.may_hold(c, len as usize, cx.arena.free_bytes()) {
             return None;
@@ -99,14 +102,15 @@ impl PayloadMemory {
         Some(buf)
     }
 
-    /// Frees a block that [`acquire`](Self::acquire) gave.
+    /// Frees a block that [`acquire`](Self::acquire) returned.
     #[inline]
     pub fn give_back<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
         self.shares.let_go(c, buf.len());
         cx.arena.free(buf);
     }
 
-    /// Gives the block of a command, unless the command must wait. The command then waits behind the connection's earlier ones.
+    /// Returns the block for a command, unless the command must wait. It then waits behind the earlier commands of its
+    /// connection.
     #[inline]
     pub fn fund<I: StorageIo>(
         &mut self,
@@ -141,7 +145,7 @@ impl PayloadMemory {
         self.queue(c);
     }
 
-    /// Removes a command from those that wait. Returns whether the command did wait.
+    /// Removes a command from the waiting commands. Returns whether the command was waiting.
     pub fn withdraw(&mut self, at: u32) -> bool {
         let Some(need) = self.needs.get_mut(at as usize).filter(|need| need.conn != NIL) else {
             return false;
@@ -151,7 +155,7 @@ impl PayloadMemory {
         true
     }
 
-    /// Returns whether any connection waits.
+    /// Returns true if at least one connection waits.
     #[inline]
     pub fn is_short(&self) -> bool {
         !self.backlog.is_empty()
@@ -177,7 +181,7 @@ impl PayloadMemory {
         self.backlog.len()
     }
 
-    /// Takes the next connection from the backlog, to serve it until the next call.
+    /// Takes the next connection from the backlog. The connection is being served until the next call.
     pub fn serve_next(&mut self) -> Option<u32> {
         let next = self.backlog.pop_front();
         if let Some(c) = next {
@@ -192,8 +196,8 @@ impl PayloadMemory {
         self.serving = NIL;
     }
 
-    /// Gives the connection's next waiting command its block. Returns the command and the block; `None` if no command waits, or
-    /// if the next one must go on waiting.
+    /// Returns the connection's next waiting command and its block. Returns `None` if no command waits, or if the next command
+    /// must wait longer.
     pub fn next_funded<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
@@ -210,15 +214,15 @@ impl PayloadMemory {
     }
 
     /// Returns whether a connection that has `has` slots may take one more if `free` slots are free. The reserve stays free. A
-    /// connection with [`SLOTS_AT_LEAST`] slots or more may take another only while it has fewer slots than are free beyond the
-    /// reserve, so it gets at most half of them.
+    /// connection with [`SLOTS_AT_LEAST`] slots or more may take another slot only while it has fewer slots than are free
+    /// beyond the reserve. So such a connection gets at most half of the slots beyond the reserve.
     #[inline]
     pub fn may_take_slot(&self, has: usize, free: usize) -> bool {
         let free = free.saturating_sub(self.reserved_slots);
         free > 0 && (has < SLOTS_AT_LEAST || has < free)
     }
 
-    /// Allocates a block for `len` received bytes that can't be parsed yet, if the connection may keep so many.
+    /// Allocates a block for `len` received bytes that can't be parsed yet, if the connection may keep that many bytes.
     pub fn keep<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, c: u32, len: usize) -> Option<Buf> {
         if !self.shares.may_keep(c, len, cx.arena.free_bytes()) {
             return None;
@@ -228,7 +232,7 @@ impl PayloadMemory {
         Some(buf)
     }
 
-    /// Frees a block that [`keep`](Self::keep) gave.
+    /// Frees a block that [`keep`](Self::keep) returned.
     pub fn drop_kept<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, c: u32, buf: Buf) {
         self.shares.drop_kept(c, buf.len());
         cx.arena.free(buf);

@@ -40,7 +40,7 @@ use trefoil_poll::arena::MAX_BLOCK_BYTES;
 use trefoil_poll::send::LIST_BYTES;
 use trefoil_poll::{CoreId, Instant, SockEvent, SockId};
 
-/// Deadlines that one turn handles. Closing a connection takes some microseconds.
+/// The most due timers that one turn handles. Closing a connection takes some microseconds.
 const TIMERS_A_TURN: usize = 64;
 
 /// Memory of a connection besides its payload memory: its entries in the tables, the slots of a full queue, and a send list with
@@ -64,7 +64,7 @@ impl Target {
         Self { shared: Shared::new(&limits, core, cores, home, capacity), tcp: Tcp::new(limits) }
     }
 
-    /// Carries out the orders that the shared parts have for the transport. Most events leave none.
+    /// Carries out the orders that the shared parts have for the transport. Most events leave no orders.
     #[inline]
     fn settle<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         if self.shared.has_orders() {
@@ -83,9 +83,9 @@ impl Target {
         self.tcp.adopt(&mut self.shared, cx, sock, place, initialized);
     }
 
-    /// Closes an evictable connection (unauthenticated, or a discovery controller's) so that another can come. Chooses the oldest
-    /// such connection of the peer address that has the most. Closes the connection only once it has had
-    /// [`TargetLimits::connect_grace`].
+    /// Closes an evictable connection (unauthenticated, or a discovery controller's) so that another connection can
+    /// take its slot. Chooses the oldest evictable connection of the peer address with the most evictable connections.
+    /// Closes this connection only once it has had [`TargetLimits::connect_grace`].
     #[cold]
     pub fn make_room<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> Room {
         let made = self.tcp.make_room(&mut self.shared, cx);
@@ -102,7 +102,7 @@ impl Target {
             SockEvent::RecvEnd { buf, why } => self.tcp.on_recv_end(&mut self.shared, cx, sock, buf, why),
             SockEvent::Sent { list, result } => self.tcp.on_sent(&mut self.shared, cx, sock, list, result),
             SockEvent::Closed => self.tcp.on_closed(&mut self.shared, cx, sock),
-            // A target connects to nobody.
+            // A target opens no connections.
             SockEvent::Connected(_) => {}
         }
         self.settle(cx);
@@ -121,12 +121,12 @@ impl Target {
         self.shared.engine.next_cancel()
     }
 
-    /// Returns whether a request's queue is still open, so that the queue needs the result.
+    /// Returns whether the request's queue is still open. A closed queue needs no result.
     pub fn is_wanted(&self, origin: Origin) -> bool {
         self.shared.engine.is_wanted(origin)
     }
 
-    /// Handles the loss of a request that was dropped: its command fails with Internal Error. [`crate::Origin::pack`] made
+    /// Handles the loss of a dropped request: the request's command fails with Internal Error. [`crate::Origin::pack`] made
     /// `identity`.
     pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
         self.shared.engine.on_lost(cx, identity);
@@ -139,19 +139,19 @@ impl Target {
         self.settle(cx);
     }
 
-    /// Presents `new` from now on. [`sweep`](Self::sweep) tells control once all connected hosts know of the new topology.
+    /// Presents `new` from now on. [`sweep`](Self::sweep) reports to control once all connected hosts know of the new topology.
     pub fn on_topology(&mut self, new: Arc<Topology>) {
         self.shared.engine.on_topology(new);
     }
 
-    /// Closes the connections of hosts that are no longer allowed, or of all hosts if `all`. [`sweep`](Self::sweep) closes some
-    /// of them in each turn.
+    /// Starts to close the connections of hosts that are no longer allowed, or of all hosts if `all`. [`sweep`](Self::sweep)
+    /// closes some of these connections in each turn.
     pub fn close_hosts(&mut self, all: bool) {
         self.shared.engine.close_hosts(all);
     }
 
-    /// Does a turn's piece of applying a new topology, or an order to close connections, to the connected hosts. Returns
-    /// whether the target had such work.
+    /// Does one turn's part of two walks over the connected hosts: the walk that applies a new topology, and the walk that
+    /// closes connections. Returns whether the target had such work.
     pub fn sweep<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         if !self.shared.engine.is_sweeping() {
             return false;
@@ -164,8 +164,8 @@ impl Target {
         true
     }
 
-    /// Handles due timers, serves connections that wait for memory, and sends pending output. Returns true if the turn had work
-    /// to do.
+    /// Handles due timers, serves connections that wait for memory, and sends pending output. Returns true if the target had
+    /// such work.
     pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut worked = false;
         // The next turn handles the remaining timers.
@@ -208,8 +208,8 @@ impl Target {
         self.shared.engine.survey_luns(into);
     }
 
-    /// Counts the requests for `lun` that have not ended, including requests of closed queues. One call looks at one turn's share
-    /// of the command slots, starting at slot `from`. Returns the count and the slot at which the next call goes on.
+    /// Counts the requests for `lun` that have not ended, including requests of closed queues. One call examines one turn's
+    /// share of the command slots, starting at slot `from`. Returns the count and the slot at which the next call continues.
     pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
         self.shared.engine.under_way(lun, from)
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use trefoil_poll::CoreId;
 use trefoil_wire::nvme::Status;
 
-/// Work for a transport that doesn't answer a call of it.
+/// Work for a transport that is not the answer to one of the transport's calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Send the response of this command.
@@ -46,7 +46,7 @@ impl Shared {
         }
     }
 
-    /// Opens a connection that a transport has accepted. Its host may Connect.
+    /// Opens a connection that a transport has accepted. The connection's host may then send a Connect.
     pub fn open(&mut self, conn: u32, place: ConnAddrs) {
         self.engine.open(conn, place);
         self.memory.open(conn);
@@ -55,14 +55,14 @@ impl Shared {
         }
     }
 
-    /// Forgets a connection that a transport has closed or closes; see [`Engine::close`].
+    /// Removes a connection that a transport has closed or is closing; see [`Engine::close`].
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, conn: u32, why: &'static str) {
         self.evictable.remove(conn);
         self.memory.close(conn);
         self.engine.close(cx, conn, why);
     }
 
-    /// Returns whether there may be work for the transport.
+    /// Returns whether [`next_order`](Self::next_order) may return work for the transport.
     #[inline]
     pub fn has_orders(&self) -> bool {
         self.engine.has_effects()
@@ -84,8 +84,8 @@ impl Shared {
         }
     }
 
-    /// Handles a completed Connect: memory is counted to the host from now on. Only a discovery controller's connection stays
-    /// evictable.
+    /// Handles a completed Connect: the connection's memory counts to its host from now on. Only a discovery controller's
+    /// connection stays evictable.
     #[cold]
     fn came_up(&mut self, conn: u32) {
         self.memory.join(conn, self.engine.host_hash(conn));

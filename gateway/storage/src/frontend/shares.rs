@@ -1,21 +1,21 @@
 //! Quotas on a core's payload memory, by connection and by host.
 //!
-//! There are two kinds of payload memory. A command *holds* the block for its data, from before the data comes until the response
-//! is sent. A connection *keeps* received bytes that can't be parsed yet; the reserve is there for these bytes. For both kinds,
-//! the quota is a share of the memory that is free at that time. So a greedy host leaves memory for others as the arena fills
-//! (dynamic thresholds, Choudhury and Hahne 1998): however much one host has, the next host gets the same share of the rest.
-//! Before Connect, each connection counts as a host of its own.
+//! There are two kinds of payload memory. A command *holds* the block for its data, from before the data comes until the
+//! response is sent. A connection *keeps* received bytes that can't be parsed yet; the reserve is there for these bytes. For
+//! both kinds, the quota is a share of the memory that is free at that time (dynamic thresholds, Choudhury and Hahne 1998). So
+//! even a greedy host leaves memory free: the next host gets the same share of the rest, whatever the first host has. Before
+//! Connect, each connection counts as a host of its own.
 //!
-//! Each block is counted as it comes and goes, which is O(1). Only a Connect searches for its host.
+//! Each block is counted when it is allocated and when it is freed, which takes O(1). Only a Connect searches for its host.
 
 use trefoil_poll::arena::MIN_BLOCK_BYTES;
 
-/// Marks the end of a list.
+/// The number of no host.
 const NIL: u32 = u32::MAX;
 /// A connection may hold this part (1/8) of the free memory.
 pub const CONN_PART: usize = 8;
-/// A host may hold this many times the memory that it leaves free beyond the reserve. So a host alone may hold four fifths of the
-/// memory beyond the reserve. 32 connections at the limit of [`CONN_PART`] hold as much.
+/// A host may hold this many times the memory that it leaves free beyond the reserve. So a single host may hold four fifths of
+/// the memory beyond the reserve. 32 connections at the limit of [`CONN_PART`] hold as much.
 const HOST_TIMES: usize = 4;
 
 /// Memory of a connection or a host, in bytes.
@@ -42,7 +42,7 @@ struct HostShare {
 /// The quotas of one core; see the module.
 pub struct Shares {
     conns: Box<[ConnShare]>,
-    /// Entries for hosts: one a connection, since each connection may have a host of its own.
+    /// Entries for hosts. There are as many entries as connections, since each connection may have a host of its own.
     hosts: Box<[HostShare]>,
     free_hosts: Vec<u32>,
     reserved_bytes: usize,
@@ -63,14 +63,14 @@ impl Shares {
         }
     }
 
-    /// Adds a connection, as a host of its own.
+    /// Adds a connection. It counts as a host of its own.
     pub fn open(&mut self, c: u32) {
         let Some(host) = self.free_hosts.pop() else { return };
         self.conns[c as usize] = ConnShare { has: Has::default(), host };
         self.hosts[host as usize] = HostShare { conns: 1, ..HostShare::default() };
     }
 
-    /// Counts a connection to the host with the hash `name`.
+    /// Counts a connection and its memory to the host with the hash `name`.
     pub fn join(&mut self, c: u32, name: u64) {
         let name = name | 1;
         let own = self.conns[c as usize].host;
@@ -93,8 +93,8 @@ impl Shares {
         }
     }
 
-    /// Removes a connection and all memory counted for it. A driver or a backend may still have some of the connection's blocks.
-    /// These blocks come back soon, and nobody is charged for them meanwhile.
+    /// Removes a connection, and all memory that is counted for the connection. A driver or a backend may still have some of
+    /// the connection's blocks. These blocks come back soon. Until then, no connection and no host is charged for them.
     pub fn close(&mut self, c: u32) {
         self.leave(c);
         let Some(conn) = self.conns.get_mut(c as usize) else { return };
@@ -125,7 +125,7 @@ impl Shares {
             && (host == 0 || host + block <= HOST_TIMES * left)
     }
 
-    /// Returns whether a connection may keep `len` bytes more. Its host may keep as many bytes as it leaves free.
+    /// Returns whether a connection may keep `len` more bytes. The connection's host may keep as many bytes as it leaves free.
     pub fn may_keep(&self, c: u32, len: usize, free_bytes: usize) -> bool {
         let block = block_bytes(len);
         let Some(left) = free_bytes.checked_sub(block) else { return false };

@@ -1,8 +1,8 @@
 //! Deadlines of connections and controllers.
 //!
-//! A deadline moves with each event. If its timer moved too, each event would cost an arm and a cancel. So an owner has at most
-//! one timer, which fires at the deadline that the owner had when it armed the timer. The owner then arms the timer again for its
-//! current deadline.
+//! Each event moves a deadline. If the timer moved with its deadline, each event would arm one timer and cancel another. So an
+//! owner has at most one timer. The timer fires at the deadline that the owner had when it armed the timer. The owner then arms
+//! the timer again for its current deadline.
 
 use trefoil_poll::Instant;
 use trefoil_poll::wheel::{TimerKey, TimerWheel};
@@ -18,7 +18,7 @@ pub enum Timer {
 
 const CTRLR: u64 = 1 << 32;
 
-/// A timer wheel with room for one timer an owner.
+/// A timer wheel with room for one timer for each owner.
 pub struct Timers {
     wheel: TimerWheel,
 }
@@ -29,7 +29,7 @@ impl Timers {
         Self { wheel: TimerWheel::new(owners, Instant::from_ns(0)) }
     }
 
-    /// Arms a timer. The owner has no timer armed, so there is always room.
+    /// Arms a timer. There is always room, since the owner has no armed timer.
     pub fn arm(&mut self, at: Instant, timer: Timer) -> Option<TimerKey> {
         let token = match timer {
             Timer::Queue(queue) => u64::from(queue),

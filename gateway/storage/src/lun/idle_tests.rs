@@ -22,7 +22,7 @@ impl Core {
         run(luns, &mut Cx { io, arena, requests, done, luns: None })
     }
 
-    /// Takes one turn. Returns how many channels it asked.
+    /// Runs one turn. Returns how many channels the turn called.
     fn turn(&mut self) -> usize {
         self.luns.asked = 0;
         self.with(|luns, cx| luns.on_turn(cx));
@@ -31,7 +31,7 @@ impl Core {
     }
 }
 
-/// Makes an array whose connection attempt is given up after `connect_ms`.
+/// Makes an array whose connection attempt times out after `connect_ms`.
 fn array(id: u32, connect_ms: u64) -> Box<Attach<()>> {
     let config = NvmeTcpConfig {
         controller: ControllerConfig {
@@ -75,10 +75,10 @@ fn idle_arrays_cost_an_idle_core_nothing() {
     assert_eq!(core.turn(), MAX_BACKENDS, "all start");
     while core.turn() > 0 {}
     assert_eq!(core.socks.len(), MAX_BACKENDS);
-    // Nothing happens, so the turns ask no channel.
+    // Nothing happens, so the turns call no channel.
     let asked: usize = (0..1000).map(|_| core.turn()).sum();
     assert_eq!(asked, 0, "channels asked in 1000 turns");
-    // An event of one array wakes that array's channel alone, and so does its deadline.
+    // An event of one array wakes only that array's channel. The array's deadline does the same.
     core.with(|luns, cx| luns.initiator(cx, BackendId(7), |_, _| ()));
     assert_eq!((core.turn(), core.turn()), (1, 0));
     for id in 0..all {

@@ -83,7 +83,7 @@ impl Core {
         self.with(|luns, cx| luns.submit(cx, request));
     }
 
-    /// Handles completions. `Ok` reached its owner; `Err` goes to another core.
+    /// Handles completions. An `Ok` item has reached its owner; an `Err` item must go to another core.
     fn drain(&mut self) -> Vec<Result<Outcome, Completed>> {
         let mut out = Vec::new();
         while let Some(done) = self.done.pop_front() {
@@ -100,7 +100,7 @@ impl Core {
         out
     }
 
-    /// Runs until nothing moves, and returns the outcomes.
+    /// Runs until no request makes progress, and returns the outcomes.
     fn settle(&mut self) -> Vec<Outcome> {
         let mut out = Vec::new();
         loop {
@@ -292,7 +292,7 @@ fn zeros_are_written_where_a_file_cannot_zero() {
     assert!(file[4 << 10..304 << 10].iter().all(|&b| b == 0));
     assert!(file[..4 << 10].iter().chain(&file[304 << 10..]).all(|&b| b == 0xA5));
     assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
-    // The channel doesn't try to punch or zero again. It ignores a hint, and a durable request writes durably.
+    // The channel doesn't try again to punch or zero. It ignores a hint, and a durable request still writes durably.
     core.io.story.clear();
     assert_eq!(core.run(Op::Deallocate, 0, 4 * KIB, None).1, Ok(()));
     let request = core.request(zeroes, 0, 4 * KIB, None).durable(true);
@@ -436,7 +436,7 @@ fn a_write_waits_for_what_is_lent() {
     assert_eq!(core.run(Op::Read, 4096, 4, None).0, [0; 4]);
 }
 
-/// Reads keep coming, each before the loan of the previous one ends.
+/// Reads keep coming. Each read comes before the loan of the previous read ends.
 #[test]
 fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     let mut core = Core::new(0, 213);
@@ -460,7 +460,7 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     }
     assert_eq!(core.results(), [(1, Ok(()))]);
     assert!(core.luns.lend(LunId(0), 0, 512).is_some(), "loans are made again");
-    // The same holds once the zeroing is cancelled.
+    // Loans are also made again once the zeroing is cancelled.
     let zeroing = core.mine(Op::WriteZeroes { deallocate: false }, 0, 2 << 20);
     core.submit(zeroing);
     core.with(|luns, cx| luns.on_turn(cx));
@@ -470,7 +470,7 @@ fn a_long_zeroing_is_not_kept_from_its_end_by_readers() {
     assert!(core.luns.lend(LunId(0), 0, 512).is_some());
 }
 
-/// A turn does one step of one zeroing, however many there are.
+/// A turn does one step of one zeroing, whatever the number of zeroings.
 #[test]
 fn many_long_zeroings_do_not_block_the_core() {
     let mut core = Core::new(0, 214);
@@ -603,7 +603,7 @@ fn a_lost_request_does_not_keep_its_backend() {
     for core in [&mut home, &mut other] {
         core.present(vec![lun(2 << 20, &[(0, 2 << 20, 0, 0)])]);
     }
-    // Let a write wait for a loan, so that the test can get at it.
+    // Let a write wait for a loan, so that the test can take the write out of the backlog.
     let read = other.request(Op::Read, 0, 512, None).may_lend(true);
     other.submit(read);
     let mut done = other.done.pop_front().expect("done at once");
@@ -634,7 +634,8 @@ fn a_lost_request_does_not_keep_its_backend() {
     drop(loan);
 }
 
-/// A request handles the other cases: a LUN in pieces, elsewhere, read-only, lent, waited for, or being detached.
+/// A request handles these other cases: a LUN that is in pieces, on another core, read-only, lent, waited for, or being
+/// detached.
 #[test]
 fn what_is_in_this_cores_memory_needs_no_request() {
     let mut core = Core::new(0, 210);
@@ -673,8 +674,8 @@ fn what_is_in_this_cores_memory_needs_no_request() {
     assert!(!core.luns.write(all, 0, b"xy"), "gone");
 }
 
-/// More requests than slots at a file. They run in order, later requests queue behind them, and other backends are not
-/// delayed.
+/// There are more requests than slots at a file. The requests run in order, later requests queue behind them, and other
+/// backends are not delayed.
 #[test]
 fn requests_that_wait_for_a_slot_run_in_order_and_delay_no_other_backend() {
     let mut core = Core::new(0, 211);
@@ -746,7 +747,7 @@ fn memory_that_is_trimmed_is_given_back_step_by_step_and_never_under_a_reader() 
     let len_bytes = ram.len_bytes();
     core.attach(0, len_bytes, AttachKind::Memory(Memory::new(ram, 2)));
     core.present(vec![lun(len_bytes, &[(0, len_bytes, 0, 0)])]);
-    // A reader has a loan of bytes in the third step.
+    // A reader has a loan of bytes in the range of the third step.
     let loan = core.luns.lend(LunId(0), 5 << 20, 4096).expect("a loan");
     let request = core.request(Op::Deallocate, 512, len_bytes - 512, None);
     core.submit(request);

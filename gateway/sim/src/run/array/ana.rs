@@ -1,4 +1,4 @@
-//! The ANA state of the array's namespaces: how it changes, and what hosts must know of it.
+//! The ANA state of the array's namespaces: how the state changes, and what hosts must know about it.
 
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use super::Array;
 use crate::node::Node;
 use crate::run::{ANA_END, ANA_OVER, Run};
 
-/// Time after which a connected host knows a new ANA state, even if it only now notices that a connection is dead.
+/// After this time, a connected host knows a new ANA state. This holds even if the host only now notices that a connection is
+/// dead.
 const SHOWN_WITHIN: Duration = Duration::from_secs(4);
 
 impl Run {
-    /// Gives the array's namespaces a worse ANA state for a while. The gateway tells hosts to wait, and hosts lose
-    /// nothing.
+    /// Gives the array's namespaces a worse ANA state for a while. The gateway tells hosts to wait, and no operation of
+    /// the hosts fails.
     pub(super) fn ana_begin(&mut self) {
         if !self.is_settled() {
             return;
@@ -38,14 +39,14 @@ impl Run {
         self.attack_the_unreachable();
     }
 
-    /// Makes the array's namespaces Optimized again. First checks that hosts know the state that now ends.
+    /// Makes the array's namespaces Optimized again. First checks that hosts know the state that ends now.
     pub(in crate::run) fn ana_end(&mut self) {
         let now = self.world.now();
         let Some(array) = &mut self.array else { return };
         let (state, since) = std::mem::replace(&mut array.ana, (AnaState::Optimized, now));
         let time = now.since(since);
         match state {
-            // The gateway holds commands in state Change, but not longer than the ANATT that it reports to hosts.
+            // The gateway holds commands while the state is Change, but not longer than the ANATT that it reports to hosts.
             AnaState::Change if time < CHANGE_HELD => self.check_shown(AnaState::Optimized),
             AnaState::Change if time > Duration::from_secs(ANA_TRANSITION_S.into()) => {
                 self.check_shown(AnaState::Inaccessible);
@@ -58,7 +59,7 @@ impl Run {
         self.world.after(SHOWN_WITHIN, ANA_OVER);
     }
 
-    /// Checks that hosts know the Optimized state, now that they have had time to learn it.
+    /// Checks that hosts know the Optimized state. They have had enough time to learn it.
     pub(in crate::run) fn ana_over(&mut self) {
         self.check_shown(AnaState::Optimized);
         let now = self.world.now();
@@ -68,14 +69,14 @@ impl Run {
         }
     }
 
-    /// Returns whether a command for a LUN, sent at `since` and answered by now, may have failed with path error
-    /// `status`.
+    /// Returns whether a command for a LUN may fail with path error `status`. The command was sent at `since` and is answered by
+    /// now.
     pub(in crate::run) fn may_refuse(&self, lun: usize, since: Instant, status: Status) -> bool {
         let may = |array: &Array| array.refusals.may_be(status, since);
         self.touches(lun, true) && self.array.as_ref().is_some_and(may)
     }
 
-    /// Checks that every connected server knows ANA state `state` of the LUNs on the array.
+    /// Checks that every connected server knows that the LUNs on the array have ANA state `state`.
     fn check_shown(&mut self, state: AnaState) {
         for node in self.servers.clone() {
             let Some(Node::Server(server)) = self.world.machine(node, 0) else { continue };

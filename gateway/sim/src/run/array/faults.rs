@@ -8,18 +8,18 @@ use crate::run::sizes::IMPORTED;
 use crate::run::{ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, GRACE, Run};
 use crate::world::Crash;
 
-/// Longest short outage, in milliseconds. With the time to notice it and to fence, such an outage stays below
-/// [`LOSS_TIMEOUT`].
+/// Longest duration of a short outage, in milliseconds. Even with the time to notice it and the time to fence, such an outage
+/// stays below [`LOSS_TIMEOUT`].
 const SHORT: u64 = 1200;
-/// Shortest outage in which hosts give up their commands. Hosts retry a command for 30 s.
+/// Shortest duration of an outage in which hosts give up their commands. Hosts retry a command for 30 s.
 const LONG: Duration = Duration::from_secs(34);
-/// Time after which every disk operation under way has ended, even the slowest.
+/// After this time, every disk operation that was under way has ended, even the slowest.
 const SETTLED: Duration = Duration::from_millis(150);
 /// Largest size in bytes to which a namespace grows.
 const GROWN_MOST: u64 = 2 << 20;
 
 impl Run {
-    /// Returns whether the array is up and all operations that the last outage delayed are done.
+    /// Returns whether the array is up and no operation delayed by the last outage is left.
     fn is_over(&self) -> bool {
         let first = self.workload.borrow().model.first_under_way();
         self.array.as_ref().is_some_and(|array| {
@@ -68,7 +68,7 @@ impl Run {
                 }
             }
             7..10 => {
-                // Data sent by the gateway arrives only long after the gateway has lost the connections.
+                // The gateway loses its connections. Data that it sent before arrives only long after that.
                 let time = time.clamp(Duration::from_millis(100), Duration::from_millis(900));
                 conns.iter().for_each(|&(conn, _)| self.world.stall(conn, time));
                 self.world.after(Duration::from_millis(1 + self.rng.below(30)), ARRAY_SPLIT);
@@ -85,13 +85,13 @@ impl Run {
         }
     }
 
-    /// Fails the connections at the gateway's end, without the array noticing.
+    /// Fails the connections at the gateway's end. The array does not notice.
     pub(in crate::run) fn split_array(&mut self) {
         let conns = self.array.as_mut().map_or(Vec::new(), |array| std::mem::take(&mut array.split));
         conns.into_iter().for_each(|(conn, side)| self.world.fail_one(conn, side));
     }
 
-    /// Silences the array for less than the loss timeout. Returns false if that is not possible now.
+    /// Silences the array for less than the loss timeout. Returns false if the array can't be silenced now.
     pub(in crate::run) fn silence_array(&mut self, reset: bool) -> bool {
         let Some(node) = self.array.as_ref().map(|array| array.node) else { return false };
         if !self.is_over() {
@@ -104,13 +104,13 @@ impl Run {
         true
     }
 
-    /// Returns how long the gateway must stay down if it crashes now.
+    /// Returns the time that the gateway must stay down if it crashes now.
     pub(in crate::run) fn array_settles(&self) -> Duration {
         let now = self.world.now();
         self.array.as_ref().map_or(Duration::ZERO, |array| SETTLED.max(array.quiet_at.since(now)))
     }
 
-    /// Records that for `time` the array can't be reached, or not fully.
+    /// Records that for `time`, the gateway reaches the array only in part, or not at all.
     fn outage(&mut self, time: Duration) {
         let now = self.world.now();
         if let Some(array) = &mut self.array {
@@ -120,7 +120,7 @@ impl Run {
         self.world.after(time, ARRAY_BACK);
     }
 
-    /// Ends an outage, or ends the period in which path errors have a cause.
+    /// Ends an outage. If no outage is under way, ends the period in which path errors have a cause.
     pub(in crate::run) fn array_back(&mut self) {
         let now = self.world.now();
         let mark = self.workload.borrow().model.last_begun();
@@ -152,8 +152,8 @@ impl Run {
         self.world.after(time, ARRAY_START);
     }
 
-    /// Darkens the array for longer than the loss timeout and than hosts retry. No other fault happens during that
-    /// time: without the array, the gateway could not open its pool, and hosts would give up all LUNs.
+    /// Darkens the array for longer than the loss timeout and longer than hosts retry. No other fault happens during this outage:
+    /// the gateway could not open its pool without the array, and hosts would give up all LUNs.
     fn lose_array(&mut self) {
         if !self.is_settled() {
             return;
@@ -174,7 +174,7 @@ impl Run {
         self.outage(time);
     }
 
-    /// Grows the imported namespace at the array.
+    /// Grows the imported namespace on the array.
     pub(in crate::run) fn grow_array(&mut self) {
         if !self.is_remote(IMPORTED) || !self.array.as_ref().is_some_and(|a| self.world.is_up(a.node)) {
             return;

@@ -1,4 +1,5 @@
-//! The gateway's reports of the array: whether it is reached, its sizes and access, and failed commands.
+//! The gateway's reports about the array: whether the gateway reaches the array, the sizes and access rights of its namespaces,
+//! and failed commands.
 
 use trefoil_storage::topology::{Access, BackendId, LunId};
 
@@ -16,7 +17,7 @@ impl Run {
         }
     }
 
-    /// Records the size that the gateway reports for a backend. A namespace that grew is imported again.
+    /// Records the size that the gateway reports for a backend. If the imported namespace grew, requests another import.
     pub(in crate::run) fn on_backend_len(&mut self, backend: BackendId, len_bytes: u64) {
         let at = backend.0 as usize;
         if at != IMPORTED || len_bytes == self.lens[at] {
@@ -37,7 +38,7 @@ impl Run {
         !self.is_remote(IMPORTED) || self.world.disk(self.disks[IMPORTED]).len_bytes() == self.lens[IMPORTED]
     }
 
-    /// Records a backend's new access rights, and has the topology published so that hosts learn them.
+    /// Records a backend's new access rights. Has the topology published again, so that hosts learn these rights.
     pub(in crate::run) fn on_backend_access(&mut self, backend: BackendId, access: Access) {
         self.access[backend.0 as usize] = access;
         self.pools.stale = true;
@@ -49,8 +50,8 @@ impl Run {
         self.array.as_ref().is_some_and(|array| array.lost || array.ana_is_bad)
     }
 
-    /// Checks that the gateway failed no command without a cause. The hosts' retries would otherwise hide such an
-    /// error. Does not apply where hosts disconnect.
+    /// Checks that the gateway failed no command without a cause. Hosts retry failed commands, so this error would otherwise stay
+    /// hidden. The check does not apply to seeds in which hosts disconnect.
     pub(in crate::run) fn check_errors(&mut self) {
         if !self.is_upset() || self.array.as_ref().is_some_and(|array| array.both) {
             return;

@@ -1,4 +1,4 @@
-//! The pool code's I/O: requests of operations go to the cores, and the completions come back as answers.
+//! The I/O of the pool code: passes the operations' requests to the cores, and passes the results back to the operations.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -14,7 +14,7 @@ use trefoil_storage::{Completed, Fault, Msg, Op, Origin, Owner, Request};
 use crate::memory::arena;
 use crate::run::Run;
 
-/// Bytes of the control thread's own arena. The thread handles one piece of metadata at a time, of at most 256 KiB.
+/// Bytes of the control thread's own arena. The thread handles one piece of metadata at a time. A piece has at most 256 KiB.
 const ARENA_BYTES: usize = 2 << 20;
 
 /// One I/O that an operation waits for.
@@ -28,7 +28,7 @@ struct PoolAsk {
     durable: bool,
 }
 
-/// The requests of operations, and the answers.
+/// The requests of operations, and their answers.
 #[derive(Default)]
 pub(super) struct Desk {
     next: u32,
@@ -67,7 +67,7 @@ impl ControlIo {
         .await
     }
 
-    /// Forgets all I/O, because no operation waits any more.
+    /// Drops all I/O, because no operation waits for it any more.
     pub fn clear(&self) {
         let mut desk = self.0.borrow_mut();
         desk.asked.clear();
@@ -100,7 +100,7 @@ impl PoolIo for ControlIo {
 }
 
 impl Run {
-    /// Sends the requested I/O to the cores that have the disks.
+    /// Sends the requested I/O to the cores that have the disks open.
     pub(in crate::run) fn post_asked(&mut self) {
         let home = self.pools.home;
         let arena = self.pools.arena.get_or_insert_with(|| arena(home, ARENA_BYTES));

@@ -1,4 +1,4 @@
-//! The calls of a transport: the life of a command from its capsule to its response, and the effects between calls.
+//! The calls of a transport: the life of a command from its capsule to its response, and the effects that follow later.
 
 use super::engine::{CommandStep, DISCOVERY_HOST, Effect, Engine, Pending, QueueView, Response};
 use super::queue::QueueState;
@@ -17,7 +17,7 @@ impl Engine {
         QueueView(&self.queues[queue as usize])
     }
 
-    /// Returns the hash by which memory is shared between hosts. All discovery controllers together count as one host.
+    /// Returns the hash of the host whose share of memory the queue uses. All discovery controllers together count as one host.
     pub fn host_hash(&self, queue: u32) -> u64 {
         if self.queue(queue).is_discovery() { DISCOVERY_HOST } else { self.names[queue as usize].host_hash() }
     }
@@ -33,8 +33,8 @@ impl Engine {
         self.slots.free_count()
     }
 
-    /// Takes a new command, whose data is not there yet. Returns the command's number and its first need; `None` if no slot is
-    /// free. The queue must [have room](Self::has_room).
+    /// Starts a new command, whose data is not there yet. Returns the command's number and its first need. Returns `None` if no
+    /// slot is free. The queue must [have room](QueueView::has_room).
     #[inline]
     pub fn begin<I: StorageIo>(
         &mut self,
@@ -58,7 +58,7 @@ impl Engine {
         Some((at, self.handed(at, step)))
     }
 
-    /// Notes that the transport has a command whose response is ready.
+    /// Notes that the transport has the response of command `at`, if `step` is [`CommandStep::Done`].
     #[inline]
     fn handed(&mut self, at: u32, step: CommandStep) -> CommandStep {
         if step == CommandStep::Done {
@@ -67,9 +67,9 @@ impl Engine {
         step
     }
 
-    /// Returns whether another command under way has the identifier of the new command `at`. An Asynchronous Event Request gives
-    /// way to the new command and is never answered. SPDK's hosts forget their requests when they detach, and use the identifiers
-    /// again for the shutdown.
+    /// Returns whether another command in flight has the identifier of the new command `at`. If the other command is an
+    /// Asynchronous Event Request, forgets that request: it is never answered, and there is no conflict. SPDK's hosts need
+    /// this: they forget their requests when they detach, and use the identifiers again for the shutdown.
     #[cold]
     fn conflicts(&mut self, at: u32) -> bool {
         let (queue, cid) = (self.slots[at].queue, self.slots[at].sqe.cid);
@@ -84,8 +84,8 @@ impl Engine {
         false
     }
 
-    /// Checks the command's SGL descriptor. The command describes its data by one descriptor (NVMe base 2.0c §3.3.3.1.1), whose
-    /// length must match the command. The transport checks the descriptor's type.
+    /// Checks the command's SGL descriptor. A command describes its data by one descriptor (NVMe base 2.0c §3.3.3.1.1), and the
+    /// descriptor's length must match the command. The transport checks the descriptor's type.
     #[inline]
     fn check_transfer(&mut self, at: u32, len: u32, step: CommandStep, is_io: bool) -> CommandStep {
         let slot = &mut self.slots[at];
@@ -116,7 +116,7 @@ impl Engine {
         self.slots[at].sqe.sgl1
     }
 
-    /// Returns the command's identifier if the command is of this queue.
+    /// Returns the command's identifier if the command belongs to this queue.
     #[inline]
     pub fn cid(&self, queue: u32, at: u32) -> Option<u16> {
         self.slots.get(at).filter(|slot| slot.queue == queue).map(|slot| slot.sqe.cid)
@@ -140,8 +140,8 @@ impl Engine {
         self.slots[at].buf.as_deref_mut()
     }
 
-    /// Goes on with a command that asked for a block. If `may_lend`, the transport sends the response with its next flush, so the
-    /// data may be lent instead of copied.
+    /// Continues a command that asked for a block. With `may_lend`, the data may be lent instead of copied: the transport
+    /// promises to send the response with its next flush.
     #[inline]
     pub fn read<I: StorageIo>(
         &mut self,
@@ -158,7 +158,7 @@ impl Engine {
         self.execute(cx, at)
     }
 
-    /// Goes on with a command once all the data that it asked for is in its block.
+    /// Continues a command once its block has all the data that the command asked for.
     #[inline(always)]
     pub fn execute<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let slot = &self.slots[at];
@@ -170,13 +170,13 @@ impl Engine {
         self.handed(at, step)
     }
 
-    /// Returns whether Abort has flagged a command that a transport has.
+    /// Returns whether Abort has flagged the command. The transport must have the command.
     #[inline]
     pub fn is_aborted(&self, at: u32) -> bool {
         self.slots[at].aborted
     }
 
-    /// Ends the loan of a response that can't be sent now, so that writers need not wait for it.
+    /// Ends the loan of a response that can't be sent now. Writers then need not wait for the response.
     #[inline]
     pub fn end_loan(&mut self, at: u32) {
         let slot = &mut self.slots[at];
@@ -185,8 +185,8 @@ impl Engine {
         }
     }
 
-    /// Takes the response of a command that is done, and frees the command's slot. Returns `None` if the host has given the
-    /// command up: it gets no response.
+    /// Takes the response of a completed command, and frees the command's slot. Returns `None` if the host has given the
+    /// command up: such a command gets no response.
     #[inline]
     pub fn respond<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<Response> {
         let slot = &mut self.slots[at];
@@ -217,7 +217,7 @@ impl Engine {
         self.slots.release(at);
     }
 
-    /// Returns whether there may be work for the transport.
+    /// Returns whether [`next_effect`](Self::next_effect) may return work for the transport.
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.pending.is_empty()
@@ -257,7 +257,7 @@ impl Engine {
         slot.is_some_and(|s| s.generation == generation && s.phase != Phase::Free && s.queue != NIL)
     }
 
-    /// Lets control tell the operator of a refused Connect.
+    /// Makes [`next_effect`](Self::next_effect) send the next refused Connect to control, which reports it to the operator.
     pub(super) fn refused_later(&mut self) {
         self.pending.push_back(Pending::Refused);
     }

@@ -1,13 +1,13 @@
-//! Capacity of a whole gateway, shared by the hosts on all cores: controllers, queue pairs and controller identifiers.
+//! The capacity of a whole gateway: controllers, queue pairs and controller identifiers. The hosts on all cores share it.
 //!
-//! All cores of a gateway share one [`Capacity`], which is made at start-up. It consists of atomics, so a core neither waits for
-//! another core nor sends it a message. Each number stands for itself and guards no other memory, so relaxed order suffices.
+//! All cores of a gateway share one [`Capacity`], which is made at start-up. It consists of atomics, so a core neither waits
+//! for another core nor sends it a message. Each atomic is independent and guards no other memory, so relaxed order suffices.
 //!
 //! # Division of queue pairs
-//! An admin and an I/O queue are kept for each of `max_hosts` I/O controllers, so each allowed host gets both. The rest of
-//! `max_qpairs` is granted in the order in which hosts ask (Number of Queues, NVMe base 2.0c §5.27.1.5): a host that is told `n`
-//! queues gets `n`. Discovery controllers and connections before Connect have room of their own
-//! ([`limits`](crate::frontend::limits)) and take none of these.
+//! The capacity keeps an admin and an I/O queue for each of `max_hosts` I/O controllers, so each allowed host gets both. Hosts
+//! get the rest of `max_qpairs` in the order in which they ask (Number of Queues, NVMe base 2.0c §5.27.1.5). A host that is
+//! granted `n` I/O queues can connect all `n`. Discovery controllers and connections before Connect have room of their own
+//! ([`limits`](crate::frontend::limits)), and use no part of `max_qpairs`.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use trefoil_poll::CoreId;
@@ -25,11 +25,13 @@ pub struct Capacity {
     max_hosts: u32,
     /// Number of I/O controllers.
     hosts: AtomicU32,
-    /// I/O queues that can be granted beyond the kept queues.
+    /// I/O queues beyond the kept queues that are still free to grant.
     spare: AtomicU32,
-    /// Owners by identifier − 1: the owner's core number plus one, and in the lower half the index in that core's table.
+    /// Owners by identifier − 1. The upper half is the owner's core number plus one; the lower half is the index in that core's
+    /// table.
     owners: Box<[AtomicU32]>,
-    /// Count of identifiers taken. The search for the next identifier starts here, so that an identifier is not soon reused.
+    /// Count of identifiers taken so far. The search for the next identifier starts at this count, so a returned identifier is
+    /// not taken again soon.
     taken: AtomicU32,
 }
 
@@ -47,7 +49,7 @@ impl Capacity {
         }
     }
 
-    /// Takes room for one I/O controller. Returns false if all room is taken.
+    /// Takes room for one I/O controller. Returns false if there is no room.
     pub fn take_host(&self) -> bool {
         let one_more = |hosts| (hosts < self.max_hosts).then_some(hosts + 1);
         self.hosts.fetch_update(Relaxed, Relaxed, one_more).is_ok()
@@ -64,7 +66,7 @@ impl Capacity {
         self.hosts.load(Relaxed)
     }
 
-    /// Takes up to `wanted` I/O queues beyond the one kept for each controller. Returns the number taken.
+    /// Takes up to `wanted` I/O queues beyond the kept queues. Returns the number taken.
     pub fn take_queues(&self, wanted: u16) -> u16 {
         let left = |spare: u32| Some(spare - spare.min(wanted.into()));
         let before = self.spare.fetch_update(Relaxed, Relaxed, left).unwrap_or_default();
@@ -76,13 +78,13 @@ impl Capacity {
         self.spare.fetch_add(queues.into(), Relaxed);
     }
 
-    /// Returns the number of I/O queues that can be granted beyond the one kept for each controller.
+    /// Returns the number of I/O queues beyond the kept queues that are free to grant.
     pub fn spare_queues(&self) -> u32 {
         self.spare.load(Relaxed)
     }
 
     /// Takes a free controller identifier from `low` to `high` for the controller at index `place` in the table of `core`.
-    /// Returns `None` if all are taken.
+    /// Returns `None` if all these identifiers are taken.
     pub fn take_cntlid(&self, (low, high): (u16, u16), core: CoreId, place: u16) -> Option<u16> {
         let (low, high) = (low.max(1), high.min(MAX_CNTLID));
         let count = u32::from(high.checked_sub(low)?) + 1;

@@ -36,7 +36,7 @@ pub struct CtrlrMember {
     pub generation: u32,
 }
 
-/// Events that wait for a host's request, or for the host to read a log; one bit each.
+/// Events that wait for a host's request, or until the host reads a log. Each event is one bit.
 pub mod event_bit {
     /// Namespace attribute changed.
     pub const NAMESPACE: u8 = 1 << 0;
@@ -46,7 +46,7 @@ pub mod event_bit {
     pub const DISCOVERY: u8 = 1 << 2;
 }
 
-/// A set of NSIDs from 1 to [`MAX_NSID`], a bit each: 512 bytes.
+/// A set of NSIDs from 1 to [`MAX_NSID`], with one bit for each: 512 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct NsidSet([u64; MAX_NSID as usize / 64]);
 
@@ -54,7 +54,7 @@ impl NsidSet {
     /// The set without members.
     pub const EMPTY: Self = Self([0; MAX_NSID as usize / 64]);
 
-    /// Adds `nsid`. An NSID beyond [`MAX_NSID`] is left out.
+    /// Adds `nsid`. Ignores an NSID beyond [`MAX_NSID`].
     pub fn insert(&mut self, nsid: u32) {
         let bit = nsid.wrapping_sub(1);
         if let Some(word) = self.0.get_mut(bit as usize / 64) {
@@ -75,15 +75,15 @@ pub struct Ctrlr {
     pub cntlid: u16,
     /// Type of the controller.
     pub kind: CtrlrKind,
-    /// The topology's epoch at the Connect. The host has seen that topology.
+    /// The topology's epoch at the Connect. The host has already seen that topology.
     pub born: u64,
-    /// The admin queue, on this core; [`NIL`] once the association has ended and some of its queues have not left.
+    /// The admin queue, on this core. [`NIL`] once the association has ended while some of its queues have not left.
     pub admin: u32,
     /// Hash of the host's name, from [`Names::host_hash`](crate::frontend::nvme::queue::Names::host_hash).
     pub host: u64,
-    /// Time at which cores were last asked about the host's earlier associations.
+    /// Time at which this core last asked all cores about the host's earlier associations.
     pub asked_at: Instant,
-    /// Number of cores that have not answered yet whether the host's earlier associations are over.
+    /// Number of cores that have not yet answered whether the host's earlier associations are over.
     pub asked: u16,
     /// True if all answers so far are yes.
     pub settled: bool,
@@ -93,18 +93,18 @@ pub struct Ctrlr {
     pub fatal: bool,
     /// Keep Alive Timeout in milliseconds, 0 for none.
     pub kato_ms: u32,
-    /// Time at which the host last proved to be alive.
+    /// Time at which the host last proved that it is alive.
     pub alive_at: Instant,
     /// The controller's timer, if one is armed.
     pub timer: Option<TimerKey>,
     /// I/O queues by qid − 1.
     pub members: [Option<CtrlrMember>; MAX_IO_QUEUES],
-    /// Number of `members`, including queues whose connection is closed and whose requests are still under way.
+    /// Number of `members`. It includes queues whose connection is closed while their requests are still in flight.
     pub member_count: u16,
-    /// True if the association is over, so that other controllers may use its place and its grant.
+    /// True if the association is over. Other controllers may then use its room and its grant.
     is_over: bool,
-    /// I/O queues that the controller may have: one until its host asks for more ([`Ctrlrs::grant`]) or uses more
-    /// ([`Ctrlrs::may_have`]).
+    /// I/O queues that the controller may have. This is one queue, until the host asks for more ([`Ctrlrs::grant`]) or uses
+    /// more ([`Ctrlrs::may_have`]).
     pub granted: u16,
     /// True if the host has asked for a number of queues.
     has_asked: bool,
@@ -114,21 +114,21 @@ pub struct Ctrlr {
     pub aer_count: u8,
     /// Asynchronous Event Configuration.
     pub event_config: u32,
-    /// Events that wait to be reported.
+    /// Events that wait for a request to report them.
     pub pending: u8,
-    /// Events that were reported and whose log was not read yet.
+    /// Events that were reported, and whose log the host has not read yet.
     pub masked: u8,
     /// Namespaces for the changed namespace list.
     pub changed: NsidSet,
-    /// Number of changes of ANA states that the host sees.
+    /// Number of changes so far of ANA states that the host sees.
     pub ana_changes: u64,
-    /// Values of simple features by their index in the table of `admin/features.rs`.
+    /// Values of simple features, by the index in the table of `admin/features.rs`.
     pub features: [u32; SIMPLE_FEATURES],
     /// Host Behavior Support.
     pub host_behavior: [u8; 3],
     /// The newest errors, in a ring.
     pub errors: [ErrorEntry; ERRORS],
-    /// Number of errors since the controller was made.
+    /// Number of errors since the controller was created.
     pub error_count: u64,
     /// Number of Abort commands that wait for another core's answer.
     pub aborts: u8,
@@ -170,8 +170,8 @@ impl Ctrlr {
         }
     }
 
-    /// Returns whether the controller takes commands. It takes none while a command of the host's earlier associations can still
-    /// take effect.
+    /// Returns whether the controller takes commands. While a command of the host's earlier associations can still take effect,
+    /// the controller takes no commands.
     pub fn is_ready(&self) -> bool {
         self.cc.en && !self.fatal && self.is_settled()
     }
@@ -181,8 +181,9 @@ impl Ctrlr {
         self.asked == 0 && self.settled
     }
 
-    /// Returns CSTS. After a reset, RDY is 0 once no earlier command can take effect any more (NVMe base 2.0c §3.7.2). SHST
-    /// likewise reports a complete shutdown only then (§3.6.2). Hosts rely on either value to send writes again.
+    /// Returns CSTS. After a reset, RDY becomes 0 only once no earlier command can take effect any more (NVMe base 2.0c
+    /// §3.7.2). In the same way, SHST reports a complete shutdown only then (§3.6.2). Hosts send writes again once they read
+    /// either value.
     pub fn status(&self) -> Csts {
         let shst = match (self.cc.shn, self.member_count) {
             (0, _) => 0,
@@ -200,9 +201,9 @@ pub struct Ctrlrs {
     max: usize,
     /// Entries of `list` that are free.
     free: Vec<u16>,
-    /// Host hashes by entry, for ended controllers that wait for queues to leave; 0 for any other entry.
+    /// Host hashes of ended controllers that wait for queues to leave, by entry; 0 for any other entry.
     ended: Box<[u64]>,
-    /// Number of such controllers.
+    /// Number of hashes in `ended` that are not 0.
     ended_count: usize,
     core: CoreId,
     /// Owners of all identifiers, on all cores.
@@ -224,8 +225,8 @@ impl Ctrlrs {
         }
     }
 
-    /// Takes an entry for a controller of this type, with an identifier within `range` that was not in use lately. Returns `None`
-    /// if the gateway has no room for one more. The caller must [`end`](Self::end) the association.
+    /// Takes an entry for a controller of this type, with an identifier within `range` that was not in use lately. Returns
+    /// `None` if the gateway has no room for another controller. The caller must [`end`](Self::end) the association.
     pub fn take(&mut self, kind: CtrlrKind, range: (u16, u16)) -> Option<u32> {
         if self.free.is_empty() && self.list.len() < self.max {
             self.free.push(self.list.len() as u16);
@@ -246,7 +247,8 @@ impl Ctrlrs {
         Some(u32::from(at))
     }
 
-    /// Grants a controller up to `wanted` I/O queues, at least one, in place of its earlier grant. Returns the number granted.
+    /// Grants a controller up to `wanted` I/O queues, at least one. This grant replaces the earlier grant. Returns the number
+    /// granted.
     pub fn grant(&mut self, at: u32, wanted: u16) -> u16 {
         let Some(ctrlr) = self.list.get_mut(at as usize) else { return 0 };
         self.capacity.return_queues(ctrlr.granted - 1);
@@ -255,8 +257,9 @@ impl Ctrlrs {
         ctrlr.granted
     }
 
-    /// Returns whether a controller may have I/O queue `qid`. Some hosts never ask for a number of queues. Such a host is granted
-    /// each queue that it connects, up to `most` and as far as the capacity goes. Linux's and SPDK's targets do the same.
+    /// Returns whether a controller may have I/O queue `qid`. Some hosts never ask for a number of queues. This call grants
+    /// such a host each queue that it connects, up to `most`, while the capacity has queues left. Linux's and SPDK's targets do
+    /// the same.
     pub fn may_have(&mut self, at: u32, qid: u16, most: u16) -> bool {
         let Some(ctrlr) = self.list.get_mut(at as usize) else { return false };
         let missing = qid.saturating_sub(ctrlr.granted);
@@ -269,9 +272,9 @@ impl Ctrlrs {
         (1..=ctrlr.granted).contains(&qid)
     }
 
-    /// Ends a controller's association, whose timer must be cancelled. Its connections close at once, so other controllers may
-    /// use its place and its grant from now on, even while its requests are under way. The entry is free once all queues have
-    /// left: call `end` again for each queue that leaves.
+    /// Ends a controller's association. The caller must have cancelled the controller's timer. The controller's connections
+    /// close at once, so other controllers may use its room and its grant from now on, even while its requests are in flight.
+    /// The entry is free once all queues have left. Call `end` again for each queue that leaves.
     pub fn end(&mut self, at: u32) {
         let Some(ctrlr) = self.list.get_mut(at as usize).filter(|c| c.cntlid != 0) else { return };
         debug_assert!(ctrlr.timer.is_none());
@@ -302,7 +305,7 @@ impl Ctrlrs {
         (core == self.core).then_some(u32::from(at))
     }
 
-    /// Returns the core that has controller `cntlid`, or `None` if there is no such controller.
+    /// Returns the core that owns controller `cntlid`, or `None` if there is no such controller.
     pub fn owner(&self, cntlid: u16) -> Option<CoreId> {
         self.capacity.owner(cntlid).map(|(core, _)| core)
     }
@@ -317,7 +320,7 @@ impl Ctrlrs {
         self.list.get_mut(at as usize).filter(|c| c.cntlid != 0)
     }
 
-    /// Returns the number of entries that have ever been in use. The other entries have no controller.
+    /// Returns the number of entries that have been in use at any time. The other entries have no controller.
     pub fn capacity(&self) -> u32 {
         self.list.len() as u32
     }

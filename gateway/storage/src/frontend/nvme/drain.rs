@@ -1,29 +1,29 @@
-//! Closed queues that drain: their requests are still under way.
+//! Closed queues that drain: some of their requests are still in flight.
 //!
-//! A request that a queue handed to the LUN layer can be cancelled, but ends only once it can't take effect any more. The queue
-//! counts as its controller's until the last such request has ended. The reason: a host takes the end of a reset or shutdown as
-//! proof that no earlier command can take effect any more. By then the queue's number may serve another connection, so this table
-//! keeps the rest of the queue.
+//! The target can cancel a request that a queue gave to the LUN layer. But the request ends only once it can't take effect any
+//! more. Until the last such request has ended, the queue counts as a queue of its controller. The reason: a host takes the end
+//! of a reset or shutdown as proof that no earlier command can take effect any more. Another connection may use the queue's
+//! number before that, so this table keeps the data of the closed queue.
 
 use crate::slab::Slab;
 use trefoil_poll::SockId;
 
-/// A queue, as its controller's owner core knows it.
+/// A queue, as the core that owns its controller knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaving {
     /// Identifier of the controller.
     pub cntlid: u16,
     /// Identifier of the queue, from 1.
     pub qid: u16,
-    /// Number of the queue's connection, which may have been reused.
+    /// Number of the queue's connection. Another connection may have this number by now.
     pub sock: SockId,
-    /// Generation of the queue, which differs from that of later queues with the same number.
+    /// Generation of the queue. Later queues with the same number have other generations.
     pub generation: u32,
 }
 
 struct Drain {
     leaving: Leaving,
-    /// Number of requests under way, plus one while the queue is being closed.
+    /// Number of requests in flight, plus one while the queue is being closed.
     waits: u32,
 }
 
@@ -33,14 +33,15 @@ pub struct Drains {
 }
 
 impl Drains {
-    /// Reserves room for one drain a request, since each request keeps at most one drain waiting, and for one queue that is being
-    /// closed.
+    /// Reserves room for one drain for each request, and for one queue that is being closed. More drains are not possible,
+    /// since each draining queue waits for a request of its own.
     pub fn new(requests: usize) -> Self {
         Self { table: Slab::with_capacity(requests + 1) }
     }
 
-    /// Starts the drain of a queue. Call [`wait`](Self::wait) for each of its requests, then [`ended`](Self::ended) once for this
-    /// call. Returns `None` only if there is no room, which the size of the table rules out.
+    /// Starts the drain of a queue. Call [`wait`](Self::wait) for each of the queue's requests. Then call
+    /// [`ended`](Self::ended) once, for the call of `begin` itself. Returns `None` if there is no room, which the size of the
+    /// table rules out.
     pub fn begin(&mut self, leaving: Leaving) -> Option<u32> {
         self.table.insert(Drain { leaving, waits: 1 }).ok()
     }
@@ -52,7 +53,7 @@ impl Drains {
         }
     }
 
-    /// Ends one wait of the drain. After the last wait, returns the queue that has left.
+    /// Ends one wait of the drain. If this is the last wait, returns the queue: it has left.
     pub fn ended(&mut self, at: u32) -> Option<Leaving> {
         let drain = self.table.get_mut(at)?;
         drain.waits -= 1;

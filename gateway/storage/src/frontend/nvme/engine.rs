@@ -1,12 +1,12 @@
-//! The command layer: executes commands, whatever the transport that carries them.
+//! The command layer: executes commands, independent of the transport that carries them.
 //!
-//! A transport sees calls and answers. A command has a number, which the transport may use as a tag:
+//! A transport makes calls and gets answers. A command has a number, which the transport may use as a tag:
 //! - [`Engine::begin`] takes a command and answers with its next need, a [`CommandStep`];
 //! - [`Engine::read`] gives a command the block that it asked for; [`Engine::give_block`] and [`Engine::execute`] bring its data;
-//! - [`Engine::respond`] takes the response of a command that is done.
+//! - [`Engine::respond`] returns the response of a completed command.
 //!
-//! Later results (a request comes back, an event fires, another core answers) come out of [`Engine::next_effect`]. The command layer
-//! knows no sockets, no PDUs, no grants and no quotas. `frontend/tests/direct.rs` is the smallest transport.
+//! Later results (a request comes back, an event fires, another core answers) come out of [`Engine::next_effect`]. The command
+//! layer knows no sockets, no PDUs, no grants and no quotas. `frontend/tests/direct.rs` is the smallest transport.
 
 use super::capacity::Capacity;
 use super::ctrlr::Ctrlrs;
@@ -30,7 +30,7 @@ use std::time::Duration;
 use trefoil_poll::{Buf, CoreId, Loan};
 use trefoil_wire::nvme::{Cqe, Status};
 
-/// Hash of the host that stands for all discovery controllers: together they have one host's share of the payload memory.
+/// Host hash of all discovery controllers: together they have one host's share of the payload memory.
 pub(super) const DISCOVERY_HOST: u64 = 0;
 
 /// The next need of a command.
@@ -46,13 +46,13 @@ pub enum CommandStep {
     Done,
 }
 
-/// Work for a transport, besides the answer to a call.
+/// Work for a transport that is not the answer to one of the transport's calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Send the response of this command.
     Done(u32),
-    /// End this command with [`Engine::fail`] if it waits for memory: Abort has flagged it. Otherwise, [`Engine::is_aborted`] tells
-    /// before the transport asks for its data.
+    /// Abort has flagged this command. If the command waits for memory, end it with [`Engine::fail`]. Otherwise, the transport
+    /// checks [`Engine::is_aborted`] before it asks for the command's data.
     Abort(u32),
     /// This queue is connected to a controller now.
     Up {
@@ -68,7 +68,7 @@ pub enum Effect {
     },
 }
 
-/// An effect that no transport has seen. Its command or queue may have ended since.
+/// An effect that the transport has not taken yet. The effect's command or queue may have ended meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pending {
     Done { at: u32, generation: u32 },
@@ -82,13 +82,13 @@ pub(super) enum Pending {
 pub struct Response {
     /// The completion queue entry.
     pub cqe: Cqe,
-    /// Bytes of data. They are at the start of the block, or in the loan if there is one.
+    /// Bytes of data for the host. They are in the loan, or at the start of the block if there is no loan.
     pub len: u32,
     /// The command's block, even if no data goes to the host.
     pub block: Option<Buf>,
     /// Data that goes to the host instead of the bytes in the block.
     pub loan: Option<Loan>,
-    /// True if the entry says only that the command succeeded. Then a transport may leave the entry out.
+    /// True if the completion queue entry says only that the command succeeded. A transport may then leave the entry out.
     pub is_plain: bool,
 }
 
@@ -97,19 +97,20 @@ pub struct Response {
 pub struct QueueView<'a>(pub(super) &'a Queue);
 
 impl QueueView<'_> {
-    /// Returns whether the queue may have one more command under way (NVMe base 2.0c §3.3.1.5).
+    /// Returns whether the queue may have one more command in flight (NVMe base 2.0c §3.3.1.5).
     #[inline]
     pub fn has_room(&self) -> bool {
         self.0.has_room()
     }
 
-    /// Returns the number of commands under way.
+    /// Returns the number of commands in flight.
     #[inline]
     pub fn outstanding(&self) -> usize {
         self.0.ring.len() as usize
     }
 
-    /// Returns whether this is an admin queue or a queue that is not connected yet. Its commands may take the reserve.
+    /// Returns whether this is an admin queue or a queue that is not connected yet. Commands of such a queue may take memory of
+    /// the reserve.
     #[inline]
     pub fn is_privileged(&self) -> bool {
         self.0.qid == 0
@@ -126,7 +127,7 @@ impl QueueView<'_> {
         self.0.discovery
     }
 
-    /// Returns whether the connection must be closed once the responses that are ready are sent (Disconnect).
+    /// Returns whether the transport must close the connection once it has sent the responses that are ready (Disconnect).
     pub fn has_disconnected(&self) -> bool {
         self.0.closing
     }
@@ -157,12 +158,12 @@ pub struct Engine {
     pub(super) promises_zeros: bool,
     /// The topology that hosts see.
     pub(super) topology: Arc<Topology>,
-    /// Newer topologies that are not applied to all connected hosts yet, oldest first.
+    /// Newer topologies that are not yet applied to all connected hosts, oldest first.
     pub(super) sweeps: VecDeque<Sweep>,
-    /// The next queue of a walk that closes connections. If the flag is set, the walk closes all connections; otherwise only
-    /// those of hosts that are no longer allowed.
+    /// The next queue of the walk that closes connections. If the flag is true, the walk closes all connections; otherwise only
+    /// the connections of hosts that are no longer allowed.
     pub(super) closing: Option<(u32, bool)>,
-    /// Count of the topologies that this engine saw, from 1.
+    /// Count of the topologies that this engine has had, from 1.
     pub(super) epoch: u32,
     /// The topology's epoch at which the discovery log last changed: its generation counter.
     pub(super) discovery_generation: u64,
@@ -176,9 +177,9 @@ pub struct Engine {
     pub(super) discovery_timeout: Duration,
     /// Refused Connects.
     pub(super) refusals: Refusals,
-    /// Closed queues whose requests are still under way.
+    /// Closed queues whose requests are still in flight.
     drains: Drains,
-    /// Streams of such queues that are not cancelled yet.
+    /// Streams of these closed queues that are not cancelled yet.
     cancels: VecDeque<u32>,
     /// The generation of the next connection; see [`Queue::generation`].
     next_generation: u32,
@@ -191,9 +192,9 @@ impl Engine {
     /// - controllers: see [`Ctrlrs::new`];
     /// - effects: at most one a slot, two a queue and one a refusal;
     /// - LUN counters: 4,096; see [`LunCounters::new`];
-    /// - drains: one a request that may be under way ([`TargetLimits::requests`]) × 20 B;
+    /// - drains: one for each request that may be in flight ([`TargetLimits::requests`]) × 20 B;
     /// - cancels: one a queue;
-    /// - refusals: see their type.
+    /// - refusals: see [`Refusals`].
     pub fn new(limits: &TargetLimits, core: CoreId, cores: u16, home: u16, capacity: Arc<Capacity>) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = ConnAddrs { portal: PortalId(0), local: nowhere, peer: nowhere };
@@ -225,7 +226,7 @@ impl Engine {
         }
     }
 
-    /// Takes back a request of this engine.
+    /// Handles the completion of a request of this engine.
     pub fn on_completed<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, mut done: Completed) {
         let origin = done.origin();
         let loan = done.take_loan();
@@ -253,7 +254,8 @@ impl Engine {
         }
     }
 
-    /// Handles a request that was dropped on its way: its command fails, and its slot lives on (see [`trefoil_poll::lost`]).
+    /// Handles a request that was dropped on its way: the request's command fails, and the command's slot stays in use (see
+    /// [`trefoil_poll::lost`]).
     pub fn on_lost<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, identity: u64) {
         let (at, generation) = ((identity >> 32) as u32, (identity >> 8) as u32 & 0xFF_FFFF);
         let Some(slot) = self.slots.get(at) else { return };
@@ -270,8 +272,8 @@ impl Engine {
         self.done_later(at);
     }
 
-    /// Frees the slot of a request whose queue is closed. Sends no response. With the end of its last request, the queue has
-    /// left its controller.
+    /// Frees the slot of a request whose queue is closed. Sends no response. If this was the last request of the queue, the
+    /// queue has left its controller.
     fn orphan_ended<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) {
         let slot = &mut self.slots[at];
         slot.buf.take().into_iter().for_each(|buf| cx.arena.free(buf));
@@ -282,7 +284,7 @@ impl Engine {
         }
     }
 
-    /// Hands the slot's request to the LUN layer.
+    /// Makes the slot's request, and puts it on the queue to the LUN layer.
     #[inline]
     #[allow(clippy::too_many_arguments)]
     pub(super) fn submit<I: StorageIo>(
@@ -313,7 +315,8 @@ impl Engine {
         CommandStep::Held
     }
 
-    /// Returns the queue's view of a namespace. If the host may not see the namespace, returns the status for the command.
+    /// Returns the queue's view of a namespace. If the host may not see the namespace, returns the status with which the
+    /// command fails.
     #[inline]
     pub(super) fn view(&mut self, queue: u32, nsid: u32) -> Result<NsView, Status> {
         let q = &self.queues[queue as usize];
@@ -335,8 +338,8 @@ impl Engine {
         Some(view)
     }
 
-    /// Returns the status for a queue that has no [`view`](Self::view) of a namespace. If the queue's host is no longer allowed,
-    /// the host is about to lose this connection, and may have another path.
+    /// Returns the status for a command whose queue has no [`view`](Self::view) of the namespace. A host that is no longer
+    /// allowed is about to lose this connection, but may have another path.
     #[cold]
     fn unseen(&self, queue: u32) -> Status {
         match self.subsystem(queue) {
@@ -345,8 +348,8 @@ impl Engine {
         }
     }
 
-    /// Returns the queue's subsystem, if the subsystem still exists and the queue's host is allowed. A topology counts from the
-    /// moment at which it is in force, although a sweep checks the connections only in later turns.
+    /// Returns the queue's subsystem, if the subsystem still exists and the queue's host is allowed. A new topology applies
+    /// here from the moment at which it is in force, although a sweep checks the connections only in later turns.
     pub(super) fn subsystem(&self, queue: u32) -> Option<&Subsystem> {
         let names = &self.names[queue as usize];
         let name = names.subnqn.as_str();
@@ -360,16 +363,16 @@ impl Engine {
         may.then_some(subsystem)
     }
 
-    /// Opens a queue for a connection that a transport accepted. The queue may Connect.
+    /// Opens a queue for a connection that a transport accepted. The queue then takes a Connect.
     pub fn open(&mut self, queue: u32, place: ConnAddrs) {
         self.queues[queue as usize].open();
         self.places[queue as usize] = place;
         self.names[queue as usize] = Names::NONE;
     }
 
-    /// Closes a queue whose connection a transport lost or closes. Requests under way are cancelled. The queue has left its
-    /// controller only when these requests have ended. Everything else of the queue ends here. Tells control if the queue was
-    /// connected to an I/O controller.
+    /// Closes a queue whose connection a transport has lost or is closing. Cancels the queue's requests in flight. The queue
+    /// leaves its controller only when these requests have ended; everything else of the queue ends now. Reports the close to
+    /// control if the queue was connected to an I/O controller.
     pub fn close<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32, why: &'static str) {
         let q = &self.queues[queue as usize];
         let down = (q.state == QueueState::Live && !q.discovery).then(|| {
@@ -406,7 +409,7 @@ impl Engine {
             self.cancels.push_back(q.generation);
         }
         q.generation = self.next_generation;
-        // Zero stands for no stream.
+        // Stream 0 means no stream.
         self.next_generation = self.next_generation.wrapping_add(1).max(1);
         if let Some(down) = down {
             cx.io.post_control(Msg::Event(down));
@@ -419,7 +422,7 @@ impl Engine {
         self.cancels.pop_front().map(|number| Stream { core: self.core, number })
     }
 
-    /// Returns whether a request's queue is still open. Returns true for a request of another owner than the target.
+    /// Returns whether a request's queue is still open. Returns true for a request that the target doesn't own.
     pub fn is_wanted(&self, origin: Origin) -> bool {
         origin.owner != Owner::Target || self.slots.get(origin.slot).is_some_and(|slot| slot.queue != NIL)
     }
@@ -434,7 +437,7 @@ impl Engine {
         let q = &mut self.queues[queue as usize];
         q.came_up();
         self.pending.push_back(Pending::Up { queue, generation: q.generation });
-        // Any host may have a discovery controller, under any name, so the log has no line for it.
+        // Any host may have a discovery controller, under any name. So the log has no line for such a controller.
         if !q.discovery {
             let host = ShortName::new(self.names[queue as usize].host().as_str());
             let (cntlid, qid, peer) = (q.cntlid, q.qid, self.places[queue as usize].peer);

@@ -1,7 +1,7 @@
 //! I/O commands (NVM command set 1.0c §3.2): checks commands, turns them into requests, and turns results into responses.
 //!
-//! Both halves of a command check the command. Between the halves, a command may wait for its data while the topology changes. So
-//! a request starts only if the host is allowed to make it at that time.
+//! Both halves of a command check the command. Between the halves, a command may wait for its data while the topology changes.
+//! So a request starts only if the host is allowed to make the request at that time.
 
 use super::engine::{CommandStep, Engine, status_of};
 use super::queue::NsView;
@@ -13,7 +13,7 @@ use crate::request::{Fault, Op};
 use crate::stats::Kind;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
 
-/// Size of the most ranges that Dataset Management can name: 256 (NVM command set 1.0c §3.2.3).
+/// Size of 256 ranges, the most that Dataset Management can name (NVM command set 1.0c §3.2.3).
 const MAX_DSM_BYTES: u32 = 256 * DsmRange::LEN as u32;
 
 impl Engine {
@@ -33,8 +33,8 @@ impl Engine {
                 Err(status) => self.fail(at, status),
             },
             IoCommand::Dsm(dsm) => {
-                // A host's buffer may have room for more ranges than the command names. Linux always gives room for the most,
-                // 256.
+                // A host's buffer may have room for more ranges than the command names. Linux always has room for 256 ranges,
+                // the most.
                 let named = u32::from(dsm.ranges) * DsmRange::LEN as u32;
                 CommandStep::Gather(self.slots[at].sqe.sgl1.len_bytes().clamp(named, MAX_DSM_BYTES))
             }
@@ -49,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// Does the second half of a command, once the data, or the block for the data, is in the slot.
+    /// Does the second half of a command, once the slot has the data, or the block for the data.
     #[inline]
     pub(super) fn execute_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let checked = match IoCommand::parse(&self.slots[at].sqe) {
@@ -78,7 +78,7 @@ impl Engine {
         }
     }
 
-    /// Answers a Read with a loan at once, if this core has the LUN in its memory.
+    /// If this core has the LUN in its memory, answers a Read at once with a loan.
     #[inline]
     pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<CommandStep> {
         let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
@@ -90,8 +90,8 @@ impl Engine {
         Some(self.continue_io(cx, at, Ok(())))
     }
 
-    /// Executes a Write of `data` at once and without a block, if this core has the LUN in its memory. This memory has no volatile
-    /// cache, so FUA needs no further work. Otherwise returns `None`, with nothing done.
+    /// If this core has the LUN in its memory, executes a Write of `data` at once and without a block. This memory has no
+    /// volatile cache, so FUA needs no further work. Otherwise returns `None`, with nothing done.
     #[inline]
     pub fn write_now<I: StorageIo>(
         &mut self,
@@ -110,7 +110,7 @@ impl Engine {
         Some(self.continue_io(cx, at, Ok(())))
     }
 
-    /// Implements the mutation `early-write`: a write is in the LUN before all its data has come.
+    /// Implements the mutation `early-write`: writes data to the LUN before all of the command's data has come.
     #[cold]
     pub fn write_early<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, data: &[u8]) {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return };
@@ -121,7 +121,7 @@ impl Engine {
         }
     }
 
-    /// Goes on with a command whose request has ended.
+    /// Continues a command whose request has ended.
     #[inline]
     pub(super) fn continue_io<I: StorageIo>(
         &mut self,
@@ -132,7 +132,7 @@ impl Engine {
         let now = cx.io.now();
         let slot = &mut self.slots[at];
         let opcode = slot.sqe.opcode;
-        // A backend that can't follow a hint does nothing (NVM command set 1.0c §3.2.3).
+        // A backend that can't follow a hint ignores the hint (NVM command set 1.0c §3.2.3).
         let ignored = Err(Fault::Unsupported);
         if let Err(fault) = result
             && !(result == ignored && opcode == io_opcode::DATASET_MANAGEMENT)
@@ -173,7 +173,7 @@ impl Engine {
         Ok((view, len as u32))
     }
 
-    /// Checks again if anything may have changed since the first half.
+    /// Repeats the check if anything may have changed since the first half.
     #[inline]
     fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
         let slot = &self.slots[at];
@@ -190,7 +190,7 @@ impl Engine {
         }
     }
 
-    /// Checks that the namespace exists and is accessible, and that the blocks lie in it.
+    /// Checks that the namespace exists and is accessible, and that the blocks are within the namespace.
     #[inline]
     fn check_blocks(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
         let slot = &self.slots[at];
@@ -204,7 +204,8 @@ impl Engine {
         Ok(view)
     }
 
-    /// Flushes the next namespace that the command names: one namespace, or all that the host sees (NVMe base 2.0c §7.1).
+    /// Flushes the next namespace that the command names. A command names one namespace, or all namespaces that the host sees
+    /// (NVMe base 2.0c §7.1).
     fn flush<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let (queue, nsid, cursor) = (self.slots[at].queue, self.slots[at].sqe.nsid, self.slots[at].cursor);
         let next = match nsid {
@@ -232,7 +233,8 @@ impl Engine {
         namespaces.get(from..)?.iter().find(|n| n.hosts.contains(host)).map(|n| n.nsid)
     }
 
-    /// Deallocates the next range that is not empty. All ranges are checked first, so that an invalid command changes nothing.
+    /// Deallocates the next range that is not empty. Before the first range, checks all ranges, so an invalid command changes
+    /// nothing.
     fn dsm<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, dsm: DsmCommand) -> CommandStep {
         match self.next_dsm_range(at, dsm) {
             Ok(Some((view, range))) => {

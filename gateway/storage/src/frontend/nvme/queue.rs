@@ -33,7 +33,7 @@ pub enum QueueState {
     Live,
 }
 
-/// A queue's cached data of a namespace, so that a command need not search the topology.
+/// A queue's cached data of a namespace. With this data, a command need not search the topology.
 #[derive(Clone, Copy, Debug)]
 pub struct NsView {
     /// NSID of the namespace; 0 for none.
@@ -42,7 +42,7 @@ pub struct NsView {
     pub epoch: u32,
     /// LUN behind the namespace.
     pub lun: LunId,
-    /// Logical block size as a power of two.
+    /// Logarithm to base 2 of the logical block size.
     pub block_shift: u8,
     /// ANA state of the namespace's group.
     pub ana_state: u8,
@@ -79,8 +79,8 @@ pub const NS_VIEWS: usize = 4;
 pub struct Queue {
     /// State of the queue.
     pub state: QueueState,
-    /// Count that changes when the connection ends, to a value that no connection of the core had before. It guards messages
-    /// between cores, and is the [`Stream`](crate::request::Stream) of the queue's requests.
+    /// Count that guards messages between cores; also the [`Stream`](crate::request::Stream) of the queue's requests. When the
+    /// connection ends, it changes to a value that no connection of the core had before.
     pub generation: u32,
     /// Queue identifier, 0 for admin.
     pub qid: u16,
@@ -94,23 +94,24 @@ pub struct Queue {
     pub most: u16,
     /// Submission queue head pointer (NVMe base 2.0c §3.3.3.2).
     pub sqhd: u16,
-    /// True if the host asked for no SQ flow control, so that SQHD has no meaning.
+    /// True if the host asked for no SQ flow control. SQHD then has no meaning.
     pub no_flow_control: bool,
-    /// True if the connection must be closed once the responses that are ready are sent (Disconnect).
+    /// True if the connection must be closed once the ready responses are sent (Disconnect).
     pub closing: bool,
-    /// Commands under way.
+    /// Commands in flight.
     pub ring: Ring,
-    /// Counts of commands under way by the low byte of their identifier. A count of zero proves that an identifier is not in use.
+    /// Counts of commands in flight, by the low byte of their identifier. A count of zero proves that an identifier is not in
+    /// use.
     cids: [u16; 256],
     /// Cached namespaces, by the low bits of the NSID.
     pub views: [NsView; NS_VIEWS],
-    /// Index of the subsystem in the topology, checked by name.
+    /// Index of the subsystem in the topology. The index may be outdated, so `Engine::subsystem` compares the name.
     pub subsystem: u32,
     /// Commands completed.
     pub commands: u64,
     /// Payload bytes moved.
     pub payload_bytes: u64,
-    /// Sum of the times from command to response, in nanoseconds.
+    /// Sum of the times from command to response of all `commands`, in nanoseconds.
     pub latency_ns: u64,
 }
 
@@ -138,26 +139,26 @@ impl Queue {
         }
     }
 
-    /// Opens the queue for a new connection, which may Connect.
+    /// Opens the queue for a new connection. The queue then takes a Connect.
     pub fn open(&mut self) {
         let (depth, most) = (MAX_QUEUE_ENTRIES, OPENING_COMMANDS);
         *self = Self { state: QueueState::New, depth, most, ..Self::new(self.generation) };
     }
 
-    /// Completes the queue's Connect. From now on, as many commands may be outstanding as the queue has entries; on a discovery
-    /// controller, at most [`DISCOVERY_COMMANDS`].
+    /// Completes the queue's Connect. From now on, as many commands may be outstanding as the queue has entries. A discovery
+    /// controller takes at most [`DISCOVERY_COMMANDS`].
     pub fn came_up(&mut self) {
         self.most = if self.discovery { self.depth.min(DISCOVERY_COMMANDS) } else { self.depth };
     }
 
     /// Returns whether one more command may be outstanding. A queue of N entries holds at most N − 1 commands (NVMe base 2.0c
-    /// §3.3.1.1). Linux hosts before 6.3 send N, so N are allowed; this does no harm.
+    /// §3.3.1.1). But Linux hosts before 6.3 send N commands, so the target takes N, which does no harm.
     #[inline]
     pub fn has_room(&self) -> bool {
         self.ring.len() < u32::from(self.most)
     }
 
-    /// Counts a command that arrives. Returns whether another command under way may have the same identifier.
+    /// Counts a command that arrives. Returns true if another command in flight may have the same identifier.
     #[inline]
     pub fn enter(&mut self, cid: u16) -> bool {
         let count = &mut self.cids[usize::from(cid as u8)];
@@ -191,7 +192,7 @@ impl Queue {
     }
 }
 
-/// Names in a queue's Connect, which are seldom needed.
+/// Names in a queue's Connect. Few commands need these names.
 #[derive(Clone, Debug)]
 pub struct Names {
     /// NQN of the subsystem.
@@ -217,7 +218,7 @@ impl Names {
     }
 }
 
-/// FNV-1a, by which cores compare names without sending them.
+/// Returns the FNV-1a hash of `text`. With such hashes, cores compare names without sending the names.
 pub fn hash(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))

@@ -1,8 +1,8 @@
 //! Refused Connects: counts them, and reports them to control.
 //!
-//! Any host that reaches a listener can cause any number of refusals, so the cost of refusals is bounded. There are a few records
-//! for details. A record is away until control has told the operator of the refusal. A refusal without a free record is only
-//! counted.
+//! Any host that reaches a listener can cause any number of refusals, so the cost of refusals must be bounded. There are a few
+//! records for the details of refusals. A record that was sent to control comes back once control has told the operator of the
+//! refusal. If no record is free, a refusal is only counted.
 
 use super::queue::ConnAddrs;
 use crate::msg::{ConnectRefusal, HostName, Refused};
@@ -24,7 +24,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Returns zero counts, and all records free.
+    /// Returns counts of zero, and all records free.
     pub fn new() -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let place = Refused {
@@ -46,8 +46,7 @@ impl Refusals {
         self.counts
     }
 
-    /// Counts a refusal, and keeps its details for [`next`](Self::next) if there is a free record. Returns whether the details
-    /// were kept.
+    /// Counts a refusal. If there is a free record, keeps the details for [`next`](Self::next) and returns true.
     pub fn add(
         &mut self,
         host_nqn: HostName,
@@ -74,8 +73,8 @@ impl Refusals {
     }
 }
 
-/// Returns the reason for the refusal of a Connect with `response`. `forbidden` is the reason why the topology does not allow the
-/// Connect; a host is not told that much.
+/// Returns the reason for the refusal of a Connect with `response`. `forbidden` is the reason for which the topology does not
+/// allow the Connect; the response to the host does not contain this reason.
 pub fn reason(response: ConnectResponse, forbidden: Option<ConnectRefusal>) -> ConnectRefusal {
     match response {
         ConnectResponse::InvalidParameter(parameter) => match parameter {

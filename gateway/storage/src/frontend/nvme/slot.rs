@@ -8,7 +8,7 @@ use crate::topology::LunId;
 use trefoil_poll::{Buf, Instant, Loan};
 use trefoil_wire::nvme::{Sqe, Status};
 
-/// Slots that one turn checks to count requests. Each check is a cache miss, so all of them take about 100 us.
+/// Slots that one turn examines to count requests. Each slot is a cache miss, so all of them take about 100 us.
 const LOOKED_AT: usize = 1024;
 
 /// The party that has a slot's command.
@@ -18,9 +18,9 @@ pub enum Phase {
     Free,
     /// The transport, which brings the data or a block. Abort may flag the command.
     Transport,
-    /// The LUN layer. A request is under way, and nothing else may end the slot.
+    /// The LUN layer. A request is in flight, so nothing else may end the slot.
     Backend,
-    /// The command layer, until an event or another core's answer.
+    /// The command layer, until an event or an answer of another core comes.
     Held,
     /// The transport, which sends the response.
     Answered,
@@ -37,15 +37,15 @@ pub struct CommandSlot {
     pub loan: Option<Loan>,
     /// True if the transport can send a loan's bytes with the next flush.
     pub may_lend: bool,
-    /// The queue; [`NIL`] once the queue is closed and only a request is still under way.
+    /// The queue. [`NIL`] once the queue is closed while a request is still in flight.
     pub queue: u32,
     /// Count that changes when the slot is freed.
     pub generation: u32,
     /// The party that has the command.
     pub phase: Phase,
-    /// True if Abort has flagged the command. A flagged command is not started once its data has come.
+    /// True if Abort has flagged the command. A flagged command fails instead of starting once its data has come.
     pub aborted: bool,
-    /// True if the host has given the command up and uses its identifier again. Such a command gets no response.
+    /// True if the host has given the command up and uses the command's identifier again. Such a command gets no response.
     pub forgotten: bool,
     /// Status of the response.
     pub status: Status,
@@ -55,10 +55,10 @@ pub struct CommandSlot {
     pub len: u32,
     /// Bytes at the start of `buf` that go to the host before the response.
     pub send_len: u32,
-    /// Bytes of the LUN that the last request named.
+    /// Bytes of the range of the LUN that the last request named.
     pub part_bytes: u64,
-    /// Position of a command of several parts: the next range, or the next namespace. In an Asynchronous Event Request: the event
-    /// in the response, as a constant of `event_bit`; 0 for no event.
+    /// Progress of a command of several parts: the next range, or the last namespace so far. In an Asynchronous Event Request:
+    /// the event in the response, as a constant of `event_bit`; 0 for no event.
     pub cursor: u32,
     /// Time of arrival.
     pub since: Instant,
@@ -66,7 +66,7 @@ pub struct CommandSlot {
     pub epoch: u32,
     /// LUN of an I/O command.
     pub lun: LunId,
-    /// Entry in [`Drains`](super::drain::Drains) to tell of the request's end, once the queue is closed.
+    /// Entry in [`Drains`](super::drain::Drains) that waits for the end of the request, once the queue is closed.
     pub drain: u32,
     next_free: u32,
 }
@@ -81,7 +81,7 @@ pub struct CommandSlots {
 }
 
 impl CommandSlots {
-    /// Reserves memory for `count` free slots of about 200 bytes.
+    /// Reserves memory for `count` slots of about 200 bytes. All slots are free.
     pub fn new(count: usize) -> Self {
         Self {
             slots: Vec::with_capacity(count),
@@ -108,8 +108,8 @@ impl CommandSlots {
         self.free_count
     }
 
-    /// Looks at the [`LOOKED_AT`] slots from `from` on. Returns how many of them have a request for `lun` under way, and the slot
-    /// at which the next call goes on; `None` at the end.
+    /// Examines the [`LOOKED_AT`] slots from `from` on. Returns how many of these slots have a request for `lun` in flight.
+    /// Also returns the slot at which the next call continues; `None` at the end.
     pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
         let piece = self.slots.iter().skip(from as usize).take(LOOKED_AT);
         let found = piece.filter(|slot| slot.phase == Phase::Backend && slot.lun == lun).count();
@@ -123,7 +123,7 @@ impl CommandSlots {
         self.slots.get(slot as usize)
     }
 
-    /// Takes a slot for a command of `queue` and puts it on the queue's ring.
+    /// Takes a slot for a command of `queue`, and puts the slot on the queue's ring.
     #[inline]
     pub fn take(&mut self, ring: &mut Ring, queue: u32, sqe: &[u8; 64], since: Instant) -> Option<u32> {
         if self.free == NIL {
@@ -204,7 +204,7 @@ impl CommandSlot {
         }
     }
 
-    /// Ends the loan, if there is one: copies its bytes into the block, as if they had been read into it.
+    /// Ends the loan, if there is one: copies the lent bytes into the block, as if the backend had read them into the block.
     #[cold]
     pub fn end_loan(&mut self) {
         if let Some(loan) = self.loan.take()

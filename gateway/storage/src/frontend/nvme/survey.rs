@@ -1,4 +1,4 @@
-//! The view that operators have of the queues, commands and LUNs of one core.
+//! The data that operators can see of one core: queues, commands and LUNs.
 
 use super::engine::Engine;
 use super::queue::QueueState;
@@ -7,12 +7,12 @@ use crate::stats::{LunStats, LunSurvey};
 use crate::topology::LunId;
 use trefoil_poll::SockId;
 
-/// Queues that one turn lists in a survey; a row takes 100 ns.
+/// Queues that one turn lists in a survey. A row takes 100 ns.
 const SURVEYED_A_TURN: usize = 1024;
 
 impl Engine {
-    /// Lists the queue pairs of this core from `into.next` on, as many as one turn may list. `digests` returns the header and the
-    /// data digest of a queue's connection.
+    /// Lists the queue pairs of this core from `into.next` on, as many as one turn may list. For a queue's connection,
+    /// `digests` returns the use of a header digest and of a data digest.
     pub fn survey(&self, into: &mut Survey, digests: impl Fn(u32) -> Option<(bool, bool)>) {
         into.refused = self.refusals.counts();
         let from = into.next.take().unwrap_or(0);
@@ -57,7 +57,7 @@ impl Engine {
         self.luns.survey(into);
     }
 
-    /// Counts the requests for `lun` under way; see [`Target::under_way`](crate::Target::under_way).
+    /// Counts the requests for `lun` in flight; see [`Target::under_way`](crate::Target::under_way).
     pub fn under_way(&self, lun: LunId, from: u32) -> (usize, Option<u32>) {
         self.slots.under_way(lun, from)
     }

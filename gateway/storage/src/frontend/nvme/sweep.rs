@@ -1,10 +1,10 @@
-//! The walk that applies a new topology to the connected hosts; `admin/topology.rs` takes its steps.
+//! The walk that applies a new topology to the connected hosts. `admin/topology.rs` executes the steps of this walk.
 
 use crate::topology::Topology;
 use std::sync::Arc;
 
-/// The most sweeps that can wait. Control publishes one topology after the other. So two sweeps wait only after control gave up a
-/// slow core.
+/// The most sweeps that can wait. Control publishes one topology after the other. So two sweeps wait only after control has
+/// stopped waiting for a slow core.
 pub const MAX_SWEEPS: usize = 4;
 
 /// The walk from one topology to the next.
@@ -20,13 +20,13 @@ pub struct Sweep {
 /// The next step of a sweep.
 #[derive(Clone, Copy, Debug)]
 pub enum SweepCursor {
-    /// Close this queue unless it may stay.
+    /// Close this queue if its host may not stay connected.
     Queue(u32),
-    /// Forget the counters of this LUN number if another LUN has the number now.
+    /// Clear the counters of this LUN number if another LUN has the number now.
     Lun(usize),
     /// Compare this subsystem of the new topology with the old subsystem.
     Subsystem(usize),
-    /// Compare these namespaces of a subsystem, and tell this controller of a difference.
+    /// Compare these namespaces of a subsystem, and report a difference to this controller.
     Namespace {
         subsystem: usize,
         before: usize,

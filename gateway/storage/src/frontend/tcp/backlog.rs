@@ -1,4 +1,4 @@
-//! The connections that wait for memory or a command slot: how each goes on, and where its bytes stay meanwhile.
+//! The connections that wait for memory or a command slot: how each continues, and where its received bytes stay meanwhile.
 
 use super::command::Next;
 use super::conn::{Body, BodyKind, ConnState, Parked, Unparsed};
@@ -15,7 +15,7 @@ use trefoil_wire::tcp::Layout;
 const PARKED_AT_LEAST: usize = 32 << 10;
 
 impl Tcp {
-    /// Goes on with a command that has its block.
+    /// Continues a command that now has its block.
     #[inline]
     pub(super) fn funded<I: StorageIo>(
         &mut self,
@@ -31,8 +31,8 @@ impl Tcp {
             shared.engine.give_block(at, block);
             return self.output(c, at);
         }
-        // Only data that this turn's flush sends may be lent: a host that doesn't read must not block writers. A digest needs bytes
-        // that nobody else can change, so such data is not lent.
+        // Lend only data that this turn's flush sends: a host that doesn't read must not block writers. A digest needs bytes
+        // that no write can change meanwhile, so data with a digest is not lent.
         let conn = &mut self.conns[c as usize];
         let may_lend = conn.may_borrow > 0 && conn.sending.is_none() && !conn.framing.data_digest;
         conn.may_borrow -= usize::from(may_lend);
@@ -82,7 +82,8 @@ impl Tcp {
         progress || used > 0 || !self.conns[c as usize].stalled
     }
 
-    /// Postpones a command capsule that can't be taken now. The capsule stalls the stream, or is parked if the stream must go on.
+    /// Postpones a command capsule for which there is no slot or memory. The capsule stalls the stream. If the stream must
+    /// continue (an R2T's data is pending), parks the capsule instead.
     #[cold]
     pub(super) fn later<I: StorageIo>(
         &mut self,
@@ -117,11 +118,11 @@ impl Tcp {
         Taken::Yes
     }
 
-    /// Takes as many parked capsules as there is room for. Returns true if at least one capsule was taken.
+    /// Takes as many parked capsules as there is room for. Returns true if the connection took at least one capsule.
     fn replay<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) -> bool {
         let conn = &mut self.conns[c as usize];
-        // The stream may be in the middle of a header or a body, and goes on there afterwards. A capsule that is being parked
-        // goes on at the end of the block, so the block must not move.
+        // The stream may be in the middle of a header or a body, and continues there afterwards. The rest of a capsule that is
+        // being parked goes to the end of the block, so the block must not move.
         let Some(mut parked) = conn.parked.take() else { return false };
         let stream = (conn.in_body, conn.body, conn.stash_len);
         (conn.in_body, conn.stash_len) = (false, 0);

@@ -1,4 +1,4 @@
-//! Moves the data after a header into the slot's block, and sums the data if there is a digest.
+//! Moves the data after a header into the slot's block, and computes the CRC of the data if there is a digest.
 
 use super::Tcp;
 use super::command::Next;
@@ -12,7 +12,7 @@ use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::digest_append;
 
 impl Tcp {
-    /// Takes as many of `bytes` as belong to the body, and returns their number. `bytes` must not be empty.
+    /// Takes the part of `bytes` that belongs to the body, and returns its length. `bytes` must not be empty.
     #[inline]
     pub(super) fn body<I: StorageIo>(
         &mut self,
@@ -100,7 +100,7 @@ impl Tcp {
             return;
         }
         if digested && crc != u32::from_le_bytes(digest) {
-            // This error is not fatal: this command alone fails, once all its data has come (NVMe-oF TCP 1.0c §3.3.1.2).
+            // This error is not fatal. Only this command fails, once all its data has come (NVMe-oF TCP 1.0c §3.3.1.2).
             self.commands[at].is_corrupt = true;
         }
         let command = &mut self.commands[at];

@@ -5,9 +5,9 @@ use crate::list::{Fifo, Linked, NIL};
 /// The next PDU of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The response, once the command layer has it.
+    /// The response, once the command layer has produced it.
     Response,
-    /// An R2T, once there is a block for the data.
+    /// An R2T, once the command has a block for the data.
     Block,
     /// An R2T, which is in the connection's list of output.
     R2t,
@@ -44,8 +44,8 @@ impl Linked for TcpCommand {
     }
 }
 
-/// The transport's sides of all commands, by their numbers. Start-up reserves their memory, which is touched only as far as numbers
-/// are in use.
+/// The transport's state of all commands, by the commands' numbers. Start-up reserves the memory. It is touched only up to the
+/// highest number in use so far.
 pub struct TcpCommands {
     commands: Vec<TcpCommand>,
 }
@@ -71,7 +71,7 @@ impl TcpCommands {
         self.commands.push(new);
     }
 
-    /// Returns the command with this number, which a host may have made up.
+    /// Returns the command with this number. A host may have invented the number.
     #[inline]
     pub fn get(&self, at: u32) -> Option<&TcpCommand> {
         self.commands.get(at as usize)

@@ -6,8 +6,8 @@ use trefoil_poll::wheel::TimerKey;
 use trefoil_poll::{Buf, Instant};
 use trefoil_wire::tcp::{CommonHeader, FatalStatus, Framing, Receiver};
 
-/// Loans that a connection takes between two sends: as many as one list holds. Headers or earlier output may fill the list first.
-/// The flush then ends the remaining loans, so that no loan is kept past its turn.
+/// The most loans that a connection takes between two sends: as many as one list holds. Headers or earlier output may fill the
+/// list first. The flush then ends the remaining loans, so that no loan lasts longer than its turn.
 pub(super) const LOANS: usize = BUFS;
 
 /// State of a connection.
@@ -19,7 +19,7 @@ pub enum ConnState {
     Opening,
     /// PDUs flow.
     Ready,
-    /// A terminate request is sent or will be sent. All received bytes are thrown away until the host closes.
+    /// A terminate request is sent or will be sent. The target discards all received bytes until the host closes.
     Terminating,
     /// The driver is closing the connection.
     Closing,
@@ -39,7 +39,7 @@ pub enum BodyKind {
 /// The part of a PDU after its header: padding, data, data digest.
 #[derive(Clone, Copy, Debug)]
 pub struct Body {
-    /// Slot that gets the data; [`NIL`] if the data is thrown away.
+    /// Slot that gets the data; [`NIL`] to discard the data.
     pub slot: u32,
     /// Use of the data.
     pub kind: BodyKind,
@@ -53,7 +53,7 @@ pub struct Body {
     pub digest_left: u8,
     /// The received part of the digest.
     pub digest: [u8; 4],
-    /// True if a digest follows, so that the data is summed.
+    /// True if a data digest follows. The CRC of the data is then computed.
     pub digested: bool,
     /// CRC32C of the data received so far.
     pub crc: u32,
@@ -85,12 +85,12 @@ pub struct Unparsed {
     pub end: usize,
 }
 
-/// Whole command capsules that were taken off the stream because pending data comes after them.
+/// Whole command capsules that the transport took off the stream, because pending data comes after these capsules.
 #[derive(Debug)]
 pub struct Parked {
     /// The block with the capsules.
     pub buf: Buf,
-    /// Offset of the first byte that was not replayed.
+    /// Offset of the first byte that was not replayed yet.
     pub at: usize,
     /// Offset of the end of the last whole capsule.
     pub whole: usize,
@@ -101,7 +101,7 @@ pub struct Parked {
 /// A connection, of about 420 bytes.
 #[derive(Debug)]
 pub struct Conn {
-    /// State of the connection.
+    /// State of this connection.
     pub state: ConnState,
     /// Framing that the host and the target agreed on with ICReq.
     pub framing: Framing,
@@ -117,17 +117,17 @@ pub struct Conn {
     pub in_body: bool,
     /// True if a receive is outstanding.
     pub receiving: bool,
-    /// True if the next command waits for memory or a slot. Meanwhile, the connection asks for no receive.
+    /// True if the next command waits for memory or a slot. The connection then asks the driver for no bytes.
     pub stalled: bool,
-    /// The received bytes from that command on, unless all of them are in the stash.
+    /// The received bytes from that command on, unless the stash has all of them.
     pub unparsed: Option<Unparsed>,
     /// Commands whose R2T or response waits to be sent.
     pub ready: Fifo,
-    /// Capsules that are taken before those on the stream.
+    /// Parked capsules. The transport takes these before the capsules on the stream.
     pub parked: Option<Parked>,
-    /// R2Ts whose data has not come completely.
+    /// The number of R2Ts whose data has not come completely.
     pub grants: u32,
-    /// R2Ts for large data that has not come completely.
+    /// The number of R2Ts for large data that has not come completely.
     pub large_grants: u32,
     /// True if an ICResp waits to be sent.
     pub ic_resp: bool,
@@ -135,20 +135,20 @@ pub struct Conn {
     pub initialized: bool,
     /// Error of the terminate request that waits to be sent.
     pub term: Option<FatalStatus>,
-    /// Time at which the outstanding send started, or at which a check last saw the send make progress.
+    /// Time at which the outstanding send started, or at which a check last found that the host had taken more of the send.
     pub sending: Option<Instant>,
-    /// Bytes that the host had taken at that time; `None` before the first check.
+    /// Bytes that the host had taken at the last check; `None` before the first check.
     pub taken_bytes: Option<u64>,
-    /// True if the send under way contains an R2T.
+    /// True if the send in flight contains an R2T.
     pub asked: bool,
-    /// Time since which data from the host is pending (an R2T asked for it, or a header announced it), or at which a check last
-    /// saw some of the data come.
+    /// Time since which data from the host is pending (an R2T asked for it, or a header announced it). A check that finds more
+    /// of the data sets this time to the time of the check.
     pub pending_since: Option<Instant>,
-    /// Bytes of pending data that had come at that time; `None` before the first check.
+    /// Bytes of pending data that had come at the last check; `None` before the first check.
     pub come_bytes: Option<u64>,
-    /// Bytes of pending data that have come, except for those in a block that the driver is filling.
+    /// Bytes of pending data that have come, without the bytes in a block that the driver is filling.
     pub data_bytes: u64,
-    /// Reads that may still be answered with loans before the next send.
+    /// Reads that loans may still answer before the next send.
     pub may_borrow: usize,
     /// True if the connection is in the list of connections with pending output.
     pub dirty: bool,
@@ -192,7 +192,7 @@ impl Conn {
         }
     }
 
-    /// Returns whether the driver can be given output now.
+    /// Returns whether the connection has output for the driver.
     pub fn has_output(&self) -> bool {
         match self.state {
             ConnState::Opening | ConnState::Ready => self.ic_resp || !self.ready.is_empty(),

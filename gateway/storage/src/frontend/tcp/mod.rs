@@ -1,14 +1,15 @@
 //! The NVMe/TCP transport (NVMe-oF TCP 1.0c): PDUs in and out. The transport does not know the meaning of commands.
 //!
-//! A connection has the number of its socket, which is also the number of its queue. The transport parses the stream in place: a
-//! PDU that is whole in the received slice is never copied. Only in-capsule data is copied, straight into its payload block. A
-//! small stash keeps the start of a header that is cut. Data of a large transfer is received straight into its block. Each
-//! connection has at most one send outstanding; output that becomes ready meanwhile is batched into the next send.
+//! A connection has the number of its socket, which is also the number of its queue. The transport parses the stream in place:
+//! a PDU that is whole in the received slice is not copied first. In-capsule data and the data of small transfers are copied,
+//! straight into their payload block. The driver receives the data of a large transfer straight into its block. A small stash
+//! keeps the start of a header that is cut. Each connection has at most one send outstanding. The next send takes all output
+//! that becomes ready meanwhile.
 //!
 //! Memory: a connection that gets no slot or no memory stops receiving. Bytes that it has already received go to a block of the
-//! reserve. If the reserve is exhausted too, the connection is closed, and the host connects again. A connection must not stop
-//! while data for an R2T is pending: the data may come after a command that can't be taken, and only the data frees the
-//! connection's slots and blocks. In that case the transport parks such commands, so that the stream goes on.
+//! reserve. If the reserve is exhausted too, the target closes the connection, and the host connects again. A connection must
+//! not stop while data for an R2T is pending: the data may come after a command for which there is no room, and only the data
+//! frees the connection's slots and blocks. In that case the transport parks such commands, so that the stream continues.
 
 mod backlog;
 mod body;
@@ -38,9 +39,9 @@ use trefoil_poll::{Buf, Instant, RecvEnd, SendList, SockError, SockId};
 pub enum Room {
     /// A connection is closing. Its socket becomes free once the driver has closed it.
     Made,
-    /// The connection that would be closed keeps its socket until this time.
+    /// The connection to close keeps its socket until this time.
     At(Instant),
-    /// All connections are I/O controllers'.
+    /// All connections belong to I/O controllers.
     Never,
 }
 
@@ -49,7 +50,7 @@ pub struct Tcp {
     limits: TargetLimits,
     conns: Box<[Conn]>,
     commands: TcpCommands,
-    /// Send lists that are not under way, boxed as the driver takes them.
+    /// Send lists that are not in use, in the boxes that the driver takes.
     #[allow(clippy::vec_box)]
     lists: Vec<Box<SendList>>,
     /// Connections with something to send.
@@ -61,7 +62,8 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Allocates connections of about 420 B each, commands of 16 B each, lists of 21 KiB each, and a word a connection.
+    /// Allocates connections of about 420 B each, commands of 16 B each, and lists of 21 KiB each. The list of dirty
+    /// connections takes a word for each connection.
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
@@ -79,7 +81,7 @@ impl Tcp {
         self.closing
     }
 
-    /// Returns whether a connection has a header digest and a data digest.
+    /// Returns the use of a header digest and of a data digest on a connection.
     pub fn digests(&self, sock: SockId) -> Option<(bool, bool)> {
         let framing = &self.conns.get(sock.0 as usize)?.framing;
         Some((framing.header_digest, framing.data_digest))
@@ -143,7 +145,7 @@ impl Tcp {
         }
         self.lists.push(list);
         conn.sending = None;
-        // From now on the host can know of the R2Ts in the send, so their data is pending.
+        // From now on the host can know the R2Ts in this send, so their data is pending.
         if std::mem::take(&mut conn.asked) && conn.grants > 0 {
             self.note_pending(shared, cx, sock.0);
         }
@@ -158,7 +160,7 @@ impl Tcp {
         }
     }
 
-    /// Handles the driver's last event of a connection: nothing is outstanding any more.
+    /// Handles the driver's last event of a connection. Nothing of the connection is outstanding any more.
     pub fn on_closed<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, sock: SockId) {
         self.kill(shared, cx, sock.0, "closed");
         if let Some(conn) =
@@ -197,13 +199,14 @@ impl Tcp {
     fn ready(&mut self, shared: &mut Shared, at: u32) {
         let c = shared.engine.queue_of(at);
         if self.conns[c as usize].sending.is_some() {
-            // A read that waited at its backend may complete while an earlier send is stuck. Writers must not wait for that send.
+            // A read that waited at its backend may complete while an earlier send is stuck. Writers must not wait for that
+            // send, so the read's loan ends.
             shared.engine.end_loan(at);
         }
         self.output(c, at);
     }
 
-    /// Appends a command to its connection's list of output.
+    /// Appends a command to the output of connection `c`.
     #[inline]
     fn output(&mut self, c: u32, at: u32) {
         self.commands.push(&mut self.conns[c as usize].ready, at);
@@ -256,8 +259,8 @@ impl Tcp {
         }
     }
 
-    /// Returns the reason to close a connection whose deadline has passed. A connection that has moved data since the last check,
-    /// in either direction, gets more time.
+    /// Returns the reason to close a connection whose deadline has passed. Returns `None` if the send in flight and the pending
+    /// data have both made progress since the last check; the connection then gets more time.
     #[cold]
     fn overdue<I: StorageIo>(&mut self, shared: &Shared, cx: &mut Cx<'_, I>, c: u32) -> Option<&'static str> {
         let conn = &mut self.conns[c as usize];
@@ -289,8 +292,9 @@ impl Tcp {
         None
     }
 
-    /// Notes that the host has data pending, if it had none before. The spec has no TermReq reason for missing data (NVMe-oF TCP
-    /// 1.0c §3.6.2.4), and the memory must be free at once. So the target closes such a connection without a TermReq.
+    /// Notes that the host has data pending, if there was no pending data before. The spec has no TermReq reason for missing
+    /// data (NVMe-oF TCP 1.0c §3.6.2.4), and the memory must be free at once. So the target later closes a connection with
+    /// missing data without a TermReq.
     fn note_pending<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) {
         let conn = &mut self.conns[c as usize];
         if conn.pending_since.is_none() {

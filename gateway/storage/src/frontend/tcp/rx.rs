@@ -17,28 +17,28 @@ use trefoil_wire::tcp::{
     field,
 };
 
-/// Data of at least this size is received straight into its block. Headers that announce such data are received in small pieces,
-/// so that a receive does not bring the data with the header. Below this size, a copy is cheaper than another receive.
+/// Data of at least this size is received straight into its block. Headers that announce such data are received in small
+/// pieces, so that one receive doesn't bring the header and the data. Below this size, a copy is cheaper than another receive.
 const DIRECT_BYTES: u32 = 16 << 10;
-/// Size of a receive that is to bring headers only: three command capsules, or an H2CData header and a little more.
+/// Size of a receive that must bring headers only: three command capsules, or an H2CData header and a little more.
 const HEADERS_BYTES: u32 = 256;
 
 const CONNECT_BYTES: u32 = ConnectData::LEN as u32;
 
 /// The result of taking a PDU.
 pub(super) enum Taken {
-    /// The header is taken; the body, if there is any, follows.
+    /// The transport took the header; the body, if there is any, follows.
     Yes,
-    /// The header is taken, and so are this many bytes after it, which are the whole body.
+    /// The transport took the header, and the whole body, which is this many bytes after the header.
     Whole(usize),
-    /// Nothing is taken: there is no slot or no memory for the PDU now.
+    /// The transport took nothing: there is no slot or no memory for the PDU now.
     Stalled,
-    /// The connection takes no more PDUs.
+    /// The connection accepts no more PDUs.
     Dead,
 }
 
 impl Tcp {
-    /// Takes received bytes.
+    /// Handles received bytes.
     #[inline]
     pub fn on_received<I: StorageIo>(
         &mut self,
@@ -57,7 +57,7 @@ impl Tcp {
         self.arm(shared, cx, c);
     }
 
-    /// Takes a block that the driver has filled with all the remaining data.
+    /// Handles a block that the driver has filled with all the remaining data of the body.
     pub fn on_filled<I: StorageIo>(
         &mut self,
         shared: &mut Shared,
@@ -105,7 +105,7 @@ impl Tcp {
         cx.io.recv(SockId(c), RecvInto::Stream { max_bytes });
     }
 
-    /// Keeps received bytes for later, or closes the connection if there is no memory even for these bytes.
+    /// Keeps received bytes for later. If there is no memory even for these bytes, closes the connection.
     fn keep_unparsed<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32, bytes: &[u8]) {
         let Some(mut buf) = shared.memory.keep(cx, c, bytes.len()) else {
             return self.kill(shared, cx, c, "no memory for what it sent");
@@ -114,8 +114,7 @@ impl Tcp {
         self.conns[c as usize].unparsed = Some(Unparsed { buf, at: 0, end: bytes.len() });
     }
 
-    /// Parses `bytes` and returns how many bytes are consumed. If bytes are left, the connection is stalled and is in the list of
-    /// starved connections.
+    /// Parses `bytes` and returns how many bytes are consumed. If bytes are left, the connection is stalled and in the backlog.
     pub(super) fn consume<I: StorageIo>(
         &mut self,
         shared: &mut Shared,
@@ -178,7 +177,7 @@ impl Tcp {
         }
     }
 
-    /// Completes a stashed header from `rest` and moves `at` along. Returns `None` if the header is still not whole.
+    /// Completes a stashed header from `rest`, and advances `at`. Returns `None` if the header is still incomplete.
     fn stashed<I: StorageIo>(
         &mut self,
         shared: &mut Shared,
@@ -281,7 +280,7 @@ impl Tcp {
         Taken::Yes
     }
 
-    /// Takes a command capsule. If the capsule can't be taken now, nothing is changed.
+    /// Handles a command capsule. If there is no room for the capsule now, [`later`](Self::later) postpones it.
     #[inline]
     #[allow(clippy::too_many_arguments)]
     fn command<I: StorageIo>(
@@ -296,7 +295,7 @@ impl Tcp {
     ) -> Taken {
         let queue = shared.engine.queue(c);
         if !queue.has_room() {
-            // More commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
+            // The host sent more commands than the queue has entries (NVMe base 2.0c §3.3.1.5).
             return self.terminate(shared, cx, c, FatalStatus::SequenceError, header);
         }
         let privileged = queue.is_privileged();
@@ -309,7 +308,8 @@ impl Tcp {
             return self.later(shared, cx, c, layout, header);
         }
         let mut block = None;
-        // Before Connect, only the data of a Connect needs a block. Other data is thrown away, and its command fails.
+        // Before Connect, only the data of a Connect needs a block. The transport discards other data, and the command of such
+        // data fails.
         let is_surplus = || privileged && layout.data_len > CONNECT_BYTES && !queue.is_live();
         if layout.data_len > 0 && !is_surplus() {
             block = shared.memory.acquire(cx, c, layout.data_len, privileged);
@@ -367,7 +367,7 @@ impl Tcp {
         whole.map_or(Taken::Yes, Taken::Whole)
     }
 
-    /// Takes the header of data that an R2T asked for.
+    /// Handles the header of data that an R2T asked for.
     fn h2c_data<I: StorageIo>(
         &mut self,
         shared: &mut Shared,
@@ -427,7 +427,7 @@ impl Tcp {
         self.terminate(shared, cx, c, error.status, header)
     }
 
-    /// Reports a fatal transport error to the host, and throws away all later bytes (NVMe-oF TCP 1.0c §3.5).
+    /// Reports a fatal transport error to the host, and discards all later bytes (NVMe-oF TCP 1.0c §3.5).
     #[cold]
     fn terminate<I: StorageIo>(
         &mut self,
@@ -458,13 +458,13 @@ impl Tcp {
     }
 }
 
-/// The way of a new command's data.
+/// The way in which a new command's data moves.
 enum Route {
     /// The command's data, of this many bytes, follows in the capsule.
     InCapsule(u32),
-    /// The command needs a block of this many bytes. With the block there, this PDU is next.
+    /// The command needs a block of this many bytes. Once the command has the block, the given PDU is next.
     Block(u32, Next),
-    /// The command layer has the command, or the command is answered.
+    /// The transport has no data to move: the command layer is executing the command, or the response is ready.
     Settled(CommandStep),
 }
 
@@ -489,7 +489,7 @@ fn route(shared: &mut Shared, at: u32, step: CommandStep, in_capsule: u32) -> Ro
     Route::Settled(shared.engine.fail(at, refused.dnr()))
 }
 
-/// Returns the common header, and the length of the header with its digest.
+/// Parses the common header. Returns the common header, and the length of the whole header with its digest.
 #[inline]
 fn header_of(conn: &Conn, bytes: &[u8; CommonHeader::LEN]) -> Result<(CommonHeader, usize), HeaderError> {
     let common = CommonHeader::parse(bytes)?;
@@ -516,13 +516,13 @@ fn whole_data<'a>(layout: &Layout, after: &'a [u8]) -> Option<&'a [u8]> {
     after.get(..layout.data_len as usize).filter(|_| bare)
 }
 
-/// Starts the stash with the start of a header that is cut.
+/// Stashes the start of a header that is cut.
 fn keep(conn: &mut Conn, bytes: &[u8]) {
     conn.stash.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     conn.stash_len = bytes.len();
 }
 
-/// Fills the stash up to `need` bytes and returns how many bytes were taken.
+/// Fills the stash up to `need` bytes. Returns how many bytes were added.
 fn top_up(conn: &mut Conn, bytes: &[u8], need: usize) -> usize {
     let have = conn.stash_len;
     let take = need.saturating_sub(have).min(bytes.len());

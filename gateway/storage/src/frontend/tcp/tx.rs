@@ -1,4 +1,4 @@
-//! Turns pending output into PDUs: one send list for each connection in a turn.
+//! Turns pending output into PDUs. A connection gets at most one send list in a turn.
 
 use super::Tcp;
 use super::command::Next;
@@ -18,13 +18,14 @@ use trefoil_wire::tcp::{
 const HEAD_BYTES: usize = 128 + DIGEST_LEN + CapsuleResp::LEN + DIGEST_LEN;
 
 impl Tcp {
-    /// Sends the pending output of every connection without a send under way. Returns true if at least one connection had output.
+    /// Sends the pending output of every connection that has no send in flight. Returns true if at least one connection had
+    /// output.
     pub fn flush<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>) -> bool {
         let mut worked = false;
         while let Some(c) = self.dirty.front().copied() {
             let conn = &self.conns[c as usize];
             if conn.sending.is_none() && conn.has_output() {
-                // Without a free list, all later connections wait too. Each send that ends returns a list.
+                // If no list is free, all later connections wait too. Each completed send returns a list.
                 let Some(list) = self.lists.pop() else { break };
                 self.flush_one(shared, cx, c, list);
                 worked = true;
@@ -64,7 +65,7 @@ impl Tcp {
             shared.engine.end_loan(at);
         }
         if list.is_empty() {
-            // The host has given up all that there was to answer.
+            // The host has given up all commands that had a response waiting.
             return self.lists.push(list);
         }
         let conn = &mut self.conns[c as usize];
@@ -96,7 +97,7 @@ impl Tcp {
         let Response { cqe, len, mut block, loan, is_plain } = response;
         let conn = &self.conns[c as usize];
         let (header_digest, data_digest) = (conn.framing.header_digest, conn.framing.data_digest);
-        // Without SQ flow control, a response says no more than the SUCCESS flag (NVMe-oF TCP 1.0c §3.6.2.9).
+        // Without SQ flow control, a response would say only what the SUCCESS flag says (NVMe-oF TCP 1.0c §3.6.2.9).
         let success = len > 0 && is_plain;
         if len > 0
             && let Some(data) = block.take()

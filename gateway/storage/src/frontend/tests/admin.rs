@@ -121,7 +121,7 @@ fn logs_can_be_read_in_pieces() {
         (lid::COMMANDS_AND_EFFECTS, 4096),
         (lid::ANA, 56),
     ] {
-        // Only errors make the error log grow, so the whole log and its pieces are the same.
+        // Only errors make the error log longer, so its pieces together are equal to the whole log.
         let whole = log(&mut rig, &mut admin, lid, 0, len).data;
         assert!(whole.iter().any(|&b| b != 0) || lid == lid::ERROR, "log {lid:#x}");
         let mut pieces = Vec::new();
@@ -130,7 +130,7 @@ fn logs_can_be_read_in_pieces() {
         }
         assert_eq!(pieces, whole, "log {lid:#x}");
     }
-    // nvme-cli reads the ANA log up to the length that follows from Identify's MNAN and NANAGRPID.
+    // nvme-cli reads as many bytes of the ANA log as follow from Identify's MNAN and NANAGRPID.
     assert_eq!(log(&mut rig, &mut admin, lid::ANA, 560, 64).data, [0; 64]);
     assert!(log(&mut rig, &mut admin, lid::ANA, 596, 4).status.is(Status::INVALID_FIELD));
     assert!(log(&mut rig, &mut admin, lid::SMART, 516, 4).status.is(Status::INVALID_FIELD));
@@ -175,7 +175,7 @@ fn features_are_as_fabrics_wants() {
     assert!(
         set(&mut rig, &mut admin, fid::VOLATILE_WRITE_CACHE, 0).status.is(Status::FEATURE_NOT_CHANGEABLE)
     );
-    // Interrupt features don't exist over fabrics.
+    // Features of interrupts don't exist over fabrics.
     for other in [0x08, 0x09, 0x0D, 0xC0] {
         assert!(get(&mut rig, &mut admin, other, 0).status.is(Status::INVALID_FIELD), "{other:#x}");
         assert!(set(&mut rig, &mut admin, other, 0).status.is(Status::INVALID_FIELD), "{other:#x}");
@@ -246,13 +246,13 @@ fn namespace_changes_are_told_once_until_the_log_is_read() {
     rig.topology.subsystems[0].namespaces[2].hosts = Allow::only(vec![]);
     rig.publish();
     assert_eq!(changed(&mut rig, &mut admin), [9]);
-    // The event type was masked until the host read the log, and nothing has changed since. So a new request waits.
+    // The event type was masked until the host read the log, and nothing has changed since then. So a new request waits.
     await_event(&mut rig, &mut admin, 803);
     assert_eq!(admin.responses(&mut rig), []);
     rig.finish();
 }
 
-/// Checks NVMe base 2.0c §5.16.1.5: a list has at most 1,024 entries, and FFFFFFFFh stands for more.
+/// Checks NVMe base 2.0c §5.16.1.5: a list has at most 1,024 entries; FFFFFFFFh means that there are more.
 #[test]
 fn the_changed_namespace_list_goes_to_1024_entries() {
     let mut rig = Rig::new(1);
@@ -281,7 +281,7 @@ fn event_requests_are_limited() {
     rig.finish();
 }
 
-/// Does what SPDK's hosts do when they detach: they forget their requests, and reuse the identifiers for the shutdown.
+/// Does the same as SPDK's hosts when they detach: forgets the requests, and reuses their identifiers for the shutdown.
 #[test]
 fn a_command_takes_the_place_of_the_event_request_that_has_its_identifier() {
     let mut rig = Rig::new(1);
@@ -291,14 +291,14 @@ fn a_command_takes_the_place_of_the_event_request_that_has_its_identifier() {
     admin.cid = 799;
     let cc = admin.property(&mut rig, PropertySize::Four, offset::CC);
     assert_eq!((cc.status, cc.result & 1), (Status::SUCCESS, 1));
-    // A request takes the place of another request too, and there are never more than four.
+    // An event request also replaces an earlier event request with the same identifier. There are never more than four.
     await_event(&mut rig, &mut admin, 801);
     assert_eq!(admin.responses(&mut rig), []);
     await_event(&mut rig, &mut admin, 804);
     assert_eq!(admin.responses(&mut rig), []);
     await_event(&mut rig, &mut admin, 805);
     assert_eq!(admin.responses(&mut rig), [(805, Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr(), 0)]);
-    // 802 is the oldest request that is left; 800 is never answered.
+    // Request 802 is the oldest remaining request; 800 is never answered.
     rig.topology.luns[1].as_mut().expect("a LUN").blocks += 8;
     rig.publish();
     let event = u64::from(AsyncEvent::NAMESPACE_CHANGED.dw0());
@@ -345,7 +345,8 @@ fn an_admin_command_id_in_use_is_a_conflict() {
     admin.submit(&mut rig, behavior.sqe(801, 0, Sgl::Transport { len_bytes: 512 }), &[]);
     rig.pump();
     let Seen::R2t(r2t) = admin.seen(&mut rig)[0].clone() else { panic!("it is asked for its data") };
-    // An event request gives way to other commands, but no command gives way to an event request.
+    // An event request is forgotten if another command has the same identifier. No other command is forgotten for an event
+    // request.
     await_event(&mut rig, &mut admin, 801);
     assert_eq!(admin.responses(&mut rig), [(801, Status::COMMAND_ID_CONFLICT.dnr(), 0)]);
     admin.answer(&mut rig, r2t, &[0; 512]);
@@ -381,7 +382,7 @@ fn ana_changes_are_told_and_counted() {
     rig.finish();
 }
 
-/// Checks the gateway's layout: each namespace has its own group. A group shows no namespace that the host doesn't see.
+/// Checks the gateway's layout: each namespace has its own group. The log lists no group whose namespace the host doesn't see.
 #[test]
 fn a_group_for_each_of_many_namespaces() {
     let mut rig = Rig::new(1);

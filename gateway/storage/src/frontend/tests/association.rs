@@ -12,7 +12,7 @@ use trefoil_wire::nvme::{AdminCommand, BlockRange, GetFeatures, IoCommand, SetFe
 
 const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
-/// Returns the status of a rejection, with its IATTR and IPO.
+/// Returns the status of a rejected Connect, with its IATTR and IPO.
 fn rejected(outcome: &Outcome) -> (Status, u64) {
     (outcome.status.code(), outcome.result)
 }
@@ -41,7 +41,7 @@ fn connect_is_checked() {
         assert_eq!(rejected(&outcome), (status, result), "sqsize {} qid {}", wish.sqsize, wish.qid);
         rig.hang_up(host.at);
     }
-    // The same connection may try again after a refusal.
+    // After a refusal, the host may try again over the same connection.
     let (mut host, outcome) = Host::connect(&mut rig, 0, Wish { sqsize: 0, ..ADMIN });
     assert!(!outcome.status.is_ok());
     assert_eq!(host.fabrics_connect(&mut rig, ADMIN).status, Status::SUCCESS);
@@ -94,12 +94,14 @@ fn who_is_refused_is_told_while_there_is_a_place_and_counted_always() {
     let mut survey = Survey::default();
     rig.cores[0].target.survey(&mut survey);
     let [host, subsystem, listener, ..] = survey.refused;
-    // Refusals by listener: the first, the reported ones after it, two without a free record, and one with the returned record.
+    // Refusals by listener: the first one, the refusals reported after it, two without a free record, and one with the returned
+    // record.
     assert_eq!((host, subsystem, listener), (1, 2, 1 + (places.len() as u64 - 2) + 3));
     rig.finish();
 }
 
-/// Sends a Connect with changed bytes in its command and its data. Returns the answer, and the refusal that control gets.
+/// Sends a Connect with changed bytes in its command and its data. Returns the response to the host, and the refusal that
+/// control gets.
 fn refuse(rig: &mut Rig, wish: Wish, in_sqe: &[(usize, u8)], in_data: &[(usize, u8)]) -> (Outcome, Refused) {
     let mut host = Host::dial(rig, 0, (false, false), 4);
     let (command, mut data) = connect_command(wish);
@@ -187,7 +189,7 @@ fn whatever_a_connect_is_refused_for_is_told_and_counted() {
     rig.finish();
 }
 
-/// Uses names that occur in the field, and that Linux's and SPDK's targets take.
+/// Uses names that real hosts use, and that Linux's and SPDK's targets accept.
 #[test]
 fn a_host_may_have_any_name_and_none_where_any_host_may_connect() {
     let mut rig = Rig::new(1);
@@ -203,7 +205,7 @@ fn a_host_may_have_any_name_and_none_where_any_host_may_connect() {
         Host::admin(&mut rig, 0, Wish { hostnqn, ..ADMIN });
     }
     let nameless = Wish { hostnqn: "", ..ADMIN };
-    // A list with an empty entry, which control refuses, would not allow a host without a name either.
+    // Control refuses a list with an empty entry. Even such a list must not allow a host without a name.
     rig.topology.subsystems[0].hosts = Allow::only([String::new()]);
     rig.publish();
     assert!(Host::connect(&mut rig, 0, nameless).1.status.is(Status::CONNECT_INVALID_HOST));
@@ -232,7 +234,7 @@ fn hosts_without_a_name_are_told_apart_by_their_hostid() {
     let mut survey = Survey { qpairs: Vec::with_capacity(4), ..Survey::default() };
     rig.cores[0].target.survey(&mut survey);
     assert_eq!(survey.qpairs[0].host_nqn.as_str(), "hostid:09090909-0909-0909-0909-090909090909");
-    // The first host's write is still under way, which delays only the first host.
+    // The first host's write is still in flight, which delays no other host.
     rig.hold = true;
     let write = IoCommand::Write(BlockRange::new(0, 1));
     let sqe = write.sqe(io.next_cid(), 1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 512 });
@@ -363,7 +365,7 @@ fn a_reset_or_shutdown_is_over_when_backends_are_done_with_what_the_queues_asked
         assert_eq!(admin.ask_queues(&mut rig, 2), 2);
         let before = csts(&mut rig, &mut admin);
         let mut io = Host::io(&mut rig, 1, &admin, ADMIN);
-        // One queue is lost before the host resets, and the reset closes the other.
+        // One queue loses its connection before the host resets. The reset closes the other queue.
         let mut lost = Host::io(&mut rig, 2, &admin, Wish { qid: 2, ..ADMIN });
         rig.hold = true;
         for host in [&mut io, &mut lost] {
@@ -376,7 +378,7 @@ fn a_reset_or_shutdown_is_over_when_backends_are_done_with_what_the_queues_asked
         let under_way = csts(&mut rig, &mut admin);
         assert!(!rig.sock(io.at).open && !rig.sock(lost.at).open);
         assert_eq!((under_way.rdy, under_way.shst), (before.rdy, u8::from(cc.shn != 0)));
-        // Meanwhile, a new connection may take the numbers of the old connections.
+        // Meanwhile, new connections may get the numbers of the old connections.
         let (other, _) = Host::connect(&mut rig, 1, ADMIN);
         assert_eq!(other.at, io.at);
         assert!(csts(&mut rig, &mut admin).rdy);
@@ -459,7 +461,7 @@ fn set_features_of_kato_restarts_the_timer_and_cant_stop_it() {
     let mut rig = Rig::new(1);
     let mut admin = Host::admin(&mut rig, 0, Wish { kato_ms: 5000, ..ADMIN });
     rig.pass(ms(4000));
-    // If the timer had not restarted, the new timeout would have passed.
+    // This restarts the timer. Without the restart, the new timeout would already have passed.
     assert_eq!(set(&mut rig, &mut admin, 2500), (Status::SUCCESS, 3000));
     rig.pass(ms(2900));
     assert!(rig.sock(admin.at).open);
@@ -468,7 +470,7 @@ fn set_features_of_kato_restarts_the_timer_and_cant_stop_it() {
     assert_eq!(admin.plain(&mut rig, AdminCommand::GetFeatures(get)).result, 3000, "as before");
     rig.pass(ms(200));
     assert!(!rig.sock(admin.at).open, "what failed has restarted nothing");
-    // A host without a Keep Alive Timeout may go on without a timeout, and set a timeout later.
+    // A host without a Keep Alive Timeout may leave it unset, and set a timeout later.
     let mut admin = Host::admin(&mut rig, 0, ADMIN);
     assert_eq!(set(&mut rig, &mut admin, 0), (Status::SUCCESS, 0));
     rig.pass(ms(60_000));
@@ -489,7 +491,7 @@ fn silence_past_kato_ends_the_controller() {
         rig.pass(Duration::from_millis(3000));
         assert_eq!(admin.plain(&mut rig, AdminCommand::KeepAlive).status, Status::SUCCESS);
     }
-    // Without traffic based keep alive, I/O does not prove that the host is alive. 4.5 s is rounded up to 5 s.
+    // Without traffic based keep alive, I/O does not prove that the host is alive. The target rounds 4.5 s up to 5 s.
     rig.pass(Duration::from_millis(4900));
     assert_eq!(io.io_command(&mut rig, 1, IoCommand::Flush, &[], 0).status, Status::SUCCESS);
     rig.pass(Duration::from_millis(110));

@@ -47,7 +47,7 @@ fn who_is_told_n_queues_gets_n_and_leaves_two_for_each_other_host() {
         assert_eq!(other.ask_queues(&mut rig, 8), 1);
         queues(&mut rig, &other, 1);
     }
-    // The grant ends with its controller, which closes all its connections.
+    // The grant ends with its controller. The end of a controller closes all its connections.
     rig.hang_up(greedy.at);
     assert!(io.iter().all(|io| !rig.sock(io.at).open));
     let mut next = Host::admin(&mut rig, 1, ADMIN);
@@ -90,7 +90,7 @@ fn an_idle_discovery_controller_ends_and_one_with_keep_alive_lives_by_that() {
     rig.pass(half);
     assert!(!rig.sock(idle.at).open, "it said nothing for two minutes");
     assert!(rig.sock(asking.at).open && rig.sock(persistent.at).open && rig.sock(quiet_io.at).open);
-    // A command does not count as Keep Alive (NVMe base 2.0c §3.9.3.1), and no Keep Alive came within the timeout.
+    // A command does not count as Keep Alive (NVMe base 2.0c §3.9.3.1), and the host sent no Keep Alive within the timeout.
     assert_eq!(asking.property(&mut rig, PropertySize::Four, offset::CSTS).status, Status::SUCCESS);
     assert_eq!(persistent.identify(&mut rig, 1, 0).status, Status::SUCCESS);
     rig.pass(half);
@@ -138,7 +138,8 @@ fn nobody_loses_its_place_before_its_time_and_an_io_controller_never() {
 #[test]
 fn who_has_not_connected_may_send_little_and_holds_less() {
     let mut rig = Rig::new(1);
-    // A capsule takes no memory if its data is larger than a Connect's, even while the rest of the capsule is missing.
+    // If a capsule's data is larger than a Connect's, the capsule takes no memory, even while the rest of the capsule is
+    // missing.
     let free = rig.cores[0].arena.free_bytes();
     let mut large = Host::dial(&mut rig, 0, (false, false), 4);
     let sgl = Sgl::InCapsule { offset_bytes: 0, len_bytes: 8192 };

@@ -1,4 +1,5 @@
-//! The smallest transport: a command is a call, and its data is a slice. It shows all that a transport needs of the command layer.
+//! The smallest transport: a command is a call, and its data is a slice. This file shows everything that a transport needs of
+//! the command layer.
 
 use super::host::{ADMIN, Wish, connect_command};
 use super::rig::{BLOCK, Rig};
@@ -13,12 +14,12 @@ use trefoil_wire::nvme::{Abort, AdminCommand, BlockRange, Cqe, IoCommand, Sgl, S
 const ADMIN_CONN: u32 = 0;
 const IO_CONN: u32 = 1;
 
-/// Where a command's data is; only its length counts here.
+/// Returns a descriptor of a command's data; only the data's length matters here.
 fn sgl(len: usize) -> Sgl {
     Sgl::Transport { len_bytes: len as u32 }
 }
 
-/// Starts a command. Brings `data` if there is any; otherwise a command that asks for data goes on waiting for it.
+/// Starts a command. Gives `data` to a command that needs data. If `data` is empty, such a command keeps waiting.
 fn call(rig: &mut Rig, conn: u32, sqe: Sqe, data: &[u8]) -> (u32, CommandStep) {
     let mut bytes = [0; Sqe::LEN];
     sqe.emit(&mut bytes);
@@ -82,9 +83,9 @@ fn a_transport_without_sockets_connects_reads_writes_and_aborts() {
     let enable = PropertySet { size: PropertySize::Four, offset: offset::CC, value: u64::from(cc.bits()) };
     let (cqe, _) = run(&mut rig, ADMIN_CONN, FabricsCommand::PropertySet(enable).sqe(2, Sgl::NONE), &[]);
     assert_eq!(cqe.status, Status::SUCCESS);
-    // The core's answer that no earlier association is left makes the controller ready.
+    // Once the core answers that no earlier association is left, the controller is ready.
     rig.run_beneath(0);
-    // The Join goes as a message to the controller's owner and comes back.
+    // The Join goes as a message to the controller's owner, and the answer comes back as a message.
     assert_eq!(open(&mut rig, IO_CONN, Wish { cntlid, qid: 1, sqsize: 127, ..ADMIN }), cntlid);
 
     let bytes: Vec<u8> = (0..2 * BLOCK).map(|n| n as u8 ^ 0x5A).collect();
@@ -94,7 +95,7 @@ fn a_transport_without_sockets_connects_reads_writes_and_aborts() {
     let (cqe, read) = run(&mut rig, IO_CONN, IoCommand::Read(range()).sqe(3, 1, sgl(bytes.len())), &[]);
     assert_eq!((cqe.status, read == bytes), (Status::SUCCESS, true));
 
-    // A write whose data has not come is aborted: nothing of it is written.
+    // A write whose data has not come is aborted: none of its data is written.
     let (waiting, _) = call(&mut rig, IO_CONN, IoCommand::Write(range()).sqe(4, 1, sgl(bytes.len())), &[]);
     let abort = AdminCommand::Abort(Abort { sqid: 1, cid: 4 });
     let (cqe, _) = run(&mut rig, ADMIN_CONN, abort.sqe(5, 0, Sgl::NONE), &[]);

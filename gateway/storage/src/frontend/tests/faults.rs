@@ -1,4 +1,4 @@
-//! Tests of hosts that make errors, and of hostile hosts.
+//! Tests of faulty hosts, and of hostile hosts.
 
 use super::host::{ADMIN, Host, Seen, Wish, connect_command};
 use super::rig::{HOST, Rig, limits};
@@ -90,7 +90,7 @@ fn bad_h2c_data_is_fatal_to_its_connection_alone() {
         let mut bytes = io.h2c(good(r2t), &[7; 8192]);
         let mut pdu = good(r2t);
         edit(&mut pdu);
-        // Only the fields differ; the frame keeps its true length.
+        // Only the fields differ; the frame keeps its correct length.
         bytes[1] = u8::from(pdu.last) << 2;
         bytes[8..10].copy_from_slice(&pdu.cid.to_le_bytes());
         bytes[10..12].copy_from_slice(&pdu.ttag.to_le_bytes());
@@ -188,7 +188,7 @@ fn a_command_id_in_use_is_a_conflict() {
     let admin = Host::admin(&mut rig, 0, ADMIN);
     let mut io = Host::io(&mut rig, 0, &admin, ADMIN);
     rig.hold = true;
-    // 0x101 has the same low byte as 0x001, and does not conflict with 0x001.
+    // The identifiers 0x101 and 0x001 have the same low byte, but don't conflict.
     for cid in [0x001, 0x101, 0x001] {
         io.submit(&mut rig, IoCommand::Flush.sqe(cid, 1, Sgl::NONE), &[]);
     }
@@ -276,7 +276,7 @@ fn who_does_not_send_what_it_was_asked_for_is_closed() {
     for step in 0..299 {
         rig.pass(limits().progress_timeout / 300);
         assert!(rig.sock(io.at).open, "step {step}");
-        // Other commands of the host don't count as progress of the data.
+        // Other commands of the host don't count as progress of the pending data.
         if step % 50 == 0 {
             io.submit(&mut rig, IoCommand::Flush.sqe(900 + step, 1, Sgl::NONE), &[]);
             rig.pump();
@@ -314,7 +314,7 @@ fn who_stops_within_a_capsule_is_closed_and_who_owes_nothing_is_not() {
 
 #[test]
 fn who_sends_slowly_is_waited_for_until_it_stops() {
-    // One transfer goes straight into its block, the other through the driver's memory.
+    // The driver receives one transfer straight into its block, and the other into the driver's memory.
     for (len, direct) in [(16_384, true), (8192, false)] {
         let mut rig = Rig::new(1);
         let (mut io, r2t) = granted(&mut rig, (false, false));

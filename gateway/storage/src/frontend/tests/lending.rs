@@ -115,10 +115,11 @@ fn loans_that_find_the_list_full_end_with_the_turn() {
     rig.sock(reader.at).deaf = true;
     read(&mut reader, &mut rig, 1);
     rig.pump();
-    // The data of these reads is copied, since a send is under way.
+    // The data of these reads is copied, since a send is in flight.
     read(&mut reader, &mut rig, 100);
     rig.pump();
-    // The data of these reads is lent: they come after that send and before the next send, which has no room for all of them.
+    // These reads come after that send and before the next send, so their data is lent. The next send has no room for all of
+    // it.
     rig.sock(reader.at).deaf = false;
     read(&mut reader, &mut rig, 60);
     rig.turn(0);
@@ -183,7 +184,7 @@ fn a_reader_that_is_gone_gives_back_what_it_was_lent() {
     let (lost, kept) = (write(&mut writer, 7), write(&mut other_writer, 9));
     rig.send(writer.at, &lost);
     rig.send(other_writer.at, &kept);
-    // The controller ends in the turn in which its reader got the loans.
+    // The controller ends in the same turn in which its reader gets the loans.
     rig.sock(admin.at).eof = true;
     rig.pump();
     assert!(!rig.ram(0).is_lent(0, ALL));

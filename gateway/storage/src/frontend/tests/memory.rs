@@ -7,7 +7,7 @@ use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::log::lid;
 use trefoil_wire::nvme::{Abort, AdminCommand, BlockRange, GetLogPage, IoCommand, Sgl, Status};
 
-/// Sends `each` writes of `len` bytes on each queue before any is answered. Every write must succeed.
+/// Sends `each` writes of `len` bytes on each queue before the host reads any answer. Every write must succeed.
 fn storm(rig: &mut Rig, queues: &mut [Host], each: u16, len: usize) {
     let data = vec![0xA5; len];
     for io in queues.iter_mut() {
@@ -207,7 +207,7 @@ fn abort_ends_what_waits_and_not_what_runs() {
 fn nobody_gets_all_memory_by_admin_commands() {
     let mut rig = Rig::with(1, limits(), 16);
     let (mut admin, mut queues) = queues(&mut rig, 1);
-    // Any host may ask the discovery controller. These hosts read none of the answers.
+    // Any host may send requests to the discovery controller. These hosts read none of the answers.
     let mut deaf: Vec<Host> =
         (0..6).map(|_| Host::admin(&mut rig, 0, Wish { subnqn: Nqn::DISCOVERY.as_str(), ..ADMIN })).collect();
     for host in &mut deaf {
@@ -256,13 +256,13 @@ fn a_host_that_is_granted_much_and_sends_nothing_starves_nobody() {
         let core = &rig.cores[0];
         let held = core.arena.capacity_bytes() - core.arena.free_bytes();
         assert!((22 << 20..=26 << 20).contains(&held), "{held} bytes: most of the 31 MiB, and not all");
-        // The other host connects afterwards. Each of its commands ends within as many rounds as the host has commands.
+        // The other host connects afterwards. If this host has n commands in flight, each of them ends within n rounds.
         let (mut admin, mut queues) = queues(&mut rig, 4);
         for len in [4096, 65_536, 1 << 20] {
             storm(&mut rig, &mut queues, 20, len);
         }
         assert_eq!(admin.identify(&mut rig, 1, 0).status, Status::SUCCESS);
-        // A closed connection makes room for the next connection, which then has data pending.
+        // Each closed connection frees memory for the next waiting connection, which then has data pending.
         for _ in 0..20 {
             rig.pass(shape.progress_timeout / 2);
         }
@@ -284,7 +284,8 @@ fn a_host_that_leaves_much_to_be_parked_takes_nobody_with_it() {
         let large = IoCommand::Write(BlockRange::new(0, 128)).sqe(1, 1, Sgl::Transport { len_bytes: 65_536 });
         io.submit(&mut rig, large, &[]);
         rig.pump();
-        // The pending data may come after these commands. So the commands are taken off the stream, even if there is no room.
+        // The pending data may come after these commands. So the target takes the commands off the stream, even if there is no
+        // room for them.
         let small = IoCommand::Write(BlockRange::new(0, 16));
         for cid in 2..100 {
             let sqe = small.sqe(cid, 1, Sgl::InCapsule { offset_bytes: 0, len_bytes: 8192 });

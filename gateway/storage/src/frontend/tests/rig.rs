@@ -1,4 +1,4 @@
-//! A gateway of several targets over test memory, with a driver that delivers bytes in pieces by a seed.
+//! A gateway of several targets over test memory. Its driver delivers bytes in pieces that a seed determines.
 
 use crate::backend::{Attach, AttachKind, Memory};
 use crate::cx::{Cx, InstantMemory};
@@ -38,7 +38,7 @@ pub struct Sock {
     closing: bool,
     inbox: VecDeque<u8>,
     pub outbox: Vec<u8>,
-    /// True if the host has taken the bytes of the send under way.
+    /// True if the host has taken the bytes of the send in flight.
     taken: bool,
     /// True if the host takes no bytes.
     pub deaf: bool,
@@ -54,7 +54,7 @@ pub struct TestIo {
     pub socks: Vec<Sock>,
     posts: Vec<(CoreId, TestMsg)>,
     pub control: Vec<TestMsg>,
-    /// Epochs of the topologies that control was told are in force.
+    /// Epochs of the topologies that cores reported to control as in force.
     pub in_force: Vec<u64>,
 }
 
@@ -94,7 +94,8 @@ impl Io for TestIo {
         if sock.taken {
             sock.outbox.extend(list.pieces().flatten());
         }
-        // Bytes that the host doesn't take at once no longer keep memory lent, as with the real driver.
+        // Copy the bytes that the host doesn't take at once, so that they lend no memory any longer. The real driver does the
+        // same.
         list.end_loans(if sock.taken { list.len_bytes() } else { 0 });
         sock.sending = Some(list);
     }
@@ -129,7 +130,7 @@ pub struct Core {
     requests: VecDeque<Request>,
     done: VecDeque<Completed>,
     pub io: TestIo,
-    /// LUNs in place of [`Rig::disks`], whose memory can be lent.
+    /// LUNs with memory that can be lent. They replace [`Rig::disks`].
     pub luns: Option<Luns<TestIo>>,
 }
 
@@ -253,7 +254,7 @@ pub fn topology() -> Topology {
     }
 }
 
-/// Next free arena home. Homes are process-wide, so each test core takes its own.
+/// Next free arena home. Homes are process-wide, so each test core takes a home of its own.
 static NEXT_ARENA: AtomicU16 = AtomicU16::new(0);
 
 fn about_ctrlr(msg: TestMsg) -> CtrlrMsg {
@@ -415,7 +416,7 @@ impl Rig {
         self.pump();
     }
 
-    /// Runs until nothing more happens by itself.
+    /// Runs turns until a turn does nothing.
     pub fn pump(&mut self) {
         for turns in 0.. {
             assert!(turns < 200_000, "it never comes to rest");
@@ -536,7 +537,7 @@ impl Rig {
         worked
     }
 
-    /// Answers the requests of a core's command layer and its messages to itself, without any transport.
+    /// Answers the requests of a core's command layer, and the messages that the core sends to itself, without any transport.
     pub fn run_beneath(&mut self, core: usize) {
         while let Some(request) = self.cores[core].requests.pop_front() {
             let done = self.perform(request);

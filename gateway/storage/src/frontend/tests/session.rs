@@ -1,4 +1,4 @@
-//! Tests of reads and writes: every form, every framing, with cuts at any place.
+//! Tests of reads and writes in every form and every framing, with cuts at any place.
 
 use super::host::{ADMIN, Host, Outcome, Seen, Wish};
 use super::rig::{BLOCK, Rig};

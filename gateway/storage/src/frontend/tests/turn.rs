@@ -1,4 +1,5 @@
-//! Tests that the work of a core in one turn is bounded, however many hosts are connected. The tests count work, not time.
+//! Tests that the work of a core in one turn has a bound that doesn't depend on the number of hosts. The tests count work, not
+//! time.
 
 use super::host::{ADMIN, Host, Seen, Wish};
 use super::rig::{Rig, limits};
@@ -10,7 +11,8 @@ use trefoil_wire::nvme::{AdminCommand, BlockRange, GetLogPage, IoCommand, NSID_A
 
 const HOSTS: usize = 1000;
 const NAMESPACES: u32 = 1000;
-/// The most work of one turn. A step is one look, and two searches in a list of 1,000 names: 10 comparisons each, 11 at most.
+/// The most work of one turn. A step examines one entry, and searches two lists of 1,000 names: 10 comparisons each, at most
+/// 11.
 const WORK_A_TURN: usize = 1024 * (1 + 2 * 11);
 /// The most connections that a turn closes.
 const CLOSES_A_TURN: usize = 1024 / 16;
@@ -79,7 +81,7 @@ fn a_topology_change_over_1000_hosts_and_1000_namespaces_is_told_in_bounded_turn
         assert!(more, "a million checks in {turns} turns");
         (turns, most) = (turns + 1, most.max(work));
     }
-    // In the middle of the sweep come another change, and a host that has seen only the new topology.
+    // During the sweep, another change comes, and a host connects that has seen only the new topology.
     change(&mut rig, None);
     let mut late = Host::admin(&mut rig, 0, wish(HOSTS));
     loop {

@@ -1,20 +1,22 @@
 //! Associations: Connect, Join between cores, and the end of an association (NVMe base 2.0c §3.1.1, §6.3, §3.6).
 //!
 //! # When commands of an association can no longer take effect
-//! A host that lost its association sends writes again, perhaps over other paths. An old copy of a write must not land after the
-//! new one. A host has two proofs that no old copy is left (NVMe base 2.1 §9.6, TP4129). The target must keep both:
-//! - State: CSTS.RDY 0 after a reset, or CSTS.SHST 2h after a shutdown. A queue stays its controller's member until its
-//!   connection is closed *and* each request that it handed to the LUN layer has completed, on any core. Both values wait for the
-//!   last member.
-//! - Time: 2 × KATO after the host last heard from the controller, plus CQT. The target notices the loss after one KATO of
-//!   silence at the latest. In that turn it closes the connections, starts nothing new, and cancels the requests at backends.
-//!   [`ARRAY_QUIESCE_MS`](crate::initiator::ARRAY_QUIESCE_MS) is the longest time that such requests may take.
+//! A host that lost its association sends writes again, perhaps over other paths. An old copy of a write must not take effect
+//! after the new copy. A host can rely on either of two proofs that no old copy is left (NVMe base 2.1 §9.6, TP4129), and the
+//! target must make both true:
+//! - State: CSTS.RDY 0 after a reset, or CSTS.SHST 2h after a shutdown. A queue stays a member of its controller until its
+//!   connection is closed *and* each request that the queue gave to the LUN layer has completed, on any core. RDY and SHST
+//!   change only after the last member has left.
+//! - Time: 2 × KATO after the host last heard from the controller, plus CQT. The target notices the loss of a host after at
+//!   most one KATO of silence. In the turn in which the target notices the loss, it closes the connections, starts nothing new,
+//!   and cancels the requests at backends. [`ARRAY_QUIESCE_MS`](crate::initiator::ARRAY_QUIESCE_MS) is the longest time that
+//!   such requests may take.
 //!
 //! Many hosts wait for neither proof when a connection breaks: they connect again at once and send their writes again. So an
-//! ended controller is kept until its last member has left. A new controller of the same host is not ready (CSTS.RDY) while any
-//! core has such an ended controller. The new controller asks all cores at Connect, and again when the host reads CSTS. Two cases
-//! escape this check: a loss that the target has not noticed, and a host that goes on over another association which it had all
-//! along. For those, the time above counts.
+//! ended controller stays in the table until its last member has left. While any core has such a controller, a new controller
+//! of the same host is not ready (CSTS.RDY). The new controller asks all cores at Connect, and again when the host reads CSTS.
+//! This check misses two cases: a loss that the target has not noticed yet, and a host that continues over another association
+//! that already existed. In these cases, hosts must rely on the time.
 
 use crate::cx::Cx;
 use crate::frontend::limits::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
@@ -37,9 +39,9 @@ use trefoil_wire::fabrics::{
 };
 use trefoil_wire::nvme::{Cqe, Status};
 
-/// Keep Alive granularity, KAS: the target rounds a timeout up to it.
+/// Keep Alive granularity, KAS: the target rounds a timeout up to a multiple of KAS.
 pub const KAS_100MS: u16 = 10;
-/// Cursor of a Connect's slot once all of its data has come.
+/// Cursor of a Connect's slot once all of the Connect's data has come.
 const DATA_IS_IN: u32 = 1;
 /// Range of the identifiers of discovery controllers: all identifiers.
 const ANY_CNTLID: (u16, u16) = (1, MAX_CNTLID);
@@ -90,7 +92,7 @@ impl Engine {
         let q = &mut self.queues[queue as usize];
         q.discovery = data.subnqn.is_discovery();
         q.qid = connect.qid;
-        // The Connect itself is the queue's first entry, so the head moves to 1 at any depth.
+        // The Connect itself is the queue's first entry. So the head moves to 1, whatever the queue's depth.
         q.depth = connect.sqsize + 1;
         q.sqhd = 1 % q.depth;
         q.no_flow_control = connect.attributes.no_sq_flow_control;
@@ -105,16 +107,17 @@ impl Engine {
         decided
     }
 
-    /// Decides whether a host may connect to a subsystem here. Returns the subsystem's index in the topology (0 for discovery).
+    /// Decides whether a host may connect to a subsystem through this portal. Returns the subsystem's index in the topology (0
+    /// for discovery).
     fn admit(&self, queue: u32, data: &ConnectData) -> Result<u32, ConnectResponse> {
         self.allowed(self.places[queue as usize].portal, data).map_err(|why| match why {
             ConnectRefusal::Host => ConnectResponse::Failed(Status::CONNECT_INVALID_HOST.dnr()),
-            // A host is not told which subsystems exist elsewhere.
+            // The host must not learn which subsystems exist elsewhere.
             _ => ConnectResponse::InvalidParameter(ConnectRejection::SUBNQN),
         })
     }
 
-    /// Counts the Connect in slot `at`, which ends with some error, and lets control tell the operator.
+    /// Counts the Connect in slot `at`, which ends with an error, and makes control report the refusal to the operator.
     #[cold]
     pub(super) fn connect_refused(&mut self, at: u32) {
         let slot = &self.slots[at];
@@ -207,7 +210,7 @@ impl Engine {
         }
     }
 
-    /// Takes a core's answer to [`CtrlrMsg::Settle`].
+    /// Handles a core's answer to [`CtrlrMsg::Settle`].
     fn on_settled(&mut self, cntlid: u16, generation: u32, settled: bool) {
         let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
             return;
@@ -295,7 +298,7 @@ impl Engine {
         queue.is_some_and(|q| q.generation == generation && q.state != QueueState::Free)
     }
 
-    /// Decides, on the owner core, whether a queue may join its controller.
+    /// Decides on the owner core whether a queue may join its controller.
     fn on_join(&mut self, from: CoreId, msg: &CtrlrMsg) -> Result<(), Status> {
         let CtrlrMsg::Join { cntlid, qid, sock, generation, subnqn_hash, host_hash, hostid } = *msg else {
             return Err(Status::INTERNAL_ERROR);
@@ -327,7 +330,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends a Join on the queue's core once the owner has answered.
+    /// Completes a Connect on the queue's core once the owner has answered the Join.
     fn on_joined<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, queue: u32, generation: u32, status: Status) {
         if !self.is_current(queue, generation) || self.queues[queue as usize].state != QueueState::Joining {
             return;
@@ -356,7 +359,7 @@ impl Engine {
         self.done_later(at);
     }
 
-    /// Removes, on the owner core, an I/O queue that is closed and has no request under way.
+    /// Removes an I/O queue on the owner core. The queue is closed and has no request in flight.
     fn on_left(&mut self, cntlid: u16, qid: u16, member: CtrlrMember) {
         let Some(index) = self.ctrlrs.find(cntlid) else { return };
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
@@ -370,8 +373,9 @@ impl Engine {
         }
     }
 
-    /// Removes a closing queue from its controller. Ends the controller if the queue is its admin queue. For an I/O queue,
-    /// returns the message for the controller's owner, which must wait until no request of the queue is under way.
+    /// Removes a closing queue from its controller. If the queue is the admin queue, ends the controller. For an I/O queue,
+    /// returns the message for the controller's owner. The caller must send this message only once no request of the queue is
+    /// in flight.
     #[must_use]
     pub(in crate::frontend::nvme) fn leave_ctrlr<I: StorageIo>(
         &mut self,
@@ -398,21 +402,21 @@ impl Engine {
         }
     }
 
-    /// Tells the owner that an I/O queue is closed, and that all its requests at backends have ended.
+    /// Reports to the owner that an I/O queue is closed, and that all the queue's requests at backends have ended.
     pub(in crate::frontend::nvme) fn tell_left<I: StorageIo>(
         &mut self,
         cx: &mut Cx<'_, I>,
         leaving: Leaving,
     ) {
         let Leaving { cntlid, qid, sock, generation } = leaving;
-        // A controller stays until all of its members have left. A queue that never became a member may find no controller, or
-        // another controller without such a member.
+        // A controller stays in the table until all of its members have left. A queue that never became a member may find no
+        // controller, or find another controller that lacks such a member.
         if let Some(owner) = self.ctrlrs.owner(cntlid) {
             cx.io.post(owner, Msg::Ctrlr(CtrlrMsg::Left { cntlid, qid, sock, generation }));
         }
     }
 
-    /// Closes all I/O queues of a controller. Each queue reports by itself when it has left.
+    /// Closes all I/O queues of a controller. Each queue reports to the owner when it has left.
     pub(super) fn close_members<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get(index) else { return };
         for member in ctrlr.members.iter().flatten() {
@@ -421,8 +425,8 @@ impl Engine {
         }
     }
 
-    /// Sets a controller's Keep Alive Timeout, in whole units of KAS, and starts its timer from `now`, as a completed Set
-    /// Features does (NVMe base 2.0c §5.27.1.12). Returns the timeout in milliseconds.
+    /// Sets a controller's Keep Alive Timeout, rounded up to whole units of KAS. Starts the controller's timer from `now`, as a
+    /// completed Set Features does (NVMe base 2.0c §5.27.1.12). Returns the timeout in milliseconds.
     pub(super) fn set_keep_alive(&mut self, index: u32, kato_ms: u32, now: Instant) -> u32 {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return 0 };
         ctrlr.alive_at = now;
@@ -432,9 +436,9 @@ impl Engine {
         kato_ms
     }
 
-    /// Returns the time for which a controller may hear nothing from its host; `None` for no limit. A discovery controller
-    /// without a Keep Alive Timeout ends after a fixed time without a command (NVMe base 2.0c §3.1.2.3.2), since any host may
-    /// have such controllers. A core's own discovery controller has no limit.
+    /// Returns the time for which a host may be silent before its controller ends; `None` for no limit. Any host may have
+    /// discovery controllers. So a discovery controller without a Keep Alive Timeout ends after a fixed time without a command
+    /// (NVMe base 2.0c §3.1.2.3.2). A core's own discovery controller has no limit.
     fn silence_allowed(&self, index: u32) -> Option<Duration> {
         let ctrlr = self.ctrlrs.get(index)?;
         match (ctrlr.kato_ms, ctrlr.kind) {
@@ -444,14 +448,14 @@ impl Engine {
         }
     }
 
-    /// Notes a host's command to a discovery controller. With a Keep Alive Timeout, a command does not prove that the host is
-    /// alive.
+    /// Notes that a host sent a command to a discovery controller. If the controller has a Keep Alive Timeout, a command does
+    /// not prove that the host is alive.
     pub(super) fn note_activity(&mut self, cntlid: u16, now: Instant) {
         let ctrlr = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index));
         ctrlr.into_iter().filter(|ctrlr| ctrlr.kato_ms == 0).for_each(|ctrlr| ctrlr.alive_at = now);
     }
 
-    /// Arms a controller's timer again, if the controller needs one.
+    /// Arms a controller's timer again, if the controller needs a timer.
     pub(super) fn arm_keep_alive(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         if let Some(key) = ctrlr.timer.take() {
@@ -462,8 +466,8 @@ impl Engine {
         ctrlr.timer = self.timers.arm(ctrlr.alive_at + silence, Timer::Ctrlr(index));
     }
 
-    /// Handles a controller's timer. Without a Keep Alive for KATO, the controller fails and its association ends (NVMe base 2.0c
-    /// §3.9). An idle discovery controller ends in the same way.
+    /// Handles a controller's timer. If no Keep Alive came for KATO, the controller fails and its association ends (NVMe base
+    /// 2.0c §3.9). An idle discovery controller ends in the same way.
     pub fn on_ctrlr_timer<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, index: u32) {
         let now = cx.io.now();
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };

@@ -1,4 +1,4 @@
-//! Admin commands: the dispatch of all of them, and the short commands (NVMe base 2.0c §5).
+//! Admin commands: the dispatch of all of them, and the implementation of the short commands (NVMe base 2.0c §5).
 
 use crate::cx::Cx;
 use crate::frontend::limits::{MAX_ABORTS, MAX_TRANSFER_BYTES};
@@ -13,11 +13,12 @@ use trefoil_wire::nvme::identify::IDENTIFY_LEN;
 use trefoil_wire::nvme::log::ErrorEntry;
 use trefoil_wire::nvme::{Abort, AdminCommand, FABRICS_OPCODE, GetLogPage, Status, admin_opcode};
 
-/// Location in an error log entry that names no parameter (NVMe base 2.0c figure 205).
+/// Location in an error log entry: no parameter (NVMe base 2.0c figure 205).
 const NO_LOCATION: u16 = 0xFFFF;
 
 impl Engine {
-    /// Does the first half of a command: on an admin queue, on a queue that is not connected, or of the fabrics command set.
+    /// Does the first half of a command that is not an I/O command: a command on an admin queue or on a queue that is not
+    /// connected, or a fabrics command.
     #[cold]
     pub(in crate::frontend::nvme) fn begin_admin<I: StorageIo>(
         &mut self,
@@ -63,7 +64,7 @@ impl Engine {
         }
     }
 
-    /// Does the second half of a command, once the data, or the block for the data, is in the slot.
+    /// Does the second half of a command, once the slot has the data, or the block for the data.
     #[cold]
     pub(in crate::frontend::nvme) fn execute_admin<I: StorageIo>(
         &mut self,
@@ -129,8 +130,9 @@ impl Engine {
         CommandStep::Held
     }
 
-    /// Aborts a command of a queue of this core, if the command has not started yet. Once the host's data is on its way, the
-    /// command ends only after all of the data has come, since the transport can't tell this data from a later command's.
+    /// Aborts a command of a queue of this core, if the command has not started yet. If the host is already sending the
+    /// command's data, the command ends only after all of the data has come: the transport can't distinguish this data from the
+    /// data of a later command.
     pub(super) fn abort(&mut self, queue: u32, cid: u16, but: Option<u32>) -> bool {
         let ring = &self.queues[queue as usize].ring;
         let is_it = |at, slot: &CommandSlot| slot.sqe.cid == cid && Some(at) != but && !slot.forgotten;
@@ -206,7 +208,7 @@ impl Engine {
     }
 }
 
-/// Checks a Get Log Page before its block is there. Returns the number of bytes that the command asks for.
+/// Checks a Get Log Page before it gets its block. Returns the number of bytes that the command asks for.
 fn check_log(ctrlr: &Ctrlr, log: &GetLogPage) -> Result<u32, Status> {
     if !super::log::is_supported(ctrlr.kind, log.lid) {
         return Err(Status::INVALID_LOG_PAGE.dnr());

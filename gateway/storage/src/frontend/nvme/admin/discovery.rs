@@ -1,9 +1,10 @@
-//! The discovery log, made for each host that asks for it (NVMe base 2.0c §5.16.1.23, §3.1.2.3).
+//! The discovery log, created for each host that asks for it (NVMe base 2.0c §5.16.1.23, §3.1.2.3).
 //!
-//! The log lists the subsystems that the host may connect to through the portal it uses. Each subsystem comes with all its
-//! portals, so that the host finds every path. At a portal of the discovery subsystem, the log lists every subsystem that the
-//! host may connect to, and begins with such portals. A portal that is bound to a wildcard is listed with the local address that
-//! the host used. Hosts of the other address family don't see such a portal, since no local address of their family is known.
+//! The log lists the subsystems to which the host may connect through the portal that the host uses. Each subsystem is listed
+//! with all its portals, so that the host finds every path. At a portal of the discovery subsystem, the log begins with the
+//! portals of the discovery subsystem, and lists every subsystem to which the host may connect. For a portal that is bound to a
+//! wildcard, the log lists the local address that the host used. Hosts of the other address family don't see such a portal,
+//! since no local address of their family is known.
 
 use super::log::Window;
 use crate::frontend::limits::MAX_QUEUE_ENTRIES;
@@ -53,18 +54,18 @@ impl Engine {
         if !listen.ip().is_unspecified() {
             return Some(listen);
         }
-        // A dual-stack socket reports an IPv4 host by a mapped address.
+        // A dual-stack socket reports an IPv4 host with an IPv4-mapped IPv6 address.
         let local = place.local.ip().to_canonical();
         let same_family = listen.is_ipv6() || local.is_ipv4();
         (same_family && !local.is_unspecified()).then_some(SocketAddr::new(local, listen.port()))
     }
 }
 
-/// Returns the entry of a portal of `subsystem`, or of the discovery subsystem. Returns `None` only for a name that control
-/// refuses.
+/// Returns the entry of a portal of `subsystem`, or of the discovery subsystem for `None`. Returns `None` only for a name that
+/// control refuses anyway.
 fn entry(subsystem: Option<&Subsystem>, portal: PortalId, address: SocketAddr) -> Option<LogEntry> {
     let mut text = Text::EMPTY;
-    // The address has no scope: a host can't use the name of our interface.
+    // The text has no scope ID: a host can't use the name of our interface.
     write!(text, "{}", address.ip()).ok()?;
     let mut port = Text::EMPTY;
     write!(port, "{}", address.port()).ok()?;
@@ -75,7 +76,8 @@ fn entry(subsystem: Option<&Subsystem>, portal: PortalId, address: SocketAddr) -
             IpAddr::V6(_) => adrfam::IPV6,
         },
         subtype: if subsystem.is_some() { subtype::NVM } else { subtype::CURRENT_DISCOVERY },
-        // Linux's target reports the same. nvme-cli calls "not required" together with the flow control bit unrecognized.
+        // Linux's target reports the same bits. For "not required" together with the flow control bit, nvme-cli prints
+        // "unrecognized".
         treq: treq::SECURE_CHANNEL_NOT_SPECIFIED | treq::SQ_FLOW_CONTROL_DISABLE,
         portid: portal.0,
         cntlid: DYNAMIC_CNTLID,

@@ -24,7 +24,7 @@ impl Engine {
         CommandStep::Held
     }
 
-    /// Removes one request from the controller's list.
+    /// Removes one Asynchronous Event Request from the controller's list.
     pub(super) fn drop_event_request(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
         let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
@@ -46,8 +46,9 @@ impl Engine {
             && slot.sqe.opcode == admin_opcode::ASYNC_EVENT_REQUEST
     }
 
-    /// Ends a request without an answer; nothing of it was sent yet. An event that the request was to report waits for the next
-    /// request. If a transport has the answer already, the slot becomes free once the transport asks for the response.
+    /// Ends a request without an answer. The transport must not have sent any part of the answer yet. If the request was to
+    /// report an event, the next request reports that event. If a transport already has the answer, the slot becomes free once
+    /// the transport asks for the response.
     pub(in crate::frontend::nvme) fn forget_event_request(&mut self, at: u32) {
         self.drop_event_request(at);
         let CommandSlot { queue, cursor: event, phase, .. } = self.slots[at];
@@ -65,7 +66,7 @@ impl Engine {
         self.slots.release(at);
     }
 
-    /// Ends all requests on the queue of slot `at`, for a reset.
+    /// Ends all Asynchronous Event Requests on the queue of slot `at`, for a reset.
     pub(super) fn drop_aers(&mut self, at: u32) {
         let cntlid = self.queues[self.slots[at].queue as usize].cntlid;
         let Some(ctrlr) = self.ctrlrs.find(cntlid).and_then(|index| self.ctrlrs.get_mut(index)) else {
@@ -79,7 +80,8 @@ impl Engine {
         }
     }
 
-    /// Records an event. While the event's type is masked, only the log shows the event; the host is about to read that log.
+    /// Records an event. While the event's type is masked, the event is not reported: the host is about to read the log, which
+    /// shows the event.
     pub(super) fn raise(&mut self, index: u32, bit: u8) {
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return };
         if ctrlr.masked & bit == 0 {
@@ -88,7 +90,7 @@ impl Engine {
         }
     }
 
-    /// Unmasks the events of `bit`, whose log the host has read. The next event of this type may be reported.
+    /// Unmasks the event type `bit`, since the host has read its log. The next event of this type may be reported.
     pub(super) fn unmask(&mut self, index: u32, bit: u8) {
         if let Some(ctrlr) = self.ctrlrs.get_mut(index) {
             ctrlr.masked &= !bit;
@@ -97,7 +99,7 @@ impl Engine {
         }
     }
 
-    /// Answers requests with the events that are pending, enabled and not masked.
+    /// Completes requests with the events that are pending, enabled and not masked.
     pub(super) fn fire_events(&mut self, index: u32) {
         let Some(ctrlr) = self.ctrlrs.get(index) else { return };
         let config = AsyncEventConfig::from_bits(ctrlr.event_config);

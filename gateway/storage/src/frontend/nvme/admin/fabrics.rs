@@ -12,7 +12,8 @@ use trefoil_wire::fabrics::{ConnectData, FabricsCommand, PropertyGet, PropertySe
 use trefoil_wire::nvme::Status;
 use trefoil_wire::nvme::property::{Cap, Cc, Version, offset};
 
-/// Time after which cores are asked again whether a host's earlier associations are over. Hosts read CSTS each millisecond.
+/// Interval at which a controller asks the cores again whether its host's earlier associations are over. Hosts read CSTS each
+/// millisecond.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// Version of NVMe base that the controllers report.
@@ -53,7 +54,8 @@ impl Engine {
         let Some(index) = self.ctrlrs.find(cntlid) else { return self.fail(at, Status::INTERNAL_ERROR) };
         let Some(ctrlr) = self.ctrlrs.get_mut(index) else { return self.fail(at, Status::INTERNAL_ERROR) };
         if ctrlr.cc.en && !ctrlr.is_settled() {
-            // A waiting host can't send Keep Alive yet. By reading CSTS, the host proves that it is alive, and asks again.
+            // A waiting host can't send Keep Alive yet. A host that reads CSTS proves that it is alive, and makes the
+            // controller ask again.
             let now = cx.io.now();
             ctrlr.alive_at = now;
             if ctrlr.asked == 0 && now.since(ctrlr.asked_at) >= ASK_EVERY {
@@ -110,8 +112,8 @@ impl Engine {
     }
 }
 
-/// Returns CAP: the NVM command set, and pages of 4 KiB. CSTS.RDY changes once earlier commands are over. With arrays, this takes
-/// longest.
+/// Returns CAP: the NVM command set, and pages of 4 KiB. CSTS.RDY changes once earlier commands are over. Commands at arrays
+/// take longest, so TO is [`ARRAY_QUIESCE_MS`].
 fn capabilities() -> Cap {
     const { assert!(ARRAY_QUIESCE_MS / 500 <= u8::MAX as u16) };
     let to_500ms = (ARRAY_QUIESCE_MS / 500) as u8;

@@ -1,4 +1,4 @@
-//! Features (NVMe base 2.0c §5.15, §5.27). No feature is saved: a controller lives as long as its association.
+//! Features (NVMe base 2.0c §5.15, §5.27). No feature is saved, since a controller lives only as long as its association.
 
 use crate::frontend::nvme::ctrlr::{Ctrlr, CtrlrKind, SIMPLE_FEATURES};
 use crate::frontend::nvme::engine::{CommandStep, Engine};
@@ -6,7 +6,7 @@ use trefoil_poll::Instant;
 use trefoil_wire::nvme::feature::{HostBehavior, HostIdentifierFeature, NumberOfQueues, Select, fid};
 use trefoil_wire::nvme::{GetFeatures, SetFeatures, Status};
 
-/// Features of one dword that a host may set and read back. They change nothing in the target.
+/// Features of one dword that a host may set and read back. They change nothing in the target's behavior.
 const SIMPLE_FIDS: [u8; SIMPLE_FEATURES] = [
     fid::ARBITRATION,
     fid::POWER_MANAGEMENT,
@@ -92,7 +92,7 @@ impl Engine {
                 let granted = self.ctrlrs.grant(index, wanted);
                 self.succeed(at, number_of_queues(granted))
             }
-            // The cache is the backend's, so one host can't turn the cache off.
+            // The cache belongs to the backend, so one host can't turn the cache off.
             (CtrlrKind::Io, fid::VOLATILE_WRITE_CACHE) if set.cdw11 & 1 == 1 => CommandStep::Done,
             (CtrlrKind::Io, fid::VOLATILE_WRITE_CACHE) => self.fail(at, Status::FEATURE_NOT_CHANGEABLE.dnr()),
             (CtrlrKind::Io, fid::HOST_BEHAVIOR) => CommandStep::Gather(HostBehavior::LEN as u32),

@@ -22,9 +22,9 @@ type Page = [u8; IDENTIFY_LEN];
 pub(super) const REVISION: &str = env!("CARGO_PKG_VERSION");
 /// Model of discovery controllers, which belong to none of the operator's subsystems.
 const DISCOVERY_MODEL: &str = "Trefoil discovery";
-/// Best size of a write to backends, in bytes: the hint in NPWG and related fields.
+/// Best size of a write to backends, in bytes: the hint for NPWG and related fields.
 const PREFERRED_BYTES: u32 = 4096;
-/// Size of a write that goes to a backend in one piece, in bytes: the hint in NOWS.
+/// Size of a write that goes to a backend in one piece, in bytes: the hint for NOWS.
 const OPTIMAL_WRITE_BYTES: u32 = 128 << 10;
 
 impl Engine {
@@ -71,7 +71,7 @@ impl Engine {
                 if command.cns == cns::ACTIVE_NAMESPACES_IO_COMMAND_SET {
                     nvm_only(command.csi)?;
                 }
-                // No NSID is above FFFFFFFEh or FFFFFFFFh (NVMe base 2.0c §5.17.2.2).
+                // The list has the NSIDs above `nsid`. No NSID is above FFFFFFFEh or FFFFFFFFh (NVMe base 2.0c §5.17.2.2).
                 if nsid >= NSID_ALL - 1 {
                     return Err(Status::INVALID_NAMESPACE.dnr());
                 }
@@ -109,7 +109,7 @@ impl Engine {
                 .emit(page),
                 None => page.fill(0),
             },
-            // A host is not told of other hosts' controllers.
+            // The host must not learn of other hosts' controllers.
             cns::CONTROLLERS_ATTACHED => {
                 let attached = self.namespace(queue, subsystem, nsid)?.is_some();
                 let own = Some(ctrlr.cntlid).filter(|&id| attached && id >= command.cntid);
@@ -149,7 +149,7 @@ impl Engine {
 }
 
 fn text<const N: usize>(text: &str) -> Ascii<N> {
-    // Control refuses a text that does not fit, so here the text is only left out.
+    // Control refuses a text that does not fit, so this code only leaves such a text out.
     Ascii::new(text).unwrap_or_default()
 }
 
@@ -176,8 +176,8 @@ fn common(ctrlr: &Ctrlr) -> IdentifyController {
     }
 }
 
-/// Returns the highest ANA group that a subsystem may have, which is also the number of groups. Hosts derive the ANA log's size
-/// from this number.
+/// Returns the highest ANA group that a subsystem may have, which is also the number of groups. Hosts compute the ANA log's
+/// size from this number.
 pub(super) fn max_ana_groups(subsystem: &Subsystem) -> u32 {
     let highest = subsystem.namespaces.iter().map(|n| n.ana_group).max().unwrap_or(1);
     highest.max(subsystem.max_namespaces)
@@ -205,7 +205,7 @@ fn io_controller(
         acl: MAX_ABORTS as u8 - 1,
         // There is one firmware slot, which is read only.
         frmw: 0b11,
-        // The bits stand for the Commands Supported and Effects log, and for extended data of Get Log Page.
+        // The bits mean that the Commands Supported and Effects log and the extended data of Get Log Page are supported.
         lpa: 0b110,
         anatt_s: ANA_TRANSITION_S,
         // All five ANA states are reported. A namespace's ANA group may change.
@@ -249,10 +249,10 @@ fn identify_namespace(namespace: &Namespace, lun: &Lun, promises_zeros: bool, pa
         nsze: lun.blocks,
         ncap: lun.blocks,
         nuse: lun.blocks,
-        // The bit for identifiers that are never used again is not set: some identifiers are an array's, and some an operator's.
+        // The bit for identifiers that are never reused is not set: an array or an operator chooses some of the identifiers.
         nsfeat: nsfeat::OPTIMAL_PERFORMANCE,
         nmic: 1,
-        // Every backend keeps this promise. A backend that can't do so deallocates nothing, or writes zeros.
+        // Every backend keeps this promise. A backend that can't deallocate to zeros deallocates nothing, or writes zeros.
         dlfeat: if promises_zeros { dlfeat::READS_ZEROS | dlfeat::DEAC } else { dlfeat::READS_NOT_REPORTED },
         nvmcap_bytes: u128::from(lun.len_bytes()),
         npwg: preferred,

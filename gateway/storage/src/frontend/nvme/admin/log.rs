@@ -32,12 +32,13 @@ fn logs(kind: CtrlrKind) -> &'static [u8] {
     }
 }
 
-/// Returns whether controllers of this type have the page.
+/// Returns whether controllers of this type support the log page.
 pub(super) fn is_supported(kind: CtrlrKind, lid: u8) -> bool {
     logs(kind).contains(&lid)
 }
 
-/// The part of a log that a command asks for. The log is added in pieces, in order; the window drops bytes outside the part.
+/// The part of a log that a command asks for. The code adds the log in pieces, in order. The window drops bytes outside the
+/// part.
 pub(super) struct Window<'a> {
     data: &'a mut [u8],
     /// Offset in the log at which `data` starts.
@@ -52,7 +53,7 @@ impl<'a> Window<'a> {
         Self { data, start, at: 0 }
     }
 
-    /// Returns whether the window needs any of the next `len` bytes.
+    /// Returns true if the window needs at least one of the next `len` bytes.
     pub(super) fn wants(&self, len: usize) -> bool {
         self.at + len as u64 > self.start && self.at < self.start + self.data.len() as u64
     }
@@ -76,7 +77,7 @@ impl<'a> Window<'a> {
         self.at += piece.len() as u64;
     }
 
-    /// Checks the offset: an offset beyond the log's end is invalid (NVMe base 2.0c §5.16.1).
+    /// Checks the offset of the part. An offset beyond the log's end is invalid (NVMe base 2.0c §5.16.1).
     pub(super) fn finish(self) -> Result<(), Status> {
         if self.start > self.at { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
     }
@@ -118,7 +119,7 @@ impl Engine {
         Ok(len)
     }
 
-    /// Unmasks a log's events, since the host has read the log without Retain Asynchronous Event.
+    /// Unmasks a log's event type: the host has read the log without Retain Asynchronous Event.
     fn log_was_read(&mut self, index: u32, lid: u8) {
         match lid {
             lid::CHANGED_NAMESPACES => {
@@ -133,7 +134,7 @@ impl Engine {
         }
     }
 
-    /// Adds the health log: this core's I/O counters for the namespaces that the host sees. The target has no medium that could
+    /// Adds the health log: this core's I/O counters of the namespaces that the host sees. The target has no medium that could
     /// fail.
     fn put_smart(&self, queue: u32, ctrlr: &Ctrlr, window: &mut Window<'_>) {
         const UNIT_BYTES: u64 = 512_000;
@@ -158,7 +159,8 @@ impl Engine {
         window.put(&page);
     }
 
-    /// Adds the ANA groups of the namespaces that the host sees, in ascending order. The namespaces are sorted by group too.
+    /// Adds the ANA groups of the namespaces that the host sees, in ascending order. The order by NSID is also the order by
+    /// group.
     fn put_ana(
         &self,
         queue: u32,
@@ -185,7 +187,7 @@ impl Engine {
                 members().for_each(|nsid| window.put(&nsid.to_le_bytes()));
             }
         }
-        // The log is as long as Identify announces, because nvme-cli reads that length in pieces of 4 KiB.
+        // The log has the length that follows from Identify, because nvme-cli reads that length in pieces of 4 KiB.
         let most = AnaHeader::LEN as u64
             + u64::from(max_ana_groups(subsystem)) * GroupFields::LEN as u64
             + u64::from(subsystem.max_namespaces) * 4;

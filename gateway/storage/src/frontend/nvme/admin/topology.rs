@@ -1,9 +1,9 @@
 //! Applies a new topology to the connected hosts, a bounded piece a turn.
 //!
-//! A new topology is in force for every command at once: each command looks up its namespace in the new topology, and checks that
-//! the host is still allowed ([`Engine::subsystem`]). A [`Sweep`] does the work on all connected hosts in the turns that follow.
-//! The sweep closes queues of hosts that are no longer allowed, and tells controllers of their changes. Control learns that the
-//! topology is in force only at the end of its sweep, so there is seldom more than one sweep.
+//! A new topology is in force for every command at once: each command looks up its namespace in the new topology, and checks
+//! that the host is still allowed ([`Engine::subsystem`]). In the turns that follow, a [`Sweep`] does the work for all
+//! connected hosts. The sweep closes queues of hosts that are no longer allowed, and reports changes to controllers. Control
+//! learns only at the end of the sweep that the topology is in force, so more than one sweep at a time is rare.
 
 use crate::frontend::nvme::ctrlr::{CtrlrKind, event_bit};
 use crate::frontend::nvme::engine::Engine;
@@ -12,21 +12,21 @@ use crate::frontend::nvme::sweep::{MAX_SWEEPS, Sweep, SweepCursor};
 use crate::topology::{LunId, Namespace, Topology};
 use std::sync::Arc;
 
-/// The cost limit of one turn of a sweep, in steps: a look at a queue, at a namespace, or at a controller with a namespace. Each
-/// step takes at most two searches in a host list, some 100 ns. So a turn takes about 100 us.
+/// The cost limit of one turn of a sweep, in steps. A step examines a queue, a namespace, or a controller with a namespace.
+/// Each step takes at most two searches in a host list, some 100 ns. So a turn takes about 100 us.
 pub const STEPS_A_TURN: usize = 1024;
-/// Cost of closing a queue, in steps: the queue's messages and its up to 256 commands take as long.
+/// Cost of closing a queue, in steps. The queue's messages and its commands (up to 256) take as long as this many steps.
 const CLOSE_STEPS: usize = 16;
 
 impl Engine {
-    /// Presents `new` from now on. [`Engine::sweep`] then applies it to the connected hosts.
+    /// Presents `new` from now on. [`Engine::sweep`] then applies `new` to the connected hosts.
     pub fn on_topology(&mut self, new: Arc<Topology>) {
         debug_assert!(
             new.subsystems.is_sorted_by(|a, b| a.nqn < b.nqn),
             "subsystems are found by their order"
         );
         let old = std::mem::replace(&mut self.topology, new.clone());
-        // Zero marks a view that was never looked up.
+        // Epoch zero marks a view that was never looked up.
         self.epoch = self.epoch.wrapping_add(1).max(1);
         let discovery = discovery_differs(&old, &new);
         if discovery {
@@ -35,11 +35,12 @@ impl Engine {
         self.sweeps.push_back(Sweep { old, new, discovery, place: SweepCursor::Queue(0) });
     }
 
-    /// Goes on with the oldest sweep. At the sweep's end, returns the epoch of the new topology and the old topology, which is no
-    /// longer needed.
+    /// Continues the oldest sweep. At the sweep's end, returns the epoch of the new topology. Also returns the old topology,
+    /// which this core no longer needs.
     pub fn sweep(&mut self) -> Option<(u64, Arc<Topology>)> {
         let mut sweep = self.sweeps.pop_front()?;
-        // With too many sweeps waiting, this sweep is done at once: it costs a long turn, and no memory.
+        // If too many sweeps wait, complete this sweep in this turn: the turn takes long, but the list of sweeps needs no more
+        // memory.
         let mut left = if self.sweeps.len() < MAX_SWEEPS { STEPS_A_TURN } else { usize::MAX };
         while left > 0 {
             if matches!(sweep.place, SweepCursor::End) {
@@ -52,14 +53,14 @@ impl Engine {
         None
     }
 
-    /// Returns whether a sweep is under way: there are controllers to tell, or queues to close.
+    /// Returns whether this core must still report changes to controllers, or close queues.
     #[inline]
     pub fn is_sweeping(&self) -> bool {
         !self.sweeps.is_empty() || self.closing.is_some()
     }
 
-    /// Starts to close the connections of hosts that are no longer allowed, or all connections. Each [`Engine::close_some`]
-    /// closes some.
+    /// Starts to close the connections of hosts that are no longer allowed, or all connections. Each call of
+    /// [`Engine::close_some`] closes some of these connections.
     pub fn close_hosts(&mut self, all: bool) {
         let all = all || self.closing.is_some_and(|(_, all)| all);
         self.closing = Some((0, all));
@@ -139,12 +140,12 @@ impl Engine {
         1
     }
 
-    /// Finds the queue's subsystem in the topology in force, and closes the queue if it may not stay. Returns whether the queue
-    /// stays.
+    /// Finds the queue's subsystem in the topology in force. Closes the queue if its host may not stay connected. Returns
+    /// whether the queue stays.
     fn rebind(&mut self, queue: u32, old: &Topology) -> bool {
         let q = &self.queues[queue as usize];
         let portal = self.places[queue as usize].portal;
-        // The next portal with this portal's number may offer other subsystems.
+        // Another portal may have this portal's number now, and offer other subsystems.
         if q.state != QueueState::Free && self.topology.lacks_portal_of(old, portal) {
             self.close_later(queue, "its listener is gone");
             return false;
@@ -161,8 +162,8 @@ impl Engine {
         stays
     }
 
-    /// Does one step of the walk over a subsystem's old and new namespaces, both sorted. Looks at the next namespace, and if it
-    /// differs, tells one controller. Returns the next step.
+    /// Does one step of the walk over a subsystem's old and new namespaces, both sorted. Examines the next namespace. If this
+    /// namespace differs, reports the difference to one controller. Returns the next step.
     fn compare(
         &mut self,
         sweep: &Sweep,
@@ -227,14 +228,14 @@ impl Engine {
     }
 }
 
-/// The differences between a namespace and the earlier namespace with its NSID.
+/// The differences between a namespace and the earlier namespace with the same NSID.
 #[derive(Clone, Copy, Debug)]
 struct Difference {
-    /// True if Identify data differs, or the namespace exists only before or only after.
+    /// True if Identify data differs, or if the namespace is only in one of the two topologies.
     attributes: bool,
     /// True if the ANA state differs.
     ana: bool,
-    /// True if the hosts that see the namespace may differ.
+    /// True if the set of hosts that see the namespace may differ.
     hosts: bool,
 }
 
@@ -257,7 +258,7 @@ impl Difference {
     }
 }
 
-/// Returns whether Identify Namespace reports the same for both namespaces' LUNs.
+/// Returns whether Identify Namespace reports the same data for the LUNs of both namespaces.
 fn same_shape(old: &Topology, x: &Namespace, new: &Topology, y: &Namespace) -> bool {
     let before = old.luns.get(x.lun.0 as usize).and_then(Option::as_ref);
     let after = new.luns.get(y.lun.0 as usize).and_then(Option::as_ref);
