@@ -78,11 +78,12 @@ impl Engine {
         }
     }
 
-    /// If this core has the LUN in its memory, answers a Read at once with a loan.
+    /// If this core has the LUN in its memory, answers a Read at once with a loan. Get Log Page has the same opcode, and
+    /// is no Read.
     #[inline]
     pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<CommandStep> {
         let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
-        let view = self.recheck(at, &range, false).ok()?;
+        let view = self.checked(at)?;
         let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
         let loan = cx.luns.as_mut()?.lend(view.lun, offset, len)?;
         let slot = &mut self.slots[at];
@@ -100,7 +101,7 @@ impl Engine {
         data: &[u8],
     ) -> Option<CommandStep> {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
-        let view = self.recheck(at, &range, true).ok()?;
+        let view = self.checked(at)?;
         let offset = range.slba << view.block_shift;
         if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
             return None;
@@ -173,13 +174,20 @@ impl Engine {
         Ok((view, len as u32))
     }
 
+    /// Returns the namespace of a Read or Write that was checked, if nothing has changed since then.
+    #[inline]
+    fn checked(&mut self, at: u32) -> Option<NsView> {
+        let slot = &self.slots[at];
+        if slot.epoch != self.epoch {
+            return None;
+        }
+        self.view(slot.queue, slot.sqe.nsid).ok()
+    }
+
     /// Repeats the check if anything may have changed since the first half.
     #[inline]
     fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
-        let slot = &self.slots[at];
-        if slot.epoch == self.epoch
-            && let Ok(view) = self.view(slot.queue, slot.sqe.nsid)
-        {
+        if let Some(view) = self.checked(at) {
             return Ok(view);
         }
         let len = self.slots[at].len;

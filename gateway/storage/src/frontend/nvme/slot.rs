@@ -62,7 +62,7 @@ pub struct CommandSlot {
     pub cursor: u32,
     /// Time of arrival.
     pub since: Instant,
-    /// The engine's epoch at which the command was checked.
+    /// The engine's epoch at which the command was checked as a Read or Write of an I/O queue; 0 for every other command.
     pub epoch: u32,
     /// LUN of an I/O command.
     pub lun: LunId,
@@ -144,6 +144,7 @@ impl CommandSlots {
         slot.len = 0;
         slot.send_len = 0;
         slot.cursor = 0;
+        slot.epoch = 0;
         slot.since = since;
         ring.list.push(&mut self.links, at);
         ring.len += 1;
