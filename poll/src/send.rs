@@ -57,9 +57,9 @@ const _: () = assert!(size_of::<Segment>() == 12 && BUFS <= u16::MAX as usize);
 
 /// A gathered send of bounded size, made at start-up and reused.
 ///
-/// A machine fills it ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)), hands it to
-/// [`Io::send`](crate::Io::send), gets it back with [`SockEvent::Sent`](crate::SockEvent::Sent),
-/// takes the blocks out ([`take_buf`](Self::take_buf)) and uses it again.
+/// A machine fills the list ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)) and passes it to
+/// [`Io::send`](crate::Io::send). The machine gets the list back with [`SockEvent::Sent`](crate::SockEvent::Sent),
+/// takes the blocks out ([`take_buf`](Self::take_buf)) and uses the list again.
 pub struct SendList {
     head: Vec<u8>,
     bufs: Vec<Buf>,
@@ -79,7 +79,7 @@ unsafe impl Send for Gather {}
 unsafe impl Sync for Gather {}
 
 impl SendList {
-    /// Creates an empty list with all its room: [`LIST_BYTES`].
+    /// Creates an empty list with all its memory: [`LIST_BYTES`].
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
@@ -151,8 +151,8 @@ impl SendList {
         self.loans.len()
     }
 
-    /// Appends the bytes of `loan`. `behind` is a block with room for these bytes. The block stays in the
-    /// list like any other. The bytes are copied into it if the loan must end before they are sent.
+    /// Appends the bytes of `loan`. `behind` is a block with room for these bytes. The block stays in the list like any
+    /// other. If the loan must end before its bytes are sent, the bytes are copied into the block.
     ///
     /// # Panics
     /// Panics if the loan doesn't fit, or if the block is smaller than the loan.
@@ -191,8 +191,8 @@ impl SendList {
         self.loans.clear();
     }
 
-    /// Takes out the next payload block, last first. A call that returns `None` also clears the rest, and the
-    /// list is ready for reuse.
+    /// Takes out the payload block that was pushed last. If no block is left, clears the rest of the list and returns
+    /// `None`. The list is then ready for reuse.
     pub fn take_buf(&mut self) -> Option<Buf> {
         let buf = self.bufs.pop();
         if buf.is_none() {

@@ -15,7 +15,7 @@ pub const KEEP_ALIVE_INTERVAL_S: u32 = 5;
 /// Unanswered probes after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
 pub const KEEP_ALIVE_PROBES: u32 = 6;
 
-/// Buffer sizes and congestion control of a connection; `None` leaves the kernel's own choice and tuning.
+/// Buffer sizes and congestion control of a connection; with `None`, the kernel chooses and tunes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_SNDBUF, in bytes; the kernel doubles it for its own overhead.
@@ -109,7 +109,7 @@ pub fn listen(addr: SocketAddr, v6_only: bool, backlog: i32, options: Options) -
     Ok(TcpListener::from(fd))
 }
 
-/// Checks that [`listen`] could use `addr` now. The check accepts no connection, and it disturbs none.
+/// Checks that [`listen`] could use `addr` now. The check accepts no connection and disturbs no connection.
 ///
 /// # Errors
 /// An error of socket(2) or bind(2).
@@ -221,14 +221,14 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
 }
 
 /// Returns the bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1), or 0 if the
-/// kernel doesn't tell.
+/// kernel doesn't report the number.
 pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
     // `tcpi_bytes_acked` ends here in struct tcp_info (include/uapi/linux/tcp.h).
     tcp_info::<128>(fd)
 }
 
 /// Returns the bytes that have arrived from the peer since the connection came up, read or not (TCP_INFO, Linux 4.1),
-/// or 0 if the kernel doesn't tell.
+/// or 0 if the kernel doesn't report the number.
 pub fn bytes_received(fd: BorrowedFd<'_>) -> u64 {
     // `tcpi_bytes_received` is the next field.
     tcp_info::<136>(fd)

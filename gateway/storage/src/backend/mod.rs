@@ -53,7 +53,7 @@ pub trait Channel<I: StorageIo> {
     fn waits(&self) -> bool {
         false
     }
-    /// Continues work that waited for memory or for the next turn. Returns whether any work continued.
+    /// Continues work that waited for memory or for the next turn. Returns `true` if some work continued.
     fn on_turn(&mut self, _cx: &mut Cx<'_, I>) -> bool {
         false
     }

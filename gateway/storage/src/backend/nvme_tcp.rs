@@ -243,7 +243,7 @@ impl NvmeTcpChannel {
         self.deliver(cx);
     }
 
-    /// Handles timers, events and messages, then sends pending data. Returns whether it did any work.
+    /// Handles timers, events and messages, then sends pending data. Returns `true` if the channel did work.
     pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         if !self.greeted {
             self.greeted = true;
@@ -278,7 +278,7 @@ impl NvmeTcpChannel {
         [start, controller, self.fail_at, self.lane.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Delivers messages between the controller and the lanes of all cores. Returns whether it delivered a message.
+    /// Delivers messages between the controller and the lanes of all cores. Returns `true` if a message was delivered.
     fn deliver<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut any = false;
         while let Some(msg) = self.lane.next_msg() {
@@ -360,7 +360,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Reports the controller's events to control. Returns whether there was an event.
+    /// Reports the controller's events to control. Returns `true` if the controller had an event.
     fn report<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let backend = self.backend;
         let mut any = false;
@@ -486,7 +486,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Turns finished commands into completions. Returns whether a command finished.
+    /// Turns finished commands into completions. Returns `true` if a command finished.
     fn reap<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let now = cx.io.now();
         let mut any = false;

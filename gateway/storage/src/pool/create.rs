@@ -99,8 +99,8 @@ pub enum CreatePoolError {
         /// The damage of the label.
         damage: Damage,
     },
-    /// I/O failed. The pool doesn't exist, unless the last step failed. In that case, opening the pool shows whether it
-    /// exists.
+    /// I/O failed. The pool doesn't exist, unless the last step failed. In that case, an attempt to open the pool shows
+    /// the outcome.
     #[error(transparent)]
     Io(#[from] IoError),
     /// The layout does not fit. This can't happen for an empty layout.
@@ -275,7 +275,7 @@ pub enum DestroyPoolError {
         /// The reason.
         why: Frozen,
     },
-    /// I/O failed. The pool may still exist; opening the pool shows whether it does.
+    /// I/O failed. The pool may still exist; an attempt to open the pool shows the outcome.
     #[error(transparent)]
     Io(#[from] IoError),
 }

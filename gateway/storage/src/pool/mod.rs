@@ -17,8 +17,8 @@
 //!         4,194,304  data, from here or from the next multiple of the unit
 //! ```
 //! Data is counted in units (4 MiB by default). Two members, the *holders*, keep the table; a pool with one member has
-//! one holder. A holder's 3.9 MiB for the table are zeroed when the pool is made, so that a sparse file has the space.
-//! Every member reserves this space. There is no map of free space: a unit that no LUN has is free.
+//! one holder. A holder's 3.9 MiB for the table are zeroed when the pool is made, so that a sparse file allocates the
+//! space. Every member reserves these 3.9 MiB. There is no map of free space: a unit that no LUN has is free.
 //!
 //! # Invariants
 //! 1. A CRC32C covers each slot of a label or table, so a slot is valid as a whole or not at all. Of the valid slots,
@@ -33,9 +33,10 @@
 //! 4. A LUN gets units in three steps: the units are (a) durably reserved (`pending_blocks`), (b) zeroed and flushed,
 //!    (c) made durably visible (`blocks`). After a crash before (c), the next open rolls the reservation back.
 //! 5. Units are free for other LUNs only after the table without them is durable everywhere.
-//! 6. A pool with a missing member takes no changes, so two halves can't diverge. A pool also takes no changes if the
-//!    layout on its disks is not the layout that this gateway wrote or read last, or if one of its disks has lost its
-//!    label since. Files are locked, but nothing prevents a second gateway from using the same namespace of an array.
+//! 6. A pool with a missing member takes no changes, so two halves can't diverge. A pool also takes no changes if one
+//!    of its disks has lost its label. The same holds if the layout on the disks is not the layout that this gateway
+//!    wrote or read last. Files are locked, but nothing prevents a second gateway from using the same namespace of an
+//!    array.
 //! 7. A pool exists from the first durable label that says `Ready`. Before that, all labels say `Creating`, and all
 //!    tables are durable. Destroying a pool takes the same steps in reverse.
 //! 8. A member is recognised by its label. A member that has lost both label slots is recognised by its copy of the
