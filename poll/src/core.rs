@@ -104,8 +104,8 @@ pub fn is_core_running() -> bool {
     ON_CORE.get()
 }
 
-/// Starts the core that owns `ports`. `make_handler` runs on the core's pinned thread, so that memory that
-/// `make_handler` maps is local to that CPU. Returns once the core runs its turn loop.
+/// Starts the core that owns `ports`. `make_handler` runs on the core's pinned thread, so that the memory that
+/// `make_handler` maps is local to the thread's CPU. Returns once the core runs its turn loop.
 ///
 /// # Errors
 /// An error of thread creation, sched_setaffinity(2) or io_uring_setup(2).

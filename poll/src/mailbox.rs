@@ -5,7 +5,7 @@
 //! that a batch costs one cache miss per side. [`Doze`] answers one question without losing a wake-up: must the sender
 //! wake the receiver? [`Bell`] combines a [`Doze`] with an eventfd.
 //!
-//! What it is not: it keeps no order between different senders, and it is not unbounded. The runtime's
+//! What it is not: it keeps no order between different senders, and its size is bounded. The runtime's
 //! [`mesh`](mod@crate::mesh) puts an overflow queue in front of each ring.
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell, fence};
@@ -14,7 +14,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use trefoil_sys::eventfd::EventFd;
 
-/// A value that has its own cache line. The neighbouring line, which the prefetcher loads too, is also empty.
+/// A value that has its own cache line. The neighbouring line, which the prefetcher loads too, holds no other value
+/// either.
 #[repr(align(128))]
 struct Padded<T>(T);
 

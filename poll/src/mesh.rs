@@ -59,8 +59,8 @@ pub struct ControlSender<M> {
     bell: Bell,
 }
 
-/// The control thread's inbox, with the messages of all cores. After [`announce`](Self::announce), its
-/// descriptor becomes readable when a message arrives. It suits tokio's `AsyncFd`.
+/// The control thread's inbox, with the messages of all cores. After [`announce`](Self::announce), its descriptor
+/// becomes readable when a message arrives. The descriptor suits tokio's `AsyncFd`.
 pub struct ControlReceiver<M> {
     inbox: Vec<Receiver<M>>,
     next: usize,
@@ -183,8 +183,8 @@ impl<M: Send> Ports<M> {
         out.overflow.push_back(message);
     }
 
-    /// Moves overflow into the rings and wakes sleeping receivers. Runs once a turn. Returns whether overflow
-    /// is left.
+    /// Moves overflow into the rings and wakes sleeping receivers. Runs once per turn. Returns whether overflow is
+    /// left.
     pub(crate) fn flush(&mut self) -> bool {
         let mut left = false;
         let mut pushed = false;

@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Prefetches the first lines of a range. The processor notices the direction and fetches the rest during the read.
-    /// More lines were slower again, because the prefetches then wait for one another.
+    /// A prefetch of more lines was slower, because the prefetches then wait for one another.
     #[inline]
     fn fetch_ahead(&self, range: &Range<usize>) {
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]

@@ -1,9 +1,8 @@
 //! The real driver: [`Io`] on one io_uring.
 //!
-//! What it is: all operations that a core's machines start in a turn become entries of one ring, submitted
-//! with one io_uring_enter(2). The driver owns every block that the kernel may touch until the completion
-//! arrives, so memory can't be freed under the kernel. Results come as later events, never from within a
-//! call.
+//! What it is: all operations that a core's machines start in a turn become entries of one ring, submitted with one
+//! io_uring_enter(2). The driver owns every block that the kernel may touch until the completion arrives, so memory
+//! can't be freed while the kernel uses it. Results come as later events, never from within a call.
 //!
 //! What it is not: the turn itself; see [`core`](crate::core).
 //!
@@ -49,7 +48,7 @@ const SQ_ENTRIES: u32 = 1024;
 /// The largest number of unread completions in the ring. The kernel keeps further completions itself, and reports the
 /// overflow.
 const CQ_ENTRIES: u32 = 8192;
-/// Completions fetched at once.
+/// The largest number of completions that are fetched at once.
 const BATCH: usize = 256;
 
 /// Sizes and choices of one core's driver.
@@ -112,7 +111,7 @@ pub struct UringIo<M> {
     done: VecDeque<(Kind, u32, i32)>,
     /// Sockets whose receive is tried each turn.
     hot: Vec<u32>,
-    /// The buffer of such a receive.
+    /// The buffer for the receives of hot sockets.
     scratch: Box<[u8]>,
     direct: bool,
     /// Entries that didn't fit into the submission queue.
@@ -153,7 +152,7 @@ impl<M: Send> UringIo<M> {
             hot: Vec::with_capacity(sock::MAX_HOT),
             scratch: vec![0; direct::SCRATCH_BYTES].into(),
             direct: config.direct,
-            // A socket has at most a receive, a send, a cancellation and (with faults) two more.
+            // A socket has at most a receive, a send, a cancellation and, with fault injection, two more cancellations.
             backlog: VecDeque::with_capacity(sockets * 5 + config.max_file_ops as usize + 1),
             spans: vec![None; MAX_HOMES].into(),
             batch: (0..BATCH).map(|_| MaybeUninit::uninit()).collect(),

@@ -150,7 +150,7 @@ impl TimerWheel {
         Some((level, slot, (above | slot as u64) << shift))
     }
 
-    /// Moves the timers of a slot to lower levels. `elapsed` stands at the start of that slot.
+    /// Moves the timers of a slot to lower levels. `elapsed` is the start of that slot.
     fn cascade(&mut self, head: u32) {
         loop {
             let node = self.nodes[head as usize].next;

@@ -35,7 +35,7 @@ impl CongestionControl {
     /// The longest name is one byte shorter (the kernel's TCP_CA_NAME_MAX).
     const MAX_LEN: usize = 16;
 
-    /// Returns the name, or `None` if no algorithm can have it.
+    /// Returns the name, or `None` if no algorithm can have this name.
     pub fn new(name: &str) -> Option<Self> {
         let mut bytes = [0; Self::MAX_LEN];
         let fits = !name.is_empty() && name.len() < Self::MAX_LEN && !name.contains('\0');
@@ -97,8 +97,9 @@ impl SockAddr {
     }
 }
 
-/// Opens a non-blocking listener on `addr` with SO_REUSEADDR. Accepted sockets inherit `options` and TCP keep-alive. On the IPv6
-/// wildcard the listener accepts IPv4 too, unless `v6_only`; the system's `bindv6only` has no effect.
+/// Opens a non-blocking listener on `addr` with SO_REUSEADDR. Accepted sockets inherit `options` and TCP keep-alive. On
+/// the IPv6 wildcard address, the listener accepts IPv4 too, unless `v6_only` is set. The system's `bindv6only` has no
+/// effect.
 ///
 /// # Errors
 /// An error of socket(2), bind(2) or listen(2).

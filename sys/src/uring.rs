@@ -1,8 +1,8 @@
 //! io_uring: the kernel's features, and one ring.
 //!
 //! What it is: [`Features`] is probed, not assumed (Linux 6.1 must suffice); [`Ring`] submits a turn's entries and
-//! fetches completions with one io_uring_enter(2), or without a call if there is no work. Entries are the `io-uring`
-//! crate's.
+//! fetches completions with one io_uring_enter(2), or without a call if there is no work. The entries are types of the
+//! `io-uring` crate.
 //!
 //! What it is not: it doesn't own the memory that entries point to; the caller keeps that memory.
 
@@ -217,7 +217,7 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Fetches completions into `into`, and returns the fetched ones.
+    /// Fetches completions into `into`, and returns the fetched completions.
     pub fn completions<'a>(&mut self, into: &'a mut [MaybeUninit<cqueue::Entry>]) -> &'a mut [cqueue::Entry] {
         self.ring.completion().fill(into)
     }
@@ -236,7 +236,7 @@ impl Ring {
         unsafe { self.ring.submitter().register_buffers(&spans) }
     }
 
-    /// Returns the descriptor, for messages.
+    /// Returns the descriptor, for log messages.
     pub fn fd(&self) -> i32 {
         self.ring.as_raw_fd()
     }

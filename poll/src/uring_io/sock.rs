@@ -29,7 +29,7 @@ const POLL_FIRST: u16 = 1;
 pub(super) struct Sock {
     pub fd: Option<OwnedFd>,
     pub closing: bool,
-    /// Set while the socket is in the queue of sockets to settle.
+    /// Set while the socket is in the driver's queue of closing sockets.
     settling: bool,
     /// The number of outstanding completions.
     pub in_kernel: u8,
@@ -39,7 +39,7 @@ pub(super) struct Sock {
     pub hot: bool,
     /// The time of the last received bytes.
     pub last_rx: Instant,
-    /// Set if more bytes waited when the last receive ended. The next receive then need not poll first.
+    /// Set if more bytes waited when the last receive ended. Then the next receive need not poll first.
     nonempty: bool,
     /// The address to connect to. The kernel reads it when the connect is submitted.
     peer: Option<SockAddr>,
@@ -55,7 +55,7 @@ pub(super) enum Recv {
 }
 
 impl Recv {
-    /// Returns the event of a receive that ended without its bytes; `None` if there was no receive.
+    /// Returns the event of a receive that ended before its bytes arrived; `None` if there was no receive.
     fn end(self, why: RecvEnd) -> Option<SockEvent<'static>> {
         let buf = match self {
             Self::Idle => return None,
@@ -233,7 +233,7 @@ impl<M: Send> UringIo<M> {
         self.settle_soon(id.0);
     }
 
-    /// Queues a closing socket, so that `settle_closing` checks it in the next turn.
+    /// Queues a closing socket, so that the next `settle_closing` checks the socket.
     fn settle_soon(&mut self, index: u32) {
         if let Some(sock) = self.socks.get_mut(index).filter(|sock| !sock.settling) {
             sock.settling = true;

@@ -29,9 +29,9 @@ impl<I> BackendIo for I where I: StorageIo<Attach = Attach<<I as Io>::File>> {}
 
 /// One core's path to one backend.
 ///
-/// The `offset` and `len` of its requests are in bytes of the backend, in range, and aligned to its block size. The LUN
-/// layer and control guarantee this. A channel completes each request exactly once, through [`Cx::complete`], with
-/// `len` unchanged. It may complete requests at once or later, in any order.
+/// The `offset` and `len` of each request are in bytes of the backend, in range, and aligned to the backend's block
+/// size. The LUN layer and control guarantee this. A channel completes each request exactly once, through
+/// [`Cx::complete`], with `len` unchanged. It may complete requests at once or later, in any order.
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
@@ -62,13 +62,13 @@ pub trait Channel<I: StorageIo> {
 /// A backend as control gives it to one core, with all the memory that its channel will ever need.
 #[derive(Debug)]
 pub struct Attach<F> {
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes: 512 or 4096.
+    /// The backend's logical block size in bytes: 512 or 4096.
     pub block_bytes: u32,
     /// The kind of backend, with the parts for this core's channel.
     pub kind: AttachKind<F>,
-    /// Its index.
+    /// The backend's index.
     pub id: BackendId,
 }
 
@@ -90,7 +90,7 @@ pub enum AttachKind<F> {
     NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
     /// Another core has the channel.
     Remote {
-        /// That core.
+        /// The core that has the channel.
         core: trefoil_poll::CoreId,
     },
     /// The state after a core took the parts. After a detach, this variant holds the channel, so that its memory goes

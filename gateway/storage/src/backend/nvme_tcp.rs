@@ -460,7 +460,7 @@ impl NvmeTcpChannel {
         match self.works.insert(Work { request, done: 0, part: 0, cancelled: false }) {
             Ok(at) => self.next_part(cx, at),
             // The LUN layer holds back a request while all slots are taken. But parked requests start without this
-            // check, and there may be too few free slots for them.
+            // check, so the slots may not suffice for all of them.
             Err(work) => cx.complete(work.request, Err(Fault::PathLost)),
         }
     }

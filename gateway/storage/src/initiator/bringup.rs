@@ -1,4 +1,4 @@
-//! The admin commands of a controller's life in order, and the facts in their answers.
+//! The admin commands of a controller, from bring-up to shutdown, and the facts in the answers.
 //!
 //! What it is not: it sends nothing (see `controller`).
 
@@ -278,8 +278,8 @@ impl Facts {
         }
     }
 
-    /// Returns the state of the namespace's group in the piece of the log from `place` on, or the place of the next
-    /// piece. Returns neither if the log does not have the group.
+    /// Searches the piece of the log at `place` for the namespace's group. Returns the group's state, or the place of
+    /// the next piece. Returns neither if the log does not list the group.
     pub(super) fn find_group(&self, place: LogPlace, data: &[u8]) -> (Option<AnaState>, Option<LogPlace>) {
         let (groups, mut next) = match place.offset {
             0 => {

@@ -14,7 +14,7 @@ pub const INLINE_BYTES: usize = 16;
 /// One command with its data. The queue pair fills in `sqe.cid` and `sqe.sgl1`.
 ///
 /// The functions that make a command, and the functions that put it into a slot, are always inlined. So the command's
-/// 180 bytes are written once, directly to the slot. Without inlining, they are written and then copied, and the copy
+/// 180 bytes are written once, directly into the slot. Without inlining, they are written and then copied, and the copy
 /// waits for the writes. That wait took 8 % of a host's time.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
@@ -32,8 +32,8 @@ pub struct Command {
     pub(super) since: Instant,
     /// The time at which the command was first lost with its queue, if no completion has arrived since.
     pub(super) lost_since: Option<Instant>,
-    /// The command is cancelled, since nobody waits for its result. It is not sent (again), and ends once no copy of it
-    /// can take effect any more.
+    /// The command is cancelled, since nobody waits for its result. The command is neither sent nor resent. It ends
+    /// once no copy of it can take effect any more.
     pub(super) cancelled: bool,
 }
 

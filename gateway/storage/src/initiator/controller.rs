@@ -10,9 +10,9 @@
 //! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, the host first
 //! sends `Close` to the queues.
 //!
-//! If the admin queue still works, the host then resets the controller: it sets CC.EN to 0 and waits until CSTS.RDY is
-//! 0. No command of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is
-//!    fenced at once. If the previous association is not fenced yet, both are fenced when the previous one is due.
+//! If the admin queue still works, the host then resets the controller: it sets CC.EN to 0 and waits for CSTS.RDY = 0.
+//! No command of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced
+//! at once. If the previous association is not fenced yet, both are fenced when the previous one is due.
 //!
 //! If the admin queue was lost, the array's controller may not have noticed the loss. Then the association is fenced
 //! after [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect

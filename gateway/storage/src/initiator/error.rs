@@ -1,4 +1,4 @@
-//! Errors of a queue pair or a controller, sorted by who is at fault.
+//! Errors of a queue pair or a controller, grouped by the side that is at fault.
 
 use super::namespace::NamespaceIdentity;
 use trefoil_poll::SockError;
@@ -148,7 +148,7 @@ pub enum ControllerError {
         is: NamespaceIdentity,
     },
     /// The namespace's handling of commands changed (DLFEAT). The queues must learn of the change before they send
-    /// again.
+    /// further commands.
     #[error("the namespace changed how its deallocated blocks read; the gateway reconnects")]
     AnotherBehaviour,
     /// The controller's owner stopped it.

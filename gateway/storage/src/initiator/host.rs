@@ -1,10 +1,10 @@
 //! A whole host on one core: a controller's admin queue and its I/O queues.
 //!
 //! What it is: a host for workloads (perf, the demo, the simulator's hosts) and for discovery. A host on several cores
-//! uses the parts instead: see [`crate::backend::nvme_tcp`].
+//! uses [`Controller`] and [`Lane`] directly: see [`crate::backend::nvme_tcp`].
 //!
 //! The owner routes the events of the sockets that [`Host::take_new_sock`] returns, calls [`Host::on_turn`] at the end
-//! of each turn, and takes [`Host::next_finished`].
+//! of each turn, and takes the ended commands from [`Host::next_finished`].
 
 use super::command::Command;
 use super::config::ControllerConfig;
@@ -18,9 +18,9 @@ use trefoil_poll::{Arena, Instant, Io, SockEvent, SockId};
 pub struct Host {
     controller: Controller,
     lanes: Vec<Lane>,
-    /// The lane of the last command.
+    /// The lane that got the last command.
     turn: usize,
-    /// The lane whose completions come next.
+    /// The lane that gives the next completion.
     reap: usize,
 }
 

@@ -10,11 +10,11 @@
 //! The array may still execute a command whose completion never arrived. A read or a flush does no harm if it executes
 //! twice, so the lane sends it again at once. The lane also sends a command at once if it was never sent before. A
 //! *write that was sent* must not be sent again at once: its old copy could take effect after the retry completes, and
-//! overwrite newer data. The lane holds such a write until the controller says [`InitiatorMsg::Fenced`] for the write's
-//! association. Until then, the lane does not fail the write either, since the write's owner would then retry it on
-//! another path (NVMe base 2.1 §9.6, TP4129; see `controller` for when an association counts as fenced).
+//! overwrite newer data. The lane holds such a write until the controller sends [`InitiatorMsg::Fenced`] for the
+//! write's association. Until then, the lane does not fail the write either, since the write's owner would then retry
+//! it on another path (NVMe base 2.1 §9.6, TP4129; see `controller` for when an association counts as fenced).
 //!
-//! A command is *cancelled* when its host is gone. The lane does not send (or resend) a cancelled command. A command
+//! A command is *cancelled* when its host is gone. The lane neither sends nor resends a cancelled command. A command
 //! that waits or is delayed ends at once with [`Fault::Aborted`]. A command that was sent ends when it completes. If
 //! its queue is lost first, it ends with [`Fault::Aborted`]: a read at once, a write when it is fenced.
 //!
@@ -30,7 +30,7 @@
 //! cases. A command also fails if it is lost once more after the loss timeout has passed since its first loss. Waiting
 //! commands also fail if the queue could not connect for the whole loss timeout.
 //!
-//! The lane delays later commands for [`HELD_FOR`], and then fails them all together. If the array comes back before,
+//! The lane delays later commands for [`HELD_FOR`], and then fails them all together. If the array comes back earlier,
 //! the lane sends them instead. A host with several paths sends a failed command again at once. Without this pause, the
 //! host and this core would be busy with failing commands all the time.
 //!
@@ -108,7 +108,7 @@ pub struct Lane {
     holding: usize,
     waiting: VecDeque<Command>,
     held: VecDeque<(u32, Command)>,
-    /// Commands in no order, each with the time of its retry.
+    /// Commands that wait for a retry, each with the time of its retry, in no particular order.
     delayed: VecDeque<(Instant, Command)>,
     finished: VecDeque<Finished>,
     out: VecDeque<InitiatorMsg>,
@@ -126,7 +126,7 @@ impl Lane {
             config.command_timeout,
         );
         let capacity = config.capacity;
-        // Opened, Lost, an AnaError, and one Expired for each command.
+        // At most one Opened, one Lost, one AnaError, and one Expired for each command.
         let out = VecDeque::with_capacity(3 + usize::from(config.entries.commands()));
         Self {
             qpair,
@@ -368,7 +368,7 @@ impl Lane {
         }
     }
 
-    /// Queues a lost command to be sent (again), or fails the command if it is cancelled or late.
+    /// Queues a lost command for sending, or fails the command if it is cancelled or late.
     fn wait(&mut self, now: Instant, command: Command) {
         let late = command.lost_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
         match (command.cancelled, self.gave_up || late) {

@@ -168,9 +168,9 @@ pub struct Qpair {
     free: Vec<u16>,
     /// Slots of commands whose capsule is not sent yet.
     pub(super) unsent: VecDeque<u16>,
-    /// Slots of commands with a grant to answer.
+    /// Slots of commands with an R2T to answer.
     pub(super) transfers: VecDeque<u16>,
-    /// The number of outstanding large reads. It decides how the stream is received.
+    /// The number of outstanding large reads. This number selects the size of a receive from the stream.
     pub(super) large_reads: u16,
 
     pub(super) list: Option<Box<SendList>>,
@@ -230,7 +230,8 @@ impl Qpair {
             terminate: None,
             why: None,
             done: VecDeque::with_capacity(depth.into()),
-            // The most events before the owner takes them, every turn: Up, one Expired for each command, Down.
+            // The owner takes the events every turn. At most these events collect until then: Up, one Expired for each
+            // command, and Down.
             events: VecDeque::with_capacity(4 + usize::from(depth)),
             handshake_by: NEVER,
             next_scan: NEVER,

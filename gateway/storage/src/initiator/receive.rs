@@ -21,12 +21,12 @@ use trefoil_wire::tcp::{
 /// The smallest remainder of a PDU's data that is received directly into its block. Below this size, a separate receive
 /// costs more than the copy.
 const DIRECT_MIN_BYTES: u32 = 8 << 10;
-/// Bytes to receive at a time: `STREAM_BYTES` without large reads outstanding, `SIP_BYTES` with them.
+/// The largest size of one receive: `SIP_BYTES` while large reads are outstanding, otherwise `STREAM_BYTES`.
 const STREAM_BYTES: u32 = 256 << 10;
 const SIP_BYTES: u32 = 4 << 10;
 
 impl Qpair {
-    /// Takes bytes of the stream. Completions are in [`next_done`](Self::next_done) afterwards.
+    /// Takes bytes of the stream. [`next_done`](Self::next_done) then returns the completions.
     #[inline]
     pub(super) fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         let result = self.take(bytes);
@@ -236,7 +236,7 @@ impl Qpair {
         Ok(self.respond(at, cqe)?)
     }
 
-    /// Handles a command's completion. The command is done now, or once its block is back from the send list.
+    /// Handles a command's completion. The command ends now, or when its block comes back from the send list.
     #[inline]
     fn respond(&mut self, at: u16, mut cqe: Cqe) -> Result<(), Violation> {
         let slot = &mut self.slots[usize::from(at)];

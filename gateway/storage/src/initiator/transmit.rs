@@ -97,7 +97,7 @@ impl Qpair {
         }
     }
 
-    /// Queues a command with a grant, unless its block is still being sent.
+    /// Queues a command with an R2T to answer, unless the command's block is still being sent.
     pub(super) fn queue_transfer(&mut self, at: u16) {
         let slot = &mut self.slots[usize::from(at)];
         if !slot.queued && !slot.lent {

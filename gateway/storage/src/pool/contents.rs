@@ -11,7 +11,7 @@ use super::{BackendInfo, IoError, PoolIo, io_error};
 pub const LOOKED_AT_BYTES: usize = 68 << 10;
 
 /// The marks: each has its meaning, its offset and its bytes. The offsets belong to the formats, and blkid(8) uses the
-/// same ones. A mark that another format may contain comes after the marks of that format.
+/// same offsets. A mark that another format may contain comes after the marks of that format.
 const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a GPT partition table", 512, b"EFI PART"),
     ("a GPT partition table", 4096, b"EFI PART"),
@@ -29,7 +29,7 @@ const MARKS: [(&str, usize, &[u8]); 17] = [
     ("an NTFS file system", 3, b"NTFS    "),
     ("a BitLocker volume", 3, b"-FVE-FS-"),
     ("an exFAT file system", 3, b"EXFAT   "),
-    // The last two bytes of a boot sector, which FAT has too.
+    // The last two bytes of a boot sector. FAT has the same bytes there.
     ("a partition table or boot sector", 510, &[0x55, 0xAA]),
 ];
 

@@ -29,10 +29,10 @@ pub(super) const NAME_BYTES: usize = 64;
 /// The reason for which a slot's contents can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// The slot is empty, or its contents are not ours.
+    /// The slot is empty, or its contents are not a label or table of Trefoil.
     #[error("no Trefoil data")]
     Blank,
-    /// The slot's contents were ours but are damaged.
+    /// The slot has a label or table of Trefoil, but its contents are damaged.
     #[error("wrong checksum")]
     Checksum,
     /// The contents were written by a newer program.

@@ -12,7 +12,7 @@ use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, ZERO_PIECE_BYTES, io_err
 use crate::request::Fault;
 use uuid::Uuid;
 
-/// A LUN to be made. Its identity stays the same for its whole life.
+/// A LUN to be made. The LUN keeps this identity for its whole life.
 #[derive(Clone, Debug)]
 pub struct NewLun {
     /// The LUN's UUID.
@@ -72,7 +72,7 @@ pub enum LunError {
         /// The requested block size.
         block_bytes: u32,
     },
-    /// The size is zero, or more than a pool can count.
+    /// The size is zero, or larger than a pool can count.
     #[error("pool {pool}: LUN {lun} can't have {blocks} blocks")]
     Size {
         /// The pool.
@@ -153,7 +153,7 @@ pub enum LunError {
 /// The reason for which a pool doesn't store its exports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExportsError {
-    /// The exports don't fit.
+    /// The exports don't fit into the slot of the layout.
     #[error("pool {pool}: {error}")]
     Table {
         /// The pool.

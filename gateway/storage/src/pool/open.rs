@@ -1,4 +1,4 @@
-//! Finds and opens pools from their backends alone.
+//! Finds and opens pools. The backends are the only source of information.
 
 use super::format::{Damage, LABEL_AT, META_BYTES, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
@@ -74,7 +74,7 @@ pub enum OpenPoolError {
         pool: Uuid,
         /// One backend.
         first: String,
-        /// The other.
+        /// The other backend.
         second: String,
         /// The member that both labels name.
         member: Uuid,
@@ -106,7 +106,7 @@ pub enum OpenPoolError {
         pool: Uuid,
         /// The backend.
         backend: String,
-        /// What differs.
+        /// The difference.
         what: String,
     },
     /// I/O failed.
@@ -324,8 +324,8 @@ impl Stray {
     }
 }
 
-/// Returns the reason for which a member with a label can't be used: the disk is too short, its block size changed, or
-/// its layout can't be read.
+/// Returns the reason for which a member with a label can't be used. Either its disk is too short, or the disk's block
+/// size changed, or the disk's layout can't be read.
 fn misfit(member: &Member, table: &Table, unread: &[(BackendInfo, String)]) -> Option<LeftOut> {
     let Member { backend, label, .. } = member;
     let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;

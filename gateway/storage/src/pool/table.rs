@@ -70,7 +70,7 @@ trefoil_wire::layout! {
         block_bytes: u32 = 52,
         /// Visible size in blocks; 0 while the LUN is being made.
         blocks: u64 = 56,
-        /// Size in blocks after the growth under way; 0 if there is no growth under way.
+        /// Size in blocks after the present growth; 0 if the LUN is not growing.
         pending_blocks: u64 = 64,
         /// The time at which the LUN was made, in seconds of Unix time.
         created_at_s: u64 = 72,
@@ -147,7 +147,7 @@ pub struct PoolLun {
     pub block_bytes: u32,
     /// Visible size in blocks; 0 while the LUN is being made.
     pub blocks: u64,
-    /// Size in blocks once the new units are zeroed; 0 if there are none.
+    /// Size in blocks once the new units are zeroed; 0 if the LUN has no new units.
     pub pending_blocks: u64,
     /// The LUN's units in order.
     pub runs: Vec<Run>,
@@ -239,8 +239,8 @@ impl Table {
         (raw.magic == MAGIC && len <= TABLE_BYTES && len.is_multiple_of(BLOCK_BYTES)).then_some(len)
     }
 
-    /// Returns the generation of the table of `pool` that begins with these bytes, whether or not the rest of the table
-    /// is valid.
+    /// Returns the generation of the table of `pool` that begins with these bytes, even if the rest of the table is not
+    /// valid.
     pub(super) fn generation_of(head: &[u8], pool: Uuid) -> Option<u64> {
         let raw = RawHeader::parse(head.first_chunk()?);
         (raw.magic == MAGIC && raw.pool_uuid == pool.into_bytes()).then_some(raw.generation)
