@@ -190,7 +190,7 @@ impl Controller {
         }
     }
 
-    /// Makes the controller accept only this namespace, which an earlier process of the owner connected to. Call this
+    /// Makes the controller accept only this namespace, which the owner knows from an earlier connection. Call this
     /// before [`start`](Self::start).
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         self.namespace = Some(namespace);
