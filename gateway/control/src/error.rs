@@ -1,11 +1,11 @@
-//! Refusals: why an action was refused or failed, sorted by who can do something about it.
+//! Refusals: the reasons why an action was refused or failed, sorted by the party that can remove the reason.
 
 use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
 use nix::errno::Errno;
 use std::io;
 use trefoil_config::{FieldError, cut_quotations};
 
-/// The party at fault, from which a client knows what it can do.
+/// The party at fault. It shows a client what the client can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The parameters are wrong.
@@ -16,7 +16,7 @@ pub enum Fault {
     Exists,
     /// The object is in use.
     InUse,
-    /// There is no room.
+    /// There is no free space.
     NoSpace,
     /// The action is not legal now.
     WrongState,
@@ -26,14 +26,14 @@ pub enum Fault {
     Internal,
 }
 
-/// A refused or failed action. Nothing has changed, with one exception: if a core doesn't answer after a change was stored,
-/// the change is stored and stays.
+/// A refused or failed action. The action has changed nothing, with one exception: if a core doesn't answer after a change was
+/// stored, the change stays stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
     /// The party at fault.
     pub fault: Fault,
-    /// The message for a person. It names the offender.
+    /// The message for a person. It names the object at fault.
     pub message: String,
 }
 

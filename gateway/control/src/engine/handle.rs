@@ -1,4 +1,5 @@
-//! The way to the engine: changes queue up for the engine, and queries are answered beside them.
+//! The handle: other tasks use it to ask the engine. Changes wait in a queue. Queries have a queue of their own, so they don't
+//! wait for changes.
 
 use super::view::View;
 use crate::action::{Action, Change, Phase};
@@ -16,11 +17,11 @@ use trefoil_storage::stats::{Latency, LunStats};
 pub struct Preview {
     /// The rows that the change would store.
     pub changes: Vec<RowChange>,
-    /// The losses, whether the change permits them or not.
+    /// All losses, both those that the change permits and those that it doesn't.
     pub losses: Vec<Loss>,
-    /// The notes, as after the change.
+    /// The notes that the change would cause.
     pub notes: Vec<String>,
-    /// The reasons for which the change is refused, although its effects are known.
+    /// The reasons for which the change would be refused.
     pub refusals: Vec<Refusal>,
 }
 
