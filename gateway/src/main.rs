@@ -1,4 +1,4 @@
-//! `trefoild`, the gateway: parses the document, checks the machine, places itself on cores, runs.
+//! `trefoild`, the gateway: parses the document, checks the machine, starts the cores and runs.
 
 #![forbid(unsafe_code)]
 // `print!` and its kin panic if the output is full or closed.
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use trefoil_config::Config;
 
-/// The document's path if none is given.
+/// The document's path if the command line gives none.
 const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 
 /// The Trefoil gateway: serves LUNs over NVMe/TCP.
@@ -87,7 +87,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 fn read(args: &Args) -> anyhow::Result<Config> {
     let path = args.config.display().to_string();
     let text = std::fs::read_to_string(&args.config).map_err(|e| unreadable(&args.config, e))?;
-    // The parser's errors name the file themselves.
+    // The parser's errors already name the file.
     Ok(Config::parse(&path, &text)?)
 }
 

@@ -32,7 +32,8 @@ pub struct Live {
     pub len_bytes: u64,
     /// Its logical block size in bytes.
     pub block_bytes: u32,
-    /// The core that has the backend's only channel. `None` if every core has a channel.
+    /// The core that holds a memory backend's memory. The other cores reach the memory through this core. `None` for other
+    /// backends.
     pub owner: Option<CoreId>,
     /// The identity of a file, or the exclusive hold on a block device, for as long as the backend is up. The cores hold a
     /// file's lock, because they do the I/O.
