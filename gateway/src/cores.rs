@@ -16,7 +16,7 @@ use trefoil_storage::frontend::{Capacity, OPEN_BYTES, TargetLimits};
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
-/// The control plane's own payload memory: two pieces of 2 MiB for pool layouts, and 4 MiB for other I/O.
+/// The control plane's own payload memory: two pieces of 2 MiB for pool layouts, and another 4 MiB.
 const CONTROL_MEMORY_BYTES: usize = 8 << 20;
 /// Host sockets that a core's connection to itself takes: only the end at which the core is the controller counts as a host
 /// socket.
@@ -64,10 +64,11 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     let max_sockets = limits.max_sockets;
     let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
     // The worst case of one turn. Each connection of a core can cause five messages: the order to close, the report that the
-    // queue has left, the cancel of its requests and, when the host has reconnected, the query whether it may go on and the
-    // answer. In addition, all requests of a core can go to one other core, and all requests of that core can come back. The
-    // sum is about 10 MiB for each pair of cores, and the memory is touched only when it is used. (If an array grants fewer
-    // queues than before, the requests of a third core can take the same path. Then the overflow may have to grow.)
+    // queue has left, the cancel of its requests, a query and an answer. The query is sent when the host has reconnected, and
+    // asks whether the host may go on. In addition, all requests of a core can go to one other core, and all requests of that
+    // core can come back. The sum is about 10 MiB for each pair of cores, and the memory is touched only when it is used. (If
+    // an array grants fewer queues than before, the requests of a third core can take the same path. Then the overflow may have
+    // to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh = mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() })
         .context("the cores' mailboxes can't be made")?;

@@ -29,7 +29,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
     let document = std::path::absolute(document)?;
     let (store, found) = Store::open(&config.gateway.state_dir)?;
-    // The socket is opened first, because a socket in use shows that another gateway runs.
+    // The socket is opened before the cores start, because a socket in use shows that another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
