@@ -233,7 +233,7 @@ fn all_write_at_once_on_little_memory() {
             spec
         })
         .collect();
-    // 64 × 4 commands of 256 KiB need 64 MiB, and the arena has 16 MiB.
+    // 64 × 4 commands of 256 KiB need 64 MiB. The arenas of both cores have 16 MiB together.
     let mut fleet = Fleet::start(&specs, 128);
     fleet.wait_ups(0..64, 1);
     fleet.check(3);

@@ -115,8 +115,8 @@ fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
     let document = gateway.write("new.toml", format!("{}\n{new}", text.replace(whole, "")));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // The test can't see that the change has begun. If it had not begun, it would be refused at its start, because the host is
-    // connected by then.
+    // The test can't see that the change has begun. But a change that begins after the host has connected would be refused at
+    // its start.
     for _ in 0..20 {
         assert!(!is_connected(&gateway));
         gateway.ok(&["lun", "list"]);
@@ -144,8 +144,8 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     let document = gateway.write("new.toml", before.replace(shown, ""));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // The test can't see that the change has begun. If it had not begun, it would be refused at its start, because the host is
-    // connected by then.
+    // The test can't see that the change has begun. But a change that begins after the host has connected would be refused at
+    // its start.
     for _ in 0..20 {
         gateway.ok(&["lun", "list"]);
     }
@@ -221,7 +221,7 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
     assert!(gateway.refused(&["call", "nvmf_subsystem_allow_any_host", &params]).contains(&gone));
     assert_eq!(gateway.ok(&["config", "get"]), before);
     host.csts();
-    // A command may remove the object that it names without a flag.
+    // Without a flag, a command may remove the object that it names.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "2"]);
     gateway.ok(&["subsystem", "delete", NQN, "--force"]);
     host.wait_closed("its subsystem is deleted");
