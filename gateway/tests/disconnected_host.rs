@@ -166,7 +166,7 @@ impl Story {
         (admin, Raw::queue(self.gateway.addr(), &who.queue(cntlid, 1, 31), (false, false)))
     }
 
-    /// Checks that the data of the new write can be read, and stays unchanged until no part of the old write can still be under
+    /// Checks that the data of the new write can be read. Repeats the check until no part of the old write can still be under
     /// way.
     fn end(self, mut host: (Raw, Raw)) {
         let until = Instant::now() + 3 * KATO;

@@ -328,8 +328,8 @@ fn a_listed_host_connects_during_each_flood() {
 }
 
 /// A measurement, for an idle machine: `cargo test --release -p trefoil-gateway --test flood -- --ignored --nocapture`. A host
-/// must not wait longer than a second. If a host shares its address with the flood, the test only reports its time, because
-/// such a host waits behind all earlier connections from this address.
+/// must not wait longer than a second. If a host shares its address with the flood, the test only reports the host's time. Such
+/// a host waits behind all earlier connections from this address.
 #[test]
 #[ignore = "it is a measurement"]
 fn a_listed_host_connects_within_a_second_under_ten_thousand_sockets() {

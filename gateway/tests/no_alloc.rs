@@ -98,7 +98,7 @@ fn hosts_come_and_go_and_err() {
     fleet.run(0..1, ENDLESS);
     let mut rng = Rng::new(7);
     for round in 0..2u8 {
-        // A host disconnects in order.
+        // A host disconnects in an orderly way.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
         pair.check(1, round);
         let disconnect = FabricsCommand::Disconnect { recfmt: 0 }.sqe(pair.io.cid(), Sgl::NONE);

@@ -432,7 +432,7 @@ fn h2c_data_must_be_what_was_asked_for() {
     let header = &pair.io.h2c_bytes(pdu, &[])[..24];
     pair.io.send(header);
     pair.io.expect_terminate(FatalStatus::LimitExceeded, "more than MAXH2CDATA");
-    // Data in pieces and in order is accepted.
+    // The controller accepts data that comes in pieces and in order.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.capsule(IoCommand::Write(BlockRange::new(0, 32)).sqe(9, 1, transport(16384)), &[]);
     let Pdu::R2t(r2t) = pair.io.pdu() else { panic!("a write by R2T") };

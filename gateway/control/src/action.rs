@@ -138,7 +138,7 @@ pub enum Change {
         listen: Address,
     },
     /// Puts a host on a list. Legal if the host isn't on the list yet. If all hosts could see the namespace, the namespace now
-    /// gets its first list, and hosts that are not on the list no longer see the namespace. If a connected host would lose the
+    /// gets its first list. Hosts that are not on this list no longer see the namespace. If a connected host would lose the
     /// namespace, the change is legal only with `force`.
     HostAllow {
         /// The subsystem.

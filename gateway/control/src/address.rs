@@ -26,8 +26,8 @@ pub fn resolve(address: Address) -> io::Result<SocketAddr> {
     Ok(address.at(index))
 }
 
-/// Returns whether a listener leaves IPv4 to another listener. An IPv6 wildcard serves both families unless the IPv4 wildcard
-/// of the same port is one of `all` listeners.
+/// Returns whether a listener leaves IPv4 to another listener. An IPv6 wildcard serves both families, except if `all` has the
+/// IPv4 wildcard of the same port.
 pub fn is_v6_only(listen: Address, all: &BTreeSet<Address>) -> bool {
     let v4 = Address::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port())));
     listen.ip() == Ipv6Addr::UNSPECIFIED && all.contains(&v4)

@@ -1,6 +1,6 @@
 //! One admin queue to another subsystem. The caller sends command by command, as a host's tool does. The queue has no
-//! keep-alive and no reconnect. The control plane reads from this queue what an array offers, before the array becomes a
-//! backend.
+//! keep-alive and no reconnect. The control plane uses such a queue to list an array's subsystems and namespaces before they
+//! become backends.
 //!
 //! The queue is not on the cores that serve hosts. The queue blocks its caller. It has a core and a ring of its own, which end
 //! with the queue.
@@ -30,7 +30,7 @@ const MAX_ENTRIES: u64 = 4096;
 const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
 /// Attempts to read a discovery log that changes while it is read.
 const ATTEMPTS: usize = 8;
-/// Home of this core's memory blocks. No core that serves hosts has such a high home.
+/// Home of this core's memory blocks. It is higher than the home of any core that serves hosts.
 const HOME: u16 = 255;
 
 /// A failure of the other subsystem, or of the path to that subsystem.

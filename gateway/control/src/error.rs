@@ -44,7 +44,7 @@ impl Refusal {
     }
 }
 
-/// Returns the refusal for an I/O error of a device, file or socket. `what` names it.
+/// Returns the refusal for an I/O error. `what` names the device, file or socket.
 pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
     let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
     Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
@@ -57,7 +57,7 @@ impl From<FieldError> for Refusal {
 }
 
 impl From<Refusal> for RpcError {
-    /// Uses SPDK's codes: a negated errno where there is one.
+    /// Uses SPDK's codes: a negated errno if one fits.
     fn from(e: Refusal) -> Self {
         let code = match e.fault {
             Fault::Invalid => INVALID_PARAMS,

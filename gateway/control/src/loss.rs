@@ -15,7 +15,7 @@ use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Namespace, Su
 const NAMED: usize = 20;
 
 /// The connected hosts. The key is a host's NQN and a subsystem's NQN. The value is the set of listeners that the host's
-/// connections came through, without listeners that no longer exist.
+/// connections use. Listeners that no longer exist are left out.
 pub type Links = BTreeMap<(String, String), BTreeSet<Address>>;
 
 /// The losses that the client allows.
@@ -281,7 +281,7 @@ mod tests {
             used(|c| c.subsystems[0].listeners.retain(|l| l.ip() != std::net::Ipv4Addr::LOCALHOST))[0]
                 .contains("by listener 127.0.0.1:4420")
         );
-        // These edits take nothing: the host doesn't see or use the object, or the host gains something.
+        // These edits cause no loss: the host doesn't see or use the object, or the host gains an object or a right.
         assert_eq!(used(|c| drop(c.subsystems[0].namespaces.remove(2))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].listeners.truncate(1)), [""; 0]);
         assert_eq!(used(|c| c.luns[0].size = Some(Bytes(16 << 20))), [""; 0]);

@@ -290,7 +290,7 @@ mod tests {
         }
     }
 
-    /// OpenMetrics 1.0: a family's description comes once, and its samples follow it before the next family.
+    /// OpenMetrics 1.0: each family has one description, which its samples follow directly. Then comes the next family.
     #[test]
     fn a_family_is_described_once_and_has_all_its_samples() {
         let mut view = View::of(&Arc::default(), &[0, 1]);

@@ -1,6 +1,5 @@
-//! Notes: remarks that an answer adds to the success of a change. For example, a note says that a revoked host still has
-//! access, that hosts can mistake one object for another, or that a host may be listed by a misspelled name. Each note is also
-//! logged.
+//! Notes: remarks that an answer adds to the success of a change. Examples: a revoked host still has access; hosts can mistake
+//! one object for another; a list may have a host's name misspelled. Each note is also logged.
 //!
 //! A note is not a refusal. The change was legal and is in force.
 

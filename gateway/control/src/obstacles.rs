@@ -46,7 +46,7 @@ impl fmt::Display for Obstacle {
 }
 
 /// Returns the obstacles to a start with `config`. If there is a store, the objects are taken from the store and not from the
-/// document, and a start continues without the objects that can't come up. `document` is the file that holds `config`. Blocks.
+/// document. A start then continues without the objects that can't come up. `document` is the file that holds `config`. Blocks.
 pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
     let own_files = own_files(document, &Store::path_in(state_dir));
@@ -103,7 +103,7 @@ struct Look<'a> {
     delete_data: bool,
     /// Files and devices of the backends checked so far.
     held: Vec<Locked>,
-    /// Paths of the backends checked so far, with links followed, even where nothing exists yet.
+    /// Paths of the backends checked so far, with all links resolved. A path is also recorded if no file exists there yet.
     paths: BTreeSet<PathBuf>,
     /// Listeners checked so far.
     open: BTreeSet<Address>,

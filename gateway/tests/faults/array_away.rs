@@ -1,6 +1,6 @@
-//! Tests of an array that goes silent, or dies, and then returns. The array is a second `trefoild`. The test either stops the
-//! array (SIGSTOP: the connections stay open, but the array doesn't answer) or kills it (the connections are reset, and new
-//! connections are refused until the array runs again).
+//! Tests of an array that goes silent, or dies, and then returns. The array is a second `trefoild`. The test either stops or
+//! kills the array. If it is stopped (SIGSTOP), its connections stay open, but it doesn't answer. If it is killed, its
+//! connections are reset, and new connections are refused until it runs again.
 
 #[path = "array_start.rs"]
 mod array_start;

@@ -132,7 +132,7 @@ enum FleetMsg {
         outstanding: u32,
         rounds_left: u64,
     },
-    /// To the core: disconnect in order.
+    /// To the core: disconnect all hosts in an orderly way.
     Stop,
     Stopped,
 }
@@ -237,7 +237,7 @@ impl Fleet {
         }
     }
 
-    /// Disconnects the hosts in order, ends the core and checks its arena.
+    /// Disconnects the hosts in an orderly way, ends the core and checks the core's arena.
     pub fn finish(mut self) {
         self.run(0..self.hosts, 0);
         self.wait_done(0..self.hosts);

@@ -1,4 +1,4 @@
-//! The settings with which the gateway connects to an array, and its identity there.
+//! The settings and the identity with which the gateway connects to an array.
 
 use crate::address::resolve;
 use crate::error::{Fault, Refusal, device};

@@ -202,7 +202,7 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
     }
 }
 
-/// Detaches a backend from every core that has it, and closes it there.
+/// Detaches a backend from every core that has a channel to it. Each core closes its channel.
 ///
 /// # Errors
 /// A core doesn't answer.

@@ -126,7 +126,7 @@ impl Engine {
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
-        // A backend that is removed and later attached anew may be a different namespace.
+        // If a backend is removed and later attached again, it may be a different namespace. So the old namespace is forgotten.
         next.namespaces.retain(|name, _| next.backends.contains_key(name));
         self.note_namespaces(next);
         for (name, pool) in &next.pools {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 use trefoil_config::cut_quotations;
 
-/// An error as it is sent to a client.
+/// An error in the form in which a client gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{message} (code {code})")]
 pub struct RpcError {

@@ -4,7 +4,7 @@
 //! pool. The only *transport* is TCP. An SPDK option that this gateway lacks is accepted at its "off" value. At any other
 //! value, the option is refused by name ([`parse`]). Tuning that has no meaning here is accepted and ignored ([`TUNING`]).
 //!
-//! Source: SPDK's `doc/jsonrpc.md` and what its client (PyPI `spdk` 26.9) sends.
+//! Source: SPDK's `doc/jsonrpc.md`, and the requests that its client (PyPI `spdk` 26.9) sends.
 
 pub mod app;
 pub mod bdev;

@@ -102,8 +102,8 @@ impl Pools {
         Some((pool.name(), &backend.as_ref()?.name))
     }
 
-    /// Destroys a pool without LUNs. A pool that is down or lacks members is only forgotten. A pool is also forgotten if it
-    /// can't be destroyed, because the state no longer has this pool and no later change may depend on it.
+    /// Destroys a pool without LUNs. A pool that is down or lacks members is only forgotten. A pool that can't be destroyed is
+    /// forgotten too: the state no longer has this pool, so the pool must not affect later changes.
     ///
     /// # Errors
     /// The pool holds LUNs, or a backend fails.

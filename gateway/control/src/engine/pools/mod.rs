@@ -1,8 +1,8 @@
 //! Pools: the engine's side. The layout of a pool is on the pool's backends.
 //!
 //! The pool's layout is authoritative for the pool's LUNs, and the store has only a copy. When a pool is opened, the copy is
-//! updated from the pool ([`Pools::adopt_into`]). The pool also has a record of the subsystems that show its LUNs, and to which
-//! hosts ([`crate::exports`]), so that a lost database can be rebuilt.
+//! updated from the pool ([`Pools::adopt_into`]). The pool also has a record of the subsystems that show its LUNs, and of their
+//! hosts ([`crate::exports`]). A lost database is rebuilt from this record.
 //!
 //! This file opens pools, and reports the state of open pools.
 
@@ -49,7 +49,7 @@ fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusa
     }
 }
 
-/// Describes what was found on a backend, for a person.
+/// Describes the findings on a backend, for a person.
 fn tell(backend: &str, found: &Found) -> String {
     match found {
         Found::Member(label) => {
