@@ -129,7 +129,7 @@ fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
     cpus.iter().filter_map(limit).collect()
 }
 
-/// Returns the number of sockets that the drivers of `cores` cores have room for in all.
+/// Returns the number of sockets for which the drivers of all `cores` cores together have room.
 pub fn sockets(gateway: &Gateway, cores: usize) -> u64 {
     let cores = cores.clamp(1, usize::from(u16::MAX)) as u16;
     u64::from(limits(gateway, cores).max_sockets) * u64::from(cores)

@@ -1,7 +1,7 @@
 //! `trefoild`, the gateway: parses the document, checks the machine, starts the cores and runs.
 
 #![forbid(unsafe_code)]
-// `print!` and its kin panic if the output is full or closed.
+// `print!` and similar macros panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cores;

@@ -1,4 +1,4 @@
-//! Everything that can be asked of a gateway, in one enum.
+//! All actions that a client can ask of a gateway, in one enum.
 //!
 //! Native methods and SPDK's methods only translate a call into one of these actions. Each variant says when the action is
 //! legal.
@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// The phase of a gateway's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The gateway is being brought up from its store. Hosts can't connect yet.
+    /// The gateway brings up its objects from the store. Hosts can't connect yet.
     Starting,
     /// The gateway serves.
     Running,
@@ -43,14 +43,14 @@ pub enum Action {
 /// [`crate::plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Makes a backend. Legal if no backend has its name.
+    /// Makes a backend. Legal if no backend has the new backend's name.
     BackendCreate(Backend),
-    /// Deletes a backend. Legal if no pool and no LUN uses it.
+    /// Deletes a backend. Legal if no pool and no LUN uses the backend.
     BackendDelete {
         /// The backend's name.
         name: String,
     },
-    /// Makes a pool. Legal if no pool has its name, and its backends exist and are unused.
+    /// Makes a pool. Legal if no pool has the new pool's name, and the new pool's backends exist and are unused.
     PoolCreate {
         /// The pool to make.
         pool: Pool,
@@ -84,14 +84,14 @@ pub enum Change {
         /// Takes the LUN out of its subsystems.
         force: bool,
     },
-    /// Grows a LUN. Legal for a LUN of a pool, to a larger size.
+    /// Grows a LUN. Legal if the LUN is in a pool and the new size is larger.
     LunGrow {
         /// The LUN's name.
         name: String,
         /// The LUN's new size.
         size: Bytes,
     },
-    /// Makes a subsystem. Legal if no subsystem has its NQN.
+    /// Makes a subsystem. Legal if no subsystem has the new subsystem's NQN.
     SubsystemCreate(Subsystem),
     /// Deletes a subsystem. Legal if the subsystem exists and no host is connected to it. With `force`, also legal while hosts
     /// are connected: they are disconnected.
@@ -205,8 +205,8 @@ pub enum Change {
         /// The name of the backend and of the LUN.
         name: String,
     },
-    /// Moves to the state that a document asks for. Legal if the document is valid, if it changes no backend, pool or identity
-    /// in place, and if `permit` allows all losses.
+    /// Changes the state to the state that a document asks for. Legal if the document is valid, if it changes no backend, pool
+    /// or identity in place, and if `permit` allows all losses.
     Apply {
         /// The document that describes the new state.
         config: Box<Config>,

@@ -22,13 +22,13 @@ use trefoil_wire::nvme::{AdminCommand, Cqe, GetLogPage, IdentifyCommand, Sgl, Sq
 
 const WITHIN: Duration = Duration::from_secs(10);
 const ARENA_BYTES: usize = 2 << 20;
-/// Bytes of a log page that are read at a time.
+/// Bytes of a log page that one command reads.
 const LOG_STEP_BYTES: u64 = 64 << 10;
 /// Most entries that are read from a discovery log. Entries beyond the limit are left out.
 const MAX_ENTRIES: u64 = 4096;
 /// Most namespaces that are listed: far more than the backends that a gateway can have.
 const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
-/// Attempts to read a discovery log that changes while it is read.
+/// Most attempts to read a discovery log that changes during the read.
 const ATTEMPTS: usize = 8;
 /// Home of this core's memory blocks. It is higher than the home of any core that serves hosts.
 const HOME: u16 = 255;

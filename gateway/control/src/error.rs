@@ -22,7 +22,7 @@ pub enum Fault {
     WrongState,
     /// A backend, file, socket or disk failed.
     Device,
-    /// A bug of ours, or a core that doesn't answer.
+    /// A bug of the gateway, or a core that doesn't answer.
     Internal,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! This module defines the record's format, and adds records to a state that was made from a document. A pool's record holds
 //! the subsystems that show LUNs of that pool. Each subsystem has all of its properties, and the namespaces that are LUNs of
-//! that pool. LUNs are named by UUID and hosts by NQN. The record is JSON, version 1:
+//! that pool. The record names LUNs by UUID, and hosts by NQN. The record is JSON, version 1:
 //! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`. The subsystems have the form that they have in a document.
 //! `deleting` lists the UUIDs of LUNs that are about to be deleted. The field is left out if there are none.
 //!

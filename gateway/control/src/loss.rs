@@ -14,8 +14,8 @@ use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Namespace, Su
 /// Most losses that a refusal names.
 const NAMED: usize = 20;
 
-/// The connected hosts. The key is a host's NQN and a subsystem's NQN. The value is the set of listeners that the host's
-/// connections use. Listeners that no longer exist are left out.
+/// The connected hosts. The key is the pair of a host's NQN and a subsystem's NQN. The value is the set of listeners that the
+/// host's connections use. Listeners that no longer exist are left out.
 pub type Links = BTreeMap<(String, String), BTreeSet<Address>>;
 
 /// The losses that the client allows.
@@ -75,7 +75,7 @@ pub struct Loss {
     pub what: String,
 }
 
-/// Returns all losses on the way from `now` to `next`, while `links` are connected.
+/// Returns all losses that the change from `now` to `next` causes while the hosts in `links` are connected.
 pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
     let mut losses = Vec::new();
     for ((host, nqn), listeners) in links {

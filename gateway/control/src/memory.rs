@@ -12,7 +12,7 @@ use trefoil_config::{BackendType, Bytes, Config, Worked};
 /// The memory that the gateway asks for, and the memory that is available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// The sum of all that the system reserves.
+    /// The sum of all memory that the gateway reserves, with its parts.
     pub asked: Worked,
     /// The bytes that the gateway can have: the memory that is available now, plus the memory that this process and the
     /// backends' files already use.
@@ -33,7 +33,7 @@ impl MemoryNeed {
         Some(Self { asked: config.memory(), available_bytes, huge_bytes })
     }
 
-    /// Returns whether more memory is asked for than is available.
+    /// Returns whether the gateway asks for more memory than is available.
     pub fn lacks(&self) -> bool {
         self.asked.total_bytes() > self.available_bytes
     }

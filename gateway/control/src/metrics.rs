@@ -352,7 +352,7 @@ mod tests {
         });
     }
 
-    /// Connects, sends, and reads until the other side closes.
+    /// Connects, sends the request, and reads until the other side closes.
     async fn ask(at: SocketAddr, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(at).await.expect("a connection");
         stream.write_all(request).await.expect("sent");

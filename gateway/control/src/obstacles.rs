@@ -34,8 +34,8 @@ const MEMORY_FILE_BYTES: u64 = 2 << 20;
 pub struct Obstacle {
     /// The message names the object, its field and what is wrong.
     pub message: String,
-    /// `true` if the obstacle makes a start or a change fail. `false` if the start or change continues without the object, or
-    /// if the obstacle takes effect only later (a lack of space, for example).
+    /// `true` if the obstacle causes a start or a change to fail. `false` if the start or change continues without the object,
+    /// or if the obstacle takes effect only later (a lack of space, for example).
     pub is_fatal: bool,
 }
 
@@ -343,8 +343,8 @@ fn may_write(dir: &Path) -> Result<(), String> {
     eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| fail(e.into()))
 }
 
-/// Returns the part of a path that exists: the path itself, or its closest folder that exists. A link counts as existing even
-/// if its target is missing.
+/// Returns the part of a path that exists: the whole path, or its closest folder that exists. A link counts as existing even if
+/// its target is missing.
 fn nearest(path: &Path) -> (&Path, io::Result<Metadata>) {
     let is_gone = |e: &io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let here = Path::new(".");

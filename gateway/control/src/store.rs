@@ -42,7 +42,7 @@ pub enum StoreError {
         /// The folder.
         dir: PathBuf,
     },
-    /// The database refused an access, for example because the disk is full or the file is damaged.
+    /// The database reports an error, for example because the disk is full or the file is damaged.
     #[error("{}: {message}", .path.display())]
     Database {
         /// The file.
@@ -159,7 +159,7 @@ impl Store {
         &self.path
     }
 
-    /// Opens the file and reads it. Checks every page against its checksum first. Otherwise a damaged value could be
+    /// Opens the file and reads it. Checks every page against its checksum first. Without this check, a damaged value could be
     /// read as a valid setting.
     fn checked(
         &self,
@@ -319,7 +319,7 @@ fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     parent.sync_all().map_err(io)
 }
 
-/// Makes the file if it is missing, for its owner only. Restricts an existing file to its owner too.
+/// Makes the file if it is missing. Only the file's owner may read or write it. Sets these rights also on an existing file.
 fn make_private(path: &Path) -> std::io::Result<()> {
     // If the path is a FIFO, this function would block without the flag.
     let (flags, mode) = (nix::libc::O_NONBLOCK, 0o600);
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_copy_taken_at_any_moment_opens() {
-        // A crash leaves the file as it was at some moment between commits.
+        // After a crash, the file has its content from some moment between commits.
         let dir = tempfile::tempdir().expect("a directory");
         let (store, _) = Store::open(dir.path()).expect("a store");
         for n in 0..20 {

@@ -412,7 +412,7 @@ impl Gateway {
         (0..self.cores.len()).map(give).collect()
     }
 
-    /// Waits until each core has had `more` more turns with work.
+    /// Waits until each core has had `more` further turns with work.
     pub fn wait_busy_turns(&self, more: u64) {
         let patience = Patience::new(format!("{more} turns with work on each core"));
         let now = || self.cores.iter().map(|core| core.metrics().sample().busy_turns);

@@ -95,7 +95,7 @@ impl Live {
     }
 }
 
-/// The circumstances in which [`bring_up`] brings up a backend.
+/// The settings with which [`bring_up`] brings up a backend.
 pub struct Setting<'a> {
     /// The cores.
     pub cores: &'a Cores,
@@ -114,7 +114,7 @@ pub struct Setting<'a> {
     pub own_files: &'a [OwnFile],
 }
 
-/// Opens `backend` and attaches it to every core. After a failure, no core has the backend.
+/// Opens `backend`, and attaches a channel to it on every core. After a failure, no core has the backend.
 ///
 /// # Errors
 /// The storage can't be opened, a core has no room, or an array doesn't answer.
@@ -190,8 +190,8 @@ fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
     }
 }
 
-/// Waits for the arrays that were brought up with `patient` and have not answered yet. Waits for all these arrays at the same
-/// time, so that many absent arrays delay the other backends no longer than one absent array.
+/// Waits for the arrays that [`bring_up`] brought up with `patient` and that have not answered yet. Waits for all these arrays
+/// at the same time, so that many absent arrays delay the other backends no longer than one absent array.
 pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>) {
     let by = Instant::now() + ARRAY_TIMEOUT;
     for live in lives.filter(|live| live.len_bytes == 0) {

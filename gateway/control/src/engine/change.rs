@@ -1,4 +1,4 @@
-//! Applies a change: moves the gateway from the state in force to the next one.
+//! Applies a change: moves the gateway from the state in force to the next state.
 //!
 //! The steps, in order: new objects are brought up, the change is stored, the new topology is published to the cores, and
 //! removed objects are taken down. After a failure before the commit, all objects that were brought up are taken down again.
@@ -100,8 +100,8 @@ impl Engine {
         loss::check(&loss::losses(&self.state, next, &links), permit)
     }
 
-    /// Brings up the objects that `next` has and the state in force lacks. With `overwrite`, new pools may overwrite recognised
-    /// data on their backends.
+    /// Brings up the objects that are in `next` and not in the state in force. With `overwrite`, new pools may overwrite
+    /// recognised data on their backends.
     async fn bring_up(
         &mut self,
         next: &mut State,
@@ -186,7 +186,7 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        // Listeners in force that are down are not opened here: `retry` retries them.
+        // A listener that is in force and down is not opened here: `retry` opens it.
         let (now, wanted) = (self.state.listeners(), next.listeners());
         // Removed listeners stay open until the change is stored.
         let all = &now | &wanted;
@@ -239,7 +239,7 @@ impl Engine {
         self.retain_numbers();
     }
 
-    /// Takes down the objects that `old` had and the state in force lacks. No core presents them any more.
+    /// Takes down the objects that are in `old` and not in the state in force. No core presents them any more.
     async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
         for listen in old.listeners().difference(&state.listeners()) {

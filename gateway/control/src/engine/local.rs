@@ -58,7 +58,7 @@ pub enum Source {
 pub struct Locked {
     /// Opened with `O_EXCL`.
     _file: File,
-    /// Device and inode of a file, or `u64::MAX` and the number of a block device.
+    /// For a file: its device and inode. For a block device: `u64::MAX` and the device's number.
     pub(super) identity: (u64, u64),
 }
 
@@ -128,8 +128,8 @@ fn is_devices_place(path: &Path) -> bool {
     dir.is_ok_and(|dir| dir.starts_with("/dev") && device(&dir).ok() == device(Path::new("/dev")).ok())
 }
 
-/// Opens the storage of a backend. With `make`, first makes a missing file if its size is given, and removes the new file
-/// again if it can't be opened.
+/// Opens the storage of a backend. With `make`, first makes a missing file if its size is given. If the new file can't be
+/// opened, removes it again.
 pub fn make_and_open(
     backend: &Backend,
     taken: &[(u64, u64)],

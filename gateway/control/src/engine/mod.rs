@@ -3,7 +3,7 @@
 //! The engine is one task that carries out actions one at a time. A change is first planned, which has no effects, and then
 //! [applied](change). Queries don't wait for changes: they are answered from the view that the engine published last.
 //!
-//! The engine is not on the data path. It sends messages to cores and waits for their answers.
+//! The engine is not on the data path: it only sends messages to cores and waits for the cores' answers.
 
 pub mod array_config;
 pub mod backends;
@@ -75,7 +75,7 @@ pub struct Seed {
     pub document: PathBuf,
 }
 
-/// See the module.
+/// The engine, with the desired state and all objects that are up.
 pub struct Engine {
     cores: Rc<Cores>,
     placement: Rc<Placement>,

@@ -196,7 +196,7 @@ impl Placement {
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
-                // The host has closed the connection already.
+                // The host has already closed the connection.
                 tracing::debug!(%error, %peer, "a connection was closed before it was accepted");
                 return Ok(());
             }
@@ -228,7 +228,7 @@ impl BacklogConn {
     }
 }
 
-/// The number of connections on each core: the last count, plus the connections given to the core since.
+/// The number of connections on each core: the last count, plus the connections that were given to the core since that count.
 struct Loads {
     counted: Option<Instant>,
     counts: Vec<usize>,
@@ -400,7 +400,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
                 peer,
                 initialized: false,
             }),
-            // The host has closed the connection already.
+            // The host has already closed the connection.
             Err(error) => tracing::debug!(%error, %peer, "a connection was closed before it was accepted"),
         }
     }

@@ -17,7 +17,7 @@ use trefoil_storage::topology::LunId;
 /// Most rows of one core's survey.
 const SURVEY_ROWS: usize = 4096;
 
-/// See the module.
+/// Answers queries beside the engine.
 pub(super) struct Queries {
     pub(super) cores: Rc<Cores>,
     pub(super) shown: watch::Receiver<Arc<View>>,

@@ -17,7 +17,7 @@ use trefoil_storage::msg::Event;
 use trefoil_storage::topology::BackendId;
 
 impl Engine {
-    /// Brings up the stored objects, and leaves out those that fail.
+    /// Brings up the stored objects, and leaves out the objects that fail.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
         let lock_until = Instant::now() + DEAD_LOCK_TIMEOUT;
@@ -229,7 +229,7 @@ impl Engine {
                 Ok(place) if self.placed.get(name) == Some(&place) => {
                     self.down.remove(&format!("lun/{name}"));
                 }
-                // A LUN never shrinks under its hosts: I/O to the missing part fails.
+                // A LUN that hosts use never shrinks. Instead, I/O to the missing part fails.
                 Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
                     tracing::error!(
                         lun = name,

@@ -14,7 +14,7 @@ const BURST: Duration = Duration::from_secs(1);
 /// The subject of a line: the host's name (or its address if it gave no name), the subsystem, and the reason.
 type Said = (String, String, ConnectRefusal);
 
-/// The refusals that were logged in the last [`QUIET`].
+/// The refusals that were logged in the last `QUIET`.
 #[derive(Debug, Default)]
 pub struct RefusedHosts {
     /// Oldest first. None is older than [`QUIET`], so there are at most [`LINES`] for each second of [`QUIET`].

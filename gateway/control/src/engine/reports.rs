@@ -31,7 +31,7 @@ struct Lost {
     is_final: bool,
 }
 
-/// See the module.
+/// The reports of all backends.
 #[derive(Default)]
 pub struct Reports {
     /// The properties that backends reported.

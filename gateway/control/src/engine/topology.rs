@@ -101,9 +101,9 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     Ok(Placed { block_bytes, len_bytes, extents })
 }
 
-/// Builds the snapshot. A LUN has no place while its pool is down or lacks a member. The namespaces of such a LUN have the ANA
-/// state Inaccessible, so that hosts that know the LUN wait. If the LUN's size isn't known either, because the LUN is a whole
-/// backend that is down, the LUN and its namespaces are left out.
+/// Builds the snapshot. A LUN has no place while its pool is down, or while the pool lacks a member that the LUN needs. The
+/// namespaces of such a LUN have the ANA state Inaccessible, so that hosts that know the LUN wait. If the LUN's size isn't
+/// known either, because the LUN is a whole backend that is down, the LUN and its namespaces are left out.
 ///
 /// `access` gives the access of each backend. A LUN gives its hosts the worst access among its backends.
 pub fn build(

@@ -48,7 +48,7 @@ impl<'a> Request<'a> {
             };
             if place.replace(value).is_some() {
                 if key == "id" {
-                    // Neither id is more valid than the other.
+                    // The request has two ids, and neither can be preferred. So the refusal has the id null.
                     return Err(refuse(None, "the request has the key `id` twice".into()));
                 }
                 wrong.get_or_insert(format!("the request has the key `{key}` twice"));

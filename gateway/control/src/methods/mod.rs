@@ -1,8 +1,7 @@
 //! The methods: their names, their parameters, and their results in JSON.
 //!
-//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). A module
-//! that adds methods lists them with [`routes`], as this module and [`crate::spdk`] do. [`crate::rpc`] answers calls from
-//! both lists.
+//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). This
+//! module and [`crate::spdk`] list their methods with [`routes`]. [`crate::rpc`] finds the method of a call in these two lists.
 
 pub mod array;
 pub mod backend;

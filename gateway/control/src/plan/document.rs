@@ -28,11 +28,11 @@ pub(super) fn document(state: &mut State, gateway: &Gateway, config: &Config) ->
     }
 }
 
-/// Returns the state after `change`, for comparison. Unlike [`plan`], it also accepts a document with changes that can't be
-/// made in place. Each such change yields a refusal.
+/// Returns the state after `change`, for comparison. Unlike [`plan`], this function also accepts a document with changes that
+/// can't be made in place. It returns a refusal for each such change.
 ///
 /// # Errors
-/// The errors of [`plan`], except for those refusals.
+/// The errors of [`plan`], except for changes that can't be made in place.
 pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State, Vec<Refusal>), Refusal> {
     let Change::Apply { config, .. } = change else { return Ok((plan(now, gateway, change)?, Vec::new())) };
     let next = wanted(now, gateway, config)?;

@@ -26,7 +26,7 @@ pub enum CallError {
     },
     /// The connection ended before a valid answer.
     Broken(String),
-    /// A file of the user's can't be read or written.
+    /// A file that the user named can't be read or written.
     File {
         /// The file's path.
         path: PathBuf,

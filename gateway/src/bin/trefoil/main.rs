@@ -4,7 +4,7 @@
 //! (also if the output can't be written), 2 wrong usage, 3 the gateway can't be reached.
 
 #![forbid(unsafe_code)]
-// `print!` and its kin panic if the output is full or closed.
+// `print!` and similar macros panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;

@@ -115,7 +115,8 @@ fn cell(key: &str, value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(list) if list.is_empty() => "-".into(),
         Value::Array(list) => list.iter().map(|item| cell(key, item)).collect::<Vec<_>>().join(","),
-        // The object is a namespace in a subsystem, the export of a LUN, a host's list, or a pair of counters.
+        // The object is one of four kinds: a namespace in a subsystem, an export of a LUN, a list that names a host, or a pair
+        // of counters.
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
             if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {

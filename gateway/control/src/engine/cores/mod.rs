@@ -35,7 +35,7 @@ pub type CoreMsg = Msg<OwnedFd, Attach<OwnedFd>>;
 /// rate of the reports.
 const RETURN_AFTER: Duration = Duration::from_millis(100);
 
-/// The control thread's ends of the mailboxes, as the gateway made them.
+/// The control thread's ends of the mailboxes, which the gateway made.
 pub struct Ends {
     /// The sender to each core, in order.
     pub to_cores: Vec<ControlSender<CoreMsg>>,
@@ -90,7 +90,7 @@ pub struct Cores {
     /// Notified when a core accepts more connections.
     has_room: tokio::sync::Notify,
     refused: RefCell<RefusedHosts>,
-    /// The [`Refused`] boxes that go back to cores, each with its due time, soonest first.
+    /// The [`Refused`] boxes that will be returned to cores, each with its due time. The soonest is first.
     returns: RefCell<VecDeque<(Instant, CoreId, Box<Refused>)>>,
     on_event: RefCell<Option<EventSink>>,
     dropped_events: Cell<u64>,
@@ -109,8 +109,8 @@ impl Cores {
     /// # Errors
     /// epoll_ctl(2) fails.
     pub fn new(ends: Ends) -> io::Result<Rc<Self>> {
-        // The function is deprecated for types that may close their descriptor while it is registered, and the replacement is
-        // unsafe. A ControlReceiver keeps its eventfd for as long as it lives.
+        // `AsyncFd` deprecates this function, because some types close their descriptor while it is registered. The replacement
+        // is unsafe. A ControlReceiver keeps its eventfd open as long as the receiver exists.
         #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
         let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
         Ok(Rc::new(Self {

@@ -12,7 +12,7 @@ use trefoil_storage::pool::{ExportsError, PoolLun, store_exports};
 use uuid::Uuid;
 
 impl Pools {
-    /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold, except for the LUNs in `except`.
+    /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold. Leaves out the LUNs in `except`.
     /// LUNs match by UUID. With `by_name`, a LUN that no pool has by UUID also matches the pool's LUN of the same name.
     /// `by_name` must be set only for a state that was made from a document. In other states, a host could see a foreign disk
     /// in place of its own disk if both have the same name. A LUN is left out if another LUN has its identity. Returns a reason
