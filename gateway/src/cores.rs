@@ -67,8 +67,8 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
     // queue has left, the cancel of its requests, a query and an answer. The query is sent when the host has reconnected, and
     // asks whether the host may continue. In addition, all requests of a core can go to one other core, and all requests of
     // that core can come back. The sum is about 10 MiB for each pair of cores, and the memory is touched only when it is used.
-    // (If an array grants fewer queues than before, the requests of a third core can take the same path. Then the overflow may
-    // have to grow.)
+    // (If an array grants fewer queues than before, the requests of a third core can take the same path. In this case, the
+    // overflow may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh = mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() })
         .context("the cores' mailboxes can't be made")?;

@@ -190,7 +190,7 @@ async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
 
 /// Disconnects the hosts, then closes the backends.
 async fn stop(handle: &Handle) -> End {
-    // A client may have called `shutdown` already. Then this action is refused.
+    // A client may have called `shutdown` already. In that case, this action is refused.
     let _ = handle.act(Action::Shutdown).await;
     let drained = async {
         loop {

@@ -56,8 +56,8 @@ fn both_wildcards_of_a_port_are_served() {
     gateway.kill_and_restart();
     connect(v4(port));
     connect(v6(port));
-    // While the IPv6 wildcard is the only wildcard, it also serves IPv4. Later it leaves IPv4 to the IPv4 wildcard again. Its
-    // hosts stay connected.
+    // While the IPv6 wildcard is the only wildcard, it also serves IPv4. Later it leaves IPv4 to the IPv4 wildcard again. The
+    // hosts of the IPv6 wildcard stay connected.
     let listener = |listen: &str| json!({ "nqn": NQN, "listen": listen });
     let mut six = connect(v6(port));
     gateway.call("subsystem_remove_listener", listener(&any4));

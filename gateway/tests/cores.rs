@@ -179,8 +179,8 @@ fn abort_reaches_a_command_on_another_core() {
         let Pdu::R2t(r2t) = queue.pdu() else { panic!("a write by R2T") };
         assert!(!abort(&mut admin, at as u16 + 1, 701), "there is no command 701");
         assert!(abort(&mut admin, at as u16 + 1, 700), "queue {} waits for data", at + 1);
-        // The controller has requested the data, so the host still sends it. Then the command ends as aborted, and no data is
-        // written.
+        // The controller has requested the data, so the host still sends it. After the data, the command ends as aborted, and
+        // no data is written.
         let pdu = H2cData { cid: 700, ttag: r2t.ttag, offset_bytes: 0, len_bytes: 16384, last: true };
         queue.h2c(pdu, &[0xee; 16384]);
         let (cqe, _) = queue.finish(700, &[]);

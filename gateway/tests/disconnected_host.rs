@@ -157,7 +157,7 @@ impl Story {
         Self { array, wire, gateway }
     }
 
-    /// Connects the host. Its I/O queue is on core 1.
+    /// Connects the host. The host's I/O queue is on core 1.
     fn host(&self) -> (Raw, Raw) {
         let who = Who::admin(&host_nqn(1), SUBSYSTEM);
         self.gateway.place_next(0);

@@ -47,19 +47,19 @@ namespaces = [{ nsid = 1, lun = "a" }]
 /// The way in which each connection of a flood behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flood {
-    /// It sends nothing.
+    /// The connection sends nothing.
     Silent,
-    /// It closes its sending side at once.
+    /// The connection closes its sending side at once.
     HalfClosed,
-    /// It sends its ICReq byte by byte.
+    /// The connection sends its ICReq byte by byte.
     Slow,
-    /// It sends its ICReq, and no Connect.
+    /// The connection sends its ICReq, and no Connect.
     Initialized,
-    /// It sends a Connect whose data must be requested, and never sends the data.
+    /// The connection sends a Connect whose data the controller must request, and never sends the data.
     NoData,
-    /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
+    /// The connection has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
     Discovery(u32),
-    /// It asks for a subsystem under a name that isn't listed, again and again.
+    /// The connection sends Connects for a subsystem repeatedly, under the name of a host that isn't listed.
     Refused,
 }
 
@@ -77,7 +77,7 @@ const FLOODS: [Flood; 8] = [
 /// One connection of a flood.
 struct FloodConn {
     stream: TcpStream,
-    /// The number of bytes that it has sent, and the number that it has received.
+    /// The number of bytes that the connection has sent, and the number that it has received.
     sent: usize,
     got: usize,
     asked: bool,
@@ -160,9 +160,9 @@ fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Keeps `count` connections open until `stop`. They come from `addresses` addresses, or from the listed host's own address if
-/// `addresses` is 0. Opens closed connections again. `rounds` counts the rounds over all connections, and `opened` counts the
-/// opened connections.
+/// Keeps `count` connections open until `stop`. The connections come from `addresses` addresses, or from the listed host's own
+/// address if `addresses` is 0. Opens closed connections again. `rounds` counts the rounds over all connections, and `opened`
+/// counts the opened connections.
 fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &Seen) {
     let from = |n: usize| match addresses {
         // This is the listed host's own address.

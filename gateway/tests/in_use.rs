@@ -159,8 +159,9 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
-/// Even with both flags, two changes by a document are refused. One gives a LUN another name, which would delete the LUN's data
-/// on its pool. The other writes a layout over data that hosts still use, although the change can fail later.
+/// Even with both flags, two changes by a document are refused. The first change gives a LUN another name, which would delete
+/// the LUN's data on its pool. The second change writes a layout over data that hosts still use, although this change can fail
+/// later.
 #[test]
 fn a_document_gives_no_lun_s_disk_to_another() {
     let gateway = start();

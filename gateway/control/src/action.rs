@@ -178,8 +178,8 @@ pub enum Change {
     },
     /// Makes the TCP transport. Legal if there is none yet.
     TransportCreate(Transport),
-    /// Makes a backend and the LUN that presents the whole backend. Both have the backend's name. SPDK calls such a pair a
-    /// bdev. Legal if no backend and no LUN has the name.
+    /// Makes a backend and the LUN that presents the whole backend. The backend and the LUN have the same name. SPDK calls such
+    /// a pair a bdev. Legal if no backend and no LUN has the name.
     BdevCreate {
         /// The backend.
         backend: Backend,

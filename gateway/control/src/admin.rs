@@ -2,8 +2,8 @@
 //! keep-alive and no reconnect. The control plane uses such a queue to list an array's subsystems and namespaces before they
 //! become backends.
 //!
-//! The queue is not on the cores that serve hosts. The queue blocks its caller. It has a core and a ring of its own, which end
-//! with the queue.
+//! The queue is not on the cores that serve hosts. The queue blocks its caller. The queue has a core and a ring of its own,
+//! which end with the queue.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ const MAX_ENTRIES: u64 = 4096;
 const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
 /// Most attempts to read a discovery log that changes during the read.
 const ATTEMPTS: usize = 8;
-/// Home of this core's memory blocks. It is higher than the home of any core that serves hosts.
+/// Home of this core's memory blocks. The number is higher than the home of any core that serves hosts.
 const HOME: u16 = 255;
 
 /// A failure of the other subsystem, or of the path to that subsystem.
@@ -65,7 +65,7 @@ fn core_error(e: impl std::fmt::Display) -> AdminError {
 }
 
 enum Msg {
-    /// To the core: send this command. Its data has this number of bytes.
+    /// To the core: send this command. The command's data has this number of bytes.
     Do(Sqe, u32),
     /// From the core: the queue is connected.
     Up,

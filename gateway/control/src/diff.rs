@@ -20,7 +20,7 @@ pub fn describe(change: &RowChange, rows: &BTreeMap<String, Row>) -> Value {
     let mut fields = Vec::new();
     compare("", &old.map_or_else(nothing, Row::value), &row.value(), &mut fields);
     if old.is_none() {
-        // These fields are the object's name.
+        // These fields form the object's name, which is in the key already.
         fields
             .retain(|field| field["field"] != "name" && !key.ends_with(field["new"].as_str().unwrap_or("?")));
     }

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use std::io;
 use trefoil_config::{FieldError, cut_quotations};
 
-/// The party at fault. It shows a client what the client can do.
+/// The party at fault. A client learns from the party what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The parameters are wrong.

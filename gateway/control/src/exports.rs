@@ -55,7 +55,7 @@ impl Record {
         Self { version: VERSION, revision, subsystems: subsystems.collect(), deleting: Vec::new() }
     }
 
-    /// Adds the deletions to the record. These are the LUNs that the pool holds (`held`) and `state` lacks.
+    /// Adds the deletions to the record. A deletion is a LUN that the pool holds (`held`) and `state` lacks.
     pub fn deleting(mut self, held: impl Iterator<Item = Uuid>, state: &State) -> Self {
         self.deleting = held.filter(|uuid| !state.has_lun(*uuid)).collect();
         self

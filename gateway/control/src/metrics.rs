@@ -290,7 +290,8 @@ mod tests {
         }
     }
 
-    /// OpenMetrics 1.0: each family has one description, which its samples follow directly. Then comes the next family.
+    /// OpenMetrics 1.0: each family has one description. All samples of a family follow its description, before the next
+    /// family.
     #[test]
     fn a_family_is_described_once_and_has_all_its_samples() {
         let mut view = View::of(&Arc::default(), &[0, 1]);

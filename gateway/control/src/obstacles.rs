@@ -1,9 +1,9 @@
 //! Obstacles that keep a gateway, or the objects that a change adds, from coming up on this machine. Folders, files, devices
 //! and addresses are checked before they are needed.
 //!
-//! The check can't promise success: a resource that is free now may be in use later. The check makes and writes nothing. It
-//! locks files and binds addresses for a moment, as the gateway later does, and then releases them. For an array, the check
-//! tests only whether the array accepts a connection.
+//! The check can't promise success: a resource that is free now may be in use later. The check makes no files and writes no
+//! data. The check locks files and binds addresses for a moment, as the gateway later does, and then releases them. For an
+//! array, the check tests only whether the array accepts a connection.
 
 use crate::address::{is_v6_only, overlap, resolve};
 use crate::engine::local::{Locked, OwnFile, check_path, folder, own_files, try_open, whole};

@@ -34,8 +34,8 @@ pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Re
 }
 
 /// Checks that a state as a whole can be served. Every new state passes this check. A change is checked before its objects are
-/// brought up. It is checked again after that, because the pools and arrays that were brought up can add to the state. The
-/// state of each start is checked too.
+/// brought up. The change is checked again after that, because the pools and arrays that were brought up can add to the state.
+/// The state of each start is checked too.
 ///
 /// # Errors
 /// The document of this state would be refused.

@@ -110,7 +110,8 @@ fn the_service_manager_hears_of_start_life_and_stop() {
     let last = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
     assert!(gateway.child.wait().expect("its end").success());
-    // The watchdog is for another process, so this gateway sends no watchdog messages. It sends only READY and STOPPING.
+    // The watchdog is for another process, so this gateway sends no watchdog messages. This gateway sends only READY and
+    // STOPPING.
     gateway.through.push("WATCHDOG_PID=1".into());
     gateway.restart();
     assert_eq!(heard(), "READY=1");

@@ -146,7 +146,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the hosts. They connect by themselves, and retry until they are connected.
+    /// Starts the hosts. The hosts connect by themselves, and retry until they are connected.
     pub fn start(specs: &[Spec], arena_mib: usize) -> Self {
         let sockets: u32 = specs.iter().map(|spec| u32::from(spec.io_queues) + 1).sum();
         let uring = UringConfig {

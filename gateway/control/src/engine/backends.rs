@@ -26,11 +26,11 @@ const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A backend that is up.
 #[derive(Debug)]
 pub struct Live {
-    /// Its index on every core.
+    /// The backend's index, which is the same on every core.
     pub id: BackendId,
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The backend's logical block size in bytes.
     pub block_bytes: u32,
     /// The core that holds a memory backend's memory. The other cores reach the memory through this core. `None` for other
     /// backends.
@@ -103,7 +103,7 @@ pub struct Setting<'a> {
     pub requests: usize,
     /// For arrays: the gateway's name. The host NQN is derived from this name if the backend sets no host NQN.
     pub gateway: &'a str,
-    /// `true` if the backend existed before. Then [`bring_up`] doesn't wait for an array that doesn't answer now: see
+    /// `true` if the backend existed before. If so, [`bring_up`] doesn't wait for an array that doesn't answer now: see
     /// [`await_arrays`]. A missing file is not made anew, because the data is in a file that may appear later.
     pub patient: bool,
     /// For arrays: the namespace that answered before. No other namespace is accepted.

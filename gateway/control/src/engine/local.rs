@@ -25,9 +25,9 @@ const HOLE_BYTES: u64 = 64 << 10;
 
 /// The opened storage of a backend, before a core gets it.
 pub struct Opened {
-    /// Its size in bytes.
+    /// The storage's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The storage's logical block size in bytes.
     pub block_bytes: u32,
     /// The opened memory or file.
     pub source: Source,

@@ -61,7 +61,7 @@ const HURRY: Duration = Duration::from_secs(2);
 pub struct Seed {
     /// The mailboxes of the cores.
     pub cores: Rc<Cores>,
-    /// The document of this start. Its objects are used only if the store is new.
+    /// The document of this start. The document's objects are used only if the store is new.
     pub config: Config,
     /// The durable store.
     pub store: Store,
@@ -121,9 +121,9 @@ impl Engine {
     /// Brings the gateway up from the stored state, or at the first start from the document.
     ///
     /// # Errors
-    /// At the first start, any failure is an error. Then no state is stored, with one exception: if a core doesn't answer after
-    /// the state was stored, the state stays stored. At a later start, only failures of the store and of cores are errors. A
-    /// backend, pool or listener that fails is logged, left out, and retried.
+    /// At the first start, any failure is an error. After such an error, no state is stored, with one exception: if a core
+    /// doesn't answer after the state was stored, the state stays stored. At a later start, only failures of the store and of
+    /// cores are errors. A backend, pool or listener that fails is logged, left out, and retried.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, document, store, found, cpus, backlog } = seed;
         let (phase, _) = watch::channel(Phase::Starting);

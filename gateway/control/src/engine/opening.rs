@@ -95,7 +95,7 @@ mod tests {
             bytes[at] = value;
             bytes
         };
-        // The type, HLEN and PLEN are in the first 8 bytes. They show that the PDU is not an ICReq.
+        // The type, HLEN and PLEN are in the first 8 bytes, which show that the PDU is not an ICReq.
         for bytes in [wrong(0, 4), wrong(0, 0xFF), wrong(2, 127), wrong(4, 129), wrong(7, 1)] {
             assert_eq!(Opening::look(&bytes[..8], false), Opening::Over);
         }

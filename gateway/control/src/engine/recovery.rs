@@ -171,8 +171,8 @@ impl Engine {
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
     }
 
-    /// Returns whether a pool lacks members although all its backends are up. This occurs if a backend couldn't be read
-    /// earlier, or if it holds other data.
+    /// Returns whether a pool lacks members although all its backends are up. The reason is that a backend couldn't be read
+    /// earlier, or holds other data.
     pub(super) fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
         let is_up =
             |name: &String| self.live.get(name).is_some_and(|l| self.cores.reports.usable(l.id).is_ok());

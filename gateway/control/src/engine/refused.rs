@@ -1,5 +1,5 @@
-//! Log lines about refused hosts. They show which host can't connect, and why. Their rate is limited, so a host that tries all
-//! the time, or under many names, can't fill the log.
+//! Log lines about refused hosts. The lines show which host can't connect, and why. The rate of the lines is limited, so a host
+//! that tries all the time, or under many names, can't fill the log.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

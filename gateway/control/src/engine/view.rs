@@ -88,11 +88,11 @@ impl View {
 /// A backend that is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendView {
-    /// Its index on every core.
+    /// The backend's index, which is the same on every core.
     pub id: BackendId,
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The backend's logical block size in bytes.
     pub block_bytes: u32,
     /// The core that holds a memory backend's memory. `None` for other backends.
     pub owner: Option<CoreId>,

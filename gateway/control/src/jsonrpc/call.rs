@@ -56,7 +56,7 @@ fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
     }
 }
 
-/// An answer. It has the request's id, unchanged.
+/// An answer with the request's id, which is unchanged.
 #[derive(Serialize)]
 struct Answer<'a> {
     jsonrpc: &'static str,

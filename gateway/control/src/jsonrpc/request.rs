@@ -85,7 +85,8 @@ fn string(value: &RawValue) -> Option<String> {
 /// Parses the parameters, which must be an object. An empty list or null means no parameters.
 fn object(text: &RawValue) -> Result<Value, RpcError> {
     let once = serde_json::from_str::<Once>(text.get());
-    // The position in the error is relative to the start of the parameters. It would mislead the client, so it is left out.
+    // The position in the error is left out. The position is relative to the start of the parameters, so it would mislead the
+    // client.
     let told = |e: serde_json::Error| {
         let message = e.to_string();
         let end = message.rfind(" at line ").unwrap_or(message.len());

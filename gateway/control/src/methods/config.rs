@@ -50,7 +50,7 @@ pub(super) async fn get(methods: &Methods, _: None) -> Reply {
     Ok(json!({ "toml": toml(&view)?, "epoch": view.epoch }))
 }
 
-/// Returns the document. Its first line has the schema version, which `config_restore` checks.
+/// Returns the document. The document's first line has the schema version, which `config_restore` checks.
 pub(super) async fn backup(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let text = format!("# trefoil backup, schema {SCHEMA}\n{}", toml(&view)?);

@@ -29,7 +29,7 @@ pub(super) fn document(state: &mut State, gateway: &Gateway, config: &Config) ->
 }
 
 /// Returns the state after `change`, for comparison. Unlike [`plan`], this function also accepts a document with changes that
-/// can't be made in place. It returns a refusal for each such change.
+/// can't be made in place. The function returns a refusal for each such change.
 ///
 /// # Errors
 /// The errors of [`plan`], except for changes that can't be made in place.

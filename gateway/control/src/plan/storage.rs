@@ -58,8 +58,8 @@ pub(super) fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
 pub(super) fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     lun.check()?;
     if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
-        // This happens when a saved configuration is replayed: the pool already holds the LUN, and the LUN was added to the
-        // state when the pool was opened.
+        // The request repeats an existing LUN, as in the replay of a saved configuration. There the pool already holds the LUN,
+        // and the LUN was added to the state when the pool was opened.
         return Ok(());
     }
     free(&state.luns, "LUN", &lun.name)?;

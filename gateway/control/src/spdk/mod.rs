@@ -73,7 +73,7 @@ routes! {
     }
 }
 
-/// Methods that tune SPDK's internals and change nothing that hosts see. They are accepted with any parameters.
+/// Methods that tune SPDK's internals and change nothing that hosts see. The gateway accepts these methods with any parameters.
 pub(crate) const TUNING: &[&str] = &[
     "accel_assign_opc",
     "accel_set_driver",

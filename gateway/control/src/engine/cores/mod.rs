@@ -204,7 +204,7 @@ impl Cores {
                 let slot = waits.requests.get_mut(origin.slot as usize);
                 match slot.and_then(|slot| slot.take_if(|(generation, _)| *generation == origin.generation)) {
                     Some((_, wait)) => {
-                        // The task that sent the request may have given up. Its block is freed in any case.
+                        // The task that sent the request may have given up. The request's block is then freed here.
                         if let Err(done) = wait.send(done) {
                             self.free(done.settle().0);
                         }

@@ -85,8 +85,8 @@ impl Pools {
         exports::adopt(state, &held, records);
     }
 
-    /// Stores in every pool which hosts see its LUNs in this state. A pool that accepts no changes is left out. It is updated
-    /// when it accepts changes again.
+    /// Stores in every pool which hosts see its LUNs in this state. A pool that accepts no changes is left out. Such a pool is
+    /// updated when it accepts changes again.
     ///
     /// # Errors
     /// The record is too large for the pool, or a backend fails.
