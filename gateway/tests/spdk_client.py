@@ -15,7 +15,7 @@ import sys
 from spdk import spdk_rpc
 
 PROBE = "zzz_probe"
-# What the client checks itself.
+# Valid values for the options that the client itself checks.
 VALUES = {
     "admin_cmd_passthru": "sanitize",
     "masked_fuses": "fcws",
@@ -24,7 +24,7 @@ VALUES = {
     "trsvcid": "4420",
     "uuid": "6d1d4b8e-0000-4000-8000-000000000001",
 }
-# Options that the client takes only with another one.
+# Options that the client accepts only together with another option.
 WITH = {("bdev_null_create", "dif_type"): ["--md-size", "8"]}
 
 
@@ -98,7 +98,7 @@ def main():
     spdk_rpc.suppress_cli_prints()
     ours = ask(path, "rpc_get_methods", {})["result"]
     wrong, methods, options, refused = [], 0, 0, []
-    # Tuning is taken with any parameters: nothing to compare.
+    # Tuning methods accept any parameters, so there is nothing to compare.
     tuning = {name for name in ours if PROBE not in json.dumps(ask(path, name, {PROBE: 1}))}
     for name in sorted(set(ours) & set(subparsers.choices) - tuning):
         sub = subparsers.choices[name]
