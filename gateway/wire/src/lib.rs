@@ -5,7 +5,7 @@
 //! target for its servers and a host of its arrays.
 //!
 //! What it is not: it does no I/O, keeps no state between calls, allocates nothing and makes no decision. It only
-//! translates bytes into values. The controller code above it decides whether a command is allowed.
+//! translates between bytes and values. The controller code above this crate decides whether a command is allowed.
 //!
 //! Rules that hold everywhere:
 //! - `parse` never panics, for any bytes. Fixed-size formats take a reference to an array of exactly that size, so the type

@@ -47,8 +47,8 @@ impl NamespaceDescriptor {
     }
 }
 
-/// Writes every byte of the list, and leaves out descriptors that don't fit. One descriptor of each of the four types takes
-/// 61 bytes together.
+/// Writes every byte of the list, and leaves out descriptors that don't fit. Together, one descriptor of each type takes 57
+/// bytes.
 pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &mut [u8; IDENTIFY_LEN]) {
     bytes.fill(0);
     let mut rest = &mut bytes[..];
