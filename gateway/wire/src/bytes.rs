@@ -50,8 +50,8 @@ impl<const N: usize> Field for [u8; N] {
 
 /// Declares a fixed-size little-endian structure: `name: type = byte offset`.
 ///
-/// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (accepts all bytes), `emit(&self, &mut [u8;
-/// LEN])` (writes zero between fields), and a `Default` whose bytes are all zero.
+/// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (accepts all bytes),
+/// `emit(&self, &mut [u8; LEN])` (writes zero between fields), and a `Default` whose bytes are all zero.
 #[macro_export]
 macro_rules! layout {
     ($(#[$meta:meta])* pub struct $name:ident [$len:expr] {
