@@ -263,7 +263,7 @@ array_ana() {
   read_back "over an inaccessible namespace of the array"
 
   # During the ANA state Change of the array, the target holds commands. If the state lasts long, the target shows the LUN
-  # as Inaccessible, before hosts' commands time out and hosts reset the target.
+  # as Inaccessible. It does so within its own ANATT, the time after which hosts reset a target whose group stays in Change.
   write_long
   step ana change > /dev/null || exit 1
   within 10 under_way yes
