@@ -14,8 +14,8 @@ die() {
   exit 1
 }
 
-# step NAME [WORD...]: gives the turn to the runner, waits for the runner's answer and prints it. Use it as x=$(step NAME)
-# || exit 1
+# step NAME [WORD...]: gives the turn to the runner, waits for the runner's answer and prints it.
+# Use: x=$(step NAME) || exit 1
 step() {
   echo "LAB step $*" >&2
   echo "STEP $*" >&3
