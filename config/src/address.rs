@@ -23,7 +23,7 @@ pub struct Address {
     scope: Option<Scope>,
 }
 
-/// The interface of a link-local address: the name or the number of the interface, as written.
+/// The interface of a link-local address: the name of the interface as written, or its number without leading zeros.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
     /// The text, padded with zeros.
@@ -67,7 +67,7 @@ impl Scope {
         Some(Self { bytes })
     }
 
-    /// Returns the scope as written.
+    /// Returns the scope as text, without `%`.
     pub fn as_str(&self) -> &str {
         let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(Self::MAX_LEN);
         self.bytes.get(..len).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()

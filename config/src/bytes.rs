@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes. As text, it is a whole number with an optional unit, in upper or lower case. The unit is binary
+/// A number of bytes. The text form is a whole number with an optional unit, in upper or lower case. The unit is binary
 /// (`KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T`) or decimal (`kB`, `MB`, `GB`, `TB`). Without a unit, the number
 /// counts bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

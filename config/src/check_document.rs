@@ -16,8 +16,8 @@ pub const MAX_PORTALS: usize = 64;
 /// The least payload memory of a core: 16 requests of the largest transfer, each in a block of 2 MiB. If one host queues
 /// large requests, memory is then still left for the other hosts.
 pub const MIN_CORE_MEMORY_BYTES: u64 = 16 * (2 << 20);
-/// The least share of a core's payload memory for each connected queue pair, in bytes. It is one block for a command of
-/// 8 KiB, so all queue pairs can make progress at the same time.
+/// The least share of a core's payload memory for each connected queue pair, in bytes. The share is one block for a command
+/// of 8 KiB, so all queue pairs can make progress at the same time.
 pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
 /// The memory, in bytes, that a core reserves for connections of hosts without permission: connections before Connect, and
 /// discovery connections.
@@ -204,8 +204,8 @@ impl Config {
     }
 
     /// Returns the entries of host lists that don't begin like an NQN, and that are neither the name nor the NQN of a
-    /// `[[host]]`. Such an entry is probably a misspelt name. It may also be an NQN, because a list accepts every text as a
-    /// host's NQN.
+    /// `[[host]]`. Such an entry is probably a misspelt name. The entry may also be an NQN, because a list accepts every
+    /// text as a host's NQN.
     pub fn odd_hosts(&self) -> Vec<String> {
         let names: HashSet<&str> =
             self.hosts.iter().flat_map(|host| [&host.name, &host.nqn]).map(String::as_str).collect();

@@ -113,7 +113,7 @@ impl Default for Gateway {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number of cores, or a list of CPU numbers")]
 pub enum Cores {
-    /// This number of cores. They run on the first CPUs that the process may use.
+    /// This number of cores, on the first CPUs that the process may use.
     Count(u16),
     /// One core on each of these CPUs.
     List(Vec<u16>),

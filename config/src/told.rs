@@ -1,4 +1,4 @@
-//! Quotations of input in messages. They are cut and have no control characters. For an unknown name, a message also
+//! Quotations of input in messages. Quotations are cut and have no control characters. For an unknown name, a message also
 //! suggests the most similar known name.
 
 use std::borrow::Cow;

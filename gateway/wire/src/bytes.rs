@@ -5,7 +5,7 @@
 
 /// A value of fixed size within a `layout!`.
 ///
-/// `layout!` passes exactly `LEN` bytes to `load` and `store`. It checks the offsets at compile time.
+/// `layout!` passes exactly `LEN` bytes to `load` and `store`. The macro checks the offsets at compile time.
 pub trait Field: Copy {
     /// Size in bytes.
     const LEN: usize;

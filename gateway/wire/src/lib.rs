@@ -4,7 +4,7 @@
 //! function `emit` that writes into the caller's bytes. Each format can be both read and written, because a gateway is a
 //! target for its servers and a host of its arrays.
 //!
-//! What it is not: it does no I/O, keeps no state between calls, allocates nothing and makes no decision. It only
+//! What it is not: it does no I/O, keeps no state between calls, allocates nothing and makes no decision. This crate only
 //! translates between bytes and values. The controller code above this crate decides whether a command is allowed.
 //!
 //! Rules that hold everywhere:

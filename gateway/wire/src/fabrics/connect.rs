@@ -24,13 +24,13 @@ layout! {
 /// Connect's data, 1024 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectData {
-    /// Host identifier. It is never zero over fabrics.
+    /// Host identifier, which is never zero over fabrics.
     pub hostid: [u8; 16],
     /// The requested controller, or [`DYNAMIC_CNTLID`] for any controller.
     pub cntlid: u16,
     /// Subsystem.
     pub subnqn: Nqn,
-    /// NQN of the host. It is empty for a host without a name.
+    /// NQN of the host, or an empty name for a host without a name.
     pub hostnqn: Nqn,
 }
 

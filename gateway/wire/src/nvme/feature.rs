@@ -97,7 +97,7 @@ bits! {
 bits! {
     /// Host Identifier, dword 11 (NVMe base 2.0c §5.27.1.25).
     pub struct HostIdentifierFeature: u32 {
-        /// True for a 128-bit identifier. It is always true over fabrics.
+        /// True for a 128-bit identifier. Over fabrics this bit is always set.
         exhid: bool = 0, 1;
     }
 }

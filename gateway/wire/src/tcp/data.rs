@@ -128,7 +128,7 @@ pub struct C2hData {
     pub len_bytes: u32,
     /// LAST_PDU: the last PDU of the command.
     pub last: bool,
-    /// SUCCESS: the command succeeded, and no response capsule follows. It is set only together with `last`.
+    /// SUCCESS: the command succeeded, and no response capsule follows. SUCCESS is set only together with `last`.
     pub success: bool,
 }
 

@@ -189,7 +189,7 @@ pub enum Fault {
     },
 }
 
-/// The error for a PDU header that ends the connection. It has the fault, and the status for the terminate request.
+/// The error for a PDU header that ends the connection, with the fault and the status for the terminate request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{fault}")]
 pub struct HeaderError {

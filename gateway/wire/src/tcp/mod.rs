@@ -6,7 +6,7 @@
 //! 2. the rest of the header: [`Framing::check_header_digest`], then the function `parse` of the PDU type;
 //! 3. the data: [`digest`] and [`digest_append`] compute its digest.
 //!
-//! A [`HeaderError`] is fatal. It has the status for the terminate request.
+//! A [`HeaderError`] is fatal, and has the status for the terminate request.
 //!
 //! Not here: checks whether a PDU is legal in the connection's state, and whether data lies within the range of an R2T. The
 //! connection makes both checks.

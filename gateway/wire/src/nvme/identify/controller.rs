@@ -147,8 +147,8 @@ bits! {
 }
 
 layout! {
-    /// A power state descriptor, 32 bytes (NVMe base 2.0c figure 276). It has only the fields that a controller without
-    /// power management needs.
+    /// A power state descriptor, 32 bytes (NVMe base 2.0c figure 276). The struct has only the fields that a controller
+    /// without power management needs.
     pub struct PowerState [32] {
         /// Maximum power, in centiwatts.
         mp_centiwatts: u16 = 0,

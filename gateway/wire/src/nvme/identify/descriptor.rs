@@ -63,7 +63,7 @@ pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &m
     }
 }
 
-/// Iterates over the descriptors of a list, in order. It skips unknown types and ends at a malformed descriptor.
+/// Iterates over the descriptors of a list, in order. Skips unknown types, and ends at a malformed descriptor.
 #[derive(Clone, Debug)]
 pub struct NamespaceDescriptors<'a> {
     rest: &'a [u8],
