@@ -1,10 +1,10 @@
 //! An address in the operator's notation: `192.0.2.1:4420`, `[2001:db8::1]:4420`, `[fe80::1%eth0]:4420`.
 //!
-//! What it is: the one notation for every address of a gateway. The scope of an IPv6 address stays as written, because
-//! an interface's number may change over a reboot while its name stays. An IPv4-mapped IPv6 address (RFC 4291
-//! §2.5.5.2) equals its IPv4 address.
+//! What it is: the one notation for every address of a gateway. The scope of an IPv6 address is kept as written, because an
+//! interface keeps its name over a reboot, but may get another number. An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2)
+//! equals its IPv4 address.
 //!
-//! What it is not: a socket's address. Opening a socket looks up the interface's number.
+//! What it is not: the address of a socket. The code that opens a socket looks up the interface's number.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,8 +14,8 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
-/// An IP address with its port, and the scope of an IPv6 address if present. Two addresses are equal if they have the same
-/// meaning: as for the kernel, a scope counts only for link-local addresses (RFC 4007 §6).
+/// An IP address with its port, and optionally the scope of an IPv6 address. Two addresses are equal if they have the same
+/// meaning. Equality ignores the scope of an address that is not link-local, as the kernel does (RFC 4007 §6).
 #[derive(Clone, Copy)]
 pub struct Address {
     ip: IpAddr,
@@ -23,23 +23,23 @@ pub struct Address {
     scope: Option<Scope>,
 }
 
-/// The interface that a link-local address belongs to: its name or its number, as written.
+/// The interface of a link-local address: the name of the interface as written, or its number without leading zeros.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
-    /// The text, followed by zeros.
+    /// The text, padded with zeros.
     bytes: [u8; Self::MAX_LEN],
 }
 
-/// The reason why a text is no address.
+/// The reason why a text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// The text has another form.
+    /// The text doesn't have the form of an address with a port.
     #[error("`{0}` is not an address with a port, such as 192.0.2.1:4420 or [2001:db8::1]:4420")]
     Form(String),
-    /// The part before the port is no IP address.
+    /// The part before the port is not an IP address.
     #[error("`{0}` is not an IP address")]
     Ip(String),
-    /// The part after `%` is no interface.
+    /// The part after `%` can't be the name or the number of an interface.
     #[error("`{0}`: the text after % is neither the name nor the number of an interface")]
     Scope(String),
     /// Only IPv6 has scopes.
@@ -48,7 +48,7 @@ pub enum AddressError {
 }
 
 impl Scope {
-    /// The kernel's IFNAMSIZ, which counts a zero byte.
+    /// The kernel's IFNAMSIZ, which includes the terminating zero byte.
     const MAX_LEN: usize = 16;
 
     /// Returns the scope `text`, if an interface can have this name or number.
@@ -67,7 +67,7 @@ impl Scope {
         Some(Self { bytes })
     }
 
-    /// Returns the scope as written.
+    /// Returns the scope as text, without `%`.
     pub fn as_str(&self) -> &str {
         let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(Self::MAX_LEN);
         self.bytes.get(..len).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
@@ -83,7 +83,7 @@ impl Address {
     /// Returns the address `ip` with its port. `ip` may end with `%` and a scope.
     ///
     /// # Errors
-    /// An error if `ip` has another form.
+    /// An error if `ip` is not an IP address with an optional scope.
     pub fn new(ip: &str, port: u16) -> Result<Self, AddressError> {
         let (bare, scope) = ip.split_once('%').map_or((ip, None), |(bare, scope)| (bare, Some(scope)));
         let address: IpAddr = bare.parse().map_err(|_| AddressError::Ip(ip.into()))?;
@@ -122,14 +122,14 @@ impl Address {
         is_link_local(self.ip)
     }
 
-    /// Returns another address and port. A link-local address keeps this address's scope.
+    /// Returns the address of `ip` and `port`. If `ip` is link-local, the new address gets the scope of this address.
     pub fn beside(&self, ip: IpAddr, port: u16) -> Self {
         let ip = ip.to_canonical();
         let scope = self.scope.filter(|_| is_link_local(ip));
         Self { ip, port, scope }
     }
 
-    /// Returns the address for a socket. `scope_id` is the number of the scope's interface (0 for none).
+    /// Returns the socket address. `scope_id` is the number of the scope's interface (0 for none).
     pub fn at(&self, scope_id: u32) -> SocketAddr {
         match self.ip {
             IpAddr::V4(_) => SocketAddr::new(self.ip, self.port),
@@ -239,7 +239,7 @@ impl<'de> Deserialize<'de> for Address {
                 f.write_str("an address with a port")
             }
 
-            // An error here is reported at the place of the text, not at the place of its list.
+            // serde reports an error from here at the place of the text, not at the place of the list around it.
             fn visit_str<E: Error>(self, text: &str) -> Result<Address, E> {
                 text.parse().map_err(E::custom)
             }

@@ -5,8 +5,9 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes. Text: a whole number with an optional unit, binary (`KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T`)
-/// or decimal (`kB`, `MB`, `GB`, `TB`), in upper or lower case; without a unit the number counts bytes.
+/// A number of bytes. The text form is a whole number with an optional unit, in upper or lower case. The unit is binary
+/// (`KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T`) or decimal (`kB`, `MB`, `GB`, `TB`). Without a unit, the number
+/// counts bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
@@ -43,8 +44,8 @@ const UNITS: [(&str, u64); 13] = [
 ];
 
 impl Bytes {
-    /// Returns the size for a reader, in the largest binary unit that divides it or that fits at least ten
-    /// times. In the second case the number has one decimal.
+    /// Returns the size as text for a human reader. The unit is the largest binary unit that divides the size, or that is
+    /// at most a tenth of the size. In the second case the number has one decimal.
     pub fn rounded(self) -> String {
         for (unit, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             let whole = self.0 / scale;
@@ -80,7 +81,7 @@ impl FromStr for Bytes {
         };
         let large = || BytesError::Large(text.into());
         let number: u64 = number.parse().map_err(|_| large())?;
-        // TOML's and many JSON readers' integers end at 2^63 - 1.
+        // The largest integer of TOML, and of many JSON readers, is 2^63 - 1.
         number.checked_mul(scale).filter(|&n| i64::try_from(n).is_ok()).map(Self).ok_or_else(large)
     }
 }
@@ -112,7 +113,7 @@ impl<'de> Deserialize<'de> for Bytes {
             }
 
             fn visit_u64<E: de::Error>(self, n: u64) -> Result<Bytes, E> {
-                // A size that is too large to be written could not be read back from a backup.
+                // A backup could not store a size above the largest integer.
                 self.visit_str(&n.to_string())
             }
 

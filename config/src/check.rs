@@ -8,10 +8,11 @@ use crate::told::cut_quotations;
 
 /// The most backends of one gateway.
 pub const MAX_BACKENDS: usize = 256;
-/// The longest keep-alive timeout towards an array, in seconds. A lost path or a dead gateway may leave writes at the
-/// array. The timeout bounds the time in which these writes may still take effect. Hosts get the sum as CQT, and a
-/// restarted gateway knows of none of these writes. Hosts (Linux has 5 s by default) should not come back before the
-/// array forgets the dead gateway.
+/// The longest keep-alive timeout towards an array, in seconds. When a path is lost or the gateway dies, writes may still
+/// be outstanding at the array. The keep-alive timeout bounds the time in which these writes can still take effect. After a
+/// lost path, hosts know this time, because it is part of the CQT that the gateway reports. After the gateway's death, the
+/// restarted gateway doesn't know these writes, so hosts should not reconnect before the array has noticed the death. Linux
+/// hosts have a keep-alive timeout of 5 s by default.
 pub const MAX_KEEP_ALIVE_S: u32 = 5;
 
 fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldError> {
@@ -22,7 +23,7 @@ fn wrong<T>(field: &'static str, message: impl Into<String>) -> Result<T, FieldE
 /// spaces or quotes.
 ///
 /// # Errors
-/// The fault of the name, for the field `name`.
+/// A description of the fault, for the field `name`.
 pub fn check_name(name: &str) -> Result<(), FieldError> {
     let ok = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\'' | b'`');
     if name.is_empty() || name.len() > 63 || !name.bytes().all(ok) {
@@ -36,10 +37,10 @@ pub fn check_name(name: &str) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// Checks the listeners of a subsystem, or of the discovery subsystem, alone.
+/// Checks only the listeners of a subsystem or of the discovery subsystem.
 ///
 /// # Errors
-/// The first address that is no listener, for the field `listeners`.
+/// The first address that can't be a listener, for the field `listeners`.
 pub fn check_listeners(listeners: &[Address]) -> Result<(), FieldError> {
     match listeners.iter().find(|listen| listen.port() == 0) {
         Some(listen) => wrong("listeners", format!("{listen} has no port")),
@@ -63,7 +64,7 @@ fn check_size(size: Bytes, block_bytes: u64) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// Returns a hint at the binary unit, for a size with a decimal unit.
+/// Returns a hint to use the binary unit, for a size with a decimal unit.
 fn binary_hint(Bytes(bytes): Bytes) -> String {
     let units = [
         ("TB", "TiB", 1_000_000_000_000),
@@ -86,10 +87,10 @@ fn check_ascii(field: &'static str, text: &str, max: usize) -> Result<(), FieldE
 }
 
 impl Backend {
-    /// Checks the backend alone: each type has required fields and unknown fields.
+    /// Checks this backend by itself. Each type requires some fields and refuses others.
     ///
     /// # Errors
-    /// The first field that is wrong, missing or of another type.
+    /// The first field that is wrong, missing, or valid only for another type of backend.
     pub fn check(&self) -> Result<(), FieldError> {
         use BackendType::{File, Memory, Null, NvmeTcp};
         check_name(&self.name)?;
@@ -153,7 +154,7 @@ impl Backend {
 }
 
 impl Pool {
-    /// Checks the object alone.
+    /// Checks this object by itself, without its references to other objects.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -162,7 +163,7 @@ impl Pool {
         if self.backends.is_empty() {
             return wrong("backends", "a pool needs at least one backend");
         }
-        // This check comes before the comparison of all backends with each other.
+        // This check limits the length of the list before the later checks compare all backends with each other.
         if self.backends.len() > MAX_BACKENDS {
             let len = self.backends.len();
             return wrong(
@@ -179,7 +180,7 @@ impl Pool {
 }
 
 impl Lun {
-    /// Checks the object alone.
+    /// Checks this object by itself, without its references to other objects.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -221,8 +222,8 @@ impl Lun {
         self.nguid.as_deref().and_then(parse_nguid)
     }
 
-    /// Returns the identities by which hosts recognise the LUN, as far as known: its UUID and its NGUID. The NGUID is the
-    /// UUID's bytes unless it is given.
+    /// Returns the identities by which hosts recognise the LUN: its UUID and its NGUID, if the document has them. If the
+    /// document has no NGUID, the NGUID is the UUID's bytes.
     pub fn identities(&self) -> [Option<(&'static str, [u8; 16])>; 2] {
         let uuid = self.uuid.map(|uuid| *uuid.as_bytes());
         [uuid.map(|id| ("uuid", id)), self.nguid_bytes().or(uuid).map(|id| ("nguid", id))]
@@ -236,7 +237,7 @@ fn parse_nguid(text: &str) -> Option<[u8; 16]> {
 }
 
 impl Subsystem {
-    /// Checks the object alone.
+    /// Checks this object by itself, without its references to other objects.
     ///
     /// # Errors
     /// The first field that is wrong.
@@ -287,7 +288,7 @@ impl Subsystem {
 }
 
 impl Host {
-    /// Checks the object alone.
+    /// Checks this object by itself, without its references to other objects.
     ///
     /// # Errors
     /// The first field that is wrong.

@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub const MAX_LUNS: usize = 4096;
 /// The most distinct listeners of one gateway.
 pub const MAX_PORTALS: usize = 64;
-/// The least payload memory of a core: 16 requests of the largest transfer, each in its block of
-/// 2 MiB, so that one host with a queue of large requests leaves room for the others.
+/// The least payload memory of a core: 16 requests of the largest transfer, each in a block of 2 MiB. If one host queues
+/// large requests, memory is then still left for the other hosts.
 pub const MIN_CORE_MEMORY_BYTES: u64 = 16 * (2 << 20);
-/// The least share of a core's payload memory for each connected queue pair, in bytes: one block for a
-/// command of 8 KiB, so that all queue pairs can make progress at the same time.
+/// The least share of a core's payload memory for each connected queue pair, in bytes. The share is one block for a command
+/// of 8 KiB, so all queue pairs can make progress at the same time.
 pub const QPAIR_MEMORY_BYTES: u64 = 8 << 10;
-/// The memory that a core reserves for connections of hosts without permission: connections before Connect,
-/// and discovery.
+/// The memory, in bytes, that a core reserves for connections of hosts without permission: connections before Connect, and
+/// discovery connections.
 pub const OPEN_MEMORY_BYTES: u64 = 6 << 20;
 
 impl Gateway {
@@ -121,8 +121,8 @@ impl Report {
 }
 
 impl Config {
-    /// Checks the whole document: each object alone, names, references, and sums against limits. Returns an
-    /// empty list for a sound document.
+    /// Checks the whole document: each object by itself, names, references, and sums against limits. Returns an empty list
+    /// if the document has no mistake.
     pub fn check(&self) -> Vec<Problem> {
         let mut report = Report::default();
         self.gateway.check(&mut report);
@@ -142,7 +142,7 @@ impl Config {
         report.0
     }
 
-    /// Returns likely oversights of a sound document.
+    /// Returns likely oversights in a document without mistakes.
     pub fn oversights(&self) -> Vec<String> {
         let unreachable = self.subsystems.iter().filter(|s| s.hosts.is_empty() && !s.allow_any_host);
         let told = |s: &Subsystem| {
@@ -151,8 +151,8 @@ impl Config {
         unreachable.map(told).chain(self.twins()).chain(self.odd_hosts()).collect()
     }
 
-    /// Returns the objects that hosts take for one object although they are several: a LUN in several subsystems,
-    /// and several subsystems with one serial number.
+    /// Returns warnings about different objects that hosts mistake for the same object: the namespaces of a LUN in several
+    /// subsystems, and several subsystems with the same serial number.
     pub fn twins(&self) -> Vec<String> {
         let (mut luns, mut serials): (BTreeMap<_, Vec<String>>, BTreeMap<_, Vec<String>>) =
             Default::default();
@@ -162,7 +162,7 @@ impl Config {
                 luns.entry(ns.lun.as_str()).or_default().push(place);
             }
             let serial = s.serial.clone().unwrap_or_else(|| default_serial(&s.nqn));
-            // On the wire the serial number ends in spaces anyway.
+            // On the wire the serial number is padded with spaces.
             serials.entry(serial.trim_end().to_owned()).or_default().push(format!("`{}`", s.nqn));
         }
         let several = |places: &[String]| match places {
@@ -203,8 +203,9 @@ impl Config {
         }
     }
 
-    /// Returns the entries of lists that are neither a [[host]]'s name nor begin like an NQN. Lists may name a host by any
-    /// NQN, so nothing else tells a misspelt name from an NQN.
+    /// Returns the entries of host lists that don't begin like an NQN, and that are neither the name nor the NQN of a
+    /// `[[host]]`. Such an entry is probably a misspelt name. The entry may also be an NQN, because a list accepts every
+    /// text as a host's NQN.
     pub fn odd_hosts(&self) -> Vec<String> {
         let names: HashSet<&str> =
             self.hosts.iter().flat_map(|host| [&host.name, &host.nqn]).map(String::as_str).collect();
@@ -258,7 +259,7 @@ impl Config {
         }
     }
 
-    /// Checks that every referenced backend or pool exists, and that no backend has two users.
+    /// Checks that every referenced backend or pool exists, and that only one pool or LUN uses each backend.
     fn check_storage(&self, report: &mut Report) {
         let mut users: HashMap<&str, String> = HashMap::new();
         let mut take = |report: &mut Report, path: &[Key], backend, user: String| {
@@ -334,7 +335,7 @@ impl Config {
         }
     }
 
-    /// Returns the memory that this system reserves: cores' payload memory and memory backends.
+    /// Returns the memory that this system reserves: the payload memory of its cores, and its memory backends.
     pub fn memory(&self) -> Worked {
         let cores = self.gateway.cores.count() as u64;
         let sum = Worked::default().add("cores", cores, self.gateway.memory_per_core.0);
@@ -342,13 +343,14 @@ impl Config {
         memory.fold(sum, |sum, b| sum.add(&format!("backend {}", b.name), 1, b.size.unwrap_or_default().0))
     }
 
-    /// Returns the NQN of a host that a list names by NQN or by the name of a `[[host]]`.
+    /// Returns the NQN of the host in an entry of a list. The entry is an NQN or the name of a `[[host]]`.
     pub fn host_nqn<'a>(&'a self, host: &'a str) -> &'a str {
         self.hosts.iter().find(|h| h.name == host).map_or(host, |h| &h.nqn)
     }
 }
 
-/// Checks an entry of a list of hosts: an NQN, or the name of a [[host]], which could be an NQN.
+/// Checks an entry of a list of hosts. The entry is an NQN or the name of a `[[host]]`. Every such name also passes the
+/// check as an NQN.
 fn check_host(report: &mut Report, path: &[Key], host: &str) {
     if let Err(error) = check_host_nqn(host) {
         report.add(path, error);

@@ -16,7 +16,7 @@ pub struct Config {
     /// The gateway's own settings. They are read at every start and never stored.
     #[serde(default)]
     pub gateway: Gateway,
-    /// The stores of blocks.
+    /// Stores of blocks.
     #[serde(default, rename = "backend", skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<Backend>,
     /// Sets of backends from which LUNs are carved.
@@ -42,19 +42,19 @@ pub struct Config {
 pub struct Gateway {
     /// The gateway's name in logs and tables.
     pub name: String,
-    /// The CPUs that run poll loops, or their number.
+    /// The CPUs on which cores run, or the number of cores.
     pub cores: Cores,
     /// The behaviour of a core without work.
     pub idle: Idle,
-    /// With `idle = "adaptive"`: how long a core spins before it sleeps, in microseconds.
+    /// With `idle = "adaptive"`: the time for which a core spins before it sleeps, in microseconds.
     pub spin_us: u32,
     /// With `idle = "adaptive"`: the interval in milliseconds at which a sleeping core sends itself a request, so that the
     /// first request after idle finds code and tables in the caches; 0 for never. Each request takes about 0.1 ms of the
     /// core's CPU.
     pub keep_warm_ms: u32,
-    /// The longest time for the cores' CPUs to leave a sleep state, in microseconds (the kernel's PM QoS). 10 allows
-    /// light sleep states. 0 allows none, which costs as much power as `idle = "spin"`. If absent, the system's setting
-    /// stays.
+    /// The longest time that the cores' CPUs may need to leave a sleep state, in microseconds (the kernel's PM QoS). 10
+    /// allows light sleep states. 0 allows no sleep states, which costs as much power as `idle = "spin"`. If absent, the
+    /// gateway doesn't change the system's setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_latency_us: Option<u32>,
     /// Payload memory of each core.
@@ -63,19 +63,19 @@ pub struct Gateway {
     /// machine's memory limits them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<Bytes>,
-    /// The most I/O controllers at a time, over all cores. Discovery controllers have slots of their own.
+    /// The most I/O controllers at the same time, over all cores. Discovery controllers have separate slots.
     pub max_hosts: u32,
-    /// The most queue pairs of I/O controllers at a time, over all cores. An admin queue counts as one. Two are reserved for
-    /// each of `max_hosts`.
+    /// The most queue pairs of I/O controllers at the same time, over all cores. An admin queue counts as a queue pair. Two
+    /// queue pairs are reserved for each of `max_hosts`.
     pub max_qpairs: u32,
     /// The folder of the durable store.
     pub state_dir: PathBuf,
     /// The control socket.
     pub rpc_socket: PathBuf,
-    /// A TCP address for JSON-RPC without authentication. If absent, there is none.
+    /// A TCP address for JSON-RPC without authentication. If absent, the gateway has no JSON-RPC over TCP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpc_listen: Option<Address>,
-    /// A loopback address for Prometheus metrics over HTTP. If absent, there is none.
+    /// A loopback address for Prometheus metrics over HTTP. If absent, the gateway serves no metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<Address>,
     /// The kernel's congestion control algorithm for all storage connections, such as `cubic` or `dctcp`. If absent,
@@ -109,13 +109,13 @@ impl Default for Gateway {
     }
 }
 
-/// The CPUs that run poll loops.
+/// The CPUs on which cores run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number of cores, or a list of CPU numbers")]
 pub enum Cores {
     /// This number of cores, on the first CPUs that the process may use.
     Count(u16),
-    /// These CPUs.
+    /// One core on each of these CPUs.
     List(Vec<u16>),
 }
 
@@ -133,9 +133,9 @@ impl Cores {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idle {
-    /// Looks for work without end: the lowest latency, 100 % of a CPU.
+    /// Polls for work without a pause. The latency is the lowest, and each core uses 100 % of its CPU.
     Spin,
-    /// Spins for a while, then sleeps until there is work.
+    /// Polls for a while, then sleeps until there is work.
     Adaptive,
 }
 
@@ -184,12 +184,12 @@ pub struct Backend {
     /// The backend's type.
     #[serde(rename = "type")]
     pub kind: BackendType,
-    /// `memory`, `null`: the backend's size. `file`: the size of a file that doesn't exist yet; if absent,
-    /// the file must exist.
+    /// `memory`, `null`: the backend's size. `file`: the size of a file that doesn't exist yet. If absent, the file must
+    /// exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Bytes>,
-    /// `memory`, `null`, `file`: logical block size in bytes, 512 or 4096; if absent, a block device's own
-    /// size, else 512. An `nvme-tcp` backend has its namespace's size.
+    /// `memory`, `null`, `file`: logical block size in bytes, 512 or 4096. If absent, a block device has its own block
+    /// size, and every other backend 512. An `nvme-tcp` backend has the block size of its namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
     /// `file`: the file's path. `memory`: a file on a memory file system (such as /dev/shm) that keeps the
@@ -211,7 +211,7 @@ pub struct Backend {
     /// `nvme-tcp`: requested I/O queue pairs; one per core if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// `nvme-tcp`: entries of a queue pair, 2 to 1024. Outstanding commands are at most one less.
+    /// `nvme-tcp`: entries of a queue pair, 2 to 1024. A queue pair has at most one command less outstanding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<u16>,
     /// `nvme-tcp`: PDU header digests.
@@ -221,12 +221,12 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<bool>,
     /// `nvme-tcp`: keep-alive timeout in seconds, 1 to [`MAX_KEEP_ALIVE_S`](crate::MAX_KEEP_ALIVE_S), which is also the
-    /// default. After this time an array forgets a dead gateway and that gateway's writes. The timeout should be no longer
-    /// than the hosts' timeout.
+    /// default. After this time, an array ends the association of a dead gateway and discards its outstanding writes. The
+    /// timeout should not be longer than the keep-alive timeout of hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
-    /// `nvme-tcp`: the time in seconds for which I/O waits for a lost array. Then the array's LUNs are reported in the ANA
-    /// state Inaccessible.
+    /// `nvme-tcp`: the time in seconds for which I/O waits for a lost array. After this time, the gateway reports the
+    /// array's LUNs in the ANA state Inaccessible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_timeout_s: Option<u32>,
 }
@@ -260,11 +260,11 @@ impl Backend {
 pub struct FieldError {
     /// The field's name in a document.
     pub field: &'static str,
-    /// The message for a reader.
+    /// The message for a human reader.
     pub message: String,
 }
 
-/// A set of backends from which LUNs are carved. It has no redundancy of its own.
+/// A set of backends from which LUNs are carved. A pool has no redundancy of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
@@ -280,25 +280,26 @@ pub struct Pool {
 pub struct Lun {
     /// Unique among LUNs.
     pub name: String,
-    /// The pool from which the LUN is carved; otherwise `backend` is set.
+    /// The pool from which the LUN is carved. A LUN has either `pool` or `backend`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     /// The backend that the LUN presents whole, without metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// The LUN's size, with `pool`. A whole backend has its own size.
+    /// The size of a LUN with `pool`. A LUN with `backend` has the backend's size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Bytes>,
     /// Logical block size in bytes, 512 or 4096; if absent, the largest block size of its backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// Identity, which no other LUN has. If absent, the identity of the whole backend if the backend has one, else a random UUID
-    /// from the LUN's creation. A whole backend with a pool's label on it is presented only with a UUID here: the backend was a
-    /// LUN before, and the pool belongs to its hosts.
+    /// Identity, which no other LUN has. If absent, a LUN with `backend` has the backend's identity if the backend has one.
+    /// Every other LUN gets a random UUID when the gateway makes the LUN. If a whole backend has a pool's label on it, the
+    /// gateway presents it only if a UUID is given here. The UUID states that the backend was a LUN before, and that the
+    /// pool belongs to its hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
-    /// Identity, 32 hexadecimal digits. If absent, it comes from the whole backend as for the UUID, or is the
-    /// UUID's bytes.
+    /// Identity, 32 hexadecimal digits. If absent, a LUN with `backend` has the backend's NGUID if there is one. Otherwise
+    /// the NGUID is the UUID's bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nguid: Option<String>,
     /// Refuses writes.
@@ -318,13 +319,13 @@ pub struct Subsystem {
     /// Model number, at most 40 ASCII characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Lets every host connect. Otherwise only `hosts` may connect.
+    /// Allows every host to connect. Otherwise only `hosts` may connect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_any_host: bool,
-    /// Hosts that may connect: NQNs, or names of `[[host]]` entries. A set: a name and its NQN are one host.
+    /// Hosts that may connect: NQNs, or names of `[[host]]` entries. The list is a set: a name and its NQN are one host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// Addresses and ports on which the subsystem is offered. A set.
+    /// Addresses and ports on which the subsystem is offered. The list is a set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Address>,
     /// The largest NSID that the subsystem may ever have.
@@ -371,9 +372,9 @@ pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Discovery {
-    /// The discovery subsystem's own listeners. The subsystems' listeners all answer discovery too. On an own listener a host
-    /// learns of all subsystems to which it may connect, on a subsystem's listener only of the subsystems that are offered
-    /// there.
+    /// The discovery subsystem's own listeners. All listeners of subsystems answer discovery too. On the discovery
+    /// subsystem's own listener, a host learns of all subsystems to which it may connect. On a listener of a subsystem, a
+    /// host learns only of the subsystems that are offered on that listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Address>,
 }
@@ -393,8 +394,8 @@ pub struct Namespace {
     pub nsid: u32,
     /// The LUN's name.
     pub lun: String,
-    /// The hosts that see the namespace, among the hosts that may connect. If absent, all of them do; if
-    /// empty, none.
+    /// The hosts that see the namespace, among the hosts that may connect. If absent, all hosts that may connect see the
+    /// namespace. If empty, no host sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<String>>,
 }

@@ -29,7 +29,7 @@ impl From<usize> for Key {
 pub struct Problem {
     /// The field.
     pub path: Vec<Key>,
-    /// The message for a reader.
+    /// The message for a human reader.
     pub message: String,
 }
 
@@ -60,20 +60,20 @@ impl fmt::Display for Problem {
 /// A [`Problem`] with its place in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// Counted from 1.
+    /// The column, counted from 1.
     pub column: usize,
     /// The field, such as `backend[1].size`; empty if the text isn't TOML.
     pub field: String,
-    /// The message for a reader.
+    /// The message for a human reader.
     pub message: String,
 }
 
 /// All mistakes of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The text's name (its file).
+    /// The name of the text, such as its file name.
     pub origin: String,
     /// At least one, in the order of their lines.
     pub mistakes: Vec<Mistake>,

@@ -1,11 +1,11 @@
-//! The shape of a Trefoil system, typed, with its limits.
+//! The typed description of a Trefoil system, with its limits.
 //!
-//! What it is: the document that seeds a gateway's first start, that `config_get` returns, and that
-//! `config_apply` takes. [`Config::parse`] reports every mistake of a document with its line and its field;
-//! [`Config::check`] checks the whole document.
+//! What it is: the document that seeds a gateway's first start, that `config_get` returns, and that `config_apply` accepts.
+//! [`Config::parse`] reports every mistake of a document with its line and its field; [`Config::check`] checks the whole
+//! document.
 //!
-//! What it is not: it opens no file and knows no core. After the first start the gateway's durable store is
-//! the truth, and the document is only a notation of it.
+//! What it is not: it opens no file and knows no core. After the first start, the gateway's durable store is authoritative,
+//! and a document is only a notation of its contents.
 
 #![forbid(unsafe_code)]
 

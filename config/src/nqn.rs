@@ -1,4 +1,4 @@
-//! Checks the NVMe Qualified Names in a document. The rules themselves are [`trefoil_wire::fabrics::Nqn`]'s.
+//! Checks the NVMe Qualified Names in a document. The rules themselves are in [`trefoil_wire::fabrics::Nqn`].
 
 use crate::told::cut;
 use trefoil_wire::fabrics::{Nqn, NqnError};
@@ -6,16 +6,16 @@ use trefoil_wire::fabrics::{Nqn, NqnError};
 /// Checks the NQN of a subsystem of ours; see [`Nqn::subsystem`].
 ///
 /// # Errors
-/// A sentence about the fault of the name.
+/// A sentence that describes the fault of the name.
 pub fn check_subsystem_nqn(nqn: &str) -> Result<(), String> {
     Nqn::subsystem(nqn).map(drop).map_err(|error| explain(nqn, error))
 }
 
-/// Checks a foreign NQN: a host's, or an array's subsystem's; see [`Nqn::new`]. An empty NQN is an error here: a host
+/// Checks a foreign NQN: of a host, or of an array's subsystem; see [`Nqn::new`]. An empty NQN is an error here: a host
 /// without a name may connect only where any host may connect, so such a host is on no list.
 ///
 /// # Errors
-/// A sentence about the fault of the name.
+/// A sentence that describes the fault of the name.
 pub fn check_host_nqn(nqn: &str) -> Result<(), String> {
     match Nqn::new(nqn) {
         Ok(nqn) if nqn.is_empty() => Err("the NQN is empty".into()),
@@ -28,10 +28,10 @@ fn explain(nqn: &str, error: NqnError) -> String {
     format!("`{}` is not an NQN: {error}", cut(nqn))
 }
 
-/// Returns the serial number of a subsystem without a given one: `TF` and 16 hexadecimal digits derived from
-/// the NQN. The serial number thus stays the same when the database is lost.
+/// Returns the serial number of a subsystem for which the document gives none: `TF` and 16 hexadecimal digits derived from
+/// the NQN. So the serial number stays the same when the database is lost.
 pub fn default_serial(nqn: &str) -> String {
-    // FNV-1a is short. It needs no strength against attacks.
+    // FNV-1a has short code. The hash needs no strength against attacks.
     let hash = nqn
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));

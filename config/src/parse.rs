@@ -8,10 +8,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 impl Config {
-    /// Reads and checks a document. `origin` is the name of the text in messages.
+    /// Reads and checks a document. Messages call the text `origin`.
     ///
     /// # Errors
-    /// Every mistake of a readable document, else the first mistake; each with its line and field.
+    /// All mistakes of a readable document, or the first mistake of an unreadable text. Each mistake has its line and
+    /// field.
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
         let fail = |mistakes| ConfigError { origin: origin.into(), mistakes };
         let tree = DeTable::parse(text).map_err(|e| {
@@ -40,7 +41,7 @@ impl Config {
     /// Returns the document as TOML.
     ///
     /// # Errors
-    /// Only if a value has no TOML form, which none of this document's types allows.
+    /// An error if a value has no TOML form. The types of a document allow no such value.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string_pretty(self)
     }
@@ -53,8 +54,7 @@ fn mistake(text: &str, field: String, span: Range<usize>, message: String) -> Mi
     Mistake { line, column, field, message: cut_quotations(&message) }
 }
 
-/// Returns a hint if the table whose head is at `span` has the brackets of another kind of table, such as `[lun]` for
-/// `[[lun]]`.
+/// Returns a hint if the table header at `span` has the wrong kind of brackets, such as `[lun]` instead of `[[lun]]`.
 fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     let from = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
     let line = text.get(from..).and_then(|rest| rest.lines().next()).unwrap_or_default();
@@ -70,7 +70,7 @@ fn brackets(text: &str, span: &Range<usize>) -> &'static str {
     }
 }
 
-/// Returns the place of `path` in the text, or for a missing field the table that lacks the field.
+/// Returns the place of `path` in the text. For a missing field, returns the place of the table that lacks the field.
 fn span_of(tree: &Spanned<DeTable<'_>>, path: &[Key]) -> Range<usize> {
     let mut span = 0..0;
     let mut table = Some(tree.get_ref());
@@ -121,7 +121,7 @@ fn in_table(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<Key>) -> bo
 }
 
 fn in_value(value: &Spanned<DeValue<'_>>, span: &Range<usize>, path: &mut Vec<Key>) -> bool {
-    // A table's own span is only its header, so its contents are searched first.
+    // The span of a table covers only its header, so search the contents first.
     let inside = match value.get_ref() {
         DeValue::Table(table) => in_table(table, span, path),
         DeValue::Array(array) => array.iter().enumerate().any(|(index, value)| {

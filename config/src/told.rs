@@ -1,15 +1,16 @@
-//! Quotations of input in messages: cut, without control characters, and with the name that was probably meant.
+//! Quotations of input in messages. Quotations are cut and have no control characters. For an unknown name, a message also
+//! suggests the most similar known name.
 
 use std::borrow::Cow;
 
-/// The longest text that is quoted whole, in bytes: the length of an NQN.
+/// The longest text that a message quotes whole, in bytes: the length of an NQN.
 const MAX_QUOTED_BYTES: usize = trefoil_wire::fabrics::Nqn::MAX_LEN;
-/// Quoted characters of a longer text.
+/// The number of characters that a message quotes of a longer text.
 const CUT_CHARS: usize = 64;
 /// The longest line of a message, in characters.
 const MAX_LINE_CHARS: usize = 4096;
 
-/// Returns a text for a message: control characters are escaped, and a text longer than an NQN is cut.
+/// Returns `text` for use in a message. Escapes control characters, and cuts a text that is longer than an NQN.
 pub fn cut(text: &str) -> Cow<'_, str> {
     let is_long = text.len() > MAX_QUOTED_BYTES;
     if !is_long && !text.contains(char::is_control) {
@@ -23,8 +24,8 @@ pub fn cut(text: &str) -> Cow<'_, str> {
     cut.into()
 }
 
-/// Returns a message whose quotations, between `` ` `` or `"`, are [`cut`]. A line end in a quotation belongs to the quoted
-/// text and is escaped. A line end elsewhere belongs to the message.
+/// Returns `message` with each quotation between `` ` `` or `"` replaced by its [`cut`] form. A line end in a quotation
+/// belongs to the quoted text and is escaped. A line end outside a quotation belongs to the message and stays.
 pub fn cut_quotations(message: &str) -> String {
     let mut told = String::with_capacity(message.len().min(MAX_LINE_CHARS));
     let mut rest = message;
@@ -68,7 +69,7 @@ pub fn suggest(message: &str) -> String {
     }
 }
 
-/// Returns the known name of which `given` is a misspelling or a part.
+/// Returns the known name that is most similar to `given`, if `given` is probably a misspelling or a part of it.
 fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let len = given.chars().count();
     if len > CUT_CHARS {
@@ -117,7 +118,7 @@ mod tests {
         let short = "x".repeat(CUT_CHARS);
         assert_eq!(told, format!("there is no pool `{short}…`, nor \"{short}…\":\n  `a\\nb`"));
         assert_eq!(cut_quotations(&told), told, "again changes nothing");
-        // Any text is cut at some length.
+        // A text of any kind is cut when it is long enough.
         assert!(
             cut_quotations(&format!("no `{}`", "`x".repeat(50_000))).chars().count() <= MAX_LINE_CHARS + 1
         );

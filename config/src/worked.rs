@@ -1,4 +1,4 @@
-//! Sums of memory, with their terms.
+//! Sums of memory sizes, with their terms.
 
 use crate::bytes::Bytes;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The examples are sound, and mistakes are reported with line and field.
+//! Tests that the example documents have no mistakes, and that each mistake is reported with its line and field.
 #![forbid(unsafe_code)]
 
 use trefoil_config::{Bytes, Config, ConfigError, Gateway};
@@ -149,8 +149,7 @@ fn a_host_that_may_connect_can_be_listed() {
     );
     let config = Config::parse("test.toml", &text).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.subsystems[0].hosts, names);
-    // Two entries could be meant as names of [[host]]s. All entries that don't begin like an NQN are
-    // reported.
+    // Two entries may be meant as names of `[[host]]`s. Every entry that doesn't begin like an NQN is reported.
     let told = config.oversights();
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told[1].starts_with("host `host with spaces`: no [[host]] has this name"), "{told:?}");
@@ -181,7 +180,7 @@ fn sums_are_worked_out() {
         "gateway.memory_per_core",
         "queue pairs 1024 x 8KiB + unauthenticated and discovery connections = 6MiB = 46MiB",
     );
-    // This memory was enough before connections without permission had memory of their own.
+    // Without the reserve for connections without permission, this memory would be enough.
     let few = "[gateway]\nmax_hosts = 4\nmax_qpairs = 16\nmemory_per_core = ";
     told(
         &format!("{few}\"33MiB\"\n"),
@@ -226,7 +225,7 @@ fn a_subsystem_that_no_host_may_use_is_an_oversight() {
     assert!(told("hosts = [\"nqn.2026-01.org.example:h\"]").is_empty());
 }
 
-/// Three LUNs, each with one more line.
+/// Returns a document with three LUNs. Each LUN has one more line.
 fn luns(lines: [&str; 3]) -> String {
     let lun = |(n, line): (usize, &str)| {
         let backend = format!("[[backend]]\nname = \"b{n}\"\ntype = \"null\"\nsize = \"1MiB\"\n");
@@ -297,7 +296,7 @@ fn one_bracket_for_two_is_hinted_at() {
         let table = format!("[{list}] # the first\nname = \"a\"\n");
         let hint = format!("s, so write [[{list}]]").replace("luns,", "LUNs,");
         told(&format!("\n{table}"), 2, list, &hint);
-        // The second mistake is one of TOML's syntax, which knows no field.
+        // The second mistake is a mistake in TOML's syntax, which has no field.
         told(&format!("{table}[{list}]\nname = \"b\"\n"), 3, "", &hint);
     }
     told("[[gateway]]\nname = \"a\"\n", 1, "gateway[0]", "a document has one gateway, so write [gateway]");

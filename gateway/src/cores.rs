@@ -1,4 +1,4 @@
-//! Placing the gateway on its cores: memory, mailboxes and threads.
+//! Places the gateway on its cores: maps memory, makes mailboxes and starts threads.
 
 use anyhow::{Context, anyhow};
 use std::cell::RefCell;
@@ -16,14 +16,15 @@ use trefoil_storage::frontend::{Capacity, OPEN_BYTES, TargetLimits};
 use trefoil_sys::cpu::{self, ResumeLatency};
 use trefoil_sys::region::Region;
 
-/// The control plane's own payload memory: two pieces of 2 MiB for pool layouts, and as much again.
+/// The control plane's own payload memory: two pieces of 2 MiB for pool layouts, and another 4 MiB.
 const CONTROL_MEMORY_BYTES: usize = 8 << 20;
-/// Sockets of a core's connection to itself that count as host sockets: only the end where the core is the controller.
+/// Host sockets that a core's connection to itself takes: only the end at which the core is the controller counts as a host
+/// socket.
 const OWN_SOCKETS: u32 = 1;
-/// Sockets of a core besides the hosts': an admin and an I/O queue for each array's namespace, and both ends of its own
-/// connection.
+/// Sockets of a core besides the sockets of hosts: an admin queue and an I/O queue for each backend on an array, and both ends
+/// of the core's connection to itself.
 const OTHER_SOCKETS: usize = 2 * MAX_BACKENDS + 2;
-// `--check` counts this memory for connections without permission.
+// `--check` counts `OPEN_MEMORY_BYTES` for unauthenticated connections, so `OPEN_BYTES` must not be larger.
 const _: () = assert!(OPEN_BYTES as u64 <= trefoil_config::OPEN_MEMORY_BYTES);
 
 type Core = StorageCore<UringIo<CoreMsg>>;
@@ -31,12 +32,12 @@ type Core = StorageCore<UringIo<CoreMsg>>;
 /// Running cores.
 pub struct Running {
     handles: Vec<CoreHandle<Core>>,
-    /// Limit the CPUs' resume latency as long as the cores run.
+    /// These values limit the CPUs' resume latency as long as they exist.
     _resume_latencies: Vec<ResumeLatency>,
     ended: mpsc::UnboundedReceiver<u16>,
 }
 
-/// Reports the end of the thread that owns it, however the thread ends.
+/// Reports the end of a core's thread, also after a panic. The thread owns this value, and the drop sends the report.
 struct Passing {
     core: u16,
     tell: mpsc::UnboundedSender<u16>,
@@ -44,7 +45,7 @@ struct Passing {
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        // Nobody listens any more once the gateway stops in order.
+        // During an orderly stop, nobody receives the report.
         let _ = self.tell.send(self.core);
     }
 }
@@ -56,17 +57,18 @@ thread_local! {
 /// Starts a core on each of `cpus`.
 ///
 /// # Errors
-/// There is no memory, no thread or no ring.
+/// The system gave no memory, thread or ring.
 pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends)> {
     let count = u16::try_from(cpus.len())?;
     let limits = limits(gateway, count);
     let max_sockets = limits.max_sockets;
     let capacity = Arc::new(Capacity::new(gateway.max_hosts, gateway.max_qpairs));
-    // The worst case of one turn. Each connection of a core may cause five messages: the order to close, the report that the
-    // queue left, and the cancel of its requests. When the host is back, a query whether it may go on, and the answer,
-    // follow. In addition, all requests of a core may go to one other core, and all requests of that core may come back. The
-    // sum is about 10 MiB for each two cores, touched only when used. (If an array grants fewer queues than before, a third
-    // core's requests may take the same way. Then the overflow may have to grow.)
+    // The worst case of one turn. Each connection of a core can cause five messages: the order to close, the report that the
+    // queue has left, the cancel of its requests, a query and an answer. The query is sent when the host has reconnected, and
+    // asks whether the host may continue. In addition, all requests of a core can go to one other core, and all requests of
+    // that core can come back. The sum is about 10 MiB for each pair of cores, and the memory is touched only when it is used.
+    // (If an array grants fewer queues than before, the requests of a third core can take the same path. In this case, the
+    // overflow may have to grow.)
     let overflow = MeshBounds::default().overflow + 5 * max_sockets as usize + 2 * limits.target.requests();
     let mesh = mesh::<CoreMsg>(count, MeshBounds { overflow, ..MeshBounds::default() })
         .context("the cores' mailboxes can't be made")?;
@@ -86,7 +88,7 @@ pub fn start(gateway: &Gateway, cpus: &[usize]) -> anyhow::Result<(Running, Ends
         let uring = UringConfig {
             max_sockets,
             max_files: MAX_BACKENDS as u32,
-            // All requests may be at files at once, each with one operation at a time.
+            // All requests can be at files at the same time, each with one operation at a time.
             max_file_ops: (limits.target.requests() + limits.foreign_requests) as u32,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             socket_options: socket_options(gateway),
@@ -127,7 +129,7 @@ fn resume_latencies(gateway: &Gateway, cpus: &[usize]) -> Vec<ResumeLatency> {
     cpus.iter().filter_map(limit).collect()
 }
 
-/// Returns the number of sockets that the drivers of `cores` cores have room for in all.
+/// Returns the number of sockets for which the drivers of all `cores` cores together have room.
 pub fn sockets(gateway: &Gateway, cores: usize) -> u64 {
     let cores = cores.clamp(1, usize::from(u16::MAX)) as u16;
     u64::from(limits(gateway, cores).max_sockets) * u64::from(cores)
@@ -140,7 +142,7 @@ fn limits(gateway: &Gateway, cores: u16) -> CoreLimits {
     CoreLimits { max_sockets: target.max_conns as u32, host_sockets, target, foreign_requests: 4096 }
 }
 
-/// Maps memory on a thread of that CPU, so that hugepages come from its NUMA node or are not used.
+/// Maps memory on a thread that runs on `cpu`. So hugepages come from the NUMA node of `cpu`, or are not used.
 fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
     let mapping = std::thread::spawn(move || -> io::Result<Region> {
         cpu::pin(cpu)?;
@@ -153,16 +155,16 @@ fn local_region(cpu: usize, len_bytes: usize) -> anyhow::Result<Region> {
 }
 
 impl Running {
-    /// Waits until a core ends that nobody stopped. Returns the core.
+    /// Waits until a core ends by itself. Returns the core.
     pub async fn ended(&mut self) -> u16 {
         match self.ended.recv().await {
             Some(core) => core,
-            // There are no cores.
+            // No core can end any more.
             None => std::future::pending().await,
         }
     }
 
-    /// Returns the reason why a core ended. The other cores go on until the process ends.
+    /// Returns the reason why a core ended. The other cores run until the process ends.
     pub fn cause(mut self, core: u16) -> anyhow::Error {
         let handle = self.handles.swap_remove(usize::from(core));
         match catch_unwind(AssertUnwindSafe(|| handle.join())) {
@@ -180,7 +182,7 @@ impl Running {
     /// Stops all cores and waits for them.
     ///
     /// # Errors
-    /// An error that a core could not go on with.
+    /// The error that ended a core.
     pub fn stop(self) -> anyhow::Result<()> {
         self.handles.iter().for_each(CoreHandle::stop);
         for (core, handle) in self.handles.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The log on standard error. The document sets its form, and the environment its filter.
+//! The log on standard error. The document sets the log's form, and an environment variable sets its filter.
 
 use std::io::IsTerminal;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -7,11 +7,11 @@ use trefoil_config::Log;
 
 /// The environment variable that holds the log's filter, such as `warn` or `info,trefoil_control=debug`.
 const VARIABLE: &str = "TREFOIL_LOG";
-/// The sources of log lines: the target of each line begins with one of these.
+/// The sources of log lines. The target of each line begins with one of these names.
 const SOURCES: [&str; 2] = ["trefoild", "trefoil_control"];
 
-/// Starts the log. If the filter can't be parsed, logs a warning and uses the default filter: a typing error must not silence the
-/// log.
+/// Starts the log. If the filter can't be parsed, logs a warning and uses the default filter, so that a typing error can't
+/// silence the log.
 pub fn start(form: Log) {
     let wanted = std::env::var_os(VARIABLE).unwrap_or_default();
     let (targets, mistake) = match targets(&wanted.to_string_lossy()) {
@@ -20,7 +20,7 @@ pub fn start(form: Log) {
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // Otherwise a failed write is reported on the same standard error, by a macro that panics.
+        // If this were on, a macro would report a failed write on the same standard error, and the macro would panic.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry();
@@ -51,7 +51,7 @@ fn targets(text: &str) -> Result<Targets, String> {
     pieces.join(",").parse().map_err(|e| format!("`{text}`: {e}"))
 }
 
-/// Returns whether a line's target can begin with `target`.
+/// Returns whether the target of a log line can begin with `target`.
 fn is_source(target: &str) -> bool {
     let inside = |source: &str| target.strip_prefix(source).is_some_and(|rest| rest.starts_with("::"));
     SOURCES.iter().any(|source| source.starts_with(target) || inside(source))

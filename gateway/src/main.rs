@@ -1,7 +1,7 @@
-//! `trefoild`, the gateway: parses the document, checks the machine, places itself on cores, runs.
+//! `trefoild`, the gateway: parses the document, checks the machine, starts the cores and runs.
 
 #![forbid(unsafe_code)]
-// `print!` and its kin panic if the output is full or closed.
+// `print!` and similar macros panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cores;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use trefoil_config::Config;
 
-/// The document's path if none is given.
+/// The document's path if the command line gives none.
 const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 
 /// The Trefoil gateway: serves LUNs over NVMe/TCP.
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    // A preflight without a document checks what the defaults need.
+    // A preflight without a document checks the needs of the default settings.
     let given = args.config.exists() || !args.preflight || args.config != Path::new(DEFAULT_CONFIG);
     let config = if given { read(args)? } else { Config::default() };
     if args.check {
@@ -87,7 +87,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 fn read(args: &Args) -> anyhow::Result<Config> {
     let path = args.config.display().to_string();
     let text = std::fs::read_to_string(&args.config).map_err(|e| unreadable(&args.config, e))?;
-    // The parser's errors name the file themselves.
+    // The parser's errors already name the file.
     Ok(Config::parse(&path, &text)?)
 }
 

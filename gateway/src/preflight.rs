@@ -1,4 +1,4 @@
-//! A report of what this machine has and lacks for a gateway.
+//! A report of the features and resources that a gateway needs, and which of them this machine has or lacks.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fmt;
@@ -14,9 +14,10 @@ use trefoil_sys::uring::Features;
 
 /// Descriptors that a gateway needs besides its connections, for rings, mailboxes, files and the store.
 const OTHER_FILES: u64 = 1024;
-/// The most connections that may wait for their Connect, if so many descriptors are allowed. Each costs the kernel some 4 KiB.
+/// The most unauthenticated connections that can wait in the backlog, if the limit on descriptors allows as many. Each such
+/// connection costs the kernel about 4 KiB.
 const BACKLOG: u64 = 16_384;
-/// The fewest such connections: a gateway doesn't start without descriptors for them.
+/// The smallest room of the backlog, in connections: a gateway doesn't start without this number of descriptors for them.
 const SMALL_BACKLOG: u64 = 256;
 
 /// One finding.
@@ -26,12 +27,12 @@ enum Finding {
     Lacking(String),
 }
 
-/// All findings, and the resources that they are about.
+/// All findings, and the CPUs and the backlog that the gateway can have.
 pub struct Report {
     findings: Vec<Finding>,
     /// The CPU of each core.
     pub cpus: Vec<usize>,
-    /// The number of connections before their Connect that there are descriptors for.
+    /// The number of unauthenticated connections for which the process has descriptors.
     pub backlog: usize,
 }
 
@@ -42,7 +43,7 @@ impl Report {
     }
 
     /// Adds findings about the folders, files, devices and addresses that `config` names. `document` is the file that holds
-    /// `config`. A start looks for the same obstacles itself, but with consequences.
+    /// `config`. A start meets the same obstacles when it uses these objects.
     pub fn add_obstacles(&mut self, config: &Config, document: &Path) {
         let found = obstacles::of_start(config, document);
         if found.is_empty() {
@@ -54,7 +55,7 @@ impl Report {
         }));
     }
 
-    /// Returns the findings that only make the gateway slower or tighter.
+    /// Returns the findings with which a gateway runs, but is slower or has less room.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         self.findings.iter().filter_map(|f| match f {
             Finding::Warning(text) => Some(text.as_str()),
@@ -77,7 +78,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Checks the machine, and raises this process's own limits as far as allowed.
+/// Checks the machine. Raises this process's own limits as far as the kernel allows.
 pub fn look(config: &Config) -> Report {
     let mut findings = vec![uring()];
     let (finding, cpus) = cpus(&config.gateway.cores);
@@ -154,8 +155,8 @@ fn memory(config: &Config) -> Finding {
     }
 }
 
-/// Checks that there are `need` descriptors, and some for connections before their Connect. Also returns the number of the
-/// latter.
+/// Checks that the process may have `need` descriptors, and further descriptors for unauthenticated connections. Also returns
+/// the number of these further descriptors.
 fn files(need: u64) -> (Finding, usize) {
     let lacking = |why: String| (Finding::Lacking(format!("open files: {why}")), SMALL_BACKLOG as usize);
     let least = need + SMALL_BACKLOG;
@@ -181,7 +182,7 @@ fn files(need: u64) -> (Finding, usize) {
     (Finding::Good(good), backlog as usize)
 }
 
-/// Checks that connections can have the configured congestion control, and that the algorithm they get suits storage.
+/// Checks that connections can use the configured congestion control, and that the algorithm in use suits storage.
 fn congestion_control(named: Option<&str>) -> Finding {
     let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let (name, known) = (named.unwrap_or(system.trim()), "gateway.tcp_congestion_control");
@@ -206,7 +207,7 @@ fn congestion_control(named: Option<&str>) -> Finding {
     }
 }
 
-/// Checks RLIMIT_MEMLOCK. Registered buffers count against it, unless this process may lock memory anyway.
+/// Checks RLIMIT_MEMLOCK. Registered buffers count against this limit, except if the process has the privilege to lock memory.
 fn locked_memory(need: Bytes) -> Finding {
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((_, hard)) if hard < need.0 && !nix::unistd::geteuid().is_root() => Finding::Warning(format!(

@@ -1,4 +1,4 @@
-//! The gateway's life: it opens the store, starts the cores, brings up the engine, answers, and stops in order.
+//! The gateway's life: opens the store, starts the cores, brings up the engine, serves clients and hosts, and stops in order.
 
 use crate::cores::{self, Running};
 use crate::preflight::Report;
@@ -19,24 +19,24 @@ use trefoil_control::notify::Notifier;
 use trefoil_control::store::Store;
 use trefoil_control::{Action, Cores, Ends, Engine, Handle, Methods, Outcome, Seed, keep_warm, metrics};
 
-/// The time limit of a stop: first for the end of hosts' connections, then for closing the backends.
+/// The time limit for each of the two steps of a stop: first the hosts' connections end, then the backends are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM, SIGINT, SIGHUP or a `shutdown` call. `document` is the file that holds `config`.
 ///
 /// # Errors
-/// An error that keeps the gateway from starting, or that it can't go on after.
+/// An error that prevents the start, or that ends the gateway.
 pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result<()> {
     let document = std::path::absolute(document)?;
     let (store, found) = Store::open(&config.gateway.state_dir)?;
-    // The socket comes before anything is started: its path tells whether another gateway runs.
+    // The socket is opened before the cores start, because a socket in use shows that another gateway runs.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let socket = runtime.block_on(async { RpcSocket::bind(&config.gateway.rpc_socket) })?;
     let (running, ends) = cores::start(&config.gateway, &report.cpus)?;
     let (cpus, backlog) = (report.cpus.clone(), report.backlog);
     let seed = move |cores| Seed { cores, config, document, store, found, cpus, backlog };
     let ended = until_end(&runtime, running, control(ends, seed, socket));
-    // Does not wait for threads that still ask an array.
+    // Does not wait for threads that still query an array.
     runtime.shutdown_background();
     ended
 }
@@ -44,13 +44,13 @@ pub fn serve(config: Config, document: &Path, report: &Report) -> anyhow::Result
 /// The way in which the control plane ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Nothing is under way any more.
+    /// No request is under way any more.
     Settled,
-    /// Not all backends were closed in time, so something may be under way.
+    /// Not all backends were closed in time, so requests may still be under way.
     Unsettled,
 }
 
-/// Runs the control plane until it is done and then stops the cores. Returns early if a core dies.
+/// Runs the control plane to its end, and then stops the cores. Returns early if a core dies.
 ///
 /// # Errors
 /// The error of the control plane or of a core.
@@ -72,9 +72,8 @@ fn until_end(
             running.stop()?;
             Err(error)
         }
-        // In both cases no orderly stop is possible. The cores end only with the process, and until then they may write to memory
-        // that the tasks own. So the tasks are never dropped. As after a kill, the next start finds everything that was
-        // acknowledged.
+        // In this case and the next, no orderly stop is possible. The cores run until the process ends, and can write to memory
+        // that the tasks own. So the tasks are never dropped. As after a kill, the next start finds all acknowledged changes.
         Ok(Ok(End::Unsettled)) => {
             std::mem::forget(tasks);
             Ok(())
@@ -132,13 +131,13 @@ async fn control(ends: Ends, seed: impl FnOnce(Rc<Cores>) -> Seed, socket: RpcSo
     notifier.tell("STOPPING=1");
     let end = stop(&handle).await;
     serving.abort();
-    // The end of this task removes the socket.
+    // When this task ends, it removes the socket.
     let _ = serving.await;
     Ok(end)
 }
 
-/// Returns the stream of SIGHUPs. Returns `None` if the signal is ignored, as under nohup(1), which lets a process outlive its
-/// terminal.
+/// Returns the stream of SIGHUPs. Returns `None` if the process ignores the signal, as under nohup(1), where a process must
+/// outlive its terminal.
 fn hangups() -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -176,7 +175,7 @@ async fn say_ready(handle: &Handle, gateway: &trefoil_config::Gateway) -> anyhow
     Ok(terminal::print(&format!("{line}\n"))?)
 }
 
-/// Tells the watchdog that the gateway is alive, as long as every core answers.
+/// Reports to the watchdog that the gateway is alive, as long as every core answers.
 async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
     loop {
         tokio::time::sleep(every).await;
@@ -191,7 +190,7 @@ async fn watch(notifier: Notifier, every: Duration, handle: Handle) {
 
 /// Disconnects the hosts, then closes the backends.
 async fn stop(handle: &Handle) -> End {
-    // A call may have asked for the shutdown already.
+    // A client may have called `shutdown` already. In that case, this action is refused.
     let _ = handle.act(Action::Shutdown).await;
     let drained = async {
         loop {
@@ -224,7 +223,7 @@ mod tests {
     use trefoil_poll::CoreId;
     use trefoil_storage::Msg;
 
-    /// Sends a core a message that only the control plane may get. A core with debug assertions panics then.
+    /// Sends a core a message that only the control plane may receive. With debug assertions, the core then panics.
     #[cfg(debug_assertions)]
     #[test]
     fn a_core_that_dies_ends_the_gateway_with_its_cause() {

@@ -1,7 +1,7 @@
 //! Standard output and standard error of both programs.
 //!
-//! Output that can't be written, for example to a full disk or a closed pipe, is an error of the command. A message that can't be
-//! written to standard error is lost: there is no other place for it, and the exit status still reports the failure. `println!`
+//! If output can't be written, for example to a full disk or a closed pipe, the command fails. If a message can't be written to
+//! standard error, the message is lost: there is no other place for it. The exit status still reports the failure. `println!`
 //! and `eprintln!` panic in both cases, so neither program uses them.
 
 use clap::Parser;
@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Writes `text` to standard output, up to its last byte.
+/// Writes all of `text` to standard output.
 ///
 /// # Errors
 /// The system's error, with the name of the output.
@@ -26,8 +26,8 @@ pub fn complain(message: impl Display) {
 /// Parses the command line of `program`.
 ///
 /// # Errors
-/// The exit status, if there is nothing to run: the user asked for help or the version, or the usage is wrong. The help, version
-/// or error is printed first.
+/// The exit status, if the user asked for help or the version, or if the usage is wrong. The help, version or error is printed
+/// first.
 pub fn arguments<T: Parser>(program: &str) -> Result<T, ExitCode> {
     T::try_parse().map_err(|told| {
         let printed = told.print();

@@ -1,4 +1,4 @@
-//! Addresses: both wildcards of a port, scopes, and IPv4 hosts on IPv6 sockets.
+//! Tests of addresses: both wildcards of a port, scopes, and IPv4 hosts on IPv6 sockets.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -41,7 +41,7 @@ fn v6(port: u16) -> SocketAddr {
     format!("[::1]:{port}").parse().expect("an address")
 }
 
-/// Connects a host. It stays connected as long as the returned value lives.
+/// Connects a host. The host stays connected as long as the returned value exists.
 fn connect(to: SocketAddr) -> Raw {
     Raw::admin(to, &Who::admin(&host_nqn(1), NQN)).0
 }
@@ -56,7 +56,8 @@ fn both_wildcards_of_a_port_are_served() {
     gateway.kill_and_restart();
     connect(v4(port));
     connect(v6(port));
-    // When the IPv6 wildcard is alone, it takes over IPv4, and gives it back later. Its hosts stay connected.
+    // While the IPv6 wildcard is the only wildcard, it also serves IPv4. Later it leaves IPv4 to the IPv4 wildcard again. The
+    // hosts of the IPv6 wildcard stay connected.
     let listener = |listen: &str| json!({ "nqn": NQN, "listen": listen });
     let mut six = connect(v6(port));
     gateway.call("subsystem_remove_listener", listener(&any4));
@@ -66,7 +67,7 @@ fn both_wildcards_of_a_port_are_served() {
     let mut four = connect(v4(port));
     connect(v6(port));
     six.enable(false);
-    // One wildcard replaces the other, first in a change that fails.
+    // One wildcard replaces the other: first in a change that fails, then in a change that succeeds.
     gateway.call("subsystem_remove_listener", listener(&any6));
     TcpStream::connect(v6(port)).expect_err("IPv4 alone");
     let document = gateway.toml("config_get");
@@ -109,7 +110,7 @@ fn a_mapped_address_is_the_ipv4_address_on_every_way_in() {
     assert_eq!(gateway.call("subsystem_list", json!({}))[0]["listeners"], json!([]));
 }
 
-/// Returns the listener as each interface shows it: a native method, SPDK's method, and a backup.
+/// Returns the listener as three interfaces show it: a native method, SPDK's method, and a backup.
 fn listeners(gateway: &Daemon) -> (Value, Value, String) {
     let ours = gateway.call("subsystem_list", json!({}))[0]["listeners"].clone();
     let spdks =
@@ -132,7 +133,7 @@ fn a_scope_is_kept_as_it_was_written_and_never_told_to_a_host() {
     let saved = check(&gateway);
     gateway.kill_and_restart();
     check(&gateway);
-    // The scope is also kept by SPDK's methods, and by a backup.
+    // SPDK's methods and a backup also keep the scope.
     let spdk = json!({ "trtype": "TCP", "adrfam": "IPv6", "traddr": "::1%lo", "trsvcid": port.to_string() });
     let listener = json!({ "nqn": NQN, "listen_address": spdk });
     gateway.call("nvmf_subsystem_remove_listener", listener.clone());
@@ -141,7 +142,7 @@ fn a_scope_is_kept_as_it_was_written_and_never_told_to_a_host() {
     gateway.call("nvmf_subsystem_remove_listener", listener);
     gateway.call("config_restore", json!({ "toml": saved }));
     check(&gateway);
-    // A host's discovery request comes by an address that itself has a scope.
+    // This discovery request arrives at an address that has a scope.
     let found = gateway.call("backend_discover", json!({ "address": scoped }));
     assert_eq!(found[0]["address"], json!(format!("[::1]:{port}")), "{found}");
     let missing = json!({ "nqn": NQN, "listen": format!("[fe80::1%nosuch0]:{port}") });

@@ -1,4 +1,4 @@
-//! Controllers and backends that span cores. There may be more cores than CPUs.
+//! Tests of controllers and backends that span cores. The gateways may have more cores than the machine has CPUs.
 
 mod support;
 
@@ -38,7 +38,7 @@ fn queues_of_one_controller_are_on_all_cores() {
         let (core, _) = row.unwrap_or_else(|| panic!("queue {qid} is not in {rows:?}"));
         assert_eq!(core.0, qid.saturating_sub(1), "the core of queue {qid}");
     }
-    // Every queue reads the data that one queue writes.
+    // One queue writes, and every queue reads the data.
     for writer in 0..4 {
         let data: Vec<u8> = (0..65536).map(|at: usize| (at / 7) as u8 ^ writer as u8).collect();
         assert!(queues[writer].write(1, 100, &data).is_ok());
@@ -74,7 +74,7 @@ fn a_reset_closes_the_queues_of_all_cores() {
     let (mut admin, cntlid, mut queues) = spread(&gateway, &who, 4);
     for round in 0..3u8 {
         for queue in &mut queues {
-            // The commands are in every state: one waits for its data when the reset comes.
+            // The reset meets commands in every state. This command still waits for its data.
             queue.capsule(
                 IoCommand::Write(BlockRange::new(0, 32)).sqe(500, 1, Sgl::Transport { len_bytes: 16384 }),
                 &[],
@@ -86,12 +86,12 @@ fn a_reset_closes_the_queues_of_all_cores() {
             queue.wait_closed(&format!("reset {round}, the queue on core {core}"));
         }
         admin.enable(true);
-        // The queues connect to the same controller again.
+        // The I/O queues connect to the same controller again.
         queues = (0..4)
             .map(|core| {
                 gateway.place_next(core + u16::from(round));
                 let who = who.clone().queue(cntlid, core + 1, 31);
-                // The old queue's place is taken until the owner hears that the queue has left.
+                // The old queue keeps its place until the owner core learns that the queue has left.
                 let patience = Patience::new(format!("queue {} to be free after a reset", core + 1));
                 loop {
                     let mut raw = Raw::initialized(gateway.addr(), false, false);
@@ -153,7 +153,7 @@ fn the_admin_queues_end_is_the_controllers() {
     for queue in &mut queues {
         queue.wait_closed("the admin queue is gone");
     }
-    // Nobody can join a controller that is gone.
+    // No queue can connect to a removed controller.
     let late = Raw::initialized(gateway.addr(), false, false).try_connect(&who.queue(cntlid, 1, 31));
     assert!(!matches!(late, trefoil_wire::fabrics::ConnectResponse::Connected { .. }), "{late:?}");
     gateway.finish();
@@ -179,7 +179,8 @@ fn abort_reaches_a_command_on_another_core() {
         let Pdu::R2t(r2t) = queue.pdu() else { panic!("a write by R2T") };
         assert!(!abort(&mut admin, at as u16 + 1, 701), "there is no command 701");
         assert!(abort(&mut admin, at as u16 + 1, 700), "queue {} waits for data", at + 1);
-        // The data was requested, so it still comes. Then the command ends as aborted, and nothing is written.
+        // The controller has requested the data, so the host still sends it. After the data, the command ends as aborted, and
+        // no data is written.
         let pdu = H2cData { cid: 700, ttag: r2t.ttag, offset_bytes: 0, len_bytes: 16384, last: true };
         queue.h2c(pdu, &[0xee; 16384]);
         let (cqe, _) = queue.finish(700, &[]);
@@ -215,7 +216,7 @@ fn a_backend_goes_away_under_load() {
         let (lun, namespace) = (gateway.luns[1].take(), gateway.subsystems[0].namespaces.pop());
         gateway.publish();
         gateway.detach(BackendId(1));
-        // The hosts of the other namespace go on.
+        // The hosts of the other namespace continue without errors.
         for host in [0, 2] {
             let before = fleet.tally(host).ops;
             fleet.wait_ops(host, before + 50);
@@ -224,10 +225,10 @@ fn a_backend_goes_away_under_load() {
         gateway.luns[1] = lun;
         gateway.subsystems[0].namespaces.extend(namespace);
         gateway.publish();
-        // The hosts of the lost namespace were told of the loss, or held their commands back until it was there again.
+        // The hosts of the lost namespace got an error, or held their commands back until the namespace returned.
         fleet.run(0..4, 0);
         for (host, tally) in fleet.wait_done(0..4).iter().enumerate() {
-            // The new backend holds zeros, whatever the old backend held.
+            // The new backend holds zeros, and none of the old backend's data.
             let of_the_lost = host % 2 == 1;
             assert!(tally.mismatches == 0 || of_the_lost, "host {host} in round {round}: {tally:?}");
             assert!(tally.errors == 0 || of_the_lost, "host {host} in round {round}: {tally:?}");

@@ -1,4 +1,4 @@
-//! `trefoild` and `trefoil` as processes: first starts, restarts, kills, a lost database, refusals.
+//! Tests of `trefoild` and `trefoil` as processes: first starts, restarts, kills, a lost database, refusals.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -53,7 +53,7 @@ fn listening() -> String {
     DOCUMENT.replace("allow_any_host = true", "allow_any_host = true\nlisteners = [\"ADDR\"]")
 }
 
-/// Returns a host's view of the gateway: the discovery log, and the Identify data of all that a subsystem shows.
+/// Returns a host's view of the gateway: the discovery log, and the Identify data of a subsystem's controller and namespaces.
 fn host_view(address: &str, nqn: &str) -> String {
     let nqn_of = |nqn: &str| Nqn::new(nqn).expect("an NQN");
     let ask = |nqn: &str| {
@@ -62,7 +62,7 @@ fn host_view(address: &str, nqn: &str) -> String {
     };
     let mut admin = ask(nqn);
     let mut controller = admin.identify(cns::CONTROLLER, 0).expect("Identify Controller");
-    // CNTLID differs from connection to connection.
+    // The CNTLID differs between connections.
     controller[78..80].fill(0);
     let mut view = vec![(0, controller)];
     for nsid in admin.namespaces().expect("a list") {

@@ -1,5 +1,5 @@
-//! A host disconnects while its writes are under way to an array. None of these writes may land after a write that the host sends
-//! when it is back.
+//! Tests of a host that disconnects while its writes to an array are under way. After the host has reconnected, it sends a new
+//! write. None of the old writes may land after the new write.
 
 mod support;
 
@@ -18,17 +18,17 @@ use trefoil_storage::msg::Event;
 use trefoil_storage::topology::{Allow, BackendId};
 use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
 
-/// The Keep Alive Timeout towards the array. A lost write is fenced after twice that time.
+/// The Keep Alive Timeout of the connection to the array. The fence of a lost write ends after twice this time.
 const KATO: Duration = Duration::from_secs(1);
 const OLD: u8 = 0x11;
 const NEW: u8 = 0x22;
 const BLOCK: usize = 4096;
 
-/// Bytes pass in both directions.
+/// The wire passes bytes in both directions.
 const OPEN: u8 = 0;
-/// Bytes that the gateway sends vanish.
+/// The wire drops bytes that the gateway sends.
 const MUTE: u8 = 1;
-/// Bytes that the gateway sends vanish, and new connections are closed at once.
+/// The wire drops bytes that the gateway sends, and closes new connections at once.
 const AWAY: u8 = 2;
 
 /// The network between a gateway and its array.
@@ -43,7 +43,7 @@ struct Shared {
     mode: AtomicU8,
     ended: AtomicBool,
     swallowed: AtomicUsize,
-    /// True once 512 consecutive bytes of [`OLD`] have reached the array.
+    /// `true` once 512 consecutive bytes of [`OLD`] have reached the array.
     old_passed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -80,7 +80,7 @@ impl Wire {
         self.shared.mode.store(mode, Ordering::SeqCst);
     }
 
-    /// Ends every connection.
+    /// Closes every connection.
     fn cut(&self) {
         for stream in self.shared.open.lock().expect("no thread panicked with it").drain(..) {
             // The other side may have closed already.
@@ -110,7 +110,7 @@ fn pass_both_ways(shared: &Arc<Shared>, gateway: TcpStream) -> Vec<JoinHandle<()
     ways.map(|(from, to, judge)| std::thread::spawn(move || pass(from, to, judge.as_deref()))).into()
 }
 
-/// Passes bytes on until either side ends. `judge` decides about bytes towards the array.
+/// Forwards bytes until either side closes. `judge` decides whether bytes to the array are forwarded.
 fn pass(mut from: TcpStream, mut to: TcpStream, judge: Option<&Shared>) {
     let mut bytes = [0; 65536];
     let mut run = 0;
@@ -142,7 +142,7 @@ struct Story {
 }
 
 impl Story {
-    /// Starts a gateway of two cores that reaches its array by `queues` I/O queues.
+    /// Starts a gateway with two cores that has `queues` I/O queues to its array.
     fn new(queues: u16) -> Self {
         let array = Gateway::with_memory_lun(Shape::new(1), 16);
         let wire = Wire::to(array.addr());
@@ -157,7 +157,7 @@ impl Story {
         Self { array, wire, gateway }
     }
 
-    /// Connects the host. Its I/O queue is on core 1.
+    /// Connects the host. The host's I/O queue is on core 1.
     fn host(&self) -> (Raw, Raw) {
         let who = Who::admin(&host_nqn(1), SUBSYSTEM);
         self.gateway.place_next(0);
@@ -166,7 +166,8 @@ impl Story {
         (admin, Raw::queue(self.gateway.addr(), &who.queue(cntlid, 1, 31), (false, false)))
     }
 
-    /// Checks that the new write is there, and stays there until nothing of the old write can be left.
+    /// Checks that the data of the new write can be read. Repeats the check until no part of the old write can still be under
+    /// way.
     fn end(self, mut host: (Raw, Raw)) {
         let until = Instant::now() + 3 * KATO;
         while Instant::now() < until {
@@ -191,7 +192,7 @@ fn begin_write(io: &mut Raw, fill: u8) {
 
 #[test]
 fn a_write_that_an_array_never_answered_is_not_sent_again_for_a_host_that_left() {
-    // The one queue is core 0's, so the write goes there by mailbox.
+    // Core 0 has the only queue, so the write goes to core 0 through the mailbox.
     let mut story = Story::new(1);
     let (admin, mut io) = story.host();
     story.wire.set(MUTE);
@@ -200,7 +201,7 @@ fn a_write_that_an_array_never_answered_is_not_sent_again_for_a_host_that_left()
     while story.wire.shared.swallowed.load(Ordering::SeqCst) < BLOCK {
         patience.pause();
     }
-    // The path is lost and is back at once. The fence of the write is still to come.
+    // The path is lost and returns at once. The fence of the write has not ended yet.
     story.wire.set(AWAY);
     story.wire.cut();
     story.wire.set(OPEN);
@@ -225,7 +226,7 @@ fn a_write_that_waits_for_an_array_ends_with_its_host() {
         rows.iter().any(|(_, row)| row.qid == 1 && row.outstanding == 1)
     });
     drop((admin, io));
-    // The array is still away. A write that was never sent needs no fence.
+    // The array is still unreachable. A write that was never sent needs no fence.
     let mut host = story.host();
     begin_write(&mut host.1, NEW);
     story.wire.set(OPEN);
@@ -236,7 +237,7 @@ fn a_write_that_waits_for_an_array_ends_with_its_host() {
 
 #[test]
 fn a_write_that_comes_with_the_end_of_its_queue_ends_too() {
-    // Core 1 passes the write on to core 0, and the cancel must not overtake it.
+    // Core 1 sends the write to core 0. The cancel must not overtake the write.
     let mut story = Story::new(1);
     let (mut admin, mut io) = story.host();
     story.wire.set(AWAY);

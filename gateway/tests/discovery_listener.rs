@@ -1,4 +1,4 @@
-//! The discovery subsystem's own listeners.
+//! Tests of the discovery subsystem's own listeners.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -34,7 +34,7 @@ hosts = ["nqn.2026-01.org.example:host-1"]
 listeners = ["SECOND"]
 "#;
 
-/// Returns the parameters of SPDK's methods for this listener.
+/// Returns this listener as parameters of SPDK's methods.
 fn spdks(nqn: &str, at: SocketAddr) -> Value {
     json!({ "nqn": nqn, "listen_address": spdk_address(at) })
 }
@@ -97,8 +97,8 @@ fn a_discovery_listener_listens_and_tells_of_all_that_the_host_may_have() {
 fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     let (gateway, _, own) = start();
     let plain = gateway.toml("config_get");
-    // The list of all subsystems has the discovery subsystem only if it has listeners of its own. Asked for by name, it is always
-    // there.
+    // The list of all subsystems has the discovery subsystem only if it has listeners of its own. A query for its NQN always
+    // returns it.
     assert!(!gateway.ok(&["subsystem", "list"]).contains(DISCOVERY_NQN));
     assert_eq!(gateway.call("subsystem_list", json!({ "nqn": DISCOVERY_NQN }))[0]["listeners"], json!([]));
     gateway.ok(&["subsystem", "add-listener", DISCOVERY_NQN, &own.to_string()]);
@@ -112,7 +112,7 @@ fn a_discovery_listener_is_in_documents_and_not_lost_by_one() {
     );
     let backup = gateway.toml("config_backup");
     assert!(backup.contains("[discovery]"), "{backup}");
-    // The refusal names the listener that a host is connected by, and nothing changes.
+    // A host is connected through the listener. The refusal names this listener, and nothing changes.
     let host = Raw::admin(own, &Who::admin(&host_nqn(1), DISCOVERY_NQN));
     let refused =
         gateway.try_call("config_apply", json!({ "toml": plain })).expect_err("a host is connected");

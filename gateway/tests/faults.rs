@@ -1,5 +1,5 @@
-//! Faults around a whole gateway: it is killed in the middle of a change, disks are full, superblocks are damaged, databases are
-//! lost, and arrays go away. Hosts of other LUNs must notice nothing.
+//! Tests of faults around a whole gateway: the gateway is killed in the middle of a change, disks are full, superblocks are
+//! damaged, databases are lost, and arrays become unreachable. Hosts of other LUNs must not be affected.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -22,10 +22,11 @@ use support::raw::{Pair, Raw};
 use trefoil_wire::nvme::{BlockRange, IoCommand, Sgl, Status};
 
 const MIB: u64 = 1 << 20;
-/// The largest transfer that every gateway of these tests takes.
+/// The largest transfer that every gateway of these tests accepts.
 const PIECE: u64 = MIB;
 
-/// Writes `byte` all over a range of a namespace with 512-byte blocks, durably. Returns the first status that isn't success.
+/// Fills a range of a namespace with `byte`, durably. The namespace has 512-byte blocks. Returns the first status that isn't
+/// success.
 fn fill(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8) -> Result<(), Status> {
     for at in range.step_by(PIECE as usize) {
         let data = vec![byte; PIECE as usize];
@@ -40,7 +41,7 @@ fn fill(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8) -> Resul
     Ok(())
 }
 
-/// Expects `byte` all over a range of a namespace.
+/// Checks that every byte in a range of a namespace is `byte`.
 #[track_caller]
 fn expect_filled(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8, what: &str) {
     for at in range.step_by(PIECE as usize) {
@@ -51,7 +52,7 @@ fn expect_filled(io: &mut Raw, nsid: u32, range: std::ops::Range<u64>, byte: u8,
     }
 }
 
-/// Shows a LUN to hosts. [`hide`] takes it away again.
+/// Shows a LUN to hosts. [`hide`] is the opposite.
 fn show(gateway: &Daemon, lun: &str, nsid: u32) {
     gateway.call("subsystem_add_namespace", json!({ "nqn": SUBSYSTEM, "lun": lun, "nsid": nsid }));
 }

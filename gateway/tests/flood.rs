@@ -1,4 +1,5 @@
-//! Unlisted hosts open as many connections as they can, as slowly as they like. A listed host connects all the same.
+//! Unlisted hosts open as many connections as they can, and send as slowly as they want. A listed host must be able to connect
+//! nevertheless.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -46,19 +47,19 @@ namespaces = [{ nsid = 1, lun = "a" }]
 /// The way in which each connection of a flood behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flood {
-    /// It sends nothing.
+    /// The connection sends nothing.
     Silent,
-    /// It ends its own direction at once.
+    /// The connection closes its sending side at once.
     HalfClosed,
-    /// It sends its ICReq byte by byte.
+    /// The connection sends its ICReq byte by byte.
     Slow,
-    /// It sends its ICReq, and no Connect.
+    /// The connection sends its ICReq, and no Connect.
     Initialized,
-    /// It sends a Connect whose data must be requested, and never sends the data.
+    /// The connection sends a Connect whose data the controller must request, and never sends the data.
     NoData,
-    /// It has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
+    /// The connection has a discovery controller with this Keep Alive Timeout in milliseconds, and sends nothing more.
     Discovery(u32),
-    /// It asks for a subsystem under a name that isn't listed, again and again.
+    /// The connection sends Connects for a subsystem repeatedly, under the name of a host that isn't listed.
     Refused,
 }
 
@@ -76,14 +77,14 @@ const FLOODS: [Flood; 8] = [
 /// One connection of a flood.
 struct FloodConn {
     stream: TcpStream,
-    /// The number of bytes that it has sent, and the number that it has received.
+    /// The number of bytes that the connection has sent, and the number that it has received.
     sent: usize,
     got: usize,
     asked: bool,
 }
 
 impl Flood {
-    /// Does the next step of a connection. Returns false once the connection is over.
+    /// Does the next step of a connection. Returns `false` after the end of the connection.
     fn step(self, it: &mut FloodConn, number: usize) -> bool {
         let mut bytes = [0; 512];
         match it.stream.read(&mut bytes) {
@@ -147,7 +148,7 @@ fn first(bytes: &mut [u8]) -> &mut [u8; CapsuleCmd::LEN] {
     bytes.first_chunk_mut().expect("as long as it was made")
 }
 
-/// Starts a connection from `from` to `to`.
+/// Starts to connect from `from` to `to`.
 fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     let SocketAddr::V4(to) = to else { return None };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -159,9 +160,9 @@ fn open(from: Ipv4Addr, to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Keeps `count` connections open until `stop`, from `addresses` addresses, or from the listed host's own if that is 0. Closed
-/// connections are opened again. `rounds` counts how often all connections have had their turn, and `opened` counts the
-/// connections.
+/// Keeps `count` connections open until `stop`. The connections come from `addresses` addresses, or from the listed host's own
+/// address if `addresses` is 0. Opens closed connections again. `rounds` counts the rounds over all connections, and `opened`
+/// counts the opened connections.
 fn keep_up(flood: Flood, count: usize, addresses: usize, to: SocketAddr, seen: &Seen) {
     let from = |n: usize| match addresses {
         // This is the listed host's own address.
@@ -195,7 +196,7 @@ struct Seen {
     opened: AtomicUsize,
 }
 
-/// Ends the attack when it is dropped.
+/// The drop of this value ends the flood.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -204,20 +205,20 @@ impl Drop for End<'_> {
     }
 }
 
-/// Connects `times` times as the listed host during each flood, and gives `check` the time that each took. Panics if a connection
-/// is refused or cut off.
+/// Connects `times` times as the listed host during each flood. Passes the duration of each connect to `check`. Panics if the
+/// listed host is refused, or if its connection is closed.
 fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(&str, Duration)) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     assert!(most > count as u64 + 100, "{count} connections need more descriptors than {most}");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many as may be had");
     for flood in FLOODS {
         for &addresses in addresses {
-            // Each flood has its own gateway, so that it doesn't meet the remains of the one before.
+            // Each flood has its own gateway, so that connections of the previous flood have no effect.
             let gateway = Daemon::start(DOCUMENT);
             let to = gateway.addr;
             let seen = Seen::default();
             std::thread::scope(|scope| {
-                // Ends the attack even if the code below panics. Otherwise the scope would wait for it without end.
+                // Ends the flood even if the code below panics. Otherwise the scope would wait for the flood without end.
                 let _end = End(&seen.stop);
                 let attack = scope.spawn(|| keep_up(flood, count, addresses, to, &seen));
                 while seen.rounds.load(Ordering::Relaxed) < 3 && !attack.is_finished() {
@@ -241,7 +242,7 @@ fn under_floods(count: usize, addresses: &[usize], times: usize, check: impl Fn(
     }
 }
 
-/// Reads `len` bytes, or fewer if the stream ends before.
+/// Reads `len` bytes, or fewer if the stream ends first.
 fn read(stream: &mut TcpStream, len: usize) -> Vec<u8> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
     let mut bytes = Vec::new();
@@ -266,7 +267,7 @@ fn an_opening_may_come_in_any_pieces() {
         assert_eq!(read(&mut stream, 128).len(), 128, "no ICResp for pieces of {piece}");
         send(&mut stream, &connect);
         assert_eq!(read(&mut stream, 24).len(), 24, "no answer to Connect for pieces of {piece}");
-        // The host doesn't wait for ICResp.
+        // The host sends its Connect without waiting for the ICResp.
         let mut stream = TcpStream::connect(gateway.addr).expect("a connection");
         send(&mut stream, &[&request[..], &connect].concat());
         assert_eq!(read(&mut stream, 152).len(), 152, "both at once, in pieces of {piece}");
@@ -289,7 +290,7 @@ fn what_is_no_opening_gets_its_answer_at_once() {
     }
 }
 
-/// The kernel reports that there is data behind urgent data, but doesn't show it.
+/// If data is behind urgent data, the kernel reports the data as readable, but a peek doesn't return it.
 #[test]
 fn an_opening_with_urgent_data_goes_to_a_core() {
     use nix::sys::socket::{MsgFlags, send};
@@ -320,15 +321,15 @@ fn who_waits_at_a_listener_that_goes_is_sent_away() {
     assert_eq!(read(&mut elsewhere, 128).len(), 128);
 }
 
-/// The flood has more connections than a core has places.
+/// The flood has more connections than a core has room for.
 #[test]
 fn a_listed_host_connects_during_each_flood() {
     under_floods(1_500, &[0, 256], 5, |_, _| ());
 }
 
-/// A measurement, for a machine with nothing else to do: `cargo test --release -p trefoil-gateway --test flood -- --ignored
-/// --nocapture`. A second is the longest that a host waits. A host that shares its address with the flood is reported but not
-/// judged, because it waits behind all earlier connections from there.
+/// A measurement, for an idle machine: `cargo test --release -p trefoil-gateway --test flood -- --ignored --nocapture`. A host
+/// must not wait longer than a second. If a host shares its address with the flood, the test only reports the host's time. Such
+/// a host waits behind all earlier connections from this address.
 #[test]
 #[ignore = "it is a measurement"]
 fn a_listed_host_connects_within_a_second_under_ten_thousand_sockets() {

@@ -1,4 +1,5 @@
-//! Many hosts at once: hosts that misbehave, hosts that want too much, and the subsystems and namespaces that each host sees.
+//! Tests of many hosts at once: hosts that violate the protocol, hosts that exceed limits, and the subsystems and namespaces
+//! that each host sees.
 
 mod support;
 
@@ -28,20 +29,20 @@ fn slow_loris_connects_stop_nobody() {
     let gateway = Gateway::with_memory_lun(shape, 16);
     let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
     fleet.wait_ups(0..1, 1);
-    // These are more connections than there is room for. Some send nothing, some a byte, some all but the last byte of ICReq, and
-    // some everything but Connect.
+    // The core has no room for so many connections. Some send nothing, some send one byte, some send the ICReq without its last
+    // byte, and some send all but the Connect.
     let request = ic_req(false, false);
     let mut lazy: Vec<_> = (0..40)
         .map(|at: usize| {
             let mut stream = TcpStream::connect(gateway.addr()).expect("connects");
             stream.set_read_timeout(Some(PATIENCE)).expect("an option");
-            // A connection that finds no room is reset.
+            // The gateway resets a connection for which it has no room, so the write can fail.
             let _ = stream.write_all(&request[..[0, 1, 127, 128][at % 4]]);
             stream
         })
         .collect();
     fleet.check(20);
-    // Each connection is ended. It has received an ICResp at most.
+    // The gateway closes each connection. A connection has received an ICResp at most.
     for (at, stream) in lazy.iter_mut().enumerate() {
         let mut heard = Vec::new();
         if let Err(e) = stream.read_to_end(&mut heard) {
@@ -49,7 +50,7 @@ fn slow_loris_connects_stop_nobody() {
         }
         assert!(heard.is_empty() || (at % 4 == 3 && heard.len() == 128), "{at}: {} bytes", heard.len());
     }
-    // There is room again.
+    // The core has room again.
     Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM).check(1, 1);
     fleet.check(5);
     fleet.finish();
@@ -60,7 +61,7 @@ fn slow_loris_connects_stop_nobody() {
 fn a_flood_of_silent_connections_keeps_nobody_out() {
     let mut shape = Shape::new(1);
     shape.host_sockets = 24;
-    // This is longer than any wait, so that no Connect times out.
+    // This time is longer than any wait, so no Connect times out.
     shape.target.connect_timeout = 4 * PATIENCE;
     let mut gateway = Gateway::with_memory_lun(shape, 16);
     let mut fleet = Fleet::start(&[Spec::new(gateway.addr(), 1, 4, SMALL)], 16);
@@ -73,18 +74,19 @@ fn a_flood_of_silent_connections_keeps_nobody_out() {
             stream
         })
         .collect();
-    // The table is full of silent connections, and each new host takes the place of the oldest.
+    // The table is full of silent connections. Each new host gets the place of the oldest silent connection.
     for host in 3..8 {
         Pair::connect(gateway.addr(), &host_nqn(host), SUBSYSTEM).check(1, host as u8);
     }
-    // The connected hosts have stayed, and the oldest silent connections are closed.
+    // The connected hosts are still connected, and the oldest silent connections are closed.
     first.check(1, 1);
     fleet.check(5);
     assert_eq!(fleet.tally(0).ups, 1, "it never had to come again");
     for stream in &mut lazy[..900] {
         assert!(!matches!(stream.read(&mut [0]), Ok(1..)), "it heard something");
     }
-    // Without silent connections there is no place for another host, because all the others have sent Connect.
+    // When no silent connection is left, the table has no place for another host, because all other connections have sent their
+    // Connect.
     drop(lazy);
     let rows = |gateway: &mut Gateway| gateway.survey().len();
     let mut held = Vec::new();
@@ -100,7 +102,7 @@ fn a_flood_of_silent_connections_keeps_nobody_out() {
     gateway.finish();
 }
 
-/// Opens queues of a host that sends 20 writes of 1 MiB on each and never sends their data.
+/// Opens queues of a host. The host sends 20 writes of 1 MiB on each queue, and never sends the data.
 fn granted_and_silent(gateway: &Gateway, queues: u16) -> Vec<Raw> {
     let who = Who::admin(&host_nqn(2), SUBSYSTEM);
     let (admin, cntlid) = Raw::admin(gateway.addr(), &who);
@@ -119,7 +121,7 @@ fn granted_and_silent(gateway: &Gateway, queues: u16) -> Vec<Raw> {
 #[test]
 fn a_host_that_is_granted_writes_and_sends_none_starves_nobody() {
     let mut shape = Shape::new(1);
-    // This is longer than any wait, so that the host keeps all that it holds.
+    // This time is longer than any wait, so the host keeps all memory that it holds.
     shape.target.progress_timeout = 4 * PATIENCE;
     let mut gateway = Gateway::with_memory_lun(shape, 16);
     let mut silent = granted_and_silent(&gateway, 60);
@@ -168,7 +170,8 @@ fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
     let mut deaf: Vec<_> = (1..=4)
         .map(|qid| Raw::queue(gateway.addr(), &who.clone().queue(cntlid, qid, 127), (false, false)))
         .collect();
-    // These are 4 × 120 MiB of reads, more than all socket buffers and the arena hold. The host takes none of the data.
+    // The host sends 4 × 120 MiB of reads and receives none of the data. That is more than all socket buffers and the arena
+    // together hold.
     for raw in &mut deaf {
         for cid in 0..120 {
             let sqe =
@@ -191,7 +194,7 @@ fn a_host_that_never_reads_is_cut_off_and_slows_nobody() {
 #[test]
 fn a_host_that_does_not_read_keeps_nobody_from_writing() {
     let mut shape = Shape::new(1);
-    // This is longer than the wait for a write.
+    // This time is longer than the wait for a write.
     shape.target.progress_timeout = 4 * PATIENCE;
     let gateway = Gateway::with_memory_lun(shape, 16);
     let mut other = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
@@ -199,8 +202,8 @@ fn a_host_that_does_not_read_keeps_nobody_from_writing() {
     let (_admin, cntlid) = Raw::admin(gateway.addr(), &who);
     let read = IoCommand::Read(BlockRange::new(0, 128));
     let unknown = IoCommand::Unknown { opcode: 0x7E };
-    // These are more answers than one send takes. On the first queue, answers are ready before those of the reads; on the second,
-    // each header is padded.
+    // These are more answers than one send can carry. On the first queue, other answers are ready before the answers of the
+    // reads. On the second queue, each header is padded.
     for (qid, alignment, before) in [(1, 4, 120), (2, 128, 0)] {
         let mut deaf = Raw::aligned(gateway.addr(), alignment);
         deaf.connect(&who.clone().queue(cntlid, qid, 255));
@@ -208,7 +211,7 @@ fn a_host_that_does_not_read_keeps_nobody_from_writing() {
         let reads = (200..320).map(|cid| read.sqe(cid, 1, Sgl::Transport { len_bytes: 65536 }));
         let bytes: Vec<u8> = answered.chain(reads).flat_map(|sqe| deaf.capsule_bytes(sqe, &[])).collect();
         deaf.send(&bytes);
-        // Once something has come, the reads have been handled, and their data fills the socket.
+        // After the first PDU, the core has handled the reads, and their data fills the socket.
         assert!(matches!(deaf.pdu(), Pdu::Response(_) | Pdu::Data(..)));
         other.check(1, qid as u8);
     }
@@ -230,7 +233,7 @@ fn all_write_at_once_on_little_memory() {
             spec
         })
         .collect();
-    // 64 × 4 commands of 256 KiB are 64 MiB, against 16 MiB.
+    // 64 × 4 commands of 256 KiB need 64 MiB. The arenas of both cores have 16 MiB together.
     let mut fleet = Fleet::start(&specs, 128);
     fleet.wait_ups(0..64, 1);
     fleet.check(3);
@@ -269,11 +272,11 @@ fn hosts_connect_and_see_as_they_are_allowed() {
         let identify = AdminCommand::Identify(IdentifyCommand::default());
         let sqe = identify.sqe(pair.admin.cid(), hidden, Sgl::Transport { len_bytes: 4096 });
         let (cqe, data) = pair.admin.command(sqe, &[]);
-        // An unattached namespace reads as all zeros, as an inactive NSID does (NVMe base 2.0c §5.17.2.1).
+        // Identify returns all zeros for an unattached namespace, as for an inactive NSID (NVMe base 2.0c §5.17.2.1).
         let zeros = data.len() == 4096 && data.iter().all(|&byte| byte == 0);
         assert!(cqe.status.is_ok() && zeros, "host {host} asks of namespace {hidden}: {}", cqe.status);
     }
-    // A host that is taken off the list is disconnected. The other host is not.
+    // A host that is removed from the list is disconnected. The other host stays connected.
     let mut first = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     let mut second = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
     gateway.subsystems[0].hosts = only(&[2]);
@@ -281,7 +284,7 @@ fn hosts_connect_and_see_as_they_are_allowed() {
     first.admin.wait_closed("the host was taken off the list");
     first.io.wait_closed("the host was taken off the list");
     second.check(5, 9);
-    // A namespace is taken away from a host that stays connected.
+    // A host loses a namespace and stays connected.
     gateway.subsystems[0].namespaces[2].hosts = only(&[1]);
     gateway.publish();
     assert_eq!(second.io.read(5, 0, 512).0, Status::INVALID_NAMESPACE.dnr());
@@ -319,7 +322,7 @@ fn the_discovery_log_is_each_hosts_own() {
     let port = |portal| gateway.portal_addr(portal).port();
     let (wild, fixed) = (format!("127.0.0.1:{}", port(0)), format!("127.0.0.1:{}", port(1)));
     let other = format!("127.0.0.3:{}", port(2));
-    // Asked at another of our addresses, the wildcard's entry has that address.
+    // If a host asks at another address of this machine, the wildcard listener's entry has this address.
     let second = SocketAddr::from(([127, 0, 0, 2], port(0)));
     let wild_second = format!("127.0.0.2:{}", port(0));
     let s = |at: usize, addr: &str| (name(at), addr.to_owned());

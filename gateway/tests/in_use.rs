@@ -1,4 +1,4 @@
-//! A change that takes more from connected hosts than it names, or that destroys data, needs a flag.
+//! Tests that a change needs a flag if it destroys data, or takes objects from connected hosts without naming them.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -33,7 +33,7 @@ allow_any_host = true
 listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "a" }WHOLE]
 "#;
-/// A LUN on memory, with its backend.
+/// A memory backend, and a LUN that is this whole backend.
 const WHOLE: &str = r#"
 [[backend]]
 name = "mem"
@@ -61,7 +61,7 @@ fn start_with_far_pool() -> (Daemon, Daemon) {
     (array, gateway)
 }
 
-/// Returns whether the gateway still has a queue pair.
+/// Returns whether the gateway still has a connected queue pair.
 fn is_connected(gateway: &Daemon) -> bool {
     gateway.call("stats_get", json!({}))["qpairs"].as_array().is_some_and(|rows| !rows.is_empty())
 }
@@ -108,14 +108,15 @@ fn a_document_takes_no_lun_from_a_connected_host() {
 fn a_host_that_comes_during_a_long_change_keeps_its_lun() {
     let (array, gateway) = start_with_far_pool();
     let before = gateway.ok(&["config", "get"]);
-    // The document drops the namespace of `w` and adds a LUN. Making the LUN takes until the array answers.
+    // The document drops the namespace of `w` and adds a LUN. The gateway can't finish the new LUN until the array answers.
     let (text, whole) = (before.clone(), "[[subsystem.namespaces]]\nnsid = 2\nlun = \"w\"\n");
     assert!(text.contains(whole), "{text}");
     let new = "[[lun]]\nname = \"b\"\npool = \"far\"\nsize = \"8MiB\"\n";
     let document = gateway.write("new.toml", format!("{}\n{new}", text.replace(whole, "")));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // Nothing shows that the change is under way. If it were not, the host's connection would have it refused at its start.
+    // The test can't see that the change has begun. But a change that begins after the host has connected would be refused at
+    // its start.
     for _ in 0..20 {
         assert!(!is_connected(&gateway));
         gateway.ok(&["lun", "list"]);
@@ -137,13 +138,14 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     gateway.ok(&["lun", "create", "b", "--pool", "far", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "3"]);
     let before = gateway.ok(&["config", "get"]);
-    // The pool stores which subsystems show its LUN, and can't be written as long as the array doesn't answer.
+    // The pool must store which subsystems show its LUN. That is not possible until the array answers.
     let shown = "[[subsystem.namespaces]]\nnsid = 3\nlun = \"b\"\n";
     assert!(before.contains(shown), "{before}");
     let document = gateway.write("new.toml", before.replace(shown, ""));
     array.signal(Signal::SIGSTOP);
     let apply = gateway.begin(&["config", "apply", &document]);
-    // Nothing shows that the change is under way. If it were not, the host's connection would have it refused at its start.
+    // The test can't see that the change has begun. But a change that begins after the host has connected would be refused at
+    // its start.
     for _ in 0..20 {
         gateway.ok(&["lun", "list"]);
     }
@@ -157,8 +159,9 @@ fn a_host_that_comes_while_a_pool_is_told_keeps_its_lun() {
     assert_eq!(gateway.ok(&["config", "get"]), before);
 }
 
-/// Even with both flags, a document can't delete a LUN's data on its pool by giving the LUN another name. Nor can it write a
-/// layout over data that hosts still use, in a change that may fail later.
+/// Even with both flags, two changes by a document are refused. The first change gives a LUN another name, which would delete
+/// the LUN's data on its pool. The second change writes a layout over data that hosts still use, although this change can fail
+/// later.
 #[test]
 fn a_document_gives_no_lun_s_disk_to_another() {
     let gateway = start();
@@ -205,7 +208,7 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
     let ways: [(&[&str], &str); 3] = [
         (&["subsystem", "delete", NQN], &gone),
         (&["subsystem", "allow-any-host", NQN, "false"], &gone),
-        // The namespace's first list takes the namespace from all other hosts.
+        // When the namespace gets its first list, all other hosts lose the namespace.
         (&["host", "add", NQN, &other, "--nsid", "2"], "loses namespace 2 (LUN `w`)"),
     ];
     let before = gateway.ok(&["config", "get"]);
@@ -213,12 +216,13 @@ fn a_command_that_takes_more_than_it_names_needs_force() {
         let refused = gateway.refused(words);
         assert!(refused.contains(what) && refused.ends_with(": allow this loss with --force\n"), "{refused}");
     }
-    // SPDK's clients can't ask for force. Hosts that SPDK would leave connected are not disconnected here.
+    // SPDK's clients can't ask for force. SPDK would leave these hosts connected, so this gateway doesn't disconnect them
+    // either.
     let params = format!(r#"{{"nqn":"{NQN}","allow_any_host":false}}"#);
     assert!(gateway.refused(&["call", "nvmf_subsystem_allow_any_host", &params]).contains(&gone));
     assert_eq!(gateway.ok(&["config", "get"]), before);
     host.csts();
-    // A command may remove the object that it names.
+    // Without a flag, a command may remove the object that it names.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "2"]);
     gateway.ok(&["subsystem", "delete", NQN, "--force"]);
     host.wait_closed("its subsystem is deleted");

@@ -1,4 +1,4 @@
-//! Names of hosts and subsystems, on every way in: documents, JSON-RPC, SPDK's RPC, the command line and the wire.
+//! Tests of the names of hosts and subsystems in every input: documents, JSON-RPC, SPDK's RPC, the command line and the wire.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -59,12 +59,12 @@ fn what_may_connect_can_be_listed_and_is_listed_again_after_a_restart() {
     gateway.ok(&["host", "create", "web", by_name]);
     gateway.ok(&["host", "add", S, "web"]);
     assert!(added.iter().all(|host| is_let_in(&gateway, host)));
-    // This name could be a misspelt name of a host, so the log warns of it.
+    // This name could be a misspelt name of a host, so the log has a warning.
     let told =
         format!("host `{by_spdk}`: no [[host]] has this name, so the gateway takes the name for an NQN");
     wait_for("a line about it", || gateway.log().contains(&told));
     assert!(!gateway.log().contains(&format!("host `{by_command}`")), "it begins as NQNs do");
-    // A document with such a name is accepted again and means the same.
+    // A document with such a name is accepted again, and makes no change.
     let kept = gateway.ok(&["config", "get"]);
     gateway.ok(&["config", "apply", &gateway.write("kept.toml", kept)]);
     gateway.kill_and_restart();
@@ -151,7 +151,8 @@ fn the_log_and_a_counter_tell_of_connects_that_are_malformed() {
     }
 }
 
-/// A number parser accepts the month "+1". A subsystem with such a name once passed the check, and no host could connect to it.
+/// A number parser accepts "+1" as a month. An earlier version accepted a subsystem with such a name, and no host could connect
+/// to this subsystem.
 #[test]
 fn a_subsystem_that_a_check_calls_sound_is_served() {
     let dir = tempfile::tempdir().expect("a directory");

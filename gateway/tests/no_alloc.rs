@@ -1,4 +1,5 @@
-//! No core allocates or frees after its start-up, whatever hosts, arrays and the control plane do.
+//! Tests that no core allocates or frees memory after its start-up, for all kinds of events from hosts, arrays and the control
+//! plane.
 
 mod support;
 
@@ -25,7 +26,7 @@ use trefoil_wire::tcp::{FatalStatus, TermReq, TermReqDirection};
 #[global_allocator]
 static GUARD: Guard = Guard::new();
 
-/// These sizes go in capsules, by R2T in pieces, and straight into blocks.
+/// Writes of these sizes cover all paths: in a capsule, in pieces by R2T, and straight into blocks.
 const ALL_SIZES: &[u32] = &[512, 4096, 8192, 16384, 131_072, 1 << 20];
 
 #[test]
@@ -55,7 +56,7 @@ fn steady_io() {
             (spec.io_queues, spec.digests) = (1 + host as u16 % 4, host % 2 == 1);
             (spec.nsid, spec.base) = (1 + host as u32 % 2, (host as u64 / 2 * 4) << 20);
             if spec.nsid == 2 {
-                // The range crosses the place where the extents meet.
+                // The host's range crosses the boundary between the extents.
                 spec.base = (26 << 20) + ((host as u64 / 2 * 4) << 20);
             }
             spec
@@ -69,8 +70,7 @@ fn steady_io() {
     GUARD.assert_clean();
 }
 
-/// An idle core keeps itself warm over a connection that is in no table. It goes on without that connection if the connection
-/// ends.
+/// An idle core keeps itself warm over a connection that is in no table. If this connection ends, the core runs on without it.
 #[test]
 fn cores_keep_themselves_warm() {
     let mut gateway = Gateway::with_memory_lun(Shape::new(2), 16);
@@ -98,7 +98,7 @@ fn hosts_come_and_go_and_err() {
     fleet.run(0..1, ENDLESS);
     let mut rng = Rng::new(7);
     for round in 0..2u8 {
-        // A host disconnects in order.
+        // A host disconnects in an orderly way.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
         pair.check(1, round);
         let disconnect = FabricsCommand::Disconnect { recfmt: 0 }.sqe(pair.io.cid(), Sgl::NONE);
@@ -107,7 +107,7 @@ fn hosts_come_and_go_and_err() {
         // A Connect is refused.
         let mut raw = Raw::initialized(gateway.addr(), false, false);
         raw.try_connect(&Who::admin(&host_nqn(2), "nqn.2026-01.org.example:nobody"));
-        // Some commands fail, one is aborted, and the connection ends in the middle of data.
+        // Some commands fail, one command is aborted, and the connection ends in the middle of data.
         let mut pair = Pair::connect(gateway.addr(), &host_nqn(2), SUBSYSTEM);
         assert!(pair.io.read(9, 0, 512).0.is(Status::INVALID_NAMESPACE));
         assert!(pair.io.write(1, u64::MAX, &[0; 512]).is(Status::LBA_OUT_OF_RANGE));
@@ -118,7 +118,7 @@ fn hosts_come_and_go_and_err() {
         let abort = AdminCommand::Abort(Abort { sqid: 1, cid: 900 }).sqe(pair.admin.cid(), 0, Sgl::NONE);
         assert!(pair.admin.command(abort, &[]).0.status.is_ok());
         drop(pair);
-        // A host sends garbage, either from the first byte on or instead of a capsule. It never closes its side.
+        // A host sends garbage, either from the first byte on or instead of a capsule. The host never closes its side.
         for initialized in [false, true] {
             let mut raw = match initialized {
                 true => Raw::initialized(gateway.addr(), false, false),
@@ -135,7 +135,7 @@ fn hosts_come_and_go_and_err() {
         let len = request.emit(TermReqDirection::HostToController, &mut bytes);
         raw.send(&bytes[..len]);
         raw.wait_closed("it sent a terminate request");
-        // One host stops halfway through ICReq, and one falls silent.
+        // One host stops in the middle of its ICReq, and one host becomes silent.
         let mut lazy = Raw::open(gateway.addr());
         lazy.send(&ic_req(false, false)[..100]);
         lazy.wait_closed("it never finished ICReq");
@@ -223,7 +223,7 @@ fn what_is_presented_changes_live() {
         gateway.luns[1] = Some(gateway.lun("second", 0, 24 << 20, 16 << 20));
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::NAMESPACE_CHANGED, lid::CHANGED_NAMESPACES);
         assert!(pair.io.write(2, (12 << 20) / 512, &[1; 4096]).is_ok());
-        // The path to the namespace gets worse.
+        // The ANA state of the namespace gets worse.
         gateway.subsystems[0].namespaces[1].ana_state = 3;
         expect_event(&mut pair.admin, &mut gateway, AsyncEvent::ANA_CHANGE, lid::ANA);
         assert!(pair.io.read(2, 0, 512).0.is(Status::ANA_INACCESSIBLE));
@@ -237,10 +237,10 @@ fn what_is_presented_changes_live() {
         let another = gateway.subsystem(&name, Allow::Any, Vec::new());
         gateway.subsystems.push(another);
         expect_event(&mut discovery, &mut gateway, AsyncEvent::DISCOVERY_CHANGED, lid::DISCOVERY);
-        // A backend comes and goes.
+        // A backend is attached and detached.
         gateway.attach_memory(BackendId(1), CoreId(0), 4 << 20);
         gateway.detach(BackendId(1));
-        // The host asks for all that it may ask for.
+        // The host sends every query that it may send.
         for cns in 0..=0x1c {
             let identify = AdminCommand::Identify(IdentifyCommand { cns, ..IdentifyCommand::default() });
             let sqe = identify.sqe(pair.admin.cid(), 1, Sgl::Transport { len_bytes: 4096 });
@@ -272,7 +272,7 @@ fn set_events(admin: &mut Raw, events: AsyncEventConfig) {
     assert!(admin.command(sqe, &[]).0.status.is_ok(), "the events that we want");
 }
 
-/// Publishes the changes. Expects the event, and reads its log so that the next event can come.
+/// Publishes the changes. Expects the event, and reads the event's log page so that the controller can send the next event.
 fn expect_event(admin: &mut Raw, gateway: &mut Gateway, event: AsyncEvent, log: u8) {
     let cid = admin.cid();
     admin.capsule(AdminCommand::AsyncEventRequest.sqe(cid, 0, Sgl::NONE), &[]);

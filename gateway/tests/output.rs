@@ -1,4 +1,4 @@
-//! Output that can't be written, and the signals that end a gateway.
+//! Tests of output that can't be written, and of the signals that end a gateway.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use support::daemon::Daemon;
 
-/// Returns a full disk, and a pipe whose reader is gone.
+/// Returns two outputs that fail: a full disk, and a pipe without a reader.
 fn unwritable() -> [(&'static str, Stdio); 2] {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -16,7 +16,7 @@ fn unwritable() -> [(&'static str, Stdio); 2] {
     [("No space left on device", full.into()), ("Broken pipe", writer.into())]
 }
 
-/// Runs `program` with both outputs. It must report why it failed.
+/// Runs `program` with each of these outputs. The program must report why it failed.
 fn fails_with_a_message(program: &str, args: &[&str]) {
     for (why, stdout) in unwritable() {
         let run = Command::new(program).args(args).stdout(stdout).output().expect("runs");
@@ -68,7 +68,7 @@ fn output_that_can_not_be_written_ends_every_command_of_trefoild() {
     for args in [&["--check", &other][..], &["--preflight", &other], &["--help"], &["--version"]] {
         fails_with_a_message(env!("CARGO_BIN_EXE_trefoild"), args);
     }
-    // The gateway can't report that it is ready.
+    // The gateway can't print its ready line.
     for (why, stdout) in unwritable() {
         let run =
             Command::new(env!("CARGO_BIN_EXE_trefoild")).arg(&other).stdout(stdout).output().expect("runs");

@@ -1,4 +1,4 @@
-//! `trefoild --preflight` refuses what a start refuses, and leaves no trace.
+//! `trefoild --preflight` reports every obstacle that makes a start fail, and changes nothing on the machine.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::daemon::{Daemon, own_addr};
 
-/// A document with a backend's file in a folder that the start makes for its state, and memory that outlives the gateway.
+/// A document with two special backends: one has its file in the state folder, which the start makes, and one is memory that
+/// outlives the gateway.
 const DOCUMENT: &str = r#"
 [gateway]
 cores = 1
@@ -41,7 +42,7 @@ listeners = ["ADDR"]
 "#;
 
 fn trefoild(args: &[&Path]) -> Output {
-    // No test waits without end for a start that goes wrong.
+    // timeout(1) ends a start that doesn't fail as expected, so that no test waits without end.
     Command::new("timeout")
         .args(["120", env!("CARGO_BIN_EXE_trefoild")])
         .args(args)
@@ -60,7 +61,7 @@ fn preflight(document: &Path) -> (String, bool) {
     (String::from_utf8(output.stdout).expect("text"), output.status.success())
 }
 
-/// Returns all that is in a folder, with sizes and times of change.
+/// Returns all files and folders in a folder, with sizes and modification times.
 fn tree(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry")) {
@@ -74,7 +75,7 @@ fn tree(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     all
 }
 
-/// Returns the line about `what`.
+/// Returns the report's line about `what`.
 fn line<'a>(said: &'a str, what: &str) -> &'a str {
     said.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("nothing about {what}:\n{said}"))
 }
@@ -214,8 +215,8 @@ fn it_is_content_where_the_start_is() {
     assert!(content && !said.contains("LACKING"), "{said}");
     line(&said, "ok       folders, files, devices and addresses");
     assert_eq!(tree(dir.path()).len(), before.len() + 1);
-    // The metrics port is not for hosts, so a taken one is only a warning. A new file is sparse, so it may be larger than the
-    // free space.
+    // Hosts don't use the metrics port, so a metrics port in use is only a warning. A new file is sparse, so it may be larger
+    // than the free space.
     let big = DOCUMENT.replace("64MiB", "4TiB");
     let big = big.replace("cores = 1", &format!("cores = 1\nmetrics_listen = \"{at}\""));
     let (said, content) = preflight(&fill(&big, dir.path()));
@@ -334,11 +335,11 @@ fn a_dry_run_tells_of_what_is_in_the_way() {
     for (more, want) in cases {
         let said = try_with(&more);
         assert!(said.contains(&want) && said.ends_with("\nwould fail\n"), "{want}: {said}");
-        // The dry run is right: the change is refused.
+        // The dry run has predicted this: the gateway refuses the change.
         gateway.refused(&["config", "apply", &path("more.toml")]);
     }
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // The gateway's own files and addresses are no obstacle, and neither is data that may be lost.
+    // The gateway's own files and addresses are not obstacles. Data that the change may destroy is not an obstacle either.
     assert_eq!(try_with(""), "nothing to do\n");
     try_with(&over);
     let told = gateway.ok(&["config", "apply", "--dry-run", "--delete-data", &path("more.toml")]);
@@ -371,7 +372,7 @@ fn a_change_that_fails_leaves_no_file() {
     let apply = ["config", "apply", &path("more.toml")];
     assert!(gateway.refused(&apply).contains("in use"));
     assert!(!gateway.path("f").exists() && !gateway.path("m").exists());
-    // The file may have another size the next time.
+    // The failed change has left no files, so the next change can use another size.
     drop(taken);
     std::fs::write(path("more.toml"), more.replace("8MiB", "16MiB")).expect("written");
     gateway.ok(&apply);

@@ -1,4 +1,4 @@
-//! A host or listener that is removed is gone, however a list names it. A host that may still connect is reported.
+//! A host or listener is removed in whichever form a list names it. If a removed host may still connect, a note says so.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -57,7 +57,7 @@ fn a_revoked_host_is_gone_on_every_way_in() {
             gateway.kill_and_restart();
             assert!(!may_connect(&gateway), "{host}, after a restart");
         }
-        // SPDK's method and then a document list the host twice.
+        // The host is listed twice: first by SPDK's method, then by a document.
         gateway.call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": WEB }));
         let twice = gateway.try_call("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": "web" }));
         assert!(twice.is_err_and(|why| why.contains("on the list")), "one host, by its name");
@@ -103,7 +103,7 @@ fn one_lun_in_two_subsystems_is_told_by_check_start_and_answer() {
     let document = gateway.arg("trefoil.toml");
     let said = String::from_utf8(trefoild(&["--check", &document]).stdout).expect("text");
     assert!(said.contains("warning: LUN `l` is "), "{said}");
-    // An answer has only the notes that its change has caused.
+    // An answer has only the notes that its own change causes.
     gateway.ok(&["subsystem", "remove-namespace", other, "1"]);
     let said = told(&gateway, &["subsystem", "add-namespace", other, "l", "--nsid", "1"]);
     assert!(said.starts_with("trefoil: note: ") && said.contains(&what), "{said}");

@@ -1,6 +1,6 @@
-//! One host against a gateway, PDU by PDU: the answers to right and wrong PDUs.
+//! Tests of one host against a gateway, PDU by PDU: the answers to right and wrong PDUs.
 //!
-//! At the end of each test, a bystander's I/O is still intact, and every block, slot and controller is back.
+//! At the end of each test, I/O of a second host still works, and every block, slot and controller is free again.
 
 mod support;
 
@@ -14,7 +14,7 @@ use trefoil_wire::nvme::{
 };
 use trefoil_wire::tcp::{FatalStatus, H2cData, IcReq, field};
 
-/// Starts a gateway of `cores`, and a host that must not notice the other hosts.
+/// Starts a gateway with `cores` cores, and a host that the tests' other hosts must not disturb.
 fn stage(cores: u16) -> (Gateway, Pair) {
     let gateway = Gateway::with_memory_lun(Shape::new(cores), 16);
     let mut bystander = Pair::connect(gateway.addr(), &host_nqn(999), SUBSYSTEM);
@@ -42,7 +42,7 @@ fn icreq_comes_first_once_and_right() {
         let mut raw = Raw::initialized(gateway.addr(), header, data);
         raw.connect(&Who::admin(&host_nqn(1), SUBSYSTEM));
         raw.enable(true);
-        // Data goes in both directions under these digests.
+        // Data is sent in both directions with these digests.
         let identify = AdminCommand::Identify(IdentifyCommand { cns: 1, ..IdentifyCommand::default() });
         let sqe = identify.sqe(raw.cid(), 0, transport(4096));
         let (cqe, bytes) = raw.command(sqe, &[]);
@@ -61,7 +61,7 @@ fn icreq_comes_first_once_and_right() {
     let sqe = identify.sqe(raw.cid(), 0, transport(4096));
     assert_eq!(raw.command(sqe, &[]).1.len(), 4096);
 
-    // Each case is a wrong field of ICReq: byte, value, status of the terminate request.
+    // Each case is a wrong field of the ICReq: the byte's position, its value, and the status of the terminate request.
     let invalid = |offset_bytes| FatalStatus::InvalidHeaderField { offset_bytes };
     for (at, value, status) in [
         (8, 1, FatalStatus::UnsupportedParameter { offset_bytes: field::PFV }),
@@ -78,11 +78,11 @@ fn icreq_comes_first_once_and_right() {
         raw.send(&bytes);
         raw.expect_terminate(status, &format!("byte {at} of ICReq is {value}"));
     }
-    // A second ICReq is refused.
+    // The controller refuses a second ICReq.
     let mut raw = Raw::initialized(gateway.addr(), false, false);
     raw.send(&ic_req(false, false));
     raw.expect_terminate(FatalStatus::SequenceError, "a second ICReq");
-    // A command before ICReq is refused.
+    // The controller refuses a command before the ICReq.
     let mut raw = Raw::open(gateway.addr());
     let sqe = IoCommand::Flush.sqe(1, 1, Sgl::NONE);
     raw.capsule(sqe, &[]);
@@ -137,7 +137,7 @@ fn connect_says_which_parameter_is_wrong() {
     for (what, who, expected) in &refusals {
         let mut raw = Raw::initialized(gateway.addr(), false, false);
         assert_eq!(raw.try_connect(who), *expected, "{what}");
-        // A refused Connect leaves the connection open, so the host may ask again.
+        // After a refused Connect, the connection stays open, so the host may send another Connect.
         raw.connect(&good);
     }
     Raw::initialized(gateway.addr(), false, false).connect(&Who::admin(&host_nqn(7), other));
@@ -305,7 +305,7 @@ fn wrong_commands_fail_alone() {
     assert_eq!(pair.io.command(fused, &[]).0.status, Status::INVALID_FIELD.dnr(), "a fused command");
     let prp = Sqe { flags: 0, ..read(0, 1).sqe(pair.io.cid(), 1, transport(512)) };
     assert_eq!(pair.io.command(prp, &[]).0.status, Status::INVALID_FIELD.dnr(), "PRPs");
-    // Unknown admin commands, and a Fabrics command for I/O queues on the admin queue.
+    // The opcodes are unknown admin commands, and a Fabrics command that is valid only on I/O queues.
     for opcode in [0x01, 0x7e, 0xc0] {
         let sqe = Sqe::new(opcode, pair.admin.cid(), 0, Sgl::NONE);
         assert_eq!(pair.admin.command(sqe, &[]).0.status, Status::INVALID_OPCODE.dnr(), "{opcode:#x}");
@@ -349,7 +349,8 @@ fn a_command_identifier_in_use_is_refused() {
 fn fatal_pdu_errors_say_where() {
     let (gateway, mut bystander) = stage(2);
     let invalid = |offset_bytes| FatalStatus::InvalidHeaderField { offset_bytes };
-    // Each case changes a command capsule with 512 bytes of data: byte, new bytes, digests, status.
+    // Each case changes a command capsule with 512 bytes of data. A case has the first changed byte, the new bytes, the
+    // digests, and the status.
     let cases: [WrongCapsule; 13] = [
         (0, &[0x0a], (false, false), invalid(field::PDU_TYPE)),
         (0, &[0x08], (false, false), invalid(field::PDU_TYPE)),
@@ -362,7 +363,7 @@ fn fatal_pdu_errors_say_where() {
         (3, &[74], (false, false), invalid(field::PDO)),
         (3, &[72], (true, false), invalid(field::PDO)),
         (4, &[71, 0], (false, false), invalid(field::PLEN)),
-        // This is more than a capsule may hold.
+        // This length is more than a capsule may hold.
         (4, &[0, 0, 1], (false, false), invalid(field::PLEN)),
         (7, &[0x80], (false, false), invalid(field::PLEN)),
     ];
@@ -423,7 +424,7 @@ fn h2c_data_must_be_what_was_asked_for() {
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.h2c(H2cData { ttag: 3, ..whole }, &[1; 16384]);
     pair.io.expect_terminate(invalid(field::TTAG), "data that nobody asked for");
-    // This is more than MAXH2CDATA in one PDU. Its header is enough.
+    // This PDU has more data than MAXH2CDATA. The controller refuses the PDU after its header.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.capsule(IoCommand::Write(BlockRange::new(0, 2048)).sqe(9, 1, transport(1 << 20)), &[]);
     let Pdu::R2t(r2t) = pair.io.pdu() else { panic!("a write by R2T") };
@@ -431,7 +432,7 @@ fn h2c_data_must_be_what_was_asked_for() {
     let header = &pair.io.h2c_bytes(pdu, &[])[..24];
     pair.io.send(header);
     pair.io.expect_terminate(FatalStatus::LimitExceeded, "more than MAXH2CDATA");
-    // Data in pieces and in order is accepted.
+    // The controller accepts data that comes in pieces and in order.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     pair.io.capsule(IoCommand::Write(BlockRange::new(0, 32)).sqe(9, 1, transport(16384)), &[]);
     let Pdu::R2t(r2t) = pair.io.pdu() else { panic!("a write by R2T") };
@@ -453,7 +454,7 @@ fn digest_errors_end_the_connection_or_the_command() {
     let mut io = Raw::queue(gateway.addr(), &who.clone().queue(cntlid, 1, 31), (true, true));
     let before = vec![0x11; 65536];
     assert!(io.write(1, 0, &before).is_ok());
-    // With wrong data, in a capsule or after an R2T, small or large, only that command fails.
+    // If a data digest is wrong, only this command fails. The data is in a capsule or follows an R2T, and is small or large.
     for len in [512usize, 4096, 8192, 16384, 65536] {
         let blocks = (len / 512) as u32;
         let data = vec![0x22; len];
@@ -475,7 +476,7 @@ fn digest_errors_end_the_connection_or_the_command() {
         let (status, got) = io.read(1, 0, len);
         assert!(status.is_ok() && got == before[..len], "{len} bytes with a wrong digest were written");
     }
-    // The data comes in two H2CData, of which only the first has a wrong digest.
+    // The data comes in two H2CData PDUs. Only the first has a wrong digest.
     let cid = io.cid();
     io.capsule(IoCommand::Write(BlockRange::new(0, 16)).sqe(cid, 1, transport(8192)), &[]);
     let Pdu::R2t(r2t) = io.pdu() else { panic!("a write by R2T") };
@@ -487,7 +488,7 @@ fn digest_errors_end_the_connection_or_the_command() {
     let (cqe, _) = io.finish(cid, &[]);
     assert!(cqe.status.is(Status::TRANSIENT_TRANSPORT_ERROR), "{}", cqe.status);
     assert!(io.read(1, 0, 8192).1 == before[..8192], "half a write with a wrong digest was written");
-    // A wrong header digest ends the connection, and the terminate request has the digest that was received.
+    // A wrong header digest ends the connection. The terminate request contains the received digest.
     let sqe = IoCommand::Write(BlockRange::new(0, 1)).sqe(io.cid(), 1, in_capsule(512));
     let mut bytes = io.capsule_bytes(sqe, &[1; 512]);
     bytes[72] ^= 1;
@@ -524,7 +525,7 @@ fn a_stream_that_is_cut_anywhere_costs_nothing() {
         pair.io.send(&capsule[..cut]);
         pair.io.shut();
         pair.io.wait_closed(&format!("a capsule was cut after {cut} bytes"));
-        // The connection also ends after a part of the data after an R2T, which is received straight into its block.
+        // The connection also ends in the middle of data that follows an R2T. Such data is received straight into its block.
         let who = Who::admin(&host_nqn(1), SUBSYSTEM).queue(pair.cntlid, 2, 31);
         let mut io = Raw::queue(gateway.addr(), &who, (false, false));
         io.capsule(IoCommand::Write(BlockRange::new(0, 128)).sqe(9, 1, transport(65536)), &[]);
@@ -541,7 +542,7 @@ fn a_stream_that_is_cut_anywhere_costs_nothing() {
         raw.shut();
         raw.wait_closed(&format!("ICReq was cut after {cut} bytes"));
     }
-    // The same capsule arrives whole if it is sent a byte at a time.
+    // The same capsule also works if the host sends it byte by byte.
     let mut pair = Pair::connect(gateway.addr(), &host_nqn(1), SUBSYSTEM);
     for byte in &capsule {
         pair.io.send(std::slice::from_ref(byte));

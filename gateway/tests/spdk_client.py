@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Asks SPDK's stock client what it sends for each method that the gateway has, with every default and with each of its options
-set, and sees that the gateway knows each parameter, takes it because it is off, or refuses it by name.
+"""For each method that the gateway has, checks the parameters that SPDK's stock client sends: with all defaults, and with each
+option of the client set. The gateway must know each parameter, accept it because its value is "off", or refuse it by its name.
 
-Nothing is carried out: each request also has a parameter that no method knows and whose name sorts last, so that what is said
-of that one says that all others were taken.
+The gateway carries out no request. Each request also has a parameter that no method knows and whose name sorts last. If the
+error names this parameter, the gateway has accepted all other parameters.
 
-Usage: spdk_client.py SOCKET      (by the Python of the environment that the client is in)
+Usage: spdk_client.py SOCKET      (with the Python of the environment in which the client is installed)
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ import sys
 from spdk import spdk_rpc
 
 PROBE = "zzz_probe"
-# What the client checks itself.
+# Valid values for the options that the client itself checks.
 VALUES = {
     "admin_cmd_passthru": "sanitize",
     "masked_fuses": "fcws",
@@ -24,12 +24,12 @@ VALUES = {
     "trsvcid": "4420",
     "uuid": "6d1d4b8e-0000-4000-8000-000000000001",
 }
-# Options that the client takes only with another one.
+# Options that the client accepts only together with another option.
 WITH = {("bdev_null_create", "dif_type"): ["--md-size", "8"]}
 
 
 class Recorder:
-    """Stands where the client's connection does, and keeps what it is told to send."""
+    """Replaces the client's connection, and records the requests instead of sending them."""
 
     def __init__(self):
         self.sent = []
@@ -43,7 +43,7 @@ class Recorder:
 
 
 def ask(path, method, params):
-    """The gateway's answer to one request."""
+    """Returns the gateway's answer to one request."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.settimeout(30)
         stream.connect(path)
@@ -58,7 +58,7 @@ def ask(path, method, params):
 
 
 def value(action):
-    """Something to write after an option: never its "off" value."""
+    """Returns an argument for an option. The argument is never the "off" value of the option."""
     if action.choices:
         return str(list(action.choices)[-1])
     if action.type in (int, float):
@@ -67,14 +67,14 @@ def value(action):
 
 
 def words(action):
-    """The action as it is written on the command line."""
+    """Returns the action as words of a command line."""
     takes_none = action.nargs == 0
     texts = [] if takes_none else [value(action)] * (action.nargs if isinstance(action.nargs, int) else 1)
     return action.option_strings[-1:] + texts
 
 
 def sent(parser, name, line):
-    """What the client sends for a command line."""
+    """Returns the requests that the client sends for a command line."""
     args = parser.parse_args([name, *line])
     args.client = Recorder()
     args.func(args)
@@ -82,7 +82,7 @@ def sent(parser, name, line):
 
 
 def changed(params, base):
-    """Names of parameters, nested ones too, that are not as in the base."""
+    """Returns the names of the parameters, also nested ones, whose values differ from the base."""
     names = set()
     for key, given in params.items():
         if given != base.get(key):
@@ -98,7 +98,7 @@ def main():
     spdk_rpc.suppress_cli_prints()
     ours = ask(path, "rpc_get_methods", {})["result"]
     wrong, methods, options, refused = [], 0, 0, []
-    # Tuning is taken with any parameters: nothing to compare.
+    # Tuning methods accept any parameters, so there is nothing to compare.
     tuning = {name for name in ours if PROBE not in json.dumps(ask(path, name, {PROBE: 1}))}
     for name in sorted(set(ours) & set(subparsers.choices) - tuning):
         sub = subparsers.choices[name]

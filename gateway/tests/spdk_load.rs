@@ -1,4 +1,4 @@
-//! A configuration that SPDK's nvmf_tgt saved is loaded as a whole or not at all.
+//! Tests that a configuration of SPDK's nvmf_tgt is loaded completely or not at all.
 #![forbid(unsafe_code)]
 
 mod support;
@@ -11,7 +11,8 @@ use support::raw::Pair;
 const NQN: &str = "nqn.2026-01.org.example:saved";
 const HOST: &str = "nqn.2026-01.org.example:host1";
 
-/// Returns a configuration in the form of nvmf_tgt's: each of its subsystems, tuning in each, and one NVMe subsystem for hosts.
+/// Returns a configuration as nvmf_tgt saves it: each of nvmf_tgt's own subsystems with tuning calls, and one NVMe subsystem
+/// for hosts.
 fn saved(listener: SocketAddr) -> Value {
     let no_keys = json!({ "subsystem": "keyring", "config": [] });
     let iobuf = json!([{ "method": "iobuf_set_options", "params": { "small_pool_count": 8192, "enable_numa": false } }]);
@@ -39,7 +40,7 @@ fn saved(listener: SocketAddr) -> Value {
             "trtype": "TCP", "max_queue_depth": 128, "max_io_qpairs_per_ctrlr": 127, "in_capsule_data_size": 4096,
             "max_io_size": 131072, "max_aq_depth": 128, "iobuf_small_cache_size": 4294967295u32, "zcopy": false,
             "dif_insert_or_strip": false, "c2h_success": true, "kas": 100, "min_kato": 10000 } },
-        // nvmf_tgt groups calls like this if it saves with batches.
+        // nvmf_tgt groups calls like this if it saves a configuration with batches.
         [
             { "method": "nvmf_create_subsystem", "params": {
                 "nqn": NQN, "allow_any_host": false, "serial_number": "SAVED1", "model_number": "SPDK saved",
@@ -78,7 +79,7 @@ fn what_nvmf_tgt_saved_is_built() {
         "{said}"
     );
     Pair::connect(at, HOST, NQN).check(1, 1);
-    // A second load fails, because everything is there already.
+    // A second load fails, because all objects already exist.
     let again =
         gateway.try_call("config_load_spdk", json!({ "config": saved(at) })).expect_err("it is there");
     assert!(again.contains("bdev_malloc_create: ") && again.contains("nvmf_create_subsystem: "), "{again}");
@@ -116,7 +117,7 @@ fn what_is_lacking_is_named_in_one_answer_and_nothing_is_built() {
     ];
     assert_eq!(lines, want);
     assert_eq!(gateway.call("config_get", json!({})), before);
-    // A configuration that fails only when it is brought up leaves nothing either.
+    // If a configuration fails only while its objects are brought up, no object stays either.
     let away = "192.0.2.1:4420".parse().expect("an address");
     gateway
         .try_call("config_load_spdk", json!({ "config": self::saved(away) }))

@@ -1,10 +1,10 @@
 #!/bin/bash
-# SPDK's stock client against trefoild, in three acts:
-#   1. trefoild reads config/examples/spdk.toml;
-#   2. an empty trefoild is told the same by spdk-rpc, call by call: it must look the same;
-#   3. save_config, kill -9, an empty trefoild again, load_config: it must look the same again.
-# "The same" is judged by what SPDK's methods list, and by Identify data and the discovery log as a
-# host gets them.
+# SPDK's stock client against trefoild, in three parts:
+#   1. trefoild reads config/examples/spdk.toml.
+#   2. spdk-rpc builds the same system in an empty trefoild, call by call. The system must look the same.
+#   3. save_config saves the system, kill -9 ends trefoild, and load_config loads the system into an empty trefoild. The
+#      system must look the same again.
+# The test compares the lists of SPDK's methods, and the Identify data and the discovery log that a host receives.
 #
 # Usage: gateway/tests/spdk_rpc.sh [DIRECTORY OF trefoild]   (default: target/debug)
 set -euo pipefail
@@ -30,7 +30,7 @@ fi
 rm -rf $work
 mkdir -p $work
 truncate -s 64M $work/file0.img
-# The same gateway, with nothing in it.
+# A document with the same gateway settings, but without objects.
 sed '/^\[\[/,$d' config/examples/spdk.toml > $work/empty.toml
 
 rpc() { "$client" -s $work/rpc.sock "$@"; }
@@ -56,7 +56,7 @@ stop() { # SIGNAL
 }
 trap 'stop KILL' EXIT
 
-# What each host sees: the one place where the dump tool is called.
+# Dumps what each host sees. Only this function calls the dump tool.
 host_view() { # FILE
     for view in "$host1 $open" "$host2 $open" "$host1 $closed" "$host2 $closed"; do
         "$bin/trefoil-perf" identify-dump --addr 127.0.0.1:4430 --host-nqn "${view% *}" --nqn "${view#* }" >> "$1" ||
@@ -104,7 +104,7 @@ rpc nvmf_subsystem_add_listener $closed -t tcp -a 127.0.0.1 -s 4430
 dump client
 same document client
 
-# The rest of the subset answers, and what is wrong is refused.
+# The other methods of the subset answer, and trefoild refuses wrong requests.
 for method in framework_get_reactors thread_get_stats nvmf_get_stats bdev_nvme_get_controllers bdev_get_iostat; do
     rpc $method > /dev/null || fail "$method"
 done
@@ -121,9 +121,9 @@ refused nvmf_delete_subsystem nqn.2026-01.org.example:none
 refused bdev_null_delete Malloc0
 refused bdev_get_iostat --names None
 refused bdev_get_iostat --reset-mode all
-# Whatever the client can say is known, or refused by its name.
+# trefoild either knows each call that the client can make, or refuses it with the call's name.
 "$(dirname "$client")/python3" gateway/tests/spdk_client.py $work/rpc.sock || fail "the client sends what the gateway doesn't know"
-# And what was made can be unmade.
+# All objects can be deleted again.
 rpc bdev_malloc_create -b Extra 16 512 > /dev/null
 rpc nvmf_subsystem_add_ns $open Extra > /dev/null
 rpc bdev_malloc_delete Extra

@@ -19,8 +19,8 @@ const NIL: u32 = u32::MAX;
 /// Set in `state` for the first page of a free block; the low bits are its order.
 const FREE: u8 = 0x80;
 
-/// A power-of-two allocator for one core's payload memory. An arena is not shared: another core sends a
-/// [`Buf`] home by mailbox.
+/// A power-of-two allocator for one core's payload memory. Only one core uses an arena: another core returns a [`Buf`]
+/// to that core by mailbox.
 pub struct Arena {
     id: ArenaId,
     region: Option<Region>,
@@ -84,8 +84,8 @@ impl Arena {
         (self.base.as_ptr(), self.pages as usize * MIN_BLOCK_BYTES)
     }
 
-    /// Returns the bytes that are not handed out. An allocation of fewer bytes can still fail, because the
-    /// free bytes need not adjoin.
+    /// Returns the number of free bytes. An allocation of fewer bytes can still fail, because the free bytes may not be
+    /// contiguous.
     pub fn free_bytes(&self) -> usize {
         self.free_pages as usize * MIN_BLOCK_BYTES
     }
@@ -122,8 +122,8 @@ impl Arena {
         self.free_block((offset / MIN_BLOCK_BYTES as u64) as u32, order);
     }
 
-    /// Frees the blocks whose handles were dropped, which is how a release build repairs that bug. Returns
-    /// the next other token that was lost on this home.
+    /// Frees the blocks whose handles were dropped: this is the repair of that bug in a release build. Returns the next
+    /// lost token of this home that is not a block.
     pub fn repair_next(&mut self) -> Option<Lost> {
         while let Some(lost) = lost::take(self.id.0) {
             match lost {

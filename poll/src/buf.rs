@@ -4,15 +4,15 @@ use crate::lost::{self, Lost};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// The number of an arena in the process, and of the arena's home in [`lost`].
+/// The number of an arena in the process. The arena's home in [`lost`] has the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ArenaId(pub u16);
 
 /// The only handle to one block of an [`Arena`](crate::Arena): (arena, offset), with its address.
 ///
-/// The holder may read and write the block. Handing the `Buf` to a driver, another core or another machine
-/// hands over that right, so nobody can touch a block that is in flight to the kernel. The block's memory is
-/// always initialised, though it may hold an earlier owner's bytes.
+/// The holder may read and write the block. A holder that passes the `Buf` to a driver, another core or another machine
+/// gives up that right. So nobody can touch a block that is in flight to the kernel. The block's memory is always
+/// initialised, though it may hold an earlier owner's bytes.
 ///
 /// [`Arena::free`](crate::Arena::free) takes the block back on its home core. Dropping a `Buf` is a bug; see
 /// [`lost`](crate::lost).
@@ -25,14 +25,14 @@ pub struct Buf {
     offset: u64,
 }
 
-// SAFETY: a `Buf` is the only handle to its block and the arena keeps the memory mapped while any
-// block is out, so moving it to another thread moves exclusive access with it.
+// SAFETY: a `Buf` is the only handle to its block and the arena keeps the memory mapped while any block is allocated,
+// so moving it to another thread moves exclusive access with it.
 unsafe impl Send for Buf {}
 // SAFETY: `&Buf` gives only `&[u8]` to memory that nobody can write while the `Buf` is borrowed.
 unsafe impl Sync for Buf {}
 
 impl Buf {
-    /// Wraps a block. `ptr` must be valid for `len` bytes for as long as the block is out.
+    /// Wraps a block. `ptr` must be valid for `len` bytes until the block is freed.
     pub(crate) fn from_block(ptr: NonNull<u8>, len: u32, order: u8, arena: ArenaId, offset: u64) -> Self {
         Self { ptr, len, order, arena, offset }
     }
@@ -69,8 +69,8 @@ impl Deref for Buf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `ptr` is valid for `len` initialised bytes while the block is out (see
-        // `from_block`), and this is the only handle, so nobody writes during the borrow.
+        // SAFETY: `ptr` is valid for `len` initialised bytes until the block is freed (see `from_block`), and this is
+        // the only handle, so nobody writes during the borrow.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len as usize) }
     }
 }

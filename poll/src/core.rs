@@ -1,7 +1,7 @@
-//! A core: a pinned thread that turns one driver and one handler until a stop is requested.
+//! A core: a pinned thread that runs turns of one driver and one handler until a stop is requested.
 //!
-//! What it is: [`spawn`] and the turn loop. A turn gathers (completions, messages), lets the handler decide,
-//! and emits (one submission, one flush of the mailboxes). Without work the core spins or sleeps in the
+//! What it is: [`spawn`] and the turn loop. A turn first gathers completions and messages. Then the handler decides.
+//! Then the turn emits one submission and one flush of the mailboxes. Without work the core spins or sleeps in the
 //! kernel, as [`Idle`] selects.
 //!
 //! What it is not: a scheduler. A handler finishes each call at once and never blocks.
@@ -29,7 +29,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The behaviour of a core without work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// The core keeps polling: the lowest latency, for a whole CPU.
+    /// The core keeps polling. The latency is lowest, but the core uses a whole CPU.
     Spin,
     /// The core polls for a while, then sleeps until there is work.
     Adaptive {
@@ -98,14 +98,14 @@ thread_local! {
     static ON_CORE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Returns whether the calling thread is a core past its start-up. Such a core must not allocate or block. A
-/// guarding allocator calls this function.
+/// Returns whether the calling thread is a core after its start-up. Such a core must not allocate or block. A guarding
+/// allocator calls this function.
 pub fn is_core_running() -> bool {
     ON_CORE.get()
 }
 
-/// Starts the core that owns `ports`. `make_handler` runs on the core's pinned thread, so that the memory
-/// that it maps is local. Returns once the core turns.
+/// Starts the core that owns `ports`. `make_handler` runs on the core's pinned thread, so that the memory that
+/// `make_handler` maps is local to the thread's CPU. Returns once the core runs its turn loop.
 ///
 /// # Errors
 /// An error of thread creation, sched_setaffinity(2) or io_uring_setup(2).
@@ -207,7 +207,7 @@ fn turn_until<M: Send, H: Handler<UringIo<M>>>(
     Ok(())
 }
 
-/// Gathers, decides and emits. Returns whether there was work.
+/// Runs one turn: gathers, decides and emits. Returns `true` if the turn did work or left work for the next turn.
 fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut H) -> io::Result<bool> {
     let mut worked = io.restart_starved();
     worked |= io.complete(handler);
@@ -219,7 +219,7 @@ fn turn_once<M: Send, H: Handler<UringIo<M>>>(io: &mut UringIo<M>, handler: &mut
     Ok(worked || io.has_pending())
 }
 
-/// Closes all sockets and turns until no operation is outstanding.
+/// Closes all sockets, and runs turns until no operation is outstanding.
 fn wind_down<M: Send, H: Handler<UringIo<M>>>(
     io: &mut UringIo<M>,
     handler: &mut H,

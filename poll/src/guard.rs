@@ -1,7 +1,7 @@
-//! An allocator for tests that watches cores: past its start-up, a core must neither allocate nor free.
+//! An allocator for tests that checks cores: after its start-up, a core must neither allocate nor free memory.
 //!
-//! What it is: [`Guard`], for `#[global_allocator]` in a test program. It passes every call to the system's
-//! allocator, counts the calls of turning cores, and keeps the stack of the first offence.
+//! What it is: [`Guard`], for `#[global_allocator]` in a test program. It passes every call to the system's allocator,
+//! counts the calls from running cores, and keeps the stack of the first offence.
 
 use crate::core::is_core_running;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -28,15 +28,15 @@ impl Guard {
         Self { offences: AtomicUsize::new(0), first: OnceLock::new() }
     }
 
-    /// Returns how often turning cores allocated or freed.
+    /// Returns the number of times that running cores allocated or freed memory.
     pub fn offences(&self) -> usize {
         self.offences.load(Ordering::Relaxed)
     }
 
-    /// Checks that no turning core allocated or freed.
+    /// Checks that no running core allocated or freed memory.
     ///
     /// # Panics
-    /// Panics if a core did, with the stack of the first offence.
+    /// Panics if a running core allocated or freed memory. The message has the stack of the first offence.
     pub fn assert_clean(&self) {
         let offences = self.offences();
         if let Some((what, bytes, stack)) = self.first.get() {

@@ -1,4 +1,4 @@
-//! The seam between a core's machines and the world.
+//! The interface between a core's protocol machines and the outside: sockets, files, time and other cores.
 //!
 //! [`Io`] has the calls that a machine may make; [`Handler`] has the events that it gets. Calls never block
 //! and never call back: answers come as later events of the same core. The io_uring driver and the simulator
@@ -48,14 +48,14 @@ pub enum RecvInto {
 }
 
 impl RecvInto {
-    /// Returns the event of a receive into this destination that ended without its bytes.
+    /// Returns the event that reports the end of a receive into this destination before its bytes arrived.
     pub fn end(self, why: RecvEnd) -> SockEvent<'static> {
         let buf = if let Self::Buf { buf, .. } = self { Some(buf) } else { None };
         SockEvent::RecvEnd { buf, why }
     }
 }
 
-/// Why a receive ended without its bytes.
+/// The reason for which a receive ended before its bytes arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecvEnd {
     /// The peer closed its side.
@@ -188,9 +188,9 @@ pub trait Io {
     fn taken_bytes(&mut self, _sock: SockId) -> u64 {
         0
     }
-    /// Returns how many bytes have arrived from the peer since the connection came up, as far as the driver knows. Bytes
-    /// that no receive has taken yet count too. The number shows whether a receive into a block makes progress. Cost and
-    /// unknown value are those of [`taken_bytes`](Self::taken_bytes).
+    /// Returns how many bytes have arrived from the peer since the connection came up, as far as the driver knows.
+    /// Bytes that no receive has taken yet count too. The number shows whether a receive into a block makes progress.
+    /// The call costs as much as [`taken_bytes`](Self::taken_bytes), and also returns 0 if the driver doesn't know.
     fn come_bytes(&mut self, _sock: SockId) -> u64 {
         0
     }
@@ -216,27 +216,29 @@ pub trait Io {
     /// Sends a message to the control thread.
     fn post_control(&mut self, msg: Self::Msg);
 
-    /// Returns whether the caller must behave wrongly in the way that `mutation` names. The simulator uses such mutations to
-    /// prove that it finds such a bug. A real driver always returns `false`. The compiler knows that value, so a gateway
-    /// contains no code of a mutation.
+    /// Returns whether the caller must behave wrongly in the way that `mutation` names. The simulator uses such
+    /// mutations to prove that it finds such a bug. A real driver always returns `false`. The compiler knows this
+    /// constant, so a gateway contains no code of a mutation.
     #[inline(always)]
     fn is_broken(&self, _mutation: &'static str) -> bool {
         false
     }
 }
 
-/// An event of a socket. An adopted socket is connected from the start; the first event of any other is `Connected`.
+/// An event of a socket. An adopted socket is connected from the start; the first event of any other socket is
+/// `Connected`.
 ///
-/// Each call of [`Io::recv`] gets one answer (`Received`, `Filled` or `RecvEnd`), each call of [`Io::send`] one `Sent`,
-/// and each [`Io::connect`] one `Connected`. `Closed` comes exactly once, after [`Io::close`] and after all these answers.
+/// Each call of [`Io::recv`] gets one answer (`Received`, `Filled` or `RecvEnd`). Each call of [`Io::send`] gets one
+/// `Sent`, and each call of [`Io::connect`] gets one `Connected`. `Closed` comes exactly once, after [`Io::close`] and
+/// after all these answers.
 pub enum SockEvent<'a> {
     /// Answers [`RecvInto::Stream`] with at least one byte. No receive is outstanding now. The driver owns the bytes.
     Received(&'a [u8]),
     /// Answers [`RecvInto::Buf`]: the range of the block is full. No receive is outstanding now.
     Filled(Buf),
-    /// Reports a receive that ended without its bytes.
+    /// Reports a receive that ended before its bytes arrived.
     RecvEnd {
-        /// The block of the receive, if it was into a block.
+        /// The block of the receive, if the receive had a block.
         buf: Option<Buf>,
         /// The reason.
         why: RecvEnd,

@@ -1,8 +1,8 @@
-//! The runtime that every core runs: buffers, events, mailboxes, timers, the turn.
+//! The runtime that every core runs: buffers, events, mailboxes, timers and the turn loop.
 //!
-//! What it is: the seam between pure protocol machines and the world. A machine names the buffers to fill or
-//! to send, and a later event reports the result ([`Io`] and [`Handler`]). Two drivers implement the seam:
-//! the io_uring one here, and the simulator's in `gateway/sim`.
+//! What it is: the interface between pure protocol machines and the outside. A machine names the buffers to fill or to
+//! send, and a later event reports the result ([`Io`] and [`Handler`]). Two drivers implement the interface: the
+//! io_uring driver in this crate, and the simulator's driver in `gateway/sim`.
 //!
 //! What it is not: it knows no storage and no network protocol.
 

@@ -1,17 +1,16 @@
 //! Queues for the reports of tokens that were dropped although they must not be.
 //!
-//! A buffer that is not given back, or a request that is not completed, is a bug of ours. In tests the drop
-//! panics at once. In a release build one bug must not take a thousand servers down. There the token leaves
-//! its identity in its core's queue. The core then frees the buffer, or completes the request with Internal
-//! Error.
+//! A buffer that is not given back, or a request that is not completed, is a bug in this code. In tests, the drop
+//! panics at once. In a release build, one bug must not take a thousand servers down. So the drop puts the token's
+//! identity into its core's queue. The core then frees the buffer, or completes the request with Internal Error.
 
 use crossbeam_queue::ArrayQueue;
 use std::sync::OnceLock;
 
-/// The maximum number of cores with a queue of their own, over all gateways of one process.
+/// The maximum number of cores with their own queue, in all gateways of one process together.
 pub const MAX_HOMES: usize = 256;
 
-/// The most tokens that one home can lose before its core looks into the queue. Further tokens stay lost.
+/// The largest number of tokens in a home's queue before its core reads the queue. Further tokens stay lost.
 const QUEUE_LEN: usize = 1024;
 
 /// The identity of a dropped token.
@@ -51,7 +50,7 @@ pub fn report(home: u16, lost: Lost) {
         panic!("a token was dropped instead of being given back: {lost:?}");
     }
     if let Some(queue) = HOMES.get(usize::from(home)).and_then(OnceLock::get) {
-        // A full queue means that thousands of tokens were lost in one turn; the rest stay lost.
+        // If the queue is full, more than `QUEUE_LEN` tokens were lost in one turn. Further tokens stay lost.
         let _ = queue.push(lost);
     }
 }

@@ -1,12 +1,12 @@
-//! Mail between two threads of one process: a bounded ring with one sender and one receiver, and the flag
-//! that wakes a sleeping receiver.
+//! A mailbox between two threads of one process: a bounded ring with one sender and one receiver, and a flag for waking
+//! a sleeping receiver.
 //!
-//! What it is: [`channel`] makes a ring that is preallocated and never blocks. Each side caches the
-//! other's index, so that a batch costs one cache miss a side. [`Doze`] answers one question without
-//! losing a wake-up: must the sender wake the receiver? [`Bell`] joins it to an eventfd.
+//! What it is: [`channel`] makes a ring that is preallocated and never blocks. Each side caches the other's index, so
+//! that a batch costs one cache miss per side. [`Doze`] answers one question without losing a wake-up: must the sender
+//! wake the receiver? [`Bell`] combines a [`Doze`] with an eventfd.
 //!
-//! What it is not: ordered between different senders, or unbounded. The runtime's
-//! [`mesh`](mod@crate::mesh) puts an overflow queue in front of it.
+//! What it is not: it keeps no order between different senders, and its size is bounded. The runtime's
+//! [`mesh`](mod@crate::mesh) puts an overflow queue in front of each ring.
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell, fence};
 use std::io;
@@ -14,7 +14,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use trefoil_sys::eventfd::EventFd;
 
-/// A value alone on its cache line, and on the neighbouring line that the prefetcher loads too.
+/// A value that has its own cache line. The neighbouring line, which the prefetcher loads too, holds no other value
+/// either.
 #[repr(align(128))]
 struct Padded<T>(T);
 
@@ -129,8 +130,8 @@ impl Doze {
         Self(AtomicBool::new(false))
     }
 
-    /// Announces that the receiver is about to sleep. The receiver then checks all its mail once more, and
-    /// sleeps only if there is none.
+    /// Announces that the receiver is about to sleep. The receiver then checks all its mailboxes once more, and sleeps
+    /// only if all of them are empty.
     pub fn announce(&self) {
         self.0.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -147,13 +148,14 @@ impl Doze {
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::AcqRel)
     }
 
-    /// Orders pushes before the [`must_wake`](Self::must_wake) calls that follow. One call serves a batch.
+    /// Orders pushes before the [`must_wake`](Self::must_wake) calls that follow. One call is enough for a batch of
+    /// pushes.
     pub fn order() {
         fence(Ordering::SeqCst);
     }
 }
 
-/// An eventfd that wakes a receiver, and only a sleeping one.
+/// An eventfd that wakes a receiver if the receiver sleeps.
 #[derive(Clone)]
 pub struct Bell(Arc<(Doze, EventFd)>);
 

@@ -2,10 +2,10 @@
 //! thread.
 //!
 //! What it is: [`mesh`] makes all mailboxes at start-up. A core holds its [`Ports`]; the control thread holds one
-//! [`ControlSender`] per core and one [`ControlReceiver`]. A preallocated overflow queue stands in front of every ring that a
-//! core sends into. A core's send therefore never fails, and allocates nothing below the declared bound. A message past that
-//! bound is a bug. There a debug build panics; a release build grows the queue, because losing a message or the core would cost
-//! more than the allocation.
+//! [`ControlSender`] per core and one [`ControlReceiver`]. Every ring that a core sends into has a preallocated
+//! overflow queue in front of it. So a core's send never fails, and allocates nothing up to the declared bound. A
+//! message past that bound is a bug. A debug build then panics. A release build grows the queue, because the loss of a
+//! message or of the core would cost more than the allocation.
 //!
 //! Memory: cores² × (ring + overflow) messages; 16 cores × 16 × (256 + 4096) × 64 bytes are 68 MiB.
 
@@ -44,10 +44,10 @@ struct Outbox<M> {
 pub struct Ports<M> {
     core: CoreId,
     bound: usize,
-    /// The rings into this core, each with its sender; `None` is the control thread. There is no ring from
-    /// this core.
+    /// The rings into this core, each with its sender; `None` is the control thread. There is no ring from this core to
+    /// itself.
     inbox: Vec<(Option<CoreId>, Receiver<M>)>,
-    /// The ways out: to each core by number (`None` for this core), then to the control thread.
+    /// The outboxes: one to each core by number (`None` for this core), then one to the control thread.
     outbox: Vec<Option<Outbox<M>>>,
     to_self: VecDeque<M>,
     pub(crate) bell: Bell,
@@ -59,15 +59,15 @@ pub struct ControlSender<M> {
     bell: Bell,
 }
 
-/// The control thread's inbox, with the messages of all cores. After [`announce`](Self::announce), its
-/// descriptor becomes readable when a message arrives. It suits tokio's `AsyncFd`.
+/// The control thread's inbox, with the messages of all cores. After [`announce`](Self::announce), its descriptor
+/// becomes readable when a message arrives. The descriptor suits tokio's `AsyncFd`.
 pub struct ControlReceiver<M> {
     inbox: Vec<Receiver<M>>,
     next: usize,
     bell: Bell,
 }
 
-/// All ends of the mailboxes of one gateway.
+/// Both ends of all mailboxes of one gateway.
 pub struct Mesh<M> {
     /// One per core, in order.
     pub ports: Vec<Ports<M>>,
@@ -183,8 +183,8 @@ impl<M: Send> Ports<M> {
         out.overflow.push_back(message);
     }
 
-    /// Moves overflow into the rings and wakes sleeping receivers. Runs once a turn. Returns whether overflow
-    /// is left.
+    /// Moves overflow into the rings and wakes sleeping receivers. Runs once per turn. Returns whether overflow is
+    /// left.
     pub(crate) fn flush(&mut self) -> bool {
         let mut left = false;
         let mut pushed = false;
@@ -214,7 +214,7 @@ impl<M: Send> Ports<M> {
         self.inbox.len() + 1
     }
 
-    /// Returns how many messages wait in inbox `index`. One turn takes that many.
+    /// Returns the number of messages that wait in inbox `index`. One turn takes no more than this number.
     pub(crate) fn ready(&mut self, index: usize) -> usize {
         self.inbox.get_mut(index).map_or(self.to_self.len(), |(_, receiver)| receiver.ready())
     }
@@ -237,7 +237,8 @@ impl<M: Send> ControlSender<M> {
     /// Sends a message to the core and wakes the core.
     ///
     /// # Errors
-    /// Returns the message if the ring is full: the core is behind, and the caller tries again later.
+    /// Returns the message if the ring is full, because the core is slower than its senders. The caller tries again
+    /// later.
     pub fn send(&mut self, message: M) -> Result<(), M> {
         self.sender.push(message)?;
         Doze::order();
@@ -247,7 +248,7 @@ impl<M: Send> ControlSender<M> {
 }
 
 impl<M: Send> ControlReceiver<M> {
-    /// Takes the next message, with the core that sent it. The cores take turns.
+    /// Takes the next message, with the core that sent it. Takes from the cores' rings in turn.
     pub fn pop(&mut self) -> Option<(CoreId, M)> {
         for _ in 0..self.inbox.len() {
             let core = self.next;

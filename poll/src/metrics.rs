@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Counters of one core. Only the core writes them, and any thread may read them. They have cache lines of
-/// their own, so that the writes cost nothing while nobody reads.
+/// Counters of one core. Only the core writes them, and any thread may read them. The counters have their own cache
+/// lines, so that the writes cost nothing while no other thread reads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct CoreMetrics {

@@ -1,8 +1,7 @@
-//! Memory as a device: bytes at offsets, with checked bounds, and zero-copy loans of them.
+//! Memory as a device: bytes at offsets, with checked bounds, and zero-copy loans of these bytes.
 //!
-//! What it is: the store of a memory backend. One core owns the store, and other cores reach it by mailbox.
-//! No two threads therefore touch a byte at the same time. Over [`Region::shared_file`] the contents outlive
-//! the process.
+//! What it is: the store of a memory backend. One core owns the store, and other cores reach it by mailbox. No two
+//! threads therefore touch a byte at the same time. In a [`Region::shared_file`], the contents outlive the process.
 //!
 //! A [`Loan`] lets a reader send bytes without a copy. Lent bytes can't change: a write that overlaps a lent
 //! stripe is refused ([`RamError::Lent`]). The writer tries again once the loan has ended. A loan's bytes are
@@ -27,8 +26,8 @@ const STREAM_BYTES: usize = 4096;
 /// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
-/// Cache lines of a new loan that are prefetched. Of 8, 16, 32 and 64 lines of a 4 KiB read, 8 lines gained
-/// the most.
+/// Cache lines of a new loan that are prefetched. We measured 8, 16, 32 and 64 lines with reads of 4 KiB: 8 lines
+/// gained the most.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const LINES_AHEAD: usize = 8;
 
@@ -52,7 +51,7 @@ pub struct Loan {
     len: u32,
 }
 
-/// Why an access was refused.
+/// The reason for which an access was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RamError {
     /// The access reaches past the end.
@@ -110,7 +109,7 @@ impl Store {
     }
 
     /// Prefetches the first lines of a range. The processor notices the direction and fetches the rest during the read.
-    /// More lines were slower again, because the prefetches then wait for one another.
+    /// A prefetch of more lines was slower, because the prefetches then wait for one another.
     #[inline]
     fn fetch_ahead(&self, range: &Range<usize>) {
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -167,7 +166,7 @@ impl Ram {
     pub fn lend(&self, at: u64, len: u32) -> Result<Loan, RamError> {
         let store = self.store();
         let range = store.range(at, u64::from(len))?;
-        // A writer runs on this thread, or received the memory from this thread later.
+        // Relaxed is enough, since a writer runs on this thread, or gets the memory from this thread later.
         for count in store.stripes(&range) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -220,8 +219,8 @@ impl Ram {
         self.store().region.can_give_back()
     }
 
-    /// Returns to the machine the whole pages within `len` bytes from `at` on. These pages then read as zeros and get new
-    /// memory on the next write. The bytes beside them stay.
+    /// Gives the whole pages within `len` bytes from `at` on back to the kernel. These pages then read as zeros, and
+    /// get new memory on the next write. The other bytes of the range stay unchanged.
     ///
     /// # Errors
     /// [`RamError`]; nothing is given back.
@@ -325,8 +324,8 @@ thread_local! {
 ///
 /// Why deferral is sound: streaming stores are weakly ordered only for other processors; this processor sees its own
 /// stores. Only plain stores can overtake them, since a locked instruction drains them as a fence does (Intel SDM vol.
-/// 3, §12.3.1). Every lock, channel and reference count therefore orders them. The mailboxes remain, because plain
-/// stores publish their rings. The mailboxes call [`publish`] first.
+/// 3, §12.3.1). Every lock, channel and reference count therefore orders them. The mailboxes are the exception, because
+/// plain stores publish their rings. So the mailboxes call [`publish`] first.
 pub(crate) struct DeferredFences(PhantomData<*const ()>);
 
 impl DeferredFences {

@@ -1,7 +1,7 @@
 //! Random bits for jitter, identifiers and fault injection; the same seed gives the same bits.
 //!
-//! What it is not: a source of secrets. The generator is xoshiro256** (Blackman and Vigna, 2018). SplitMix64
-//! fills its state, so that any seed will do.
+//! What it is not: a source of secrets. The generator is xoshiro256** (Blackman and Vigna, 2018). SplitMix64 fills its
+//! state, so that every seed works.
 
 /// A small seeded generator. Each core has its own.
 #[derive(Clone, Debug)]

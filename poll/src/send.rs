@@ -57,9 +57,9 @@ const _: () = assert!(size_of::<Segment>() == 12 && BUFS <= u16::MAX as usize);
 
 /// A gathered send of bounded size, made at start-up and reused.
 ///
-/// A machine fills it ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)), hands it to
-/// [`Io::send`](crate::Io::send), gets it back with [`SockEvent::Sent`](crate::SockEvent::Sent),
-/// takes the blocks out ([`take_buf`](Self::take_buf)) and uses it again.
+/// A machine fills the list ([`push_head`](Self::push_head), [`push_buf`](Self::push_buf)) and passes it to
+/// [`Io::send`](crate::Io::send). The machine gets the list back with [`SockEvent::Sent`](crate::SockEvent::Sent),
+/// takes the blocks out ([`take_buf`](Self::take_buf)) and uses the list again.
 pub struct SendList {
     head: Vec<u8>,
     bufs: Vec<Buf>,
@@ -79,7 +79,7 @@ unsafe impl Send for Gather {}
 unsafe impl Sync for Gather {}
 
 impl SendList {
-    /// Creates an empty list with all its room: [`LIST_BYTES`].
+    /// Creates an empty list with all its memory: [`LIST_BYTES`].
     pub fn new() -> Box<Self> {
         Box::new(Self {
             head: Vec::with_capacity(HEAD_BYTES),
@@ -111,7 +111,7 @@ impl SendList {
     /// Appends `len` header bytes, all zero, and returns them for the caller to write.
     ///
     /// # Panics
-    /// Panics if they don't fit; the caller asks [`fits`](Self::fits) first.
+    /// Panics if the bytes don't fit; the caller asks [`fits`](Self::fits) first.
     pub fn push_head(&mut self, len: usize) -> &mut [u8] {
         assert!(self.fits(len, false), "a send list of {HEAD_BYTES} header bytes overflows");
         let at = self.head.len();
@@ -139,7 +139,7 @@ impl SendList {
     /// Appends `len` zeros, at most [`ZEROS_BYTES`].
     ///
     /// # Panics
-    /// Panics if they don't fit.
+    /// Panics if the zeros don't fit.
     pub fn push_zeros(&mut self, len: usize) {
         assert!(self.fits(0, false) && len <= ZEROS_BYTES, "{len} zeros overflow a send list");
         self.segments.push(Segment::Zeros { len: len as u32 });
@@ -151,8 +151,9 @@ impl SendList {
         self.loans.len()
     }
 
-    /// Appends the bytes of `loan`. `behind` is a block with room for these bytes. The block stays in the
-    /// list like any other. The bytes are copied into it if the loan must end before they are sent.
+    /// Appends the bytes of `loan`. `behind` is a block with room for these bytes. The block stays in the list, like
+    /// the blocks of [`push_buf`](Self::push_buf). If the loan must end before its bytes are sent, the bytes are copied
+    /// into the block.
     ///
     /// # Panics
     /// Panics if the loan doesn't fit, or if the block is smaller than the loan.
@@ -165,9 +166,9 @@ impl SendList {
         self.bufs.push(behind);
     }
 
-    /// Ends the loans after `sent` bytes of the list are sent. Each loan with unsent bytes is copied into its
-    /// block. A driver calls this function when it can't send everything at once, so that a slow peer keeps
-    /// no memory lent.
+    /// Ends the loans after `sent` bytes of the list are sent. Copies each loan with unsent bytes into the loan's
+    /// block. A driver calls this function when it can't send everything at once, so that a slow peer keeps no memory
+    /// lent.
     pub fn end_loans(&mut self, sent: usize) {
         if self.loans.is_empty() {
             return;
@@ -191,8 +192,8 @@ impl SendList {
         self.loans.clear();
     }
 
-    /// Takes out the next payload block, last first. A call that returns `None` also clears the rest, and the
-    /// list is ready for reuse.
+    /// Takes out the payload block that was pushed last. If no block is left, clears the rest of the list and returns
+    /// `None`. The list is then ready for reuse.
     pub fn take_buf(&mut self) -> Option<Buf> {
         let buf = self.bufs.pop();
         if buf.is_none() {

@@ -1,4 +1,4 @@
-//! The time of the machines: a number of nanoseconds that only grows.
+//! The time for protocol machines: a number of nanoseconds that never decreases.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

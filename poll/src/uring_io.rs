@@ -1,16 +1,15 @@
 //! The real driver: [`Io`] on one io_uring.
 //!
-//! What it is: all operations that a core's machines start in a turn become entries of one ring, submitted
-//! with one io_uring_enter(2). The driver owns every block that the kernel may touch until the completion
-//! arrives, so memory can't be freed under the kernel. Results come as later events, never from within a
-//! call.
+//! What it is: all operations that a core's machines start in a turn become entries of one ring, submitted with one
+//! io_uring_enter(2). The driver owns every block that the kernel may touch until the completion arrives, so memory
+//! can't be freed while the kernel uses it. Results come as later events, never from within a call.
 //!
 //! What it is not: the turn itself; see [`core`](crate::core).
 //!
-//! Memory, all allocated at start-up: a socket slot takes about 300 bytes, a file operation 100. The receive
-//! buffers take `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB), and one more buffer of 256 KiB
-//! serves receives without the ring. Entries that find the submission queue full wait in a backlog of 64
-//! bytes × (5 per socket + 1 per file operation + 1 for the bell).
+//! Memory, all allocated at start-up: a socket slot takes about 300 bytes, a file operation 100. The receive buffers
+//! take `recv_buffers` × `recv_buffer_bytes` (64 × 64 KiB = 4 MiB), and one more buffer of 256 KiB serves receives
+//! without the ring. Entries that don't fit into the submission queue wait in a backlog of 64 bytes × (5 per socket + 1
+//! per file operation + 1 for the bell).
 
 mod direct;
 mod faults;
@@ -46,26 +45,27 @@ use trefoil_sys::uring::{Entry, Features, Ring, cqueue, opcode, types};
 const RECV_GROUP: u16 = 0;
 /// Entries per submission; further entries wait for the next submission.
 const SQ_ENTRIES: u32 = 1024;
-/// Unread completions. Past this number the kernel keeps completions itself and reports that.
+/// The largest number of unread completions in the ring. The kernel keeps further completions itself, and reports the
+/// overflow.
 const CQ_ENTRIES: u32 = 8192;
-/// Completions fetched at once.
+/// The largest number of completions that are fetched at once.
 const BATCH: usize = 256;
 
 /// Sizes and choices of one core's driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UringConfig {
-    /// Sockets at a time.
+    /// The largest number of sockets.
     pub max_sockets: u32,
-    /// Files at a time.
+    /// The largest number of files.
     pub max_files: u32,
-    /// Outstanding file operations.
+    /// The largest number of outstanding file operations.
     pub max_file_ops: u32,
     /// Receive buffers for [`RecvInto::Stream`]: a power of two, at most 32768.
     pub recv_buffers: u16,
     /// Bytes of each receive buffer.
     pub recv_buffer_bytes: u32,
-    /// Switch for direct transfers: each send and receive is first tried by a system call of its own, and
-    /// only a transfer that would wait goes to the ring. If off, every transfer goes through the ring.
+    /// Direct transfers are on: the driver first tries each send and receive with its own system call. Only a transfer
+    /// that would wait goes through the ring. If this is off, every transfer goes through the ring.
     pub direct: bool,
     /// Options of the sockets that [`Io::connect`] makes.
     pub socket_options: Options,
@@ -101,8 +101,8 @@ pub struct UringIo<M> {
     socks: Table<sock::Sock>,
     files: Table<file::File>,
     running: Table<file::Running>,
-    /// Sockets to settle. A socket is listed at most once, and the slot's last owner at most once more: 2 ×
-    /// `max_sockets`.
+    /// Closing sockets that may have ended. A slot is listed at most twice, for its present socket and for its previous
+    /// socket: 2 × `max_sockets`.
     closing: VecDeque<u32>,
     /// Sockets whose receive found no buffer. A socket is listed at most once: `max_sockets`.
     starved: VecDeque<u32>,
@@ -111,10 +111,10 @@ pub struct UringIo<M> {
     done: VecDeque<(Kind, u32, i32)>,
     /// Sockets whose receive is tried each turn.
     hot: Vec<u32>,
-    /// The buffer of such a receive.
+    /// The buffer for the receives of hot sockets.
     scratch: Box<[u8]>,
     direct: bool,
-    /// Entries that found the submission queue full.
+    /// Entries that didn't fit into the submission queue.
     backlog: VecDeque<Entry>,
     /// The first registered span of each arena.
     spans: Box<[Option<u16>]>,
@@ -152,7 +152,7 @@ impl<M: Send> UringIo<M> {
             hot: Vec::with_capacity(sock::MAX_HOT),
             scratch: vec![0; direct::SCRATCH_BYTES].into(),
             direct: config.direct,
-            // A socket has at most a receive, a send, a cancellation and (with faults) two more.
+            // A socket has at most a receive, a send, a cancellation and, with fault injection, two more cancellations.
             backlog: VecDeque::with_capacity(sockets * 5 + config.max_file_ops as usize + 1),
             spans: vec![None; MAX_HOMES].into(),
             batch: (0..BATCH).map(|_| MaybeUninit::uninit()).collect(),
@@ -172,7 +172,7 @@ impl<M: Send> UringIo<M> {
     /// operations work but are slower.
     ///
     /// # Errors
-    /// An error of io_uring_register(2); `ENOMEM` means RLIMIT_MEMLOCK.
+    /// An error of io_uring_register(2); `ENOMEM` if RLIMIT_MEMLOCK is too low.
     pub fn register_arenas(&mut self, arenas: &[&Arena]) -> io::Result<()> {
         let mut spans = Vec::new();
         let mut firsts = Vec::new();
@@ -200,7 +200,7 @@ impl<M: Send> UringIo<M> {
         self.now
     }
 
-    /// Reports completions to `handler`. Returns whether there was a completion.
+    /// Reports completions to `handler`. Returns whether the handler got any completion.
     pub(crate) fn complete<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let at_once = self.done.len();
         for _ in 0..at_once {
@@ -210,8 +210,8 @@ impl<M: Send> UringIo<M> {
                 None => {}
             }
         }
-        // Hot sockets come before the ring's completions. Those completions make sockets hot that have no more bytes
-        // yet. After a sleep the answers thus go out before these sockets are tried.
+        // Hot sockets are tried before the ring's completions are handled. A completion makes its socket hot, but this
+        // socket has no more bytes yet. So after a sleep, the core sends its answers before it tries these sockets.
         let hot = self.poll_hot(handler);
         let mut batch = std::mem::take(&mut self.batch);
         let completions = self.ring.completions(&mut batch);
@@ -247,7 +247,8 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Delivers to `handler` the messages that had arrived when this call began. Returns whether there was a message.
+    /// Delivers to `handler` the messages that had arrived when this call began. Returns whether the handler got any
+    /// message.
     pub(crate) fn deliver<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let mut any = false;
         for inbox in 0..self.ports.inboxes() {
@@ -282,8 +283,8 @@ impl<M: Send> UringIo<M> {
             && self.starved.is_empty())
     }
 
-    /// Submits the queued entries, and sleeps until a completion, a ring of the bell, or `timeout`. Returns
-    /// at once if a message waits or `stop` is set.
+    /// Submits the queued entries, and sleeps until a completion, a signal of the bell, or `timeout`. Returns at once
+    /// if a message waits or `stop` is set.
     pub(crate) fn sleep(&mut self, timeout: Option<Duration>, stop: &AtomicBool) -> io::Result<()> {
         self.cool();
         if !self.bell_armed {
@@ -293,7 +294,7 @@ impl<M: Send> UringIo<M> {
             self.push(poll.user_data(pack(Kind::Wake, 0, 0)));
         }
         self.ports.bell.announce();
-        // A bell that is still in the backlog would not wake us.
+        // If the bell's poll is still in the backlog, a signal would not wake this core.
         let awake = self.ports.any_ready() || stop.load(Ordering::Acquire) || self.has_pending();
         let result = if awake { Ok(()) } else { self.ring.wait(timeout) };
         self.ports.bell.retract();

@@ -1,12 +1,12 @@
 //! Timers of one core: a hierarchical timing wheel of fixed capacity.
 //!
-//! What it is: a set of (instant, token) with O(1) arm and cancel, after Varghese and Lauck (SOSP
-//! 1987, scheme 7). Time is cut into ticks of 2^20 ns (about 1.05 ms); an instant is rounded up to a
-//! tick, so nothing fires early. Eight levels of 64 slots cover 2^48 ticks, more than the clock has.
-//! A timer lies on the level of the highest 6-bit digit in which its tick differs from `elapsed`, in
-//! the slot of that digit; when `elapsed` reaches the slot, its timers move to lower levels.
+//! What it is: a set of (instant, token) with O(1) arm and cancel, after Varghese and Lauck (SOSP 1987, scheme 7). Time
+//! is divided into ticks of 2^20 ns (about 1.05 ms); an instant is rounded up to a tick, so nothing fires early. Eight
+//! levels of 64 slots cover 2^48 ticks, more than the clock has. A tick has one 6-bit digit per level. A timer is on
+//! the level of the highest digit in which its tick differs from `elapsed`. On that level, the digit is the number of
+//! the timer's slot. When `elapsed` reaches a slot, the slot's timers move to lower levels.
 //!
-//! What it is not: a clock. The caller says what time it is.
+//! What it is not: a clock. The caller passes the time.
 
 use crate::time::Instant;
 
@@ -14,9 +14,9 @@ const TICK_SHIFT: u32 = 20;
 const DIGIT_BITS: u32 = 6;
 const SLOTS: usize = 1 << DIGIT_BITS;
 const LEVELS: usize = 8;
-/// List heads at the front of `nodes`, one a slot.
+/// List heads at the front of `nodes`, one per slot.
 const HEADS: usize = LEVELS * SLOTS;
-/// The free list has a head of its own.
+/// The head of the free list.
 const FREE: u32 = HEADS as u32;
 
 /// The key of an armed timer. A key of a timer that fired or was cancelled has no effect.
@@ -127,21 +127,21 @@ impl TimerWheel {
             }
             self.cascade(head);
         }
-        // No occupied slot starts by `now`, so every timer's level and slot stay right.
+        // No occupied slot starts at or before `now`, so every timer stays on the correct level and in the correct
+        // slot.
         self.elapsed = self.elapsed.max(now);
         None
     }
 
-    /// Returns when to call [`expire`](Self::expire) next, or `None` if no timer is armed. The time is never
-    /// later than the first timer's. It may be earlier, at most once per level.
+    /// Returns when to call [`expire`](Self::expire) next, or `None` if no timer is armed. The time is never later than
+    /// the time of the first timer. It may be earlier, but at most once per level.
     pub fn next(&self) -> Option<Instant> {
         let (_, _, start) = self.first()?;
         Some(Instant::from_ns(start.saturating_mul(1 << TICK_SHIFT)))
     }
 
-    /// Finds the occupied slot that starts first. All timers of a level are earlier than those of higher
-    /// levels, because they share more leading digits with `elapsed`. Slots behind `elapsed`'s digit are
-    /// empty.
+    /// Finds the occupied slot that starts first. All timers of a level are earlier than the timers of higher levels,
+    /// because they share more leading digits with `elapsed`. Slots below the digit of `elapsed` are empty.
     fn first(&self) -> Option<(usize, usize, u64)> {
         let level = self.occupied.iter().position(|&slots| slots != 0)?;
         let slot = self.occupied[level].trailing_zeros() as usize;
@@ -150,7 +150,7 @@ impl TimerWheel {
         Some((level, slot, (above | slot as u64) << shift))
     }
 
-    /// Moves the timers of a slot to lower levels. `elapsed` stands at the start of that slot.
+    /// Moves the timers of a slot to lower levels. `elapsed` is the start of that slot.
     fn cascade(&mut self, head: u32) {
         loop {
             let node = self.nodes[head as usize].next;

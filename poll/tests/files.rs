@@ -1,4 +1,4 @@
-//! The io_uring driver against real files, O_DIRECT where the file system has it.
+//! The io_uring driver against real files, with O_DIRECT where the file system supports it.
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -134,7 +134,7 @@ fn run(arena_id: u16, register: bool, direct: bool, faults: Option<Faults>) {
     let core = spawn(config, ports.remove(0), move |io| {
         let arena = Arena::new(ArenaId(arena_id), Region::anonymous(8 << 20).expect("memory"));
         if register {
-            // Where memory can't be pinned, the plain operations are tested twice.
+            // Where memory can't be pinned, registration fails, and this test repeats the plain operations.
             let _ = io.register_arenas(&[&arena]);
         }
         Files { arena, file: None, steps: Vec::new().into_iter(), current: None, token: 0 }

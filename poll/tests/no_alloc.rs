@@ -1,4 +1,4 @@
-//! No core allocates or frees after its start-up: a guarding allocator counts the calls of turning cores.
+//! No core allocates or frees after its start-up: a guarding allocator counts the calls from running cores.
 
 mod support;
 
@@ -39,7 +39,7 @@ fn turning_cores_do_not_allocate() {
             let ping = Msg::Ping { via: CoreId(1 - core as u16), back: CoreId(core as u16), number: 1 };
             rig.to_cores[core].send(ping).expect("room");
         }
-        // Connected and Closed of two connects a core, and a pong.
+        // Each core sends Connected and Closed for two connects, and one pong.
         for _ in 0..10 {
             rig.next();
         }

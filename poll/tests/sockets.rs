@@ -15,7 +15,7 @@ fn config(faults: Option<Faults>) -> CoreConfig {
     }
 }
 
-/// Both ways to transfer: at once where possible, and through the ring only.
+/// Both transfer methods: direct where possible, and through the ring only.
 fn both_ways(faults: Option<Faults>) -> [CoreConfig; 2] {
     [true, false].map(|direct| {
         let mut config = config(faults);
@@ -99,7 +99,7 @@ fn closing_gives_everything_back_once() {
             assert!(matches!(rig.next(), (_, Msg::Closed)));
         }
         for client in &mut clients {
-            // The socket is closed at once: the client gets the rest, if any, then the end or a reset.
+            // The socket is closed at once: the client gets the remaining bytes, if any, and then the end or a reset.
             let mut rest = Vec::new();
             let _ = client.read_to_end(&mut rest);
         }

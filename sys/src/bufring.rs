@@ -1,4 +1,4 @@
-//! Receive buffers that the kernel picks when bytes arrive, so that an idle socket holds none
+//! Receive buffers that the kernel picks when bytes arrive, so that an idle socket holds no buffer
 //! (io_uring_register(2), IORING_REGISTER_PBUF_RING, Linux 5.19).
 
 use crate::region::Region;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 const PAGE_BYTES: usize = 4096;
 
-/// The page-aligned array that hands buffers to the kernel.
+/// The page-aligned array that passes buffers to the kernel.
 struct Entries {
     base: NonNull<BufRingEntry>,
     layout: Layout,
@@ -101,7 +101,7 @@ impl BufRing {
     }
 }
 
-/// Returns whether this kernel has buffer rings.
+/// Returns whether this kernel supports buffer rings.
 pub(crate) fn supported(ring: &IoUring) -> bool {
     let entries = Entries::new(1);
     let there = register(ring, &entries, 0).is_ok();

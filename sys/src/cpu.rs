@@ -31,9 +31,9 @@ pub fn numa_node(cpu: usize) -> Option<u32> {
     entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
 }
 
-/// A limit on the time that a CPU takes to leave a sleep state, in force until this value is dropped. The limit is the
-/// kernel's per-device PM QoS (Documentation/ABI/testing/sysfs-devices-power). A killed process leaves its limit in force,
-/// until the next process that limits the same CPU ends.
+/// A limit on the time that a CPU takes to leave a sleep state. The limit stays in force until this value is dropped.
+/// It is the kernel's per-device PM QoS (Documentation/ABI/testing/sysfs-devices-power). If the process is killed, its
+/// limit stays until the next process that limits the same CPU ends.
 #[derive(Debug)]
 pub struct ResumeLatency(PathBuf);
 

@@ -30,7 +30,7 @@ impl EventFd {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Clears the signal; harmless if there is none.
+    /// Clears the signal. Has no effect if there is no signal.
     pub fn clear(&self) {
         let mut count = [0; 8];
         // SAFETY: `count` is writable for its length.

@@ -1,4 +1,4 @@
-//! OS and hardware: all FFI lives here.
+//! The operating system and the hardware. All FFI is in this crate.
 
 pub mod bufring;
 pub mod clock;

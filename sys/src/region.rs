@@ -1,4 +1,4 @@
-//! Memory for payloads, 2 MiB-aligned: anonymous (on hugepages if possible) or of a file.
+//! Memory for payloads, aligned to 2 MiB: anonymous (on hugepages if possible), or mapped from a file.
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use std::fs::{File, OpenOptions};
@@ -41,9 +41,9 @@ impl Region {
         Self::on_ordinary_pages(len)
     }
 
-    /// Maps memory as [`Region::anonymous`] does, for a thread on a CPU of NUMA node `node`. The region uses reserved hugepages
-    /// only if that node has enough free ones. Another node's hugepages are farther away than ordinary pages, because the first
-    /// thread that touches an ordinary page gets it from its own node.
+    /// Maps memory as [`Region::anonymous`] does, for a thread on a CPU of NUMA node `node`. The region uses reserved
+    /// hugepages only if that node has enough free hugepages. Otherwise, ordinary pages are better than another node's
+    /// hugepages: the first thread that touches an ordinary page gets the page from its own node.
     ///
     /// # Errors
     /// An error of mmap(2).
@@ -83,10 +83,10 @@ impl Region {
         Ok(Self { base, len, map, map_len, huge: false, _file: None })
     }
 
-    /// Maps the first `len_bytes`, rounded up to 2 MiB, of the file at `path`, as shared memory. Writes
-    /// outlive the process, and also a loss of the machine's memory if the file is on a disk. The file is
-    /// made if missing (mode 0600), grown, and locked against other processes. All its space is reserved now,
-    /// because on a full /dev/shm a later write would kill the process (SIGBUS).
+    /// Maps the first `len_bytes`, rounded up to 2 MiB, of the file at `path`, as shared memory. Writes outlive the
+    /// process. If the file is on a disk, they also outlive a loss of the machine's memory. The call creates the file
+    /// if it is missing (mode 0600), grows the file, and locks it against other processes. The call also reserves all
+    /// the file's space, because on a full /dev/shm a later write would kill the process (SIGBUS).
     ///
     /// # Errors
     /// `EWOULDBLOCK` if another process has locked the file; `ENOSPC`; the errors of open(2) and mmap(2).
@@ -115,7 +115,7 @@ impl Region {
         Ok(this)
     }
 
-    /// Takes further pages only from NUMA node `node`. Pages that the region already has stay.
+    /// Restricts the region's further pages to NUMA node `node`. Pages that the region already has stay where they are.
     fn bind(&self, node: u32) -> io::Result<()> {
         let mut nodes = [0_u64; 16];
         let word = nodes.get_mut(node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
@@ -129,23 +129,24 @@ impl Region {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Gets all pages of the region now. If no page is left, a later access would kill the process (SIGBUS).
+    /// Allocates all pages of the region now. Otherwise, a later access would kill the process (SIGBUS) if no page is
+    /// left.
     fn populate(&self) -> io::Result<()> {
         // SAFETY: the range is ours, and its contents stay.
         let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Returns whether pieces of the region's memory can be given back. Only ordinary pages can. Another process may take
-    /// a reserved hugepage, or a file's space, in the meantime. The next write to the region would then kill this process
-    /// (SIGBUS).
+    /// Returns whether pieces of the region's memory can be given back. Only ordinary pages can be given back. If a
+    /// reserved hugepage or a file's space were given back, another process could take it. The next write to the region
+    /// would then kill this process (SIGBUS).
     #[inline]
     pub fn can_give_back(&self) -> bool {
         !self.huge && self._file.is_none()
     }
 
-    /// Gives the whole pages in `range` back to the system, if the region [can](Self::can_give_back). `range` counts bytes
-    /// from the region's start. The pages then read as zeros.
+    /// Gives the whole pages in `range` back to the system. Does nothing unless [`can_give_back`](Self::can_give_back).
+    /// `range` counts bytes from the region's start. The pages then read as zeros.
     ///
     /// # Safety
     /// The range must lie in the region, and nobody may use its bytes during the call.
@@ -169,7 +170,7 @@ impl Region {
         self.len
     }
 
-    /// Returns whether the region lies on reserved hugepages.
+    /// Returns whether the region uses reserved hugepages.
     pub fn is_huge(&self) -> bool {
         self.huge
     }

@@ -15,7 +15,7 @@ pub const KEEP_ALIVE_INTERVAL_S: u32 = 5;
 /// Unanswered probes after which the connection ends with ETIMEDOUT (TCP_KEEPCNT).
 pub const KEEP_ALIVE_PROBES: u32 = 6;
 
-/// Buffer sizes and congestion control of a connection; `None` leaves the kernel's own choice and tuning.
+/// Buffer sizes and congestion control of a connection; with `None`, the kernel chooses and tunes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_SNDBUF, in bytes; the kernel doubles it for its own overhead.
@@ -35,7 +35,7 @@ impl CongestionControl {
     /// The longest name is one byte shorter (the kernel's TCP_CA_NAME_MAX).
     const MAX_LEN: usize = 16;
 
-    /// Returns the name, or `None` if no algorithm can have it.
+    /// Returns the name, or `None` if no algorithm can have this name.
     pub fn new(name: &str) -> Option<Self> {
         let mut bytes = [0; Self::MAX_LEN];
         let fits = !name.is_empty() && name.len() < Self::MAX_LEN && !name.contains('\0');
@@ -97,8 +97,9 @@ impl SockAddr {
     }
 }
 
-/// Opens a non-blocking listener on `addr` with SO_REUSEADDR. Accepted sockets inherit `options` and TCP keep-alive. On the IPv6
-/// wildcard the listener accepts IPv4 too, unless `v6_only`; the system's `bindv6only` has no effect.
+/// Opens a non-blocking listener on `addr` with SO_REUSEADDR. Accepted sockets inherit `options` and TCP keep-alive. On
+/// the IPv6 wildcard address, the listener accepts IPv4 too, unless `v6_only` is set. The system's `bindv6only` has no
+/// effect.
 ///
 /// # Errors
 /// An error of socket(2), bind(2) or listen(2).
@@ -109,7 +110,7 @@ pub fn listen(addr: SocketAddr, v6_only: bool, backlog: i32, options: Options) -
     Ok(TcpListener::from(fd))
 }
 
-/// Checks that [`listen`] could use `addr` now. The check accepts no connection, and it disturbs none.
+/// Checks that [`listen`] could use `addr` now. The check accepts no connection and disturbs no connection.
 ///
 /// # Errors
 /// An error of socket(2) or bind(2).
@@ -221,14 +222,14 @@ pub unsafe fn send_now(fd: BorrowedFd<'_>, pieces: &mut [libc::iovec]) -> Result
 }
 
 /// Returns the bytes that the peer has acknowledged since the connection came up (TCP_INFO, Linux 4.1), or 0 if the
-/// kernel doesn't tell.
+/// kernel doesn't report the number.
 pub fn bytes_acked(fd: BorrowedFd<'_>) -> u64 {
     // `tcpi_bytes_acked` ends here in struct tcp_info (include/uapi/linux/tcp.h).
     tcp_info::<128>(fd)
 }
 
 /// Returns the bytes that have arrived from the peer since the connection came up, read or not (TCP_INFO, Linux 4.1),
-/// or 0 if the kernel doesn't tell.
+/// or 0 if the kernel doesn't report the number.
 pub fn bytes_received(fd: BorrowedFd<'_>) -> u64 {
     // `tcpi_bytes_received` is the next field.
     tcp_info::<136>(fd)

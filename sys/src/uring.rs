@@ -1,8 +1,8 @@
 //! io_uring: the kernel's features, and one ring.
 //!
-//! What it is: [`Features`] is probed, not assumed (Linux 6.1 must do); [`Ring`] submits a turn's entries and
-//! fetches completions with one io_uring_enter(2), or without a call if there is no work. Entries are the
-//! `io-uring` crate's.
+//! What it is: [`Features`] is probed, not assumed (Linux 6.1 must suffice); [`Ring`] submits a turn's entries and
+//! fetches completions with one io_uring_enter(2), or without a call if there is no work. The entries are types of the
+//! `io-uring` crate.
 //!
 //! What it is not: it doesn't own the memory that entries point to; the caller keeps that memory.
 
@@ -50,11 +50,11 @@ pub struct Features {
     pub coop_taskrun: bool,
     /// A bad entry does not stop the rest of a batch (5.18).
     pub submit_all: bool,
-    /// Waiting takes a timeout without an entry (5.11).
+    /// A wait can have a timeout without an entry for the timeout (5.11).
     pub ext_arg: bool,
     /// Completions are never dropped (5.5).
     pub nodrop: bool,
-    /// A shared ring hands over receive buffers (5.19).
+    /// The kernel takes receive buffers from a shared ring (5.19).
     pub buffer_ring: bool,
     /// Needed operations that this kernel lacks.
     pub missing: Vec<&'static str>,
@@ -128,8 +128,8 @@ impl Ring {
     /// best flags of `features`.
     ///
     /// # Errors
-    /// An error of io_uring_setup(2); [`Unsupported`](io::ErrorKind::Unsupported), with the features in its
-    /// text, if they don't suffice.
+    /// An error of io_uring_setup(2); [`Unsupported`](io::ErrorKind::Unsupported), with the features in its text, if
+    /// the features don't suffice.
     pub fn new(features: &Features, sq_entries: u32, cq_entries: u32) -> io::Result<Self> {
         if !features.suffices() {
             let what = format!("this kernel's io_uring lacks features: {features}");
@@ -168,8 +168,8 @@ impl Ring {
     /// Queues an entry for the next [`enter`](Self::enter). Returns `false` if the submission queue is full.
     ///
     /// # Safety
-    /// The memory that the entry points to must stay valid until the entry's completion, and untouched where
-    /// the kernel writes.
+    /// The memory that the entry points to must stay valid until the entry's completion. Where the kernel writes,
+    /// nobody else may touch the memory until then.
     pub unsafe fn push(&mut self, entry: &Entry) -> bool {
         // SAFETY: the caller's promise.
         unsafe { self.ring.submission().push(entry) }.is_ok()
@@ -179,8 +179,8 @@ impl Ring {
     /// only if there is work.
     ///
     /// # Errors
-    /// An error of io_uring_enter(2), except a signal or a full completion queue. After those the caller
-    /// fetches completions and calls again anyway.
+    /// An error of io_uring_enter(2), except a signal or a full completion queue. After these two, the caller fetches
+    /// completions and calls again anyway.
     pub fn enter(&mut self) -> io::Result<()> {
         let sq = self.ring.submission();
         let queued = sq.len() as u32;
@@ -217,7 +217,7 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Fetches completions into `into`, and returns the fetched ones.
+    /// Fetches completions into `into`, and returns the fetched completions.
     pub fn completions<'a>(&mut self, into: &'a mut [MaybeUninit<cqueue::Entry>]) -> &'a mut [cqueue::Entry] {
         self.ring.completion().fill(into)
     }
@@ -236,7 +236,7 @@ impl Ring {
         unsafe { self.ring.submitter().register_buffers(&spans) }
     }
 
-    /// Returns the descriptor, for messages.
+    /// Returns the descriptor, for log messages.
     pub fn fd(&self) -> i32 {
         self.ring.as_raw_fd()
     }

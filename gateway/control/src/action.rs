@@ -1,6 +1,7 @@
-//! Everything that can be asked of a gateway, in one enum.
+//! All actions that a client can ask of a gateway, in one enum.
 //!
-//! Methods, native and SPDK's, only translate into these actions. Each variant says when it is legal.
+//! Native methods and SPDK's methods only translate a call into one of these actions. Each variant says when the action is
+//! legal.
 
 use crate::error::{Fault, Refusal};
 use crate::loss::Permit;
@@ -11,7 +12,7 @@ use uuid::Uuid;
 /// The phase of a gateway's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The gateway is being brought up from its store. Hosts can't connect yet.
+    /// The gateway brings up its objects from the store. Hosts can't connect yet.
     Starting,
     /// The gateway serves.
     Running,
@@ -24,9 +25,9 @@ pub enum Phase {
 pub enum Action {
     /// Changes the desired state, all or nothing. Legal when running.
     Change(Change),
-    /// Tells what a change would do. Legal when running.
+    /// Returns the effects that a change would have. Legal when running.
     Preview(Change),
-    /// Returns the state, and what the engine knows about its parts. Legal always.
+    /// Returns the state, and the engine's knowledge about the state's objects. Legal always.
     View,
     /// Asks every core for its queue pairs. Legal when running or stopping.
     Survey,
@@ -34,29 +35,29 @@ pub enum Action {
     LunStats,
     /// Begins an orderly stop: closes listeners and disconnects hosts. Legal when starting or running.
     Shutdown,
-    /// Presents nothing any more, and detaches the backends. Legal when stopping.
+    /// Withdraws all objects from the cores, and detaches the backends. Legal when stopping.
     Halt,
 }
 
-/// A change of the desired state. All changes are legal when running. Their other conditions are the plan's: see
+/// A change of the desired state. All changes are legal when running. The plan checks their other conditions: see
 /// [`crate::plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Makes a backend. Legal if no backend has its name.
+    /// Makes a backend. Legal if no backend has the new backend's name.
     BackendCreate(Backend),
-    /// Deletes a backend. Legal if no pool and no LUN uses it.
+    /// Deletes a backend. Legal if no pool and no LUN uses the backend.
     BackendDelete {
         /// The backend's name.
         name: String,
     },
-    /// Makes a pool. Legal if no pool has its name, and its backends exist and are unused.
+    /// Makes a pool. Legal if no pool has the new pool's name, and the new pool's backends exist and are unused.
     PoolCreate {
         /// The pool to make.
         pool: Pool,
-        /// Makes the pool even if a file system or the like is recognised on a backend, and will be lost.
+        /// Makes the pool even if a file system or similar data is recognised on a backend. The data is lost.
         delete_data: bool,
     },
-    /// Deletes a pool. Legal if no LUN is in the pool, or with `delete_data`. A pool that is down keeps its labels on its
+    /// Deletes a pool. Legal if no LUN is in the pool, or with `delete_data`. If the pool is down, its labels stay on its
     /// backends.
     PoolDelete {
         /// The pool's name.
@@ -66,8 +67,8 @@ pub enum Change {
         /// Takes the pool's LUNs out of their subsystems.
         force: bool,
     },
-    /// Makes a LUN from a pool or from a whole backend (an import). Legal if no LUN has its name, or if the LUN of its name
-    /// is the same LUN with the same given UUID.
+    /// Makes a LUN from a pool or from a whole backend (an import). Legal if no LUN has this name. Also legal if the LUN of
+    /// this name is the same LUN, and the request gives the UUID of this LUN.
     LunCreate(Lun),
     /// Deletes a LUN of a pool, with its data. Legal if no subsystem shows the LUN, or with `force`.
     LunDelete {
@@ -83,17 +84,17 @@ pub enum Change {
         /// Takes the LUN out of its subsystems.
         force: bool,
     },
-    /// Grows a LUN. Legal for a LUN of a pool, to a larger size.
+    /// Grows a LUN. Legal if the LUN is in a pool and the new size is larger.
     LunGrow {
         /// The LUN's name.
         name: String,
         /// The LUN's new size.
         size: Bytes,
     },
-    /// Makes a subsystem. Legal if no subsystem has its NQN.
+    /// Makes a subsystem. Legal if no subsystem has the new subsystem's NQN.
     SubsystemCreate(Subsystem),
-    /// Deletes a subsystem. Legal if the subsystem exists, and no host is connected or with `force`. Its hosts are
-    /// disconnected.
+    /// Deletes a subsystem. Legal if the subsystem exists and no host is connected to it. With `force`, also legal while hosts
+    /// are connected: they are disconnected.
     SubsystemDelete {
         /// The subsystem's NQN.
         nqn: String,
@@ -136,12 +137,13 @@ pub enum Change {
         /// The listener's address.
         listen: Address,
     },
-    /// Puts a host on a list. Legal if the host isn't on the list yet. If all hosts could see the namespace, it now gets its
-    /// first list, so that other hosts no longer see it. If such a host is connected, the change is legal only with `force`.
+    /// Puts a host on a list. Legal if the host isn't on the list yet. If all hosts could see the namespace, the namespace now
+    /// gets its first list. Hosts that are not on this list no longer see the namespace. If a connected host would lose the
+    /// namespace, the change is legal only with `force`.
     HostAllow {
         /// The subsystem.
         nqn: String,
-        /// The namespace whose list is meant, or the subsystem's own.
+        /// The NSID of the namespace whose list changes. If `None`, the subsystem's own list changes.
         nsid: Option<u32>,
         /// The host: an NQN or a name.
         host: String,
@@ -152,12 +154,13 @@ pub enum Change {
     HostRevoke {
         /// The subsystem.
         nqn: String,
-        /// The namespace whose list is meant, or the subsystem's own.
+        /// The NSID of the namespace whose list changes. If `None`, the subsystem's own list changes.
         nsid: Option<u32>,
         /// The host: an NQN or a name.
         host: String,
     },
-    /// Sets whether every host may connect. Legal if the subsystem exists, and no connected host loses it or with `force`.
+    /// Sets whether every host may connect. Legal if the subsystem exists and no connected host loses the subsystem. With
+    /// `force`, also legal if connected hosts lose it.
     AllowAnyHost {
         /// The subsystem.
         nqn: String,
@@ -175,47 +178,48 @@ pub enum Change {
     },
     /// Makes the TCP transport. Legal if there is none yet.
     TransportCreate(Transport),
-    /// Makes a backend and the LUN that presents it whole, both with the backend's name: what SPDK calls a bdev. Legal if no
-    /// backend and no LUN has the name.
+    /// Makes a backend and the LUN that presents the whole backend. The backend and the LUN have the same name. SPDK calls such
+    /// a pair a bdev. Legal if no backend and no LUN has the name.
     BdevCreate {
         /// The backend.
         backend: Backend,
         /// The LUN's UUID.
         uuid: Option<Uuid>,
     },
-    /// Makes backends of the namespaces of an array's subsystem. Legal if nothing has their names.
+    /// Makes backends from the namespaces of an array's subsystem. Legal if no object has one of their names.
     Attach {
         /// One backend for each namespace.
         backends: Vec<Backend>,
-        /// Also makes, for each backend, a LUN of its name that presents it whole.
+        /// Also makes, for each backend, a LUN of the same name that presents the whole backend.
         whole: bool,
     },
-    /// Deletes backends, the LUNs that present them whole, and the namespaces of these LUNs. Legal as [`Change::BdevDelete`].
+    /// Deletes backends, each LUN that presents one of these backends as a whole, and the namespaces of these LUNs. Legal under
+    /// the conditions of [`Change::BdevDelete`].
     Detach {
         /// The names of the backends.
         names: Vec<String>,
     },
-    /// Deletes a backend and the LUN that presents it whole. Legal if they belong together. The LUN's namespaces go too, as
-    /// with SPDK.
+    /// Deletes a backend and the LUN that presents the whole backend. Legal if the two belong together. As with SPDK, the LUN's
+    /// namespaces are deleted too.
     BdevDelete {
-        /// The name of both.
+        /// The name of the backend and of the LUN.
         name: String,
     },
-    /// Moves to the state that a document asks for. Legal if the document is sound, changes no backend, pool or identity in
-    /// place, and loses only what `permit` allows.
+    /// Changes the state to the state that a document asks for. Legal if the document is valid, if it changes no backend, pool
+    /// or identity in place, and if `permit` allows all losses.
     Apply {
-        /// The document that the system is to follow.
+        /// The document that describes the new state.
         config: Box<Config>,
         /// The losses that are allowed.
         permit: Permit,
     },
-    /// Makes these changes, one after another, as one change. Legal if each change is legal after the changes before it.
+    /// Makes these changes in order, as one change. Legal if each change is legal after the changes before it.
     Load(Vec<Change>),
 }
 
 impl Change {
-    /// Returns which losses the change may cause without naming them. Returns `None` if the change names all that it takes,
-    /// which is permission enough.
+    /// Returns the permission for losses that the change causes without naming the lost objects. Returns `None` if the change
+    /// names every object that it takes: to name the object is permission enough.
     pub fn permit(&self) -> Option<Permit> {
         match self {
             Self::SubsystemDelete { force, .. }
@@ -281,7 +285,7 @@ impl Change {
 }
 
 impl Action {
-    /// Returns whether the action is answered without waiting for changes.
+    /// Returns whether the engine answers the action without waiting for changes.
     pub fn is_query(&self) -> bool {
         match self {
             Self::View | Self::Survey | Self::LunStats | Self::Preview(_) => true,

@@ -1,4 +1,4 @@
-//! Resolves written addresses to socket addresses, and tells which listeners exclude each other.
+//! Resolves addresses from text to socket addresses, and decides which listeners exclude each other.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use trefoil_config::Address;
 use trefoil_sys::socket::interface_index;
 
-/// Returns the address for a socket that is opened now. Looks up the number of the scope's interface.
+/// Returns the socket address. Looks up the number that the scope's interface has now.
 ///
 /// # Errors
-/// There is no such interface at the moment, or a link-local address lacks its interface.
+/// The interface doesn't exist now, or a link-local address has no interface.
 pub fn resolve(address: Address) -> io::Result<SocketAddr> {
     let Some(scope) = address.scope() else {
         if !address.is_link_local() {
@@ -26,15 +26,15 @@ pub fn resolve(address: Address) -> io::Result<SocketAddr> {
     Ok(address.at(index))
 }
 
-/// Returns whether a listener leaves IPv4 to another listener. An IPv6 wildcard serves both families unless the IPv4 wildcard
-/// of the same port is one of `all` listeners.
+/// Returns whether a listener leaves IPv4 to another listener. An IPv6 wildcard serves both families, except if `all` has the
+/// IPv4 wildcard of the same port.
 pub fn is_v6_only(listen: Address, all: &BTreeSet<Address>) -> bool {
     let v4 = Address::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port())));
     listen.ip() == Ipv6Addr::UNSPECIFIED && all.contains(&v4)
 }
 
-/// Returns whether two different listeners exclude each other because one includes the other. The two wildcards of a port
-/// don't: see [`is_v6_only`].
+/// Returns whether two different listeners exclude each other because the address of one includes the address of the other. The
+/// two wildcards of a port don't exclude each other: see [`is_v6_only`].
 pub fn overlap(a: Address, b: Address) -> bool {
     let includes = |any: Address, one: Address| match one.is_ipv4() {
         true if one.ip().is_unspecified() => false,

@@ -1,7 +1,9 @@
-//! One admin queue to another subsystem, command by command, as a host's tool uses it, without a host's own life cycle. The
-//! queue shows what an array offers before the array becomes a backend.
+//! One admin queue to another subsystem. The caller sends command by command, as a host's tool does. The queue has no
+//! keep-alive and no reconnect. The control plane uses such a queue to list an array's subsystems and namespaces before they
+//! become backends.
 //!
-//! The queue is not on the cores that serve. It blocks its caller, and has a core and a ring of its own that end with it.
+//! The queue is not on the cores that serve hosts. The queue blocks its caller. The queue has a core and a ring of its own,
+//! which end with the queue.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,30 +22,30 @@ use trefoil_wire::nvme::{AdminCommand, Cqe, GetLogPage, IdentifyCommand, Sgl, Sq
 
 const WITHIN: Duration = Duration::from_secs(10);
 const ARENA_BYTES: usize = 2 << 20;
-/// Bytes of a log page that are read at a time.
+/// Bytes of a log page that one command reads.
 const LOG_STEP_BYTES: u64 = 64 << 10;
-/// Most entries of a discovery log that are read. Entries beyond the limit are left out.
+/// Most entries that are read from a discovery log. Entries beyond the limit are left out.
 const MAX_ENTRIES: u64 = 4096;
 /// Most namespaces that are listed: far more than the backends that a gateway can have.
 const MAX_NAMESPACES: usize = 16 * NamespaceList::MAX;
-/// Attempts to read a discovery log that changes while it is read.
+/// Most attempts to read a discovery log that changes during the read.
 const ATTEMPTS: usize = 8;
-/// Home of the blocks of this core: beyond the home of any core that serves.
+/// Home of this core's memory blocks. The number is higher than the home of any core that serves hosts.
 const HOME: u16 = 255;
 
-/// A failure of another subsystem, or of the way to it.
+/// A failure of the other subsystem, or of the path to that subsystem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    /// There is no ring, thread or memory for the core.
+    /// The system gave no ring, thread or memory for the core.
     #[error("the core for this connection can't run: {0}")]
     Core(String),
-    /// The connection ended, or never began.
+    /// The connection ended, or could not be made.
     #[error("{0}")]
     Ended(String),
-    /// No answer came in time.
+    /// The subsystem did not answer in time.
     #[error("the subsystem gave no answer within {0:?}")]
     Silent(Duration),
-    /// A command was refused.
+    /// The subsystem refused a command.
     #[error("{what} was refused: {status}")]
     Refused {
         /// The command.
@@ -63,11 +65,11 @@ fn core_error(e: impl std::fmt::Display) -> AdminError {
 }
 
 enum Msg {
-    /// To the core: send this command, whose data has so many bytes.
+    /// To the core: send this command. The command's data has this number of bytes.
     Do(Sqe, u32),
     /// From the core: the queue is connected.
     Up,
-    /// From the core: the answer with its data.
+    /// From the core: the answer and its data.
     Done(Cqe, Vec<u8>),
     /// From the core: the connection is over.
     Down(String),
@@ -165,7 +167,8 @@ impl Admin {
     /// Returns the NSIDs of all active namespaces, in order (NVMe base 2.0c §5.17.2.3).
     ///
     /// # Errors
-    /// [`AdminError`]. More namespaces than could become backends are an error too, because a list may go on without end.
+    /// [`AdminError`]. A list of more namespaces than could become backends is an error too, because a faulty subsystem could
+    /// send a list without end.
     pub fn namespaces(&mut self) -> Result<Vec<u32>> {
         let mut nsids = Vec::new();
         loop {
@@ -177,7 +180,7 @@ impl Admin {
         }
     }
 
-    /// Returns the entries of the discovery log that have valid names, all of one generation.
+    /// Returns the entries of the discovery log that have valid names. All entries are from one generation of the log.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -234,7 +237,7 @@ impl Admin {
     }
 }
 
-/// Takes in a page of a list of namespaces, and returns whether the list ends there.
+/// Appends a page of a namespace list to `nsids`. Returns whether this page is the last.
 fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
     let page =
         page.first_chunk().ok_or(AdminError::Senseless("the subsystem's list of namespaces is too short"))?;
@@ -254,7 +257,7 @@ fn is_last_page(nsids: &mut Vec<u32>, page: &[u8]) -> Result<bool> {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        // After a failure, no caller waits for the core's end.
+        // After a failure, `close` is not called. The core is then stopped here, and nobody waits until the core has ended.
         self.core.iter().for_each(CoreHandle::stop);
     }
 }

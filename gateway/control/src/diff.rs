@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most objects that a log line names.
 const NAMED: usize = 8;
 
-/// Describes one change of `rows`:
-/// `{"change": "add", "object": "lun/a", "fields": [{"field": "size", "old": null, "new": "8MiB"}]}`.
-/// The change is `add`, `modify` or `remove`. For a list, only elements that differ are described, each as a field.
+/// Describes one change of `rows`: `{"change": "add", "object": "lun/a", "fields": [{"field": "size", "old": null, "new":
+/// "8MiB"}]}`. The change is `add`, `modify` or `remove`. From a list, only the elements that differ are described, each as a
+/// field.
 pub fn describe(change: &RowChange, rows: &BTreeMap<String, Row>) -> Value {
     let (key, row) = match change {
         RowChange::Remove(key) => return json!({ "change": "remove", "object": key, "fields": [] }),
@@ -20,14 +20,14 @@ pub fn describe(change: &RowChange, rows: &BTreeMap<String, Row>) -> Value {
     let mut fields = Vec::new();
     compare("", &old.map_or_else(nothing, Row::value), &row.value(), &mut fields);
     if old.is_none() {
-        // These fields are the object's name.
+        // These fields form the object's name, which is in the key already.
         fields
             .retain(|field| field["field"] != "name" && !key.ends_with(field["new"].as_str().unwrap_or("?")));
     }
     json!({ "change": if old.is_some() { "modify" } else { "add" }, "object": key, "fields": fields })
 }
 
-/// Summarizes a change for a log line: `+lun/b ~subsystem/NQN`, and how many more.
+/// Summarizes a change for a log line: the first objects, such as `+lun/b ~subsystem/NQN`, and the number of further objects.
 pub fn summary(before: &State, after: &State) -> String {
     let (rows, changes) = (before.rows(), before.changes_to(after));
     let named = changes.iter().take(NAMED).map(|change| match change {
@@ -44,8 +44,7 @@ pub fn summary(before: &State, after: &State) -> String {
 
 fn compare(path: &str, old: &Value, new: &Value, fields: &mut Vec<Value>) {
     let tell = |old: &Value, new: &Value| json!({ "field": path, "old": old, "new": new });
-    // In an object's own fields, a list that is not written is an empty list. In a namespace, an empty list differs from no
-    // list.
+    // In an object's own fields, a missing list means an empty list. In a namespace, a missing list and an empty list differ.
     let is_own_list = !path.contains('[');
     let empty = Vec::new();
     match (old, new) {

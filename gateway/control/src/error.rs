@@ -1,11 +1,11 @@
-//! Refusals: why an action was refused or failed, sorted by who can do something about it.
+//! Refusals: the reasons why an action was refused or failed, sorted by the party that can remove the reason.
 
 use crate::jsonrpc::{INTERNAL_ERROR, INVALID_PARAMS, RpcError, WRONG_STATE};
 use nix::errno::Errno;
 use std::io;
 use trefoil_config::{FieldError, cut_quotations};
 
-/// The party at fault, from which a client knows what it can do.
+/// The party at fault. A client learns from the party what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The parameters are wrong.
@@ -16,24 +16,24 @@ pub enum Fault {
     Exists,
     /// The object is in use.
     InUse,
-    /// There is no room.
+    /// There is no free space.
     NoSpace,
     /// The action is not legal now.
     WrongState,
     /// A backend, file, socket or disk failed.
     Device,
-    /// A bug of ours, or a core that doesn't answer.
+    /// A bug of the gateway, or a core that doesn't answer.
     Internal,
 }
 
-/// A refused or failed action. Nothing has changed, with one exception: if a core doesn't answer after a change was stored,
-/// the change is stored and stays.
+/// A refused or failed action. The action has changed nothing, with one exception: if a core doesn't answer after a change was
+/// stored, the change stays stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
     /// The party at fault.
     pub fault: Fault,
-    /// The message for a person. It names the offender.
+    /// The message for a person. It names the object at fault.
     pub message: String,
 }
 
@@ -44,7 +44,7 @@ impl Refusal {
     }
 }
 
-/// Returns the refusal for an I/O error of a device, file or socket. `what` names it.
+/// Returns the refusal for an I/O error. `what` names the device, file or socket.
 pub fn device(what: impl std::fmt::Display, e: &io::Error) -> Refusal {
     let full = e.raw_os_error() == Some(Errno::ENOSPC as i32);
     Refusal::new(if full { Fault::NoSpace } else { Fault::Device }, format!("{what}: {e}"))
@@ -57,7 +57,7 @@ impl From<FieldError> for Refusal {
 }
 
 impl From<Refusal> for RpcError {
-    /// Uses SPDK's codes: a negated errno where there is one.
+    /// Uses SPDK's codes: a negated errno if one fits.
     fn from(e: Refusal) -> Self {
         let code = match e.fault {
             Fault::Invalid => INVALID_PARAMS,

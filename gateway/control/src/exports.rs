@@ -1,14 +1,15 @@
-//! A pool's own record of who sees its LUNs. From the record, a lost database is rebuilt up to the NSIDs.
+//! A pool's own record of the hosts that see its LUNs. If the database is lost, the record restores subsystems, namespaces and
+//! NSIDs.
 //!
-//! This module has the record's form, and puts records back into a state that was made from a document. A pool's record holds
+//! This module defines the record's format, and adds records to a state that was made from a document. A pool's record holds
 //! the subsystems that show LUNs of that pool. Each subsystem has all of its properties, and the namespaces that are LUNs of
-//! that pool. LUNs are named by UUID and hosts by NQN. The record is JSON, version 1:
-//! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`. The subsystems are as in a configuration. `deleting` has the
-//! UUIDs of LUNs that are about to be deleted, if any.
+//! that pool. The record names LUNs by UUID, and hosts by NQN. The record is JSON, version 1:
+//! `{"version":1,"revision":N,"subsystems":[…],"deleting":[…]}`. The subsystems have the form that they have in a document.
+//! `deleting` lists the UUIDs of LUNs that are about to be deleted. The field is left out if there are none.
 //!
-//! While there is a database, the record is not read: the database is newer or equal, and the record is updated from it. Only
-//! `deleting` is read then, to finish a deletion that a crash cut short. The record is written before the database, and the
-//! LUN is deleted after the database is written.
+//! If there is a database, only `deleting` is read from the record, to finish a deletion that a crash cut short. The other
+//! fields are not read, because the database is newer or equal, and the record is updated from the database. A deletion writes
+//! the record first, then the database, and then deletes the LUN.
 
 use crate::state::{State, fill_subsystem};
 use serde::{Deserialize, Serialize};
@@ -23,10 +24,10 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    /// Counts changes over all pools. If two records hold the same subsystem, the record with the higher revision is right.
+    /// Counts the changes of all pools. If two records hold the same subsystem, the record with the higher revision is valid.
     pub revision: u64,
     subsystems: Vec<Subsystem>,
-    /// LUNs that the pool still held and the state no longer had when the record was written.
+    /// LUNs that, when the record was written, the pool still held and the state no longer had.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     deleting: Vec<Uuid>,
 }
@@ -38,7 +39,7 @@ struct Head {
 }
 
 impl Record {
-    /// Returns the record that `pool` has to keep in this state.
+    /// Returns the record that `pool` must keep in this state.
     pub fn of(state: &State, pool: &str, revision: u64) -> Self {
         let uuid = |name: &str| {
             let lun = state.luns.get(name).filter(|lun| lun.pool.as_deref() == Some(pool));
@@ -54,13 +55,13 @@ impl Record {
         Self { version: VERSION, revision, subsystems: subsystems.collect(), deleting: Vec::new() }
     }
 
-    /// Adds the deletions to the record: the LUNs in `held`, which the pool holds, that `state` lacks.
+    /// Adds the deletions to the record. A deletion is a LUN that the pool holds (`held`) and `state` lacks.
     pub fn deleting(mut self, held: impl Iterator<Item = Uuid>, state: &State) -> Self {
         self.deleting = held.filter(|uuid| !state.has_lun(*uuid)).collect();
         self
     }
 
-    /// Returns the LUNs whose deletion was begun. If the database still has a LUN, its deletion was not begun.
+    /// Returns the LUNs whose deletion has begun. If the database still has a LUN, the deletion of this LUN has not begun.
     pub fn deleted<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Uuid> + 'a {
         self.deleting.iter().copied().filter(|uuid| !state.has_lun(*uuid))
     }
@@ -86,21 +87,21 @@ impl Record {
 
     /// Returns the record as bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        // Only a map with keys that are no strings, or a failing Serialize, could make this fail.
+        // Serialization fails only for a map whose keys are not strings, or for a failing `Serialize`. Neither occurs here.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Returns whether the record is good enough for `state`, for which `wanted` would be written now. If no subsystem showed
-    /// a LUN, its deletion may be missing from the record: it does no harm if such a LUN exists again after a crash. A LUN
-    /// that `state` has again must not be among the deletions.
+    /// Returns whether the pool can keep this record in `state`, or must write `wanted`, the exact record for `state`. A record
+    /// may lack the deletion of a LUN that no subsystem showed: if the LUN exists again after a crash, that does no harm. A
+    /// record must not list a LUN as deleted that `state` has again.
     pub fn does_for(&self, wanted: &Self, state: &State) -> bool {
         self.subsystems == wanted.subsystems && self.deleted(state).count() == self.deleting.len()
     }
 }
 
-/// Puts the records of pools into a state that a document made. A record is the truth about its pool's LUNs. If only the
-/// document has a namespace of such a LUN, the namespace was removed later, and isn't shown. `held` has the names, by UUID,
-/// of the LUNs that the pools held before the document was read.
+/// Adds the records of pools to a state that was made from a document. For a pool's LUNs, the record overrides the document. If
+/// the document has a namespace of such a LUN and the record lacks it, the namespace was removed later, and isn't shown. `held`
+/// has the names, by UUID, of the LUNs that the pools held before the document was read.
 pub fn adopt(state: &mut State, held: &BTreeMap<Uuid, String>, records: Vec<Record>) {
     let names: BTreeSet<&String> = held.values().collect();
     for subsystem in state.subsystems.values_mut() {
@@ -197,7 +198,7 @@ mod tests {
         let luns = held(&again);
         adopt(&mut again, &luns, vec![read]);
         assert_eq!(again.subsystems, now.subsystems);
-        // A second time changes nothing.
+        // A second `adopt` changes nothing.
         let kept = Record::of(&again, "p", 5);
         assert!(record.does_for(&kept, &again) && kept != record);
     }
@@ -216,11 +217,11 @@ mod tests {
         let record = of(&next, &["a", "b"]);
         assert!(!before.does_for(&record, &next), "it is written with the change");
         let read = Record::parse(&record.bytes()).expect("sound").expect("a record");
-        // In the first case the database took the change, and in the second it did not.
+        // In the first case the database has stored the change. In the second case it has not.
         assert_eq!(read.deleted(&next).collect::<Vec<_>>(), [ids["a"]]);
         assert_eq!(read.deleted(&now).count(), 0);
-        // When the LUN is gone from the pool, the record needs no change. When a LUN with its UUID returns, the record must
-        // be written.
+        // When the LUN is gone from the pool, the record needs no change. When a LUN with the same UUID returns, the record
+        // must be written.
         assert!(record.does_for(&of(&next, &["b"]), &next));
         let mut again = next.clone();
         again.luns.insert("a".into(), now.luns["a"].clone());

@@ -1,10 +1,9 @@
 //! The control plane: JSON-RPC, actions, durable state.
 //!
-//! The control plane is one tokio thread. A request becomes an [`action::Action`], the action becomes a [`plan`], and the
-//! plan becomes messages to cores. The new state is stored durably before the answer goes out. Modules stand in the order in
-//! which a request flows.
+//! The control plane is one tokio thread. A request becomes an [`action::Action`], the action becomes a [`plan`], and the plan
+//! becomes messages to cores. The new state is stored durably before the answer goes out.
 //!
-//! The control plane is not on the data path. Cores go on without it.
+//! The control plane is not on the data path. Cores serve hosts without it.
 
 #![forbid(unsafe_code)]
 // These macros panic if the output is full or closed.

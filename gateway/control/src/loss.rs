@@ -1,10 +1,10 @@
-//! Losses: what a change takes from connected hosts, and which data the change destroys.
+//! Losses: the objects that a change takes from connected hosts, and the data that the change destroys.
 //!
-//! This module alone judges changes that take more than they name: whole documents, and a few others (see
-//! [`Change::permit`](crate::Change::permit)). Each loss needs permission of its kind. The module does no I/O: the caller
-//! says who is connected.
+//! This module alone judges changes that take objects without naming them: whole documents, and a few other changes (see
+//! [`Change::permit`](crate::Change::permit)). Each loss needs the permission for its kind. The module does no I/O: the caller
+//! passes the connected hosts.
 //!
-//! The module is not asked about a change that names what it takes, such as the removal of a namespace.
+//! A change that names every object that it takes, such as the removal of a namespace, is not checked here.
 
 use crate::error::{Fault, Refusal};
 use crate::state::State;
@@ -14,14 +14,14 @@ use trefoil_config::{Address, Backend, BackendType, DISCOVERY_NQN, Namespace, Su
 /// Most losses that a refusal names.
 const NAMED: usize = 20;
 
-/// The connected hosts. The key is a host's NQN and a subsystem's NQN. The value is the set of listeners by which the host
-/// came, as far as they still exist.
+/// The connected hosts. The key is the pair of a host's NQN and a subsystem's NQN. The value is the set of listeners that the
+/// host's connections use. Listeners that no longer exist are left out.
 pub type Links = BTreeMap<(String, String), BTreeSet<Address>>;
 
 /// The losses that the client allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Permit {
-    /// Allows a change to take from connected hosts what they see.
+    /// Allows a change to take objects from connected hosts.
     pub force: bool,
     /// Allows a change to destroy data.
     pub delete_data: bool,
@@ -30,7 +30,7 @@ pub struct Permit {
 /// The permission that a loss needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A connected host sees the object that goes.
+    /// A connected host uses the object that is removed or changed.
     InUse,
     /// Data is lost for good.
     Data,
@@ -69,13 +69,13 @@ impl Permit {
 pub struct Loss {
     /// The permission that the loss needs.
     pub kind: Kind,
-    /// The key of the row that the loss is about, such as `lun/a`.
+    /// The key of the lost object's row, such as `lun/a`.
     pub object: String,
     /// The message for a person. It names LUN, namespace and host.
     pub what: String,
 }
 
-/// Returns all losses on the way from `now` to `next`, while `links` are connected.
+/// Returns all losses that the change from `now` to `next` causes while the hosts in `links` are connected.
 pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
     let mut losses = Vec::new();
     for ((host, nqn), listeners) in links {
@@ -85,7 +85,7 @@ pub fn losses(now: &State, next: &State, links: &Links) -> Vec<Loss> {
             losses.extend(what.map(|what| Loss { kind: Kind::InUse, object: object.clone(), what }));
         }
     }
-    // Any listener answers discovery.
+    // Every listener answers discovery, so a discovery host can use any listener that stays.
     let (gone, left) = (&now.discovery.listeners, next.listeners());
     for ((host, _), listeners) in links.iter().filter(|((_, nqn), _)| nqn == DISCOVERY_NQN) {
         for listen in listeners.iter().filter(|at| gone.contains(at) && !left.contains(at)) {
@@ -141,7 +141,7 @@ fn sees(namespace: &Namespace, host: &str) -> bool {
     namespace.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|allowed| allowed == host))
 }
 
-/// Returns the losses of a host that is connected to `old` by `listeners`.
+/// Returns the losses of a host that is connected to subsystem `old` through `listeners`.
 fn taken(
     now: &State,
     next: &State,
@@ -180,8 +180,8 @@ fn taken(
     taken
 }
 
-/// Returns whether the contents of this backend are lost with the backend. A pool's data is lost with the pool's LUNs
-/// instead.
+/// Returns whether the removal of this backend destroys the backend's contents. The backends of pools don't count here: the
+/// loss of a pool's data is counted with the pool's LUNs.
 fn forgets(now: &State, next: &State, backend: &Backend) -> bool {
     let is_gone = !next.backends.contains_key(&backend.name);
     let in_pool = now.pools.values().any(|pool| pool.backends.contains(&backend.name));
@@ -240,7 +240,7 @@ mod tests {
         BTreeMap::from([((HOST.into(), NQN.into()), BTreeSet::from([listener]))])
     }
 
-    /// Returns the losses by the edited document while hosts are connected by `links`.
+    /// Returns the losses that the edited document causes while the hosts in `links` are connected.
     fn lost(links: &Links, edit: impl FnOnce(&mut Config)) -> Vec<(Kind, String)> {
         let now = State::from_config(&config(), &State::default());
         let mut config = config();
@@ -281,12 +281,12 @@ mod tests {
             used(|c| c.subsystems[0].listeners.retain(|l| l.ip() != std::net::Ipv4Addr::LOCALHOST))[0]
                 .contains("by listener 127.0.0.1:4420")
         );
-        // These edits take nothing: the host doesn't see or use the object, or the host gains something.
+        // These edits cause no loss: the host doesn't see or use the object, or the host gains an object or a right.
         assert_eq!(used(|c| drop(c.subsystems[0].namespaces.remove(2))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].listeners.truncate(1)), [""; 0]);
         assert_eq!(used(|c| c.luns[0].size = Some(Bytes(16 << 20))), [""; 0]);
         assert_eq!(used(|c| c.subsystems[0].allow_any_host = true), [""; 0]);
-        // Any listener that is left answers discovery.
+        // Every listener that stays answers discovery.
         let only = |listen: &str| {
             let mut state = State::from_config(&config(), &State::default());
             state.discovery.listeners = vec![listen.parse().expect("an address")];
@@ -311,7 +311,7 @@ mod tests {
         };
         let one = |what: &str| vec![(true, what.to_owned())];
         assert_eq!(data(|c| drop(c.luns.remove(0))), one("LUN `a` loses its data in pool `p`"));
-        // A LUN that is a whole backend is only released, as long as the backend stays.
+        // The LUN presents a whole backend, and the backend stays. So the LUN is released, and no data is lost.
         assert_eq!(data(|c| drop(c.luns.remove(1))), []);
         let gone = |c: &mut Config| {
             c.luns.remove(1);

@@ -1,27 +1,28 @@
-//! Checks that the machine has the memory that a system reserves, before a start, and before a change that adds memory.
+//! Checks that the machine has the memory that the gateway reserves. The check runs before a start, and before a change that
+//! adds memory.
 //!
-//! Most of the memory is mapped and not touched yet, so the kernel would grant any amount. A shortage would show only at a
-//! host's write.
+//! Most of the memory is mapped and not touched yet, so the kernel grants any amount. Without the check, a shortage would
+//! appear only at a host's write.
 
 use std::fmt;
 use std::fs::read_to_string;
 use std::os::unix::fs::MetadataExt;
 use trefoil_config::{BackendType, Bytes, Config, Worked};
 
-/// The memory that is asked for, and the memory that is available for it.
+/// The memory that the gateway asks for, and the memory that is available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// The sum of all that the system reserves.
+    /// The sum of all memory that the gateway reserves, with its parts.
     pub asked: Worked,
-    /// The bytes that the system can have: the available memory, and the memory that this process and the backends' files
-    /// have already.
+    /// The bytes that the gateway can have: the memory that is available now, plus the memory that this process and the
+    /// backends' files already use.
     pub available_bytes: u64,
     /// The part of the available bytes that lies on reserved hugepages.
     pub huge_bytes: u64,
 }
 
 impl MemoryNeed {
-    /// Examines the machine. Returns `None` if /proc doesn't tell.
+    /// Examines the machine. Returns `None` if /proc lacks the numbers.
     pub fn look(config: &Config) -> Option<Self> {
         let machine = read_to_string("/proc/meminfo").ok()?;
         let process = read_to_string("/proc/self/status").unwrap_or_default();
@@ -32,7 +33,7 @@ impl MemoryNeed {
         Some(Self { asked: config.memory(), available_bytes, huge_bytes })
     }
 
-    /// Returns whether more memory is asked for than is available.
+    /// Returns whether the gateway asks for more memory than is available.
     pub fn lacks(&self) -> bool {
         self.asked.total_bytes() > self.available_bytes
     }
@@ -54,14 +55,14 @@ impl fmt::Display for MemoryNeed {
     }
 }
 
-/// Returns the bytes that memory backends' files have of their sizes already.
+/// Returns the bytes that the files of memory backends already occupy.
 fn held_bytes(config: &Config) -> u64 {
     let memory = config.backends.iter().filter(|b| b.kind == BackendType::Memory);
     let held = memory.filter_map(|b| Some(b.size?.0.min(b.path.as_ref()?.metadata().ok()?.blocks() * 512)));
     held.fold(0, u64::saturating_add)
 }
 
-/// Returns a number from one of the kernel's tables.
+/// Returns the number of field `name` in a table of /proc.
 fn field(table: &str, name: &str) -> Option<u64> {
     let line = table.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse().ok()

@@ -1,7 +1,7 @@
 //! Prometheus metrics over HTTP on a loopback address, if one is configured.
 //!
-//! Every scrape asks the engine and the cores anew; nothing is counted here. A client, by design or by mistake, can cost no
-//! more than [`LIMITS`] allows: a connection is one request, short and soon over.
+//! Every scrape asks the engine and the cores anew; this module counts nothing. [`LIMITS`] bounds the cost of a client that is
+//! faulty or hostile: a connection carries one short request and has a short lifetime.
 
 mod listener;
 
@@ -62,7 +62,7 @@ async fn serve_on(listener: MetricsListener, handle: Handle) -> io::Result<()> {
 }
 
 async fn scrape(Shared(handle): Shared<Handle>) -> Response {
-    // A connection that stayed open would keep its place from others.
+    // A connection that stays open would occupy a place that another client needs.
     let close = (header::CONNECTION, "close");
     match gather(&handle).await {
         Ok(text) => {
@@ -190,7 +190,7 @@ impl Collector for Luns {
     }
 }
 
-/// Returns a count for each power of two. `latency` has eight buckets for each power of two, more than a scrape needs.
+/// Returns one bucket for each power of two. `latency` has eight buckets for each power of two, more than a scrape needs.
 fn octaves(latency: &Latency) -> Vec<(f64, u64)> {
     let bounds = (0..BUCKETS).map(|at| Latency::above_ns(at).map_or(f64::INFINITY, |ns| ns as f64 / 1e9));
     let eighths: Vec<_> = bounds.zip(latency.0).collect();
@@ -290,7 +290,8 @@ mod tests {
         }
     }
 
-    /// OpenMetrics 1.0: a family's description comes once, and its samples follow it before the next family.
+    /// OpenMetrics 1.0: each family has one description. All samples of a family follow its description, before the next
+    /// family.
     #[test]
     fn a_family_is_described_once_and_has_all_its_samples() {
         let mut view = View::of(&Arc::default(), &[0, 1]);
@@ -340,7 +341,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 
-    /// Runs `test` with the address of a port that has `limits`. No engine answers behind the port.
+    /// Runs `test` with the address of a metrics port that has `limits`. There is no engine behind the port.
     fn on_port<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketAddr) -> F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
@@ -352,12 +353,12 @@ mod tests {
         });
     }
 
-    /// Connects, sends, and reads until the other side closes.
+    /// Connects, sends the request, and reads until the other side closes.
     async fn ask(at: SocketAddr, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(at).await.expect("a connection");
         stream.write_all(request).await.expect("sent");
         let mut answer = Vec::new();
-        // A reset is an end, too.
+        // A reset ends the connection too.
         let _ = stream.read_to_end(&mut answer).await;
         String::from_utf8_lossy(&answer).into_owned()
     }

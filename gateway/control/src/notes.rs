@@ -1,8 +1,7 @@
-//! Notes: what an answer says besides the success of a change. For example, a note says that a revoked host still has access,
-//! that hosts take two objects for the same object, or that a host may be listed by a misspelled name. Each note is a line of
-//! the log, too.
+//! Notes: remarks that an answer adds to the success of a change. Examples: a revoked host still has access; hosts can mistake
+//! one object for another; a list may have a host's name misspelled. Each note is also logged.
 //!
-//! A note is not a refusal. The change was legal, and is in force.
+//! A note is not a refusal. The change was legal and is in force.
 
 use crate::action::Change;
 use crate::state::State;
@@ -40,7 +39,7 @@ pub fn of_change(change: &Change, now: &State, next: &State, gateway: &Gateway) 
     notes
 }
 
-/// Tells which access to a subsystem a host still has, or will have, after its removal from the subsystem's list.
+/// Returns notes on the access to a subsystem that a host still has, or will have, after its removal from the subsystem's list.
 fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     let nqn = &subsystem.nqn;
     let mut notes = Vec::new();
@@ -63,7 +62,8 @@ fn revoked(subsystem: &Subsystem, host: &str) -> Vec<String> {
     notes
 }
 
-/// Tells which hosts may see a namespace but can't, because they may not connect.
+/// Returns a note for each host that a namespace's list names and that can't see the namespace, because the host may not
+/// connect.
 fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
     let Some(subsystem) = next.subsystems.get(nqn).filter(|s| !s.allow_any_host) else { return Vec::new() };
     let hosts = hosts.iter().map(|host| next.host_nqn(host));
@@ -76,7 +76,7 @@ fn shut_out(next: &State, nqn: &str, hosts: &[String]) -> Vec<String> {
     hosts.map(told).collect()
 }
 
-/// Tells where a host is still listed whose name is gone.
+/// Returns a note on the lists that still name a host after the deletion of the host's name.
 fn forgotten(next: &State, name: &str, host: &str) -> Option<String> {
     let is_listed = |s: &&Subsystem| {
         let namespaces = s.namespaces.iter().flat_map(|ns| ns.hosts.iter().flatten());

@@ -1,11 +1,11 @@
-//! Tells systemd the gateway's state by datagrams on `$NOTIFY_SOCKET` (sd_notify(3), sd_watchdog_enabled(3)).
+//! Reports the gateway's state to systemd by datagrams to `$NOTIFY_SOCKET` (sd_notify(3), sd_watchdog_enabled(3)).
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-/// The way to the service manager, if there is one.
+/// The socket to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
     to: Option<(OwnedFd, UnixAddr)>,
@@ -21,12 +21,12 @@ impl Notifier {
         Self { to: open(), watchdog: usec.filter(|_| ours).map(Duration::from_micros) }
     }
 
-    /// Returns how often the watchdog wants to hear of us: half of its timeout.
+    /// Returns the interval between two watchdog messages: half of the watchdog's timeout.
     pub fn watchdog(&self) -> Option<Duration> {
         self.to.as_ref().and(self.watchdog).map(|timeout| timeout / 2)
     }
 
-    /// Sends a state, such as `READY=1`. A failure is only logged: a manager that is gone is no reason to stop.
+    /// Sends a state, such as `READY=1`. A failure is only logged: the gateway runs on without a service manager.
     pub fn tell(&self, state: &str) {
         let Some((fd, address)) = &self.to else { return };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -38,7 +38,7 @@ impl Notifier {
 
 fn open() -> Option<(OwnedFd, UnixAddr)> {
     let path = std::env::var_os("NOTIFY_SOCKET")?;
-    // A leading @ stands for the abstract namespace.
+    // A leading `@` means that the address is in the abstract namespace.
     let address = match path.as_bytes() {
         [b'@', name @ ..] => UnixAddr::new_abstract(name),
         name => UnixAddr::new(name),

@@ -1,9 +1,9 @@
-//! Obstacles that keep a gateway, or the additions of a change, from coming up on this machine. Folders, files, devices and
-//! addresses are checked before they are needed.
+//! Obstacles that keep a gateway, or the objects that a change adds, from coming up on this machine. Folders, files, devices
+//! and addresses are checked before they are needed.
 //!
-//! The check is no promise. It makes, writes and keeps nothing. For a moment it locks files and binds addresses, as the
-//! gateway later does. A resource that is free now may be taken by then. For an array, the check only tells whether the array
-//! accepts a connection.
+//! The check can't promise success: a resource that is free now may be in use later. The check makes no files and writes no
+//! data. The check locks files and binds addresses for a moment, as the gateway later does, and then releases them. For an
+//! array, the check tests only whether the array accepts a connection.
 
 use crate::address::{is_v6_only, overlap, resolve};
 use crate::engine::local::{Locked, OwnFile, check_path, folder, own_files, try_open, whole};
@@ -24,9 +24,9 @@ use trefoil_config::{Address, Backend, BackendType, Bytes, Config, Gateway};
 use trefoil_storage::pool::{LOOKED_AT_BYTES, Label, LabelState, recognise};
 use trefoil_sys::socket;
 
-/// Time in which an array has to accept a connection.
+/// Time limit for an array to accept a connection.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Size of the pieces in which the space of a memory backend's file is reserved.
+/// The space of a memory backend's file is reserved in pieces of this size.
 const MEMORY_FILE_BYTES: u64 = 2 << 20;
 
 /// A single obstacle.
@@ -34,8 +34,8 @@ const MEMORY_FILE_BYTES: u64 = 2 << 20;
 pub struct Obstacle {
     /// The message names the object, its field and what is wrong.
     pub message: String,
-    /// `true` if the obstacle makes a start or a change fail. Otherwise the start or change goes on without the object, or
-    /// the obstacle shows only later (a lack of space, for example).
+    /// `true` if the obstacle causes a start or a change to fail. `false` if the start or change continues without the object,
+    /// or if the obstacle takes effect only later (a lack of space, for example).
     pub is_fatal: bool,
 }
 
@@ -45,8 +45,8 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// Returns the obstacles to a start with `config`. If there is a store, its contents count and not the document's objects,
-/// and a start goes on without the objects that can't come up. `document` is the file that `config` was in. Blocks.
+/// Returns the obstacles to a start with `config`. If there is a store, the objects are taken from the store and not from the
+/// document. A start then continues without the objects that can't come up. `document` is the file that holds `config`. Blocks.
 pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     let Gateway { state_dir, rpc_socket, metrics_listen, rpc_listen, .. } = &config.gateway;
     let own_files = own_files(document, &Store::path_in(state_dir));
@@ -65,7 +65,7 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
             look.objects(&none.changes_to(&State::from_rows(found.rows)), &nothing);
         }
         Ok(_) => look.objects(&none.changes_to(&State::from_config(config, &none)), &nothing),
-        // A process that uses the state folder also uses the backends, so they are not checked.
+        // If another process uses the state folder, that process also uses the backends, so the backends are not checked.
         Err(error) => look.check(Err(error.to_string()), "gateway.state_dir", true),
     }
     for (field, listen) in [("metrics_listen", metrics_listen), ("rpc_listen", rpc_listen)] {
@@ -75,8 +75,8 @@ pub fn of_start(config: &Config, document: &Path) -> Vec<Obstacle> {
     look.found
 }
 
-/// Returns the obstacles to the additions that `changes` make to the objects `before`, which are up. With `delete_data`, new
-/// pools may overwrite any data, and the overwritten data is only reported. Blocks.
+/// Returns the obstacles to the objects that `changes` add. The objects in `before` are up. With `delete_data`, new pools may
+/// overwrite any data, and the overwritten data is only reported. Blocks.
 pub fn of_changes(
     changes: &[RowChange],
     before: &BTreeMap<String, Row>,
@@ -94,20 +94,21 @@ struct Look<'a> {
     found: Vec<Obstacle>,
     /// Files of the gateway's own.
     own_files: &'a [OwnFile],
-    /// Folders that a start makes before anything else.
+    /// Folders that a start makes first.
     made: Vec<PathBuf>,
-    /// `true` if the objects were served before. No file is then made for them, and the gateway starts without them.
+    /// `true` if the objects come from the store. The gateway then makes no missing files for the objects, and starts without
+    /// objects that fail.
     is_stored: bool,
     /// `true` if the data on the backends of new pools may be lost.
     delete_data: bool,
     /// Files and devices of the backends checked so far.
     held: Vec<Locked>,
-    /// Paths of the backends checked so far, with links followed, even where nothing exists yet.
+    /// Paths of the backends checked so far, with all links resolved. A path is also recorded if no file exists there yet.
     paths: BTreeSet<PathBuf>,
     /// Listeners checked so far.
     open: BTreeSet<Address>,
-    /// Space that the backends checked so far need on each file system, by the file system's device. The first number is
-    /// needed at once. The second includes what files may grow to.
+    /// Space in bytes that the backends checked so far need on each file system, by the file system's device. The first number
+    /// is the space that is needed at once. The second number also includes the space that the files may need when they grow.
     need_bytes: BTreeMap<u64, (u64, u64)>,
 }
 
@@ -182,7 +183,7 @@ impl Look<'_> {
                 // Unreadable files and devices were reported already.
                 let Some(Ok(start)) = files.get(name.as_str()).map(|path| start(path)) else { continue };
                 let what = match (recognise(&start), Label::newest(&start)) {
-                    // A pool of the same name may be this pool. It is then opened.
+                    // If the label's pool has the same name, it may be this pool, and the gateway opens it.
                     (_, Some(label)) if label.state == LabelState::Ready && label.pool_name != pool.name => {
                         format!("belongs to pool `{}`, which would lose this backend", label.pool_name)
                     }
@@ -207,7 +208,8 @@ impl Look<'_> {
     fn listener(&mut self, listen: Address, what: &str, is_fatal: bool) {
         let free = match self.open.iter().find(|other| overlap(**other, listen)) {
             Some(other) => Err(format!("the gateway already listens on {other}")),
-            // The gateway's IPv6 wildcard was open before the IPv4 wildcard, and leaves IPv4 to the IPv4 wildcard.
+            // The gateway's own IPv6 wildcard listener holds this port. When the IPv4 wildcard is added, the IPv6 wildcard
+            // leaves IPv4 to it.
             None if self.open.iter().any(|other| is_v6_only(*other, &BTreeSet::from([listen]))) => Ok(()),
             None => may_listen(listen, is_v6_only(listen, &self.open)),
         };
@@ -238,7 +240,7 @@ impl Look<'_> {
             }
             Ok(_) => match try_open(backend, path, &self.held) {
                 Ok(held) => self.held.push(held),
-                // The refusal names the backend itself.
+                // The refusal already names the backend.
                 Err(refusal) => self.found.push(Obstacle { message: refusal.message, is_fatal }),
             },
             Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(Err(e.to_string()), &what, is_fatal),
@@ -249,7 +251,7 @@ impl Look<'_> {
                 let why = "there is no such file: set `size`, and the gateway makes the file";
                 self.check(Err(why.into()), &what, is_fatal);
             }
-            // The file that comes later has the data.
+            // The data is in a file that is missing now, for example because its disk is not mounted yet.
             Err(_) if self.is_stored && !is_memory => {
                 self.check(
                     Err("the file is missing, and the gateway does not make it again".into()),
@@ -263,15 +265,15 @@ impl Look<'_> {
                 let missing = || format!("folder {} is missing: make it first", folder(path).display());
                 let makeable = if exists { may_write(folder(path)) } else { Err(missing()) };
                 self.check(makeable, &what, is_fatal);
-                // A file begins as a hole, so a lack of room fails only the hosts' writes.
+                // A new file is one hole. So if space is short, the start succeeds, and hosts' writes fail later.
                 let room = self.room(path, size_bytes, is_memory);
                 self.check(room, &what, is_fatal && is_memory);
             }
         }
     }
 
-    /// Checks that the file system of `path` has room for `more_bytes`, beside what other backends need there. Space that is
-    /// needed at once goes before other space.
+    /// Checks that the file system of `path` has room for `more_bytes` and for the other backends there. With `at_once`, only
+    /// space that other backends need at once is counted.
     fn room(&mut self, path: &Path, more_bytes: u64, at_once: bool) -> Result<(), String> {
         let (at, found) = nearest(folder(path));
         let (Ok(meta), Ok(fs)) = (found, statvfs(at)) else { return Ok(()) };
@@ -287,7 +289,7 @@ impl Look<'_> {
         Err(format!("the backends on this file system need {need}, and {free} is free"))
     }
 
-    /// Checks that the arrays accept connections. Arrays that existed before may come later, so their silence is not fatal.
+    /// Checks that the arrays accept connections. An array from the store may answer later, so its silence is not fatal.
     fn arrays(&mut self, arrays: &[(&String, Address)]) {
         let answers: Vec<_> = std::thread::scope(|scope| {
             let ask = |&(_, at): &(&String, Address)| {
@@ -304,7 +306,7 @@ impl Look<'_> {
     }
 }
 
-/// Returns the start of a file or block device, and nothing for other objects.
+/// Returns the first bytes of a file or block device, and no bytes for other objects.
 fn start(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(LOOKED_AT_BYTES);
     let kind = path.metadata()?.file_type();
@@ -331,7 +333,7 @@ fn may_map(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Checks that files can be made in a folder. The gateway makes a missing folder first.
+/// Checks that the gateway can make files in a folder. For a missing folder, checks that the gateway can make the folder.
 fn may_write(dir: &Path) -> Result<(), String> {
     let (at, found) = nearest(dir);
     let fail = |e: io::Error| format!("{}: {e}", at.display());
@@ -341,8 +343,8 @@ fn may_write(dir: &Path) -> Result<(), String> {
     eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| fail(e.into()))
 }
 
-/// Returns the part of a path that exists: the path itself, or its closest folder that exists. A link counts as existing even
-/// if its target is missing.
+/// Returns the part of a path that exists: the whole path, or its closest folder that exists. A link counts as existing even if
+/// its target is missing.
 fn nearest(path: &Path) -> (&Path, io::Result<Metadata>) {
     let is_gone = |e: &io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let here = Path::new(".");

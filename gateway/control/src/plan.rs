@@ -1,7 +1,7 @@
-//! Plans a change: computes the state to which the change leads. A plan does no I/O and carries nothing out.
+//! Plans a change: computes the state after the change. A plan does no I/O and doesn't carry out the change.
 //!
-//! A plan is checked twice: here by the objects that it names, and then as a whole document by
-//! [`Config::check`](trefoil_config::Config::check), which knows limits and references.
+//! A plan is checked twice. This module checks the objects that the change names. Then
+//! [`Config::check`](trefoil_config::Config::check) checks the whole new state as a document, with its limits and references.
 
 mod document;
 mod exports;
@@ -33,12 +33,12 @@ pub fn plan(now: &State, gateway: &Gateway, change: &Change) -> Result<State, Re
     Ok(next)
 }
 
-/// Checks that a state as a whole can be served. Every way to a state ends here. A change is checked before anything is
-/// brought up, and again with the additions of the pools and arrays that were brought up. The states of a first start and of
-/// a later start are checked too.
+/// Checks that a state as a whole can be served. Every new state passes this check. A change is checked before its objects are
+/// brought up. The change is checked again after that, because the pools and arrays that were brought up can add to the state.
+/// The state of each start is checked too.
 ///
 /// # Errors
-/// A document of this state would be refused.
+/// The document of this state would be refused.
 pub fn check_whole(state: &State, gateway: &Gateway) -> Result<(), Refusal> {
     hosts_told_apart(state)?;
     match state.to_config(gateway).check().into_iter().next() {

@@ -1,4 +1,4 @@
-//! Answers calls: finds a method by its name among the gateway's own and SPDK's.
+//! Answers calls: finds a method by its name among the gateway's own methods and SPDK's methods.
 
 use crate::jsonrpc::{Dispatch, METHOD_NOT_FOUND, RpcError};
 use crate::methods::{self, Methods, Reply};
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn every_method_refuses_an_unknown_parameter_by_name() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        // No engine answers: parameters are checked before the engine is asked.
+        // The handle has no engine. That is enough, because a method checks its parameters before it asks the engine.
         let gateway = Methods::new(Handle::dangling());
         for name in [methods::NAMES, spdk::NAMES].concat() {
             let call = gateway.call(name.into(), json!({ "no_such_thing": 1 }));

@@ -1,9 +1,10 @@
-//! The desired state, as the operator asked for it and as it is stored.
+//! The desired state: the objects that the operator asked for, as they are stored.
 //!
-//! The state has the objects of a [`Config`] by name, without the gateway's own settings. Every identity is filled in, and
-//! every host is named by its NQN. Two states are compared row by row; the rows that differ go to the store.
+//! The state has the objects of a [`Config`] by name, without the gateway's own settings. Every object has its identities, and
+//! every list names hosts by NQN. Two states are compared row by row. The rows that differ are written to the store.
 //!
-//! The state doesn't say what is going on. Sizes found, paths lost and connected hosts are the engine's.
+//! The state doesn't describe what happens at run time. The engine has the sizes that were found, the lost paths and the
+//! connected hosts.
 
 mod row;
 
@@ -16,8 +17,8 @@ use trefoil_config::{
 use trefoil_storage::initiator::NamespaceIdentity;
 use uuid::Uuid;
 
-/// The TCP transport as SPDK's clients made it. Its values are kept only to be reported back. The limits that are in force
-/// are the gateway's.
+/// The TCP transport as SPDK's clients made it. Its values are stored only to be reported to the clients. The limits in force
+/// are those of the gateway's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transport {
     /// Commands per I/O queue.
@@ -47,8 +48,8 @@ impl Default for Transport {
     }
 }
 
-/// The identity of the array's namespace that is a backend, as the namespace reported it at its first answer. A document
-/// doesn't have the identity: the array says which namespace a document's backend is.
+/// The identity of an array's namespace that is a backend, as the namespace first reported it. A document doesn't contain this
+/// identity: the gateway learns from the array which namespace a backend is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayNamespace {
     backend: String,
@@ -56,20 +57,20 @@ pub struct ArrayNamespace {
     uuid: [u8; 16],
     eui64: [u8; 8],
     block_bytes: u32,
-    /// The last size, so that hosts see their LUNs even if the array is away when the gateway starts; 0 if the size isn't
-    /// known.
+    /// The last known size in bytes, or 0 if the size isn't known. With this size, the gateway can show a LUN to hosts even if
+    /// the array is unreachable when the gateway starts.
     #[serde(default)]
     pub len_bytes: u64,
 }
 
 impl ArrayNamespace {
-    /// Makes the entry of the namespace that answered as `backend`.
+    /// Makes the entry for the namespace that answered as `backend`.
     pub fn new(backend: &str, found: NamespaceIdentity) -> Self {
         let NamespaceIdentity { nguid, uuid, eui64, block_bytes } = found;
         Self { backend: backend.into(), nguid, uuid, eui64, block_bytes, len_bytes: 0 }
     }
 
-    /// Returns the identity, for the initiator to compare.
+    /// Returns the identity, which the initiator compares.
     pub fn identity(&self) -> NamespaceIdentity {
         let Self { nguid, uuid, eui64, block_bytes, .. } = *self;
         NamespaceIdentity { nguid, uuid, eui64, block_bytes }
@@ -83,9 +84,9 @@ pub struct State {
     pub backends: BTreeMap<String, Backend>,
     /// Pools.
     pub pools: BTreeMap<String, Pool>,
-    /// LUNs; each has its UUID and NGUID.
+    /// LUNs, each with its UUID and NGUID.
     pub luns: BTreeMap<String, Lun>,
-    /// Subsystems by NQN; each has its serial and model, its namespaces sorted by NSID.
+    /// Subsystems by NQN, each with its serial and model. The namespaces are sorted by NSID.
     pub subsystems: BTreeMap<String, Subsystem>,
     /// The discovery subsystem.
     pub discovery: Discovery,
@@ -98,8 +99,8 @@ pub struct State {
 }
 
 impl State {
-    /// Returns the state that a document asks for. If the document leaves an identity open, it comes from the object of the
-    /// same name in `now`, or else is made up.
+    /// Returns the state that a document asks for. If the document doesn't give an identity, the identity is taken from the
+    /// object of the same name in `now`. If there is no such object, the identity is generated.
     pub fn from_config(config: &Config, now: &Self) -> Self {
         let mut state = Self {
             backends: config.backends.iter().map(|b| (b.name.clone(), b.clone())).collect(),
@@ -160,7 +161,8 @@ impl State {
         subsystems.chain(&self.discovery.listeners).copied().collect()
     }
 
-    /// Returns a subsystem's own listeners, also for the discovery subsystem, or `None` if there is no such subsystem.
+    /// Returns the listeners of a subsystem, which may be the discovery subsystem. Returns `None` if there is no such
+    /// subsystem.
     pub fn listeners_of(&self, nqn: &str) -> Option<&Vec<Address>> {
         match nqn == DISCOVERY_NQN {
             true => Some(&self.discovery.listeners),
@@ -168,7 +170,7 @@ impl State {
         }
     }
 
-    /// Returns the same listeners, to be changed.
+    /// Returns the listeners of a subsystem as [`listeners_of`](Self::listeners_of) does, for changes.
     pub fn listeners_of_mut(&mut self, nqn: &str) -> Option<&mut Vec<Address>> {
         match nqn == DISCOVERY_NQN {
             true => Some(&mut self.discovery.listeners),
@@ -176,9 +178,9 @@ impl State {
         }
     }
 
-    /// Gives LUNs that are whole backends the identities that they lack. A LUN gets the UUID and NGUID that `own` returns for
-    /// its backend, unless another LUN has them. Otherwise the LUN gets made-up identities. Returns the LUNs that lacked a
-    /// UUID.
+    /// Gives LUNs that are whole backends their missing identities. A LUN gets the UUID and NGUID that `own` returns for its
+    /// backend. If `own` returns none, or another LUN has these identities, the LUN gets generated identities. Returns the
+    /// names of the LUNs that lacked a UUID.
     pub fn identify_whole(&mut self, own: impl Fn(&str) -> Option<(Uuid, String)>) -> BTreeSet<String> {
         let lack = |lun: &&Lun| lun.backend.is_some() && lun.uuid.is_none();
         let names: BTreeSet<String> = self.luns.values().filter(lack).map(|lun| lun.name.clone()).collect();
@@ -236,13 +238,13 @@ impl State {
     }
 }
 
-/// Gives a LUN the identities that it lacks. A whole backend without a UUID waits for [`State::identify_whole`].
+/// Gives a LUN its missing identities. If a LUN is a whole backend and has no UUID, [`State::identify_whole`] gives them later.
 pub fn fill_lun(lun: &mut Lun) {
     if lun.backend.is_none() {
         lun.uuid.get_or_insert_with(Uuid::new_v4);
     }
     if let Some(uuid) = lun.uuid {
-        // The NGUID has the UUID's bytes, as is SPDK's default.
+        // The NGUID has the UUID's bytes, which is SPDK's default.
         lun.nguid.get_or_insert_with(|| uuid.simple().to_string());
     }
     if let Some(nguid) = &mut lun.nguid {
@@ -250,8 +252,8 @@ pub fn fill_lun(lun: &mut Lun) {
     }
 }
 
-/// Gives a subsystem the fields that it lacks, sorts its namespaces, and folds its lists. Each list is a set of hosts, by
-/// NQN, or of addresses.
+/// Gives a subsystem its missing fields, sorts its namespaces, and removes repeated elements from its lists. Each list is a
+/// set: of hosts by NQN, or of addresses.
 pub fn fill_subsystem(subsystem: &mut Subsystem) {
     fold(&mut subsystem.hosts);
     fold(&mut subsystem.listeners);
@@ -262,13 +264,14 @@ pub fn fill_subsystem(subsystem: &mut Subsystem) {
     subsystem.namespaces.sort_by_key(|ns| ns.nsid);
 }
 
-/// Removes repeated elements from a list, and keeps the first of each.
+/// Removes repeated elements from a list. The first of equal elements stays.
 fn fold<T: Ord + Clone>(list: &mut Vec<T>) {
     let mut seen = BTreeSet::new();
     list.retain(|element| seen.insert(element.clone()));
 }
 
-/// Keeps the order of `known` if the list has the same elements: another order is the same set, and so no change.
+/// Gives the list the order of `known` if both have the same elements. A list is a set, so a new order alone must not count as
+/// a change.
 fn keep_order<T: Ord + Clone>(list: &mut Vec<T>, known: Option<&Vec<T>>) {
     let set = |list: &[T]| list.iter().cloned().collect::<BTreeSet<T>>();
     if let Some(known) = known.filter(|known| set(list) == set(known)) {
@@ -359,13 +362,13 @@ mod tests {
         );
         let listeners: Vec<String> = s.listeners.iter().map(ToString::to_string).collect();
         assert_eq!(listeners, ["[::1]:4420", "127.0.0.1:4420"]);
-        // Another order is the same set.
+        // A list in another order is the same set.
         let turned = TEXT
             .replace("[\"web\"]", "[\"nqn.2026-01.org.example:x\", \"web\"]")
             .replace("[\"127.0.0.1:4420\"]", "[\"127.0.0.1:4420\", \"[::1]:4420\"]");
         assert_eq!(state.changes_to(&read(&turned, &state)), []);
         assert_eq!(state.changes_to(&read(TEXT, &state)).len(), 1, "another set is a change");
-        // Rows that an earlier version stored are folded, too.
+        // Repeated elements are also removed from rows that an earlier version stored.
         let mut stored = s.clone();
         stored.hosts.extend(s.hosts.clone());
         stored.listeners.extend(s.listeners.clone());
@@ -382,7 +385,7 @@ mod tests {
         assert_eq!(state.luns["l"].uuid, None, "nothing is made up before the backend is asked");
         state.identify_whole(tell);
         assert_eq!((state.luns["l"].uuid, state.luns["l"].nguid.as_deref()), (Some(own), Some(digits)));
-        // A second call has nothing left to do.
+        // A second call changes nothing.
         let before = state.clone();
         assert!(state.identify_whole(|_| panic!("it isn't asked")).is_empty());
         assert_eq!(state, before);

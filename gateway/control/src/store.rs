@@ -1,7 +1,7 @@
 //! The durable store: every object of the desired state as a row, in one embedded database.
 //!
-//! A change is committed and on stable media before it is acknowledged. The commit runs on a thread that may block, so that
-//! the control runtime goes on meanwhile.
+//! A change is committed and on stable media before it is acknowledged. The commit runs on a thread that may block, so the
+//! control runtime can run other tasks meanwhile.
 
 use crate::state::{Row, RowChange};
 use redb::backends::InMemoryBackend;
@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Object rows: key `kind/name`, value JSON.
 const ROWS: TableDefinition<'_, &str, &str> = TableDefinition::new("rows");
-/// `schema` → version; `seeded` → 1 once anything was committed.
+/// The key `schema` has the version. The key `seeded` has 1 once a change was committed.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// The version of the rows' shape.
+/// The version of the rows' format.
 pub const SCHEMA: u64 = 1;
 /// The database's file name in its folder.
 const FILE: &str = "state.redb";
@@ -42,7 +42,7 @@ pub enum StoreError {
         /// The folder.
         dir: PathBuf,
     },
-    /// The database refused an access, for example because the disk is full or the file is damaged.
+    /// The database reports an error, for example because the disk is full or the file is damaged.
     #[error("{}: {message}", .path.display())]
     Database {
         /// The file.
@@ -61,7 +61,7 @@ pub enum StoreError {
         /// The schema version of the store.
         found: u64,
     },
-    /// A row that this program can't read.
+    /// This program can't read a row.
     #[error("{}: row `{key}` can't be read: {message}", .path.display())]
     Row {
         /// The file.
@@ -78,7 +78,7 @@ pub enum StoreError {
 pub struct Found {
     /// Every row.
     pub rows: Vec<Row>,
-    /// `true` if nothing was ever committed: at the first start, or after the loss of the database.
+    /// `true` if no change was ever committed to the database: at the first start, or after the loss of the database.
     pub is_new: bool,
 }
 
@@ -91,9 +91,9 @@ pub struct Store {
 }
 
 struct Inner {
-    /// `None` after a failed commit: the database accepts nothing more until it is opened again.
+    /// `None` after a failed commit: the database accepts no transaction until it is opened again.
     database: Option<Database>,
-    /// The keys that a failed commit may have changed in the file, each with the value that it should have.
+    /// The keys that a failed commit may have changed in the file, each with its correct value.
     unsure: BTreeMap<String, Option<String>>,
 }
 
@@ -128,7 +128,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(io)?,
         };
-        // This is the database's own lock. Not every file system has it.
+        // The database itself uses this lock. Some file systems have no locks.
         if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
             return Err(StoreError::InUse { dir: dir.into() });
         }
@@ -159,7 +159,7 @@ impl Store {
         &self.path
     }
 
-    /// Opens the file and reads it. Checks every page against its checksum first. Otherwise a damaged value could be
+    /// Opens the file and reads it. Checks every page against its checksum first. Without this check, a damaged value could be
     /// read as a valid setting.
     fn checked(
         &self,
@@ -183,7 +183,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic can leave only an uncommitted transaction, and the database ignores such a transaction.
+        // A panic can leave an uncommitted transaction at most, and the database ignores such a transaction.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -257,7 +257,8 @@ impl Store {
 }
 
 /// Runs one transaction. First writes the values in `unsure`, because failed transactions may have changed those keys. Then
-/// makes the changes. If this transaction fails, its keys are in `unsure` too, because it may be on the disk nevertheless.
+/// makes the changes. A failed transaction can be on the disk nevertheless. So if this transaction fails, its keys stay in
+/// `unsure`.
 fn write(
     database: &Database,
     unsure: &mut BTreeMap<String, Option<String>>,
@@ -296,11 +297,12 @@ fn write(
 }
 
 /// Makes the database if it is missing. Writes a file with a temporary name, and renames the file when the database is
-/// complete. Without this, a crash could leave an incomplete database, which never opens.
+/// complete. Without the rename, a crash could leave an incomplete database, which can't be opened.
 fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     let io = |error| StoreError::Io { path: path.to_path_buf(), error };
     let parent = File::open(dir).map_err(io)?;
-    // Without the lock, two processes could remove or rename each other's new file. Not every file system has this lock.
+    // Without the lock, two processes could remove or rename each other's new file. The result is ignored, because some file
+    // systems have no such lock.
     let _ = parent.lock();
     if path.try_exists().map_err(io)? {
         return Ok(());
@@ -313,11 +315,11 @@ fn make_whole(dir: &Path, path: &Path) -> Result<(), StoreError> {
     make_private(&new).map_err(io)?;
     drop(Database::create(&new).map_err(|e| database_error(&new, e))?);
     std::fs::rename(&new, path).map_err(io)?;
-    // The file's name itself must survive a crash.
+    // The file's entry in the folder must survive a crash too.
     parent.sync_all().map_err(io)
 }
 
-/// Makes the file if it is missing, for its owner only. Restricts an existing file to its owner too.
+/// Makes the file if it is missing. Only the file's owner may read or write it. Sets these rights also on an existing file.
 fn make_private(path: &Path) -> std::io::Result<()> {
     // If the path is a FIFO, this function would block without the flag.
     let (flags, mode) = (nix::libc::O_NONBLOCK, 0o600);
@@ -379,7 +381,7 @@ mod tests {
     fn a_store_whose_making_was_cut_short_is_made() {
         let dir = tempfile::tempdir().expect("a directory");
         let half = dir.path().join("state.redb.new");
-        // The file is no database yet: it begins with zeros.
+        // The file is not a database yet: it begins with zeros.
         std::fs::write(&half, [0; 8192]).expect("written");
         let (store, found) = Store::open(dir.path()).expect("a store");
         assert_eq!(found, Found { rows: vec![], is_new: true });
@@ -394,13 +396,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("file"), "").expect("written");
         let error = Store::open(&dir.path().join("file/state")).err().expect("no directory");
-        // A caller that prints the chain of causes would print the same text twice.
+        // The message already contains the cause. With a source as well, a caller that prints the chain of causes would print
+        // the cause twice.
         assert!(std::error::Error::source(&error).is_none() && error.to_string().contains("Not a directory"));
     }
 
     #[test]
     fn a_copy_taken_at_any_moment_opens() {
-        // A crash leaves the file as it was at some moment between commits.
+        // After a crash, the file has its content from some moment between commits.
         let dir = tempfile::tempdir().expect("a directory");
         let (store, _) = Store::open(dir.path()).expect("a store");
         for n in 0..20 {

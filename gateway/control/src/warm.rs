@@ -1,4 +1,4 @@
-//! Gives each core a connection to itself, over which the core keeps itself warm; see [`trefoil_storage::warm`].
+//! Gives each core a connection to itself. Over this connection, the core keeps itself warm: see [`trefoil_storage::warm`].
 
 use crate::engine::cores::Cores;
 use crate::engine::socket_options;
@@ -15,12 +15,12 @@ use trefoil_sys::socket;
 use trefoil_wire::fabrics::Nqn;
 use uuid::Uuid;
 
-/// A connection over loopback comes up at once. If a firewall drops it, it would take minutes, and no host would be served
-/// meanwhile.
+/// Time limit for the connection. A connection over loopback comes up at once. If a firewall drops its packets, the connect
+/// would take minutes without this limit, and the gateway would serve no host meanwhile.
 const WITHIN: Duration = Duration::from_millis(200);
 
-/// Gives the connections as `gateway.keep_warm_ms` says, to cores that sleep at all. If this fails for a core, a log line
-/// says so, and the core goes without.
+/// Gives each core its connection, if the cores sleep when idle and `gateway.keep_warm_ms` is not 0. If this fails for a core,
+/// a warning is logged, and the core runs without the connection.
 pub async fn keep_warm(cores: &Cores, gateway: &Gateway) {
     if gateway.idle == Idle::Spin || gateway.keep_warm_ms == 0 {
         return;
@@ -48,8 +48,8 @@ async fn give(cores: &Cores, gateway: &Gateway, core: CoreId, every: Duration) -
     cores.send(core, Msg::KeepWarm { socket: asks.into(), to: local, host }).await
 }
 
-/// Returns a connection over loopback with the gateway's options: the end that connected, then the end that accepted, each
-/// with its address.
+/// Returns a connection over loopback with the gateway's socket options. Returns the end that connected and its address, then
+/// the end that accepted and its address.
 fn pair(gateway: &Gateway) -> io::Result<(TcpStream, SocketAddr, TcpStream, SocketAddr)> {
     pair_over(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, gateway)
 }
@@ -85,7 +85,7 @@ mod tests {
     fn a_connection_that_does_not_come_up_is_not_waited_for() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let to = listener.local_addr().expect("its address");
-        // When its backlog is full, the listener ignores new connections, as a firewall would.
+        // A listener with a full backlog ignores new connections, as a firewall does.
         let connect = || TcpStream::connect_timeout(&to, WITHIN).ok();
         let held: Vec<_> = std::iter::from_fn(connect).take(10_000).collect();
         let begun = Instant::now();

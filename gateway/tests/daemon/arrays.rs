@@ -1,4 +1,4 @@
-//! A gateway whose backends are the namespaces of an array.
+//! Tests of a gateway whose backends are the namespaces of an array.
 
 use super::{ARRAY_NQN, DOCUMENT};
 use crate::support::daemon::{Daemon, own_addr};
@@ -6,7 +6,7 @@ use crate::support::wait_for;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// A gateway that serves as an array: one LUN of memory, for any host.
+/// The document of a gateway that acts as an array: one memory LUN, for any host.
 const ARRAY: &str = r#"
 [[backend]]
 name = "ram"
@@ -24,7 +24,7 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "l0" }]
 "#;
 
-/// A gateway whose pool is on that array.
+/// The document of a gateway whose pool is on that array.
 const BEHIND: &str = r#"
 [[backend]]
 name = "far"
@@ -56,7 +56,7 @@ fn counters_tell_what_a_host_did_with_each_lun() {
     let before = writes(count("num_write_ops"));
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     assert!(writes(count("num_write_ops")) > before);
-    // The zeroed bytes are the units of both LUNs.
+    // The gateway has zeroed the units of both LUNs.
     assert!(writes(count("bytes_unmapped")) >= 16 << 20, "{}", count("bytes_unmapped"));
     assert!(writes(count("max_write_latency_ticks")) >= writes(count("min_write_latency_ticks")));
     assert_eq!(count("io_error"), serde_json::json!({}));
@@ -75,8 +75,7 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
     let (array, mut gateway) = array_and_gateway();
     array.signal(Signal::SIGSTOP);
     let mut first = gateway.begin(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
-    // The change has its turn once the pool is taken out of the tables to be changed. From the outside, only the missing answer
-    // can be seen.
+    // The change has begun when the pool is taken out of the tables. From the outside, only the missing answer shows that.
     let mut second = gateway.begin(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
     for _ in 0..20 {
         for query in
@@ -92,7 +91,7 @@ fn queries_are_answered_while_a_change_waits_for_its_backend() {
     assert!(first.wait().expect("its end").success() && second.wait().expect("its end").success());
     let luns = gateway.ok(&["lun", "list"]);
     assert!(luns.contains("\nb ") && luns.contains("\nc "), "{luns}");
-    // A stop doesn't wait for a change that can't end. The next start removes the remains of such a change.
+    // A stop doesn't wait for a change that can't end. The next start removes the objects that such a change left.
     array.signal(Signal::SIGSTOP);
     let mut cut = gateway.begin(&["lun", "create", "d", "--pool", "tank", "--size", "8MiB"]);
     let call = [r#"{"toml":""}"#];
@@ -180,7 +179,7 @@ fn a_lost_backend_is_named_and_told_once_for_each_cause() {
     };
     array.kill();
     wait_for("a try that is refused", || lost().contains(&"\"the array refused the connection\"".to_owned()));
-    // This listener closes each connection at once, so that tries can be counted.
+    // This listener closes each connection at once, so that the test can count the gateway's attempts.
     let closes = std::net::TcpListener::bind(array.addr).expect("its address");
     for _ in 0..4 {
         drop(closes.accept().expect("a try"));
@@ -219,7 +218,7 @@ backend = "far"
     };
     let own = identity(&array, "l0");
     assert_eq!(identity(&gateway, "w"), own);
-    // The disk is the same after a restart, without the database, and after another import.
+    // The disk has the same identity after a restart, after the loss of the database, and after another import.
     gateway.kill_and_restart();
     assert_eq!(identity(&gateway, "w"), own);
     std::fs::remove_dir_all(gateway.path("state")).expect("removed");
@@ -228,12 +227,12 @@ backend = "far"
     gateway.ok(&["lun", "release", "w"]);
     gateway.ok(&["lun", "import", "again", "--backend", "far"]);
     assert_eq!(identity(&gateway, "again"), own);
-    // A second LUN can't have the same identity. Here it is the same namespace by another way.
+    // A second LUN can't have the same identity. Here the second backend is the same namespace over another path.
     let attach = ["backend", "attach", "twin", "--address", &address, "--subnqn"];
     gateway.ok(&[&attach[..], &[ARRAY_NQN]].concat());
     gateway.ok(&["lun", "import", "twin", "--backend", "twinn1"]);
     assert_ne!(identity(&gateway, "twin"), own);
-    // A lost backend isn't imported, and the import doesn't wait for it.
+    // A lost backend can't be imported, and the import doesn't wait for the backend.
     gateway.ok(&["lun", "release", "again"]);
     array.kill();
     wait_for("the array is lost", || gateway.ok(&["backend", "list", "far"]).contains(" lost "));
@@ -265,7 +264,7 @@ fn a_namespace_that_is_a_backend_twice_is_no_pool_s() {
         );
     };
     refused(&["one", "two"]);
-    // The label would be written over the data of the LUN's hosts.
+    // A pool's label would overwrite data of the LUN's hosts.
     gateway.call("lun_import", json!({ "name": "w", "backend": "one" }));
     refused(&["two"]);
 }

@@ -1,4 +1,4 @@
-//! Changes and documents: compared, applied, restored, refused and explained.
+//! Tests of changes and documents: documents are compared, applied, restored, refused and explained.
 
 use super::{ARRAY_NQN, DOCUMENT, HOST, NQN};
 use crate::support::daemon::{Daemon, trefoild};
@@ -64,10 +64,10 @@ fn a_document_is_compared_applied_and_restored() {
         ),
         "{refusal}"
     );
-    // A LUN can't shrink, not even by a backup.
+    // A LUN can't shrink, even if a backup is restored.
     let refusal = gateway.refused(&["config", "restore", &path("backup.toml")]);
     assert!(refusal.contains("LUN `a` has 12MiB and can't shrink to 8MiB"), "{refusal}");
-    // The refusal is reported beside the other differences.
+    // `config diff` reports the refusal together with the other differences.
     let smaller = "~ lun/a\n    size: 12MiB → 8MiB\n";
     let why = format!("refused: {}", refusal.trim_start_matches("trefoil: "));
     assert_eq!(gateway.ok(&["config", "diff", &path("backup.toml")]), format!("{smaller}{why}"));

@@ -1,4 +1,4 @@
-//! Starts, stops, kills and restarts, and what they leave.
+//! Tests of starts, stops, kills and restarts, and of the state after each.
 
 use super::{DOCUMENT, HOST, NQN, host_view, listening};
 use crate::support::daemon::{Daemon, own_addr, trefoild};
@@ -19,7 +19,7 @@ fn what_was_acknowledged_survives_a_kill() {
     assert!(!gateway.log().contains("config diff"), "{}", gateway.log());
     gateway.kill_and_restart();
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // The document has no LUN `b`, and has LUN `a` as it was.
+    // The document has no LUN `b`, and has LUN `a` as it was before its change.
     let objects = "objects=\"-lun/b ~lun/a ~subsystem/nqn.2026-01.org.example:s\"";
     let log = gateway.log();
     let document = gateway.arg("trefoil.toml");
@@ -41,7 +41,7 @@ fn what_was_acknowledged_survives_a_kill() {
 fn a_lost_database_is_rebuilt_from_the_pool() {
     let mut gateway = Daemon::start(&listening());
     let address = gateway.addr.to_string();
-    // None of these objects are in the document.
+    // The document has none of these objects.
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["lun", "create", "c", "--pool", "tank", "--size", "8MiB"]);
     gateway.ok(&["subsystem", "add-namespace", NQN, "b", "--nsid", "9"]);
@@ -61,7 +61,7 @@ fn a_lost_database_is_rebuilt_from_the_pool() {
         gateway.kill_and_restart();
         assert_eq!((state(&gateway), host_view(&address, NQN), host_view(&address, own)), before);
     }
-    // A namespace that is taken away stays away, although the document still has it.
+    // A removed namespace stays removed, although the document still has it.
     gateway.ok(&["subsystem", "remove-namespace", NQN, "4"]);
     std::fs::remove_dir_all(gateway.path("state")).expect("removed");
     gateway.kill_and_restart();
@@ -110,7 +110,8 @@ fn the_service_manager_hears_of_start_life_and_stop() {
     let last = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
     assert!(gateway.child.wait().expect("its end").success());
-    // The watchdog is another process's, so this gateway doesn't answer it. It sends only READY and STOPPING.
+    // The watchdog is for another process, so this gateway sends no watchdog messages. This gateway sends only READY and
+    // STOPPING.
     gateway.through.push("WATCHDOG_PID=1".into());
     gateway.restart();
     assert_eq!(heard(), "READY=1");
@@ -146,9 +147,9 @@ backend = "file1"
     assert!(pool.contains("down") && pool.contains("all its backends are down"), "{pool}");
     assert_eq!(gateway.ok(&["lun", "list"]).matches(" down ").count(), 2);
     assert!(disks.iter().all(|disk| !disk.exists()), "what is missing is not made anew");
-    // A change of another object is carried out meanwhile.
+    // A change of another object succeeds meanwhile.
     gateway.ok(&["host", "create", "web", "nqn.2026-01.org.example:web"]);
-    // A LUN of the pool can't be deleted by halves.
+    // A LUN of the pool can't be deleted, because the pool can't be changed.
     assert!(gateway.refused(&["lun", "delete", "a", "--force"]).contains("pool `tank` is down"));
     for (disk, away) in disks.iter().zip(&away) {
         std::fs::rename(away, disk).expect("moved back");
@@ -158,7 +159,7 @@ backend = "file1"
     assert!(gateway.ok(&["pool", "show", "tank"]).contains("up"));
     gateway.ok(&["lun", "create", "b", "--pool", "tank", "--size", "8MiB"]);
 
-    // A pool that is down is forgotten as a whole, with everything else.
+    // A pool that is down can be removed together with all its LUNs, because it is only forgotten.
     gateway.kill();
     std::fs::rename(&disks[0], &away[0]).expect("moved");
     gateway.restart();
@@ -168,7 +169,7 @@ backend = "file1"
     gateway.ok(&["backend", "create", "file1", "--type", "file", "--path", &again]);
 }
 
-/// Otherwise the host would be told that there is no such subsystem, and a Linux host takes that for good.
+/// Otherwise the gateway would answer that the subsystem doesn't exist, and a Linux host would then never reconnect.
 #[test]
 fn a_host_that_comes_in_a_start_is_let_in_once_its_subsystem_is_there() {
     let at = own_addr();

@@ -1,4 +1,4 @@
-//! Listeners that are down, gone, or there again.
+//! Tests of listeners that are down, removed, or up again.
 
 use super::{DOCUMENT, HOST, NQN, listening};
 use crate::support::daemon::{Daemon, answer, own_addr};
@@ -30,7 +30,7 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     let gateway = Daemon::start(DOCUMENT);
     let listener = json!({ "nqn": NQN, "listen": gateway.addr });
     gateway.call("subsystem_add_listener", listener.clone());
-    // The second call waits while the first is carried out.
+    // The second call waits until the first is carried out.
     let gone = gateway.ask("subsystem_remove_listener", &listener);
     let back = gateway.ask("subsystem_add_listener", &listener);
     for told in [gone, back] {
@@ -43,7 +43,8 @@ fn a_listener_that_is_gone_leaves_its_address_at_once() {
     assert!(refused.contains(&format!("the gateway already listens on {}", gateway.addr)), "{refused}");
 }
 
-/// The failed change publishes nothing else to the cores, and hosts are let in only once the cores know the listener.
+/// The listener may accept hosts only after a topology with this listener is published. The failed change itself publishes
+/// none.
 #[test]
 fn a_listener_that_is_there_again_when_a_change_fails_lets_hosts_in() {
     let mut gateway = Daemon::start(&listening());

@@ -1,4 +1,4 @@
-//! Hosts ask for as much as their queues take.
+//! Tests of hosts that fill their queues with commands.
 
 use super::{HOST, NQN, listening};
 use crate::support::daemon::Daemon;
@@ -8,8 +8,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use trefoil_wire::nvme::{IoCommand, Sgl};
 
-/// Sends 255 flushes on each of 40 queues. A disk with much to write is slow with them. The driver has
-/// room for all of them.
+/// Sends 255 flushes on each of 40 queues. A flush is slow while the disk has much to write. The driver must have room for all
+/// these flushes.
 #[test]
 fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     let gateway = Daemon::start(&format!("[gateway]\nmax_qpairs = 64\n{}", listening()));
@@ -18,14 +18,14 @@ fn hosts_may_ask_a_disk_for_as_much_as_their_queues_take() {
     admin.ask_queues(40);
     let queue = |qid| Raw::queue(gateway.addr, &host.clone().queue(cntlid, qid, 255), (false, false));
     let mut queues: Vec<Raw> = (1..=40).map(queue).collect();
-    // No LUN is in this part of the file.
+    // No LUN uses this part of the file.
     let file = File::options().write(true).open(gateway.path("file0.img")).expect("the pool's file");
     file.write_all_at(&vec![7; 32 << 20], 32 << 20).expect("written");
     ask_for_all(&mut queues);
     expect_all(&gateway, &mut queues);
 }
 
-/// All commands are there when the gateway wakes from a pause, and half of them belong to another core.
+/// When the gateway wakes from a pause, all commands have arrived, and half of them belong to another core.
 #[test]
 fn hosts_may_ask_another_core_for_as_much_as_their_queues_take() {
     let document = listening().replace("type = \"file\"\npath = \"DIR/file0.img\"", "type = \"memory\"");

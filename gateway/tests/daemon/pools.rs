@@ -1,4 +1,4 @@
-//! Which disks a pool or a backend may be made of.
+//! Tests of the disks from which a pool or a backend may be made.
 
 use super::DOCUMENT;
 use crate::support::daemon::Daemon;
@@ -6,7 +6,7 @@ use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Bytes that are written to this pool's backend are never there, so the pool can be neither finished nor destroyed.
+/// The null backend of this pool stores no bytes. So the pool's creation can't be finished, and the pool can't be destroyed.
 #[test]
 fn a_pool_that_a_failed_change_leaves_is_in_no_later_one_s_way() {
     let gateway = Daemon::start(DOCUMENT);
@@ -57,15 +57,15 @@ fn a_pool_s_member_is_not_presented_whole() {
     let refused = gateway.refused(&import);
     assert!(refused.contains("backend copy belongs to pool tank"), "{refused}");
     assert_eq!(gateway.ok(&["config", "get"]), before);
-    // With its UUID, it was a LUN before, and its hosts made the pool on it.
+    // The request gives the UUID, so the backend was a LUN before, and the LUN's hosts made the pool on it.
     gateway.ok(&[&import[..], &["--uuid", "6d1d4b8e-0000-4000-8000-0000000000aa"]].concat());
     let with = gateway.ok(&["--json", "lun", "list"]);
     gateway.kill_and_restart();
     assert_eq!(gateway.ok(&["--json", "lun", "list"]), with);
 }
 
-/// The same disk can appear under another name: as a loop device of its file, or as an array's namespace without identifiers
-/// at a second address. This test uses a copy, which looks the same to the gateway.
+/// One disk can appear under two names: for example as a file and as a loop device of the file, or as an array's namespace
+/// without identifiers at two addresses. This test uses a copy of the disk, which looks the same to the gateway.
 #[test]
 fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     let gateway = Daemon::start(DOCUMENT);
@@ -79,7 +79,7 @@ fn an_open_pool_s_disk_is_not_taken_from_it_by_another_name() {
     gateway.ok(&["pool", "create", "other", "copy"]);
 }
 
-/// SPDK has one name for the backend and the LUN.
+/// In SPDK, the backend and the LUN have the same name.
 #[test]
 fn a_bdev_that_is_another_s_backend_is_not_deleted() {
     let gateway = Daemon::start(DOCUMENT);

@@ -1,5 +1,6 @@
-//! An array that goes silent, or dies, and comes back. The array is a second `trefoild`. It is either stopped (SIGSTOP: its
-//! connections stay, and nothing answers) or killed (its connections are reset, and new ones are refused until it is back).
+//! Tests of an array that goes silent, or dies, and then returns. The array is a second `trefoild`. The test either stops or
+//! kills the array. If it is stopped (SIGSTOP), its connections stay open, but it doesn't answer. If it is killed, its
+//! connections are reset, and new connections are refused until it runs again.
 
 #[path = "array_start.rs"]
 mod array_start;
@@ -79,10 +80,11 @@ listeners = ["ADDR"]
 namespaces = [{ nsid = 1, lun = "far" }, { nsid = 2, lun = "near" }]
 "#;
 
-/// Time for which the array is away in the tests in which the gateway waits for it.
+/// Time for which the array is stopped in the tests in which the gateway waits for the array.
 const AWAY: Duration = Duration::from_secs(11);
 
-/// The array, the gateway in front of it, and two hosts at work: 0 on the array's LUN, 1 on the gateway's own.
+/// The array, the gateway in front of the array, and two hosts with I/O: host 0 on the array's LUN, host 1 on the gateway's own
+/// LUN.
 struct Rig {
     array: Daemon,
     gateway: Daemon,
@@ -102,7 +104,7 @@ impl Rig {
         Self { array, gateway, fleet }
     }
 
-    /// Stops the array. All its threads have stopped when this returns.
+    /// Stops the array. When this function returns, all threads of the array have stopped.
     fn stop(&self) {
         self.array.signal(Signal::SIGSTOP);
         let pid = self.array.pid();
@@ -114,7 +116,7 @@ impl Rig {
         self.array.signal(Signal::SIGCONT);
     }
 
-    /// Checks that both hosts go on, without an error or a new connection.
+    /// Checks that the I/O of both hosts continues, without an error or a new connection.
     #[track_caller]
     fn nobody_noticed(&mut self, what: &str) {
         for at in 0..2 {
@@ -129,7 +131,7 @@ impl Rig {
         }
     }
 
-    /// Checks that host 0 waits and host 1 works while the array is away.
+    /// Checks that the I/O of host 0 waits and the I/O of host 1 continues while the array is stopped.
     fn wait_away(&mut self) {
         let before = [0, 1].map(|at| self.fleet.tally(at).ops);
         std::thread::sleep(AWAY);
@@ -137,7 +139,7 @@ impl Rig {
         assert!(after[0] - before[0] < 100 && after[1] - before[1] > 100, "{before:?}, {after:?}");
     }
 
-    /// Waits until the gateway reports that the backend is in this state.
+    /// Waits until the gateway reports this state of the backend.
     fn wait_state(&self, wanted: &str) {
         let patience = Patience::new(format!("the backend to be {wanted}"));
         while self.gateway.call("backend_list", json!({ "name": "array" }))[0]["state"] != wanted {
@@ -173,9 +175,9 @@ fn a_new_array_is_refused_with_what_it_said() {
         "hostnqn": "nqn.2026-01.org.example:gateway",
     });
     let mut made = gateway.call("backend_create", new);
-    // If the machine stands still for longer than the keep-alive time, the gateway loses an array that it has just reached. The
-    // reason is then another one, and the state passes. The new backend must not have the reasons of the refused backends of the
-    // same name.
+    // If the machine pauses for longer than the keep-alive time, the gateway loses an array that it has just reached. The state
+    // then has another reason, and doesn't last. The new backend must not have a reason of the refused backends of the same
+    // name.
     let patience = Patience::new("the array to be up");
     while made["state"] != "up" {
         let why = made["why"].as_str().expect("a reason");
@@ -199,7 +201,7 @@ fn a_stop_lets_go_of_a_new_array_that_is_waited_for() {
     }
     gateway.signal(Signal::SIGTERM);
     let end = gateway.child.wait().expect("its end");
-    // If a core still has the backend's channel at the end, with a block in it, a debug build panics.
+    // A debug build panics if a core still has the backend's channel at the end, with a block in the channel.
     assert!(end.success(), "{end}: {}", gateway.log());
     let answer = support::daemon::answer(asked).expect("an answer");
     let told = answer["error"]["message"].as_str().unwrap_or_default();
@@ -249,8 +251,8 @@ fn what_lies_on_a_lost_array_is_lost_too() {
     wait_states(["up"; 3]);
 }
 
-/// The pool is open, because its array was there when the gateway started. The array then goes away, or gives errors from then
-/// on.
+/// The pool is open, because its array answered when the gateway started. Later the array stops answering, or fails all
+/// requests.
 #[test]
 fn a_pool_whose_array_fails_for_good_can_be_given_up() {
     for dies in [true, false] {
@@ -276,7 +278,7 @@ fn a_pool_whose_array_fails_for_good_can_be_given_up() {
     }
 }
 
-/// The array answers all the time, but gives an error for the blocks of the layout.
+/// The array answers all the time, but fails requests for the blocks of the layout.
 #[test]
 fn a_member_that_can_be_read_again_is_a_member_again() {
     let array = Daemon::start(ARRAY);
@@ -339,7 +341,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.run(0..1, 0);
     rig.fleet.wait_done(0..1);
     rig.stop();
-    // The first commands wait until the array is given up. After that, hosts are told to wait.
+    // The first commands wait until the gateway gives up the array. After that, the gateway tells hosts to wait.
     for round in 0..3 {
         let read = pair.io.read(1, 0, 4096).0;
         let write = pair.io.write(1, 8, &[0x99; 4096]);
@@ -360,7 +362,7 @@ fn silent_past_the_loss_timeout() {
     while pair.io.read(1, 0, 4096).0 != Status::SUCCESS {
         patience.pause();
     }
-    // A failed write is not there in part, and the earlier data is there.
+    // A failed write is on the disk either completely or not at all. All other data is unchanged.
     let (status, data) = pair.io.read(1, 0, MIB as usize);
     assert!(status.is_ok(), "{status}");
     let held = |range: std::ops::Range<usize>, byte: u8| data[range].iter().all(|&found| found == byte);
@@ -372,7 +374,7 @@ fn silent_past_the_loss_timeout() {
     rig.fleet.finish();
 }
 
-/// The array is itself a gateway, and loses the disk behind it.
+/// The array is itself a gateway, and loses its own disk.
 #[test]
 fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     let disk = Daemon::start(ARRAY);
@@ -403,7 +405,8 @@ fn the_ana_state_of_an_array_reaches_hosts_at_once() {
     assert!(!gateway.log().contains("backend lost"), "the array was there all the time");
 }
 
-/// Sends far more commands than the array's one queue takes, from both cores. Only one core has a queue to the array.
+/// Sends far more commands than the array's only queue has entries. The commands come from both cores, and only one core has a
+/// queue to the array.
 #[test]
 fn all_commands_in_the_backlog_of_a_silent_array_complete() {
     let array = Daemon::start(ARRAY);

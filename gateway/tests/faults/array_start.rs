@@ -1,4 +1,5 @@
-//! An array that is away, or has become another, while the gateway starts, and writes to an array that land late.
+//! Tests of arrays during a start: the array is unreachable, or its namespace was replaced. Also tests of writes that reach an
+//! array late.
 
 use super::*;
 use trefoil_control::state::RowChange;
@@ -66,7 +67,8 @@ fn a_late_write_to_a_deleted_lun_lands_nowhere() {
         patience.pause();
     }
     let mut deleted = gateway.ask("lun_delete", &json!({ "name": "old", "force": true }));
-    // The pool's layout itself could be changed at once.
+    // The pool's layout isn't on the array, so it could be changed at once. But the delete must wait for the write that is
+    // under way.
     deleted.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
     let early = std::io::Read::read(&mut deleted, &mut [0]);
     assert!(early.is_err(), "it was deleted with writes to it under way");
@@ -143,7 +145,7 @@ fn hosts_find_the_lun_of_an_array_that_is_away_at_the_start_and_wait_for_it() {
     assert_eq!(pair.io.read(1, 8, 4096), (Status::SUCCESS, vec![0x3c; 4096]));
 }
 
-/// The store knows only the size and identity of the pool's LUNs, so only these can be shown.
+/// The store has only the size and the identity of the pool's LUNs, so the gateway can show only these.
 #[test]
 fn hosts_find_the_luns_of_a_pool_that_is_down_at_the_start_and_wait_for_them() {
     let array = Daemon::start(ARRAY);
@@ -179,7 +181,7 @@ fn wait_served(pair: &mut Pair) {
     expect_filled(&mut pair.io, 1, 0..MIB, 0x3c, "the LUN as it was");
 }
 
-/// Makes `lun` the array's namespace 1, as an array does that is restored wrong.
+/// Makes `lun` the array's namespace 1. This simulates an array that was restored wrong.
 fn swap(array: &Daemon, lun: &str) {
     let nqn = "nqn.2026-01.org.example:array";
     array.call("subsystem_remove_namespace", json!({ "nqn": nqn, "nsid": 1 }));
@@ -219,7 +221,7 @@ fn another_namespace_that_comes_while_the_gateway_is_down_is_not_taken() {
     }
     swap(&array, "disk");
     wait_served(&mut pair);
-    // A user who wants the other namespace makes the backend anew. The backend then has that namespace from then on.
+    // If the user wants the other namespace, the user makes the backend anew. From then on, the backend is that namespace.
     hide(&gateway, 1);
     gateway.call("lun_release", json!({ "name": "far" }));
     gateway.call("backend_delete", json!({ "name": "array" }));
@@ -242,7 +244,7 @@ fn a_store_that_lacks_the_namespace_learns_it_when_the_array_answers() {
         let mut gateway = Daemon::start(&document);
         fill(&mut host(&gateway, 1).io, 1, 0..MIB, 0x3c).expect("written");
         gateway.kill();
-        // An earlier version leaves the store like this.
+        // An earlier version left a store like this.
         let (store, _) = Store::open(&gateway.path("state")).expect("the store");
         let forget = RowChange::Remove("namespace/array".into());
         store.commit_blocking(&[forget]).expect("forgotten");

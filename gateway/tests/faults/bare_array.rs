@@ -1,5 +1,5 @@
-//! A pool on an array that lacks Write Zeroes, or that doesn't promise zeros from deallocated blocks. Hosts never read former
-//! content of its blocks: neither the array's own content nor that of a deleted LUN.
+//! Tests of a pool on an array that lacks Write Zeroes, or that doesn't promise zeros from deallocated blocks. Hosts must never
+//! read former content of a block: neither the array's own content nor the content of a deleted LUN.
 
 use super::*;
 use std::fs::File;
@@ -11,7 +11,7 @@ use trefoil_storage::topology::{Allow, BackendId};
 use trefoil_wire::nvme::{DsmCommand, DsmRange};
 
 const ARRAY_BYTES: u64 = 48 * MIB;
-/// The former content of the array, then the content that hosts write to the first and to the second LUN.
+/// Three contents: the former content of the array, and the contents that hosts write to the first and to the second LUN.
 const OLD: u8 = 0xa5;
 const FIRST: u8 = 0x77;
 const SECOND: u8 = 0x3c;
@@ -35,7 +35,7 @@ allow_any_host = true
 listeners = ["ADDR"]
 "#;
 
-/// A target of our own on a file, which lacks a feature.
+/// An array: a target of our own on a file. The target lacks a feature.
 struct BareArray {
     disk: File,
     target: Gateway,
@@ -63,7 +63,7 @@ impl BareArray {
         Self { disk, target }
     }
 
-    /// Returns the number of blocks that are filled with `byte`.
+    /// Returns the number of the file's blocks that are filled with `byte`.
     fn blocks_of(&self, byte: u8) -> usize {
         let mut all = vec![0; ARRAY_BYTES as usize];
         self.disk.read_exact_at(&mut all, 0).expect("read");
@@ -88,7 +88,7 @@ fn trim(io: &mut Raw, blocks: Range<u64>) -> Status {
     io.command(sqe, &data).0.status
 }
 
-/// Reads the blocks of namespace 1 from 0 on. Returns the first byte of each, which all its other bytes must equal.
+/// Reads the first `blocks` blocks of namespace 1. Returns the first byte of each block. All bytes of a block must be equal.
 fn read_blocks(io: &mut Raw, blocks: usize) -> Vec<u8> {
     let (status, data) = io.read(1, 0, blocks * 512);
     assert!(status.is_ok(), "{status}");
@@ -113,7 +113,7 @@ fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
     expect_filled(io, 1, 0..whole, 0, "a new LUN");
     fill(io, 1, 0..whole, FIRST).expect("written");
     expect_filled(io, 1, 0..whole, FIRST, "what was written");
-    // The ranges test both ends, and places where one write of zeros ends and the next begins.
+    // The ranges cover both ends, and positions where one write of zeros ends and the next begins.
     for (blocks, deac) in [(3..4, false), (8..1031, true), (1040..2000, false)] {
         assert_eq!(zero(io, blocks, deac), Status::SUCCESS);
     }
@@ -122,7 +122,7 @@ fn no_former_byte_is_read_from_a_pool_on_an_array_without_write_zeroes() {
         _ => FIRST,
     };
     assert_eq!(read_blocks(io, 2048), (0..2048).map(expected).collect::<Vec<_>>());
-    // Deallocate is a hint, which the array may follow or not.
+    // Deallocate is a hint, which the array may ignore.
     assert_eq!(trim(io, 2000..2040), Status::SUCCESS);
     let found = read_blocks(io, 2048);
     assert!(found[2000..2040].iter().all(|&byte| byte == 0 || byte == FIRST), "{found:?}");

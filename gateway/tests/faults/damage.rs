@@ -1,4 +1,4 @@
-//! Superblocks that are damaged when the gateway starts, and a lost database.
+//! Tests of superblocks that are damaged when the gateway starts, and of a lost database.
 
 use super::*;
 use std::fs::File;
@@ -83,7 +83,7 @@ namespaces = [{ nsid = 1, lun = "a" }, { nsid = 2, lun = "b" }, { nsid = 3, lun 
 const LUNS: [(&str, u32, u64, u8); 4] =
     [("a", 1, 4 * MIB, 0xa1), ("b", 2, 16 * MIB, 0xb2), ("c", 3, 4 * MIB, 0xc3), ("d", 4, 4 * MIB, 0xd4)];
 
-/// The positions of the two slots of a member's label, and of those of its layout table (see `trefoil_storage::pool`).
+/// The positions of the two slots of a member's label, and of the two slots of its layout table (see `trefoil_storage::pool`).
 const LABEL_AT: [u64; 2] = [0, 4096];
 const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
 const SLOT_BYTES: usize = 4096;
@@ -107,14 +107,15 @@ fn image(gateway: &Daemon, backend: &str) -> PathBuf {
     gateway.path(&format!("{backend}.img"))
 }
 
-/// Kills the gateway, damages slots of a backend, and starts the gateway again. Returns the former content of the backend.
+/// Kills the gateway, damages slots of a backend, and starts the gateway again. Returns the backend's content from before the
+/// damage.
 fn damage(gateway: &mut Daemon, backend: &str, slots: &[u64]) -> Vec<u8> {
     gateway.kill();
     let path = image(gateway, backend);
     let before = std::fs::read(&path).expect("read");
     let file = File::options().write(true).open(path).expect("opened");
     for &at in slots {
-        // The slot is torn, or is a whole block of something else.
+        // The slot is either torn, or replaced by a whole block of other data.
         let garbage = if at % 8192 == 0 { vec![0x6b; SLOT_BYTES / 2] } else { vec![0x6b; SLOT_BYTES] };
         file.write_all_at(&garbage, at + (SLOT_BYTES - garbage.len()) as u64).expect("damaged");
     }
@@ -129,7 +130,7 @@ fn served(gateway: &Daemon, names: &[&str], what: &str) {
     for (name, nsid, len, byte) in LUNS.iter().filter(|(name, ..)| names.contains(name)) {
         assert_eq!(gateway.lun(name)["state"], "up", "{what}: {}", gateway.lun(name));
         expect_filled(&mut pair.io, *nsid, 0..*len, *byte, &format!("{what}: LUN {name}"));
-        // A write in place succeeds, and the data can be read.
+        // The host can read the data, and write to it in place.
         fill(&mut pair.io, *nsid, 0..MIB, *byte).expect(what);
     }
 }
@@ -200,14 +201,15 @@ fn what_has_none_is_an_error_that_names_it() {
             found == state && reasons.iter().all(|reason| why.contains(reason)),
             "{what}: {found}, {why}"
         );
-        // LUN b is on both backends of its pool, and LUN c on the right one.
+        // LUN `b` is on both backends of its pool, and LUN `c` only on backend `right`.
         let affected = if name == "one" { "a" } else { "b" };
         assert_eq!(gateway.lun(affected)["state"], "down", "{what}");
         let refused = gateway.try_call("lun_create", lun(name)).expect_err(&what);
         assert!(refused.contains(name), "{what}: {refused}");
         gateway.call("lun_create", lun("other"));
         gateway.call("lun_delete", json!({ "name": "v" }));
-        // Nothing is written to a backend whose owner is unknown. With its old bytes, everything works again.
+        // The gateway writes nothing to a backend whose owner is unknown. With the backend's old content, everything works
+        // again.
         assert!(std::fs::read(image(&gateway, backend)).expect("read") == damaged, "{what}");
         gateway.kill();
         std::fs::write(image(&gateway, backend), before).expect("restored");
@@ -222,7 +224,7 @@ fn a_member_that_was_cut_off_is_missing_and_no_more() {
     let dir = tempfile::tempdir().expect("a directory");
     let whole = File::create(dir.path().join("left.img")).expect("a file");
     whole.set_len(16 * MIB).expect("its size");
-    // A configured size would be reported before the pool is looked at.
+    // If the document had a size for the backend, the gateway would report a wrong size before it looks for the pool.
     let sized = "path = \"DIR/left.img\"\nsize = \"16MiB\"";
     assert!(DOCUMENT.contains(sized));
     let document = DOCUMENT.replace(sized, "path = \"DIR/left.img\"");
@@ -279,7 +281,7 @@ fn a_pool_that_lost_a_disk_for_good_can_be_given_up() {
     gateway.call("lun_create", json!({ "name": "e", "pool": "new", "size": "20MiB" }));
 }
 
-/// The name alone doesn't make this the old pool: that pool had another disk, which is gone for good.
+/// A pool of the same name need not be the old pool. The old pool had another disk, which no longer exists.
 #[test]
 fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
     let mut gateway = start();
@@ -300,7 +302,7 @@ fn what_is_left_of_a_pool_can_be_a_pool_of_its_name() {
     gateway.call("lun_create", json!({ "name": "e", "pool": "two", "size": "8MiB" }));
 }
 
-/// The name of the pool's LUN belongs to another LUN by now. It is as long as a name may be.
+/// Another LUN now has the name of the pool's LUN. The name has the maximum length.
 #[test]
 fn a_pool_that_was_given_up_comes_back_beside_what_took_its_names() {
     let mut gateway = start();
@@ -329,13 +331,13 @@ fn a_pool_that_was_given_up_comes_back_beside_what_took_its_names() {
     served(&gateway, &["a", "b", "d"], "it is back");
 }
 
-/// A kill leaves the labels like this, between the first and the last. The pool exists, and a half-done creation or destruction
-/// doesn't prevent that.
+/// A kill between the writes of the first and the last label leaves labels like these. The pool exists, although its creation
+/// or destruction is incomplete.
 #[test]
 fn a_pool_that_was_not_wholly_made_or_destroyed_is_whole_again() {
     let mut gateway = start();
-    // Either the last label is not ready yet, or the first is not any more. The database either doesn't know the pool, or is an
-    // old one.
+    // In a creation, the last label is not ready yet. In a destruction, the first label is no longer ready. The database either
+    // lacks the pool, or is an old copy.
     let cases = [("right", -1, true), ("left", 1, true), ("right", -1, false), ("left", 1, false)];
     for (backend, generations, forgotten) in cases {
         let what = format!("{backend} is {generations} further, forgotten: {forgotten}");
@@ -361,7 +363,7 @@ fn a_pool_that_was_not_wholly_made_or_destroyed_is_whole_again() {
 #[test]
 fn a_lost_database_costs_no_data_and_no_identity() {
     let mut gateway = start();
-    // This LUN is in no document.
+    // No document has this LUN.
     let made = gateway.call("lun_create", json!({ "name": "e", "pool": "other", "size": 4 * MIB }));
     show(&gateway, "e", 5);
     fill(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5).expect("written");
@@ -379,7 +381,7 @@ fn a_lost_database_costs_no_data_and_no_identity() {
     }
     served(&gateway, &["a", "b", "c", "d"], "a lost database");
     expect_filled(&mut host(&gateway, 1).io, 5, 0..4 * MIB, 0xe5, "a lost database");
-    // The database that was made anew is read once more.
+    // After this restart, the gateway reads the new database.
     gateway.kill_and_restart();
     assert_eq!(look(&gateway), before);
 }

@@ -1,4 +1,4 @@
-//! A full disk under a file backend, under a pool and under the state store, and a file system without holes.
+//! Tests of a full disk under a file backend, under a pool and under the state store, and of a file system without holes.
 
 use super::*;
 use std::io::{BufRead, BufReader, Write};
@@ -66,11 +66,11 @@ fn small() -> String {
     format!("tmpfs -o size={DISK_MIB}m")
 }
 
-/// A file system, mounted at `small` in a directory. It is in a mount namespace that lives as long as this value.
+/// A file system, mounted at `small` in a directory. The mount is in a mount namespace that exists as long as this value.
 struct SmallDisk {
-    /// The process that keeps the namespace until its standard input ends.
+    /// The process that holds the mount namespace until the process's standard input ends.
     holder: Child,
-    /// The mount point's path from this process.
+    /// The path of the mount point, as this process sees it.
     root: PathBuf,
 }
 
@@ -83,8 +83,8 @@ impl SmallDisk {
         if !nix::unistd::geteuid().is_root() {
             unshare.arg("--map-root-user");
         }
-        // In a chroot, / may not be a mount point, and then it can't be made private. Other processes may then see the disk until
-        // it goes.
+        // In a chroot, `/` may not be a mount point, and then it can't be made private. Other processes can then see the disk
+        // until the mount is removed.
         let script = format!(
             "mount --make-rprivate / 2>/dev/null; mount -t {kind} none \"$0\" && echo mounted && cat; \
              umount --lazy \"$0\""
@@ -98,7 +98,8 @@ impl SmallDisk {
         Self { holder, root }
     }
 
-    /// Returns the program and arguments through which another program is started, so that it sees the disk.
+    /// Returns the program and arguments that start another program in the mount namespace, so that the other program sees the
+    /// disk.
     fn through(&self) -> Vec<String> {
         let mut words = vec![
             "nsenter".to_owned(),
@@ -117,7 +118,7 @@ impl SmallDisk {
         self.root.join("filler")
     }
 
-    /// Fills the disk, up to `spare_bytes` bytes.
+    /// Fills the disk, and leaves `spare_bytes` bytes free.
     fn fill(&self, spare_bytes: u64) {
         let spare = self.root.join("spare");
         std::fs::write(&spare, vec![1; spare_bytes as usize]).expect("room for what is to be spared");
@@ -134,12 +135,12 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         drop(self.holder.stdin.take());
-        // The process ends by itself now.
+        // The process ends now, because its standard input has ended.
         let _ = self.holder.wait();
     }
 }
 
-/// Starts a gateway with a small disk, its store at `state`, and a host at work on LUN `other`.
+/// Starts a gateway with a small disk and its store at `state`, and a host that does I/O on LUN `other`.
 fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
     let dir = tempfile::tempdir().expect("a directory");
     let disk = SmallDisk::mount(dir.path(), &small());
@@ -150,7 +151,7 @@ fn start(state: &str) -> (Daemon, SmallDisk, Fleet) {
     (gateway, disk, fleet)
 }
 
-/// Checks that the host at work goes on and that nothing has failed.
+/// Checks that the I/O of the host continues and that no command has failed.
 #[track_caller]
 fn goes_on(fleet: &mut Fleet, what: &str) {
     let ops = fleet.tally(0).ops;
@@ -165,14 +166,14 @@ fn under_a_file_backend() {
     let mut pair = host(&gateway, 1);
     fill(&mut pair.io, 2, 0..2 * MIB, 0x11).expect("room");
     disk.fill(3 * MIB + MIB / 2);
-    // Three more MiB fit, and half of the fourth.
+    // The disk has room for three more MiB and a half.
     fill(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22).expect("room");
     for _ in 0..2 {
         let refused = fill(&mut pair.io, 2, 5 * MIB..6 * MIB, 0x33).expect_err("a full disk");
         assert_eq!(refused, Status::CAPACITY_EXCEEDED.dnr());
         goes_on(&mut fleet, "a full disk under another LUN");
     }
-    // The written data can be read, and written again.
+    // The host can read the written data, and write it again.
     expect_filled(&mut pair.io, 2, 0..2 * MIB, 0x11, "a full disk");
     expect_filled(&mut pair.io, 2, 2 * MIB..5 * MIB, 0x22, "a full disk");
     fill(&mut pair.io, 2, 0..MIB, 0x44).expect("no room is needed");
@@ -207,8 +208,8 @@ fn under_a_pool() {
     let refused = gateway.try_call("lun_grow", grow.clone()).expect_err("a full disk");
     assert!(refused.contains("thin-pool") && refused.contains("no space left"), "{refused}");
     assert_eq!(gateway.call("pool_show", json!({ "name": "small" })), before);
-    // The layout's table has had its space since the pool was made. Now the list of hosts that see the LUN takes several of its
-    // blocks.
+    // The space of the layout's table was allocated when the pool was made. The list of hosts that see the LUN now takes
+    // several blocks of the table.
     let wide = "nqn.2026-01.org.example:wide";
     let hosts: Vec<String> = (0..300).map(support::host_nqn).collect();
     let namespaces = json!([{ "nsid": 1, "lun": "v" }]);
@@ -219,7 +220,7 @@ fn under_a_pool() {
     let before = gateway.call("pool_show", json!({ "name": "small" }));
     assert_eq!(before["state"], "up", "{before}");
     expect_filled(&mut pair.io, 3, 0..8 * MIB, 0x66, "a LUN that could not grow");
-    // The LUN's own units have room.
+    // The LUN's own units are already allocated on the disk.
     fill(&mut pair.io, 3, 0..8 * MIB, 0x77).expect("its own units");
     goes_on(&mut fleet, "a full disk under another pool");
     // The disk is still full after a restart.
@@ -241,7 +242,7 @@ fn under_the_state_store() {
     show(&gateway, "v", 3);
     fill(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88).expect("written");
     disk.fill(0);
-    // The store goes on within the space that it has, then it is full.
+    // The store first uses the space that its file already has. Then it is full.
     let named = |number: usize| json!({ "name": format!("h{number}"), "nqn": support::host_nqn(number) });
     let until_full = |gateway: &Daemon, first: usize| {
         let store =
@@ -254,12 +255,12 @@ fn under_the_state_store() {
         error.contains("nothing has changed") && error.contains(&path) && error.contains("No space left")
     };
     assert!(is_clear(&error), "{error}");
-    // Each kind of change is refused in the same way and leaves no trace.
+    // Each kind of change is refused in the same way, and changes nothing.
     let look = |gateway: &Daemon| {
         let whole = ["config_get", "pool_list", "lun_list", "subsystem_list"]
             .map(|what| gateway.call(what, json!({})));
         let mut whole = whole;
-        // The epoch counts every publication, also that of a change that was refused.
+        // The epoch counts every publication, and a refused change can publish too. So the epoch is not compared.
         whole[0]["epoch"].take();
         whole
     };
@@ -280,7 +281,7 @@ fn under_the_state_store() {
         goes_on(&mut fleet, method);
     }
     expect_filled(&mut host(&gateway, 1).io, 3, 0..4 * MIB, 0x88, "a full store");
-    // With room, the store works again, and acknowledged changes are durable.
+    // After space is freed, the store works again, and acknowledged changes are durable.
     disk.free();
     assert_eq!(look(&gateway), before);
     gateway.call("lun_create", lun);
@@ -293,7 +294,7 @@ fn under_the_state_store() {
     expect_filled(&mut pair.io, 3, 0..4 * MIB, 0x88, "room again");
     expect_filled(&mut pair.io, 3, 4 * MIB..8 * MIB, 0, "room again");
     goes_on(&mut fleet, "room again");
-    // A gateway that starts on a full store serves all that is stored.
+    // A gateway that starts with a full store serves all stored objects.
     disk.fill(0);
     until_full(&gateway, stored + 1);
     let full = look(&gateway);
@@ -304,7 +305,7 @@ fn under_the_state_store() {
     fleet.finish();
 }
 
-/// Returns the number of warnings in the log that the backend's file can have no holes.
+/// Returns the number of warnings in the log which say that the backend's file can't have holes.
 fn told_of_holes(gateway: &Daemon, backend: &str) -> usize {
     let named = format!("backend=\"{backend}\" ");
     let is_told =

@@ -1,5 +1,6 @@
-//! SIGKILL at each step of each change, with a host at work on another LUN. Afterwards the change is either done or not done, the
-//! pool has lost no unit and given none twice, and everything that was durable is still there.
+//! Tests of SIGKILL at each step of each change, while a host does I/O on another LUN. Afterwards the change must be either
+//! done or not done. The pool must have lost no unit and allocated no unit twice. All data and changes that were durable must
+//! still exist.
 
 use super::*;
 use std::fs::File;
@@ -50,20 +51,20 @@ namespaces = [{ nsid = 1, lun = "other" }]
 
 /// The slots of a pool's layout table (see `trefoil_storage::pool`).
 const TABLE_AT: [u64; 2] = [131_072, 2_162_688];
-/// The number of bytes that are read of a slot. The tables of these tests are smaller.
+/// The number of bytes that a test reads from a slot. The tables of these tests are smaller.
 const TABLE_BYTES: usize = 8192;
 const UNIT: u64 = 4 * MIB;
-/// The content of the quiet part of LUN `other`, which is its first MiB. The host at work doesn't touch it.
+/// The content of the quiet part of LUN `other`. The quiet part is the first MiB, which the host doesn't write.
 const QUIET: u8 = 0x5a;
-/// The number of kills by the clock for each change. They are spread over the time that the change takes undisturbed.
+/// The number of kills at fixed times for each change. The times are spread over the duration of an undisturbed change.
 const BY_CLOCK: u32 = 8;
 
 /// The moment of a kill.
 #[derive(Clone, Copy, Debug)]
 enum When {
-    /// As soon as that slot of the table has advanced by so many generations.
+    /// As soon as this slot of the table has advanced by this number of generations.
     Written { slot: usize, generations: u64 },
-    /// So long after the request was sent.
+    /// This time after the request was sent.
     After(Duration),
 }
 
@@ -72,7 +73,7 @@ struct Victim {
     fleet: Fleet,
     /// The place of LUN `other`.
     other: Vec<Run>,
-    /// True if the killed change was acknowledged nevertheless.
+    /// `true` if the killed change was acknowledged nevertheless.
     acknowledged: bool,
     kills: u64,
 }
@@ -97,7 +98,7 @@ impl Victim {
         Table::parse(&bytes).ok()
     }
 
-    /// Asks for a change and kills the gateway meanwhile. Then restarts the gateway and checks the whole.
+    /// Asks for a change, and kills the gateway during the change. Then restarts the gateway and checks the whole pool.
     fn kill_during(&mut self, when: When, method: &str, params: &Value) {
         self.wait_busy();
         let before = self.table(0).expect("a table").generation;
@@ -131,13 +132,14 @@ impl Victim {
         self.settled(&format!("{method}, {when:?}"));
     }
 
-    /// Waits until the other LUN's host is at work. It has then connected since the last kill, as `finish` requires.
+    /// Waits until the host of LUN `other` does I/O. The host has then connected since the last kill, as `finish` requires.
     fn wait_busy(&mut self) {
         let ops = self.fleet.tally(0).ops;
         self.fleet.wait_ops(0, ops + 20);
     }
 
-    /// Checks that the pool is whole: both copies of its layout are alike, no unit is lost, and the other LUN has kept its place.
+    /// Checks that the pool is intact: both copies of the layout are equal, no unit is lost, and LUN `other` has kept its
+    /// place.
     #[track_caller]
     fn settled(&mut self, what: &str) {
         let table = self.table(0).expect(what);
@@ -161,14 +163,14 @@ impl Victim {
         assert_eq!((tally.errors, tally.mismatches), (0, 0), "{what}: {tally:?}");
     }
 
-    /// Makes, shows and fills a LUN.
+    /// Makes a LUN, shows it to hosts and fills it.
     fn filled(&self, name: &str, len_bytes: u64, byte: u8) {
         self.create(name, len_bytes);
         show(&self.gateway, name, 2);
         fill(&mut host(&self.gateway, 1).io, 2, 0..len_bytes, byte).expect("written");
     }
 
-    /// Checks that LUN `v` is there as namespace 2 with its content, or that neither is there.
+    /// Checks that LUN `v` exists with its content as namespace 2, or that neither the LUN nor the namespace exists.
     #[track_caller]
     fn whole_or_gone(&self, what: &str) {
         let shown = self.gateway.call("subsystem_list", json!({ "nqn": SUBSYSTEM }))[0]["namespaces"].clone();
@@ -191,7 +193,8 @@ impl Victim {
         self.gateway.lun(name)["len_bytes"].as_u64()
     }
 
-    /// Returns every write of the table that the change makes, and moments spread over the time that `change` takes undisturbed.
+    /// Returns the moments for the kills: every write of the table by the change, and moments spread over the duration of an
+    /// undisturbed `change`.
     fn moments(&self, generations: u64, change: impl FnOnce()) -> Vec<When> {
         let begun = Instant::now();
         change();
@@ -205,7 +208,7 @@ impl Victim {
     fn finish(mut self) {
         let ops = self.fleet.tally(0).ops;
         self.fleet.wait_ops(0, ops + 100);
-        // The host has been at work between all kills.
+        // The host has done I/O between all kills.
         let tally = self.fleet.tally(0);
         assert!(tally.ups > self.kills, "{tally:?} after {} kills", self.kills);
         assert_eq!((tally.errors, tally.mismatches), (0, 0), "{tally:?}");
@@ -217,7 +220,7 @@ impl Victim {
 fn create() {
     let mut victim = Victim::new();
     let params = json!({ "name": "v", "pool": "tank", "size": 2 * UNIT });
-    // The LUN is reserved, then visible: two generations. All units that it can get have been used before.
+    // The LUN is first reserved and then made visible: two generations. All units that the LUN can get had content before.
     let moments = victim.moments(2, || victim.create("v", 2 * UNIT));
     victim.delete("v");
     victim.filled("v", 12 * UNIT, 0xe5);
@@ -292,7 +295,7 @@ fn delete_of_a_shown_lun() {
     let mut victim = Victim::new();
     let params = json!({ "name": "v", "force": true });
     victim.filled("v", 2 * UNIT, 0x22);
-    // First the namespace goes from the LUN's exports, then the LUN goes: two generations.
+    // The pool's record first loses the namespace, and then the LUN is deleted: two generations.
     let moments = victim.moments(2, || victim.delete("v"));
     for when in moments {
         victim.filled("v", 2 * UNIT, 0x22);
@@ -303,8 +306,8 @@ fn delete_of_a_shown_lun() {
             victim.delete("v");
         }
     }
-    // Tests the moment between store and pool for certain: the store as it is afterwards, with the pool as it was. A loop that
-    // polls too rarely can miss the moment, so it tries again.
+    // Makes sure that the moment between store and pool is tested: the store is as after the change, and the pool is as before.
+    // A loop that polls too rarely can miss the moment, so the test tries again.
     let between = (0..100).find_map(|_| {
         victim.filled("v", 2 * UNIT, 0x22);
         let before = victim.table(0).expect("a table").generation;
@@ -335,7 +338,7 @@ fn delete_of_a_shown_lun() {
 #[test]
 fn import_and_release() {
     let mut victim = Victim::new();
-    // The backend has data from earlier users.
+    // The backend holds data of earlier users.
     let path = victim.gateway.path("whole.img");
     let mut content: Vec<u8> = (0..4 * MIB).map(|at| (at / 509) as u8).collect();
     File::options().write(true).open(&path).expect("opened").write_all_at(&content, 0).expect("written");

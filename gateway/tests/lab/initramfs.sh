@@ -1,16 +1,16 @@
 #!/bin/bash
-# initramfs.sh CACHE KERNEL: makes sure that a bootable pair for the unpacked kernel (see kernel.sh) lies below CACHE and
-# prints its folder: `vmlinux` (uncompressed ELF: boots seconds faster under emulation than the compressed image) and
-# `base.cpio` (busybox, modules, nvme-cli, fio, e2fsprogs). The runner appends a second archive with the test itself.
-# Built once per kernel, version of the tools and version of these scripts.
+# initramfs.sh CACHE KERNEL: makes two files below CACHE to boot the unpacked kernel (see kernel.sh), and prints their folder.
+# `vmlinux` is an uncompressed ELF file, which under emulation boots seconds faster than the compressed image. `base.cpio` has
+# busybox, modules, nvme-cli, fio and e2fsprogs. The runner appends a second archive with the test itself. The script builds the
+# files once for each kernel, version of the tools and version of these scripts.
 set -euo pipefail
 cache=$1 kernel=$2
 here=$(cd "$(dirname "$0")" && pwd)
 version=${kernel##*/kernel-}
 
-# One line each: what the guest scripts call, and the module behind it.
+# The modules that the guest scripts need.
 required="virtio_pci virtio_net virtio_blk af_packet configfs ext4 nvme-tcp nvmet-tcp crc32c_generic"
-# Absent from one of the two series, or only faster.
+# Optional modules: absent from one of the two kernel series, or only for speed.
 optional="nvme_keyring nvme_auth crc32c-intel crc32-pclmul crc16 mbcache libcrc32c ipv6 failover net_failover"
 tools="nvme ip fio mke2fs e2fsck resize2fs"
 
@@ -26,7 +26,7 @@ rm -rf "$cache/boot-$version-"* "$out.part"
 root=$out.part/root
 mkdir -p "$root"/{bin,dev,etc/nvme,lib,lib64,mnt,proc,run,sbin,sys,tmp,usr/bin,usr/sbin,var}
 
-# Modules with what they need, decompressed: busybox modprobe reads plain files fastest.
+# The modules and their dependencies, decompressed, because busybox modprobe reads plain files fastest.
 for m in $required $optional; do
   modprobe --dirname "$kernel" --set-version "$version" --show-depends --ignore-install "$m" 2>/dev/null || {
     case " $required " in *" $m "*) echo "initramfs.sh: kernel $version has no module $m" >&2; exit 1 ;; esac
@@ -41,7 +41,7 @@ done < "$out.part/modules"
 cp "$kernel/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$root/lib/modules/$version/"
 depmod -b "$root" "$version"
 
-# Programs, with the libraries that they name.
+# The programs, with the libraries that they link.
 cp "$(command -v busybox)" "$root/bin/busybox"
 for applet in $(busybox --list); do [ "$applet" = busybox ] || ln -s /bin/busybox "$root/bin/$applet"; done
 ln -s /bin/busybox "$root/sbin/modprobe" # where the kernel looks for it
@@ -55,7 +55,7 @@ for t in $tools; do
   cp -L "$file" "$root/usr/bin/$t"
   for l in $(libs "$file"); do add "$l"; done
 done
-# glibc opens this one by itself when a thread ends; the gateway's binary wants it as well.
+# glibc opens this library by itself when a thread ends. The gateway's binary links it as well.
 for l in $(ldconfig -p | awk '$1 ~ /^(libgcc_s.so.1|libm.so.6|libc.so.6)$/ && /x86-64/ {print $NF}'); do add "$l"; done
 
 echo root:x:0:0:root:/:/bin/sh > "$root/etc/passwd"

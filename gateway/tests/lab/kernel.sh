@@ -1,10 +1,10 @@
 #!/bin/bash
-# kernel.sh CACHE SERIES: makes sure that Debian's kernel of that series (6.1 or 6.12) lies unpacked below CACHE, and prints
-# its folder (boot/vmlinuz-*, lib/modules/*). It is downloaded and unpacked, never installed.
+# kernel.sh CACHE SERIES: downloads Debian's kernel of that series (6.1 or 6.12), unpacks it below CACHE, and prints its folder
+# (boot/vmlinuz-*, lib/modules/*). The script never installs the kernel.
 #
-# Debian 12 has 6.1; 6.12 is in bookworm-backports, which few machines list. So apt gets a configuration of its own below
-# CACHE: the machine's mirror and Debian's keys, but not the machine's lists of sources. Nothing outside CACHE changes.
-# With the network away, the newest kernel that is already in the cache is taken.
+# Debian 12 has 6.1; 6.12 is in bookworm-backports, which few machines list. So apt uses a separate configuration below
+# CACHE: with the machine's mirror and Debian's keys, but without the machine's lists of sources. Nothing outside CACHE
+# changes. Without a network, the script uses the newest kernel in the cache.
 set -euo pipefail
 cache=$1 series=$2
 case $series in
@@ -16,7 +16,7 @@ mkdir -p "$cache"
 say() { echo "kernel.sh: $*" >&2; }
 newest() { find "$cache" -maxdepth 1 -type d -name "kernel-$series.*" | sort -V | tail -n 1; }
 
-# A day-old answer will do: asking the mirror costs seconds.
+# A list that is up to a day old is good enough, because a request to the mirror takes seconds.
 have=$(newest)
 if [ -n "$have" ] && [ -n "$(find "$cache/checked-$series" -mtime -1 2>/dev/null)" ]; then
   echo "$have"

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The number of lines of the log that a failed test shows.
 const LOG_LINES: usize = 30;
 
-/// The fields of `[gateway]` that a document gets if it doesn't set them.
+/// The fields of `[gateway]` that are added to a document that doesn't set them.
 const DEFAULTS: [(&str, &str); 6] = [
     ("cores", "1"),
     ("memory_per_core", "\"40MiB\""),
@@ -31,13 +31,14 @@ pub struct Daemon {
     pub dir: tempfile::TempDir,
     /// The address that replaced `ADDR` in the gateway's document.
     pub addr: SocketAddr,
-    /// The line with which the gateway reported that it was ready.
+    /// The ready line that the gateway printed.
     pub said: String,
-    /// The program and first arguments that start `trefoild`, or none if it is started directly.
+    /// The program that starts `trefoild`, and the program's first arguments. Empty if the test starts `trefoild` directly.
     pub through: Vec<String>,
 }
 
-/// Returns an address that nobody else listens on: a loopback address of this process and this call.
+/// Returns an address that no other process or test listens on: a loopback address that is unique to this process and this
+/// call.
 pub fn own_addr() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
@@ -45,7 +46,7 @@ pub fn own_addr() -> SocketAddr {
     SocketAddr::from((ip, 4420 + u16::from(high)))
 }
 
-/// Adds [`DEFAULTS`] to a document, and `[gateway]` if the document has no such table.
+/// Adds [`DEFAULTS`] to a document. Also adds the table `[gateway]` if the document lacks it.
 fn with_defaults(document: &str) -> String {
     let (before, after) = document.split_once("[gateway]\n").unwrap_or(("", document));
     let is_set = |key: &str| {
@@ -75,13 +76,14 @@ impl Daemon {
         Self::start_through(document, tempfile::tempdir().expect("a directory"), Vec::new())
     }
 
-    /// Starts a gateway by the program and the arguments of `through`, followed by `trefoild` and its own arguments.
+    /// Starts a gateway by the program and arguments in `through`, to which `trefoild` and its own arguments are appended.
     pub fn start_by(document: &str, through: &[&str]) -> Self {
         let through = through.iter().map(|word| (*word).to_owned()).collect();
         Self::start_through(document, tempfile::tempdir().expect("a directory"), through)
     }
 
-    /// Starts a gateway in `dir`, by the program and the arguments of `through`, followed by `trefoild` and its own arguments.
+    /// Starts a gateway in `dir`, by the program and arguments in `through`, to which `trefoild` and its own arguments are
+    /// appended.
     pub fn start_through(document: &str, dir: tempfile::TempDir, through: Vec<String>) -> Self {
         let addr = own_addr();
         let text = document_in(dir.path(), addr, document);
@@ -90,8 +92,8 @@ impl Daemon {
         Self { child, dir, addr, said, through }
     }
 
-    /// Completes a document for this gateway: adds the fields of `[gateway]` that it doesn't set, and replaces `DIR` by the
-    /// gateway's directory and `ADDR` by its address.
+    /// Completes a document for this gateway: adds [`DEFAULTS`], and replaces `DIR` by the gateway's directory and `ADDR` by
+    /// the gateway's address.
     pub fn document(&self, text: &str) -> String {
         document_in(self.dir.path(), self.addr, text)
     }
@@ -147,7 +149,7 @@ impl Daemon {
         serde_json::from_str(&self.ok(&["--json", "call", method, params])).expect("JSON")
     }
 
-    /// Sends a request. Returns the stream that its answer comes on.
+    /// Sends a request. Returns the stream on which the answer arrives.
     pub fn ask(&self, method: &str, params: &Value) -> UnixStream {
         let mut stream = UnixStream::connect(self.path("rpc.sock")).expect("the control socket");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option");
@@ -191,7 +193,7 @@ impl Daemon {
         kill(self.pid(), signal).expect("a signal");
     }
 
-    /// Kills the gateway without a chance to tidy up.
+    /// Kills the gateway with SIGKILL, so the gateway can't clean up.
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("its end");
@@ -228,7 +230,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Returns the answer to [`Daemon::ask`], or `None` if the gateway ended without an answer.
+/// Waits for the answer to [`Daemon::ask`]. Returns `None` if the gateway ended without an answer.
 pub fn answer(stream: UnixStream) -> Option<Value> {
     serde_json::Deserializer::from_reader(stream).into_iter().next()?.ok()
 }

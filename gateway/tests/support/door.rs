@@ -9,7 +9,7 @@ use trefoil_storage::Msg;
 use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
 
-/// Accepts connections, and hands them out to the cores in turn.
+/// Accepts connections, and gives them to the cores in turn.
 pub(super) struct Door {
     pub listener: TcpListener,
     pub portal: PortalId,

@@ -1,8 +1,8 @@
-//! Many hosts on one core, each an initiator of ours with its own part of a namespace.
+//! Many hosts on one core. Each host is an initiator of ours and has its own part of a namespace.
 //!
-//! Each tag of a host repeats one round by itself: write, read back, flush, write zeroes, read zeros, write with FUA, read back,
-//! deallocate. Nothing else touches the tag's part of the namespace, so the tag knows the content that a read must find. The core
-//! keeps the rules of the data path: it allocates nothing once it turns.
+//! Each tag of a host repeats one round by itself: write, read back, flush, write zeroes, read zeros, write with FUA, read
+//! back, deallocate. Only this tag writes to its part of the namespace, so the tag knows the content that a read must find. The
+//! core follows the rule of the data path: it allocates no memory after its start-up.
 
 use super::{PATIENCE, Patience, arena_ids, host_nqn};
 use std::net::SocketAddr;
@@ -22,9 +22,9 @@ use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, IoCommand, Sgl, Statu
 
 const NOBODY: u32 = u32::MAX;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
-/// More rounds than any test waits for. Their sum over all tags doesn't overflow.
+/// A number of rounds that no test reaches. The sum over all tags doesn't overflow.
 pub const ENDLESS: u64 = 1 << 40;
-/// The start of the first host's part. The bytes before it are for other hosts of a test.
+/// The start of the first host's part of the namespace. The bytes before this position are for other hosts of a test.
 const FIRST_BYTE: u64 = 1 << 20;
 /// The number of steps of one round.
 const STEPS: u8 = 8;
@@ -47,7 +47,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Makes host `number`, with its own part of the namespace. Each part is as large as `tags` transfers of the largest size.
+    /// Makes host `number` with its own part of the namespace. A part has room for `tags` transfers of the largest size.
     pub fn new(to: SocketAddr, number: usize, tags: u32, sizes: &'static [u32]) -> Self {
         let part = u64::from(tags) * u64::from(largest(sizes));
         Self {
@@ -68,7 +68,7 @@ fn largest(sizes: &[u32]) -> u32 {
     sizes.iter().copied().max().unwrap_or(512)
 }
 
-/// Returns the settings with which a host of a test reaches a controller.
+/// Returns the settings with which a test's host connects to a controller.
 pub fn controller_config(
     to: SocketAddr,
     host: &str,
@@ -104,9 +104,9 @@ pub fn controller_config(
 pub struct Tally {
     /// Commands that succeeded.
     pub ops: u64,
-    /// Reads that found other content than was written.
+    /// Reads that returned wrong content.
     pub mismatches: u64,
-    /// Commands that failed. `last_error` is the last one's status, or `None` for a lost path.
+    /// Commands that failed. `last_error` is the status of the last failed command, or `None` if its path was lost.
     pub errors: u64,
     pub last_error: Option<Status>,
     /// The number of times that the host has connected.
@@ -132,7 +132,7 @@ enum FleetMsg {
         outstanding: u32,
         rounds_left: u64,
     },
-    /// To the core: disconnect in order.
+    /// To the core: disconnect all hosts in an orderly way.
     Stop,
     Stopped,
 }
@@ -146,7 +146,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the hosts. They connect by themselves, for as long as that takes.
+    /// Starts the hosts. The hosts connect by themselves, and retry until they are connected.
     pub fn start(specs: &[Spec], arena_mib: usize) -> Self {
         let sockets: u32 = specs.iter().map(|spec| u32::from(spec.io_queues) + 1).sum();
         let uring = UringConfig {
@@ -185,12 +185,12 @@ impl Fleet {
         }
     }
 
-    /// Starts `rounds` rounds on each tag of these hosts. Zero stops the tags after their present commands.
+    /// Starts `rounds` rounds on each tag of these hosts. With 0, the tags stop after their current commands.
     pub fn run(&mut self, hosts: std::ops::Range<u32>, rounds: u64) {
         self.tell(FleetMsg::Run { first: hosts.start, end: hosts.end, rounds });
     }
 
-    /// Waits until the hosts have nothing left to do. Returns the counts of each.
+    /// Waits until the hosts have finished their rounds. Returns the counts of each host.
     pub fn wait_done(&mut self, hosts: std::ops::Range<u32>) -> Vec<Tally> {
         hosts
             .map(|host| {
@@ -210,7 +210,7 @@ impl Fleet {
             .collect()
     }
 
-    /// Waits until a host has done `ops` commands since its start.
+    /// Waits until a host has completed `ops` commands since its start.
     pub fn wait_ops(&mut self, host: u32, ops: u64) {
         let patience = Patience::new(format!("{ops} commands of host {host}"));
         while self.ask(host).0.ops < ops {
@@ -237,7 +237,7 @@ impl Fleet {
         }
     }
 
-    /// Disconnects the hosts in order, ends the core and checks its arena.
+    /// Disconnects the hosts in an orderly way, ends the core and checks the core's arena.
     pub fn finish(mut self) {
         self.run(0..self.hosts, 0);
         self.wait_done(0..self.hosts);
@@ -377,7 +377,7 @@ impl Sailor {
         }
     }
 
-    /// Starts the next command of each idle tag.
+    /// Starts the next command on each idle tag.
     fn refill(&mut self, now: Instant, arena: &mut Arena) {
         if self.block_bytes == 0 {
             return;
@@ -401,7 +401,7 @@ impl Sailor {
         }
     }
 
-    /// Returns the next command of a tag, or `None` if there is no memory now.
+    /// Returns the next command of a tag, or `None` if the arena has no free memory now.
     fn command(&mut self, tag: usize, arena: &mut Arena) -> Option<Command> {
         let job = &mut self.jobs[tag];
         let len = self.sizes[job.round as usize % self.sizes.len()];
@@ -493,8 +493,8 @@ impl Handler<UringIo<FleetMsg>> for Crew {
             FleetMsg::Run { first, end, rounds } => {
                 for sailor in &mut self.hosts[first as usize..end as usize] {
                     for job in &mut sailor.jobs {
-                        // A tag that was stopped within a round goes on with that round, so that its reads have the size of its
-                        // write.
+                        // If a tag was stopped within a round, it continues this round, so that its reads have the same size as
+                        // its write.
                         job.rounds = job.round + rounds;
                     }
                 }

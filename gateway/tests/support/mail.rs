@@ -1,4 +1,4 @@
-//! The messages between a [`Gateway`] and its cores.
+//! Sends and receives the messages between a [`Gateway`] and its cores.
 
 use super::{CoreMsg, Gateway, Patience, Senders};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ impl Gateway {
         }
     }
 
-    /// Sends each core the message that `msg` makes for it.
+    /// Sends a message to each core. `msg` makes the message for a core.
     pub(super) fn tell_all(&mut self, mut msg: impl FnMut(CoreId) -> CoreMsg) {
         for core in 0..self.cores.len() {
             send(&self.to_cores, core, msg(CoreId(core as u16)));
@@ -58,7 +58,7 @@ impl Gateway {
         self.each_core_with(what, |_, msg| (!is(&msg)).then_some(msg));
     }
 
-    /// Waits until each core has sent one message that `take` takes.
+    /// Waits until each core has sent one message that `take` accepts.
     pub(super) fn each_core_with(
         &mut self,
         what: &str,
@@ -76,7 +76,7 @@ impl Gateway {
         }
     }
 
-    /// Returns the next message that is not an event. Events are kept for later.
+    /// Returns the next message that is not an event. Stores events for later.
     pub(super) fn next(&mut self, patience: &Patience) -> Option<(CoreId, CoreMsg)> {
         self.assert_turning();
         match self.mail.recv_timeout(patience.left().min(Duration::from_millis(50))) {
@@ -95,7 +95,7 @@ impl Gateway {
     }
 }
 
-/// Takes the cores' messages, so that their mailboxes never fill up.
+/// Receives the cores' messages all the time, so that the mailboxes never fill up.
 pub(super) fn pump(
     mut from: ControlReceiver<CoreMsg>,
     to: &mpsc::Sender<(CoreId, CoreMsg)>,

@@ -1,10 +1,10 @@
 //! A gateway in this process: cores on the real driver, and the parts of the control plane that tests need.
 //!
-//! What it is: [`Gateway`] hands out connections, attaches backends and publishes topologies. At the end, it checks that each
-//! core has all its resources back. [`raw`] is a host that sends what a test wants, byte by byte. [`fleet`] is many well-behaved
-//! hosts on their own core. [`daemon`] is a whole gateway as a process.
+//! What it is: [`Gateway`] gives connections to cores, attaches backends and publishes topologies. At the end, it checks that
+//! every resource of each core is free again. [`raw`] is a host that sends what a test wants, byte by byte. [`fleet`] is many
+//! well-behaved hosts on their own core. [`daemon`] is a whole gateway as a process.
 //!
-//! Every wait is bounded by [`PATIENCE`], and its failure names what did not come.
+//! Every wait is bounded by [`PATIENCE`]. If a wait fails, the message names what the test waited for.
 #![allow(dead_code)]
 
 pub mod daemon;
@@ -45,7 +45,7 @@ pub type CoreMsg = Msg<OwnedFd, Attach<OwnedFd>>;
 pub type Driver = UringIo<CoreMsg>;
 type Senders = Arc<Mutex<Vec<ControlSender<CoreMsg>>>>;
 
-/// The next arena number. Arena numbers are unique in the process, and tests of one program run side by side.
+/// The next arena number. Arena numbers must be unique in the process, because the tests of one program run at the same time.
 static NEXT_ARENA: AtomicU16 = AtomicU16::new(1);
 
 /// Reserves `count` arena numbers. Returns the first.
@@ -58,19 +58,19 @@ pub fn host_nqn(number: usize) -> String {
     format!("nqn.2026-01.org.example:host-{number}")
 }
 
-/// A bounded wait.
+/// A wait with a time limit.
 pub struct Patience {
     until: Instant,
     what: String,
 }
 
 impl Patience {
-    /// Begins to wait for `what`.
+    /// Starts the time limit of a wait for `what`.
     pub fn new(what: impl Into<String>) -> Self {
         Self { until: Instant::now() + PATIENCE, what: what.into() }
     }
 
-    /// Returns the rest of the time.
+    /// Returns the time that is left.
     ///
     /// # Panics
     /// If no time is left.
@@ -86,7 +86,7 @@ impl Patience {
     }
 }
 
-/// Checks again and again, until `is_done`.
+/// Repeats the check `is_done` until it returns `true`.
 ///
 /// # Panics
 /// If [`PATIENCE`] passes first.
@@ -104,7 +104,7 @@ pub struct Shape {
     pub arena_mib: usize,
     /// The limits of each core. `max_conns` is also its number of sockets.
     pub target: TargetLimits,
-    /// The sockets of each core that hosts may use.
+    /// The number of each core's sockets that hosts may use.
     pub host_sockets: u32,
     /// The I/O controllers of all cores together.
     pub max_hosts: u32,
@@ -151,7 +151,7 @@ pub struct Gateway {
     addrs: Vec<SocketAddr>,
     epoch: u64,
     attached: Vec<BackendId>,
-    /// Events from cores that no wait has looked at yet.
+    /// Events from cores that no wait has consumed yet.
     events: Vec<(CoreId, Event)>,
     /// The LUNs that the next [`publish`](Self::publish) presents.
     pub luns: Vec<Option<Lun>>,
@@ -161,7 +161,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts the cores and the listeners. Nothing is presented yet.
+    /// Starts the cores and the listeners. The cores present no subsystem yet.
     pub fn start(shape: Shape) -> Self {
         let Mesh { ports, to_cores, from_cores } =
             mesh::<CoreMsg>(shape.cores, MeshBounds { ring: 1024, overflow: 16384 }).expect("mailboxes");
@@ -188,7 +188,7 @@ impl Gateway {
                 let config = CoreConfig { cpu: None, idle: Idle::default(), uring };
                 spawn(config, ports, move |io| {
                     let arena = Arena::new(id, Region::anonymous(arena_bytes).expect("memory"));
-                    // Without the right to pin memory, the gateway works just as well.
+                    // The result is ignored, because the gateway also works without the right to pin memory.
                     let _ = io.register_arenas(&[&arena]);
                     StorageCore::new(io, arena, limits, capacity)
                 })
@@ -239,8 +239,8 @@ impl Gateway {
         }
     }
 
-    /// Starts a gateway with one memory LUN of `lun_mib` MiB in [`SUBSYSTEM`], open to all hosts. The memory is on the last core,
-    /// where the other cores reach it.
+    /// Starts a gateway with one memory LUN of `lun_mib` MiB in [`SUBSYSTEM`], open to all hosts. The memory is on the last
+    /// core. The other cores reach it through the last core.
     pub fn with_memory_lun(shape: Shape, lun_mib: u64) -> Self {
         let mut gateway = Self::start(shape);
         let last = CoreId(gateway.shape.cores - 1);
@@ -259,12 +259,12 @@ impl Gateway {
         self.addrs[portal]
     }
 
-    /// Sets the core that gets the next connection. Later connections go round from there.
+    /// Sets the core that gets the next connection. Later connections go to the following cores in turn.
     pub fn place_next(&self, core: u16) {
         self.place.store(usize::from(core), Ordering::SeqCst);
     }
 
-    /// Makes a LUN of 512-byte blocks in one piece on `backend`.
+    /// Makes a LUN of 512-byte blocks, with one extent on `backend`.
     pub fn lun(&self, name: &str, backend: u32, backend_offset: u64, len: u64) -> Lun {
         let identity = name.bytes().fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
         Lun {
@@ -305,7 +305,7 @@ impl Gateway {
         }
     }
 
-    /// Publishes `luns` and `subsystems` as they are now, and waits until every core has them.
+    /// Publishes the current `luns` and `subsystems`, and waits until they are in force on every core.
     pub fn publish(&mut self) {
         self.epoch += 1;
         let topology = Arc::new(Topology {
@@ -327,7 +327,7 @@ impl Gateway {
         );
     }
 
-    /// Attaches memory that `owner` has. The other cores reach it by mailbox.
+    /// Attaches memory to core `owner`. The other cores reach the memory through mailboxes.
     pub fn attach_memory(&mut self, id: BackendId, owner: CoreId, len_bytes: u64) {
         let mut ram = Some(Ram::new(Region::anonymous(len_bytes as usize).expect("memory")));
         self.attach(id, len_bytes, |core| match ram.take_if(|_| core == owner) {
@@ -336,7 +336,7 @@ impl Gateway {
         });
     }
 
-    /// Attaches a file that `owner` has. The other cores reach it by mailbox.
+    /// Attaches a file to core `owner`. The other cores reach the file through mailboxes.
     pub fn attach_file(&mut self, id: BackendId, owner: CoreId, file: &std::fs::File, len_bytes: u64) {
         self.attach(id, len_bytes, |core| {
             if core != owner {
@@ -347,7 +347,7 @@ impl Gateway {
         });
     }
 
-    /// Attaches a namespace of another gateway, which plays the array.
+    /// Attaches a namespace of another gateway, which acts as the array.
     pub fn attach_array(&mut self, id: BackendId, config: &NvmeTcpConfig, len_bytes: u64) {
         let cores = self.shape.cores;
         self.attach(id, len_bytes, |core| {
@@ -355,7 +355,7 @@ impl Gateway {
         });
     }
 
-    /// Attaches the backends that `kind` makes, one for each core, and waits until all are attached.
+    /// Calls `kind` for a backend's channel on each core, attaches these channels, and waits until all are attached.
     pub fn attach(
         &mut self,
         id: BackendId,
@@ -369,7 +369,7 @@ impl Gateway {
         self.attached.push(id);
     }
 
-    /// Detaches a backend from every core, and waits until that is done.
+    /// Detaches a backend from every core, and waits until all cores have detached it.
     pub fn detach(&mut self, id: BackendId) {
         self.tell_all(|_| Msg::Detach(id));
         self.each_core(
@@ -379,13 +379,13 @@ impl Gateway {
         self.attached.retain(|other| *other != id);
     }
 
-    /// Ends all connections of hosts. The hosts may connect again.
+    /// Closes all connections of hosts. The hosts may connect again.
     pub fn close_all_hosts(&mut self) {
         self.tell_all(|_| Msg::CloseHosts { all: true });
     }
 
-    /// Gives each core a connection to itself, over which the core asks itself for something once in `every`. Returns duplicates
-    /// of the asking ends. A shutdown of a duplicate ends its connection.
+    /// Gives each core a connection to itself. The core sends itself a request over this connection once in `every`. Returns
+    /// duplicates of the requesting ends. A shutdown of a duplicate ends the connection.
     pub fn keep_warm(&mut self, every: Duration) -> Vec<TcpStream> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let to = listener.local_addr().expect("bound");
@@ -412,7 +412,7 @@ impl Gateway {
         (0..self.cores.len()).map(give).collect()
     }
 
-    /// Waits until each core has had `more` more turns with work.
+    /// Waits until each core has had `more` further turns with work.
     pub fn wait_busy_turns(&self, more: u64) {
         let patience = Patience::new(format!("{more} turns with work on each core"));
         let now = || self.cores.iter().map(|core| core.metrics().sample().busy_turns);
@@ -423,15 +423,15 @@ impl Gateway {
         }
     }
 
-    /// Checks that all cores still turn.
+    /// Checks that all cores still run their loops.
     pub fn assert_turning(&self) {
         for (at, core) in self.cores.iter().enumerate() {
             assert!(!core.is_finished(), "core {at} has ended; its panic is above");
         }
     }
 
-    /// Ends all connections, withdraws everything, stops the cores and checks that each core has its arena, slots and controllers
-    /// back.
+    /// Closes all connections, withdraws all objects, and stops the cores. Checks that each core's arena, slots and controllers
+    /// are free again.
     pub fn finish(mut self) {
         self.close_all_hosts();
         self.wait_survey("all hosts to be gone", <[_]>::is_empty);
@@ -444,7 +444,7 @@ impl Gateway {
         self.assert_turning();
         self.stop.store(true, Ordering::SeqCst);
         for addr in &self.addrs {
-            // Wakes the thread that accepts. The thread may have ended already.
+            // Wakes the thread that accepts connections. The thread may have ended already.
             let _ = TcpStream::connect(addr);
         }
         for core in &self.cores {

@@ -1,4 +1,5 @@
-//! A host that a test drives PDU by PDU over a plain socket. It behaves well unless the test says otherwise.
+//! A host that a test controls PDU by PDU over a plain socket. The host follows the spec, except where the test makes it
+//! violate the spec.
 
 use super::{PATIENCE, Patience};
 use std::io::{ErrorKind, Read, Write};
@@ -37,7 +38,7 @@ pub struct Raw {
     next_cid: u16,
 }
 
-/// The identity and parameters of a Connect. Each field is sent as it is.
+/// The identity and parameters of a Connect. Each field is sent unchanged.
 #[derive(Clone, Debug)]
 pub struct Who {
     pub hostid: [u8; 16],
@@ -62,7 +63,7 @@ impl Who {
         }
     }
 
-    /// Changes the Connect to that of I/O queue `qid` of `cntlid`, with `sqsize` (0's based).
+    /// Changes the Connect to the Connect of I/O queue `qid` at controller `cntlid`, with `sqsize` (0's based).
     pub fn queue(mut self, cntlid: u16, qid: u16, sqsize: u16) -> Self {
         self.cntlid = cntlid;
         (self.connect.qid, self.connect.sqsize, self.connect.kato_ms) = (qid, sqsize, 0);
@@ -80,7 +81,7 @@ impl Who {
         let nqn = Nqn::DISCOVERY;
         let mut bytes = [0; ConnectData::LEN];
         ConnectData { hostid: self.hostid, cntlid: self.cntlid, subnqn: nqn, hostnqn: nqn }.emit(&mut bytes);
-        // The names are copied as they are, so that they may be wrong.
+        // The names are copied unchanged, because a test may send invalid names.
         for (at, name) in [(256, &self.subsystem), (512, &self.host)] {
             bytes[at..at + 256].fill(0);
             bytes[at..at + name.len()].copy_from_slice(name);
@@ -104,7 +105,7 @@ impl Raw {
         self.stream.local_addr().expect("an address")
     }
 
-    /// Opens a connection, up to ICReq and ICResp.
+    /// Opens a connection and exchanges ICReq and ICResp.
     pub fn initialized(addr: SocketAddr, header_digest: bool, data_digest: bool) -> Self {
         let mut raw = Self::open(addr);
         raw.send(&ic_req(header_digest, data_digest));
@@ -132,14 +133,14 @@ impl Raw {
         raw
     }
 
-    /// Opens a connection and sends Connect. Returns the answer too.
+    /// Opens a connection and sends Connect. Also returns the answer.
     pub fn asked(addr: SocketAddr, who: &Who) -> (Self, ConnectResponse) {
         let mut raw = Self::initialized(addr, false, false);
         let answer = raw.try_connect(who);
         (raw, answer)
     }
 
-    /// Connects and enables an admin queue. Returns its CNTLID too.
+    /// Connects and enables an admin queue. Also returns the CNTLID.
     pub fn admin(addr: SocketAddr, who: &Who) -> (Self, u16) {
         let mut raw = Self::initialized(addr, false, false);
         let cntlid = raw.connect(who);
@@ -215,7 +216,8 @@ impl Raw {
         (cqe.status, data)
     }
 
-    /// Runs one command to its end: sends `sqe`, sends `out` on request, and collects the data that comes.
+    /// Runs one command to its end: sends `sqe`, sends `out` when the controller requests data, and collects the data that
+    /// arrives.
     pub fn command(&mut self, sqe: Sqe, out: &[u8]) -> (Cqe, Vec<u8>) {
         let in_capsule = matches!(sqe.sgl1, Sgl::InCapsule { .. });
         self.capsule(sqe, if in_capsule { out } else { &[] });
@@ -300,7 +302,7 @@ impl Raw {
         bytes
     }
 
-    /// Sends bytes. If the controller has closed already, [`pdu`](Self::pdu) reports that later.
+    /// Sends bytes. If the controller has closed the connection already, [`pdu`](Self::pdu) reports that later.
     pub fn send(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {
             Ok(()) => {}
@@ -311,11 +313,11 @@ impl Raw {
 
     /// Closes the sending side.
     pub fn shut(&mut self) {
-        // The controller may have closed already.
+        // The controller may have closed the connection already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Returns the next PDU, after a check of its digests.
+    /// Returns the next PDU. Checks its digests first.
     pub fn pdu(&mut self) -> Pdu {
         let mut bytes = [0; CommonHeader::LEN].to_vec();
         if !self.fill(&mut bytes) {
@@ -357,7 +359,7 @@ impl Raw {
         }
     }
 
-    /// Waits until the controller closes. Ignores anything that it sends before.
+    /// Waits until the controller closes the connection. Ignores all PDUs before that.
     pub fn wait_closed(&mut self, why: &str) {
         let patience = Patience::new(format!("the controller to close: {why}"));
         let mut bytes = [0; 4096];
@@ -375,7 +377,7 @@ impl Raw {
                     assert_eq!(said, status, "{what}");
                     break;
                 }
-                // These belong to earlier commands.
+                // These PDUs belong to earlier commands.
                 Pdu::Response(_) | Pdu::R2t(_) | Pdu::Data(..) => {}
                 other => panic!("{what}: {other:?} came instead of a terminate request"),
             }
@@ -384,7 +386,7 @@ impl Raw {
         self.wait_closed(what);
     }
 
-    /// Returns whether all bytes came before the connection ended.
+    /// Returns whether all bytes arrived before the connection ended.
     fn fill(&mut self, bytes: &mut [u8]) -> bool {
         match self.stream.read_exact(bytes) {
             Ok(()) => true,
@@ -393,7 +395,7 @@ impl Raw {
         }
     }
 
-    /// Sets Number of Queues, and expects that all are granted.
+    /// Sets Number of Queues, and checks that all queues are granted.
     pub fn ask_queues(&mut self, count: u16) {
         let value = u32::from(count - 1) << 16 | u32::from(count - 1);
         let set = SetFeatures { fid: fid::NUMBER_OF_QUEUES, cdw11: value, ..SetFeatures::default() };
@@ -402,7 +404,7 @@ impl Raw {
         assert!(cqe.status.is_ok() && cqe.dw0() == value, "{count} I/O queues: {cqe:?}");
     }
 
-    /// Returns a fresh command identifier.
+    /// Returns an unused command identifier.
     pub fn cid(&mut self) -> u16 {
         self.next_cid = self.next_cid.wrapping_add(1);
         self.next_cid
@@ -429,7 +431,7 @@ impl Pair {
         Self::connect_for(addr, host, subsystem, 1)
     }
 
-    /// Connects both queues, after asking for `io_queues` I/O queues.
+    /// Asks for `io_queues` I/O queues, and connects the admin queue and one I/O queue.
     pub fn connect_for(addr: SocketAddr, host: &str, subsystem: &str, io_queues: u16) -> Self {
         let who = Who::admin(host, subsystem);
         let (mut admin, cntlid) = Raw::admin(addr, &who);
@@ -438,7 +440,7 @@ impl Pair {
         Self { admin, io, cntlid }
     }
 
-    /// Writes and reads back data that depends on `seed`, in capsules and by R2T.
+    /// Writes data that depends on `seed`, in capsules and by R2T. Then reads the data back and checks it.
     pub fn check(&mut self, nsid: u32, seed: u8) {
         for (slba, len) in [(8, 512), (16, 4096), (64, 65536)] {
             let data: Vec<u8> = (0..len).map(|at: usize| (at / 512) as u8 ^ (at as u8) ^ seed).collect();

@@ -1,11 +1,11 @@
-//! The two macros that describe formats, and the field types they are made of.
+//! The two macros that describe formats, and the field types that formats consist of.
 //!
-//! `layout!` is a fixed-size structure of fields at byte offsets; `bits!` is a register or dword of fields at bit
-//! offsets. Both prove at compile time that fields ascend, don't overlap and end within the format.
+//! `layout!` declares a fixed-size structure with fields at byte offsets. `bits!` declares a register or dword with fields
+//! at bit offsets. Both macros check at compile time that the fields ascend, don't overlap and end within the format.
 
 /// A value of fixed size within a `layout!`.
 ///
-/// The macro gives `load` and `store` exactly `LEN` bytes. Its offsets are checked at compile time.
+/// `layout!` passes exactly `LEN` bytes to `load` and `store`. The macro checks the offsets at compile time.
 pub trait Field: Copy {
     /// Size in bytes.
     const LEN: usize;
@@ -50,8 +50,8 @@ impl<const N: usize> Field for [u8; N] {
 
 /// Declares a fixed-size little-endian structure: `name: type = byte offset`.
 ///
-/// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (any bytes are a value), `emit(&self, &mut
-/// [u8; LEN])` (bytes between fields become zero), and a `Default` whose bytes are all zero.
+/// Generates the struct with public fields, `LEN`, `parse(&[u8; LEN]) -> Self` (accepts all bytes),
+/// `emit(&self, &mut [u8; LEN])` (writes zero between fields), and a `Default` whose bytes are all zero.
 #[macro_export]
 macro_rules! layout {
     ($(#[$meta:meta])* pub struct $name:ident [$len:expr] {
@@ -76,7 +76,7 @@ macro_rules! layout {
             #[allow(dead_code, reason = "formats that are wrapped by a checked value have their size there")]
             pub const LEN: usize = $len;
 
-            /// Reads the fields; every byte pattern is a value.
+            /// Reads the fields. Every byte pattern is valid.
             #[inline]
             pub fn parse(bytes: &[u8; $len]) -> Self {
                 Self {
@@ -86,7 +86,7 @@ macro_rules! layout {
                 }
             }
 
-            /// Writes every byte; bytes outside fields become zero.
+            /// Writes every byte, with zero outside the fields.
             #[inline]
             pub fn emit(&self, bytes: &mut [u8; $len]) {
                 bytes.fill(0);
@@ -156,8 +156,8 @@ integer_bits!(u8, u16, u32, u64);
 
 /// Declares a register or dword as named bit fields: `name: type = lowest bit, width`.
 ///
-/// Generates the struct with public fields, `from_bits(repr) -> Self` (reserved bits are dropped) and `bits(self) -> repr`
-/// (a value too wide for its field is cut to it). The struct is a [`Field`], so a `layout!` can contain it.
+/// Generates the struct with public fields, `from_bits(repr) -> Self` (ignores reserved bits) and `bits(self) -> repr`
+/// (cuts a value that is too wide for its field). The struct is a [`Field`], so a `layout!` can contain it.
 macro_rules! bits {
     ($(#[$meta:meta])* pub struct $name:ident : $repr:ident {
         $($(#[$field_meta:meta])* $field:ident : $type:ty = $low:literal, $width:literal);* $(;)?
@@ -177,7 +177,7 @@ macro_rules! bits {
         };
 
         impl $name {
-            /// Reads the fields; reserved bits are dropped.
+            /// Reads the fields and ignores reserved bits.
             #[inline]
             pub fn from_bits(bits: $repr) -> Self {
                 let bits = bits as u64;
@@ -188,8 +188,8 @@ macro_rules! bits {
                 }
             }
 
-            /// Returns the register's value; reserved bits are zero, and a value too wide for its field is
-            /// cut to it.
+            /// Returns the register's value. Reserved bits are zero. A value that is too wide for its field is cut to the
+            /// field's width.
             #[inline]
             pub fn bits(self) -> $repr {
                 let mut bits = 0u64;
@@ -213,17 +213,17 @@ macro_rules! bits {
     };
 }
 
-/// Returns `width` ones in the low bits.
+/// Returns a mask with ones in the `width` low bits.
 #[inline(always)]
 pub(crate) const fn mask(width: u32) -> u64 {
     if width >= 64 { u64::MAX } else { (1 << width) - 1 }
 }
 
-/// An error: a buffer is too short for its format.
+/// The error for a buffer that is too short for its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} needs {need_bytes} bytes, and the buffer has {have_bytes}")]
 pub struct Truncated {
-    /// The format that doesn't fit.
+    /// The name of the format that doesn't fit.
     pub what: &'static str,
     /// Size of the format in bytes.
     pub need_bytes: usize,

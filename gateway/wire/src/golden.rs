@@ -1,6 +1,6 @@
 //! Helpers for golden-byte tests.
 
-/// Returns `N` zero bytes with `parts` laid over them at their offsets.
+/// Returns `N` zero bytes, overwritten by each of `parts` at its offset.
 pub(crate) fn bytes<const N: usize>(parts: &[(usize, &[u8])]) -> [u8; N] {
     let mut bytes = [0; N];
     for (at, part) in parts {

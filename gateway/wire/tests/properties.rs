@@ -10,7 +10,7 @@ use trefoil_wire::nvme::log::*;
 use trefoil_wire::nvme::*;
 use trefoil_wire::tcp::*;
 
-/// Bytes of any length up to `N`, zero-padded to it, so that short inputs shrink well.
+/// Returns a strategy for bytes of any length up to `N`, zero-padded to `N`. So proptest can shrink to short inputs.
 fn array<const N: usize>() -> impl Strategy<Value = [u8; N]> {
     vec(any::<u8>(), 0..=N).prop_map(|bytes| {
         let mut array = [0; N];
@@ -19,7 +19,7 @@ fn array<const N: usize>() -> impl Strategy<Value = [u8; N]> {
     })
 }
 
-/// `parse(emit(parse(bytes))) == parse(bytes)`, with `emit` into a dirty buffer.
+/// Asserts that `parse(emit(parse(bytes))) == parse(bytes)`, where `emit` writes into a dirty buffer.
 macro_rules! stable {
     ($($name:ident: $type:ty),* $(,)?) => {
         proptest! {$(
@@ -81,7 +81,7 @@ proptest! {
 
     #[test]
     fn connect_data(bytes in array::<1024>()) {
-        // Most arbitrary data is refused; it must be refused without a panic.
+        // `parse` refuses most arbitrary data, and must do so without a panic.
         if let Ok(data) = ConnectData::parse(&bytes) {
             let mut dirty = [0xff; 1024];
             data.emit(&mut dirty);
@@ -182,7 +182,7 @@ fn framing(receiver: Receiver) -> impl Strategy<Value = Framing> {
     })
 }
 
-/// Returns the layout that a receiver sees of an emitted header.
+/// Returns the layout that a receiver derives from an emitted header.
 fn received(header: &[u8], framing: &Framing) -> Layout {
     CommonHeader::parse(header.first_chunk().unwrap()).unwrap().layout(framing).unwrap()
 }

@@ -7,7 +7,7 @@ use crate::io::{FileDone, FileError, FileId, FileOp, Handler};
 use std::os::fd::{AsRawFd, OwnedFd};
 use trefoil_sys::uring::{Entry, opcode, types};
 
-/// Spans of registered memory are cut into pieces of this size, the kernel's largest.
+/// The size of one span of registered memory: the largest size that the kernel accepts.
 pub(super) const SPAN_BYTES: usize = 1 << 30;
 
 /// One attached file.

@@ -12,13 +12,14 @@ use std::time::Duration;
 use trefoil_sys::socket::{self, SockAddr};
 use trefoil_sys::uring::{Flags, cqueue, opcode, types};
 
-/// The most sockets whose receive is tried each turn. A try costs about 0.2 µs; the ring takes about 0.9 µs
-/// more from arrival to completion. Measured on loopback against a bare loop that scans all its sockets: with
-/// 8 to 64 busy sockets, trying reaches 0.89 to 1.0 of the loop's rate and the ring alone 0.78 to 0.9. Above
-/// 64 the ring's batches win. A table with fewer places than busy sockets does worse than either.
+/// The largest number of hot sockets: sockets whose receive is tried in each turn. A try costs about 0.2 µs; the ring
+/// takes about 0.9 µs more from arrival to completion. We measured on loopback, against a bare loop that scans all its
+/// sockets. With 8 to 64 busy sockets, hot sockets reach 0.89 to 1.0 of the loop's rate, and the ring alone reaches
+/// 0.78 to 0.9. With more than 64 busy sockets, the ring is faster, because it handles batches. If the table of hot
+/// sockets has fewer places than there are busy sockets, the rate is lower than with either method alone.
 pub(super) const MAX_HOT: usize = 64;
-/// The time for which a socket stays hot after its last bytes: several exchanges of 64 sockets that take
-/// turns.
+/// The time for which a socket stays hot after its last bytes: long enough for several exchanges of 64 sockets that
+/// take turns.
 pub(super) const HOT_TIME: Duration = Duration::from_micros(200);
 
 /// Wait for readiness before the first try (IORING_RECVSEND_POLL_FIRST).
@@ -28,9 +29,9 @@ const POLL_FIRST: u16 = 1;
 pub(super) struct Sock {
     pub fd: Option<OwnedFd>,
     pub closing: bool,
-    /// Set while the socket is in the queue of sockets to settle.
+    /// Set while the socket is in the driver's queue of closing sockets.
     settling: bool,
-    /// The number of completions to come.
+    /// The number of outstanding completions.
     pub in_kernel: u8,
     pub recv: Recv,
     pub send: Option<Sending>,
@@ -38,11 +39,11 @@ pub(super) struct Sock {
     pub hot: bool,
     /// The time of the last received bytes.
     pub last_rx: Instant,
-    /// Set if more bytes waited when the last receive ended. The next receive then need not poll first.
+    /// Set if more bytes waited when the last receive ended. Then the next receive need not poll first.
     nonempty: bool,
     /// The address to connect to. The kernel reads it when the connect is submitted.
     peer: Option<SockAddr>,
-    /// The errno for which no socket could be made. The connect's completion reports it.
+    /// The errno with which the socket could not be made. The connect's completion reports this errno.
     refused: i32,
     message: libc::msghdr,
 }
@@ -54,7 +55,7 @@ pub(super) enum Recv {
 }
 
 impl Recv {
-    /// Returns the event of a receive that ended without its bytes; `None` if there was no receive.
+    /// Returns the event of a receive that ended before its bytes arrived; `None` if there was no receive.
     fn end(self, why: RecvEnd) -> Option<SockEvent<'static>> {
         let buf = match self {
             Self::Idle => return None,
@@ -95,7 +96,7 @@ impl Sock {
     }
 }
 
-/// Returns whether the errno only means to try again.
+/// Returns whether the errno only means that the operation must be tried again.
 fn transient(errno: i32) -> bool {
     matches!(errno, libc::EINTR | libc::EAGAIN)
 }
@@ -223,8 +224,8 @@ impl<M: Send> UringIo<M> {
         let Some(sock) = self.socks.get_mut(id.0).filter(|sock| !sock.closing) else { return };
         sock.closing = true;
         if sock.in_kernel > 0 {
-            // Entries are submitted in order. When this cancellation runs, the descriptor is still ours, or,
-            // if all operations had ended, it has a new owner without operations yet.
+            // Entries are submitted in order. So when this cancellation runs, the descriptor still belongs to this
+            // socket, or all its operations have ended and the descriptor's new owner has no operation yet.
             let by_fd = types::CancelBuilder::fd(sock.fd()).all();
             let entry = opcode::AsyncCancel2::new(by_fd).build();
             self.push(entry.user_data(pack(Kind::Ignored, 0, 0)));
@@ -232,7 +233,7 @@ impl<M: Send> UringIo<M> {
         self.settle_soon(id.0);
     }
 
-    /// Queues a closing socket, to look at it again after the calls of this turn.
+    /// Queues a closing socket, so that the next `settle_closing` checks the socket.
     fn settle_soon(&mut self, index: u32) {
         if let Some(sock) = self.socks.get_mut(index).filter(|sock| !sock.settling) {
             sock.settling = true;
@@ -250,8 +251,8 @@ impl<M: Send> UringIo<M> {
         }
     }
 
-    /// Restarts receives that found no buffer, as buffers may have been given back since. Returns whether any
-    /// receive was waiting.
+    /// Restarts receives that found no buffer, as buffers may have been given back since. Returns `true` if a receive
+    /// was restarted.
     pub(crate) fn restart_starved(&mut self) -> bool {
         let starved = self.starved.len();
         for _ in 0..starved {
@@ -262,7 +263,7 @@ impl<M: Send> UringIo<M> {
         starved > 0
     }
 
-    /// Ends the closed sockets without outstanding operations. Returns whether there was a closed socket.
+    /// Ends each closing socket that has no outstanding operation. Returns `true` if a socket was closing.
     pub(crate) fn settle_closing<H: Handler<Self>>(&mut self, handler: &mut H) -> bool {
         let closing = self.closing.len();
         for _ in 0..closing {
@@ -298,7 +299,7 @@ impl<M: Send> UringIo<M> {
         if let Some(Sending { list, .. }) = send {
             handler.on_sock(self, id, SockEvent::Sent { list, result: Err(SockError(libc::ECANCELED)) });
         }
-        // These calls may have started further operations. The socket is then in the queue again.
+        // The handler may have started further operations in these calls. The socket is then in the queue again.
         if self.socks.get_mut(index).is_some_and(|sock| !sock.settling) {
             self.socks.remove(index);
             handler.on_sock(self, id, SockEvent::Closed);

@@ -1,7 +1,7 @@
 //! A table of fixed size: dense indices, a list of free slots, and a generation per slot against stale
 //! completions.
 
-/// Up to a fixed number of values that never move.
+/// A table of values that never move, with a fixed number of slots.
 pub(super) struct Table<T> {
     slots: Box<[Slot<T>]>,
     free: Vec<u32>,

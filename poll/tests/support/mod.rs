@@ -1,4 +1,4 @@
-//! A core that echoes, and the tools with which tests talk to it.
+//! A core that echoes frames, and the functions that tests use to exchange frames and messages with the core.
 #![allow(dead_code)]
 
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ pub enum Msg {
     ConnectAndClose(SocketAddr),
     /// Close all sockets.
     CloseAll,
-    /// Answer with a pong, by way of core `via`.
+    /// Answer with a pong, which core `via` forwards.
     Ping { via: CoreId, back: CoreId, number: u64 },
     /// The answer.
     Pong(u64),
@@ -35,11 +35,11 @@ pub enum Msg {
 
 /// Receive the payload by [`RecvInto::Buf`] and send it back as one block.
 pub const BUF: u32 = 0;
-/// The same, sent back as 64 blocks.
+/// Like [`BUF`], but send the payload back as 64 blocks.
 pub const BUF_SPLIT: u32 = 1;
 /// Receive the payload by [`RecvInto::Stream`].
 pub const STREAM: u32 = 2;
-/// Like [`BUF`], but never ask for anything after the reply was sent.
+/// Like [`BUF`], but start no further receive after the reply was sent.
 pub const DEAF: u32 = 3;
 
 pub const MAX_FRAME: usize = 1 << 20;
@@ -236,7 +236,7 @@ impl<I: Io<Msg = Msg, Socket = OwnedFd>> Handler<I> for Echo {
     }
 }
 
-/// Cores that echo, and the control side's ends.
+/// Cores that echo, and the control side's ends of their mailboxes.
 pub struct Rig {
     pub cores: Vec<CoreHandle<Echo>>,
     pub to_cores: Vec<ControlSender<Msg>>,
@@ -291,7 +291,7 @@ impl Rig {
         }
     }
 
-    /// Stops the cores and checks that every block is home.
+    /// Stops the cores and checks that every block is back in its arena.
     pub fn finish(self) -> Vec<Echo> {
         self.cores
             .into_iter()

@@ -1,4 +1,4 @@
-//! The settings with which the gateway connects to an array, and its identity there.
+//! The settings and the identity with which the gateway connects to an array.
 
 use crate::address::resolve;
 use crate::error::{Fault, Refusal, device};
@@ -10,10 +10,10 @@ use trefoil_wire::fabrics::{Nqn, NqnError};
 
 const _: () = assert!(MAX_KEEP_ALIVE_S * 1000 == MAX_KATO_MS, "hosts are told a CQT that is made from it");
 
-/// Returns the settings from which an array's channels are made.
+/// Returns the settings for an array's channels.
 ///
 /// # Errors
-/// The backend has no address, the address doesn't resolve, or a name of the backend is not an NQN.
+/// The backend has no address, the address doesn't resolve, or one of the backend's NQN fields is not an NQN.
 pub fn array_config(backend: &Backend, gateway: &str, requests: usize) -> Result<NvmeTcpConfig, Refusal> {
     let missing = || {
         Refusal::new(
@@ -43,10 +43,10 @@ pub fn array_config(backend: &Backend, gateway: &str, requests: usize) -> Result
     Ok(NvmeTcpConfig { controller, command_timeout: Duration::from_secs(30), requests })
 }
 
-/// Returns the gateway's identity for an array, with the array's subsystem.
+/// Returns the identity under which the gateway connects to an array: the host's names and the array's subsystem.
 ///
 /// # Errors
-/// A name of the backend is not an NQN.
+/// One of the backend's NQN fields is not an NQN.
 pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     let invalid = |field: &str, e: NqnError| {
         Refusal::new(Fault::Invalid, format!("backend `{}`: {field}: {e}", backend.name))
@@ -54,7 +54,7 @@ pub fn identity(backend: &Backend, gateway: &str) -> Result<Identity, Refusal> {
     let subnqn = backend.subnqn.as_deref().unwrap_or_default();
     let own = format!("nqn.2014-08.org.nvmexpress:uuid:{}", identifier(gateway));
     let hostnqn = backend.hostnqn.as_deref().unwrap_or(&own);
-    // The host identifier derives from the host NQN, so that both mean the same host to an array.
+    // The host identifier is derived from the host NQN, so that an array takes both for the same host.
     let suffix = hostnqn.rsplit(':').next().and_then(|id| uuid::Uuid::try_parse(id).ok());
     let host_id = suffix.unwrap_or_else(|| identifier(hostnqn));
     Ok(Identity {

@@ -1,4 +1,4 @@
-//! Brings a backend up and down: gives each core a channel to the backend, or takes the channels back.
+//! Brings a backend up and takes it down: gives each core a channel to the backend, or takes the channels from the cores.
 
 use super::array_config::array_config;
 use super::cores::Cores;
@@ -18,23 +18,24 @@ use trefoil_storage::backend::{Attach, AttachKind, File, Memory};
 use trefoil_storage::initiator::NamespaceIdentity;
 use trefoil_storage::topology::BackendId;
 
-/// Long zeroing operations that a memory backend runs at a time.
+/// Most long zeroing operations that a memory backend runs at a time.
 const ZEROINGS: usize = 64;
-/// Time in which a new array has to answer.
+/// Time limit for the first answer of a new array.
 const ARRAY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A backend that is up.
 #[derive(Debug)]
 pub struct Live {
-    /// Its index on every core.
+    /// The backend's index, which is the same on every core.
     pub id: BackendId,
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The backend's logical block size in bytes.
     pub block_bytes: u32,
-    /// The core that has the backend's channel, if only one core has a channel.
+    /// The core that holds a memory backend's memory. The other cores reach the memory through this core. `None` for other
+    /// backends.
     pub owner: Option<CoreId>,
-    /// The identity of a file, and the exclusive hold on a block device, for as long as the backend is up. The cores hold the
+    /// The identity of a file, or the exclusive hold on a block device, for as long as the backend is up. The cores hold a
     /// file's lock, because they do the I/O.
     lock: Option<Locked>,
     /// The file that was made for the backend.
@@ -42,13 +43,13 @@ pub struct Live {
 }
 
 impl Live {
-    /// An array that has not answered yet.
+    /// Makes the entry of an array that has not answered yet.
     #[cfg(test)]
     pub fn unanswered(id: BackendId) -> Self {
         Self { id, len_bytes: 0, block_bytes: 512, owner: None, lock: None, made: None }
     }
 
-    /// Removes the file that was made for the backend, after the change that made the file has failed.
+    /// Removes the file that was made for the backend. Called when the change that made the file has failed.
     pub fn unmake(&self) {
         if let Some(path) = &self.made
             && let Err(error) = std::fs::remove_file(path)
@@ -57,7 +58,7 @@ impl Live {
         }
     }
 
-    /// Takes over storage on this machine, and returns each core's channel to the storage.
+    /// Stores the hold on storage on this machine, and returns each core's channel to the storage.
     fn take(
         &mut self,
         cores: &Cores,
@@ -88,32 +89,32 @@ impl Live {
         }
     }
 
-    /// Returns the core to ask for control's own I/O.
+    /// Returns the core to which the control plane sends its own I/O for this backend.
     pub fn core(&self) -> CoreId {
         self.owner.unwrap_or(CoreId(0))
     }
 }
 
-/// The circumstances in which [`bring_up`] brings up a backend.
+/// The settings with which [`bring_up`] brings up a backend.
 pub struct Setting<'a> {
     /// The cores.
     pub cores: &'a Cores,
-    /// Requests that can be under way on one core's channel.
+    /// Most requests under way on one core's channel.
     pub requests: usize,
-    /// For arrays: the gateway's name, from which the host NQN derives if the backend sets none.
+    /// For arrays: the gateway's name. The host NQN is derived from this name if the backend sets no host NQN.
     pub gateway: &'a str,
-    /// Whether the backend existed before. If so, an array that doesn't answer now is not waited for, because it may come
-    /// later (see [`await_arrays`]). A missing file is not made anew, because the file that comes later has the data.
+    /// `true` if the backend existed before. If so, [`bring_up`] doesn't wait for an array that doesn't answer now: see
+    /// [`await_arrays`]. A missing file is not made anew, because the data is in a file that may appear later.
     pub patient: bool,
     /// For arrays: the namespace that answered before. No other namespace is accepted.
     pub known: Option<NamespaceIdentity>,
-    /// The time until which a locked file is waited for.
+    /// The time until which [`bring_up`] waits for a locked file.
     pub lock_until: Instant,
     /// The gateway's own files.
     pub own_files: &'a [OwnFile],
 }
 
-/// Opens `backend` and attaches it to every core. After a failure nothing is left attached.
+/// Opens `backend`, and attaches a channel to it on every core. After a failure, no core has the backend.
 ///
 /// # Errors
 /// The storage can't be opened, a core has no room, or an array doesn't answer.
@@ -177,7 +178,7 @@ pub async fn bring_up<'a>(
     Ok(live)
 }
 
-/// Returns the message with which a new array is refused.
+/// Returns the message of the refusal if a new array doesn't answer.
 fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
     let at = backend.address.map(|address| format!(" at {address}")).unwrap_or_default();
     let what = format!("backend `{}`: the array{at}", backend.name);
@@ -189,8 +190,8 @@ fn unreached(cores: &Cores, backend: &Backend, id: BackendId) -> String {
     }
 }
 
-/// Waits for the arrays that were brought up with `patient` and have not answered yet. The wait for all of them together is
-/// as long as the wait for one, so that many absent arrays don't keep the other backends from service.
+/// Waits for the arrays that [`bring_up`] brought up with `patient` and that have not answered yet. Waits for all these arrays
+/// at the same time, so that many absent arrays delay the other backends no longer than one absent array.
 pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>) {
     let by = Instant::now() + ARRAY_TIMEOUT;
     for live in lives.filter(|live| live.len_bytes == 0) {
@@ -201,7 +202,7 @@ pub async fn await_arrays(cores: &Cores, lives: impl Iterator<Item = &mut Live>)
     }
 }
 
-/// Detaches a backend from every core that has it, and closes it there.
+/// Detaches a backend from every core that has a channel to it. Each core closes its channel.
 ///
 /// # Errors
 /// A core doesn't answer.
@@ -212,17 +213,17 @@ pub async fn take_down(cores: &Cores, id: BackendId) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Returns the core that owns a memory backend. The core derives from the backend's name, so that it stays the same.
+/// Returns the core that owns a memory backend. The core is derived from the backend's name, so it is the same after a restart.
 fn owner_of(name: &str, cores: u16) -> CoreId {
     let hash =
         default_serial(name).bytes().fold(0u32, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
     CoreId((hash % u32::from(cores.max(1))) as u16)
 }
 
-/// Refuses memory backends that only `next` has if the machine lacks memory for all that `next` reserves.
+/// Refuses `next` if it adds memory backends, and the machine lacks memory for all that `next` reserves.
 ///
 /// # Errors
-/// The memory is short. The refusal says how much is asked for, and how much there is.
+/// The machine lacks memory. The refusal says how much memory is needed, and how much is available.
 pub fn check_memory(before: &State, next: &State, gateway: &Gateway) -> Result<(), Refusal> {
     let is_new = |b: &&Backend| b.kind == BackendType::Memory && !before.backends.contains_key(&b.name);
     let Some(new) = next.backends.values().find(is_new) else { return Ok(()) };

@@ -1,7 +1,8 @@
-//! Applies a change: moves the gateway from the state in force to the next one.
+//! Applies a change: moves the gateway from the state in force to the next state.
 //!
-//! New objects are brought up, the change is stored, the cores are told, and removed objects are taken down, in this order. Up
-//! to the commit, a failure undoes all that was brought up. After the commit, the change stays.
+//! The steps, in order: new objects are brought up, the change is stored, the new topology is published to the cores, and
+//! removed objects are taken down. After a failure before the commit, all objects that were brought up are taken down again.
+//! After the commit, the change stays.
 
 use super::Engine;
 use super::backends;
@@ -21,10 +22,10 @@ use trefoil_storage::topology::{BackendId, LunId};
 #[derive(Default)]
 struct Made {
     backends: Vec<String>,
-    /// Pool names. The flag tells whether the pool was created, and not only opened.
+    /// Pool names. The flag is `true` if the pool was created, and `false` if it was only opened.
     pools: Vec<(String, bool)>,
     luns: Vec<trefoil_config::Lun>,
-    /// LUNs as they were before they grew, with their places then.
+    /// The LUNs that have grown: each LUN and its place from before the growth.
     grown: Vec<(trefoil_config::Lun, Placed)>,
     placed: Vec<String>,
     portals: Vec<Address>,
@@ -35,9 +36,10 @@ impl Engine {
     ///
     /// # Errors
     /// - Before the commit: an object could not be brought up or stored, or the change would lose more than `permit` allows.
-    ///   `next` is not stored, and what was brought up is taken down again; the log names what could not be taken down.
-    /// - After the commit: a core doesn't answer. `next` is stored and is the state in force, other cores can present it
-    ///   already, and removed objects are not taken down.
+    ///   `next` is not stored. The objects that were brought up are taken down again; the log names the objects that could not
+    ///   be taken down.
+    /// - After the commit: a core doesn't answer. `next` is stored and is the state in force, and other cores may already
+    ///   present `next`. Removed objects are not taken down.
     pub(super) async fn reconcile(
         &mut self,
         next: State,
@@ -47,7 +49,8 @@ impl Engine {
         let mut next = next;
         self.check_losses(&next, permit).await?;
         let leaving = self.state.luns.values().filter(|lun| !next.luns.contains_key(&lun.name));
-        // A deleted pool that is down is simply forgotten. A pool that stays must really delete its LUNs.
+        // Only pools that stay are checked: they must delete the LUNs on their backends. A deleted pool that is down is only
+        // forgotten.
         for pool in leaving.filter_map(|lun| lun.pool.as_deref()).filter(|&p| next.pools.contains_key(p)) {
             self.pools.check_changeable(pool)?;
         }
@@ -58,7 +61,7 @@ impl Engine {
             ready = self.pools.keep_exports(&self.cores, &self.live, &next).await;
         }
         if ready.is_ok() {
-            // Bringing up can take long, and hosts can have connected meanwhile.
+            // To bring up objects can take long, and hosts may have connected meanwhile.
             ready = self.check_losses(&next, permit).await;
         }
         let changes = self.state.changes_to(&next);
@@ -78,7 +81,8 @@ impl Engine {
             return Err(refusal);
         }
         let old = std::mem::replace(&mut self.state, Arc::new(next));
-        // Removed listeners close first: no host may come by a listener once the cores know that the listener is gone.
+        // Removed listeners close before the cores learn of the removal. After that, no host may connect through such a
+        // listener.
         let listeners = self.state.listeners();
         self.portals.retain(|listen, _| listeners.contains(listen));
         self.settle_wildcards(&listeners);
@@ -96,8 +100,8 @@ impl Engine {
         loss::check(&loss::losses(&self.state, next, &links), permit)
     }
 
-    /// Brings up the objects that `next` has and the state in force lacks. New pools overwrite recognised data on their
-    /// backends only with `overwrite`.
+    /// Brings up the objects that are in `next` and not in the state in force. With `overwrite`, new pools may overwrite
+    /// recognised data on their backends.
     async fn bring_up(
         &mut self,
         next: &mut State,
@@ -122,7 +126,7 @@ impl Engine {
             self.live.insert(name.clone(), live);
             made.backends.push(name.clone());
         }
-        // A backend that is removed and later attached anew may be a different namespace.
+        // If a backend is removed and later attached again, it may be a different namespace. So the old namespace is forgotten.
         next.namespaces.retain(|name, _| next.backends.contains_key(name));
         self.note_namespaces(next);
         for (name, pool) in &next.pools {
@@ -182,7 +186,7 @@ impl Engine {
             }
             self.placed.insert(name, place);
         }
-        // Listeners in force that are down are not opened here: `retry` retries them.
+        // A listener that is in force and down is not opened here: `retry` opens it.
         let (now, wanted) = (self.state.listeners(), next.listeners());
         // Removed listeners stay open until the change is stored.
         let all = &now | &wanted;
@@ -194,7 +198,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes down all that a failed change brought up, as far as possible.
+    /// Takes down all objects that a failed change brought up, as far as possible.
     async fn undo(&mut self, made: Made) {
         made.portals.iter().for_each(|listen| drop(self.portals.remove(listen)));
         self.settle_wildcards(&self.state.listeners());
@@ -235,7 +239,7 @@ impl Engine {
         self.retain_numbers();
     }
 
-    /// Takes down the objects that `old` had and the state in force lacks. No core presents them any more.
+    /// Takes down the objects that are in `old` and not in the state in force. No core presents them any more.
     async fn take_down(&mut self, old: &State) {
         let state = self.state.clone();
         for listen in old.listeners().difference(&state.listeners()) {
@@ -244,12 +248,12 @@ impl Engine {
         for lun in old.luns.values().filter(|l| !state.luns.contains_key(&l.name)) {
             self.placed.remove(&lun.name);
             self.down.remove(&format!("lun/{}", lun.name));
-            // A late write must not land in the data that takes this place next.
+            // A late write must not land in the data of the next LUN that gets this place.
             let drained = match self.numbers.luns.get(&lun.name) {
                 Some(id) => self.cores.drained(LunId(id)).await,
                 None => Ok(()),
             };
-            // A deleted pool whose backends are lost is forgotten as a whole, with its LUNs.
+            // If the backends of a deleted pool are lost, the pool is only forgotten, and so are its LUNs.
             let in_lost = |pool: &String| {
                 !state.pools.contains_key(pool) && self.pools.check_reachable(&self.cores, pool).is_err()
             };
@@ -280,7 +284,7 @@ impl Engine {
         self.retain_numbers();
     }
 
-    /// Frees the numbers of objects that are gone from all cores.
+    /// Frees the numbers of objects that no core has any more.
     fn retain_numbers(&mut self) {
         let (state, live, portals) = (&self.state, &self.live, &self.portals);
         self.numbers.luns.retain(|name| state.luns.contains_key(name));

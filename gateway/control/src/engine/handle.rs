@@ -1,4 +1,5 @@
-//! The way to the engine: changes queue up for the engine, and queries are answered beside them.
+//! The handle: other tasks use it to ask the engine. Changes wait in a queue. Queries have a queue of their own, so they don't
+//! wait for changes.
 
 use super::view::View;
 use crate::action::{Action, Change, Phase};
@@ -16,11 +17,11 @@ use trefoil_storage::stats::{Latency, LunStats};
 pub struct Preview {
     /// The rows that the change would store.
     pub changes: Vec<RowChange>,
-    /// The losses, whether the change permits them or not.
+    /// All losses, both those that the change permits and those that it doesn't.
     pub losses: Vec<Loss>,
-    /// The notes, as after the change.
+    /// The notes that the change would cause.
     pub notes: Vec<String>,
-    /// The reasons for which the change is refused, although its effects are known.
+    /// The reasons for which the change would be refused.
     pub refusals: Vec<Refusal>,
 }
 
@@ -31,7 +32,7 @@ pub enum Outcome {
     Changed(Box<View>),
     /// The effects of a change that was not carried out.
     Preview(Box<Preview>),
-    /// The state, and what is known about its parts.
+    /// The state, and the engine's knowledge about the state's objects.
     View(Box<View>),
     /// The connected queue pairs, core by core.
     Survey(Vec<(CoreId, Box<Survey>)>),
@@ -55,15 +56,15 @@ pub(super) type Asked = (Action, oneshot::Sender<Result<Outcome, Refusal>>);
 
 /// The engine's end of a handle.
 pub struct Queue {
-    /// The actions that the engine takes, one after another.
+    /// The actions that the engine carries out one after another.
     pub(super) asks: mpsc::Receiver<Asked>,
-    /// The queries that are answered meanwhile.
+    /// The queries, which are answered while a change runs.
     pub(super) queries: mpsc::Receiver<Asked>,
-    /// Whether a stop was asked for.
+    /// `true` after a client has asked for a stop.
     pub(super) hurried: watch::Receiver<bool>,
 }
 
-/// A way to ask the engine. A clone asks the same engine.
+/// Sends actions to the engine. A clone sends to the same engine.
 #[derive(Clone, Debug)]
 pub struct Handle {
     asks: mpsc::Sender<Asked>,
@@ -81,7 +82,7 @@ impl Handle {
         (Self { asks, queries, hurry, phase }, Queue { asks: asked, queries: queried, hurried })
     }
 
-    /// Sends an action, and waits for its outcome. A change waits for the change before it.
+    /// Sends an action, and waits for its outcome. A change waits until all earlier changes are done.
     ///
     /// # Errors
     /// The action was refused or failed, or the gateway has stopped.
@@ -96,7 +97,7 @@ impl Handle {
         wait.await.map_err(|_| gone())?
     }
 
-    /// Returns the state, and what is known about its parts.
+    /// Returns the state, and the engine's knowledge about the state's objects.
     ///
     /// # Errors
     /// The gateway has stopped.
@@ -147,7 +148,7 @@ impl Handle {
 
     /// Waits until the gateway is asked to stop.
     pub async fn stopping(&mut self) {
-        // An error means that the engine is gone, which counts as a stop.
+        // An error means that the engine has ended, which is treated as a stop.
         let _ = self.phase.wait_for(|phase| *phase == Phase::Stopping).await;
     }
 }

@@ -10,13 +10,14 @@ use trefoil_config::{Address, MAX_PORTALS};
 use trefoil_storage::topology::PortalId;
 
 impl Engine {
-    /// Returns every listener by its number on the cores.
+    /// Returns all listeners, keyed by their numbers on the cores.
     pub(super) fn listeners(&self) -> BTreeMap<u32, Address> {
         self.numbers.portals.iter().map(|(listen, id)| (id, *listen)).collect()
     }
 
-    /// Reopens each IPv6 wildcard listener that must now leave IPv4 to the IPv4 wildcard, or that must serve IPv4 again: a
-    /// bound socket can't change this. A listener that fails to reopen is down.
+    /// Reopens each IPv6 wildcard listener that must now leave IPv4 to the IPv4 wildcard, or that must serve IPv4 again. The
+    /// listener must be reopened because the choice can't be changed on a bound socket. If the reopening fails, the listener is
+    /// down.
     pub(super) fn settle_wildcards(&mut self, wanted: &BTreeSet<Address>) {
         let turns = |at: &Address, portal: &Portal| {
             wanted.contains(at) && portal.v6_only() != is_v6_only(*at, wanted)
@@ -24,7 +25,7 @@ impl Engine {
         let turning: Vec<Address> =
             self.portals.iter().filter(|(at, portal)| turns(at, portal)).map(|(at, _)| *at).collect();
         for at in turning {
-            // The number stays: hosts see the same listener.
+            // The listener keeps its number, so hosts see the same listener.
             let Some(id) = self.numbers.portals.get(&at) else { continue };
             self.portals.remove(&at);
             match Portal::open(at, is_v6_only(at, wanted), PortalId(id as u16), &self.placement) {
@@ -37,8 +38,8 @@ impl Engine {
         }
     }
 
-    /// Opens the listener at `at`, which is one of the listeners `wanted`, unless it is open already. Returns whether the
-    /// listener is new. Hosts are accepted once the next topology is published.
+    /// Opens the listener at `at`, which is in `wanted`, if it isn't open yet. Returns whether the listener is new. Hosts are
+    /// accepted once the next topology is published.
     pub(super) fn listen(&mut self, at: Address, wanted: &BTreeSet<Address>) -> Result<bool, Refusal> {
         if self.portals.contains_key(&at) {
             return Ok(false);
@@ -58,7 +59,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// Notes that the listener is down, so that it is retried.
+    /// Records that the listener is down, so that the engine retries it.
     pub(super) fn listener_is_down(&mut self, at: Address, error: Refusal) {
         let before = self.down.insert(format!("listener/{at}"), error.message.clone());
         if before.is_none_or(|before| before != error.message) {

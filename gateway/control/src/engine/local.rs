@@ -1,6 +1,6 @@
-//! Opens the storage that a backend has on this machine: memory, a file or a block device.
+//! Opens a backend's storage on this machine: memory, a file or a block device.
 //!
-//! A file or device has one user: no other backend, no other process and no mount has it at the same time.
+//! A file or device has one user: no other backend, process or mount uses it at the same time.
 
 use crate::error::{Fault, Refusal, device};
 use nix::errno::Errno;
@@ -15,19 +15,19 @@ use tokio::time::Instant;
 use trefoil_config::{Backend, BackendType, Bytes};
 use trefoil_sys::region::Region;
 
-/// Time for which the last requests of a killed gateway can still lock a file.
+/// The longest time for which the last requests of a killed gateway can still lock a file.
 pub const DEAD_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for which the last requests of a deleted backend can still lock a file: the kernel releases a ring's files with a
-/// delay.
+/// The longest time for which the last requests of a deleted backend can still lock a file. The kernel releases a ring's files
+/// with a delay.
 pub const OLD_LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Size of a hole that every file system with holes can make.
+/// Size of a hole that every file system that supports holes can make.
 const HOLE_BYTES: u64 = 64 << 10;
 
-/// The opened storage of a backend, before any core has it.
+/// The opened storage of a backend, before a core gets it.
 pub struct Opened {
-    /// Its size in bytes.
+    /// The storage's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The storage's logical block size in bytes.
     pub block_bytes: u32,
     /// The opened memory or file.
     pub source: Source,
@@ -38,7 +38,7 @@ type New = (Opened, Option<PathBuf>);
 
 /// The storage itself.
 pub enum Source {
-    /// Nothing is kept.
+    /// The null backend, which stores nothing.
     Null,
     /// Memory.
     Memory(Region),
@@ -52,17 +52,17 @@ pub enum Source {
 }
 
 /// A file or block device that is a backend. No other backend can be the same file or device. While this value exists, nobody
-/// can mount the device. Other gateways are kept off by a lock on the open file description for I/O, which is not part of
-/// this value.
+/// can mount the device. A lock on the open file description for I/O excludes other gateways. That lock is not part of this
+/// value.
 #[derive(Debug)]
 pub struct Locked {
     /// Opened with `O_EXCL`.
     _file: File,
-    /// Device and inode of a file, or `u64::MAX` and the number of a block device.
+    /// For a file: its device and inode. For a block device: `u64::MAX` and the device's number.
     pub(super) identity: (u64, u64),
 }
 
-/// A file of the gateway's own, which no host may have, and its description.
+/// The path of a file of the gateway's own, which must not become a backend, and the file's description.
 pub type OwnFile = (PathBuf, &'static str);
 
 /// Returns all files of the gateway's own.
@@ -70,8 +70,8 @@ pub fn own_files(document: &Path, database: &Path) -> Vec<OwnFile> {
     vec![(document.into(), "the gateway's own document"), (database.into(), "the gateway's own database")]
 }
 
-/// Refuses a path to an object that can't be a backend. Does not open the path, because opening some devices already uses
-/// them.
+/// Refuses a path to an object that can't be a backend. Does not open the path, because for some devices the open itself has
+/// effects.
 ///
 /// # Errors
 /// The path can't be a backend. The refusal says what the object at the path is.
@@ -84,7 +84,7 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     if let Some((_, what)) = own_files.iter().find(|(own, _)| is_same(own)) {
         return Err(Refusal::new(Fault::InUse, is(what)));
     }
-    // An object that can't be examined here is reported when it is opened.
+    // If the metadata can't be read, the later open reports the error.
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(e) if e.kind() == io::ErrorKind::NotFound && is_devices_place(path) => {
@@ -113,8 +113,8 @@ pub fn check_path(backend: &Backend, own_files: &[OwnFile]) -> Result<(), Refusa
     Err(Refusal::new(Fault::Invalid, format!("{}: use {needed}", is(what))))
 }
 
-/// Returns whether a file made at `path` would lie among devices: a file there fills the machine's memory under a device's
-/// name.
+/// Returns whether a file at `path` would be in a folder of devices. A new file there would have the name of a device, and
+/// would fill the machine's memory.
 fn is_devices_place(path: &Path) -> bool {
     let mut at = path.to_path_buf();
     // The kernel follows at most 40 links (path_resolution(7)).
@@ -128,8 +128,8 @@ fn is_devices_place(path: &Path) -> bool {
     dir.is_ok_and(|dir| dir.starts_with("/dev") && device(&dir).ok() == device(Path::new("/dev")).ok())
 }
 
-/// Opens the storage of a backend. With `make`, first makes a missing file if its size is given, and removes the new file
-/// again if it can't be opened.
+/// Opens the storage of a backend. With `make`, first makes a missing file if its size is given. If the new file can't be
+/// opened, removes it again.
 pub fn make_and_open(
     backend: &Backend,
     taken: &[(u64, u64)],
@@ -138,7 +138,7 @@ pub fn make_and_open(
 ) -> Result<New, Refusal> {
     let mut made = None;
     if let (true, Some(path), Some(size)) = (make, &backend.path, backend.size) {
-        // The space of a memory backend is reserved when its file is opened.
+        // The space of a memory backend is reserved later, when its file is opened.
         let len_bytes = if backend.kind == BackendType::File { size.0 } else { 0 };
         let is_made = create_file(path, len_bytes).map_err(|e| at_path(backend, path, &e))?;
         made = is_made.then(|| path.clone());
@@ -187,11 +187,11 @@ fn open(backend: &Backend, taken: &[(u64, u64)], lock_until: Instant) -> Result<
     }
 }
 
-/// Opens an existing file or block device, if it can be a backend now. If the caller adds the result to `others`, no later
+/// Opens an existing file or block device, if it can be a backend now. The caller adds the result to `others`, so that no later
 /// backend can be the same file or device.
 ///
 /// # Errors
-/// The file is among `others`, or [`make_and_open`] would refuse it. [`check_path`] makes further checks that are not made here.
+/// The file is among `others`, or [`make_and_open`] would refuse it. The checks of [`check_path`] are not made here.
 pub fn try_open(backend: &Backend, path: &Path, others: &[Locked]) -> Result<Locked, Refusal> {
     let taken: Vec<_> = others.iter().map(|locked| locked.identity).collect();
     match open_file(backend, path, &taken, Instant::now())?.source {
@@ -209,8 +209,8 @@ fn open_file(
 ) -> Result<Opened, Refusal> {
     let what = || format!("backend `{}`: path {}", backend.name, path.display());
     let fail = |e: io::Error| at_path(backend, path, &e);
-    // `O_EXCL` holds a block device against mounts and other exclusive users, or fails while they have the device. It has no
-    // effect on a file.
+    // For a block device, `O_EXCL` excludes mounts and other exclusive users, or fails if the device has such a user now. For a
+    // file, `O_EXCL` without `O_CREAT` has no effect.
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
@@ -225,7 +225,7 @@ fn open_file(
     let direct = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(path);
     let io = match direct {
         Ok(io) => io,
-        // For example, tmpfs before Linux 6.6 does not know O_DIRECT.
+        // For example, tmpfs before Linux 6.6 does not support O_DIRECT.
         Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
             tracing::info!(
                 backend = backend.name,
@@ -236,9 +236,8 @@ fn open_file(
         }
         Err(e) => return Err(fail(e)),
     };
-    // The lock is on the open file description for I/O. The kernel holds the lock until the last request is done, even after
-    // the gateway was killed. A killed gateway's write that a slow device carries out late must not come after a write of
-    // ours.
+    // The lock is on the open file description for I/O. Even after the gateway was killed, the kernel holds the lock until the
+    // last request is done. So a late write of a killed gateway on a slow device can't overwrite a write of this gateway.
     loop {
         match io.try_lock() {
             Ok(()) => break,
@@ -280,8 +279,8 @@ fn open_file(
     Ok(Opened { len_bytes: usable, block_bytes, source: Source::File { lock, io: io.into() } })
 }
 
-/// Returns whether the file system can make holes in a file. Returns `true` for block devices, and if the kernel's answer is
-/// neither yes nor no. Asks for a hole behind the file's end, which changes nothing.
+/// Returns whether the file system can make holes in a file. Returns `true` for block devices, and also if the kernel gives no
+/// clear answer. The function asks for a hole behind the file's end, which changes nothing.
 fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     // `len_bytes` is rounded down to whole blocks.
@@ -290,7 +289,7 @@ fn can_punch(file: impl AsFd, len_bytes: u64) -> bool {
     !matches!(answer, Err(Errno::EOPNOTSUPP | Errno::ENOSYS))
 }
 
-/// Returns the refusal of a backend whose file can't be opened. If the folder is missing, the refusal names the folder.
+/// Returns the refusal for a backend whose file can't be opened. If the folder is missing, the refusal names the folder.
 fn at_path(backend: &Backend, path: &Path, e: &io::Error) -> Refusal {
     let mut what = format!("backend `{}`: path {}", backend.name, path.display());
     if e.kind() == io::ErrorKind::NotFound && !folder(path).exists() {
@@ -313,13 +312,13 @@ pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Resolves the links of a path, as far as the path exists.
+/// Resolves the links in the part of a path that exists.
 pub fn whole(path: &Path) -> PathBuf {
     let dir = || folder(path).canonicalize().unwrap_or_else(|_| folder(path).into());
     path.canonicalize().unwrap_or_else(|_| dir().join(path.file_name().unwrap_or_default()))
 }
 
-/// Makes the file with its size if it is missing. Returns whether the file is new. An existing file stays as it is.
+/// Makes a file of this size if the file is missing. Returns whether the file is new. Doesn't change an existing file.
 fn create_file(path: &Path, len_bytes: u64) -> io::Result<bool> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => {
@@ -401,7 +400,7 @@ mod tests {
                 assert_eq!(refusal.fault, Fault::Device);
             }
         }
-        // In a bare chroot, /dev/shm is a folder of devices like the others.
+        // In a bare chroot, /dev/shm is not mounted, and is a part of /dev.
         let device = |path: &str| std::fs::metadata(path).expect("a folder").dev();
         let memory = (device("/dev") != device("/dev/shm")).then(|| "/dev/shm/nosuch-trefoil".into());
         for path in memory.into_iter().chain([at("missing")]) {
@@ -424,7 +423,7 @@ mod tests {
         assert_eq!((opened.len_bytes, opened.block_bytes), (1 << 20, 512));
         let Source::File { lock, io } = opened.source else { panic!("not a file") };
         assert_eq!(refused(None, &[lock.identity], true).fault, Fault::InUse);
-        // A killed gateway leaves a file so while the kernel still has its last requests.
+        // A killed gateway leaves a file locked like this while the kernel still has the gateway's last requests.
         drop(lock);
         assert_eq!(refused(None, &[], true).fault, Fault::InUse);
         let waited = std::thread::scope(|scope| {

@@ -1,9 +1,9 @@
-//! The engine: holds the desired state and makes the cores present it.
+//! The engine: holds the desired state and publishes it to the cores.
 //!
-//! The engine is one task that takes actions one at a time. A change is first planned (pure), and then [applied](change).
-//! Queries don't wait for a change: they are answered from the view that the engine showed last.
+//! The engine is one task that carries out actions one at a time. A change is first planned, which has no effects, and then
+//! [applied](change). Queries don't wait for changes: they are answered from the view that the engine published last.
 //!
-//! The engine is not on the data path. It sends messages to cores and waits for their answers.
+//! The engine is not on the data path: it only sends messages to cores and waits for the cores' answers.
 
 pub mod array_config;
 pub mod backends;
@@ -54,14 +54,14 @@ use view::{BackendView, View};
 
 /// The first and the longest pause before the engine retries objects that are down.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Time that a running change still gets once a stop is asked for.
+/// Time that a running change gets to finish after a client asks for a stop.
 const HURRY: Duration = Duration::from_secs(2);
 
 /// The parts from which the engine is made.
 pub struct Seed {
     /// The mailboxes of the cores.
     pub cores: Rc<Cores>,
-    /// The document of this start. Its objects count only if the store is new.
+    /// The document of this start. The document's objects are used only if the store is new.
     pub config: Config,
     /// The durable store.
     pub store: Store,
@@ -69,13 +69,13 @@ pub struct Seed {
     pub found: Found,
     /// The CPU of each core, for tables.
     pub cpus: Vec<usize>,
-    /// Connections that can wait for their Connect. Each takes a descriptor.
+    /// Room of the backlog, in connections. Each connection takes a descriptor.
     pub backlog: usize,
-    /// The path of the document, for messages. No backend may be this file.
+    /// The path of the document, for messages. This file must not become a backend.
     pub document: PathBuf,
 }
 
-/// See the module.
+/// The engine, with the desired state and all objects that are up.
 pub struct Engine {
     cores: Rc<Cores>,
     placement: Rc<Placement>,
@@ -95,20 +95,20 @@ pub struct Engine {
     numbers: Numbers,
     portals: BTreeMap<Address, Portal>,
     epoch: u64,
-    /// The topology that was published last.
+    /// The topology that the engine published last.
     presented: Arc<Topology>,
     phase: watch::Sender<Phase>,
     /// The view from which queries are answered.
     shown: watch::Sender<Arc<View>>,
-    /// Events from cores that the engine has to follow.
+    /// Events from cores that the engine has to handle.
     events: Rc<RefCell<Vec<Event>>>,
     /// Notified when `events` has new events.
     changed: Rc<Notify>,
-    /// Requests that one core's channel can have under way.
+    /// Most requests under way on one core's channel.
     channel_requests: usize,
 }
 
-/// Returns the options of the gateway's TCP connections, both those of hosts and those to arrays.
+/// Returns the socket options of the gateway's TCP connections, for the connections of hosts and for the connections to arrays.
 pub fn socket_options(gateway: &Gateway) -> socket::Options {
     let named = gateway.tcp_congestion_control.as_deref();
     socket::Options {
@@ -121,9 +121,9 @@ impl Engine {
     /// Brings the gateway up from the stored state, or at the first start from the document.
     ///
     /// # Errors
-    /// At the first start, any failure is an error. Nothing is then stored, unless a core doesn't answer after the store took
-    /// the state. At a later start, only failures of the store and of cores are errors: a backend, pool or listener that
-    /// fails is left out with a log line, and retried.
+    /// At the first start, any failure is an error. After such an error, no state is stored, with one exception: if a core
+    /// doesn't answer after the state was stored, the state stays stored. At a later start, only failures of the store and of
+    /// cores are errors. A backend, pool or listener that fails is logged, left out, and retried.
     pub async fn start(seed: Seed) -> Result<Self, Refusal> {
         let Seed { cores, config, document, store, found, cpus, backlog } = seed;
         let (phase, _) = watch::channel(Phase::Starting);
@@ -138,7 +138,7 @@ impl Engine {
         }));
         let gateway = Arc::new(config.gateway.clone());
         let shown = watch::Sender::new(Arc::new(View::of(&gateway, &cpus)));
-        // All queue pairs of one core, each at the queue depth of a Linux host.
+        // The worst case: all queue pairs of one core, each filled to the queue depth of a Linux host.
         let qpairs = (gateway.max_qpairs as usize).div_ceil(usize::from(cores.count()));
         let mut engine = Self {
             placement: Placement::new(cores.clone(), socket_options(&gateway), backlog),
@@ -168,7 +168,7 @@ impl Engine {
             engine.reconcile(next, None, true).await?;
         } else {
             engine.resume(State::from_rows(found.rows)).await?;
-            // A document that holds only settings asks for no objects.
+            // A document that holds only settings names no objects, so it doesn't differ from the store.
             let asks = State::from_config(&config, &State::default()) != State::default();
             let objects = diff::summary(&engine.state, &State::from_config(&config, &engine.state));
             if asks && !objects.is_empty() {
@@ -215,7 +215,7 @@ impl Engine {
                         )),
                     };
                     self.show();
-                    // The client that asked may be gone.
+                    // The client may not wait for the outcome any more.
                     let _ = tell.send(outcome);
                 }
                 () = changed.notified() => {}
@@ -242,7 +242,7 @@ impl Engine {
         Handle::new(self.phase.subscribe())
     }
 
-    /// Shows queries the current view.
+    /// Publishes the current view to the queries.
     fn show(&self) {
         self.shown.send_replace(Arc::new(self.view()));
     }
@@ -270,7 +270,7 @@ impl Engine {
                 self.epoch += 1;
                 let nothing = Topology { epoch: self.epoch, ..Topology::default() };
                 self.cores.publish(Arc::new(nothing)).await?;
-                // These include backends that an interrupted change had just attached or still had to detach.
+                // `numbers` also has the backends that an interrupted change had attached, or had not detached yet.
                 for id in self.numbers.backends.iter().map(|(_, id)| BackendId(id)).collect::<Vec<_>>() {
                     backends::take_down(&self.cores, id).await?;
                 }
@@ -288,8 +288,8 @@ impl Engine {
         Setting { cores, requests, gateway, patient, known, lock_until, own_files: &self.own_files }
     }
 
-    /// Notes in `state` the size of each array's backend, and the namespace that answered first. A later run of the gateway
-    /// accepts no other namespace in its place.
+    /// Records in `state` the size of each backend on an array, and the namespace that answered first. A later run of the
+    /// gateway accepts only this namespace as the backend.
     fn note_namespaces(&self, state: &mut State) {
         for (name, live) in &self.live {
             if let Some(found) = self.cores.reports.namespace(live.id)
@@ -301,7 +301,7 @@ impl Engine {
         }
     }
 
-    /// Stores in the pools which hosts see their LUNs now. A failure is only logged.
+    /// Stores in each pool which hosts see the pool's LUNs now. A failure is only logged.
     async fn keep_exports(&mut self) {
         if let Err(error) = self.pools.keep_exports(&self.cores, &self.live, &self.state).await {
             tracing::error!(%error, "a pool can't store which hosts see its LUNs; only the database has this record");
@@ -351,16 +351,16 @@ impl Engine {
     }
 }
 
-/// Waits until a stop was asked for and the running change has had its time.
+/// Waits until a client has asked for a stop, and then until the time for the running change is over.
 async fn stop_is_late(hurried: &mut watch::Receiver<bool>) {
     if hurried.wait_for(|hurried| *hurried).await.is_err() {
-        // All handles are gone, so nobody can ask for a stop.
+        // All handles are dropped, so no client can ask for a stop.
         return std::future::pending().await;
     }
     tokio::time::sleep(HURRY).await;
 }
 
-/// Keeps an event if the engine has to follow it. Returns whether the event was kept. Events of hosts are only logged.
+/// Stores an event if the engine has to handle it. Returns whether the event was stored. Events of hosts are only logged.
 fn note_event(kept: &mut Vec<Event>, event: Event) -> bool {
     match &event {
         Event::QpairUp { cntlid, qid, host, peer } => {

@@ -1,22 +1,22 @@
-//! A host's first messages on a connection: an ICReq, and after the ICResp a Connect (NVMe-oF TCP 1.0c §3.2).
+//! A host's first messages on a connection: an ICReq, and a Connect after the ICResp (NVMe-oF TCP 1.0c §3.2).
 
 use trefoil_storage::frontend::ic_resp;
 use trefoil_wire::fabrics::ConnectData;
 use trefoil_wire::tcp::{CapsuleCmd, CommonHeader, DIGEST_LEN, Framing, IcReq, IcResp, PduType, Receiver};
 
-/// The most bytes that a Connect in a capsule takes: a header, padding up to PDO, the data, two digests.
+/// The most bytes that a Connect with in-capsule data takes: a header, padding up to PDO, the data, two digests.
 const MAX_CONNECT_BYTES: usize = CapsuleCmd::LEN + 128 + ConnectData::LEN + 2 * DIGEST_LEN;
-/// The most bytes of a connection's stream that must have come before a core begins with the connection.
+/// The most bytes that a connection must have received before it goes to a core.
 pub const MAX_OPENING_BYTES: usize = IcReq::LEN + MAX_CONNECT_BYTES;
 
 /// The next step on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// Wait until this many bytes of the stream's beginning have come.
+    /// Wait until the stream has this many bytes, counted from its beginning.
     Wants(usize),
-    /// The ICReq has come. Send this answer.
+    /// The stream has an ICReq. Send this answer.
     Answer(IcResp),
-    /// A whole Connect has come, or another message that a core answers.
+    /// The stream has a whole Connect, or another message that a core answers. The connection can go to a core.
     Over,
 }
 
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(Opening::look(&stream, true), Opening::Wants(1228));
         stream.push(0);
         assert_eq!(Opening::look(&stream, true), Opening::Over);
-        // A Connect whose data the core has to ask for.
+        // The core has to request the data of this Connect.
         assert_eq!(Opening::look(&[&with_capsule(76)[..], &[0; 68]].concat(), true), Opening::Over);
     }
 
@@ -95,7 +95,7 @@ mod tests {
             bytes[at] = value;
             bytes
         };
-        // The type, HLEN and PLEN are in the first 8 bytes, and show that the PDU is no ICReq.
+        // The type, HLEN and PLEN are in the first 8 bytes, which show that the PDU is not an ICReq.
         for bytes in [wrong(0, 4), wrong(0, 0xFF), wrong(2, 127), wrong(4, 129), wrong(7, 1)] {
             assert_eq!(Opening::look(&bytes[..8], false), Opening::Over);
         }
@@ -104,7 +104,7 @@ mod tests {
         let after = |bytes: &[u8]| Opening::look(&[&request[..], bytes].concat(), true);
         assert_eq!(after(&request[..8]), Opening::Over, "a second ICReq");
         assert_eq!(after(&[4, 0, 72, 0, 71, 0, 0, 0]), Opening::Over, "a capsule shorter than its header");
-        // Of a larger capsule, only as many bytes are waited for as a Connect can have.
+        // For a larger capsule, the wait is only for the most bytes that a Connect can have.
         assert_eq!(Opening::look(&with_capsule(u32::MAX), true), Opening::Wants(MAX_OPENING_BYTES));
     }
 }

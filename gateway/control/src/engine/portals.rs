@@ -1,12 +1,12 @@
-//! Listeners: they accept hosts' connections and give each to the core with the fewest connections.
+//! Listeners: they accept hosts' connections and give each connection to the core with the fewest connections.
 //!
-//! A connection goes to a core only when its whole Connect has come and the core has room. Until then the connection waits in
-//! the backlog, where it costs a descriptor. So silent and slow connections take no slot of a core. Two kinds of connection
-//! don't wait for a whole Connect, because only a core can answer them: a connection whose first PDU is no Connect, and a
-//! connection whose Connect data the core must ask for.
+//! A connection goes to a core when its whole Connect has arrived and the core has room. Until then the connection waits in the
+//! backlog, where it takes only a descriptor. So silent and slow connections take no slot of a core. Two kinds of connection go
+//! to a core without a whole Connect, because only a core can answer them: a connection that sends an unexpected PDU, and a
+//! connection whose Connect data the core must request.
 //!
-//! Ready connections go in turn by their addresses ([`FairSet`]). When the backlog is full, it closes the oldest connection of
-//! the address that has most connections there.
+//! Ready connections go to cores in a round robin over their addresses ([`FairSet`]). When the backlog is full, a new
+//! connection takes the place of the oldest connection of the address that has the most connections there.
 
 use super::cores::Cores;
 use super::opening::{MAX_OPENING_BYTES, Opening};
@@ -32,21 +32,21 @@ use trefoil_storage::topology::PortalId;
 use trefoil_sys::socket;
 use trefoil_wire::tcp::{CommonHeader, IcReq, IcResp};
 
-/// The backlog: connections that the kernel keeps for us, if net.core.somaxconn allows as many. A host that finds the backlog
-/// full tries again after a second.
+/// The kernel's backlog of a listener, in connections, if net.core.somaxconn allows as many. If this backlog is full, a host
+/// tries again after a second.
 const BACKLOG: i32 = 4096;
 /// Shortest time between two log lines about connections that a full backlog closed.
 const SENT_AWAY_EVERY: Duration = Duration::from_secs(10);
-/// Connections that a listener accepts before other tasks have their turn.
+/// Connections that a listener accepts before it yields to other tasks.
 const ACCEPTED_AT_A_TIME: u64 = 512;
-/// Greatest age of the count of a core's connections when a new connection is placed.
+/// Maximum age of the counts of the cores' connections when a core is chosen for a new connection.
 const COUNT_AGE: Duration = Duration::from_millis(50);
-/// Time limit until a host's Connect has come. After that, the wait for a core has no time limit.
+/// Time limit for a host's Connect to arrive. The wait for a core, which follows, has no time limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection in the backlog.
 enum BacklogConn {
-    /// The Connect is to come, and a task waits for it.
+    /// The Connect has not arrived yet, and a task waits for the Connect.
     Opening(PortalId, AbortHandle),
     /// The connection waits for a core.
     Ready(AcceptedConn),
@@ -54,7 +54,7 @@ enum BacklogConn {
 
 struct Backlog {
     conns: FairQueue<BacklogConn>,
-    /// The connections that wait for a core, in turn.
+    /// The connections that wait for a core, in the order in which they get one.
     ready: FairSet,
 }
 
@@ -67,12 +67,13 @@ pub struct Placement {
     portals: RefCell<BTreeSet<PortalId>>,
     /// Notified when a connection is ready.
     is_ready: Notify,
-    /// The number of connections that a full backlog closed since the last log line about them, and the time of that line.
+    /// The number of connections that the full backlog closed since the last log line about such connections, and the time of
+    /// that line.
     sent_away: Cell<(u64, Option<Instant>)>,
 }
 
 impl Placement {
-    /// Starts without connections. Listeners and accepted connections have `options`. The backlog has room for `conns`
+    /// Starts with an empty backlog. Listeners and accepted connections have `options`. The backlog has room for `conns`
     /// connections. Needs a tokio runtime.
     pub fn new(cores: Rc<Cores>, options: socket::Options, conns: usize) -> Rc<Self> {
         let backlog = Backlog { conns: FairQueue::new(conns), ready: FairSet::new(conns.max(1)) };
@@ -88,7 +89,8 @@ impl Placement {
         placement
     }
 
-    /// Closes the backlog's connections from a portal that is removed, because another portal may get its number soon.
+    /// Closes the connections of a removed portal in the backlog, because another portal may get the removed portal's number
+    /// soon.
     fn close_backlog_of(&self, portal: PortalId) {
         self.portals.borrow_mut().remove(&portal);
         let backlog = &mut *self.backlog.borrow_mut();
@@ -98,10 +100,10 @@ impl Placement {
         }
     }
 
-    /// Takes a connection into the backlog. From there it goes to a core.
+    /// Puts a connection into the backlog, where it waits for its Connect and for a core.
     fn accept_into_backlog(self: &Rc<Self>, accepted: AcceptedConn) {
         let (placement, portal, peer) = (self.clone(), accepted.portal, accepted.peer);
-        // The task runs only when this function is over. The number is known by then.
+        // The task first runs after this function has returned. By then the number is set.
         let number = Rc::new(Cell::new(0));
         let its_number = number.clone();
         let task = tokio::task::spawn_local(async move {
@@ -118,7 +120,7 @@ impl Placement {
         }
     }
 
-    /// Counts a connection that the full backlog closed, and logs a line every so often.
+    /// Counts a connection that the full backlog closed. Logs at most one line in [`SENT_AWAY_EVERY`].
     fn tell_sent_away(&self) {
         let (count, told) = self.sent_away.get();
         if told.is_some_and(|at| at.elapsed() < SENT_AWAY_EVERY) {
@@ -158,7 +160,7 @@ impl Placement {
         backlog.conns.take(number);
     }
 
-    /// Gives ready connections to cores, in turn by their addresses, for as long as the runtime lives.
+    /// Gives ready connections to cores, in a round robin over the connections' addresses, for as long as the runtime lives.
     async fn serve(self: Rc<Self>) {
         let mut loads = Loads { counted: None, counts: vec![0; usize::from(self.cores.count())] };
         loop {
@@ -194,13 +196,13 @@ impl Placement {
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
-                // The host has closed the connection already.
+                // The host has already closed the connection.
                 tracing::debug!(%error, %peer, "a connection was closed before it was accepted");
                 return Ok(());
             }
         };
         let core = loads.choose(&self.cores).await?;
-        // The portal may have gone meanwhile.
+        // The portal may have been removed meanwhile.
         if !self.portals.borrow().contains(&portal) {
             return Ok(());
         }
@@ -209,7 +211,7 @@ impl Placement {
 }
 
 impl BacklogConn {
-    /// Returns the portal through which the connection came.
+    /// Returns the portal that accepted the connection.
     fn portal(&self) -> PortalId {
         match self {
             Self::Opening(portal, _) => *portal,
@@ -226,7 +228,7 @@ impl BacklogConn {
     }
 }
 
-/// The number of connections on each core: the last count, plus the connections given to the core since.
+/// The number of connections on each core: the last count, plus the connections that were given to the core since that count.
 struct Loads {
     counted: Option<Instant>,
     counts: Vec<usize>,
@@ -252,20 +254,20 @@ impl Loads {
     }
 }
 
-/// A listener. Dropping it closes the socket, so that the address is free at once. Connections through the listener stay open
-/// if a core has them.
+/// A listener. The drop closes the listening socket, so the address is free at once. Connections that a core already has stay
+/// open.
 pub struct Portal {
     id: PortalId,
     placement: Rc<Placement>,
     v6_only: bool,
-    /// Shared with the task, which ends later than the drop of the portal.
+    /// Shared with the task, which may still exist after the drop of the portal.
     listener: Rc<RefCell<Option<TcpListener>>>,
     /// `None` until the portal accepts. Until then, hosts wait in the kernel's backlog.
     task: Option<JoinHandle<()>>,
 }
 
 impl Portal {
-    /// Listens on `listen`, and accepts no connection yet. An IPv6 wildcard accepts IPv4 too unless `v6_only`.
+    /// Listens on `listen`, and accepts no connection yet. Without `v6_only`, an IPv6 wildcard also accepts IPv4.
     ///
     /// # Errors
     /// The kernel refuses the address.
@@ -289,8 +291,9 @@ impl Portal {
         self.v6_only
     }
 
-    /// Begins to accept connections, if the portal doesn't yet. The cores must know by now what is offered here: a Linux host
-    /// that is told that its subsystem isn't there (with DNR) does not come back by itself.
+    /// Begins to accept connections, if the portal doesn't accept yet. Before this call, the cores must know the subsystems of
+    /// this listener. Otherwise a core tells a host, with DNR, that its subsystem doesn't exist, and a Linux host then does not
+    /// reconnect by itself.
     pub fn accept(&mut self) {
         self.task.get_or_insert_with(|| {
             let accepting = accept(self.listener.clone(), self.id, self.placement.clone());
@@ -307,8 +310,8 @@ impl Drop for Portal {
     }
 }
 
-/// Returns an address of a connection in the one form that the gateway logs, counts and compares. A dual-stack socket reports
-/// an IPv4 host by a mapped address.
+/// Returns an address of a connection in the form that the gateway logs, counts and compares. A dual-stack socket reports an
+/// IPv4 host as an IPv4-mapped IPv6 address; this function returns the IPv4 address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
@@ -323,19 +326,19 @@ struct AcceptedConn {
     portal: PortalId,
     local: SocketAddr,
     peer: SocketAddr,
-    /// Whether the ICReq has been answered.
+    /// `true` if the ICReq has been answered.
     initialized: bool,
 }
 
-/// Answers the ICReq and waits for the Connect. Also ends the wait at any other message, which the core answers as the spec
-/// says. Returns whether an ICResp was sent, or `None` if the peer has closed its side before.
+/// Answers the ICReq and waits for the Connect. The wait also ends at any other message, which the core then answers as the
+/// spec requires. Returns whether an ICResp was sent. Returns `None` if the peer closes its side first.
 async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
     let mut initialized = false;
     let (mut low_water, mut wanted) = (0, CommonHeader::LEN);
     loop {
         if low_water != wanted {
-            // First clear the readiness, then set the mark: in this order no wake-up is lost, and no readiness from before
-            // the new mark remains.
+            // First clear the readiness, then set the low-water mark. In this order, no wake-up is lost, and no readiness
+            // remains from before the new mark.
             let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
             socket::set_low_water(stream, wanted as u32)?;
             low_water = wanted;
@@ -348,14 +351,14 @@ async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
         });
         match looked {
             Ok(Opening::Wants(_)) if ready.is_read_closed() => return Ok(None),
-            // More bytes have come than can be seen. Either they are behind urgent data, or the kernel has no memory to wait
-            // for the rest.
+            // The socket is readable although the peek returns too few bytes. Either the missing bytes are behind urgent data,
+            // or the kernel has no memory to wait for the rest.
             Ok(Opening::Wants(more)) if more == wanted => return Ok(Some(initialized)),
             Ok(Opening::Wants(more)) => wanted = more,
             Ok(Opening::Answer(response)) => {
                 let mut bytes = [0; IcResp::LEN];
                 response.emit(&mut bytes);
-                // Nothing was sent before, so the answer fits.
+                // No bytes were sent before, so the answer fits into the send buffer.
                 if socket::send_bytes_now(stream, &bytes)? != bytes.len() {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
@@ -370,8 +373,8 @@ async fn opening(stream: &TcpStream) -> io::Result<Option<bool>> {
 
 async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, placement: Rc<Placement>) {
     for count in 1u64.. {
-        // The task accepts many connections at a time. Otherwise a flood fills the backlog while its connections keep this
-        // thread busy.
+        // The task accepts many connections at a time. If it accepted few, the connections of a flood would keep this thread
+        // busy, and the kernel's backlog would fill meanwhile.
         if count.is_multiple_of(ACCEPTED_AT_A_TIME) {
             tokio::task::yield_now().await;
         }
@@ -382,7 +385,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
         let (stream, peer) = match accepted.await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Most likely the process is out of descriptors. Waiting connections stay in the backlog meanwhile.
+                // Most likely the process has no free descriptor. New connections stay in the kernel's backlog meanwhile.
                 tracing::warn!(%error, "a listener can't accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -397,7 +400,7 @@ async fn accept(listener: Rc<RefCell<Option<TcpListener>>>, portal: PortalId, pl
                 peer,
                 initialized: false,
             }),
-            // The host has closed the connection already.
+            // The host has already closed the connection.
             Err(error) => tracing::debug!(%error, %peer, "a connection was closed before it was accepted"),
         }
     }

@@ -1,4 +1,4 @@
-//! Queries: answered from the view that the engine showed last, so that no query waits for a long change.
+//! Queries: answered from the view that the engine published last, so that no query waits for a long change.
 
 use super::cores::Cores;
 use super::handle::{Asked, LunTotals, Outcome, Preview};
@@ -17,7 +17,7 @@ use trefoil_storage::topology::LunId;
 /// Most rows of one core's survey.
 const SURVEY_ROWS: usize = 4096;
 
-/// See the module.
+/// Answers queries beside the engine.
 pub(super) struct Queries {
     pub(super) cores: Rc<Cores>,
     pub(super) shown: watch::Receiver<Arc<View>>,
@@ -29,7 +29,7 @@ impl Queries {
     pub(super) async fn run(self, mut asks: mpsc::Receiver<Asked>) {
         while let Some((action, tell)) = asks.recv().await {
             let outcome = self.answer(action).await;
-            // The client that asked may be gone.
+            // The client may not wait for the outcome any more.
             let _ = tell.send(outcome);
         }
     }
@@ -71,7 +71,8 @@ impl Queries {
                 })
                 .await?;
         }
-        // A LUN that is gone meanwhile has no name any more. A LUN without I/O has no row.
+        // A LUN that was removed meanwhile has no name, and is left out. A LUN without I/O has no row, and gets empty
+        // statistics.
         Ok(view
             .lun_ids
             .iter()
@@ -79,7 +80,7 @@ impl Queries {
             .collect())
     }
 
-    /// Returns the view that the engine showed last, with fresh values of all that changes without the engine.
+    /// Returns the view that the engine published last, with fresh values for the fields that change without the engine.
     fn view(&self) -> View {
         let mut view = View::clone(&self.shown.borrow());
         view.phase = *self.phase.borrow();

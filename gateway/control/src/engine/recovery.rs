@@ -1,7 +1,7 @@
-//! Recovery: the start from the store, and the return of objects that were down then or are lost later.
+//! Recovery: starts the gateway from the store, and brings back objects that were down at the start or were lost later.
 //!
-//! This is the part of the engine that works without a request. An object that can't be brought up is left out with a log
-//! line, and retried.
+//! This part of the engine runs without a client's request. An object that can't be brought up is logged, left out, and
+//! retried.
 
 use super::backends;
 use super::local::DEAD_LOCK_TIMEOUT;
@@ -17,7 +17,7 @@ use trefoil_storage::msg::Event;
 use trefoil_storage::topology::BackendId;
 
 impl Engine {
-    /// Brings up the stored objects, and leaves out those that fail.
+    /// Brings up the stored objects, and leaves out the objects that fail.
     pub(super) async fn resume(&mut self, state: State) -> Result<(), Refusal> {
         let mut state = state;
         let lock_until = Instant::now() + DEAD_LOCK_TIMEOUT;
@@ -45,8 +45,8 @@ impl Engine {
         }
         backends::await_arrays(&self.cores, self.live.values_mut()).await;
         for (name, known) in &state.namespaces {
-            // Hosts that come back must find their namespaces, and wait for them: a Linux host treats a missing namespace as
-            // gone.
+            // Hosts that reconnect must find their namespaces, even if I/O has to wait: a Linux host removes a namespace that
+            // is missing.
             if let Some(live) = self.live.get_mut(name).filter(|live| live.len_bytes == 0) {
                 (live.block_bytes, live.len_bytes) = (known.identity().block_bytes, known.len_bytes);
             }
@@ -83,7 +83,7 @@ impl Engine {
             let stored = self.store.commit(changes).await;
             stored.map_err(|e| Refusal::new(Fault::Device, e.to_string()))?;
         }
-        // A problem is only logged, so that all that was served stays in service.
+        // A problem is only logged, so that all LUNs that were served before stay in service.
         if let Err(problem) = check_whole(&state, &self.gateway) {
             tracing::error!(%problem, "the stored state breaks a rule of documents; it is served all the same");
         }
@@ -93,8 +93,8 @@ impl Engine {
         self.publish().await
     }
 
-    /// Follows the events that cores reported since the last call: new and changed sizes, changed access, and arrays that
-    /// came back.
+    /// Handles the events that cores reported since the last call: new and changed sizes, changed access, and arrays that are
+    /// reachable again.
     pub(super) async fn heed_events(&mut self) -> Result<(), Refusal> {
         let events = std::mem::take(&mut *self.events.borrow_mut());
         let mut resized = false;
@@ -171,14 +171,15 @@ impl Engine {
         self.retry_after = if came_up { RETRY.0 } else { (self.retry_after * 2).min(RETRY.1) };
     }
 
-    /// Returns whether a pool lacks members though its backends are all up: a backend couldn't be read, or holds other data.
+    /// Returns whether a pool lacks members although all its backends are up. The reason is that a backend couldn't be read
+    /// earlier, or holds other data.
     pub(super) fn is_complete_now(&self, name: &str, pool: &trefoil_config::Pool) -> bool {
         let is_up =
             |name: &String| self.live.get(name).is_some_and(|l| self.cores.reports.usable(l.id).is_ok());
         self.pools.is_missing_members(name) && pool.backends.iter().all(is_up)
     }
 
-    /// Opens pools whose backends are up at last, and places LUNs anew.
+    /// Opens the pools whose backends have come up, and places all LUNs again.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let mut state = State::clone(&self.state);
         for (name, pool) in &self.state.pools {
@@ -211,7 +212,7 @@ impl Engine {
         if self.place_all() { self.publish().await } else { Ok(()) }
     }
 
-    /// Places every LUN that can be placed, and returns whether a place has changed.
+    /// Places every LUN that can be placed. Returns `true` if the place of a LUN has changed.
     fn place_all(&mut self) -> bool {
         let mut changed = false;
         for (name, lun) in &self.state.luns {
@@ -228,7 +229,7 @@ impl Engine {
                 Ok(place) if self.placed.get(name) == Some(&place) => {
                     self.down.remove(&format!("lun/{name}"));
                 }
-                // A LUN never shrinks under its hosts: I/O to the missing part fails.
+                // A LUN that hosts use never shrinks. Instead, I/O to the missing part fails.
                 Ok(place) if self.placed.get(name).is_some_and(|now| now.len_bytes > place.len_bytes) => {
                     tracing::error!(
                         lun = name,

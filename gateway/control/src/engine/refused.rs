@@ -1,30 +1,30 @@
-//! Log lines about refused hosts. They show who can't connect and why. A host that tries all the time, or under many names,
-//! can't fill the log.
+//! Log lines about refused hosts. The lines show which host can't connect, and why. The rate of the lines is limited, so a host
+//! that tries all the time, or under many names, can't fill the log.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use trefoil_storage::msg::{ConnectRefusal, Refused};
 
-/// Time for which no second line reports the same host at the same subsystem for the same reason.
+/// After a line, no second line reports the same host, subsystem and reason for this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// Most lines in [`BURST`], for all hosts together.
+/// Most lines in [`BURST`], over all hosts.
 const LINES: usize = 5;
 const BURST: Duration = Duration::from_secs(1);
 
-/// The subject of a line: the host's name, or its address if it gave no name; the subsystem; and the reason.
+/// The subject of a line: the host's name (or its address if it gave no name), the subsystem, and the reason.
 type Said = (String, String, ConnectRefusal);
 
-/// The refusals that were logged lately.
+/// The refusals that were logged in the last `QUIET`.
 #[derive(Debug, Default)]
 pub struct RefusedHosts {
-    /// Oldest first, none older than [`QUIET`], so at most [`LINES`] for each second of [`QUIET`].
+    /// Oldest first. None is older than [`QUIET`], so there are at most [`LINES`] for each second of [`QUIET`].
     told: VecDeque<(Instant, Said)>,
-    /// Refusals since the last line that got no line.
+    /// The number of refusals since the last line. None of them was logged.
     untold: u64,
 }
 
 impl RefusedHosts {
-    /// Logs a refusal, unless the same refusal or many others were logged just now.
+    /// Logs a refusal. Doesn't log it if the same refusal, or too many others, were logged recently.
     pub fn tell(&mut self, refused: &Refused) {
         let Some(untold) = self.admit(refused, Instant::now()) else { return };
         tracing::warn!(
@@ -38,7 +38,8 @@ impl RefusedHosts {
         );
     }
 
-    /// Returns `None` if the refusal gets no line. Otherwise returns how many refusals got none since the last line.
+    /// Returns `None` if the refusal must not be logged. Otherwise returns the number of refusals since the last line that were
+    /// not logged.
     fn admit(&mut self, refused: &Refused, now: Instant) -> Option<u64> {
         let host = match refused.host_nqn.as_str() {
             "" => refused.peer.ip().to_string(),

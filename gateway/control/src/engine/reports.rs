@@ -1,6 +1,6 @@
-//! The reports of backends: their sizes, identities and access, and why I/O to one can't go on.
+//! The reports of backends: the backends' sizes, identities and access, and the reasons why I/O to a backend can't go on.
 //!
-//! Cores pass the reports on as events. The reports of a backend count until its number goes to another backend.
+//! Cores send the reports as events. The reports of a backend are kept until another backend gets its number.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// A reason, in words.
 pub type Why = Cow<'static, str>;
 
-/// The properties that a backend reported. An identity that the backend lacks is zero.
+/// The properties that a backend reported. If the backend lacks an identity, the field is zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Told {
     len_bytes: u64,
@@ -27,18 +27,18 @@ struct Told {
 #[derive(Clone, PartialEq, Eq)]
 struct Lost {
     why: Why,
-    /// `true` if the backend said that a retry is useless.
+    /// `true` if the backend reported that a retry is useless.
     is_final: bool,
 }
 
-/// See the module.
+/// The reports of all backends.
 #[derive(Default)]
 pub struct Reports {
     /// The properties that backends reported.
     told: RefCell<HashMap<BackendId, Told>>,
     /// Backends to which I/O can't go on.
     lost: RefCell<HashMap<BackendId, Lost>>,
-    /// The access that backends give. A backend that is missing here gives full access.
+    /// The access that backends give. A backend without an entry gives full access.
     access: RefCell<HashMap<BackendId, Access>>,
     /// Names of backends, for the log.
     names: RefCell<HashMap<BackendId, String>>,
@@ -47,7 +47,7 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Notes what an event says of a backend. Logs only changes: a lasting cause is not logged at every retry.
+    /// Records the report in a backend's event. Logs only changes, so that the same cause is not logged at every retry.
     pub fn note(&self, event: &Event) {
         let names = self.names.borrow();
         let name = |id: &BackendId| names.get(id).map(String::as_str).unwrap_or_default();
@@ -104,8 +104,8 @@ impl Reports {
         }
     }
 
-    /// Returns the block size and the size in bytes that a backend reports once it is reached. Returns `None` after `within`.
-    /// With `is_new`, also returns `None` once the backend says that a retry is useless.
+    /// Waits until a backend is reached, and returns the block size and the size in bytes that the backend reports. Returns
+    /// `None` if `within` passes first. With `is_new`, also returns `None` if the backend reports that a retry is useless.
     pub async fn geometry(&self, id: BackendId, within: Duration, is_new: bool) -> Option<(u32, u64)> {
         let told = async {
             loop {
@@ -120,7 +120,7 @@ impl Reports {
         tokio::time::timeout(within, told).await.ok().flatten()
     }
 
-    /// Returns whether a backend says that a retry is useless.
+    /// Returns whether a backend has reported that a retry is useless.
     pub fn is_refused(&self, id: BackendId) -> bool {
         self.lost.borrow().get(&id).is_some_and(|lost| lost.is_final)
     }
@@ -130,24 +130,24 @@ impl Reports {
         self.told.borrow().get(&id).map(|told| (told.namespace.block_bytes, told.len_bytes))
     }
 
-    /// Returns the array's namespace that answered as this backend, once a namespace did.
+    /// Returns the array's namespace that answered as this backend. Returns `None` if no namespace has answered yet.
     pub fn namespace(&self, id: BackendId) -> Option<NamespaceIdentity> {
         self.told.borrow().get(&id).map(|told| told.namespace)
     }
 
-    /// Returns the UUID and NGUID of a LUN that presents this backend whole, or `None` if the backend has neither. If the
-    /// backend has only one of the two, the other is made from its bytes.
+    /// Returns the UUID and NGUID of a LUN that presents this whole backend, or `None` if the backend has neither. If the
+    /// backend has only one of the two, the other is derived from the bytes of the first.
     pub fn identity(&self, id: BackendId) -> Option<(Uuid, String)> {
         let NamespaceIdentity { nguid, uuid, .. } = self.namespace(id)?;
         let known = |id: [u8; 16]| (id != [0; 16]).then_some(id);
         let (uuid, nguid) = (known(uuid), known(nguid));
-        // An NGUID isn't made like a UUID, so its version bits say nothing. The UUID gets version 8 (RFC 9562 §5.8).
+        // An NGUID has no version bits as a UUID does. So the derived UUID gets version 8 (RFC 9562 §5.8).
         let derived = |nguid| uuid::Builder::from_custom_bytes(nguid).into_uuid();
         let own = uuid.map(Uuid::from_bytes).or(nguid.map(derived))?;
         Some((own, nguid.map_or(own, Uuid::from_bytes).simple().to_string()))
     }
 
-    /// Gives number `id` to the backend `name`. Forgets all that is known of the backend that had the number before.
+    /// Gives number `id` to the backend `name`. Forgets all reports of the backend that had the number before.
     pub fn name_backend(&self, id: BackendId, name: &str) {
         self.told.borrow_mut().remove(&id);
         self.lost.borrow_mut().remove(&id);
@@ -155,7 +155,7 @@ impl Reports {
         self.names.borrow_mut().insert(id, name.into());
     }
 
-    /// Returns `Ok` if I/O to a backend can go on, and otherwise the reason why it can't.
+    /// Returns `Ok` if I/O to a backend can go on. Otherwise returns the reason why it can't.
     pub fn usable(&self, id: BackendId) -> Result<(), Why> {
         if let Some(lost) = self.lost.borrow().get(&id) {
             return Err(lost.why.clone());
@@ -172,7 +172,7 @@ impl Reports {
         self.access.borrow().get(&id).copied().unwrap_or(Access::FULL)
     }
 
-    /// Marks a backend as lost until the backend says otherwise.
+    /// Marks a backend as lost until the backend reports that it is back.
     pub fn set_lost(&self, id: BackendId, why: &'static str) {
         self.lost.borrow_mut().insert(id, Lost { why: Why::Borrowed(why), is_final: false });
     }

@@ -1,4 +1,4 @@
-//! Builds the snapshot that cores present, from the desired state and the objects that are up.
+//! Builds the snapshot that cores present to hosts, from the desired state and the objects that are up.
 
 use super::backends::Live;
 use crate::error::{Fault, Refusal};
@@ -8,8 +8,7 @@ use trefoil_config::{Address, BackendType, Lun, Subsystem};
 use trefoil_storage::initiator::ARRAY_QUIESCE_MS;
 use trefoil_storage::topology::{self as shown, Access, Allow, BackendId, Extent, LunId, PortalId, Topology};
 
-/// Indices by which cores know objects. A number is reused only after a later snapshot without its object was in force
-/// everywhere.
+/// Indices by which cores know objects. A number is not reused until a snapshot without its object is in force on every core.
 #[derive(Debug)]
 pub struct Ids<K> {
     by_key: BTreeMap<K, u32>,
@@ -23,7 +22,7 @@ impl<K> Default for Ids<K> {
 }
 
 impl<K: Ord + Clone> Ids<K> {
-    /// Returns the number of `key`, a new number if `key` has none, or `None` if `max` numbers are in use.
+    /// Returns the number of `key`. If `key` has none, gives it a free number. Returns `None` if `max` numbers are in use.
     pub fn give(&mut self, key: &K, max: usize) -> Option<u32> {
         if let Some(&id) = self.by_key.get(key) {
             return Some(id);
@@ -50,7 +49,7 @@ impl<K: Ord + Clone> Ids<K> {
         self.by_key.iter().map(|(key, id)| (key, *id))
     }
 
-    /// Frees the numbers of all keys that `keep` doesn't want.
+    /// Frees the numbers of all keys for which `keep` returns `false`.
     pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
         let used = &mut self.used;
         self.by_key.retain(|key, id| {
@@ -81,11 +80,11 @@ pub struct Placed {
     pub block_bytes: u32,
     /// Size in bytes.
     pub len_bytes: u64,
-    /// The place of its bytes.
+    /// The extents that hold the LUN's bytes.
     pub extents: Vec<Extent>,
 }
 
-/// Returns the place of a LUN that presents `backend` whole.
+/// Returns the place of a LUN that presents the whole of `backend`.
 pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     let block_bytes = lun.block_bytes.unwrap_or(backend.block_bytes);
     if block_bytes < backend.block_bytes {
@@ -102,11 +101,11 @@ pub fn place_whole(lun: &Lun, backend: &Live) -> Result<Placed, String> {
     Ok(Placed { block_bytes, len_bytes, extents })
 }
 
-/// Builds the snapshot. A LUN has no place while its pool is down or lacks a member. Such a LUN is shown in the ANA state
-/// Inaccessible, so that hosts that know it wait. If its size isn't known either (a whole backend that is down), the LUN and
-/// its namespaces are left out.
+/// Builds the snapshot. A LUN has no place while its pool is down, or while the pool lacks a member that the LUN needs. The
+/// namespaces of such a LUN have the ANA state Inaccessible, so that hosts that know the LUN wait. If the LUN's size isn't
+/// known either, because the LUN is a whole backend that is down, the LUN and its namespaces are left out.
 ///
-/// `access` gives the access of each backend. A LUN gives its hosts the access of its worst backend.
+/// `access` gives the access of each backend. A LUN gives its hosts the worst access among its backends.
 pub fn build(
     epoch: u64,
     state: &State,
@@ -130,7 +129,7 @@ pub fn build(
         if topology.portals.len() <= at {
             topology.portals.resize(at + 1, None);
         }
-        // The gateway's own interface means nothing to a host.
+        // The scope names an interface of the gateway, which has no meaning on a host. So it is left out.
         topology.portals[at] = Some(shown::Portal { listen: listen.at(0) });
     }
     let discovery = state.discovery.listeners.iter().filter_map(|listen| numbers.portals.get(listen));
@@ -169,7 +168,7 @@ fn shown_subsystem(
         let lun = topology.luns.get(id as usize)?.as_ref()?;
         let hosts = ns.hosts.clone().map_or(Allow::Any, Allow::only);
         let state = Access::of_lun(&lun.extents, &access).ana_state;
-        // Each namespace has an ANA group of its own, so that its state can change without another's.
+        // Each namespace has an ANA group of its own, so that its state can change alone.
         let (ana_group, ana_state) = (ns.nsid, state.bits());
         Some(shown::Namespace { nsid: ns.nsid, lun: LunId(id), hosts, ana_group, ana_state })
     });
@@ -186,7 +185,7 @@ fn shown_subsystem(
     }
 }
 
-/// Returns the refusal for an object to which [`Ids::give`] gives no number.
+/// Returns the refusal for the case that [`Ids::give`] has no free number.
 pub fn full(what: &str) -> Refusal {
     Refusal::new(
         Fault::NoSpace,

@@ -1,4 +1,4 @@
-//! The view: the desired state, with the engine's knowledge about its parts.
+//! The view: the desired state, with the engine's knowledge about the state's objects.
 
 use super::backends::Live;
 use super::cores::Cores;
@@ -20,7 +20,7 @@ pub struct View {
     pub state: Arc<State>,
     /// The gateway's own settings.
     pub gateway: Arc<Gateway>,
-    /// Files that no backend may be.
+    /// Files that must not become backends.
     pub own_files: Arc<[OwnFile]>,
     /// The phase of the gateway.
     pub phase: Phase,
@@ -35,9 +35,9 @@ pub struct View {
     pub pools: BTreeMap<String, PoolView>,
     /// LUNs that are served.
     pub luns: BTreeMap<String, Placed>,
-    /// The index of each LUN on every core.
+    /// The index of each LUN. It is the same on every core.
     pub lun_ids: BTreeMap<String, LunId>,
-    /// Listeners by their numbers on the cores.
+    /// Listeners, keyed by their numbers on the cores.
     pub listeners: BTreeMap<u32, Address>,
     /// Each core's counters.
     pub cores: Vec<CoreSample>,
@@ -48,7 +48,7 @@ pub struct View {
 }
 
 impl View {
-    /// Returns the view of a gateway of which nothing is up yet.
+    /// Returns the view of a gateway that has brought up no object yet.
     pub(crate) fn of(gateway: &Arc<Gateway>, cpus: &[usize]) -> Self {
         Self {
             state: Arc::default(),
@@ -68,14 +68,15 @@ impl View {
         }
     }
 
-    /// Returns the access that a LUN gives its users, as the cores present it. A LUN without a place counts as down.
+    /// Returns the access that a LUN gives its users, as the cores present it. A LUN without a place has the access of a LUN
+    /// that is down.
     pub fn access(&self, place: Option<&Placed>) -> Access {
         let of =
             |id| self.backends.values().find(|live| live.id == id).map_or(Access::FULL, |live| live.access);
         Access::of_lun(place.map_or(&[], |place| &place.extents), of)
     }
 
-    /// Returns the first backend under a LUN's place to which I/O can't go on, and the reason.
+    /// Returns the first of a LUN's backends to which I/O can't go on, and the reason. `place` is the LUN's place.
     pub fn lost_under(&self, place: &Placed) -> Option<(&str, Why)> {
         let mut lost =
             self.backends.iter().filter_map(|(name, live)| Some((name, live.id, live.usable.clone().err()?)));
@@ -87,13 +88,13 @@ impl View {
 /// A backend that is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendView {
-    /// Its index on every core.
+    /// The backend's index, which is the same on every core.
     pub id: BackendId,
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes.
+    /// The backend's logical block size in bytes.
     pub block_bytes: u32,
-    /// The core that has the backend's channel, if only one core has a channel.
+    /// The core that holds a memory backend's memory. `None` for other backends.
     pub owner: Option<CoreId>,
     /// `Ok` if I/O can go on, and otherwise the reason why it can't.
     pub usable: Result<(), Why>,
@@ -117,10 +118,10 @@ impl BackendView {
 /// A pool that is up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolView {
-    /// Bytes that LUNs can have, in all.
+    /// Bytes that all LUNs together can have.
     pub capacity_bytes: u64,
     /// Bytes that no LUN has.
     pub free_bytes: u64,
-    /// The reason why the pool takes no changes, if it takes none.
+    /// The reason why the pool accepts no changes. `None` if the pool accepts changes.
     pub frozen: Option<String>,
 }

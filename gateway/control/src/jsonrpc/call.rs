@@ -1,4 +1,4 @@
-//! One value from the stream, which is a request or a batch, and its answer.
+//! Answers one value from the stream: a request or a batch.
 
 use super::request::Request;
 use super::{Dispatch, INVALID_REQUEST, RpcError};
@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 /// The most requests that one batch may hold.
 pub const MAX_BATCH: usize = 16_384;
-/// Once the answers to a batch have this many bytes, the rest of the batch is not carried out. The answers to a batch of the
-/// largest size fit if they have a usual length.
+/// Once the answers to a batch have this many bytes, the rest of the batch is not carried out. The limit is high enough for a
+/// batch of [`MAX_BATCH`] requests with answers of usual length.
 pub const MAX_ANSWERS_BYTES: usize = 16 << 20;
 
 /// Returns the JSON that answers a request or a batch, or `None` if it holds only notifications.
@@ -28,8 +28,8 @@ pub async fn answer<D: Dispatch>(dispatch: &D, message: &RawValue) -> Option<Str
     }
 }
 
-/// Answers the requests in order, one after the other, because a later request may need an object that an earlier one made. Every
-/// request that was carried out is answered, so the answers may pass the limit by one answer.
+/// Carries out the requests one after another, in order, because a request may need an object that an earlier request made.
+/// Every request that is carried out gets its answer, so the last answer can exceed the limit.
 async fn answer_batch<D: Dispatch>(dispatch: &D, batch: Vec<&RawValue>, max_bytes: usize) -> Option<String> {
     let mut answers = String::new();
     for request in batch {
@@ -56,7 +56,7 @@ fn left_out(request: &RawValue, max_bytes: usize) -> Option<String> {
     }
 }
 
-/// An answer. It has the request's id, unchanged.
+/// An answer with the request's id, which is unchanged.
 #[derive(Serialize)]
 struct Answer<'a> {
     jsonrpc: &'static str,
@@ -69,7 +69,7 @@ struct Answer<'a> {
 
 impl Answer<'_> {
     fn text(&self) -> String {
-        // Serialization fails only for a map whose keys are not strings, or for a failing `Serialize`; here is neither.
+        // Serialization fails only for a map whose keys are not strings, or for a failing `Serialize`. Neither occurs here.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

@@ -1,7 +1,7 @@
 //! JSON-RPC 2.0 as SPDK's clients speak it.
 //!
-//! What it is: values on a stream without framing ([`stream`]), the parts of a request ([`request`]), requests and batches
-//! ([`call`]), and the listeners ([`server`]).
+//! What it is: the values on a stream without framing ([`stream`]), the parts of a request ([`request`]), the answers to
+//! requests and batches ([`call`]), and the listeners ([`server`]).
 //!
 //! What it is not: the methods. A [`Dispatch`] carries them out.
 //!
@@ -16,11 +16,12 @@ use serde::Serialize;
 use serde_json::Value;
 use trefoil_config::cut_quotations;
 
-/// An error as it is sent to a client.
+/// An error in the form in which a client gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{message} (code {code})")]
 pub struct RpcError {
-    /// The code. Below -32000 it is one of the protocol's, and -1 means wrong state. Any other is a negated errno, as in SPDK.
+    /// The code. A code below -32000 is a code of JSON-RPC, and -1 means wrong state. Any other code is a negated errno, as in
+    /// SPDK.
     pub code: i32,
     /// The message, for a person.
     pub message: String,

@@ -1,8 +1,8 @@
-//! The parts of one request, unchanged.
+//! Splits one request into its parts, without changes to them.
 //!
-//! An id is kept as its text, so that it comes back digit for digit: a JSON number can have more digits than any Rust integer or
-//! float. An object that has a key twice is refused, at any depth. RFC 8259 §4 leaves open which of the two values counts, and a
-//! proxy that checked the request may have looked at the other one.
+//! An id is kept as its text, so that the answer has exactly the same digits: a JSON number can have more digits than any Rust
+//! integer or float. An object that has a key twice is refused, at any depth. RFC 8259 §4 doesn't define which of the two
+//! values is valid, so a proxy that checked the request may have checked the other value.
 
 use super::{INVALID_PARAMS, INVALID_REQUEST, RpcError};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -25,7 +25,7 @@ impl<'a> Request<'a> {
     /// Parses a request.
     ///
     /// # Errors
-    /// An error that says what is wrong, with the id to answer with.
+    /// The id for the answer, and an error that says what is wrong.
     pub fn parse(text: &'a RawValue) -> Result<Self, (&'a RawValue, RpcError)> {
         let refuse = |id: Option<&'a RawValue>, what: String| {
             (id.unwrap_or(RawValue::NULL), RpcError::new(INVALID_REQUEST, what))
@@ -48,7 +48,7 @@ impl<'a> Request<'a> {
             };
             if place.replace(value).is_some() {
                 if key == "id" {
-                    // Neither id is more valid than the other.
+                    // The request has two ids, and neither can be preferred. So the refusal has the id null.
                     return Err(refuse(None, "the request has the key `id` twice".into()));
                 }
                 wrong.get_or_insert(format!("the request has the key `{key}` twice"));
@@ -60,7 +60,7 @@ impl<'a> Request<'a> {
         if let Some(wrong) = wrong {
             return Err(refuse(id, wrong));
         }
-        // Like SPDK, accepts a request without a version, but not one with a wrong version.
+        // Like SPDK, accepts a request without a version, and refuses a request with a wrong version.
         if version.is_some_and(|version| string(version).as_deref() != Some("2.0")) {
             return Err(refuse(id, "`jsonrpc` is not \"2.0\"".into()));
         }
@@ -82,10 +82,11 @@ fn string(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
-/// Parses the parameters, which are an object. An empty list and null stand for no parameters.
+/// Parses the parameters, which must be an object. An empty list or null means no parameters.
 fn object(text: &RawValue) -> Result<Value, RpcError> {
     let once = serde_json::from_str::<Once>(text.get());
-    // The position counts from the start of the parameters, so it would tell the client nothing.
+    // The position in the error is left out. The position is relative to the start of the parameters, so it would mislead the
+    // client.
     let told = |e: serde_json::Error| {
         let message = e.to_string();
         let end = message.rfind(" at line ").unwrap_or(message.len());

@@ -1,4 +1,4 @@
-//! The listeners: a unix socket that only its owner and root may use, and TCP if it is configured.
+//! The listeners: a unix socket that only its owner and root may use, and a TCP port if one is configured.
 
 use super::call::{answer, failure};
 use super::stream::{Splitter, StreamError};
@@ -27,13 +27,13 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A reason why the control socket can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another process listens on it.
+    /// Another process listens on the socket.
     #[error("{}: another process already listens on this socket", .0.display())]
     InUse(PathBuf),
-    /// A file that is not a socket is at its path.
+    /// A file that is not a socket is at the socket's path.
     #[error("{}: a file that is not a socket is at this path: remove it or use another path", .0.display())]
     NotSocket(PathBuf),
-    /// The kernel refused.
+    /// The kernel refused a system call for the socket.
     #[error("{}: {error}", .path.display())]
     Os {
         /// The socket's path.
@@ -46,7 +46,7 @@ pub enum ListenError {
     Tcp(Address, io::Error),
 }
 
-/// The control socket. Dropping it removes its path.
+/// The control socket. The drop removes the socket's path.
 #[derive(Debug)]
 pub struct RpcSocket {
     listener: UnixListener,
@@ -72,10 +72,10 @@ impl RpcSocket {
         Ok(Self { listener, path: path.into() })
     }
 
-    /// Returns whether an earlier process left a socket there on which nobody listens any more.
+    /// Returns whether `path` is a socket that an earlier process left, and on which no process listens any more.
     ///
     /// # Errors
-    /// [`ListenError`] if the path holds anything else.
+    /// [`ListenError`] if another object is at `path`.
     pub fn is_left_behind(path: &Path) -> Result<bool, ListenError> {
         let os = |error| ListenError::Os { path: path.into(), error };
         match std::fs::symlink_metadata(path) {
@@ -84,7 +84,7 @@ impl RpcSocket {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(os(e)),
         }
-        // A blocking connect would wait for a listener whose backlog is full.
+        // A blocking connect would wait if the listener's backlog is full.
         let (family, kind) = (AddressFamily::Unix, SockType::Stream);
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let connected = socket(family, kind, flags, None)
@@ -92,7 +92,7 @@ impl RpcSocket {
         match connected {
             Err(Errno::ECONNREFUSED) => Ok(true),
             Ok(()) | Err(Errno::EAGAIN) => Err(ListenError::InUse(path.into())),
-            // The socket is of another kind or belongs to another user, so it may be in use.
+            // The socket has another type or belongs to another user, so it may be in use.
             Err(e) => Err(os(e.into())),
         }
     }
@@ -171,7 +171,8 @@ fn may_control(stream: &UnixStream) -> bool {
     }
 }
 
-/// Serves one client until it closes, sends something that is no request, or doesn't take an answer in time.
+/// Serves one client. Ends if the client closes the stream, sends data that is not a request, or doesn't receive an answer in
+/// time.
 pub async fn client<D, R, W>(mut read: R, mut write: W, dispatch: &D)
 where
     D: Dispatch,

@@ -1,7 +1,7 @@
 //! JSON values on a byte stream that has no framing.
 //!
-//! The end of a value is found by counting brackets outside strings. So the parser runs once for each value, however the stream
-//! was cut. Length and depth are bounded before anything is parsed.
+//! The end of a value is found by counting brackets outside strings. So the parser runs only once for each value, even if the
+//! value arrives in many pieces. Length and depth are checked before a value is parsed.
 
 use serde_json::value::RawValue;
 
@@ -10,7 +10,7 @@ pub const MAX_VALUE_BYTES: usize = 4 << 20;
 /// The deepest nesting. serde_json itself stops at 128.
 pub const MAX_DEPTH: usize = 64;
 
-/// A reason why a stream can't be read any further. The start of the next value can't be found after such an error.
+/// A reason why a stream can't be read any further: after such an error, the start of the next value is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// A value is longer than [`MAX_VALUE_BYTES`].
@@ -22,7 +22,7 @@ pub enum StreamError {
     /// A request starts with something other than an object or an array.
     #[error("the request starts with `{}`, and not with an object or a list", char::from(*.0).escape_default())]
     Start(u8),
-    /// Not JSON.
+    /// The request is not JSON.
     #[error("the request is not JSON: {0}")]
     Syntax(String),
 }
@@ -51,7 +51,7 @@ impl Splitter {
         Ok(())
     }
 
-    /// Returns whether a value has begun and not ended.
+    /// Returns whether the buffer holds the start of a value without its end.
     pub fn is_partial(&self) -> bool {
         self.depth > 0
     }
@@ -59,7 +59,7 @@ impl Splitter {
     /// Returns the next whole value, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`StreamError`]. The stream can't be used after it.
+    /// [`StreamError`]. The stream can't be used after an error.
     pub fn next_value(&mut self) -> Result<Option<Box<RawValue>>, StreamError> {
         if self.depth == 0 {
             let space = self.buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
@@ -83,7 +83,7 @@ impl Splitter {
         value.transpose().map_err(|e| StreamError::Syntax(e.to_string()))
     }
 
-    /// Scans on from `seen`. Returns the end of the value if the buffer holds it.
+    /// Scans the buffer from `seen` on. Returns the position of the value's end, if the buffer holds it.
     fn scan(&mut self) -> Result<Option<usize>, StreamError> {
         for (at, &byte) in self.buffer.iter().enumerate().skip(self.seen) {
             if self.in_string {

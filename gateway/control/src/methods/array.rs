@@ -1,5 +1,5 @@
-//! `backend_discover` lists the subsystems that an array offers. `backend_attach` makes backends of the namespaces of one of
-//! them.
+//! `backend_discover` lists the subsystems that an array offers. `backend_attach` makes backends from the namespaces of one
+//! subsystem.
 
 use super::{Methods, Reply};
 use crate::Change;
@@ -20,9 +20,9 @@ use trefoil_config::{Address, Backend, BackendType, Gateway};
 use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::fabrics::discovery::{LogEntry, subtype, trtype};
 
-/// The time limit for asking an array and all subsystems in its discovery log.
+/// The time limit for the queries to an array and to all subsystems in its discovery log.
 const DISCOVER_WITHIN: Duration = Duration::from_secs(30);
-/// The number of subsystems that are asked at a time. Each needs a thread, a ring and 2 MiB until it has answered.
+/// The number of subsystems that are queried at a time. Each query needs a thread, a ring and 2 MiB of memory until its answer.
 const ASKED_AT_A_TIME: usize = 16;
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +78,8 @@ impl Offer {
         let port = entry.trsvcid.text().parse().ok()?;
         Some(Self {
             subnqn: entry.subnqn.as_str().to_owned(),
-            // A link-local address is on the link that the log came by: a target doesn't know the names of our interfaces.
+            // A target doesn't know the names of our interfaces. So a link-local address gets the interface of the address from
+            // which the log came.
             address: asked.beside(ip, port),
             is_nvm: entry.subtype == subtype::NVM,
         })
@@ -110,7 +111,7 @@ pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
         match asked {
             Some(Ok(nsids)) if offer.is_nvm => row["namespaces"] = nsids,
             Some(Ok(_)) => {}
-            // An unreachable subsystem is no reason to leave out the others.
+            // If a subsystem is unreachable, the others are listed nevertheless.
             Some(Err(error)) => row["why"] = error.message.into(),
             None => row["why"] = silent().into(),
         }
@@ -119,7 +120,8 @@ pub(super) async fn discover(methods: &Methods, p: Discover) -> Reply {
     Ok(offers.iter().zip(asked.await).map(row).collect())
 }
 
-/// Asks up to [`ASKED_AT_A_TIME`] subsystems at a time, until `by`. Gives `None` for each that has not answered by then.
+/// Queries up to [`ASKED_AT_A_TIME`] subsystems at a time, until `by`. Returns `None` for each subsystem that has not answered
+/// by then.
 async fn ask_all<F>(offers: &[Offer], by: Instant, ask: impl Fn(&Offer) -> F) -> Vec<Option<F::Output>>
 where
     F: Future<Output: Send> + Send + 'static,
@@ -129,7 +131,7 @@ where
     for (at, offer) in offers.iter().enumerate() {
         let (places, asked) = (places.clone(), ask(offer));
         asking.spawn(async move {
-            // The semaphore is never closed, so a place always comes.
+            // The semaphore is never closed, so this can't fail.
             let _place = places.acquire_owned().await;
             (at, asked.await)
         });
@@ -145,7 +147,7 @@ where
     answers
 }
 
-/// Makes a backend `NAMEnNSID` of each namespace: of all or of none.
+/// Makes a backend `NAMEnNSID` from each namespace. If one can't be made, makes none.
 pub(super) async fn attach(methods: &Methods, p: Attach) -> Reply {
     let mut address = p.address;
     if p.discovery {
@@ -181,7 +183,8 @@ fn array(name: &str, address: Address, subnqn: &str) -> Backend {
     Backend { address, subnqn, ..Backend::new(name, BackendType::NvmeTcp) }
 }
 
-/// Returns a backend for each namespace that the subsystem of `template` shows us. It is named as SPDK does: `NAMEnNSID`.
+/// Returns a backend for each namespace that the subsystem of `template` shows this gateway. The backends have SPDK's form of
+/// names: `NAMEnNSID`.
 pub(crate) async fn backends_of(methods: &Methods, template: &Backend) -> Result<Vec<Backend>, RpcError> {
     let nsids = namespaces(&methods.view().await?.gateway, template.clone()).await?;
     if nsids.is_empty() {
@@ -208,7 +211,7 @@ async fn namespaces(gateway: &Gateway, there: Backend) -> Result<Vec<u32>, RpcEr
     ask(gateway, there, Admin::namespaces).await
 }
 
-/// Asks the array at the address of `there`, on a thread that may block.
+/// Connects an admin queue to the array at the address of `there`, and runs `what` on the queue. Uses a thread that may block.
 async fn ask<T: Send + 'static>(
     gateway: &Gateway,
     there: Backend,
@@ -263,7 +266,8 @@ mod tests {
 
     #[test]
     fn they_are_asked_at_the_same_time_but_not_all() {
-        // Each answers only once `ASKED_AT_A_TIME` are asked together. If they were asked one after the other, none would answer.
+        // Each subsystem answers only when `ASKED_AT_A_TIME` subsystems are queried at the same time. If they were queried one
+        // after another, none would answer.
         let together = Arc::new(Barrier::new(ASKED_AT_A_TIME));
         let ask = |_: &Offer| {
             let together = together.clone();

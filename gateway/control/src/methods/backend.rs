@@ -1,4 +1,4 @@
-//! The `backend_*` methods, except those that ask an array.
+//! The `backend_*` methods, except the methods that query an array.
 
 use super::params::{MaybeName, Name};
 use super::{Methods, Reply};

@@ -50,7 +50,7 @@ pub(super) async fn get(methods: &Methods, _: None) -> Reply {
     Ok(json!({ "toml": toml(&view)?, "epoch": view.epoch }))
 }
 
-/// Returns the document with a first line that `config_restore` checks.
+/// Returns the document. The document's first line has the schema version, which `config_restore` checks.
 pub(super) async fn backup(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let text = format!("# trefoil backup, schema {SCHEMA}\n{}", toml(&view)?);
@@ -73,7 +73,7 @@ pub(super) async fn apply(methods: &Methods, p: Apply) -> Reply {
     Ok(told)
 }
 
-/// Does as [`apply`], for a document that [`backup`] gave.
+/// Does the same as [`apply`], for a document that [`backup`] returned.
 pub(super) async fn restore(methods: &Methods, p: Apply) -> Reply {
     let first = p.toml.lines().next().unwrap_or_default();
     let schema = first.strip_prefix("# trefoil backup, schema ").and_then(|n| n.trim().parse::<u64>().ok());
@@ -100,8 +100,8 @@ fn toml(view: &View) -> Result<String, RpcError> {
     })
 }
 
-/// Returns the changes that the document makes, the losses that they cause, and the flags that they need besides `permit`. With
-/// `look`, also returns the obstacles on this machine that keep added objects from coming up.
+/// Returns the changes that the document makes, the losses that the changes cause, and the flags that they need besides
+/// `permit`. With `look`, also returns the obstacles on this machine that keep added objects from coming up.
 async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) -> Reply {
     let view = methods.view().await?;
     let mut notes = Vec::new();
@@ -141,7 +141,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
             && told["object"].as_str().is_some_and(|key| made_up.contains(key))
             && let Some(fields) = told["fields"].as_array_mut()
         {
-            // The LUN gets its identity only when it is made.
+            // The identity of a new LUN is generated when the LUN is made, so the preview doesn't show it.
             fields.retain(|field| field["field"] != "uuid" && field["field"] != "nguid");
         }
         told
@@ -160,7 +160,7 @@ async fn preview(methods: &Methods, config: Config, permit: Permit, look: bool) 
     }))
 }
 
-/// Looks at files and addresses, and waits for arrays, on a thread that may block.
+/// Checks files, addresses and arrays on a thread that may block.
 async fn obstacles(
     view: &View,
     changes: Vec<RowChange>,

@@ -86,7 +86,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeName) -> Reply {
     Ok(names.map(|name| render(&view, name)).collect())
 }
 
-/// Returns a LUN's fields and its present state.
+/// Returns a LUN's fields and its current state.
 pub fn render(view: &View, name: &str) -> Value {
     let Some(lun) = view.state.luns.get(name) else { return Value::Null };
     let exports: Vec<Value> =

@@ -1,8 +1,7 @@
 //! The methods: their names, their parameters, and their results in JSON.
 //!
-//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). A module
-//! that adds methods lists them with [`routes`], as this module and [`crate::spdk`] do. [`crate::rpc`] answers calls from
-//! both lists.
+//! Each group of methods has a file here. A method only translates its parameters into an [`Action`](crate::Action). This
+//! module and [`crate::spdk`] list their methods with [`routes`]. [`crate::rpc`] finds the method of a call in these two lists.
 
 pub mod array;
 pub mod backend;
@@ -34,7 +33,7 @@ use trefoil_storage::msg::Survey;
 pub struct Methods {
     handle: Handle,
     started: Instant,
-    /// If changes are only planned: the view after the changes planned so far, and these changes. `None` if changes are
+    /// `Some` if changes are only planned: the view after the changes planned so far, and these changes. `None` if changes are
     /// carried out.
     planned: Option<RefCell<(View, Vec<Change>)>>,
 }
@@ -47,7 +46,7 @@ impl Methods {
         Self { handle, started: Instant::now(), planned: None }
     }
 
-    /// Returns the same methods, with changes only planned. Each call sees the results of the earlier planned changes.
+    /// Returns a copy of these methods that only plans changes. Each call sees the results of the changes planned before.
     ///
     /// # Errors
     /// The gateway has stopped.
@@ -87,7 +86,7 @@ impl Methods {
         Ok(view.clone())
     }
 
-    /// Carries out a change whose only result is that it is done. Returns the notes on it, if any.
+    /// Carries out a change that has no result of its own. Returns the notes on the change, if there are any.
     pub(crate) async fn done(&self, change: Change) -> Reply {
         let view = self.change(change).await?;
         Ok(noted(true.into(), &view))
@@ -104,8 +103,8 @@ impl Methods {
     }
 }
 
-/// Returns `result` with the notes on the change. A `result` that can't hold notes, such as `true`, is replaced by an object with
-/// the notes.
+/// Returns `result` with the notes on the change. If `result` can't hold notes, for example `true`, returns an object with the
+/// notes instead.
 pub(crate) fn noted(result: Value, view: &View) -> Value {
     let mut result = result;
     if view.notes.is_empty() {
@@ -120,14 +119,14 @@ pub(crate) fn noted(result: Value, view: &View) -> Value {
     }
 }
 
-/// Lists methods: each name with its function, and how its parameters are read. Makes `NAMES`, and `route`, which answers a call of
-/// one of them and returns `None` for any other name.
+/// Lists methods: each name with its function and the function that reads its parameters. Defines `NAMES` and `route`. `route`
+/// answers a call of one of these methods, and returns `None` for any other name.
 macro_rules! routes {
     ($($parse:path { $($name:literal => $function:path,)* })*) => {
         /// The names of the methods that this module answers.
         pub(crate) const NAMES: &[&str] = &[$($($name,)*)*];
 
-        /// Answers a call of one of [`NAMES`]; `None` for any other name.
+        /// Answers a call of a method in [`NAMES`]. Returns `None` for any other name.
         pub(crate) async fn route(
             methods: &$crate::methods::Methods,
             name: &str,

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use trefoil_config::{cut, suggest};
 
-/// More fields than any method has. If an object has more than this, the search for the wrong field is skipped, because the
-/// search copies the whole object for each field.
+/// Most fields of an object in which the wrong field is searched. No method has so many fields. The search copies the whole
+/// object for each field, so it is skipped for larger objects.
 pub(crate) const MAX_FIELDS: usize = 64;
 
 /// Reads parameters. The error names the field with the wrong value.
@@ -26,7 +26,7 @@ pub fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     })
 }
 
-/// Returns the field whose removal changes the error. serde_json doesn't name the field itself.
+/// Returns the field with the wrong value, because serde_json doesn't name it: the field whose removal changes the error.
 fn culprit<T: DeserializeOwned>(params: &Value, message: &str) -> Option<String> {
     let fields = params.as_object().filter(|fields| fields.len() <= MAX_FIELDS)?;
     let without = |key: &String| {
@@ -50,11 +50,11 @@ pub struct Name {
     pub name: String,
 }
 
-/// The name of one object; without it, all objects.
+/// The name of one object. Without a name, all objects are meant.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MaybeName {
-    /// The object's name, or none for all objects.
+    /// The object's name. `None` means all objects.
     #[serde(default)]
     pub name: Option<String>,
 }
@@ -83,7 +83,7 @@ mod tests {
         assert!(error.starts_with(want), "{error}");
     }
 
-    /// The search would copy all fields once for each field.
+    /// The search would copy all fields once for each field, which takes too long with many fields.
     #[test]
     fn among_many_fields_none_is_blamed() {
         let mut fields: Map<String, Value> = (0..1000).map(|n| (format!("a{n}"), Value::Null)).collect();

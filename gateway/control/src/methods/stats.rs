@@ -16,7 +16,8 @@ pub(super) async fn core_list(methods: &Methods, _: None) -> Reply {
     Ok(survey.iter().map(|(core, survey)| core_row(&view, *core, survey)).collect())
 }
 
-/// Returns all counters. They only grow, and `at_us` is the gateway's own clock, so a client takes differences.
+/// Returns all counters. Counters only grow. `at_us` is the gateway's own clock, so a client computes rates from the
+/// differences of two answers.
 pub(super) async fn get(methods: &Methods, _: None) -> Reply {
     let view = methods.view().await?;
     let survey = methods.survey().await?;
@@ -44,8 +45,8 @@ fn core_row(view: &View, core: CoreId, survey: &Survey) -> Value {
     })
 }
 
-/// Returns the counters of one LUN. Of the histogram, it has only the buckets that are not empty. Each is a pair: a latency in
-/// nanoseconds that all its commands stay below, and their count.
+/// Returns the counters of one LUN. The histogram has only the buckets that are not empty. A bucket is a pair: an upper bound
+/// of the latency in nanoseconds, and the number of commands in the bucket.
 fn lun_row(name: &str, totals: &LunTotals) -> Value {
     let LunTotals { stats, latency } = totals;
     let op = |op: &OpStats| {

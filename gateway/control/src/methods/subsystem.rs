@@ -76,7 +76,7 @@ pub(super) async fn list(methods: &Methods, p: MaybeNqn) -> Reply {
     let mut rows: Vec<Value> = nqns.map(|nqn| render(&view, nqn)).collect();
     let lists_discovery = match &p.nqn {
         Some(nqn) => nqn == DISCOVERY_NQN,
-        // The discovery subsystem always exists. A document names it only once it has listeners of its own, and so does the list.
+        // The discovery subsystem always exists. As in a document, the list has it only if it has listeners of its own.
         None => !view.state.discovery.is_default(),
     };
     if lists_discovery {
@@ -131,7 +131,8 @@ pub(super) async fn allow_any_host(methods: &Methods, p: AllowAnyHost) -> Reply 
     methods.done(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow, force: p.force }).await
 }
 
-/// Returns the discovery subsystem's fields. It has neither a serial number nor namespaces, and any host may connect to it.
+/// Returns the discovery subsystem's fields. The discovery subsystem has no serial number and no namespaces, and any host may
+/// connect.
 fn render_discovery(view: &View) -> Value {
     json!({
         "nqn": DISCOVERY_NQN,

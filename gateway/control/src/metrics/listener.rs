@@ -1,4 +1,4 @@
-//! The listener for scrapes: how many connections it accepts, and how much each may send and how long it may live.
+//! The listener for scrapes. It limits the number of connections, and the bytes and the lifetime of each connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,14 +11,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-/// The limits of all clients' connections.
+/// The limits for the connections of clients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at a time. More connections wait in the kernel's backlog.
+    /// Most connections at a time. Further connections wait in the kernel's backlog.
     pub connections: usize,
-    /// Bytes that a connection may send.
+    /// Most bytes that a client may send on a connection.
     pub request_bytes: usize,
-    /// Time for which a connection lives, its answer included.
+    /// Time limit of a connection, which includes the sending of the answer.
     pub lifetime: Duration,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Limits {
 pub(super) const LIMITS: Limits =
     Limits { connections: 8, request_bytes: 16 << 10, lifetime: Duration::from_secs(10) };
 
-/// A listener that accepts no more connections than it may, and gives each its limits.
+/// A listener that accepts at most [`Limits::connections`] connections at a time, and applies the limits to each connection.
 pub(super) struct MetricsListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
@@ -57,7 +57,7 @@ impl axum::serve::Listener for MetricsListener {
     }
 }
 
-/// A connection that fails once it has sent too much or lived too long.
+/// A connection that fails when it exceeds the limit on its bytes or its lifetime.
 pub(super) struct Bounded {
     stream: TcpStream,
     until: Pin<Box<Sleep>>,

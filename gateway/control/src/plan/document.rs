@@ -1,4 +1,4 @@
-//! Changes by a document: the state that the document asks for, and what it can't change in place.
+//! Changes by a document: computes the state that the document asks for, and refuses changes that can't be made in place.
 
 use super::storage::unused_backend;
 use super::{check_whole, plan, refuse};
@@ -16,7 +16,7 @@ fn wanted(now: &State, gateway: &Gateway, config: &Config) -> Result<State, Refu
     }
 }
 
-/// Moves `state` to the state that a document asks for. Losses on the way are judged apart: [`crate::loss`].
+/// Changes `state` to the state that a document asks for. Losses are not checked here: see [`crate::loss`].
 pub(super) fn document(state: &mut State, gateway: &Gateway, config: &Config) -> Result<(), Refusal> {
     let next = wanted(state, gateway, config)?;
     match in_place(state, &next).into_iter().next() {
@@ -28,11 +28,11 @@ pub(super) fn document(state: &mut State, gateway: &Gateway, config: &Config) ->
     }
 }
 
-/// Returns the state after `change`, for comparison. Unlike [`plan`], it also accepts a document with changes that can't be
-/// made in place. Each such change yields a refusal.
+/// Returns the state after `change`, for comparison. Unlike [`plan`], this function also accepts a document with changes that
+/// can't be made in place. The function returns a refusal for each such change.
 ///
 /// # Errors
-/// The errors of [`plan`], except for those refusals.
+/// The errors of [`plan`], except for changes that can't be made in place.
 pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State, Vec<Refusal>), Refusal> {
     let Change::Apply { config, .. } = change else { return Ok((plan(now, gateway, change)?, Vec::new())) };
     let next = wanted(now, gateway, config)?;
@@ -41,7 +41,8 @@ pub fn preview(now: &State, gateway: &Gateway, change: &Change) -> Result<(State
     Ok((next, refusals))
 }
 
-/// Returns the changes that a document can't make to existing objects, and what to do instead.
+/// Returns a refusal for each change that a document can't make to an existing object. The refusal says what the user can do
+/// instead.
 fn in_place(now: &State, next: &State) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse = |fault, what: String| refusals.push(Refusal::new(fault, what));
@@ -55,8 +56,8 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
         refuse(Fault::Invalid, format!("pool `{name}` can't be changed in place: give it a new name"));
     }
     for pool in next.pools.values().filter(|pool| !now.pools.contains_key(&pool.name)) {
-        // The new pool's layout would be written before the other changes are known to succeed, and while hosts still write
-        // to the old data.
+        // The new pool's layout would be written while hosts still write to the old data, and before the other changes are
+        // known to succeed.
         for in_use in pool.backends.iter().filter_map(|backend| unused_backend(now, backend).err()) {
             let what =
                 format!("pool `{}`: {}; apply a document without that use first", pool.name, in_use.message);
@@ -73,7 +74,7 @@ fn in_place(now: &State, next: &State) -> Vec<Refusal> {
                 );
             }
             Some(_) => {}
-            // Deletion of the old LUN would delete the data of the LUN that has its identity.
+            // The new LUN has the old LUN's identity. So the deletion of the old LUN would delete the data of the new LUN.
             None => {
                 let twin = next.luns.values().find(|new| lun.pool.is_some() && new.uuid == lun.uuid);
                 if let Some(twin) = twin {

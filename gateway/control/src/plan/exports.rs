@@ -1,4 +1,4 @@
-//! Changes of what hosts see: subsystems, namespaces, and the lists of hosts.
+//! Changes of the objects that hosts see: subsystems, namespaces, and lists of hosts.
 
 use super::storage::unique_identity;
 use super::{absent, free, refuse};
@@ -30,7 +30,7 @@ pub(super) fn subsystem_create(state: &mut State, subsystem: &Subsystem) -> Resu
     Ok(())
 }
 
-/// Sets a LUN's identity, as long as no host can know the LUN by another identity.
+/// Sets a LUN's identity. Refuses this if a host can already know the LUN by another identity.
 pub(super) fn identify(
     state: &mut State,
     nqn: &str,
@@ -112,8 +112,8 @@ pub(super) fn host_of(state: &State, host: &str) -> Result<String, Refusal> {
     Ok(nqn.into())
 }
 
-/// Refuses a state in which the NQN of a listed host is the name of another host: in the document of that state, the NQN
-/// would mean the other host.
+/// Refuses a state in which the NQN of a listed host is also the name of another host. In the document of such a state, the NQN
+/// on the list would mean the other host.
 pub(super) fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
     let of_namespaces = |s: &'a Subsystem| s.namespaces.iter().filter_map(|ns| ns.hosts.as_ref()).flatten();
     let mut listed = state.subsystems.values().flat_map(|s| s.hosts.iter().chain(of_namespaces(s)));
@@ -129,7 +129,8 @@ pub(super) fn hosts_told_apart<'a>(state: &'a State) -> Result<(), Refusal> {
     }
 }
 
-/// Returns the host list that `nsid` means. A namespace without a list of its own gets an empty list.
+/// Returns the host list of namespace `nsid`, or the subsystem's list if `nsid` is `None`. A namespace without a list gets an
+/// empty list.
 pub(super) fn list_mut<'a>(
     state: &'a mut State,
     nqn: &str,

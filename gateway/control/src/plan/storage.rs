@@ -31,7 +31,7 @@ pub(super) fn bdev_delete(state: &mut State, name: &str) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// Returns a LUN that presents the backend of its own name.
+/// Returns a LUN that presents the whole backend of the same name.
 pub(super) fn whole(name: String, uuid: Option<uuid::Uuid>) -> Lun {
     Lun {
         backend: Some(name.clone()),
@@ -58,7 +58,8 @@ pub(super) fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
 pub(super) fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     lun.check()?;
     if lun.uuid.is_some() && state.luns.get(&lun.name).is_some_and(|there| is_same(there, lun)) {
-        // The pool already holds the LUN of a replayed configuration: the LUN came into the state when the pool was opened.
+        // The request repeats an existing LUN, as in the replay of a saved configuration. There the pool already holds the LUN,
+        // and the LUN was added to the state when the pool was opened.
         return Ok(());
     }
     free(&state.luns, "LUN", &lun.name)?;
@@ -78,7 +79,7 @@ pub(super) fn lun_create(state: &mut State, lun: &Lun) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Returns whether the existing LUN `there` matches the request `lun`.
+/// Returns whether the existing LUN `there` is the LUN that the request `lun` describes.
 pub(super) fn is_same(there: &Lun, lun: &Lun) -> bool {
     let mut wanted = lun.clone();
     fill_lun(&mut wanted);

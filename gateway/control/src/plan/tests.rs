@@ -130,7 +130,7 @@ fn every_way_in_refuses_an_identity_that_is_taken_or_nil() {
     let import = |uuid| Lun { uuid, ..whole("b".into(), None) };
     let nguid = Lun { nguid: own.map(|uuid| uuid.simple().to_string().to_uppercase()), ..import(uuid(7)) };
     let document = |uuid| {
-        // The document has not been checked by anybody yet.
+        // The document was parsed, but not checked yet.
         let mut config = Config::parse("t", TEXT).expect("sound");
         config.luns.push(import(uuid));
         Box::new(config)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GetMethods {
-    /// Ignored: every method may be called in the only state that clients see.
+    /// Ignored: clients see the gateway only in one state, and in this state every method may be called.
     #[serde(default, rename = "current")]
     _current: IgnoredAny,
     /// Ignored, because there are no aliases.
@@ -27,8 +27,8 @@ pub(crate) struct Kill {
 }
 
 pub(crate) async fn rpc_get_methods(_: &Methods, _: GetMethods) -> Reply {
-    // A gateway that answers is already initialised. If `framework_start_init` were among the current methods, a client would
-    // call it again and again.
+    // A gateway that answers is already initialised, so `framework_start_init` is not among the current methods. If it were, a
+    // client would call it again and again.
     let names = methods::NAMES
         .iter()
         .chain(super::NAMES)

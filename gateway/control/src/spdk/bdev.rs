@@ -23,7 +23,7 @@ pub(crate) struct Ram {
     name: Option<String>,
     #[serde(default)]
     uuid: Option<Uuid>,
-    /// Ignored: writes of less than a physical block are slower but just as correct.
+    /// Ignored: a write of less than a physical block is slower, but correct.
     #[serde(default, rename = "physical_block_size")]
     _physical_block_size: IgnoredAny,
     #[serde(default, rename = "optimal_io_boundary")]
@@ -62,7 +62,7 @@ pub(crate) struct FileBdev {
 pub(crate) struct GetBdevs {
     #[serde(default)]
     name: Option<String>,
-    /// Ignored, because no bdev appears later by itself.
+    /// Ignored, because to wait is useless: no bdev appears by itself.
     #[serde(default, rename = "timeout")]
     _timeout: IgnoredAny,
 }
@@ -104,11 +104,11 @@ pub(crate) async fn bdev_aio_create(methods: &Methods, p: FileBdev) -> Reply {
     bdev_uring_create(methods, p).await
 }
 
-/// Makes a file backend. It uses io_uring under either method's name.
+/// Makes a file backend. The backend uses io_uring, whichever of the two methods makes it.
 pub(crate) async fn bdev_uring_create(methods: &Methods, p: FileBdev) -> Reply {
     let backend = Backend {
         path: Some(p.filename),
-        // SPDK's clients send 0 for "the file's own".
+        // SPDK's clients send 0 to ask for the file's own block size.
         block_bytes: p.block_size.filter(|&bytes| bytes != 0),
         ..Backend::new(p.name.clone(), BackendType::File)
     };

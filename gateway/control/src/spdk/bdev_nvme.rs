@@ -43,7 +43,7 @@ pub(crate) struct AttachController {
     _fabrics_connect_timeout_us: IgnoredAny,
     #[serde(default, rename = "priority")]
     _priority: IgnoredAny,
-    /// Ignored: with one path there is nothing to choose.
+    /// Ignored: there is only one path, so there is no policy to choose.
     #[serde(default, rename = "multipath")]
     _multipath: IgnoredAny,
     #[serde(default, rename = "multipath_opts")]
@@ -68,7 +68,8 @@ pub(crate) struct Detach {
     _subnqn: IgnoredAny,
 }
 
-/// Makes a bdev `NAMEnNSID` of each namespace that the subsystem shows us. Each bdev has its own connection to the array.
+/// Makes a bdev `NAMEnNSID` from each namespace that the subsystem shows this gateway. Each bdev has its own connection to the
+/// array.
 pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: AttachController) -> Reply {
     let id = TransportId { trtype: p.trtype, traddr: p.traddr, trsvcid: p.trsvcid, _adrfam: IgnoredAny };
     let Some(subnqn) = p.subnqn else {
@@ -81,7 +82,8 @@ pub(crate) async fn bdev_nvme_attach_controller(methods: &Methods, p: AttachCont
         queues: p.num_io_queues.and_then(|queues| u16::try_from(queues).ok()),
         header_digest: p.hdgst.filter(|on| *on),
         data_digest: p.ddgst.filter(|on| *on),
-        // In SPDK, 0 is the default and means "don't reconnect", and -1 means "for ever". This gateway always reconnects.
+        // In SPDK, 0 is the default and means "don't reconnect", and -1 means "reconnect for ever". This gateway always
+        // reconnects, so it ignores both values.
         loss_timeout_s: p.ctrlr_loss_timeout_sec.and_then(|s| u32::try_from(s).ok()).filter(|&s| s != 0),
         ..Backend::new(p.name, BackendType::NvmeTcp)
     };
@@ -111,8 +113,7 @@ pub(crate) async fn bdev_nvme_detach_controller(methods: &Methods, p: Detach) ->
     Ok(true.into())
 }
 
-/// Returns each controller with the fields that its namespaces share. A controller's state is the worst of its namespaces'
-/// states.
+/// Returns each controller with the fields that its namespaces share. A controller has the worst state among its namespaces.
 pub(crate) async fn bdev_nvme_get_controllers(methods: &Methods, p: MaybeName) -> Reply {
     let view = methods.view().await?;
     let names: BTreeSet<&str> = view.state.backends.values().filter_map(controller_name).collect();

@@ -1,7 +1,8 @@
-//! `framework_get_config`: the calls that build this system, for `save_config` and `load_config`.
+//! `framework_get_config`: returns the calls that build this system. SPDK's `save_config` and `load_config` use these calls.
 //!
-//! Everything that SPDK has a method for is given as SPDK's calls, with every identity, so that a host sees no difference in the
-//! copy. Pools, their LUNs and names of hosts are given as our own calls. SPDK's client replays these as well.
+//! If SPDK has a method for an object, the object is returned as a call of that method. The call has every identity, so that a
+//! host sees no difference in the copy. Pools, their LUNs and names of hosts are returned as calls of our own methods. SPDK's
+//! client replays these calls as well.
 
 use super::{TransportId, nvmf};
 use crate::jsonrpc::RpcError;
@@ -69,10 +70,10 @@ pub(crate) fn bdev_calls(state: &State) -> Value {
     calls.into()
 }
 
-/// Returns the call of SPDK's that makes this backend and its LUN, if such a call loses nothing.
+/// Returns the SPDK call that makes this backend and its LUN. Returns `None` if SPDK's call can't express all their properties.
 fn as_bdev(backend: &Backend, lun: &Lun) -> Option<Value> {
     let block = backend.block_bytes.unwrap_or(512);
-    // The NGUID is part of the namespace's call.
+    // The NGUID is not compared, because the call that adds the namespace has the NGUID.
     let plain =
         !lun.read_only && lun.block_bytes.is_none_or(|own| Some(own) == backend.block_bytes || own == block);
     let size = backend.size.unwrap_or_default().0;

@@ -21,7 +21,8 @@ pub(crate) struct GetIostat {
     reset_mode: Option<String>,
 }
 
-/// Returns the counters. Write Zeroes counts as unmap, because both give blocks back. There is one error count for all statuses.
+/// Returns the counters. Write Zeroes is counted as unmap, because both free blocks. Errors of all statuses are counted
+/// together.
 pub(crate) async fn bdev_get_iostat(methods: &Methods, p: GetIostat) -> Reply {
     if p.reset_mode.as_deref().is_some_and(|mode| mode != "none") {
         return Err(RpcError::params("reset_mode: this gateway never resets counters: use `none`"));

@@ -1,8 +1,8 @@
-//! `config_load_spdk`: builds everything in a file that SPDK's `save_config` wrote, or nothing.
+//! `config_load_spdk`: builds all objects in a file that SPDK's `save_config` wrote, or none.
 //!
-//! SPDK's own client sends a saved configuration call by call and stops at the first refusal. Here, all calls are planned first,
-//! each by its own method. If any is refused, one answer names everything that this gateway lacks. Otherwise one change carries
-//! out all of them.
+//! SPDK's own client sends a saved configuration call by call and stops at the first refusal. Here, all calls are planned
+//! first, each by its own method. If any call is refused, one answer names everything that this gateway lacks. Otherwise one
+//! change carries out all calls.
 
 use super::TUNING;
 use crate::Change;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// The methods that a saved configuration may call: SPDK's and ours that build something.
+/// The methods that a saved configuration may call: those methods of SPDK's and of ours that build objects.
 const BUILDS: &[&str] = &[
     "backend_create",
     "bdev_aio_create",
@@ -82,7 +82,7 @@ pub(crate) async fn config_load_spdk(methods: &Methods, p: Load) -> crate::metho
             continue;
         }
         let done = match BUILDS.contains(&method.as_str()) {
-            // Boxed, because `call` may lead to any method, this one too, and a future can't contain itself.
+            // Boxed, because `call` may lead to any method, including this one, and a future can't contain itself.
             true => Box::pin(plan.call(method.clone(), params)).await,
             false => Err(RpcError::new(METHOD_NOT_FOUND, "this gateway has no such method")),
         };
@@ -90,7 +90,7 @@ pub(crate) async fn config_load_spdk(methods: &Methods, p: Load) -> crate::metho
             Ok(_) => built += 1,
             Err(error) => lacking.push(format!("\n  {method}: {}", error.message)),
         }
-        // Lets other clients be answered between two calls.
+        // Lets the gateway answer other clients between two calls.
         tokio::task::yield_now().await;
     }
     if !lacking.is_empty() {

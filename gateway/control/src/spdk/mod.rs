@@ -1,10 +1,10 @@
-//! SPDK's methods, with SPDK's names and shapes, so that its stock clients drive a gateway.
+//! SPDK's methods, with SPDK's names, parameters and results, so that SPDK's unmodified clients can control a gateway.
 //!
-//! What it is: a translation. A *bdev* is a LUN: either one that presents a whole backend of the same name, or one from a pool.
-//! The only *transport* is TCP. An option of SPDK's that we don't have is accepted at its "off" value and otherwise refused by
-//! name ([`parse`]). Tuning that has no meaning here is accepted and ignored ([`TUNING`]).
+//! What it is: a translation. A *bdev* is a LUN: either a LUN that presents a whole backend of the same name, or a LUN from a
+//! pool. The only *transport* is TCP. An SPDK option that this gateway lacks is accepted at its "off" value. At any other
+//! value, the option is refused by name ([`parse`]). Tuning that has no meaning here is accepted and ignored ([`TUNING`]).
 //!
-//! Source: SPDK's `doc/jsonrpc.md` and what its client (PyPI `spdk` 26.9) sends.
+//! Source: SPDK's `doc/jsonrpc.md`, and the requests that its client (PyPI `spdk` 26.9) sends.
 
 pub mod app;
 pub mod bdev;
@@ -73,7 +73,7 @@ routes! {
     }
 }
 
-/// Methods that tune SPDK's own insides and don't change what is shown to hosts. They are accepted with any parameters.
+/// Methods that tune SPDK's internals and change nothing that hosts see. The gateway accepts these methods with any parameters.
 pub(crate) const TUNING: &[&str] = &[
     "accel_assign_opc",
     "accel_set_driver",
@@ -98,8 +98,8 @@ pub(crate) const TUNING: &[&str] = &[
     "sock_set_default_impl",
 ];
 
-/// Reads the parameters of a method of SPDK's. An unknown parameter is accepted if it is off, so that a client may say which
-/// options it doesn't want.
+/// Reads the parameters of an SPDK method. An unknown parameter is accepted if its value is "off", because a client may name
+/// the options that it doesn't want.
 ///
 /// # Errors
 /// -32602, naming the field.
@@ -124,13 +124,13 @@ fn unknown<T: DeserializeOwned>(params: &Value) -> Option<String> {
     Some(message.strip_prefix("unknown field `")?.split_once('`')?.0.to_owned())
 }
 
-/// Takes a field out of an object, or out of an object inside it.
+/// Removes a field from an object, or from an object inside that object. Returns the field's value.
 fn take(value: &mut Value, field: &str) -> Option<Value> {
     let fields = value.as_object_mut()?;
     fields.remove(field).or_else(|| fields.values_mut().find_map(|inner| take(inner, field)))
 }
 
-/// Returns whether an option with this value asks for nothing. In SPDK, -1 means "not set".
+/// Returns whether an option with this value is off. In SPDK, -1 means "not set".
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -142,7 +142,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Checks that a method means the only target, which has SPDK's default name.
+/// Checks that a call is for the only target, which has SPDK's default name.
 fn check_target(name: Option<&str>) -> Result<(), RpcError> {
     match name {
         None | Some("nvmf_tgt") => Ok(()),
@@ -158,7 +158,7 @@ pub struct TransportId {
     traddr: String,
     #[serde(default)]
     trsvcid: Option<String>,
-    /// Ignored, because the family follows from `traddr`.
+    /// Ignored, because `traddr` shows the address family.
     #[serde(default, rename = "adrfam")]
     _adrfam: IgnoredAny,
 }

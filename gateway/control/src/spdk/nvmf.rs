@@ -222,7 +222,7 @@ pub(crate) struct HostAccess {
     host: String,
     #[serde(default)]
     tgt_name: Option<String>,
-    /// Ignored, because a removed host's connections end at once.
+    /// Ignored, because the gateway closes a removed host's connections at once.
     #[serde(default, rename = "timeout_ms")]
     _timeout_ms: IgnoredAny,
 }
@@ -246,7 +246,7 @@ pub(crate) struct SubsystemAllowAnyHost {
     tgt_name: Option<String>,
 }
 
-/// Accepts only the values that this gateway has anyway.
+/// Accepts only values that are already in force on this gateway.
 pub(crate) async fn nvmf_set_config(_: &Methods, p: SetConfig) -> Reply {
     let is = [
         ("discovery_filter", p.discovery_filter, "match_any"),
@@ -447,7 +447,7 @@ pub(crate) async fn nvmf_subsystem_remove_host(methods: &Methods, p: HostAccess)
 
 pub(crate) async fn nvmf_subsystem_allow_any_host(methods: &Methods, p: SubsystemAllowAnyHost) -> Reply {
     check_target(p.tgt_name.as_deref())?;
-    // SPDK leaves hosts connected that would be disconnected here, so the change is made without force.
+    // With force, this gateway would disconnect hosts. SPDK leaves such hosts connected, so the change is made without force.
     methods.change(Change::AllowAnyHost { nqn: p.nqn, allow: p.allow_any_host, force: false }).await?;
     Ok(true.into())
 }

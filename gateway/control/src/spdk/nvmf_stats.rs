@@ -1,4 +1,4 @@
-//! The methods `nvmf_*_get_*`: the connected hosts.
+//! The methods `nvmf_*_get_*`: the connected hosts and their queue pairs.
 
 use super::nvmf::OneSubsystem;
 use super::{TransportId, check_target};
@@ -41,7 +41,7 @@ pub(crate) async fn nvmf_subsystem_get_listeners(methods: &Methods, p: OneSubsys
     let view = methods.view().await?;
     let namespaces = view.state.subsystems.get(&p.nqn).map(|subsystem| subsystem.namespaces.as_slice());
     let states = namespaces.unwrap_or_default().iter().map(|ns| {
-        // The names of SPDK's `spdk_nvme_ana_state`.
+        // The names are from SPDK's `spdk_nvme_ana_state`.
         let state = match view.access(view.luns.get(&ns.lun)).ana_state {
             AnaState::Optimized => "optimized",
             AnaState::NonOptimized => "non_optimized",
@@ -74,7 +74,8 @@ pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem
     let view = methods.view().await?;
     let listeners = view.state.listeners_of(&p.nqn).cloned().unwrap_or_default();
     let all = rows.into_iter().map(|(core, row)| {
-        // The portal's number is internal to the engine, so the listener is known only if there is just one.
+        // The portal's number in the row is internal to the engine, and can't be translated here. So the listener is known only
+        // if the subsystem has just one.
         let listen = match listeners.as_slice() {
             [one] => Some(TransportId::of(*one)),
             _ => None,
@@ -93,7 +94,8 @@ pub(crate) async fn nvmf_subsystem_get_qpairs(methods: &Methods, p: OneSubsystem
     Ok(all.collect())
 }
 
-/// Returns one poll group for each core, with counters of its queue pairs since they came up.
+/// Returns one poll group for each core. The counters are those of the core's queue pairs, counted since each queue pair
+/// connected.
 pub(crate) async fn nvmf_get_stats(methods: &Methods, p: Target) -> Reply {
     check_target(p.tgt_name.as_deref())?;
     let survey = methods.survey().await?;

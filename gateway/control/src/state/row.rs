@@ -1,4 +1,4 @@
-//! Rows: the objects of a state, each by its key, as the store keeps them.
+//! Rows: the objects of a state in the form in which the store keeps them, each with its key.
 
 use super::{ArrayNamespace, State, Transport, fill_subsystem};
 use std::collections::BTreeMap;
@@ -21,11 +21,11 @@ pub enum Row {
     Host(Host),
     /// The TCP transport.
     Transport(Transport),
-    /// The namespace that answered as a backend.
+    /// The array's namespace that answered as a backend.
     Namespace(ArrayNamespace),
 }
 
-/// One step from a state to another.
+/// The change of one row between two states.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowChange {
     /// Adds or replaces a row.
@@ -66,7 +66,7 @@ impl Row {
             Self::Transport(t) => serde_json::to_value(t),
             Self::Namespace(n) => serde_json::to_value(n),
         };
-        // Only a map with keys that are no strings, or a failing Serialize, could make this fail.
+        // Serialization fails only for a map whose keys are not strings, or for a failing `Serialize`. Neither occurs here.
         value.unwrap_or_default()
     }
 
@@ -93,7 +93,7 @@ impl Row {
 }
 
 impl State {
-    /// Returns the state that these rows make.
+    /// Returns the state that consists of these rows.
     pub fn from_rows(rows: Vec<Row>) -> Self {
         let mut state = Self::default();
         for row in rows {

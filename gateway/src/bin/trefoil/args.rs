@@ -1,4 +1,4 @@
-//! The commands, as they are typed.
+//! The commands and their arguments, as a user types them.
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use serde_json::value::RawValue;

@@ -26,7 +26,7 @@ impl Command {
     }
 }
 
-/// Returns `true`, or nothing.
+/// Returns `true` if the flag is on, and otherwise `None`, so that the parameter is left out.
 fn flag(on: bool) -> Option<bool> {
     on.then_some(true)
 }

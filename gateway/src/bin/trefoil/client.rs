@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A reason why a command failed.
 #[derive(Debug)]
 pub enum CallError {
-    /// Nobody answers on the socket.
+    /// No process answers on the socket.
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -24,9 +24,9 @@ pub enum CallError {
         /// The gateway's message.
         message: String,
     },
-    /// The connection broke off.
+    /// The connection ended before a valid answer.
     Broken(String),
-    /// A file of the user's can't be read or written.
+    /// A file that the user named can't be read or written.
     File {
         /// The file's path.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Returns whether the gateway may just be stopping or starting, so that a later call may succeed.
+    /// Returns whether the gateway may be stopping or starting now, so that a later call can succeed.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => {
@@ -100,7 +100,7 @@ impl Client {
         let request = Request { jsonrpc: "2.0", id, method, params };
         let request = serde_json::to_string(&request).map_err(|e| broken(&e))?;
         self.stream.write_all(request.as_bytes()).map_err(|e| broken(&e))?;
-        // The client sends one request at a time, so this can't read a part of the next answer.
+        // The client sends one request at a time, so the reader can't consume a part of another answer.
         let reply = Deserializer::from_reader(&self.stream).into_iter::<Value>().next();
         let reply =
             reply.unwrap_or_else(|| Err(serde_json::Error::custom("the gateway closed the connection")));

@@ -1,10 +1,10 @@
-//! `trefoil`: the gateway's command line, over its JSON-RPC socket.
+//! `trefoil`: the gateway's command line, which uses the gateway's JSON-RPC socket.
 //!
 //! Every native method has a command. `--json` prints the method's result unchanged. Exit codes: 0 done, 1 refused or failed
 //! (also if the output can't be written), 2 wrong usage, 3 the gateway can't be reached.
 
 #![forbid(unsafe_code)]
-// `print!` and its kin panic if the output is full or closed.
+// `print!` and similar macros panic if the output is full or closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match &error {
-                // A user who calls methods or reads JSON goes by codes.
+                // A user of `call` or `--json` needs the error code.
                 CallError::Refused { code, .. }
                     if args.json || matches!(args.command, Command::Call { .. }) =>
                 {
@@ -103,7 +103,7 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
     }
 }
 
-/// Makes the system as a document says, or only reports the changes.
+/// Changes the system to what a document says, or only reports the changes.
 fn bring(client: &mut Client, method: &str, document: &Document, as_json: bool) -> Result<(), CallError> {
     let Document { file, dry_run, force, delete_data } = document;
     let params = json!({

@@ -3,7 +3,8 @@
 use serde_json::Value;
 use trefoil_config::Bytes;
 
-/// Returns the columns of a method's table, each as field and heading. If it is empty, every field has a line of its own.
+/// Returns the columns of a method's table, each as field and heading. If the method has no columns, the table has one line for
+/// each field.
 pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
         "backend_discover" => &[
@@ -83,7 +84,7 @@ pub fn columns(method: &str) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// Renders an array of objects as a table, an object as lines, and any other value as it is.
+/// Renders an array of objects as a table, an object as lines, and any other value unchanged.
 pub fn render(value: &Value, columns: &[(&str, &str)]) -> String {
     match value {
         Value::Array(rows) if !columns.is_empty() => {
@@ -92,7 +93,7 @@ pub fn render(value: &Value, columns: &[(&str, &str)]) -> String {
             align(std::iter::once(heads).chain(cells).collect())
         }
         Value::Object(fields) => {
-            // Lists of objects have tables of their own.
+            // The caller prints a list of objects as a table of its own.
             let is_table =
                 |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
             let lines = fields.iter().filter(|(_, value)| !is_table(value));
@@ -107,14 +108,15 @@ fn cell(key: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        // Block sizes are known as 512 or 4096, so they have no unit.
+        // Block sizes are printed as plain numbers, because users know them as 512 or 4096.
         Value::Number(n) if key.ends_with("bytes") && key != "block_bytes" => {
             Bytes(n.as_u64().unwrap_or_default()).rounded()
         }
         Value::String(text) => text.clone(),
         Value::Array(list) if list.is_empty() => "-".into(),
         Value::Array(list) => list.iter().map(|item| cell(key, item)).collect::<Vec<_>>().join(","),
-        // The object is a namespace in a subsystem, the export of a LUN, a host's list, or a pair of counters.
+        // The object is one of four kinds: a namespace in a subsystem, an export of a LUN, a list that names a host, or a pair
+        // of counters.
         Value::Object(fields) => {
             let part = |key: &str| fields.get(key).map(|value| cell(key, value));
             if let (Some(ops), Some(bytes)) = (part("ops"), part("bytes")) {

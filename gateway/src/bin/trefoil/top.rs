@@ -9,12 +9,12 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-/// The most LUNs, and the most hosts, shown at a time.
+/// The most LUNs, and also the most hosts, that one table shows.
 const ROWS: usize = 30;
 const MIB: f64 = (1 << 20) as f64;
 
-/// Prints the differences between two `stats_get` again and again: `count` times, or without end. If the gateway goes away, waits
-/// for it at `socket`.
+/// Prints the differences between two answers of `stats_get` repeatedly: `count` times, or without end. If the gateway stops,
+/// waits until a gateway answers at `socket`.
 pub fn run(
     client: &mut Client,
     socket: &Path,
@@ -47,7 +47,7 @@ pub fn run(
     Ok(())
 }
 
-/// Waits for the gateway to come back. Returns its first `stats_get`.
+/// Waits until a gateway answers again. Returns its first answer to `stats_get`.
 fn come_back(client: &mut Client, socket: &Path, interval_ms: u64) -> Result<Value, CallError> {
     loop {
         let first = Client::connect(socket).and_then(|next| {
@@ -65,8 +65,8 @@ fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_default()
 }
 
-/// Returns the rates. A core has its busy share and sleeps a second; a LUN has the fields of [`lun_rates`]; a host in a subsystem
-/// has commands and bytes a second.
+/// Returns the rates. For a core: the busy share, and sleeps a second. For a LUN: the fields of [`lun_rates`]. For a host in a
+/// subsystem: commands and bytes a second.
 fn rates(before: &Value, now: &Value) -> Value {
     let seconds = ((number(now, "at_us") - number(before, "at_us")) / 1e6).max(1e-6);
     let rows = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
@@ -116,7 +116,7 @@ fn rates(before: &Value, now: &Value) -> Value {
 
 /// Returns the commands, bytes and errors a second, and percentiles of the latency.
 fn lun_rates(before: &Value, now: &Value, seconds: f64) -> Value {
-    // A counter that has shrunk belongs to a new LUN of the same name.
+    // If a counter is smaller than before, it belongs to a new LUN of the same name.
     let grown = |now: f64, before: f64| if now >= before { now - before } else { now };
     let rate = |key: &str| {
         let ops = ["read", "write", "trim", "flush"];
@@ -139,7 +139,7 @@ fn lun_rates(before: &Value, now: &Value, seconds: f64) -> Value {
     })
 }
 
-/// Returns the bound in microseconds below which this share of the commands lies, or `None` if there were no commands.
+/// Returns the latency in microseconds that this share of the commands stays below. Returns `None` if there were no commands.
 fn percentile(counts: &[(u64, u64)], share: f64) -> Option<f64> {
     let total: u64 = counts.iter().map(|(_, count)| count).sum();
     let wanted = ((total as f64 * share).ceil() as u64).max(1);

@@ -3,8 +3,8 @@
 //! A request becomes one or more [`FileOp`]s. Where the file system or device can't zero or punch a range, the channel
 //! writes zeros instead. Control opens the file and checks its geometry.
 //!
-//! An operation in the kernel can't be recalled. So a cancelled request ends with its current operation, and starts no
-//! other.
+//! The channel can't cancel an operation that the kernel already has. So a cancelled request ends when its current
+//! operation ends, and starts no further operation.
 
 use super::Channel;
 use crate::cx::Cx;
@@ -22,7 +22,7 @@ use trefoil_poll::{Buf, FileDone, FileError, FileId, FileOp};
 /// Size of the blocks of zeros that the channel writes where the kernel can't zero a range.
 const ZEROS_BYTES: usize = 128 << 10;
 
-/// This core's channel to a file or block device, which its driver has open.
+/// This core's channel to a file or block device that the core's driver has open.
 #[derive(Debug)]
 pub struct File {
     backend: BackendId,
@@ -45,7 +45,7 @@ pub struct Slot {
     cancelled: bool,
 }
 
-/// The operation that a request is at.
+/// The current operation of a request.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Data,

@@ -1,14 +1,15 @@
 //! A backend in this core's own memory.
 //!
-//! All requests complete at once, except long zeroing and giving memory back. Those two take a step each turn, so that
-//! they don't block the core. A flush has nothing to do: either the memory outlives the process, or all of it is lost
-//! with the process.
+//! All requests complete at once, except long zeroing and giving memory back. Those two do one step in each turn, so
+//! that they don't block the core. A flush has nothing to do: either the memory outlives the process, or all of it is
+//! lost with the process.
 //!
-//! A read whose owner agrees is answered with a loan of the blocks in place. A request that would change lent blocks
-//! waits until the loan ends.
+//! If the owner of a read permits it, the channel answers the read with a loan of the blocks in place. A request that
+//! would change lent blocks waits until the loan ends.
 //!
-//! Deallocate gives whole pages back to the machine, and they then read as zeros. Bytes of the range outside whole pages
-//! stay as they are. Where memory can't safely be given back ([`Ram::gives_back`]), Deallocate does nothing.
+//! Deallocate gives whole pages back to the kernel, and these pages then read as zeros. Bytes of the range outside
+//! whole pages stay as they are. Where memory can't safely be given back ([`Ram::gives_back`]), Deallocate does
+//! nothing.
 
 use super::{Channel, payload};
 use crate::cx::Cx;
@@ -20,14 +21,16 @@ use trefoil_poll::ram::{Ram, RamError};
 
 /// Bytes zeroed in one turn: about 100 µs at 10 GB/s.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
-/// Bytes given back in one turn: one transparent hugepage, or as many small pages, which take the kernel about 50 µs.
+/// Bytes given back in one turn: one transparent hugepage, or the same size in small pages, which takes the kernel
+/// about 50 µs.
 const GIVE_BACK_STEP_BYTES: u64 = 2 << 20;
 
 /// A disk of memory, owned by one core. Other cores reach it through a remote channel.
 #[derive(Debug)]
 pub struct Memory {
     ram: Disk,
-    /// Requests that go step by step (long zeroing, giving back), oldest first, each with the bytes that are done.
+    /// Requests that run step by step (long zeroing, giving back), oldest first, each with the number of bytes that are
+    /// done.
     zeroing: VecDeque<(Request, u64)>,
     /// The first of these requests waits for loans to end, so no new loans are made.
     held_up: bool,
@@ -42,8 +45,8 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Memory {
-    /// Serves `ram`, with room for `zeroings` requests that go step by step, at least one. Each takes about 136 bytes.
-    /// Further such requests wait.
+    /// Makes a channel to `ram` with room for `zeroings` requests that run step by step, at least one. Each takes about
+    /// 136 bytes. Further such requests wait.
     pub fn new(ram: Ram, zeroings: usize) -> Self {
         Self { ram: Disk(ram), zeroing: VecDeque::with_capacity(zeroings.max(1)), held_up: false }
     }
@@ -59,19 +62,19 @@ impl Memory {
         &self.ram.0
     }
 
-    /// Lends `len` bytes at `at`. Returns `None` if they don't exist, or if a request waits for loans to end.
+    /// Lends `len` bytes at `at`. Returns `None` if the range doesn't exist, or if a request waits for loans to end.
     #[inline]
     pub fn lend(&self, at: u64, len: u32) -> Option<Loan> {
         if self.held_up { None } else { self.ram.0.lend(at, len).ok() }
     }
 
-    /// Writes `data` at `at`, unless the range is lent or outside. Returns whether it wrote.
+    /// Writes `data` at `at`, unless the range is lent or outside the memory. Returns whether the data was written.
     #[inline]
     pub fn write(&mut self, at: u64, data: &[u8]) -> bool {
         self.ram.0.write(at, data).is_ok()
     }
 
-    /// Returns whether the request goes step by step.
+    /// Returns whether the request runs step by step.
     #[inline]
     fn is_long(&self, request: &Request) -> bool {
         match request.op {
@@ -84,7 +87,7 @@ impl Memory {
     fn run(&mut self, request: &mut Request) -> Result<(), Fault> {
         let (ram, offset, len) = (&mut self.ram.0, request.offset, request.len);
         match request.op {
-            // A part of a larger read must fill its part of the buffer.
+            // Only a whole read may get a loan: a part of a larger read must fill its part of the buffer.
             Op::Read if request.may_lend && !self.held_up && request.buf_at == 0 && request.rest.len == 0 => {
                 request.loan = Some(ram.lend(offset, len as u32).map_err(fault)?);
                 Ok(())
@@ -111,7 +114,7 @@ impl<I: StorageIo> Channel<I> for Memory {
     fn must_wait(&self, request: &Request, _behind: bool) -> bool {
         match request.op {
             Op::Write => self.ram.0.is_lent(request.offset, request.len),
-            // A request that goes step by step checks for loans at each step.
+            // A request that runs step by step checks for loans at each step.
             Op::WriteZeroes { .. } | Op::Deallocate if self.is_long(request) => {
                 self.zeroing.len() == self.zeroing.capacity()
             }
@@ -151,7 +154,7 @@ impl<I: StorageIo> Channel<I> for Memory {
         let Some((request, zeroed)) = self.zeroing.front_mut() else { return false };
         let at = request.offset.checked_add(*zeroed);
         let most = match request.op {
-            // Stop at the start of the next hugepage, so that none is split into small pages without need.
+            // Stop at the start of the next hugepage, so that no hugepage is split into small pages without need.
             Op::Deallocate => GIVE_BACK_STEP_BYTES - at.unwrap_or_default() % GIVE_BACK_STEP_BYTES,
             _ => ZERO_STEP_BYTES,
         };

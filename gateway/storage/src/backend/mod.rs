@@ -1,7 +1,7 @@
-//! Backends, which hold the blocks. Each core has one channel to each backend.
+//! Backends: the devices, files and memory that hold the blocks. Each core has one channel to each backend.
 //!
-//! Control makes an [`Attach`] with all the memory that the channel will need. A core turns it into an [`AnyChannel`].
-//! After a detach, the same box carries the memory back to be dropped.
+//! Control makes an [`Attach`] with all the memory that the channel will need. A core converts the [`Attach`] into an
+//! [`AnyChannel`]. After a detach, the same box carries the memory back to control, which drops it.
 
 mod file;
 mod memory;
@@ -29,53 +29,53 @@ impl<I> BackendIo for I where I: StorageIo<Attach = Attach<<I as Io>::File>> {}
 
 /// One core's path to one backend.
 ///
-/// The `offset` and `len` of its requests are in bytes of the backend, in range, and aligned to its block size: the LUN
-/// layer and control see to this. A channel completes each request exactly once, through [`Cx::complete`], with `len`
-/// unchanged. It may complete requests at once or later, in any order.
+/// The `offset` and `len` of each request are in bytes of the backend, in range, and aligned to the backend's block
+/// size. The LUN layer and control guarantee this. A channel completes each request exactly once, through
+/// [`Cx::complete`], with `len` unchanged. It may complete requests at once or later, in any order.
 pub trait Channel<I: StorageIo> {
     /// Starts a request.
     fn submit(&mut self, cx: &mut Cx<'_, I>, request: Request);
     /// Cancels the requests of `stream`, whose owner no longer waits for them. Requests that have not started end at
-    /// once. The others start nothing new, and end as soon as they certainly can't take effect later.
+    /// once. The other requests start no further operation, and end as soon as they certainly can't take effect later.
     fn cancel(&mut self, _cx: &mut Cx<'_, I>, _stream: Stream) {}
-    /// Returns whether the request can't start yet. A request waits if it would change lent bytes or if all the channel's
-    /// slots are taken. It also waits for a slot if other requests wait already (`behind`), so that none overtakes them.
-    /// The LUN layer keeps the waiting request and asks again each turn.
+    /// Returns whether the request can't start yet. A request waits if it would change lent bytes or if all the
+    /// channel's slots are taken. It also waits for a slot if other requests already wait (`behind`), so that it
+    /// doesn't overtake them. The LUN layer keeps the waiting request and asks again each turn.
     fn must_wait(&self, _request: &Request, _behind: bool) -> bool {
         false
     }
-    /// Returns whether the channel has no work of its own in flight, so that it can be detached. The LUN layer counts the
-    /// requests. This function covers only the channel's other work.
+    /// Returns whether the channel has no work of its own in flight, so that it can be detached. The LUN layer counts
+    /// the requests, so this function need not count them.
     fn is_idle(&self) -> bool;
-    /// Returns whether the channel waits for something that is no event and has no deadline, such as memory or the end of a
-    /// loan. Then every turn asks the channel. Otherwise a turn asks the channel only after an event or a call, or at the
-    /// channel's deadline.
+    /// Returns whether the channel waits for something that causes no event and has no deadline, such as memory or the
+    /// end of a loan. The core then calls [`on_turn`](Self::on_turn) in every turn. Otherwise, the core calls `on_turn`
+    /// only after an event or a call, or at the channel's deadline.
     fn waits(&self) -> bool {
         false
     }
-    /// Continues work that waited for memory or for the next turn. Returns whether there was such work.
+    /// Continues work that waited for memory or for the next turn. Returns `true` if some work continued.
     fn on_turn(&mut self, _cx: &mut Cx<'_, I>) -> bool {
         false
     }
 }
 
-/// A backend as control hands it to one core, with all the memory that its channel will ever need.
+/// A backend as control gives it to one core, with all the memory that its channel will ever need.
 #[derive(Debug)]
 pub struct Attach<F> {
-    /// Its size in bytes.
+    /// The backend's size in bytes.
     pub len_bytes: u64,
-    /// Its logical block size in bytes: 512 or 4096.
+    /// The backend's logical block size in bytes: 512 or 4096.
     pub block_bytes: u32,
     /// The kind of backend, with the parts for this core's channel.
     pub kind: AttachKind<F>,
-    /// Its index.
+    /// The backend's index.
     pub id: BackendId,
 }
 
 /// The parts that a channel is made from.
 #[derive(Debug)]
 pub enum AttachKind<F> {
-    /// A backend for measurements: it completes everything at once, and its reads give zeros.
+    /// A backend for measurements: it completes every request at once, and its reads return zeros.
     Null,
     /// Memory that this core owns.
     Memory(Memory),
@@ -86,14 +86,15 @@ pub enum AttachKind<F> {
         /// Room for the requests in flight, from [`File::slots`].
         slots: Slab<file::Slot>,
     },
-    /// A namespace of an NVMe/TCP array: this core's channel, built whole by control.
+    /// A namespace of an NVMe/TCP array: this core's channel, which control has built completely.
     NvmeTcp(Box<nvme_tcp::NvmeTcpChannel>),
     /// Another core has the channel.
     Remote {
-        /// That core.
+        /// The core that has the channel.
         core: trefoil_poll::CoreId,
     },
-    /// The remainder after a core took the parts. After a detach it holds the channel, whose memory goes back to control.
+    /// The state after a core took the parts. After a detach, this variant holds the channel, so that its memory goes
+    /// back to control.
     Spent(Option<AnyChannel>),
 }
 
@@ -113,10 +114,10 @@ pub enum AnyChannel {
 }
 
 impl AnyChannel {
-    /// Makes the channel from the parts that control gave, and leaves `attach` spent.
+    /// Makes the channel from the parts that control gave, and sets `attach` to [`AttachKind::Spent`].
     ///
     /// # Errors
-    /// Returns [`AttachError`], and leaves `attach` as it was.
+    /// Returns [`AttachError`], and leaves `attach` unchanged.
     pub fn attach<I: StorageIo>(io: &mut I, attach: &mut Attach<I::File>) -> Result<Self, AttachError> {
         let backend = attach.id;
         match std::mem::replace(&mut attach.kind, AttachKind::Spent(None)) {
@@ -142,7 +143,7 @@ impl AnyChannel {
         }
     }
 
-    /// Releases what the driver holds for the channel. The channel must be idle.
+    /// Releases the driver's resources for the channel. The channel must be idle.
     pub fn release<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         match self {
             Self::File(file) => cx.io.detach_file(file.file()),
@@ -150,14 +151,14 @@ impl AnyChannel {
         }
     }
 
-    /// Begins to close what the channel holds on its own account, before the channel is idle.
+    /// Starts to close the channel's own connections. The caller may call this before the channel is idle.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         if let Self::NvmeTcp(channel) = self {
             channel.stop(cx);
         }
     }
 
-    /// Returns the initiator's channel, to which events of its sockets and its messages go.
+    /// Returns the NVMe/TCP channel, if this is one, to deliver socket events and initiator messages.
     pub fn nvme_tcp(&mut self) -> Option<&mut nvme_tcp::NvmeTcpChannel> {
         match self {
             Self::NvmeTcp(channel) => Some(channel),
@@ -203,8 +204,8 @@ impl<I: StorageIo> Channel<I> for AnyChannel {
             Self::Memory(memory) => memory.cancel(cx, stream),
             Self::File(file) => file.cancel(cx, stream),
             Self::NvmeTcp(channel) => channel.cancel(cx, stream),
-            // A null channel holds no requests, and a remote one keeps none: the core that has the channel gets the
-            // cancel too.
+            // A null channel and a remote channel hold no requests. For a remote channel, the core with the real
+            // channel gets the cancel too.
             Self::Null(_) | Self::Remote(_) => {}
         }
     }

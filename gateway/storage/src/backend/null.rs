@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Op, Request};
 
-/// A channel that completes everything at once. Its reads give zeros, and it discards writes.
+/// A channel that completes every request at once. A read returns zeros, and a write is discarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Null;
 

@@ -1,23 +1,25 @@
 //! A namespace of an NVMe/TCP array as a backend, with one channel on each core.
 //!
-//! What this module does: it turns each [`Request`] into commands on this core's [`Lane`] and turns their completions
-//! back. One core holds the array's controller; messages connect the channels of all cores.
+//! What this module does: it converts each [`Request`] into commands on this core's [`Lane`], and the commands'
+//! completions into the request's completion. One core runs the array's controller. The channels of all cores exchange
+//! messages.
 //!
 //! What it does not do: it doesn't speak the protocol (see [`crate::initiator`]).
 //!
 //! # Cores and queues
-//! Core `c` has I/O queue `c + 1` if the array grants that many. A core beyond the last queue passes its requests on to
-//! core `c % queues` ([`Msg::Submit`]), and they come home as completions. Each association says how many queues there
-//! are, so control makes the channels of all cores alike. If the array grants fewer queues after a reconnect, waiting
-//! requests move to a core that has one. The controller lives on core `backend % cores`.
+//! Core `c` has I/O queue `c + 1` if the array grants at least `c + 1` queues. A core without a queue passes its
+//! requests on to core `c % queues` ([`Msg::Submit`]), and gets the completions back. Each association states the
+//! number of queues, so control makes the channels of all cores in the same way. If the array grants fewer queues after
+//! a reconnect, waiting requests move to a core that still has a queue. The controller runs on core `backend % cores`.
 //!
-//! # What its core must do
-//! - Build the channel on the control thread, where all its memory is made, and attach it to every core.
-//! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`. Events of these sockets belong to this
-//!   channel until their [`SockEvent::Closed`].
-//! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]. Drop the message if the backend is not attached here: a core
-//!   that attaches late asks for the messages that it missed.
-//! - To detach, call [`NvmeTcpChannel::stop`], then take turns until [`NvmeTcpChannel::is_stopped`].
+//! # What the channel's core must do
+//! - Get the channel from the control thread, which allocates all its memory. Every core gets its own channel.
+//! - After each call, take [`NvmeTcpChannel::take_new_sock`] until it is `None`. Pass the events of these sockets to
+//!   this channel until their [`SockEvent::Closed`].
+//! - Pass [`Msg::Initiator`] to [`NvmeTcpChannel::on_msg`]. Drop the message if the backend is not attached on this
+//!   core: a core that attaches late asks for the messages that it missed.
+//! - To detach, call [`NvmeTcpChannel::stop`]. Then call [`NvmeTcpChannel::on_turn`] until
+//!   [`NvmeTcpChannel::is_stopped`].
 //!
 //! Memory of one core's channel: about 1 KiB for each of `requests`, one queue pair, and on one core the controller. The
 //! 1 KiB holds a request of 130 bytes, its slot, and five places for a lane's commands at 180 bytes each.
@@ -40,11 +42,11 @@ use trefoil_wire::nvme::{
     BlockRange, Cqe, DsmCommand, DsmRange, IoCommand, Sgl, Sqe, Status, StatusType, io_opcode,
 };
 
-/// Most bytes that one Write Zeroes covers. The bound keeps a command short enough not to time out.
+/// The largest number of bytes that one Write Zeroes covers. A larger command could take longer than its timeout.
 const MAX_ZEROES_BYTES: u64 = 32 << 20;
-/// Most bytes of zeros that one Write carries to an array without Write Zeroes.
+/// The largest number of zeros that one Write sends to an array without Write Zeroes, in bytes.
 const MAX_ZEROS_BYTES: u64 = trefoil_poll::send::ZEROS_BYTES as u64;
-/// Most bytes that one range of Dataset Management covers.
+/// The largest number of bytes that one range of Dataset Management covers.
 const MAX_DEALLOCATE_BYTES: u64 = 1 << 30;
 
 /// The array as control describes it to every core's channel.
@@ -55,7 +57,7 @@ pub struct NvmeTcpConfig {
     /// Time from sending a command to aborting it.
     pub command_timeout: Duration,
     /// Requests that this core's channel can hold. Further requests wait until one of these ends. Other cores may pass
-    /// requests on to this core: all of theirs if the array grants a single queue.
+    /// requests on to this core. If the array grants a single queue, they pass on all their requests.
     pub requests: usize,
 }
 
@@ -85,16 +87,17 @@ pub struct NvmeTcpChannel {
     gave_up: bool,
     greeted: bool,
     stopping: bool,
-    /// The queue and the controller were told to close.
+    /// The channel has told the queue and the controller to close.
     closing: bool,
     usable: bool,
     len_bytes: u64,
     works: Slab<Work>,
     /// The array refused a Write Zeroes in this association, even if it reports support for the command.
     refuses_zeroes: bool,
-    /// Requests of other cores that this core passed on to a third core, until [`Self::take_passed_on`] reports them.
+    /// The number of other cores' requests that this core passed on to a third core, since the last
+    /// [`Self::take_passed_on`].
     passed_on: usize,
-    /// This core has passed a request of another core on to a third, so it passes cancels on as well.
+    /// This core has passed a request of another core on to a third core, so it must pass cancels on too.
     relays: bool,
     /// Requests that arrived before the number of queues was known.
     parked: VecDeque<Request>,
@@ -109,7 +112,7 @@ impl std::fmt::Debug for NvmeTcpChannel {
 }
 
 impl NvmeTcpChannel {
-    /// Creates the channel of `core`, unconnected. It connects from the first turn on.
+    /// Creates the channel of `core`. The channel starts to connect at its first turn.
     ///
     /// # Panics
     /// Panics like [`Controller::new`] if limits are out of range.
@@ -153,7 +156,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Restricts the controller to this namespace: it accepts no other. Call this before the first turn.
+    /// Makes the controller accept only this namespace. Call this before the first turn.
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         if let Some(controller) = &mut self.controller {
             controller.take_only(namespace);
@@ -165,13 +168,14 @@ impl NvmeTcpChannel {
         self.lane.take_new_sock().or_else(|| self.controller.as_mut().and_then(Controller::take_new_sock))
     }
 
-    /// Returns how many requests of other cores it passed on to a third core since the last call. Those requests don't
-    /// complete here, so the LUN layer subtracts them from the channel's count.
+    /// Returns the number of other cores' requests that this core passed on to a third core since the last call. Those
+    /// requests don't complete here, so the LUN layer subtracts them from the channel's count.
     pub fn take_passed_on(&mut self) -> usize {
         std::mem::take(&mut self.passed_on)
     }
 
-    /// Closes the channel in order once all its requests are done. From now on no request may be submitted.
+    /// Starts an orderly close: the channel closes once all its requests are done. The caller must submit no request
+    /// after this call.
     pub fn stop<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) {
         self.stopping = true;
         self.lane.stop();
@@ -239,7 +243,7 @@ impl NvmeTcpChannel {
         self.deliver(cx);
     }
 
-    /// Handles timers, events and messages, then sends pending data. Returns whether it did any work.
+    /// Handles timers, events and messages, then sends pending data. Returns `true` if the channel did work.
     pub fn on_turn<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         if !self.greeted {
             self.greeted = true;
@@ -274,7 +278,7 @@ impl NvmeTcpChannel {
         [start, controller, self.fail_at, self.lane.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Delivers messages between the controller and the lanes of all cores. Returns whether it delivered a message.
+    /// Delivers messages between the controller and the lanes of all cores. Returns `true` if a message was delivered.
     fn deliver<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let mut any = false;
         while let Some(msg) = self.lane.next_msg() {
@@ -323,7 +327,8 @@ impl NvmeTcpChannel {
         self.reap(cx);
     }
 
-    /// Takes deallocates of an earlier association back from the lane if the array promises no zeros in this association.
+    /// Takes deallocates of an earlier association back from the lane, if the array doesn't promise in this association
+    /// that deallocated blocks read as zeros.
     fn drop_deallocates(&mut self, now: Instant) {
         if self.lane.limits().deallocate {
             return;
@@ -355,7 +360,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Reports the controller's events to control. Returns whether there was an event.
+    /// Reports the controller's events to control. Returns `true` if the controller had an event.
     fn report<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let backend = self.backend;
         let mut any = false;
@@ -414,7 +419,7 @@ impl NvmeTcpChannel {
         }
         while let Some(mut command) = self.lane.take_waiting() {
             if let Some(mut work) = self.works.remove(command.tag as u32) {
-                // The request starts over. Repeating its finished part does no harm.
+                // The request starts again from its first byte. To repeat its finished part does no harm.
                 work.request.buf = command.take_buf();
                 self.pass_on(cx, work.request);
             }
@@ -439,8 +444,8 @@ impl NvmeTcpChannel {
         let limits = self.limits();
         let settled = match request.op {
             _ if !is_aligned(&request, limits) => Some(Err(Fault::Internal)),
-            // Deallocate is only a hint. Ignore it if the array lacks the command, or if deallocated blocks need not read
-            // as zeros there.
+            // Deallocate is only a hint. Ignore it if the array doesn't support the command, or doesn't promise that
+            // deallocated blocks read as zeros.
             Op::Deallocate if !limits.deallocate => Some(Ok(())),
             // Without a volatile write cache, every completed write is durable (NVMe base 2.0c §5.27.1.4).
             Op::Flush if !limits.volatile_write_cache => Some(Ok(())),
@@ -454,7 +459,8 @@ impl NvmeTcpChannel {
         }
         match self.works.insert(Work { request, done: 0, part: 0, cancelled: false }) {
             Ok(at) => self.next_part(cx, at),
-            // The LUN layer holds back requests that must wait, but formerly parked requests may find too few slots.
+            // The LUN layer holds back a request while all slots are taken. But parked requests start without this
+            // check, so the slots may not suffice for all of them.
             Err(work) => cx.complete(work.request, Err(Fault::PathLost)),
         }
     }
@@ -480,7 +486,7 @@ impl NvmeTcpChannel {
         }
     }
 
-    /// Turns finished commands into completions. Returns whether a command finished.
+    /// Turns finished commands into completions. Returns `true` if a command finished.
     fn reap<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let now = cx.io.now();
         let mut any = false;
@@ -491,8 +497,8 @@ impl NvmeTcpChannel {
             work.request.buf = command.take_buf();
             let was_refused = result.as_ref().is_ok_and(|cqe| is_refusal(cqe.status));
             if was_refused && command.sqe.opcode == io_opcode::WRITE_ZEROES && !work.cancelled {
-                // The array may also refuse a range longer than it accepts in one command (WZSL, NVM command set 1.0c
-                // §4.1.5.3).
+                // The array may also refuse a range that is longer than it accepts in one command (WZSL, NVM command
+                // set 1.0c §4.1.5.3).
                 self.refuses_zeroes = true;
                 self.next_part(cx, at);
                 continue;
@@ -553,7 +559,8 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
             self.lane.cancel(cx.io.now(), |tag| works.get(tag as u32).is_some_and(|work| work.cancelled));
             self.reap(cx);
         }
-        // The cancel follows the requests that were passed on. The core's number falls with each step, so the steps end.
+        // Sends the cancel to the core that got the passed-on requests. That core has a lower number, so this
+        // forwarding ends.
         if self.relays && self.queues > 0 && self.queue_core() != self.core {
             cx.io.post(self.queue_core(), Msg::Cancel(Some(self.backend), stream));
         }
@@ -564,14 +571,14 @@ impl<I: StorageIo> Channel<I> for NvmeTcpChannel {
     }
 }
 
-/// Releases the memory of a stopped controller: its channel may be dropped as soon as it is stopped.
+/// Releases the memory of a stopped controller, since the channel may be dropped as soon as the controller is stopped.
 fn release_if_stopped(controller: &mut Controller, arena: &mut Arena) {
     if controller.is_stopped() {
         controller.release(arena);
     }
 }
 
-/// Returns the core on which a backend's controller lives.
+/// Returns the core on which a backend's controller runs.
 fn controller_core(backend: BackendId, cores: u16) -> CoreId {
     CoreId((backend.0 % u32::from(cores.max(1))) as u16)
 }
@@ -631,8 +638,8 @@ fn make_part(work: &mut Work, tag: u64, nsid: u32, limits: Limits) -> Command {
     }
 }
 
-/// Returns whether the status says that the controller lacks the command, or that it accepts less in one command (DMRSL
-/// and DMSL, NVM command set 1.0c §4.1.5.4).
+/// Returns whether the status says that the controller doesn't support the command, or that the command's range is too
+/// large (DMRSL and DMSL, NVM command set 1.0c §4.1.5.4).
 fn is_refusal(status: Status) -> bool {
     let refusals = [Status::INVALID_OPCODE, Status::INVALID_FIELD, Status::COMMAND_SIZE_LIMIT_EXCEEDED];
     refusals.iter().any(|code| status.is(*code))

@@ -7,7 +7,7 @@ use crate::request::Request;
 use crate::topology::BackendId;
 use trefoil_poll::CoreId;
 
-/// A channel that sends each request to the core with the real channel. That core sends the completion straight to the
+/// A channel that sends each request to the core with the real channel. That core sends the completion directly to the
 /// request's origin, so this channel keeps no state.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote {

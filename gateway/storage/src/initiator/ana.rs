@@ -1,11 +1,11 @@
-//! Turns an array's ANA state of its namespace (NVMe base 2.0c §8.1) into the ANA state that the gateway's hosts are
-//! told.
+//! Converts the ANA state that an array reports for its namespace (NVMe base 2.0c §8.1) into the ANA state that the
+//! gateway reports to its hosts.
 //!
 //! What it is not: it reads no log (see `controller`).
 //!
-//! Every state except Change (0Fh) counts at once. During Change, commands are held and the earlier state remains in
-//! force. After [`CHANGE_HELD`] the namespace counts as inaccessible, so that hosts use another path. Hosts would reset
-//! the gateway's controller if a group stayed in Change longer than the gateway's ANATT.
+//! Every state except Change (0Fh) takes effect at once. During Change, the initiator holds commands, and the earlier
+//! state remains valid. After [`CHANGE_HELD`] the namespace counts as inaccessible, so that hosts use another path.
+//! Hosts would reset the gateway's controller if a group stayed in Change longer than the gateway's ANATT.
 
 use crate::topology::ANA_TRANSITION_S;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Default for AnaWatch {
 }
 
 impl AnaWatch {
-    /// Returns the state that hosts should know: never Change.
+    /// Returns the state to report to hosts, which is never Change.
     pub fn state(&self) -> AnaState {
         self.state
     }
@@ -65,7 +65,7 @@ impl AnaWatch {
         is_due
     }
 
-    /// Returns when a change has lasted too long.
+    /// Returns the time at which the present change has lasted too long.
     fn change_ends(&self) -> Option<Instant> {
         self.changing_since.filter(|_| self.state.is_usable()).map(|since| since + CHANGE_HELD)
     }

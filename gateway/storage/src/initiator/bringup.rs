@@ -1,4 +1,4 @@
-//! The admin commands of a controller's life in order, and the facts in their answers.
+//! The admin commands of a controller, from bring-up to shutdown, and the facts in the answers.
 //!
 //! What it is not: it sends nothing (see `controller`).
 
@@ -22,11 +22,12 @@ use trefoil_wire::nvme::{AdminCommand, GetLogPage, IdentifyCommand, NSID_ALL, Se
 const PAGE_BYTES: u32 = 4096;
 /// The largest data of one command. No request of the gateway is larger.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
-/// The largest number of waiting steps: those of a bring-up, or one of each kind of event.
+/// The largest number of waiting steps: the steps of a bring-up, or one step for each kind of event.
 const STEPS: usize = 16;
 
 impl BringupStep {
-    /// Returns the command of a step that is neither a property nor `Ready`, and the length of its data.
+    /// Returns the command of a step and the length of its data. The step must be neither a property command nor
+    /// `Ready`.
     pub fn admin_command(self, config: &ControllerConfig, facts: &Facts, log: &LogReader) -> (Sqe, u32) {
         let nsid = match config.purpose {
             Purpose::Nvm { nsid } => nsid,
@@ -214,12 +215,13 @@ impl Facts {
         if discovery {
             return Ok(());
         }
-        // IOCCSZ is in units of 16 bytes and covers the 64 of the command (NVMe base 2.0c figure 275).
+        // IOCCSZ is in units of 16 bytes and includes the 64 bytes of the command (NVMe base 2.0c figure 275).
         let capsule_bytes = id.ioccsz.checked_mul(16).and_then(|bytes| bytes.checked_sub(64));
         self.max_capsule_data_bytes =
             capsule_bytes.ok_or("the controller's IOCCSZ is below the size of a command")?;
         if id.icdoff != 0 {
-            // In-capsule data would not follow the command. The host sends data on request instead.
+            // In-capsule data would not directly follow the command. So the host sends no in-capsule data, and waits
+            // for R2Ts instead.
             self.max_capsule_data_bytes = 0;
         }
         Ok(())
@@ -253,11 +255,11 @@ impl Facts {
         self.blocks = id.nsze;
         self.nguid = id.nguid;
         self.eui64 = id.eui64;
-        // Another namespace may now have the NSID of the namespace that had the UUID.
+        // Another namespace may now have this NSID, so an earlier UUID is not valid any more.
         self.uuid = [0; 16];
         self.ana_group = id.anagrpid;
         self.read_only = id.nsattr & 1 != 0;
-        // The gateway promises zeros to its hosts (its own DLFEAT). An array need not promise them.
+        // The gateway promises zeros to its hosts (its own DLFEAT). An array may not promise zeros.
         let promises_zeros = id.deallocates_to_zeros();
         self.deallocate = self.dataset_management && promises_zeros;
         self.zeroes_deallocate = id.dlfeat & dlfeat::DEAC != 0 && promises_zeros;
@@ -276,8 +278,8 @@ impl Facts {
         }
     }
 
-    /// Returns the state of the namespace's group in the piece of the log from `place` on, or the place of the next
-    /// piece. Returns neither if the log does not have the group.
+    /// Searches the piece of the log at `place` for the namespace's group. Returns the group's state, or the place of
+    /// the next piece. Returns neither if the log does not list the group.
     pub(super) fn find_group(&self, place: LogPlace, data: &[u8]) -> (Option<AnaState>, Option<LogPlace>) {
         let (groups, mut next) = match place.offset {
             0 => {

@@ -1,7 +1,7 @@
 //! Commands for a queue pair, and their results.
 //!
-//! The same [`Command`] survives a reconnect. The owner submits it, gets it back whole when the queue is lost, and
-//! submits it again.
+//! The same [`Command`] survives a reconnect. The owner submits the command, gets the whole command back when the queue
+//! is lost, and submits it again.
 
 use super::error::QueueError;
 use trefoil_poll::send::ZEROS_BYTES;
@@ -13,8 +13,9 @@ pub const INLINE_BYTES: usize = 16;
 
 /// One command with its data. The queue pair fills in `sqe.cid` and `sqe.sgl1`.
 ///
-/// The functions that make a command and that put it into a slot are always inlined. So the 180 bytes are written once,
-/// in their place. A copy right after these writes would wait for them, which took 8 % of a host's time.
+/// The functions that make a command, and the functions that put it into a slot, are always inlined. So the command's
+/// 180 bytes are written once, directly into the slot. Without inlining, they are written and then copied, and the copy
+/// waits for the writes. That wait took 8 % of a host's time.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Command {
@@ -31,8 +32,8 @@ pub struct Command {
     pub(super) since: Instant,
     /// The time at which the command was first lost with its queue, if no completion has arrived since.
     pub(super) lost_since: Option<Instant>,
-    /// The command is cancelled, since nobody waits for its result. It is not sent (again), and ends once no copy of it
-    /// can take effect any more.
+    /// The command is cancelled, since nobody waits for its result. The command is neither sent nor resent. It ends
+    /// once no copy of it can take effect any more.
     pub(super) cancelled: bool,
 }
 
@@ -93,7 +94,7 @@ impl Command {
         Self { transfer, buf: Some(buf), at, len, ..Self::bare(tag, sqe) }
     }
 
-    /// Takes the block out of a command that is back.
+    /// Takes the block out of a command that the owner got back.
     pub fn take_buf(&mut self) -> Option<Buf> {
         self.buf.take()
     }
@@ -130,7 +131,7 @@ impl Command {
     }
 }
 
-/// A command that is back with its owner.
+/// A command that its owner gets back.
 #[derive(Debug)]
 #[must_use = "a command may hold a block"]
 pub struct Done {

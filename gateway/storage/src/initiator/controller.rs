@@ -1,25 +1,27 @@
 //! One controller of an array, which survives reconnects: the admin queue and every command on it.
 //!
-//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset, shutdown,
-//! reconnect with backoff, and the decision when a lost association is fenced. The controller lives on one core. It talks to
-//! the I/O queues, on this core and others, by [`InitiatorMsg`].
+//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset,
+//! shutdown, and reconnect with backoff. It also decides when a lost association is fenced. The controller runs on one
+//! core. It exchanges [`InitiatorMsg`]s with the I/O queues on this core and on other cores.
 //!
 //! What it is not: it carries no I/O (see `lane`).
 //!
 //! # The life of an association
-//! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, `Close` goes to the
-//! queues first.
+//! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, the host first
+//! sends `Close` to the queues.
 //!
-//! If the admin queue still works, the controller is then reset (CC.EN to 0 until CSTS.RDY is 0). No command of the association
-//! can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced at once. If the association before is
-//! not fenced yet, both are fenced together.
+//! If the admin queue still works, the host then resets the controller: it sets CC.EN to 0 and waits for CSTS.RDY = 0.
+//! No command of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced
+//! at once. If the previous association is not fenced yet, both are fenced when the previous one is due.
 //!
-//! If the admin queue was lost, the controller may not know of the loss. Then the association is fenced after
-//! [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect makes another
-//! controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are not common yet.)
+//! If the admin queue was lost, the array's controller may not have noticed the loss. Then the association is fenced
+//! after [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect
+//! creates another controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are
+//! not common yet.)
 //!
-//! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a keep
-//! alive, an event request and aborts are under way. The block is held throughout, so that no admin command waits behind I/O.
+//! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a
+//! keep alive, an event request and aborts are outstanding. The controller keeps the block from its first attempt to
+//! [`Controller::release`], so no admin command waits for memory that I/O uses.
 
 use super::ana::AnaWatch;
 use super::bringup::{Facts, Steps};
@@ -41,13 +43,14 @@ use trefoil_wire::nvme::log::AnaState;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
-/// The largest number of outstanding aborts. ACL is at least 1. Further aborts wait until the command's second
-/// deadline.
+/// The largest number of outstanding aborts. Every controller accepts one (ACL). If another command expires meanwhile,
+/// it is not aborted, and its second deadline closes the queue.
 const ABORTS: u16 = 1;
 const SCRATCH_BYTES: usize = 4096;
 /// The interval between two reads of a property.
 const POLL_EVERY: Duration = Duration::from_millis(10);
-/// The deadline for a reset or a shutdown. After it, the controller is disconnected without an orderly end.
+/// The deadline for a reset or a shutdown. After this time, the host disconnects without waiting for the controller's
+/// confirmation.
 pub(super) const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before the next request for memory or a socket.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
@@ -60,14 +63,14 @@ pub enum ControllerEvent {
     Down(ControllerError),
     /// The namespace's size changed.
     Resized(Facts),
-    /// The access that the namespace allows changed to this; the first access is full. The namespace is also
-    /// inaccessible once the controller is given up.
+    /// The namespace's access changed to this value. Before the first event of this kind, the access is full. From
+    /// `GaveUp` until the next `Up`, the namespace is reported as inaccessible.
     Access(Access),
     /// The discovery log was read completely; see [`Controller::discovery`].
     DiscoveryLog,
     /// The loss timeout passed: waiting I/O fails.
     GaveUp,
-    /// The controller stopped in order and holds nothing.
+    /// The stop that the owner requested is complete: the controller has no connection.
     Stopped,
 }
 
@@ -94,7 +97,7 @@ const TAG_KEEP_ALIVE: u64 = 1;
 const TAG_EVENT: u64 = 2;
 const TAG_ABORT: u64 = 3;
 
-/// A controller over its reconnects; see the module.
+/// A controller that survives reconnects; see the module.
 pub struct Controller {
     config: ControllerConfig,
     qpair: Qpair,
@@ -107,13 +110,13 @@ pub struct Controller {
     opened: bool,
     cntlid: u16,
     facts: Facts,
-    /// The identity of the namespace. The owner may set it; else the first bring-up does.
+    /// The identity of the namespace: from the owner if the owner sets one, else from the first bring-up.
     namespace: Option<NamespaceIdentity>,
-    /// The namespace's size that the owner was last told.
+    /// The namespace's size in blocks that was last reported to the owner.
     told_blocks: u64,
-    /// The limits that the queues were told for this association.
+    /// The limits that were sent to the queues for this association.
     told_limits: Limits,
-    /// The namespace's access that the owner was last told.
+    /// The namespace's access that was last reported to the owner.
     told_access: Access,
     ana: AnaWatch,
     steps: Steps,
@@ -138,17 +141,17 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Makes a controller that is not started.
+    /// Makes a controller. [`start`](Self::start) starts it.
     ///
     /// # Panics
-    /// If there is no address, or KATO is below a second.
+    /// If `config` has no address, or its KATO is below one second.
     pub fn new(config: ControllerConfig) -> Self {
         assert!(!config.addrs.is_empty(), "a controller without an address");
         assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
         let qpair =
             Qpair::new(config.identity.clone(), 0, QueueEntries::ADMIN, config.digests, config.admin_timeout);
-        // The pause is bounded so that a returning controller is found before I/O fails, however often the controller
-        // went away.
+        // The bound on the pause lets the host find a returning controller before I/O fails, even after many
+        // reconnects.
         let (min, max) = config.reconnect;
         let backoff = Backoff::new(min, max.min(config.loss_timeout / 4).max(min));
         Self {
@@ -187,8 +190,8 @@ impl Controller {
         }
     }
 
-    /// Restricts the controller to this namespace, which answered in an earlier life of the owner. Call this before the
-    /// start.
+    /// Makes the controller accept only this namespace, which the owner knows from an earlier connection. Call this
+    /// before [`start`](Self::start).
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         self.namespace = Some(namespace);
     }
@@ -202,7 +205,7 @@ impl Controller {
         }
     }
 
-    /// Stops in order: closes the queues, shuts the controller down (CC.SHN), then disconnects.
+    /// Starts an orderly stop: closes the queues, shuts the controller down (CC.SHN), then disconnects.
     /// [`ControllerEvent::Stopped`] follows. Commands that are still on the queues fail.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.stop = true;
@@ -255,7 +258,8 @@ impl Controller {
         self.out.pop_front()
     }
 
-    /// Returns the messages for a queue that attaches late: the association that is established, or that I/O fails.
+    /// Returns the messages that a newly attached queue has missed: `Open` if the association is established, and
+    /// `GiveUp` if the loss timeout passed.
     pub fn standing(&self) -> impl Iterator<Item = InitiatorMsg> + use<> {
         let open = self.opened.then(|| InitiatorMsg::Open(self.association()));
         open.into_iter().chain(self.gave_up.then_some(InitiatorMsg::GiveUp))
@@ -356,8 +360,8 @@ impl Controller {
         }
         let now = io.now();
         self.events.push_back(ControllerEvent::Down(why));
-        // Only an association that lasted resets the backoff. So the host does not send more and more Connects to an
-        // unstable controller.
+        // Only an association that lasted at least the longest pause resets the backoff. Otherwise the host would send
+        // Connects to an unstable controller too often.
         if self.risen_at.take().is_some_and(|at| now.since(at) >= self.config.reconnect.1) {
             self.backoff.reset();
         }
@@ -375,7 +379,7 @@ impl Controller {
         }
     }
 
-    /// Fences the association by the fence rule, since nothing proves that its commands are gone.
+    /// Fences the association by the fence rule, since no reset proves that its commands can't take effect any more.
     fn unfenced(&mut self, now: Instant, had_queues: bool) {
         if !had_queues || self.config.purpose == Purpose::Discovery {
             return;
@@ -456,7 +460,7 @@ impl Controller {
         }
     }
 
-    /// Starts an attempt to connect when its time has come.
+    /// Starts the next attempt to connect once the pause is over.
     fn connect<I: Io>(&mut self, io: &mut I, arena: &mut Arena) {
         let now = io.now();
         if !matches!(self.state, State::Backoff(at) if at <= now) {
@@ -518,12 +522,13 @@ impl Controller {
     fn keep_alive<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if self.keep_alive_at.is_some_and(|at| at <= now) {
-            // This keep alive is late by half a KATO at most: the next one follows KATO/2 after this one.
+            // This keep alive is at most KATO/2 late. The next keep alive is due KATO/2 after this one.
             let period = Duration::from_millis(u64::from(self.config.kato_ms / 2));
             self.keep_alive_at = Some(now + period);
             let sqe = AdminCommand::KeepAlive.sqe(0, 0, Sgl::NONE);
             let by = now + 2 * period;
-            // A full queue means that admin commands hang. Their deadlines handle this.
+            // If the queue is full, the array doesn't answer admin commands. The deadlines of these commands then end
+            // the association.
             let _ = self.qpair.submit_by(Command::bare(TAG_KEEP_ALIVE, sqe), by);
         }
     }
@@ -543,7 +548,8 @@ impl Controller {
             return self.on_ready(io);
         }
         let Some(command) = self.command(step) else { return };
-        // A reset or a shutdown that is not answered ends at `poll_until`, so that the fence by time starts sooner.
+        // The deadline of a reset or a shutdown is `poll_until`, so that the time to the keep-alive bound starts
+        // sooner.
         let by = match self.state {
             State::Resetting | State::Stopping => self.poll_until,
             _ => now + self.config.admin_timeout,
@@ -621,7 +627,7 @@ impl Controller {
         }
     }
 
-    /// Handles CSTS. Every change of CC is followed by polling CSTS.
+    /// Handles an answer with CSTS. After every change of CC, the controller polls CSTS.
     fn on_status<I: Io>(&mut self, io: &mut I, csts: Csts) {
         let reached = match self.state {
             State::Resetting => !csts.rdy,
@@ -646,7 +652,7 @@ impl Controller {
         }
     }
 
-    /// Handles the end of a reset or a shutdown. `proven` tells whether the controller confirmed it.
+    /// Handles the end of a reset or a shutdown. `proven` says whether the controller confirmed the reset or shutdown.
     fn ended<I: Io>(&mut self, io: &mut I, proven: bool) {
         match proven {
             true => self.fences.add(self.epoch, io.now()),
@@ -675,8 +681,9 @@ impl Controller {
                 self.steps.push(BringupStep::Descriptors);
             }
             BringupStep::Descriptors => {
-                // Old controllers don't have the list. Any other failure (for example, the namespace was just removed)
-                // must not count as an identity, since the identity is kept for good.
+                // Old controllers don't support the descriptor list. After any other failure (for example, the
+                // namespace was just removed), the identity is incomplete. It must not be stored, since the first
+                // stored identity is kept for good.
                 let status = cqe.status;
                 if status.is_ok() {
                     self.facts.take_descriptors(data);

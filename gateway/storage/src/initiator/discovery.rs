@@ -23,7 +23,7 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Makes a reader with room for `entries` entries. Further entries of a log are left out.
+    /// Makes a reader with room for `entries` entries. The reader ignores further entries of a log.
     pub(super) fn new(entries: usize) -> Self {
         Self {
             entries: Vec::with_capacity(entries),

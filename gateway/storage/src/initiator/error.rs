@@ -1,4 +1,4 @@
-//! Errors of a queue pair or a controller, sorted by who is at fault.
+//! Errors of a queue pair or a controller, grouped by the side that is at fault.
 
 use super::namespace::NamespaceIdentity;
 use trefoil_poll::SockError;
@@ -7,8 +7,8 @@ use trefoil_wire::fabrics::{ConnectRejection, ConnectResponse};
 use trefoil_wire::nvme::Status;
 use trefoil_wire::tcp::{FatalStatus, HeaderError, PduType};
 
-/// The message for an operator whose namespace is not the one that answered before. The message also says how to use
-/// the new namespace.
+/// The message for an operator when a backend's address answers with another namespace than before. The message also
+/// says how to use the new namespace.
 pub const ANOTHER_NAMESPACE: &str =
     "another namespace answers at the backend's address: to use it, delete the backend and create it again";
 
@@ -36,7 +36,7 @@ pub enum QueueError {
     /// The connection did not come up, or did not close, in time.
     #[error("the controller did not complete the handshake before the deadline")]
     HandshakeTimeout,
-    /// A command did not complete by its deadline, nor after an abort.
+    /// A command did not complete by its deadline, and did not complete after an abort either.
     #[error("command {cid:#06x} did not complete before its deadline")]
     CommandTimeout {
         /// The command's identifier.
@@ -59,13 +59,13 @@ pub enum Violation {
     /// A PDU that is not legal in the present state.
     #[error("a {0:?} PDU is not legal in this state")]
     Sequence(PduType),
-    /// A completion or data for a command that is not outstanding: the identifier is late or invented.
+    /// A completion or data for a command that is not outstanding. The command has ended already, or never existed.
     #[error("command {cid:#06x} is not outstanding")]
     UnknownCommand {
         /// The CID or CCCID.
         cid: u16,
     },
-    /// Data for a command that takes none, or data past the command's end, or out of order.
+    /// Data for a command that takes no data, data past the command's end, or data out of order.
     #[error("{len} bytes of data at offset {offset} do not belong to command {cid:#06x}")]
     Data {
         /// The command.
@@ -75,13 +75,13 @@ pub enum Violation {
         /// Length in bytes.
         len: u32,
     },
-    /// A second R2T for a command whose first R2T is not answered. This host allows one.
+    /// A second R2T for a command whose first R2T is not answered. This host allows one R2T at a time.
     #[error("the controller sent a second R2T for command {cid:#06x}")]
     R2tLimit {
         /// The command.
         cid: u16,
     },
-    /// A read that succeeded without all of its data.
+    /// A read that succeeded before all of its data arrived.
     #[error("command {cid:#06x} succeeded with {received} of {expected} bytes")]
     ShortData {
         /// The command.
@@ -136,10 +136,10 @@ pub enum ControllerError {
     /// CSTS.RDY did not change within CAP.TO.
     #[error("the controller did not become ready within its timeout (CAP.TO)")]
     NotReady,
-    /// The controller's answers rule out its use.
+    /// The controller's answers show that the gateway can't use the controller.
     #[error("the controller can't be used: {0}")]
     Unusable(&'static str),
-    /// Another namespace answers than before.
+    /// The namespace that answers is not the namespace that answered before.
     #[error("{ANOTHER_NAMESPACE}: the known namespace is {was}, and the new namespace is {is}")]
     AnotherNamespace {
         /// The namespace that answered before.
@@ -148,7 +148,7 @@ pub enum ControllerError {
         is: NamespaceIdentity,
     },
     /// The namespace's handling of commands changed (DLFEAT). The queues must learn of the change before they send
-    /// again.
+    /// further commands.
     #[error("the namespace changed how its deallocated blocks read; the gateway reconnects")]
     AnotherBehaviour,
     /// The controller's owner stopped it.
@@ -157,7 +157,7 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
-    /// Returns whether the array's answer rules out further attempts until somebody changes something.
+    /// Returns whether further attempts will fail until somebody changes the array or the configuration.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Queue { qid: 0, why: QueueError::Refused(ConnectResponse::Failed(status)) }

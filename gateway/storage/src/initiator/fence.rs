@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use trefoil_poll::Instant;
 
-/// The largest number of associations that await their fence. If there are more, the latest of them shares the fence of
-/// the next.
+/// The largest number of associations that await their fence. If there are more, the new association takes the place of
+/// the latest one. The fence of the new association then covers both.
 const FENCES: usize = 16;
 
 /// The rule by which writes of a lost association may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FenceRule {
-    /// Writes may be sent again once the controller was reset while its admin queue still worked. Else they may be sent
+    /// Writes may be sent again once the controller was reset over a working admin queue. Otherwise, writes may be sent
     /// again after the keep-alive bound: see [`keep_alive_bound`].
     KeepAliveBound,
     /// Writes may be sent again at once, as in Linux 6.12. Use this only for a load generator that owns its namespace.
@@ -23,8 +23,8 @@ pub enum FenceRule {
 /// Returns the time after which a disconnected controller has stopped and has quiesced its commands: 2 × KATO, or 3 ×
 /// KATO with traffic-based keep alive, plus CQT (NVMe base 2.1 §9.6.2.3, TP4129).
 ///
-/// The time counts from the loss as this host saw it. The loss comes after the last command that the controller can
-/// have received. `kas_ms` is the granularity to which the controller rounds KATO up (KAS).
+/// The time starts when this host detects the loss, which is after the last command that the controller can have
+/// received. `kas_ms` is the granularity to which the controller rounds KATO up (KAS).
 pub const fn keep_alive_bound(kato_ms: u32, kas_ms: u32, traffic_based: bool, cqt_ms: u32) -> Duration {
     let kato_ms = match kas_ms {
         0 => kato_ms as u64,
@@ -44,8 +44,8 @@ impl Fences {
         Self { due: VecDeque::with_capacity(FENCES) }
     }
 
-    /// Fences `epoch` at `at`, but not before the associations that were lost earlier. Proof for one association says
-    /// nothing of the earlier ones.
+    /// Fences `epoch` at `at`, but not before the associations that were lost earlier. A reset in one association
+    /// proves nothing about the earlier associations.
     pub fn add(&mut self, epoch: u32, at: Instant) {
         let at = self.due.back().map_or(at, |(_, before)| at.max(*before));
         if self.due.len() == FENCES {
@@ -68,7 +68,8 @@ impl Fences {
     }
 }
 
-/// Exponential backoff. Each pause is random, between half and the whole of a bound that doubles.
+/// Exponential backoff. A bound doubles with each try, and each pause is a random time between half the bound and the
+/// bound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     min: Duration,
@@ -85,7 +86,8 @@ impl Backoff {
         self.tries = 0;
     }
 
-    /// Returns the next pause, with jitter from `random` so that a rack's gateways don't come back in step.
+    /// Returns the next pause, with jitter from `random`, so that the gateways of a rack don't all reconnect at the
+    /// same moment.
     pub fn next(&mut self, random: u64) -> Duration {
         let bound = self.min.saturating_mul(1 << self.tries.min(20)).min(self.max);
         self.tries = self.tries.saturating_add(1);

@@ -1,10 +1,10 @@
 //! A whole host on one core: a controller's admin queue and its I/O queues.
 //!
 //! What it is: a host for workloads (perf, the demo, the simulator's hosts) and for discovery. A host on several cores
-//! uses the parts instead: see [`crate::backend::nvme_tcp`].
+//! uses [`Controller`] and [`Lane`] directly: see [`crate::backend::nvme_tcp`].
 //!
 //! The owner routes the events of the sockets that [`Host::take_new_sock`] returns, calls [`Host::on_turn`] at the end
-//! of each turn, and takes [`Host::next_finished`].
+//! of each turn, and takes the ended commands from [`Host::next_finished`].
 
 use super::command::Command;
 use super::config::ControllerConfig;
@@ -18,9 +18,9 @@ use trefoil_poll::{Arena, Instant, Io, SockEvent, SockId};
 pub struct Host {
     controller: Controller,
     lanes: Vec<Lane>,
-    /// The lane of the last command.
+    /// The lane that got the last command.
     turn: usize,
-    /// The lane whose completions come next.
+    /// The lane that gives the next completion.
     reap: usize,
 }
 
@@ -47,7 +47,8 @@ impl Host {
         self.controller.start(io);
     }
 
-    /// Stops in order; [`ControllerEvent::Stopped`] follows. Commands should be back before this call.
+    /// Starts an orderly stop; [`ControllerEvent::Stopped`] follows. The owner should take all commands back before
+    /// this call.
     pub fn stop<I: Io>(&mut self, io: &mut I) {
         self.controller.stop(io);
     }
@@ -57,7 +58,7 @@ impl Host {
         self.controller.release(arena);
     }
 
-    /// Returns the controller: facts, discovery log.
+    /// Returns the controller, for its facts and its discovery log.
     pub fn controller(&self) -> &Controller {
         &self.controller
     }
@@ -77,7 +78,7 @@ impl Host {
         self.lanes.iter().all(Lane::is_idle)
     }
 
-    /// Returns the next socket that the host opened. The socket's events are for this host from now on.
+    /// Returns the next socket that the host opened. From now on, the owner routes the socket's events to this host.
     pub fn take_new_sock(&mut self) -> Option<SockId> {
         self.controller.take_new_sock().or_else(|| self.lanes.iter_mut().find_map(Lane::take_new_sock))
     }
@@ -87,11 +88,11 @@ impl Host {
         self.controller.next_event()
     }
 
-    /// Takes a command for the next live queue with room, in turn. Without such a queue, the command goes to the first
-    /// queue.
+    /// Submits a command to the next live queue with room (round robin). If there is no such queue, submits the command
+    /// to the first queue.
     ///
     /// # Errors
-    /// Gives the command back if the first queue, taken for lack of another, holds `capacity` commands or does not
+    /// Gives the command back if no live queue has room, and the first queue holds `capacity` commands or does not
     /// exist.
     #[inline(always)]
     #[allow(clippy::result_large_err)]

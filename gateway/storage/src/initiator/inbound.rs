@@ -30,7 +30,7 @@ pub(super) struct Receive {
     pub inbound: Option<Inbound>,
     /// ICResp arrived. Connect is sent as soon as the send list is free.
     pub connect_due: bool,
-    /// The length of the offending PDU's header, which stands at the start of `head`.
+    /// The length of the offending PDU's header, which is at the start of `head`.
     pub offender_len: usize,
 }
 

@@ -1,39 +1,41 @@
-//! One I/O queue, which survives reconnects: commands that wait, are held, or are tried again.
+//! One I/O queue that survives reconnects. It keeps the commands that wait, that are held, and that are to be retried.
 //!
-//! What it is: a [`Qpair`] and its owner's commands. The owner never notices a reconnect. Commands wait before the
-//! queue is up and after it is lost.
+//! What it is: a [`Qpair`] and its owner's commands. The owner doesn't notice a reconnect: commands wait while the
+//! queue is down.
 //!
-//! What it is not: it decides nothing about the controller (see `controller`). It opens and closes only on the
-//! controller's messages.
+//! What it is not: it decides nothing about the controller (see `controller`). It opens and closes the queue only on a
+//! message from the controller.
 //!
 //! # When a command is sent again
-//! A command whose completion never arrived may still be under way in the array. A read or a flush does no harm twice,
-//! and is sent again at once. So is a command that was never sent. A *write that was sent* must not be sent again at
-//! once: its old copy could take effect after the retry completed, and overwrite newer data. The lane holds such a
-//! write until the controller says [`InitiatorMsg::Fenced`] for the write's association. Until then the write does not
-//! fail either, since its owner would try again elsewhere (NVMe base 2.1 §9.6, TP4129; see `controller` for when an
-//! association counts as fenced).
+//! The array may still execute a command whose completion never arrived. A read or a flush does no harm if it executes
+//! twice, so the lane sends it again at once. The lane also sends a command at once if it was never sent before. A
+//! *write that was sent* must not be sent again at once: its old copy could take effect after the retry completes, and
+//! overwrite newer data. The lane holds such a write until the controller sends [`InitiatorMsg::Fenced`] for the
+//! write's association. Until then, the lane does not fail the write either, since the write's owner would then retry
+//! it on another path (NVMe base 2.1 §9.6, TP4129; see `controller` for when an association counts as fenced).
 //!
-//! A command is *cancelled* when its host is gone. A cancelled command is not sent (again), and ends with
-//! [`Fault::Aborted`]. It ends at once, unless it is a write that was sent. Such a write ends when it completes or is
-//! fenced.
+//! A command is *cancelled* when its host is gone. The lane neither sends nor resends a cancelled command. A command
+//! that waits or is delayed ends at once with [`Fault::Aborted`]. A command that was sent ends when it completes. If
+//! its queue is lost first, it ends with [`Fault::Aborted`]: a read at once, a write when it is fenced.
 //!
-//! A command that *completed* with a status that asks for a retry is sent again after a pause, until the loss timeout
-//! has passed since the command was first submitted. There is one exception: the ANA status of a namespace that reports
-//! its ANA state. The gateway's hosts are told of that state and decide best themselves. Only a command that ended
-//! because of a change of state is tried again, for at most [`CHANGE_HELD`].
+//! If a command *completes* with a status that permits a retry, the lane sends it again after a pause. The lane stops
+//! the retries when the loss timeout has passed since the command was first submitted. There is one exception: an ANA
+//! status from a controller that reports ANA states. The gateway reports these states to its own hosts, and the hosts
+//! choose a path themselves. So the lane retries only a command that ended with ANA Transition, for at most
+//! [`CHANGE_HELD`].
 //!
 //! # When a command is given up
-//! A command fails with [`Fault::PathLost`] once the controller says [`InitiatorMsg::GiveUp`]. A controller that comes
-//! back each time never says so, however often its queues are lost. So there are two more cases. A command also fails
-//! if it is lost (again) when the loss timeout has passed since its first loss. Waiting commands fail if the queue
-//! could not connect for the loss timeout.
+//! A command fails with [`Fault::PathLost`] once the controller sends [`InitiatorMsg::GiveUp`]. A controller that
+//! reconnects each time never sends this message, even if its queues are lost again and again. So there are two more
+//! cases. A command also fails if it is lost once more after the loss timeout has passed since its first loss. Waiting
+//! commands also fail if the queue could not connect for the whole loss timeout.
 //!
-//! Later commands are held for [`HELD_FOR`] and then fail all together, unless the array is back before. A host with
-//! several paths sends a failed command again at once. Without this pause, neither the host nor this core would rest.
+//! The lane delays later commands for [`HELD_FOR`], and then fails them all together. If the array comes back earlier,
+//! the lane sends them instead. A host with several paths sends a failed command again at once. Without this pause, the
+//! host and this core would be busy with failing commands all the time.
 //!
-//! Memory: a lane holds at most `capacity` commands of about 180 bytes. They are in the queue pair or in one of four
-//! queues, each with room for all of them.
+//! Memory: a lane holds at most `capacity` commands of about 180 bytes. Each command is in the queue pair or in one of
+//! four queues. Each of these queues has room for all commands.
 
 use super::ana::CHANGE_HELD;
 use super::command::{Command, Done, QpairEvent};
@@ -49,7 +51,7 @@ use trefoil_wire::nvme::{Cqe, Status, StatusType};
 /// Pause before a command is tried again after a transient status, if the controller gives no CRD.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// The time for which path errors are held back after the array was given up.
+/// The time for which the lane delays path errors after the array was given up.
 pub const HELD_FOR: Duration = Duration::from_millis(500);
 
 /// The settings of a lane.
@@ -57,7 +59,7 @@ pub const HELD_FOR: Duration = Duration::from_millis(500);
 pub struct LaneConfig {
     /// The names in Connect.
     pub identity: Identity,
-    /// The queue, from 1.
+    /// The queue's identifier, from 1.
     pub qid: u16,
     /// Size of the queue.
     pub entries: QueueEntries,
@@ -69,7 +71,7 @@ pub struct LaneConfig {
     pub command_timeout: Duration,
     /// Deadline for the connection to come up.
     pub connect_timeout: Duration,
-    /// The time for which a command is tried again.
+    /// The time for which the lane retries a command.
     pub loss_timeout: Duration,
 }
 
@@ -95,7 +97,7 @@ pub struct Lane {
     /// Writes of this association and earlier ones may be sent again.
     fenced_epoch: u32,
     gave_up: bool,
-    /// The time at which the queue was lost or could not connect, if it has not been up since.
+    /// The time at which the queue was lost or could not connect; `None` once the queue is up again.
     down_since: Option<Instant>,
     /// The earliest time of the next [`InitiatorMsg::AnaError`].
     ana_error_at: Instant,
@@ -106,7 +108,7 @@ pub struct Lane {
     holding: usize,
     waiting: VecDeque<Command>,
     held: VecDeque<(u32, Command)>,
-    /// Commands in no order, each with the time of its retry.
+    /// Commands that wait for a retry, each with the time of its retry, in no particular order.
     delayed: VecDeque<(Instant, Command)>,
     finished: VecDeque<Finished>,
     out: VecDeque<InitiatorMsg>,
@@ -124,7 +126,7 @@ impl Lane {
             config.command_timeout,
         );
         let capacity = config.capacity;
-        // Opened, Lost, an AnaError, and one Expired for each command.
+        // At most one Opened, one Lost, one AnaError, and one Expired for each command.
         let out = VecDeque::with_capacity(3 + usize::from(config.entries.commands()));
         Self {
             qpair,
@@ -247,12 +249,13 @@ impl Lane {
         self.qpair.cancel(now, which);
     }
 
-    /// Prepares the lane to close: path errors that are held back are reported at the next turn.
+    /// Prepares the lane to close: the next turn reports the delayed path errors.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// Takes back a waiting command, for an owner whose queue is no longer among those granted.
+    /// Gives a waiting or delayed command back to the owner, unless the lane has an association. The owner calls this
+    /// when the array no longer grants this queue.
     pub fn take_waiting(&mut self) -> Option<Command> {
         if self.wanted.is_some() {
             return None;
@@ -365,7 +368,7 @@ impl Lane {
         }
     }
 
-    /// Queues a lost command to be sent (again), or fails the command if it is cancelled or late.
+    /// Queues a lost command for sending, or fails the command if it is cancelled or late.
     fn wait(&mut self, now: Instant, command: Command) {
         let late = command.lost_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
         match (command.cancelled, self.gave_up || late) {
@@ -387,8 +390,8 @@ impl Lane {
         }
     }
 
-    /// Asks the controller to read the ANA state, at most once per [`RETRY_AFTER`], however many commands end with an
-    /// ANA status.
+    /// Asks the controller to read the ANA state. Many commands can end with an ANA status at once, so the lane asks at
+    /// most once per [`RETRY_AFTER`].
     fn ana_error(&mut self, now: Instant) {
         if now >= self.ana_error_at {
             self.ana_error_at = now + RETRY_AFTER;
@@ -401,7 +404,7 @@ impl Lane {
         self.finished.push_back(Finished { command, result: Err(fault) });
     }
 
-    /// Releases held writes whose old copies are gone.
+    /// Releases held writes whose old copies can't take effect any more.
     fn release(&mut self, now: Instant) {
         for _ in 0..self.held.len() {
             let Some((epoch, command)) = self.held.pop_front() else { break };
@@ -436,7 +439,7 @@ impl Lane {
         }
     }
 
-    /// Handles events and timers, then sends the pending PDUs. The owner must have taken the completions before.
+    /// Handles events and timers, then sends the pending PDUs. The owner must take the completions before this call.
     pub fn on_turn<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if self.qpair.next_deadline().is_some_and(|at| at <= now) {
@@ -472,7 +475,7 @@ impl Lane {
         self.qpair.flush(io);
     }
 
-    /// Fails waiting commands when their time has come.
+    /// Fails waiting commands once their delay is over.
     fn give_up(&mut self, now: Instant) {
         let gave_up =
             self.gave_up || self.down_since.is_some_and(|since| now.since(since) >= self.config.loss_timeout);
@@ -509,7 +512,7 @@ fn is_ana(status: Status) -> bool {
     all.iter().any(|code| status.is(*code))
 }
 
-/// Returns the pause before a retry, if the same command may succeed later on this path according to the status.
+/// Returns the pause before a retry, if the status says that the same command may succeed later on this path.
 fn retry_after(status: Status) -> Option<Duration> {
     if status.is_ok() || status.is_dnr() {
         return None;

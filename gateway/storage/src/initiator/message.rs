@@ -1,7 +1,7 @@
 //! Messages between the core of a controller's admin queue and the cores of its I/O queues.
 //!
 //! An *association* is one life of the controller, from Connect to loss. Each association has an epoch. The receiver
-//! ignores a message whose epoch is older than the latest that it knows.
+//! ignores a message whose epoch is older than the latest epoch that it knows.
 
 use super::error::QueueError;
 use super::qpair::QueueEntries;
@@ -12,7 +12,7 @@ use trefoil_poll::CoreId;
 /// epoch. The exception is `Expired`: at most one for each command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitiatorMsg {
-    /// Controller → queues: the controller is ready. Each queue among those granted connects.
+    /// Controller → queues: the controller is ready. Each granted queue connects.
     Open(Association),
     /// Controller → queues: the association is over. The queues close, and I/O waits.
     Close {
@@ -25,8 +25,8 @@ pub enum InitiatorMsg {
         /// The latest association that is fenced.
         epoch: u32,
     },
-    /// Controller → queues: the loss timeout passed. Waiting commands fail with [`PathLost`](crate::Fault::PathLost),
-    /// and so does new I/O until the next `Open`.
+    /// Controller → queues: the loss timeout passed. Waiting commands fail with [`PathLost`](crate::Fault::PathLost).
+    /// New I/O also fails until the next `Open`.
     GiveUp,
     /// Controller → queues: the namespace's ANA state makes it unreachable in this association. Waiting commands fail.
     Inaccessible,

@@ -4,11 +4,11 @@
 //! - [`qpair`], with `transmit` and `receive`: queue pairs.
 //! - [`lane`]: an I/O queue, which survives reconnects.
 //! - [`controller`], with `bringup` and [`discovery`]: a controller, which survives reconnects.
-//! - [`fence`]: the rule by which writes are sent again after a loss.
-//! - [`host`]: all of these together on one core.
+//! - [`fence`]: the rule that says when a write of a lost connection may be sent again.
+//! - [`host`]: a controller and its I/O queues together on one core.
 //! - [`message`]: the messages between the controller and its queues.
 //!
-//! What it is not: a target. Nothing here opens a socket or reads a clock; both go through [`trefoil_poll::Io`].
+//! What it is not: a target. This code opens sockets and reads the clock only through [`trefoil_poll::Io`].
 //!
 //! Spec: NVM Express Base 2.0c, NVM Command Set 1.0c, NVMe-oF TCP Transport 1.0c.
 

@@ -14,9 +14,10 @@ pub struct NamespaceIdentity {
 }
 
 impl NamespaceIdentity {
-    /// Returns whether both identities name one namespace. Every identifier that both have must be equal, and so must
-    /// the block sizes. At least one identifier must be common, unless neither identity has any. One identity may have
-    /// more identifiers than the other, since an array may report more of them with new firmware.
+    /// Returns whether both identities name one namespace. If both have an identifier of one kind, its values must be
+    /// equal. The block sizes must be equal too. Both must have at least one kind of identifier in common, or neither
+    /// has any identifier. One identity may have more identifiers than the other, since new firmware of an array may
+    /// report more identifiers.
     pub fn is(&self, other: &Self) -> bool {
         fn pair<const N: usize>(one: [u8; N], other: [u8; N]) -> Option<bool> {
             (one != [0; N] && other != [0; N]).then_some(one == other)

@@ -1,13 +1,13 @@
 //! One NVMe/TCP queue pair of the host, on one core: from the TCP connection to completions.
 //!
-//! What it is: the command table and the life of the connection: ICReq, ICResp, Connect, commands, close (NVMe-oF TCP
-//! 1.0c §3.1, §3.2; NVMe base 2.0c §6.3). `transmit` sends PDUs, and `receive` handles incoming PDUs.
+//! What it is: the command table and the states of the connection. The order is ICReq, ICResp, Connect, commands, close
+//! (NVMe-oF TCP 1.0c §3.1, §3.2; NVMe base 2.0c §6.3). `transmit` sends PDUs, and `receive` handles incoming PDUs.
 //!
-//! What it is not: it keeps no command over a reconnect and decides no retry (see `lane`). It does not know the meaning
-//! of the commands.
+//! What it is not: it keeps no command across a reconnect and retries no command (see `lane`). It does not know the
+//! meaning of the commands.
 //!
-//! A command identifier is the slot's number with a generation above it. So the queue pair detects a completion that
-//! arrives late or twice, and does not complete another command by mistake.
+//! A command identifier has the slot's number in its low bits, and a generation in its high bits. So the queue pair
+//! detects a completion that arrives late or twice, and does not complete another command by mistake.
 //!
 //! Memory: `depth` slots of about 250 bytes each, queues of slot numbers, and one send list of 21 KiB. Nothing is
 //! allocated after [`Qpair::new`].
@@ -22,21 +22,21 @@ use trefoil_wire::fabrics::Nqn;
 use trefoil_wire::nvme::Cqe;
 use trefoil_wire::tcp::{Framing, IcReq, Receiver};
 
-/// The largest number of commands of a queue. It leaves four bits of generation in the identifier.
+/// The largest number of commands of a queue. This limit leaves four bits for the generation in the identifier.
 pub const MAX_DEPTH: u16 = 4096;
 /// The identifier of Connect, which has no slot. No other command is outstanding during Connect.
 pub(super) const CONNECT_CID: u16 = 0;
-/// The deadline of an operation without one.
+/// The deadline of an operation that has no time limit.
 pub(super) const NEVER: Instant = Instant::from_ns(u64::MAX);
-/// The time that a cancelled command gets to complete, and again after its abort, before the queue is closed. The host
-/// that submitted the command can't continue until the command has ended.
+/// The time that a cancelled command gets to complete. After this time, the command is aborted and gets the same time
+/// once more. Then the queue is closed. The host that submitted the command can't continue until the command has ended.
 pub(super) const CANCEL_WITHIN: Duration = Duration::from_secs(5);
 /// The time that a peer gets to read the terminate request. After that, the connection is closed.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The size of a queue in entries. SQSIZE and CAP.MQES are 0's based (NVMe-oF 1.1a §3.3, NVMe base 2.0c §3.1.3.1). A
-/// full queue holds one command less than its entries (NVMe base 2.0c §3.3.1.1). Only this type converts between the
-/// three.
+/// full queue holds one command less than its entries (NVMe base 2.0c §3.3.1.1). Only this type converts between
+/// entries, 0's based values and commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueEntries(u16);
 
@@ -44,7 +44,7 @@ impl QueueEntries {
     /// A size that every controller accepts for its admin queue (NVMe base 2.0c §3.3.1.1).
     pub const ADMIN: Self = Self::new(32);
 
-    /// Returns a size of `entries`, raised to 2 or lowered to 1 more than [`MAX_DEPTH`] if necessary.
+    /// Returns a size of `entries`, raised to 2 or lowered to [`MAX_DEPTH`] + 1 if necessary.
     pub const fn new(entries: u16) -> Self {
         match entries {
             0..2 => Self(2),
@@ -119,7 +119,7 @@ pub(super) enum Stage {
 /// One entry of the command table.
 pub(super) struct QpairSlot {
     pub command: Option<Command>,
-    /// The number of uses of the slot. Its low bits stand above the slot number in the identifier.
+    /// The number of uses of the slot. The low bits of this number are the high bits of the identifier.
     pub generation: u16,
     /// The capsule is, or was, in a send list.
     pub sent: bool,
@@ -168,9 +168,9 @@ pub struct Qpair {
     free: Vec<u16>,
     /// Slots of commands whose capsule is not sent yet.
     pub(super) unsent: VecDeque<u16>,
-    /// Slots of commands with a grant to answer.
+    /// Slots of commands with an R2T to answer.
     pub(super) transfers: VecDeque<u16>,
-    /// The number of outstanding large reads. It decides how the stream is received.
+    /// The number of outstanding large reads. This number selects the size of a receive from the stream.
     pub(super) large_reads: u16,
 
     pub(super) list: Option<Box<SendList>>,
@@ -230,7 +230,8 @@ impl Qpair {
             terminate: None,
             why: None,
             done: VecDeque::with_capacity(depth.into()),
-            // The most events: Up, Expired for each scan (drained every turn), Down.
+            // The owner takes the events every turn. At most these events collect until then: Up, one Expired for each
+            // command, and Down.
             events: VecDeque::with_capacity(4 + usize::from(depth)),
             handshake_by: NEVER,
             next_scan: NEVER,
@@ -313,7 +314,7 @@ impl Qpair {
         self.submit_by(command, now + self.command_timeout)
     }
 
-    /// Takes a command with a deadline of its own.
+    /// Takes a command that has its own deadline.
     ///
     /// # Errors
     /// Gives the command back if the queue is full or not up.
@@ -377,7 +378,7 @@ impl Qpair {
     }
 
     /// Cancels the commands with these tags, since nobody waits for their results. Commands that are not sent come back
-    /// at once. The deadlines of the others are moved to at most `CANCEL_WITHIN` from `now`.
+    /// at once. Moves the deadlines of the other commands to at most `CANCEL_WITHIN` from `now`.
     pub fn cancel(&mut self, now: Instant, which: impl Fn(u64) -> bool) {
         let by = now + CANCEL_WITHIN;
         for slot in &mut self.slots {
@@ -398,7 +399,7 @@ impl Qpair {
         }
     }
 
-    /// Returns the next command that is back.
+    /// Returns the next command that has ended.
     #[inline]
     pub fn next_done(&mut self) -> Option<Done> {
         self.done.pop_front()
@@ -513,7 +514,7 @@ impl Qpair {
     }
 
     /// Checks the deadlines. When a command's first deadline passes, reports an event, so that the owner can abort the
-    /// command. When the second deadline passes, after the same time again, closes the queue.
+    /// command, and sets a second deadline after the same time. When the second deadline passes, closes the queue.
     pub fn on_tick<I: Io>(&mut self, io: &mut I) {
         let now = io.now();
         if now >= self.handshake_by {
@@ -562,7 +563,7 @@ impl QpairSlot {
         }
     }
 
-    /// Resets the slot for the next command. `queued` stays, since the entry in `transfers` is still there.
+    /// Resets the slot for the next command. Keeps `queued`, since the entry in `transfers` is still there.
     fn reset(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.sent = false;

@@ -1,8 +1,8 @@
 //! The receiving side of a queue pair: parses the PDU stream in place, out of the driver's buffer.
 //!
 //! Headers and small data arrive by [`RecvInto::Stream`], many PDUs at a time. Small data is copied once, to its block.
-//! While large reads are outstanding, each receive takes only [`SIP_BYTES`]. So after a C2HData header most of its data
-//! is still in the socket, and is received into the block directly.
+//! While large reads are outstanding, each receive takes only [`SIP_BYTES`]. So when a C2HData header has arrived, most
+//! of the PDU's data is still in the socket. The next receive puts that data directly into the block.
 //!
 //! A header that is split over two receives is gathered in `head`. All other headers are parsed in place.
 
@@ -18,15 +18,15 @@ use trefoil_wire::tcp::{
     digest_append,
 };
 
-/// The smallest rest of a PDU's data that is received directly into its block. Below this size, a separate receive
+/// The smallest remainder of a PDU's data that is received directly into its block. Below this size, a separate receive
 /// costs more than the copy.
 const DIRECT_MIN_BYTES: u32 = 8 << 10;
-/// Bytes to receive at a time: `STREAM_BYTES` without large reads outstanding, `SIP_BYTES` with them.
+/// The largest size of one receive: `SIP_BYTES` while large reads are outstanding, otherwise `STREAM_BYTES`.
 const STREAM_BYTES: u32 = 256 << 10;
 const SIP_BYTES: u32 = 4 << 10;
 
 impl Qpair {
-    /// Takes bytes of the stream. Completions are in [`next_done`](Self::next_done) afterwards.
+    /// Takes bytes of the stream. [`next_done`](Self::next_done) then returns the completions.
     #[inline]
     pub(super) fn on_received<I: Io>(&mut self, io: &mut I, bytes: &[u8]) {
         let result = self.take(bytes);
@@ -39,7 +39,7 @@ impl Qpair {
         self.proceed(io, result);
     }
 
-    /// Takes the end of a receive without all of its bytes.
+    /// Handles a receive that ended before all of its bytes arrived.
     pub(super) fn on_recv_end<I: Io>(&mut self, io: &mut I, buf: Option<Buf>, why: RecvEnd) {
         if let Some(buf) = buf {
             self.restore(buf);
@@ -236,7 +236,7 @@ impl Qpair {
         Ok(self.respond(at, cqe)?)
     }
 
-    /// Handles a command's completion. The command is done now, or once its block is back from the send list.
+    /// Handles a command's completion. The command ends now, or when its block comes back from the send list.
     #[inline]
     fn respond(&mut self, at: u16, mut cqe: Cqe) -> Result<(), Violation> {
         let slot = &mut self.slots[usize::from(at)];
@@ -247,7 +247,7 @@ impl Qpair {
             return Err(Violation::ShortData { cid: cqe.cid, received, expected });
         }
         if slot.corrupt {
-            // A data digest error is not fatal: the command failed, and the connection goes on (NVMe-oF TCP 1.0c
+            // A data digest error is not fatal: the command fails, and the connection stays open (NVMe-oF TCP 1.0c
             // §3.3.1.1.2). The command's owner may send the command again.
             cqe.status = Status::TRANSIENT_TRANSPORT_ERROR;
         }
@@ -260,8 +260,8 @@ impl Qpair {
         Ok(())
     }
 
-    /// Takes an R2T. This host allows one R2T per command, and a controller requests data in order. So `received`
-    /// counts the requested bytes.
+    /// Takes an R2T. This host allows one R2T per command, and a controller requests data in order. So for a write,
+    /// `received` counts the bytes that the controller requested.
     fn on_r2t(&mut self, pdu: R2t) -> Result<(), Violation> {
         let at = self.slot_of(pdu.cid)?;
         let slot = &mut self.slots[usize::from(at)];

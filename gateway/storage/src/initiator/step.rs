@@ -1,6 +1,6 @@
 //! The admin commands that an initiator sends by itself: bring-up, events, discovery, reset.
 
-/// A position in the ANA log; all zero is its start.
+/// A position in the ANA log. A position with all zeros is the start of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LogPlace {
     pub offset: u32,
@@ -56,7 +56,7 @@ impl BringupStep {
         }
     }
 
-    /// Returns whether the association ends if the step fails.
+    /// Returns whether every failure of the step ends the association.
     pub fn is_essential(self) -> bool {
         !matches!(
             self,

@@ -1,4 +1,4 @@
-//! For tests: a driver whose every event the test causes, and a small array that speaks NVMe/TCP.
+//! For tests: a driver that reports only the events that the test makes, and a small array that speaks NVMe/TCP.
 
 use crate::backend::Attach;
 use crate::msg::Msg;
@@ -135,8 +135,8 @@ pub struct Manners {
     pub write_zeroes: (bool, Status),
     /// Dataset Management: the bit in Identify Controller, and the status of the command.
     pub dsm: (bool, Status),
-    /// DLFEAT. The array keeps to it: deallocated blocks read as bits 2:0 say, and DEAC without bit 3 is an invalid
-    /// field.
+    /// DLFEAT. The array behaves as it reports: deallocated blocks read as bits 2:0 say, and DEAC without bit 3 is an
+    /// invalid field.
     pub dlfeat: u8,
     /// The state of the namespace's ANA group, if ANA is reported. `ana_groups` is the number of groups; the namespace
     /// is in the last one.
@@ -151,7 +151,7 @@ pub struct Manners {
     pub descriptors: Status,
     /// Connects of I/O queues are not answered.
     pub admin_only: bool,
-    /// A read of this block is answered with bytes that are no PDU.
+    /// The array answers a read of this block with bytes that are no PDU.
     pub poison: Option<u64>,
     /// I/O commands are received but not answered.
     pub mute: bool,
@@ -201,7 +201,7 @@ pub struct Conn {
     pub qid: Option<u16>,
     pub sqsize: u16,
     cc: Cc,
-    /// The writes under way by R2T: each command with its received bytes.
+    /// The writes whose data the array requests by R2T: each command with its received bytes.
     writes: Vec<(Sqe, Vec<u8>)>,
     /// The waiting event request.
     pub aer: Option<u16>,

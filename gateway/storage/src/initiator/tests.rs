@@ -1,4 +1,4 @@
-//! Whole exchanges of a host with a small array, under a driver that the test moves.
+//! Complete exchanges of a host with a small array. The test controls each event of the driver.
 
 use super::lane::HELD_FOR;
 use super::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
@@ -17,11 +17,11 @@ struct Rig {
     host: Host,
     array: Array,
     conns: Vec<Conn>,
-    /// The most bytes of one receive.
+    /// The largest number of bytes of one receive.
     chunk: usize,
     /// While set, sends don't finish.
     stall_sends: bool,
-    /// The array discards all that it receives.
+    /// The array discards all received bytes.
     ignores: bool,
     /// The array refuses new connections.
     away: bool,
@@ -320,7 +320,7 @@ fn what_may_be_deallocated_follows_dlfeat() {
         (0b1001, true, (true, true)),
         (0b1010, true, (false, false)),
         (0b1001, false, (false, true)),
-        // Bit 4 concerns guards.
+        // Bit 4 is about guards, so it has no effect here.
         (0b1_1001, true, (true, true)),
     ];
     for (at, (dlfeat, dsm, expected)) in cases.into_iter().enumerate() {
@@ -439,7 +439,7 @@ fn losing_one_queue_resets_the_controller_and_fences_at_once() {
     rig.end();
 }
 
-/// The association before was another controller, which may still execute its write.
+/// The previous association used another controller, which may still execute the write.
 #[test]
 fn a_reset_proves_nothing_of_the_association_before() {
     let mut rig = Rig::up(66, Manners { mute: true, ..Manners::default() });
@@ -500,7 +500,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     rig.pass(2 * SECOND);
     let faults: Vec<_> = rig.take().into_iter().map(|(tag, result, _)| (tag, result)).collect();
     assert_eq!(faults, [(1, Err(Fault::PathLost)), (2, Err(Fault::PathLost))]);
-    // A host that sends again at once gets at most two errors a second.
+    // A host that repeats a command at once gets at most two errors per second.
     rig.read(3, 0, 512);
     rig.run();
     rig.pass(HELD_FOR / 2);
@@ -511,7 +511,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     assert_eq!(result(&mut rig), []);
     rig.pass(HELD_FOR / 2);
     assert_eq!(result(&mut rig), [3, 4].map(|tag| (tag, Err(Fault::PathLost))));
-    // A command from just before the array's return is carried out.
+    // The array executes a command that was submitted just before the array's return.
     rig.away = false;
     rig.array.manners.mute = false;
     let attempt = rig.host.next_deadline().expect("the next attempt").since(rig.io.now);
@@ -524,7 +524,7 @@ fn past_the_loss_timeout_io_fails_and_later_it_works_again() {
     rig.end();
 }
 
-/// The host connects again each time, and other commands are answered in between.
+/// The host reconnects each time, and the array answers other commands in between.
 #[test]
 fn a_command_that_breaks_the_connection_each_time_fails_at_the_loss_timeout() {
     let mut rig = Rig::up(64, Manners { poison: Some(64), ..Manners::default() });
@@ -673,7 +673,7 @@ fn a_response_that_comes_twice_ends_the_connection() {
     rig.end();
 }
 
-/// Whatever the bytes are, nothing panics, no block is lost, and each command comes back exactly once.
+/// With any bytes, nothing panics, no block is lost, and each command comes back exactly once.
 #[test]
 fn garbage_from_a_hostile_array_is_survived() {
     for seed in 0..400u64 {
@@ -758,7 +758,7 @@ impl Rig {
         let mut draw = |below: u64| (trefoil_poll::Io::random(&mut self.io) >> 20) % below;
         self.chunk = [1, 7, 24, 4096, usize::MAX, usize::MAX][draw(6) as usize];
         self.stall_sends = draw(3) == 0;
-        // An identifier is a slot with a generation above it; the depths are 8 and 31.
+        // An identifier has the slot in its low bits and the generation in its high bits; the depths are 8 and 31.
         let (cid, ttag) = ((draw(8) | draw(3) << 3 | draw(3) << 5) as u16, draw(3) as u16);
         let offset_bytes = [0, 0, 0, 4, 4096, 8192, 12288, !3][draw(8) as usize];
         let len_bytes = [4, 16, 512, 4096, 8192, 65536, 131_072, 126_976][draw(8) as usize];

@@ -11,11 +11,11 @@ use trefoil_wire::fabrics::{Connect, ConnectAttributes, ConnectData, FabricsComm
 use trefoil_wire::nvme::Sgl;
 use trefoil_wire::tcp::{CapsuleCmd, CommonHeader, DIGEST_LEN, H2cData, TermReq, TermReqDirection, digest};
 
-/// The longest header that this host writes: 72 bytes, the header digest, padding up to the largest PDO (the first
-/// multiple above 76 of an alignment of at most 128), a data digest, and inline data.
+/// The longest header that this host writes: everything up to the largest PDO, a data digest, and inline data. A header
+/// has 72 bytes, or 76 bytes with its digest. PDO is the next multiple of the alignment, which is at most 128.
 const HEAD_ROOM: usize = 128 + DIGEST_LEN + INLINE_BYTES;
 
-/// The digests and the alignment of the PDUs that are written.
+/// The digests and the alignment of outgoing PDUs.
 #[derive(Clone, Copy)]
 struct Form {
     header_digest: bool,
@@ -24,7 +24,8 @@ struct Form {
 }
 
 impl Qpair {
-    /// Sends the pending PDUs, unless a send is under way. In that case, [`on_sent`](Self::on_sent) makes room.
+    /// Sends the pending PDUs, unless a send is under way. In that case, [`on_sent`](Self::on_sent) frees the send
+    /// list.
     #[inline]
     pub fn flush<I: Io>(&mut self, io: &mut I) {
         let waiting = !self.unsent.is_empty()
@@ -55,7 +56,7 @@ impl Qpair {
         }
     }
 
-    /// Takes the end of a send: the blocks return to their commands.
+    /// Handles the end of a send: gives the blocks back to their commands.
     pub(super) fn on_sent<I: Io>(
         &mut self,
         io: &mut I,
@@ -63,7 +64,8 @@ impl Qpair {
         result: Result<(), SockError>,
     ) {
         while let Some(buf) = list.take_buf() {
-            // The list and `lent` are stacks with the same pushes, so their tops belong together.
+            // Each push to the list is also a push to `lent`, and both are stacks. So their top entries belong
+            // together.
             let Some(at) = self.lent.pop() else { break };
             let slot = &mut self.slots[usize::from(at)];
             slot.lent = false;
@@ -87,15 +89,15 @@ impl Qpair {
         }
     }
 
-    /// Sends a Connect or a terminate request without waiting for the end of the turn, since nothing else may happen
-    /// before.
+    /// Sends a Connect or a terminate request without waiting for the end of the turn, since no other PDU may be sent
+    /// before it.
     fn flush_control<I: Io>(&mut self, io: &mut I) {
         if self.receive.connect_due || self.terminate.is_some() {
             self.flush_now(io);
         }
     }
 
-    /// Queues a command with a grant, unless its block is still being sent.
+    /// Queues a command with an R2T to answer, unless the command's block is still being sent.
     pub(super) fn queue_transfer(&mut self, at: u16) {
         let slot = &mut self.slots[usize::from(at)];
         if !slot.queued && !slot.lent {
@@ -104,7 +106,7 @@ impl Qpair {
         }
     }
 
-    /// Sends Connect. Its data does not come from a block, so Connect needs no memory of the arena.
+    /// Sends Connect. The data of Connect is part of the send list's headers, so Connect needs no memory of the arena.
     pub(super) fn send_connect<I: Io>(&mut self, io: &mut I) {
         let Some(mut list) = self.list.take() else { return };
         let connect = Connect {
@@ -205,8 +207,9 @@ impl Qpair {
     }
 }
 
-/// Drops a block that came back for a command that is gone. The table never frees a lent slot. So a build with
-/// assertions stops here (by the block's own drop check), and a release build repairs the error.
+/// Drops a block that came back for a command that is gone. The table never frees a lent slot, so this is a bug. The
+/// drop check of [`Buf`](trefoil_poll::Buf) reports the bug: a build with assertions panics, and a release build frees
+/// the block.
 #[cold]
 fn unreachable_block(buf: trefoil_poll::Buf) {
     drop(buf);

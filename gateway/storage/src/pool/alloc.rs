@@ -2,11 +2,12 @@
 
 use super::table::{Run, Table};
 
-/// Finds `units` free units on members whose block size is at most `block_bytes`. Takes units right after `last` first,
-/// as far as they are free. Then takes the smallest free run that holds the rest, else the largest runs first.
+/// Finds `units` free units on members whose block size is at most `block_bytes`. First takes the free units that
+/// directly follow `last`. Then takes the smallest free run that holds all remaining units. If no run is large enough,
+/// takes the largest runs first.
 ///
 /// # Errors
-/// The number of free units, if they don't suffice.
+/// The number of free units, if it is less than `units`.
 pub(super) fn allocate(
     table: &Table,
     block_bytes: u32,

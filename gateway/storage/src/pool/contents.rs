@@ -1,17 +1,17 @@
-//! Recognises contents of a backend that are not a pool's: a file system, a partition table, another volume manager's
-//! label.
+//! Recognises contents of a backend that don't belong to a pool: a file system, a partition table, another volume
+//! manager's label.
 //!
-//! What it is not: a proof that there are no contents. A database that writes the bare device has no mark that
-//! everybody knows, and marks at a device's end aren't checked.
+//! What it is not: it does not prove that a backend has no contents. A database that writes directly to the device has
+//! no well-known mark, and this module doesn't check for marks at a device's end.
 
 use super::format::{LABEL_AT, LABELS_BYTES, TABLE_AT};
 use super::{BackendInfo, IoError, PoolIo, io_error};
 
-/// The number of bytes from a device's start that is enough to see every mark.
+/// The number of bytes from a device's start that contain every mark.
 pub const LOOKED_AT_BYTES: usize = 68 << 10;
 
 /// The marks: each has its meaning, its offset and its bytes. The offsets belong to the formats, and blkid(8) uses the
-/// same ones. A mark that another format may contain comes after the marks of that format.
+/// same offsets. A mark that another format may contain comes after the marks of that format.
 const MARKS: [(&str, usize, &[u8]); 17] = [
     ("a GPT partition table", 512, b"EFI PART"),
     ("a GPT partition table", 4096, b"EFI PART"),
@@ -29,7 +29,7 @@ const MARKS: [(&str, usize, &[u8]); 17] = [
     ("an NTFS file system", 3, b"NTFS    "),
     ("a BitLocker volume", 3, b"-FVE-FS-"),
     ("an exFAT file system", 3, b"EXFAT   "),
-    // The last two bytes of a boot sector, which FAT has too.
+    // The last two bytes of a boot sector. FAT has the same bytes there.
     ("a partition table or boot sector", 510, &[0x55, 0xAA]),
 ];
 
@@ -45,8 +45,8 @@ pub(super) async fn read<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<Opt
     Ok(recognise(&start.map_err(io_error(backend, "looking for other contents"))?))
 }
 
-/// Erases the marks that are not in the place of a label, so that no program takes a member for its earlier contents.
-/// Marks at a device's end, such as the copy of a GPT, stay.
+/// Erases the marks that are not in the place of a label, so that no program mistakes a member for its earlier
+/// contents. Marks at a device's end, such as the copy of a GPT, stay.
 pub(super) async fn erase<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
     const _: () = assert!(LABEL_AT[0] == 0 && LOOKED_AT_BYTES as u64 <= TABLE_AT[0]);
     let zeroed = io.write_zeroes(backend.id, LABELS_BYTES, TABLE_AT[0] - LABELS_BYTES).await;

@@ -12,7 +12,7 @@ use crate::request::Fault;
 use crate::topology::MAX_BACKENDS;
 use uuid::Uuid;
 
-/// The number of members that keep the layout table, if the pool has so many.
+/// The number of members that keep the layout table, if the pool has that many members.
 const HOLDERS: usize = 2;
 
 /// A pool to be made.
@@ -91,7 +91,7 @@ pub enum CreatePoolError {
         /// The recognised contents.
         what: &'static str,
     },
-    /// The backend may belong to a pool, so it is left alone.
+    /// The backend may belong to a pool, so it is not used.
     #[error("backend {backend} has a damaged label: {damage}")]
     Damaged {
         /// The backend.
@@ -99,7 +99,8 @@ pub enum CreatePoolError {
         /// The damage of the label.
         damage: Damage,
     },
-    /// I/O failed. The pool doesn't exist, unless the last step failed; opening the pool tells.
+    /// I/O failed. The pool doesn't exist, unless the last step failed. In that case, an attempt to open the pool shows
+    /// the outcome.
     #[error(transparent)]
     Io(#[from] IoError),
     /// The layout does not fit. This can't happen for an empty layout.
@@ -107,8 +108,8 @@ pub enum CreatePoolError {
     Table(#[from] TableError),
 }
 
-/// Makes a pool. All contents of the backends are lost, but recognised contents only with `overwrite`. After an
-/// interruption, the backends can be used for another try.
+/// Makes a pool. All contents of the backends are lost. Without `overwrite`, refuses a backend with recognised
+/// contents. After an interruption, the backends can be used for another try.
 ///
 /// # Errors
 /// [`CreatePoolError`].
@@ -127,9 +128,9 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
         {
             return Err(CreatePoolError::Contents { backend: member.backend.name.clone(), what });
         }
-        // A pool's own changes never reach `GENERATIONS / 2`. A label beyond it may leave no next generation, so the
-        // new labels don't continue from it. They may start anew, since both slots are overwritten before the pool
-        // relies on either.
+        // A pool's own changes never reach `GENERATIONS / 2`. A label with a higher generation may leave no next
+        // generation, so the new labels don't continue from it. They may start from a lower generation, since both
+        // slots are overwritten before the pool relies on one of them.
         if before < GENERATIONS / 2 {
             generation = generation.max(before + 1);
         }
@@ -160,7 +161,7 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
             len_bytes: member.backend.len_bytes,
         })
         .collect();
-    // All labels, then all tables, then the labels that put the pool in force: invariant 7.
+    // Write all labels, then all tables, then the labels with which the pool exists: invariant 7.
     for (member, label) in new.members.iter().zip(&labels) {
         write_label(io, &member.backend, label).await?;
     }
@@ -186,15 +187,15 @@ pub async fn create_pool<I: PoolIo>(io: &I, new: NewPool) -> Result<Pool, Create
     })
 }
 
-/// Zeroes the place of both tables, so that a sparse file has the space for them. Then a table that grows can't meet a
-/// full disk, unless the file system takes new space for overwritten data.
+/// Zeroes both table slots, so that a sparse file allocates the space for them. Then a growing table can't fail because
+/// the disk is full. The exception is a file system that takes new space for overwritten data.
 async fn make_room<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<(), IoError> {
     let zeroed = io.write_zeroes(backend.id, TABLE_AT[0], TABLE_AREA_BYTES).await;
     zeroed.map_err(io_error(backend, "making room for the layout"))?;
     io.flush(backend.id).await.map_err(io_error(backend, "making room for the layout"))
 }
 
-/// Checks everything that needs no I/O. Returns the members as they stand in the table.
+/// Checks everything that needs no I/O. Returns the members' entries for the table.
 fn check(new: &NewPool) -> Result<Vec<MemberEntry>, CreatePoolError> {
     if !is_name(&new.name) {
         return Err(CreatePoolError::Name(new.name.clone()));
@@ -274,16 +275,16 @@ pub enum DestroyPoolError {
         /// The reason.
         why: Frozen,
     },
-    /// I/O failed. The pool may still exist; opening it tells.
+    /// I/O failed. The pool may still exist; an attempt to open the pool shows the outcome.
     #[error(transparent)]
     Io(#[from] IoError),
 }
 
-/// Destroys a pool. With `force`, destroys its LUNs too. The backends can then be used otherwise. No command may be
-/// under way to the LUNs.
+/// Destroys a pool. With `force`, destroys its LUNs too. The backends are then free for other uses. The caller must
+/// make sure that no command to the LUNs is outstanding.
 ///
 /// # Errors
-/// [`DestroyPoolError`]; the pool is as it was, or frozen after an I/O error.
+/// [`DestroyPoolError`]; the pool is unchanged, or frozen after an I/O error.
 pub async fn destroy_pool<I: PoolIo>(io: &I, pool: &mut Pool, force: bool) -> Result<(), DestroyPoolError> {
     let luns = pool.table.luns.len();
     if luns > 0 && !force {

@@ -1,4 +1,4 @@
-//! The common parts of labels and tables: places, sizes, checksums, names.
+//! The common parts of labels and tables: offsets, sizes, checksums, names.
 
 /// The granularity of all writes outside of data.
 pub(super) const BLOCK_BYTES: usize = 4096;
@@ -29,10 +29,10 @@ pub(super) const NAME_BYTES: usize = 64;
 /// The reason for which a slot's contents can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// The slot is empty, or its contents are not ours.
+    /// The slot is empty, or its contents are not a label or table of Trefoil.
     #[error("no Trefoil data")]
     Blank,
-    /// The slot's contents were ours but are damaged.
+    /// The slot has a label or table of Trefoil, but its contents are damaged.
     #[error("wrong checksum")]
     Checksum,
     /// The contents were written by a newer program.
@@ -43,8 +43,8 @@ pub enum Damage {
     Invalid(&'static str),
 }
 
-/// The lowest generation that is refused. Every change is a new generation, and no pool has made so many changes. A
-/// generation from this one on has no next.
+/// The lowest generation that is refused. Every change is a new generation, and no pool makes so many changes. A
+/// generation at or above this value counts as having no next generation.
 pub(super) const GENERATIONS: u64 = u64::MAX / 2;
 pub(super) const NO_NEXT: Damage = Damage::Invalid("the generation has no next number");
 
@@ -53,7 +53,7 @@ pub(super) fn data_start(unit_bytes: u64) -> u64 {
     META_BYTES.next_multiple_of(unit_bytes)
 }
 
-/// Puts the checksum of all of `bytes` into its place.
+/// Writes the checksum of all of `bytes` into its field.
 pub(super) fn seal(bytes: &mut [u8]) {
     let crc = checksum(bytes);
     if let Some(field) = bytes.get_mut(CRC_AT..CRC_AT + 4) {
@@ -61,7 +61,7 @@ pub(super) fn seal(bytes: &mut [u8]) {
     }
 }
 
-/// Returns the CRC32C of `bytes`, with the checksum's own place taken as zero.
+/// Returns the CRC32C of `bytes`, with the checksum field taken as zero.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     let (head, tail) = bytes.split_at(CRC_AT.min(bytes.len()));
     let tail = tail.get(4..).unwrap_or_default();

@@ -1,11 +1,12 @@
 //! Presents a backend 1:1 as a LUN, without a pool.
 //!
 //! Nothing is written to the backend, so its contents stay readable without the gateway. Only the control plane's own
-//! state knows of the import. The backend must be up to be imported; later it may come and go.
+//! state records the import. The backend must be up for the import; later, it may go down and come back.
 //!
-//! The LUN's identity is the one given to the control plane. If none is given, it is the namespace's own, if the
-//! namespace has one and no other LUN has it; else it is random. So a namespace of an array is the same disk to its
-//! hosts after a release and another import, and after a loss of the control plane's state.
+//! The LUN's identity is the one given to the control plane. If none is given, the LUN gets the namespace's own
+//! identity, if the namespace has one and no other LUN has it. Otherwise, the LUN gets a random identity. So hosts
+//! still see a namespace of an array as the same disk after a release and another import, and after a loss of the
+//! control plane's state.
 
 use super::create::{CreatePoolError, check_unused};
 use super::format::{Damage, LABELS_BYTES, is_name};
@@ -79,7 +80,7 @@ pub async fn import_namespace<I: PoolIo>(
         return Err(ImportError::BlockSize(backend.name));
     }
     if backend.len_bytes < LABELS_BYTES {
-        // A pool has no room on so small a backend.
+        // Such a small backend has no room for a pool.
         return Ok(Imported { uuid, nguid, name, backend });
     }
     match check_unused(io, &backend).await {

@@ -1,4 +1,4 @@
-//! A member's label: its identity and its pool. Its bytes are those of `RawLabel`.
+//! A member's label: its identity and its pool. `RawLabel` defines its bytes.
 
 use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, LABEL_AT, NAME_BYTES, NO_NEXT, VERSION, checksum, emit_name,
@@ -18,7 +18,7 @@ trefoil_wire::layout! {
         version: u32 = 8,
         /// CRC32C of the slot with this field zero.
         crc32c: u32 = 12,
-        /// The generation; the label with the higher one counts.
+        /// The generation. Of two valid labels, the label with the higher generation is current.
         generation: u64 = 16,
         /// The pool.
         pool_uuid: [u8; 16] = 24,
@@ -64,7 +64,7 @@ pub enum LabelState {
 /// The contents of a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// The generation; the label with the higher one counts.
+    /// The generation. Of two valid labels, the label with the higher generation is current.
     pub generation: u64,
     /// The pool.
     pub pool_uuid: Uuid,
@@ -99,7 +99,7 @@ impl Label {
     }
 
     /// Returns whether the first bytes of a backend have a damaged label and no valid one. A first label whose write
-    /// was interrupted doesn't count: it stands in the first slot alone.
+    /// was interrupted doesn't count: it is in the first slot only.
     pub fn is_damaged(start: &[u8]) -> bool {
         let second = start.get(LABEL_AT[1] as usize..).unwrap_or_default();
         Self::newest(start).is_none() && Self::is_begun(second)

@@ -12,7 +12,7 @@ use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, ZERO_PIECE_BYTES, io_err
 use crate::request::Fault;
 use uuid::Uuid;
 
-/// A LUN to be made. Its identity stays the same for its whole life.
+/// A LUN to be made. The LUN keeps this identity for its whole life.
 #[derive(Clone, Debug)]
 pub struct NewLun {
     /// The LUN's UUID.
@@ -72,7 +72,7 @@ pub enum LunError {
         /// The requested block size.
         block_bytes: u32,
     },
-    /// The size is zero, or more than a pool can count.
+    /// The size is zero, or larger than a pool can count.
     #[error("pool {pool}: LUN {lun} can't have {blocks} blocks")]
     Size {
         /// The pool.
@@ -122,7 +122,7 @@ pub enum LunError {
         /// The free space in bytes, on backends whose blocks are small enough.
         free_bytes: u64,
     },
-    /// The layout would not fit its place.
+    /// The layout would not fit into its slot.
     #[error("pool {pool}: {error}")]
     Table {
         /// The pool.
@@ -153,7 +153,7 @@ pub enum LunError {
 /// The reason for which a pool doesn't store its exports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExportsError {
-    /// The exports don't fit.
+    /// The exports don't fit into the slot of the layout.
     #[error("pool {pool}: {error}")]
     Table {
         /// The pool.
@@ -188,8 +188,8 @@ pub async fn create_lun<I: PoolIo>(io: &I, pool: &mut Pool, new: NewLun) -> Resu
     zero_and_publish(io, pool, zeroing).await
 }
 
-/// Grows a LUN to `blocks` in all. The new blocks read as zeros. If the operation fails or is interrupted, the LUN is
-/// as it was.
+/// Grows a LUN to `blocks` in total. The new blocks read as zeros. If the operation fails or is interrupted, the LUN is
+/// unchanged.
 ///
 /// # Errors
 /// [`LunError`].
@@ -198,7 +198,7 @@ pub async fn grow_lun<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: u64
     zero_and_publish(io, pool, zeroing).await
 }
 
-/// Takes back a growth that no host has seen: the LUN has `blocks` again.
+/// Undoes a growth that no host has seen: sets the LUN's size back to `blocks`.
 ///
 /// # Errors
 /// [`LunError`].
@@ -213,8 +213,8 @@ pub async fn undo_growth<I: PoolIo>(io: &I, pool: &mut Pool, lun: Uuid, blocks: 
     pool.commit(io, table, &name).await
 }
 
-/// Deletes a LUN. `in_use` says whether the LUN is presented; then only `force` deletes it. No command may be under way
-/// to the LUN.
+/// Deletes a LUN. `in_use` says whether the LUN is presented. A presented LUN is deleted only with `force`. The caller
+/// must make sure that no command to the LUN is outstanding.
 ///
 /// # Errors
 /// [`LunError`].
@@ -238,7 +238,8 @@ pub async fn delete_lun<I: PoolIo>(
     pool.commit(io, table, &name).await
 }
 
-/// Stores `exports` with the layout: they tell which hosts see the LUNs. Does nothing if the layout has them already.
+/// Stores `exports` with the layout. The exports tell which hosts see the LUNs. Does nothing if the layout already has
+/// the same exports.
 ///
 /// # Errors
 /// [`ExportsError`].
@@ -354,7 +355,7 @@ impl Pool {
         self.zeroing(&lun, &added)
     }
 
-    /// Reserves units to grow a LUN to `blocks` in all: the first step of growing a LUN.
+    /// Reserves units to grow a LUN to `blocks` in total: the first step of growing a LUN.
     ///
     /// # Errors
     /// [`LunError`].
@@ -414,7 +415,7 @@ impl Pool {
         self.lun(lun).ok_or_else(|| LunError::NotFound { pool: self.name.clone(), lun })
     }
 
-    /// Gives `lun` the units that its pending size takes. Returns the new units.
+    /// Gives `lun` the units that its pending size needs. Returns the new units.
     fn extend(&self, lun: &mut PoolLun) -> Result<Vec<Run>, LunError> {
         let unit = self.table.unit_bytes;
         let need = lun.units_for(lun.pending_blocks, unit).filter(|&units| units > 0);
@@ -448,7 +449,7 @@ impl Pool {
         Ok(Zeroing { lun: lun.uuid, name: lun.name.clone(), ranges })
     }
 
-    /// Puts `table` in force. `lun` is the LUN that an error names.
+    /// Makes `table` the pool's layout, on the disks and in memory. An error names `lun`.
     async fn commit<I: PoolIo>(&mut self, io: &I, table: Table, lun: &str) -> Result<(), LunError> {
         let pool = self.name.clone();
         if let Some(why) = self.frozen.clone() {
@@ -460,11 +461,11 @@ impl Pool {
         self.write(io, table).await.map_err(|error| LunError::Io { pool, lun: lun.to_owned(), error })
     }
 
-    /// Writes `table`, which fits, as the next generation to every slot.
+    /// Writes `table` to every slot as the next generation. The caller has checked that the table fits.
     ///
     /// Between the first write and the last, the pool is frozen: invariant 2. It stays frozen if the future fails or is
     /// dropped. The pool is also frozen if the layout is not the one that this gateway wrote last, or if a disk that
-    /// must be written has become another's. Both can happen, since a pool stays open for long.
+    /// must be written now belongs to another pool. Both can happen, since a pool stays open for a long time.
     pub(super) async fn write<I: PoolIo>(&mut self, io: &I, mut table: Table) -> Result<(), IoError> {
         table.generation = self.table.generation + 1;
         debug_assert_eq!(table.check(), Ok(()));

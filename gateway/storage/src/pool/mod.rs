@@ -1,10 +1,10 @@
-//! Pools: LUNs carved from a set of backends, with the layout on the backends themselves.
+//! Pools: LUNs that are allocated from a set of backends. The backends themselves store the layout.
 //!
 //! What it is: the on-disk format, and the operations that change it, as plain async functions over [`PoolIo`]. They
 //! use no clock, no randomness and no runtime: identifiers and times are inputs.
 //!
 //! What it is not: it is not on the data path, which sees only the extents of a [`crate::topology::Lun`]. A pool has no
-//! redundancy of its own: a LUN is lost with any backend that holds one of its extents.
+//! redundancy: if a backend is lost, every LUN with an extent on that backend is lost.
 //!
 //! # On disk (version 1, little-endian)
 //! Each backend of a pool is a *member*:
@@ -17,28 +17,31 @@
 //!         4,194,304  data, from here or from the next multiple of the unit
 //! ```
 //! Data is counted in units (4 MiB by default). Two members, the *holders*, keep the table; a pool with one member has
-//! one holder. A holder's 3.9 MiB for the table are zeroed when the pool is made, so that a sparse file has the space.
-//! Every member reserves this space. There is no map of free space: a unit that no LUN has is free.
+//! one holder. A holder's 3.9 MiB for the table are zeroed when the pool is made, so that a sparse file allocates the
+//! space. Every member reserves these 3.9 MiB. There is no map of free space: a unit that no LUN has is free.
 //!
 //! # Invariants
-//! 1. A label or table is valid as a whole or not at all (CRC32C), and of the valid ones the highest generation counts.
-//!    Each change is a new generation, written durably to slot 0, then slot 1, of one holder after the other. So at any
-//!    moment one slot holds the old state or the new.
-//! 2. A change is in force only when it is durable in every slot. Only then is it acknowledged, and only then does the
-//!    next one start. If writing fails half-way, the pool is *frozen*: it takes no more changes until it is opened
-//!    again, since a reader may find the old state or the new.
-//! 3. Opening completes a change that a crash left half-written: it brings every slot to the highest generation before
-//!    anything else.
-//! 4. Units become a LUN's in three steps: (a) durably reserved (`pending_blocks`), (b) zeroed and flushed, (c) durably
-//!    visible (`blocks`). A crash before (c) is rolled back at the next open.
+//! 1. A CRC32C covers each slot of a label or table, so a slot is valid as a whole or not at all. Of the valid slots,
+//!    the one with the highest generation is current. Each change is a new generation. It is written durably to slot 0
+//!    and then to slot 1, on one holder after the other. So at any moment one slot holds the old state or the new
+//!    state.
+//! 2. A change is complete only when it is durable in every slot. Only then is the change acknowledged, and only then
+//!    does the next change start. If writing fails half-way, the pool is *frozen*: it takes no more changes until it is
+//!    opened again, since a reader may find the old state or the new state.
+//! 3. Opening a pool first completes a change that a crash left half-written: it brings every slot to the highest
+//!    generation.
+//! 4. A LUN gets units in three steps: the units are (a) durably reserved (`pending_blocks`), (b) zeroed and flushed,
+//!    (c) made durably visible (`blocks`). After a crash before (c), the next open rolls the reservation back.
 //! 5. Units are free for other LUNs only after the table without them is durable everywhere.
-//! 6. A pool with a missing member takes no changes, so two halves can't diverge. A pool also takes no changes if its
-//!    layout is not the one that was written or read last, or if one of its disks has lost its label since. Files are
-//!    locked, but nothing keeps a second gateway from the same namespace of an array.
+//! 6. A pool with a missing member takes no changes, so two halves can't diverge. A pool also takes no changes if one
+//!    of its disks has lost its label. The same holds if the layout on the disks is not the layout that this gateway
+//!    wrote or read last. Files are locked, but nothing prevents a second gateway from using the same namespace of an
+//!    array.
 //! 7. A pool exists from the first durable label that says `Ready`. Before that, all labels say `Creating`, and all
-//!    tables are durable. Destroying takes the same steps in reverse.
-//! 8. A member is known by its label. A member that has lost both label slots is known by its copy of the table, if
-//!    another member says `Ready`. A disk with neither label nor table may be anybody's, and is never a member.
+//!    tables are durable. Destroying a pool takes the same steps in reverse.
+//! 8. A member is recognised by its label. A member that has lost both label slots is recognised by its copy of the
+//!    table, if another member's label says `Ready`. A disk with neither label nor table may belong to somebody else,
+//!    and is never a member.
 
 mod alloc;
 mod contents;
@@ -74,8 +77,7 @@ pub const MIN_UNIT_BYTES: u64 = 64 << 10;
 /// The largest unit that a pool can be made with.
 pub const MAX_UNIT_BYTES: u64 = 1 << 30;
 
-/// I/O on backends, by offset and length in bytes, all of them multiples of 4,096. The pool operations need nothing
-/// else of the world.
+/// I/O on backends, by offset and length in bytes, all of them multiples of 4,096. The pool operations do no other I/O.
 ///
 /// The futures needn't be `Send`: the control thread runs them itself.
 pub trait PoolIo {
@@ -116,7 +118,7 @@ pub const IO_PIECE_BYTES: usize = 256 << 10;
 pub struct BackendInfo {
     /// The identifier that [`PoolIo`] uses.
     pub id: BackendId,
-    /// The name that people use.
+    /// The name that operators use.
     pub name: String,
     /// The backend's size.
     pub len_bytes: u64,
@@ -142,8 +144,8 @@ pub enum Frozen {
     /// Members are missing. LUNs on them can't be presented; other LUNs can.
     #[error("these backends of the pool are missing: {}", .0.join(", "))]
     Missing(Vec<String>),
-    /// The pool is not as this gateway left it. Either a second gateway uses the same pool and would give away units of
-    /// a LUN here, or one of the pool's disks is no longer a member.
+    /// The layout on the disks is not the one that this gateway wrote last. Either a second gateway uses the same pool
+    /// and might allocate units that a LUN here has, or one of the pool's disks is no longer a member.
     #[error(
         "another gateway changed the pool's layout, or another pool took one of its disks: only one gateway may use a pool"
     )]
@@ -179,7 +181,7 @@ impl Pool {
         &self.name
     }
 
-    /// Returns the layout. A LUN in it that isn't [`PoolLun::is_visible`] is still being made.
+    /// Returns the layout. A LUN that isn't [`PoolLun::is_visible`] is still being made.
     pub fn table(&self) -> &Table {
         &self.table
     }
@@ -199,7 +201,7 @@ impl Pool {
         self.frozen.as_ref()
     }
 
-    /// Returns a log of what opening repaired, rolled back or left out.
+    /// Returns one note for each repair, each rollback and each ignored backend of the last open.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -1,4 +1,4 @@
-//! Finds and opens pools from their backends alone.
+//! Finds and opens pools. The backends are the only source of information.
 
 use super::format::{Damage, LABEL_AT, META_BYTES, TABLE_AT, data_start};
 use super::label::{Label, LabelState};
@@ -7,14 +7,14 @@ use super::table::{MemberEntry, Table};
 use super::{BackendInfo, Frozen, IoError, Pool, PoolIo, io_error};
 use uuid::Uuid;
 
-/// The role of a backend, as its label tells.
+/// The role of a backend according to its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// The backend is no member of any pool.
     Free,
     /// The backend is a member of a pool.
     Member(Label),
-    /// The backend is left from a pool whose making or destroying was interrupted.
+    /// The backend is left from a pool whose creation or destruction was interrupted.
     Unfinished(Label),
     /// The backend has a label, but both slots are bad.
     Damaged(Damage),
@@ -22,7 +22,7 @@ pub enum Found {
     Failed(IoError),
 }
 
-/// Reads each backend's label. A bad backend affects no other.
+/// Reads each backend's label. A bad backend doesn't affect the results of the others.
 pub async fn scan<I: PoolIo>(io: &I, backends: &[BackendInfo]) -> Vec<Found> {
     let mut found = Vec::with_capacity(backends.len());
     for backend in backends {
@@ -74,12 +74,12 @@ pub enum OpenPoolError {
         pool: Uuid,
         /// One backend.
         first: String,
-        /// The other.
+        /// The other backend.
         second: String,
         /// The member that both labels name.
         member: Uuid,
     },
-    /// The pool doesn't exist, since its making or destroying was interrupted.
+    /// The pool doesn't exist, since its creation or destruction was interrupted.
     #[error(
         "the creation or destruction of pool {pool} ({name}) was cut short: the pool doesn't exist, and its backends are free"
     )]
@@ -106,7 +106,7 @@ pub enum OpenPoolError {
         pool: Uuid,
         /// The backend.
         backend: String,
-        /// What differs.
+        /// The difference.
         what: String,
     },
     /// I/O failed.
@@ -134,11 +134,12 @@ struct Holder {
 struct Stray {
     backend: BackendInfo,
     labels: Slots<Label>,
-    /// Something else is in the label's place: a partition table, a file system. The layout further on may be intact.
+    /// Other data is in the label's place, such as a partition table or a file system. The layout at higher offsets may
+    /// be intact.
     is_overwritten: bool,
 }
 
-/// A backend that is left out, by its name in the layout if that name is known.
+/// A backend that the open ignores. The name is the one in the layout, if the layout has the backend.
 struct LeftOut {
     name: String,
     /// The reason for the caller that opens the pool.
@@ -147,15 +148,16 @@ struct LeftOut {
     note: String,
 }
 
-/// Opens the pool `uuid` from `backends`, and brings it in order: old slots are updated, and unfinished LUNs are rolled
-/// back. `backends` are all backends that carry the pool's label (see [`scan`]), and those that should carry it but
-/// have no valid label.
+/// Opens the pool `uuid` from `backends`, and repairs it: updates old slots, and rolls back unfinished LUNs. `backends`
+/// has every backend with the pool's label (see [`scan`]), and every backend that should have the label but has no
+/// valid one.
 ///
-/// A backend whose label is erased or damaged is known by its copy of the layout, and gets its label again. Without
-/// such a copy, or with something else in the label's place, the backend may be anybody's, so it counts as missing. A
-/// backend also counts as missing if it is shorter than in the layout, or if its copy of the layout can't be read.
+/// If a backend's label is erased or damaged, the backend is recognised by its copy of the layout, and gets its label
+/// again. A backend without such a copy, or with other data in the label's place, may belong to somebody else. So it
+/// counts as missing. A backend also counts as missing if it is shorter than in the layout, or if its copy of the
+/// layout can't be read.
 ///
-/// If members are missing, or if the repair fails, the pool is served but frozen.
+/// If members are missing, or if the repair fails, the pool opens but is frozen.
 ///
 /// # Errors
 /// [`OpenPoolError`]; nothing was changed.
@@ -269,11 +271,11 @@ async fn read_members<I: PoolIo>(
     Ok((members, strays))
 }
 
-/// Returns the member that a backend without a label is, if the backend has a layout of this pool. The member is the
-/// holder with the backend's name, if no other backend is that member.
+/// Identifies a backend that has no label but has a layout of this pool. Returns the holder with the backend's name,
+/// unless another backend is that holder.
 ///
-/// A disk that something else has begun to use is left as it is. The layouts of a destroyed pool remain on its disks,
-/// which does no harm: all labels say `Creating` before the first is erased.
+/// Returns `None` for a disk whose label's place other data has overwritten. The layouts of a destroyed pool remain on
+/// its disks. They do no harm, since all labels say `Creating` before the first label is erased.
 fn relabelled(
     stray: &Stray,
     newest: &Label,
@@ -322,8 +324,8 @@ impl Stray {
     }
 }
 
-/// Returns the reason for which a member with a label can't be used: the disk is too short, its block size changed, or
-/// its layout can't be read.
+/// Returns the reason for which a member with a label can't be used. Either its disk is too short, or the disk's block
+/// size changed, or the disk's layout can't be read.
 fn misfit(member: &Member, table: &Table, unread: &[(BackendInfo, String)]) -> Option<LeftOut> {
     let Member { backend, label, .. } = member;
     let entry = table.members.iter().find(|entry| entry.uuid == label.member_uuid)?;
@@ -388,7 +390,7 @@ async fn settle<I: PoolIo>(
     members: &[Member],
     holders: &[Holder],
 ) -> Result<(), IoError> {
-    // The bytes that were read may be only in a device's cache so far.
+    // The bytes that were just read may be only in a device's cache, and not durable yet.
     for member in members {
         io.flush(member.backend.id).await.map_err(io_error(&member.backend, "flushing"))?;
     }
@@ -408,7 +410,7 @@ async fn settle<I: PoolIo>(
             label.state = LabelState::Ready;
             label.generation += 1;
         }
-        // Write old slots first: a valid slot is never written while the other is not valid.
+        // Write old slots first: a valid slot is never written while the other slot is not valid.
         let mut slots: Vec<_> = LABEL_AT.into_iter().zip(&member.labels.slots).collect();
         slots.sort_by_key(|(_, slot)| {
             slot.as_ref().is_ok_and(|found| found.generation == member.label.generation)
@@ -431,7 +433,7 @@ async fn settle<I: PoolIo>(
     Ok(())
 }
 
-/// Takes units back from LUNs whose making or growing was not finished. Returns a note for each such LUN.
+/// Takes units back from LUNs whose creation or growth was not finished. Returns a note for each such LUN.
 fn roll_back(table: &mut Table) -> Vec<String> {
     let mut notes = Vec::new();
     for lun in &mut table.luns {

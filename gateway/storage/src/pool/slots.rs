@@ -32,8 +32,8 @@ pub(super) async fn read_labels<I: PoolIo>(io: &I, backend: &BackendInfo) -> Res
     Ok(Slots { slots: LABEL_AT.map(slot) })
 }
 
-/// Returns whether the backend is still that member of the pool. The disk of a pool that has been open for long may
-/// have become another's.
+/// Returns whether the backend's label still names this pool and this member. While a pool is open, its disk may have
+/// become a member of another pool.
 pub(super) async fn is_member<I: PoolIo>(
     io: &I,
     backend: &BackendInfo,
@@ -46,7 +46,7 @@ pub(super) async fn is_member<I: PoolIo>(
     }))
 }
 
-/// Returns whether something else is in a label's place: neither a label of ours, however damaged, nor an erased slot.
+/// Returns whether other data is in a label's place: neither a label, valid or damaged, nor an erased slot.
 pub(super) async fn is_overwritten<I: PoolIo>(io: &I, backend: &BackendInfo) -> Result<bool, IoError> {
     let bytes = io.read(backend.id, LABEL_AT[0], 2 * BLOCK_BYTES).await;
     let bytes = bytes.map_err(io_error(backend, "reading the label"))?;

@@ -1,8 +1,8 @@
-//! The layout table: a pool's members and LUNs. Its bytes are those of `RawHeader`, the members, the LUNs, the LUNs'
-//! runs of units, and the exports, in this order. Zeros fill the last 4 KiB block.
+//! The layout table: a pool's members and LUNs. Its bytes are, in this order: `RawHeader`, the members, the LUNs, the
+//! LUNs' runs of units, and the exports. Zeros fill the last 4 KiB block.
 //!
-//! The exports tell which hosts see the LUNs. The control plane defines their bytes, which begin with a version of
-//! their own. A table written before exports were introduced has zero for their length, and so has none.
+//! The exports tell which hosts see the LUNs. The control plane defines the bytes of the exports, which begin with
+//! their own version number. In a table written before exports were introduced, the length of the exports is zero.
 
 use super::format::{
     BLOCK_BYTES, Damage, GENERATIONS, NAME_BYTES, NO_NEXT, TABLE_BYTES, VERSION, checksum, emit_name,
@@ -22,7 +22,7 @@ trefoil_wire::layout! {
         version: u32 = 8,
         /// CRC32C of `len_bytes` bytes with this field zero.
         crc32c: u32 = 12,
-        /// The generation; the table with the higher one counts.
+        /// The generation. Of two valid tables, the table with the higher generation is current.
         generation: u64 = 16,
         /// The pool.
         pool_uuid: [u8; 16] = 24,
@@ -70,13 +70,13 @@ trefoil_wire::layout! {
         block_bytes: u32 = 52,
         /// Visible size in blocks; 0 while the LUN is being made.
         blocks: u64 = 56,
-        /// Size in blocks after the growth under way; 0 if there is no growth under way.
+        /// Size in blocks after the present growth; 0 if the LUN is not growing.
         pending_blocks: u64 = 64,
         /// The time at which the LUN was made, in seconds of Unix time.
         created_at_s: u64 = 72,
         /// The LUN's NSID.
         nsid: u32 = 80,
-        /// The number of the LUN's runs. They follow the runs of the LUN before.
+        /// The number of the LUN's runs. In the table, they follow the runs of the previous LUN.
         runs: u32 = 84,
         /// UTF-8, padded with NUL.
         name: [u8; NAME_BYTES] = 96,
@@ -147,7 +147,7 @@ pub struct PoolLun {
     pub block_bytes: u32,
     /// Visible size in blocks; 0 while the LUN is being made.
     pub blocks: u64,
-    /// Size in blocks once the new units are zeroed; 0 if there are none.
+    /// Size in blocks once the new units are zeroed; 0 if the LUN has no new units.
     pub pending_blocks: u64,
     /// The LUN's units in order.
     pub runs: Vec<Run>,
@@ -169,7 +169,7 @@ impl PoolLun {
         Some(blocks.checked_mul(u64::from(self.block_bytes))?.div_ceil(unit_bytes))
     }
 
-    /// Gives up the pending size and its units.
+    /// Removes the pending size and its units from the LUN.
     pub(super) fn roll_back(&mut self, unit_bytes: u64) {
         self.pending_blocks = 0;
         self.truncate(self.units_for(self.blocks, unit_bytes).unwrap_or(u64::MAX));
@@ -186,7 +186,7 @@ impl PoolLun {
         });
     }
 
-    /// Gives up the units beyond the first `keep`.
+    /// Removes the units beyond the first `keep`.
     fn truncate(&mut self, keep: u64) {
         let mut left = keep;
         self.runs.retain_mut(|run| {
@@ -200,7 +200,7 @@ impl PoolLun {
 /// A pool's layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The generation; the table with the higher one counts.
+    /// The generation. Of two valid tables, the table with the higher generation is current.
     pub generation: u64,
     /// The pool.
     pub pool_uuid: Uuid,
@@ -214,7 +214,7 @@ pub struct Table {
     pub exports: Vec<u8>,
 }
 
-/// The reason for which a layout doesn't fit its place.
+/// The reason for which a layout doesn't fit into its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
     /// There are too many LUNs.
@@ -231,16 +231,16 @@ pub enum TableError {
 }
 
 impl Table {
-    /// Returns the length of the table that begins with these bytes, if they begin one. A reader must read so many
-    /// bytes.
+    /// Returns the length of the table that begins with these bytes, if these bytes begin a table. A reader must read
+    /// that many bytes.
     pub(super) fn len_of(head: &[u8]) -> Option<usize> {
         let raw = RawHeader::parse(head.first_chunk()?);
         let len = raw.len_bytes as usize;
         (raw.magic == MAGIC && len <= TABLE_BYTES && len.is_multiple_of(BLOCK_BYTES)).then_some(len)
     }
 
-    /// Returns the generation of the table of `pool` that begins with these bytes, whether or not the rest of the table
-    /// is valid.
+    /// Returns the generation of the table of `pool` that begins with these bytes, even if the rest of the table is not
+    /// valid.
     pub(super) fn generation_of(head: &[u8], pool: Uuid) -> Option<u64> {
         let raw = RawHeader::parse(head.first_chunk()?);
         (raw.magic == MAGIC && raw.pool_uuid == pool.into_bytes()).then_some(raw.generation)
@@ -338,8 +338,8 @@ impl Table {
         Ok(bytes)
     }
 
-    /// Checks that the table is a valid layout. Sizes are within the limits of specs and sums, each LUN has exactly the
-    /// units that it needs, no unit has two owners, and names and identities are unique.
+    /// Checks that the table is a valid layout. All sizes and counts must be in range, and each LUN must have exactly
+    /// the units that it needs. No unit may have two owners, and names and identities must be unique.
     ///
     /// # Errors
     /// The defect.

@@ -1,6 +1,10 @@
-# Our gateway in a VM with a NUMA node for each CPU, its pool on /dev/vda. At first one node has all reserved hugepages, later
-# each has some. Orders, each answered by a step:
-#   start -> started; kill -> killed; grow SIZE -> grown; offer: the second subsystem -> offered; stop: ends it in good order, and the VM.
+# Our gateway in a VM that has one NUMA node for each CPU. The gateway's pool is on /dev/vda. At first one node has all reserved
+# hugepages, later each node has some. Orders of the runner, each with the step that answers it:
+#   start: starts the gateway -> started
+#   kill: kills the gateway -> killed
+#   grow SIZE: grows the LUN -> grown
+#   offer: creates the second subsystem -> offered
+#   stop: stops the gateway in good order, and ends the VM
 . /lib.sh
 net_up
 load virtio_blk
@@ -8,7 +12,8 @@ within 20 test -b /dev/vda
 mkdir -p /run/trefoil
 ln -s /dev/vda /run/trefoil/pool.img
 
-# hugepages COUNT...: how many each node reserves. A core's memory takes 32, control's 4.
+# hugepages COUNT...: sets the number of hugepages that each node reserves. The memory of a core takes 32, the memory of the
+# control thread 4.
 hugepages() {
   node=0
   for count; do
@@ -19,8 +24,8 @@ hugepages() {
   done
 }
 
-# placed HUGE...: the payload memory of each core is there, all of it on the node of the core's CPU, on hugepages or not. The log
-# says `a core starts core=0 cpu=0 numa_node=Some(0) memory=0x7f.. huge=false`.
+# placed HUGE...: checks that all payload memory of each core is on the node of the core's CPU, and on hugepages if HUGE is
+# true. A line of the log: `a core starts core=0 cpu=0 numa_node=Some(0) memory=0x7f.. huge=false`.
 placed() {
   within 10 all_logged
   nodes=
@@ -56,7 +61,8 @@ start() {
   alive || die "trefoild ended at its start"
 }
 
-# The disk is the running gateway's, as a mounted one would be its file system's: a preflight for a second gateway says so.
+# The running gateway holds the disk exclusively, as a file system holds a mounted disk. The preflight of a second gateway
+# must report this.
 held() {
   sed 's,^state_dir.*,state_dir = "/run/second",; s,^rpc_socket.*,rpc_socket = "/run/second/rpc.sock",' \
     /etc/trefoild.toml > /run/second.toml

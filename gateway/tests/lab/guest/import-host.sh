@@ -1,6 +1,6 @@
-# Linux as the host of a namespace that others have filled and that the target at $LAB_TARGET presents as it is. It must find
-# $LAB_SUM, the SHA-256 sum of the whole, under the identity $LAB_UUID; then it writes to three places, which the runner
-# knows, and leaves.
+# Linux as the host of a namespace with data on it, which the target at $LAB_TARGET presents unchanged. The namespace must
+# have the identity $LAB_UUID, and its contents the SHA-256 sum $LAB_SUM. Then the host writes to three places that the
+# runner knows, and disconnects.
 . /lib.sh
 net_up
 load nvme-tcp

@@ -1,10 +1,11 @@
-# Sourced by the guest's scripts. /lab.env has the scenario's values (see Vm in xtask/src/lab/vm.rs).
+# The guest's scripts source this file. /lab.env has the scenario's values (see Vm in xtask/src/lab/vm.rs).
 . /lab.env
-# Busybox prefers its own applets of these names.
+# Busybox would otherwise run its own applets with these names.
 ip() { /usr/bin/ip "$@"; }
 mke2fs() { /usr/bin/mke2fs "$@"; }
 
-# The turn-taking line: the second serial port. We write `STEP name words`, the runner answers `GO words` or `NO reason`.
+# The guest and the runner take turns over the second serial port. The guest writes `STEP name words`. The runner answers
+# `GO words` or `NO reason`.
 stty -F /dev/ttyS1 raw -echo
 exec 3<>/dev/ttyS1
 
@@ -13,7 +14,8 @@ die() {
   exit 1
 }
 
-# step NAME [WORD...]: gives the runner the turn, waits for it, prints its answer. Use: x=$(step NAME) || exit 1
+# step NAME [WORD...]: gives the turn to the runner, waits for the runner's answer and prints it.
+# Use: x=$(step NAME) || exit 1
 step() {
   echo "LAB step $*" >&2
   echo "STEP $*" >&3
@@ -22,7 +24,8 @@ step() {
   echo "$answer"
 }
 
-# want COMMAND...: runs it and ends the test if it fails. fio's own pages of output are shown only then.
+# want COMMAND...: runs COMMAND, and ends the test if COMMAND fails. Only a failure shows the output, because fio prints
+# pages of it.
 want() {
   echo "LAB $(cut -d" " -f1 /proc/uptime) $*"
   "$@" > /tmp/out 2>&1 || { rc=$?; cat /tmp/out; die "($rc) $*"; }

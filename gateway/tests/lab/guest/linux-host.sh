@@ -1,8 +1,12 @@
-# Linux as an NVMe/TCP host of the target at $LAB_TARGET: everything an administrator does with a LUN, without and with
-# digests, and once with the target killed under load. Steps that the runner carries out:
-#   grow -> the namespace's new size in bytes; kill: the target is gone, unclean; start: it is back; cut: what the target's LUN
-#   is on has lost its power; restore: it is back; ana STATE: that says this of its namespace; beside shown, beside hidden: the
-#   target has a second LUN, which isn't on it; offer: the target has a second subsystem, too; done.
+# Linux as an NVMe/TCP host of the target at $LAB_TARGET. The script does everything that an administrator does with a LUN,
+# without and with digests, and also while the runner kills the target under load. Steps that the runner carries out:
+#   grow: grows the namespace, and answers with the new size in bytes
+#   kill: kills the target; start: starts the target again
+#   cut: cuts the power of the array under the target's LUN; restore: starts the array again
+#   ana STATE: sets the ANA state of the array's namespace
+#   beside shown: gives the target's subsystem a second LUN, which isn't on the array; beside hidden: removes that LUN
+#   offer: gives the target a second subsystem
+#   done: ends the test
 . /lib.sh
 net_up
 load nvme-tcp ext4
@@ -12,14 +16,15 @@ to_target="-t tcp -a $LAB_TARGET -s $LAB_PORT -q $LAB_HOSTNQN -I $LAB_HOSTID"
 # shellcheck disable=SC2086 # words
 discovered() { nvme discover $to_target > /tmp/discovered 2>&1; }
 
-# sysfs shows a multipath head below its subsystem and a plain namespace below its controller; both say subsysnqn.
+# sysfs shows a multipath head below its subsystem, and a plain namespace below its controller. Both parents have a file
+# subsysnqn.
 find_disk() {
   for d in /sys/block/nvme*n*; do
     [ "$(cat "$d/device/subsysnqn" 2>/dev/null)" = "$LAB_NQN" ] && disk=/dev/${d##*/} && [ -b "$disk" ] && return
   done
   return 1
 }
-controller_of() { # NQN: prints where it is in sysfs
+controller_of() { # NQN: prints the controller's path in sysfs
   for c in /sys/class/nvme/nvme*; do
     [ "$(cat "$c/subsysnqn" 2>/dev/null)" = "$1" ] && echo "$c" && return
   done
@@ -42,7 +47,7 @@ disconnect() {
   within 20 disk_gone
 }
 
-# Each block carries a crc32c over its data and is read back and checked.
+# Writes blocks with a crc32c of their data, reads them back and checks the sums.
 checked() { # FILE FIO-OPTIONS...
   file=$1
   shift
@@ -50,18 +55,18 @@ checked() { # FILE FIO-OPTIONS...
     --randseed=7 --output-format=terse "$@"
 }
 
-# What nvme-cli's tables say: `field NAME FILE` prints the value in a line `NAME : value`.
+# Reads nvme-cli's tables: `field NAME FILE` prints the value in a line `NAME : value`.
 field() {
   awk -F: -v name="$1" '{key = $1; gsub(/[ \t]/, "", key)} key == name {sub(/^[^:]*:[ \t]*/, ""); sub(/ *$/, ""); print; exit}' "$2"
 }
 same() { # WHAT FOUND EXPECTED
   [ "$2" = "$3" ] || die "$1 is '$2', not '$3'"
 }
-asked() { # WORDS OF NVME-CLI: its answer is then in /tmp/out
+asked() { # WORDS OF NVME-CLI: leaves the answer in /tmp/out
   want nvme "$@"
 }
 
-# What the target says of itself, as an administrator looks at it.
+# Checks the properties that the target reports, with an administrator's commands.
 inspect() {
   c=/dev/${controller##*/}
   asked id-ctrl "$c"
@@ -98,7 +103,8 @@ inspect() {
   same media_errors "$(field media_errors /tmp/out)" 0
   asked error-log "$c" -e 1
   same "the newest error" "$(field status_field /tmp/out | cut -c1-2)" "0("
-  # nvme-cli 2.3 prints this one for PCIe only. Write (0x01) and Read (0x02) are supported, and Write changes blocks.
+  # nvme-cli 2.3 decodes the effects log for PCIe only. Write (0x01) and Read (0x02) are supported, and Write changes
+  # blocks.
   nvme get-log "$c" --log-id=5 --log-len=4096 --raw-binary > /tmp/effects || die "the effects log"
   same "Write's effects" "$(od -An -tx1 -j1028 -N1 /tmp/effects | tr -d ' ')" 03
   same "Read's effects" "$(od -An -tx1 -j1032 -N1 /tmp/effects | tr -d ' ')" 01
@@ -116,10 +122,10 @@ inspect() {
 }
 
 warnings() { dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p'; }
-# Nothing that the kernel warns of, or worse, since boot, but what a lost connection must bring, and what a slow emulator
-# does. A keep-alive that a disconnect cancels before it was sent has no deadline yet, and Linux 6.12 tells its age since jiffy 0,
-# which is five minutes after boot. Reading ahead (flags with 80000h) isn't tried again when a connection is lost, nor when the
-# target has given up its array.
+# Checks that the kernel has logged no warnings or errors, except those that a lost connection or a slow emulator must
+# cause. If a disconnect cancels a keep-alive before it was sent, the keep-alive has no deadline yet. Linux 6.12 then logs
+# its age since jiffy 0, which is five minutes after boot. Linux doesn't retry a read-ahead (flags with 80000h) after the
+# loss of a connection, or after the target has given up its array.
 given_up=
 kernel_is_content() {
   warnings | tail -n +$((known + 1)) |
@@ -127,7 +133,7 @@ kernel_is_content() {
       > /tmp/warned
   [ ! -s /tmp/warned ] || { cat /tmp/warned; die "the kernel warns"; }
 }
-# What it has said before it met the target.
+# The number of warnings before the first connection to the target.
 known=$(warnings | wc -l)
 
 raw_io() {
@@ -166,8 +172,8 @@ reset() {
   checked "$disk" --rw=randwrite --bs=4k --size=4m --iodepth=8 --verify_only
 }
 
-# The writing under which something breaks. At this rate it takes 8 s, whatever the machine: the break comes in its first
-# quarter.
+# Starts the writes during which a fault happens. At this rate they take 8 s on every machine. The fault happens when a
+# quarter of them is done.
 write_long() {
   want mke2fs -q -F -t ext4 "$disk"
   want mount -t ext4 "$disk" /mnt/lun
@@ -199,7 +205,7 @@ crash() {
   read_back "over the target's crash"
 }
 
-# Shorter than the target's loss timeout: the host's commands wait.
+# An outage that is shorter than the target's loss timeout. The host's commands wait.
 outage() {
   write_long
   step cut > /dev/null || exit 1
@@ -210,7 +216,8 @@ outage() {
   read_back "over the array's loss"
 }
 
-# The target starts while its array is away: it shows what it knows to be there as inaccessible, and the host waits.
+# The target starts while its array is away. The target shows the known namespace in the ANA state Inaccessible, and the
+# host waits.
 dark_start() {
   write_long
   step cut > /dev/null || exit 1
@@ -225,16 +232,16 @@ dark_start() {
   state_is live || die "the host noticed the array's loss"
   read_back "over a start without the array"
 }
-path_of() { # NSID: prints where the controller's way to that namespace is in sysfs
+path_of() { # NSID: prints the sysfs path of the controller's path to that namespace
   for p in "$controller"/nvme*c*n*; do
     [ "$(cat "$p/nsid" 2>/dev/null)" = "$1" ] && echo "$p" && return
   done
   return 1
 }
-ana_is() { [ "$(cat "$(path_of 1)/ana_state")" = "$1" ]; } # of the namespace
+ana_is() { [ "$(cat "$(path_of 1)/ana_state")" = "$1" ]; } # of namespace 1
 
-# What the array says of the access to its namespace is said of the LUN on it at once, and of no other: commands wait here, not
-# at the target, where they would time out.
+# The target passes the ANA state of the array's namespace to the LUN on it at once, and to no other LUN. So commands wait
+# in this host. At the target they would time out.
 array_ana() {
   step beside shown > /dev/null || exit 1
   within 20 has_near
@@ -245,7 +252,7 @@ array_ana() {
   within 10 ana_is inaccessible
   within 10 under_way no
   echo "LAB inaccessible after $(($(seconds) - since)) s"
-  # Longer than the loss timeout, as the array isn't lost.
+  # This time is longer than the loss timeout, which must have no effect, because the array isn't lost.
   sleep 14
   still_writing "when the array's namespace was inaccessible"
   under_way no || die "commands wait at the target"
@@ -255,7 +262,8 @@ array_ana() {
   within 10 ana_is optimized
   read_back "over an inaccessible namespace of the array"
 
-  # A change is waited for. If it takes long, the LUN is inaccessible, before hosts would reset the target for a change of its own.
+  # During the ANA state Change of the array, the target holds commands. If the state lasts long, the target shows the LUN
+  # as Inaccessible. It does so within its own ANATT, the time after which hosts reset a target whose group stays in Change.
   write_long
   step ana change > /dev/null || exit 1
   within 10 under_way yes
@@ -282,9 +290,9 @@ array_ana() {
   within 20 has_no_near
 }
 seconds() { cut -d. -f1 /proc/uptime; }
-# Resets, reconnects and timeouts of this controller so far.
+# Counts the resets, reconnects and timeouts of this controller so far.
 troubles() { dmesg | grep -c "nvme ${controller##*/}: .*\(recovery\|timeout\|resetting\|Reconnecting\)"; }
-# Whether the target has commands to the namespace.
+# Checks whether commands to namespace 1 are in flight at the target.
 under_way() { # yes OR no
   read -r r w < "$(path_of 1)/inflight"
   case $((r + w)) in 0) [ "$1" = no ] ;; *) [ "$1" = yes ] ;; esac
@@ -294,8 +302,8 @@ has_near() {
 }
 has_no_near() { ! path_of 2 > /dev/null; }
 
-# Longer than that: commands fail with Internal Path Error (3h/00h) and may be retried. A command by hand tells so; what is
-# on the way to a disk with multipath, Linux sends again until it succeeds.
+# An outage that is longer than the target's loss timeout. Commands fail with Internal Path Error (3h/00h), without Do Not
+# Retry. A command by nvme-cli shows this status. Linux retries block I/O to a multipath disk until it succeeds.
 long_outage() {
   kernel_is_content
   given_up='|0'
@@ -313,8 +321,9 @@ long_outage() {
 reads() { nvme read "$disk" --start-block=0 --block-count=0 --data-size="$(blockdev --getss "$disk")" --data=/tmp/block > /tmp/read.out 2>&1; }
 path_lost() { ! reads && grep -q 'Internal Path.*(0x300)' /tmp/read.out; }
 
-# A discovery controller that stays. The target keeps it alive and tells it of a new subsystem, which Linux hands on to udev;
-# the rule there is to connect to whatever is new. And it comes back after the target's crash, and then looks again.
+# Tests a persistent discovery controller. The target reports a new subsystem to it by an event, and Linux passes the event
+# to udev. A udev rule would connect to the new subsystem; here the script runs the rule's command. After the target's
+# crash, the discovery controller reconnects, and Linux reads the discovery log again.
 event() { grep -q "$1" /tmp/uevents; }
 discovery_is_live() { [ "$(cat "$discovery/state")" = live ]; }
 discovery_starts() {

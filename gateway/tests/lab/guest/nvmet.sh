@@ -1,6 +1,9 @@
-# Linux's own NVMe/TCP target: the disk /dev/vda as namespace 1 of $LAB_NQN. Takes orders until it is told to stop:
-#   ready -> grow: the runner has enlarged the disk, tell the hosts; offer: the second subsystem, too; ana STATE: of the
-#   namespace, from now on; stop: end.
+# Linux's own NVMe/TCP target: the disk /dev/vda as namespace 1 of $LAB_NQN. After the step `ready`, it follows the runner's
+# orders:
+#   grow: the runner has enlarged the disk; reports the new size to the hosts
+#   offer: creates the second subsystem
+#   ana STATE: sets the ANA state of the namespace
+#   stop: ends the VM
 . /lib.sh
 net_up
 load virtio_blk configfs nvmet nvmet-tcp
@@ -41,7 +44,7 @@ while :; do
     order=$(step offered) || exit 1
     ;;
   "ana "*)
-    # The group that every namespace is in unless told otherwise.
+    # By default, every namespace is in ANA group 1.
     echo "${order#ana }" > "$port/ana_groups/1/ana_state" || die "ana_state"
     order=$(step ana "$(cat "$port/ana_groups/1/ana_state")") || exit 1
     ;;

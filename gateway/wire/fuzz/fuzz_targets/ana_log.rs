@@ -1,4 +1,4 @@
-//! ANA logs: a log that parses whole is written again and compared.
+//! Parses ANA logs. If all groups of a log parse, emits the log again and compares the bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

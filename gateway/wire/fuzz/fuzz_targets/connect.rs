@@ -1,4 +1,4 @@
-//! Connect's data and the names in it.
+//! Parses Connect data and the names in it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Completions: status, Connect's response, asynchronous events.
+//! Parses completions as a status, as Connect's response and as an asynchronous event.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Discovery logs.
+//! Parses discovery logs.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Identify data structures and the log pages of fixed size: each format reads the same bytes.
+//! Parses the same bytes as every Identify data structure and as every log page of fixed size.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

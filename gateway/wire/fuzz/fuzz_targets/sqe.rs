@@ -1,4 +1,4 @@
-//! Submission queue entries and the commands in them.
+//! Parses submission queue entries and the commands in them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! PDU headers, read as by a receiver: the first byte chooses the framing, and the rest is a stream of one
-//! PDU.
+//! Parses PDU headers as a receiver does. The first byte of the input chooses the framing, and the other bytes are a stream
+//! with one PDU.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

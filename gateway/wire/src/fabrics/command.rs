@@ -1,5 +1,5 @@
-//! Fabrics commands (NVMe base 2.0c §6, figures 386 to 402). They share the 64 bytes of an [`Sqe`]: FCTYPE stands in
-//! place of the NSID, and the commands' fields start at dword 10.
+//! Fabrics commands (NVMe base 2.0c §6, figures 386 to 402). A fabrics command has the 64 bytes of an [`Sqe`]. FCTYPE is in
+//! the place of the NSID, and the command's own fields start at dword 10.
 
 use crate::nvme::{FABRICS_OPCODE, Sgl, Sqe, Transfer};
 
@@ -19,19 +19,19 @@ bits! {
     pub struct ConnectAttributes: u8 {
         /// Priority class; 0 urgent.
         priority: u8 = 0, 2;
-        /// Set: the host requests SQ flow control off.
+        /// True if the host requests a queue without SQ flow control.
         no_sq_flow_control: bool = 2, 1;
-        /// Set: the queue may be deleted alone.
+        /// True if the queue can be deleted without its controller's other queues.
         individual_delete: bool = 3, 1;
     }
 }
 
-/// Connect; its data is [`super::ConnectData`].
+/// Connect. Its data is a [`super::ConnectData`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {
-    /// Record format; 0 is the only one.
+    /// Record format. The only valid value is 0.
     pub recfmt: u16,
-    /// Queue: 0 for admin.
+    /// Queue identifier. 0 is the admin queue.
     pub qid: u16,
     /// SQSIZE: entries of the submission queue, 0's based.
     pub sqsize: u16,
@@ -70,7 +70,7 @@ impl PropertySize {
     }
 }
 
-/// Property Get; the value comes in dwords 0 and 1 of the completion.
+/// Property Get. The completion has the value in dwords 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PropertyGet {
     /// Size.
@@ -86,7 +86,7 @@ pub struct PropertySet {
     pub size: PropertySize,
     /// Offset: see [`crate::nvme::property::offset`].
     pub offset: u32,
-    /// The value; its low 4 bytes for a property of 4.
+    /// The value. A property of 4 bytes has its value in the low 4 bytes.
     pub value: u64,
 }
 
@@ -118,7 +118,7 @@ pub enum FabricsCommand {
     AuthenticationReceive(Authentication),
     /// Disconnect.
     Disconnect {
-        /// Record format; 0 is the only one.
+        /// Record format. The only valid value is 0.
         recfmt: u16,
     },
     /// Any other type.
@@ -129,7 +129,7 @@ pub enum FabricsCommand {
 }
 
 impl FabricsCommand {
-    /// Reads the command of an entry whose opcode is [`FABRICS_OPCODE`]; every entry is a value.
+    /// Reads the command of an entry whose opcode is [`FABRICS_OPCODE`]. Every such entry is a valid command.
     pub fn parse(sqe: &Sqe) -> Self {
         match sqe.nsid as u8 {
             fctype::PROPERTY_SET => Self::PropertySet(PropertySet {

@@ -4,11 +4,11 @@ use super::{Nqn, NqnError};
 use crate::nvme::{Cqe, Status};
 use std::fmt;
 
-/// CNTLID of Connect on the admin queue under the dynamic controller model.
+/// The CNTLID in a Connect of the admin queue under the dynamic controller model.
 pub const DYNAMIC_CNTLID: u16 = 0xffff;
 
 layout! {
-    /// The fields of Connect's data before they are checked.
+    /// The unchecked fields of Connect's data.
     pub struct ConnectFields [1024] {
         /// HOSTID.
         hostid: [u8; 16] = 0,
@@ -24,26 +24,27 @@ layout! {
 /// Connect's data, 1024 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectData {
-    /// Host identifier; not zero over fabrics.
+    /// Host identifier, which is never zero over fabrics.
     pub hostid: [u8; 16],
-    /// The requested controller; [`DYNAMIC_CNTLID`] for any.
+    /// The requested controller, or [`DYNAMIC_CNTLID`] for any controller.
     pub cntlid: u16,
     /// Subsystem.
     pub subnqn: Nqn,
-    /// Host; empty for a host without a name.
+    /// NQN of the host, or an empty name for a host without a name.
     pub hostnqn: Nqn,
 }
 
-/// The invalid field of Connect's data. Each maps to an invalid parameter of the response.
+/// The invalid field of Connect's data. [`rejection`](Self::rejection) returns the matching invalid parameter of the
+/// response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// HOSTID is zero.
     #[error("HOSTID is zero")]
     HostId,
-    /// SUBNQN is not a name.
+    /// SUBNQN is not a valid name.
     #[error("SUBNQN: {0}")]
     SubNqn(NqnError),
-    /// HOSTNQN is not a name.
+    /// HOSTNQN is not a valid name.
     #[error("HOSTNQN: {0}")]
     HostNqn(NqnError),
 }
@@ -94,7 +95,7 @@ impl ConnectData {
 pub struct ConnectRejection {
     /// IPO: byte offset of the parameter.
     pub ipo: u16,
-    /// IATTR: the offset is within the data (true) or the entry (false).
+    /// IATTR: true if the offset is within the data, and false if it is within the submission queue entry.
     pub in_data: bool,
 }
 
@@ -122,7 +123,7 @@ pub enum ConnectResponse {
     Connected {
         /// Controller.
         cntlid: u16,
-        /// AUTHREQ bits 1:0 (ASCR, ATR): the required authentication; 0 for none.
+        /// AUTHREQ bits 1:0 (ASCR, ATR): the required authentication. 0 means none.
         authreq: u16,
     },
     /// A parameter is invalid.

@@ -60,7 +60,7 @@ layout! {
 }
 
 layout! {
-    /// An entry before its name is checked.
+    /// An entry with an unchecked name.
     pub struct EntryFields [1024] {
         /// Transport type.
         trtype: u8 = 0,
@@ -104,7 +104,7 @@ pub struct LogEntry {
     pub portid: u16,
     /// Controller identifier; FFFFh under the dynamic model.
     pub cntlid: u16,
-    /// Most entries of an admin submission queue; at least 32.
+    /// Most entries of an admin submission queue: at least 32.
     pub asqsz: u16,
     /// Entry flags: see [`eflags`].
     pub eflags: u16,
@@ -163,7 +163,7 @@ impl LogEntry {
     }
 }
 
-/// A log page that was read: the header, then whole entries.
+/// A view of a received log page: the header, then whole entries.
 #[derive(Clone, Copy, Debug)]
 pub struct DiscoveryLog<'a> {
     /// The header.
@@ -189,8 +189,8 @@ impl<'a> DiscoveryLog<'a> {
         }
     }
 
-    /// Returns the entries that the buffer holds whole, at most NUMREC. Each entry with an invalid name is an error
-    /// of its own.
+    /// Returns the entries that the buffer holds completely, at most NUMREC. An entry with an invalid name is returned as
+    /// an error.
     pub fn entries(&self) -> impl Iterator<Item = Result<LogEntry, NqnError>> + use<'a> {
         let count = usize::try_from(self.header.numrec).unwrap_or(usize::MAX);
         self.entries.as_chunks::<1024>().0.iter().take(count).map(LogEntry::parse)

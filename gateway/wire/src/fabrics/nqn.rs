@@ -1,9 +1,9 @@
 //! NVMe Qualified Names (NVMe base 2.0c §4.5).
 //!
-//! Two rules, each in one function. [`Nqn::new`] and [`Nqn::parse`] accept foreign names: of hosts, and of arrays'
-//! subsystems. In the field such a name may be any text that somebody once wrote into a file, and Linux's and SPDK's
-//! targets accept it. [`Nqn::subsystem`] accepts the names that our subsystems may have, because every host can use
-//! these.
+//! This module has two rules. [`Nqn::new`] and [`Nqn::parse`] have the rule for foreign names: of hosts, and of arrays'
+//! subsystems. In practice, a foreign name may be any text that somebody once wrote into a file, and Linux's and SPDK's
+//! targets accept such a text. [`Nqn::subsystem`] has the stricter rule for our own subsystems: it accepts only names that
+//! every host can use.
 
 /// A name of up to 223 bytes, kept in place: UTF-8 without control characters. It may be empty: SPDK's `perf` sends an
 /// empty HOSTNQN by default.
@@ -13,13 +13,13 @@ pub struct Nqn {
     bytes: [u8; Self::MAX_LEN],
 }
 
-/// The reason why a text is not an NQN.
+/// The reason why the rules refuse a text as an NQN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NqnError {
     /// More than 223 bytes.
     #[error("the NQN has more than 223 bytes")]
     TooLong,
-    /// A field without the NUL that must end it.
+    /// A field without the NUL that must end the name.
     #[error("no NUL ends the NQN")]
     NotTerminated,
     /// Not UTF-8, or a control character.
@@ -51,7 +51,7 @@ impl Nqn {
     /// The well-known name of discovery subsystems (NVMe base 2.0c §4.5).
     pub const DISCOVERY: Self = Self::literal("nqn.2014-08.org.nvmexpress.discovery");
 
-    /// Makes a name from a literal. Fails the build if the literal is too long.
+    /// Makes a name from a literal. The build fails if the literal is too long.
     const fn literal(text: &str) -> Self {
         let text = text.as_bytes();
         assert!(text.len() <= Self::MAX_LEN);
@@ -64,30 +64,30 @@ impl Nqn {
         Self { len: text.len() as u8, bytes }
     }
 
-    /// Returns the name `text`, if a host or an array's subsystem may have it.
+    /// Returns `text` as a name, if a host or an array's subsystem may have this name.
     ///
     /// # Errors
-    /// An error if `text` is longer than 223 bytes, or holds a control character.
+    /// An error if `text` is longer than 223 bytes or contains a control character.
     pub fn new(text: &str) -> Result<Self, NqnError> {
         Self::from_bytes(text.as_bytes())
     }
 
-    /// Returns the name `text`, if a subsystem of ours may have it. The form is `nqn.`, a year and a month, a reverse
-    /// domain, and perhaps a colon and a name without white space. The other form is `nqn.2014-08.org.nvmexpress:uuid:`
-    /// and a UUID.
+    /// Returns `text` as a name, if our own subsystems may have this name. A name has one of two forms. The first form is
+    /// `nqn.`, a year and a month, a reverse domain, and optionally a colon and a name without white space. The second form
+    /// is `nqn.2014-08.org.nvmexpress:uuid:` and a UUID.
     ///
     /// # Errors
-    /// The fault of the name.
+    /// The fault of the text.
     pub fn subsystem(text: &str) -> Result<Self, NqnError> {
         let nqn = Self::new(text)?;
         check_form(text)?;
         Ok(nqn)
     }
 
-    /// Reads the name in a field of 256 bytes, by the rule of [`Nqn::new`].
+    /// Reads the name in a field of 256 bytes and checks it by the rule of [`Nqn::new`].
     ///
     /// # Errors
-    /// The errors of [`Nqn::new`]; an error if the field has no NUL, or if the name is not UTF-8.
+    /// The errors of [`Nqn::new`]. Also an error if the field has no NUL, or if the name is not UTF-8.
     pub fn parse(field: &[u8; Self::FIELD_LEN]) -> Result<Self, NqnError> {
         let len = field.iter().position(|&byte| byte == 0).ok_or(NqnError::NotTerminated)?;
         Self::from_bytes(field.get(..len).unwrap_or_default())
@@ -110,7 +110,7 @@ impl Nqn {
 
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
-        // Only `from_bytes` and `literal` make a value, and both start from UTF-8.
+        // Only `from_bytes` and `literal` make an `Nqn`, and both store only UTF-8.
         str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 

@@ -52,13 +52,14 @@ pub struct GetLogPage {
     pub lsp: u8,
     /// Retain Asynchronous Event.
     pub rae: bool,
-    /// Requested bytes, a multiple of 4 (NUMD is dwords, 0's based; up to 16 GiB, hence 64 bits).
+    /// Requested bytes, a multiple of 4. On the wire, NUMD counts dwords, 0's based. The most is 16 GiB, so the field has
+    /// 64 bits.
     pub len_bytes: u64,
     /// Log specific identifier.
     pub lsi: u16,
     /// Log page offset: bytes, or an index if `offset_is_index`. The low two bits of a byte offset must be 0.
     pub lpo: u64,
-    /// OT: the offset is an index into the list.
+    /// OT: true if the offset is an index into the log's list.
     pub offset_is_index: bool,
     /// Command set identifier.
     pub csi: u8,
@@ -73,7 +74,7 @@ pub struct SetFeatures {
     pub fid: u8,
     /// Save across resets.
     pub save: bool,
-    /// Dword 11: most features' value.
+    /// Dword 11: the value of most features.
     pub cdw11: u32,
     /// Dword 12.
     pub cdw12: u32,
@@ -195,10 +196,10 @@ impl AdminCommand {
         }
     }
 
-    /// Returns the entry for this command. For `Fabrics` and `Unknown` the entry has their opcode and zero
-    /// dwords.
+    /// Returns the entry for this command. For `Fabrics` and `Unknown`, the entry has the opcode of the command and zero in
+    /// its dwords.
     ///
-    /// Get Log Page requests at least one dword; a length that is not whole dwords is rounded up.
+    /// Get Log Page requests at least one dword. A length that is not a multiple of a dword is rounded up.
     pub fn sqe(&self, cid: u16, nsid: u32, sgl1: Sgl) -> Sqe {
         let mut sqe = Sqe::new(self.opcode(), cid, nsid, sgl1);
         match self {

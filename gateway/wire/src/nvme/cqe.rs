@@ -4,7 +4,7 @@ use super::Status;
 use crate::bytes::Field;
 
 layout! {
-    /// A completion of 16 bytes. The phase tag is not used over fabrics: zero on emit, dropped on parse.
+    /// A completion of 16 bytes. Fabrics don't use the phase tag: `emit` writes zero, and `parse` ignores it.
     pub struct Cqe [16] {
         /// Dwords 0 and 1: the command's result, dword 0 in the low half.
         result: u64 = 0,

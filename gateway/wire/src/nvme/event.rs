@@ -58,7 +58,7 @@ pub struct AsyncEvent {
     pub event_type: AsyncEventType,
     /// Information; its meaning depends on the type.
     pub info: u8,
-    /// The log page to read, which also re-arms the event.
+    /// The log page that the host must read. The read also re-arms the event.
     pub log_page: u8,
 }
 

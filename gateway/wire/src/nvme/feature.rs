@@ -30,7 +30,7 @@ pub enum Select {
     Default,
     /// 010b.
     Saved,
-    /// 011b: dword 0 says saveable (bit 0), namespace specific (bit 1), changeable (bit 2).
+    /// 011b: dword 0 shows whether the feature is saveable (bit 0), namespace specific (bit 1) and changeable (bit 2).
     Capabilities,
     /// Others.
     Reserved(u8),
@@ -50,7 +50,8 @@ impl Select {
 }
 
 bits! {
-    /// Number of Queues, dword 11 and the result (NVMe base 2.0c §5.27.1.5). Both 0's based; FFFFh is invalid.
+    /// Number of Queues, dword 11 and the result (NVMe base 2.0c §5.27.1.5). Both fields are 0's based, and FFFFh is
+    /// invalid.
     pub struct NumberOfQueues: u32 {
         /// Submission queues.
         nsqr: u16 = 0, 16;
@@ -96,7 +97,7 @@ bits! {
 bits! {
     /// Host Identifier, dword 11 (NVMe base 2.0c §5.27.1.25).
     pub struct HostIdentifierFeature: u32 {
-        /// Set for a 128-bit identifier; always set over fabrics.
+        /// True for a 128-bit identifier. Over fabrics this bit is always set.
         exhid: bool = 0, 1;
     }
 }

@@ -28,7 +28,7 @@ pub mod io_opcode {
 pub struct BlockRange {
     /// Starting LBA.
     pub slba: u64,
-    /// Number of logical blocks, 1 to 65,536 (on the wire it is 0's based).
+    /// Number of logical blocks, 1 to 65,536 (0's based on the wire).
     pub nlb: u32,
     /// Force Unit Access.
     pub fua: bool,
@@ -70,7 +70,7 @@ impl BlockRange {
     }
 }
 
-/// Dataset Management, dwords 10 and 11; the ranges are in the data ([`DsmRange`]).
+/// Dataset Management, dwords 10 and 11. The command's data has the ranges ([`DsmRange`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DsmCommand {
     /// Number of ranges, 1 to 256 (0's based on the wire).
@@ -92,7 +92,7 @@ pub enum IoCommand {
     Write(BlockRange),
     /// Flush.
     Flush,
-    /// Write Zeroes; `deac` lets the controller deallocate.
+    /// Write Zeroes. `deac` allows the controller to deallocate the blocks.
     WriteZeroes {
         /// The blocks.
         range: BlockRange,
@@ -107,7 +107,7 @@ pub enum IoCommand {
     Verify(BlockRange),
     /// Write Uncorrectable.
     WriteUncorrectable(BlockRange),
-    /// Any other opcode; its dwords are in the entry.
+    /// Any other opcode. Its dwords are only in the entry.
     Unknown {
         /// The opcode.
         opcode: u8,
@@ -115,7 +115,7 @@ pub enum IoCommand {
 }
 
 impl IoCommand {
-    /// Reads the command of an entry; every entry is a value.
+    /// Reads the command of an entry. Every entry is a valid command.
     #[inline]
     pub fn parse(sqe: &Sqe) -> Self {
         match sqe.opcode {
@@ -154,7 +154,7 @@ impl IoCommand {
         }
     }
 
-    /// Returns the entry for this command. For `Unknown` the entry has its opcode and zero dwords.
+    /// Returns the entry for this command. For `Unknown`, the entry has the opcode of the command and zero in its dwords.
     #[inline]
     pub fn sqe(&self, cid: u16, nsid: u32, sgl1: Sgl) -> Sqe {
         let mut sqe = Sqe::new(self.opcode(), cid, nsid, sgl1);

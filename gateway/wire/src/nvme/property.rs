@@ -23,7 +23,7 @@ bits! {
         cqr: bool = 16, 1;
         /// Arbitration mechanisms supported.
         ams: u8 = 17, 2;
-        /// Timeout: the longest time until CSTS.RDY changes, in units of 500 ms.
+        /// Timeout: the longest time until CSTS.RDY changes after a change of CC.EN, in units of 500 ms.
         to_500ms: u8 = 24, 8;
         /// Doorbell stride; 0 over fabrics.
         dstrd: u8 = 32, 4;
@@ -35,9 +35,9 @@ bits! {
         bps: bool = 45, 1;
         /// Controller power scope.
         cps: u8 = 46, 2;
-        /// Smallest memory page is 2^(12 + this) bytes.
+        /// The smallest memory page has 2^(12 + this) bytes.
         mpsmin: u8 = 48, 4;
-        /// Largest memory page is 2^(12 + this) bytes.
+        /// The largest memory page has 2^(12 + this) bytes.
         mpsmax: u8 = 52, 4;
         /// Persistent memory region supported.
         pmrs: bool = 56, 1;
@@ -80,15 +80,15 @@ bits! {
         en: bool = 0, 1;
         /// I/O command set selected: 000b NVM, 110b all supported, 111b admin only.
         css: u8 = 4, 3;
-        /// Memory page size is 2^(12 + this) bytes.
+        /// A memory page has 2^(12 + this) bytes.
         mps: u8 = 7, 4;
         /// Arbitration mechanism selected.
         ams: u8 = 11, 3;
         /// Shutdown notification: 0 none, 1 normal, 2 abrupt.
         shn: u8 = 14, 2;
-        /// I/O submission queue entry size is 2^this bytes: 6.
+        /// An I/O submission queue entry has 2^this bytes. The value is 6.
         iosqes: u8 = 16, 4;
-        /// I/O completion queue entry size is 2^this bytes: 4.
+        /// An I/O completion queue entry has 2^this bytes. The value is 4.
         iocqes: u8 = 20, 4;
         /// Controller Ready Independent of Media enable.
         crime: bool = 24, 1;
@@ -108,7 +108,7 @@ bits! {
         nssro: bool = 4, 1;
         /// Processing paused.
         pp: bool = 5, 1;
-        /// Shutdown type: set if it is a subsystem shutdown.
+        /// Shutdown type: true for a shutdown of the whole subsystem.
         st: bool = 6, 1;
     }
 }

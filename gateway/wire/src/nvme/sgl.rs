@@ -1,12 +1,12 @@
-//! SGL descriptors: the place of a command's data (NVMe base 2.0c §4.1.2, figures 88 to 99; NVMe-oF TCP 1.0c
-//! §3.3.2.1).
+//! SGL descriptors, which describe the location of a command's data (NVMe base 2.0c §4.1.2, figures 88 to 99; NVMe-oF TCP
+//! 1.0c §3.3.2.1).
 
 use crate::bytes::Field;
 
-/// An SGL descriptor of 16 bytes, sorted by its identifier byte (type in bits 7:4, subtype in bits 3:0 of byte 15).
+/// An SGL descriptor of 16 bytes. The identifier in byte 15 (type in bits 7:4, subtype in bits 3:0) determines the variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sgl {
-    /// 00h: a data block at a host address. Over fabrics only as the zero descriptor of a command without data.
+    /// 00h: a data block at a host address. Fabrics use it only as the zero descriptor of a command without data.
     Address {
         /// Host memory address.
         address: u64,
@@ -56,7 +56,7 @@ impl Sgl {
     /// The zero descriptor of a command without data.
     pub const NONE: Self = Self::Address { address: 0, len_bytes: 0 };
 
-    /// Reads a descriptor; every byte pattern is a value.
+    /// Reads a descriptor. Every byte pattern is valid.
     #[inline]
     pub fn parse(bytes: &[u8; 16]) -> Self {
         let address = u64::load(&bytes[..8]);
@@ -75,7 +75,7 @@ impl Sgl {
         }
     }
 
-    /// Writes every byte. A keyed length over 24 bits is cut.
+    /// Writes every byte. Cuts a keyed length to its low 24 bits.
     #[inline]
     pub fn emit(&self, bytes: &mut [u8; 16]) {
         bytes.fill(0);
@@ -105,7 +105,7 @@ impl Sgl {
         }
     }
 
-    /// Returns the bytes that the descriptor spans, or 0 for an unsupported descriptor.
+    /// Returns the number of bytes that the descriptor spans, or 0 for an unsupported descriptor.
     #[inline]
     pub fn len_bytes(&self) -> u32 {
         match *self {

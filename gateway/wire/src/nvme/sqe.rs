@@ -3,14 +3,14 @@
 use super::Sgl;
 use crate::bytes::Field;
 
-/// The description of data, bits 7:6 of flags. Fabrics allow only SGLs (NVMe base 2.0c §3.3.3.1.1).
+/// The way in which a command describes its data, bits 7:6 of flags. Fabrics allow only SGLs (NVMe base 2.0c §3.3.3.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Psdt {
     /// 00b: PRP entries.
     Prp,
-    /// 01b: SGL, metadata in a contiguous buffer. Fabrics hosts send this value.
+    /// 01b: data by SGL, metadata in a contiguous buffer. Fabrics hosts send this value.
     Sgl,
-    /// 10b: SGL, metadata by SGL.
+    /// 10b: data by SGL, metadata by SGL.
     SglMetadata,
     /// 11b: reserved.
     Reserved,
@@ -33,7 +33,7 @@ pub enum Fuse {
 pub const FABRICS_OPCODE: u8 = 0x7f;
 
 layout! {
-    /// A command of 64 bytes, any command set; fabrics commands reuse the bytes (see [`crate::fabrics`]).
+    /// A command of 64 bytes, of any command set. Fabrics commands give the bytes another meaning (see [`crate::fabrics`]).
     pub struct Sqe [64] {
         /// Opcode.
         opcode: u8 = 0,
@@ -70,7 +70,7 @@ impl Sqe {
     /// `flags` of a command that is not fused and describes its data by an SGL.
     pub const FLAGS_SGL: u8 = 0x40;
 
-    /// Makes a command with the flags of fabrics hosts, and zero in all further fields.
+    /// Makes a command with the flags that fabrics hosts send, and with zero in all other fields.
     #[inline]
     pub fn new(opcode: u8, cid: u16, nsid: u32, sgl1: Sgl) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl Sqe {
         }
     }
 
-    /// Returns how the data is described.
+    /// Returns the way in which the command describes its data.
     #[inline]
     pub fn psdt(&self) -> Psdt {
         match self.flags >> 6 {
@@ -119,8 +119,8 @@ impl Sqe {
         self.cdw10 as u64 | (self.cdw11 as u64) << 32
     }
 
-    /// Returns the direction of the data, from the opcode's two low bits (NVMe base 2.0c figure 87). Fabrics
-    /// commands ([`FABRICS_OPCODE`]) have these bits in FCTYPE.
+    /// Returns the direction of the data, from the two low bits of the opcode (NVMe base 2.0c figure 87). Fabrics commands
+    /// ([`FABRICS_OPCODE`]) have the direction in the two low bits of FCTYPE.
     #[inline]
     pub fn transfer(&self) -> Transfer {
         Transfer::from_opcode(self.opcode)
@@ -153,7 +153,7 @@ impl Transfer {
     }
 }
 
-/// The bytes of one command, as a property write of 64 bits would put them.
+/// Splits a 64-bit value into two command dwords: the low half, then the high half.
 #[inline]
 pub(crate) fn split_u64(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)

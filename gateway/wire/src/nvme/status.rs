@@ -3,8 +3,8 @@
 
 /// The 15-bit status field: SC 7:0, SCT 10:8, CRD 12:11, More 13, DNR 14.
 ///
-/// The constants have only SC and SCT; [`Status::dnr`] and [`Status::more`] add the rest. [`Status::is`] compares with a
-/// constant by type and code alone.
+/// The constants have only SC and SCT. [`Status::dnr`], [`Status::more`] and [`Status::crd`] set the other fields.
+/// [`Status::is`] compares only type and code with a constant.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Status(u16);
 
@@ -13,11 +13,11 @@ pub struct Status(u16);
 pub enum StatusType {
     /// 0h: any command.
     Generic,
-    /// 1h: depends on the command.
+    /// 1h: the meaning of the code depends on the command.
     CommandSpecific,
     /// 2h: media and data integrity.
     Media,
-    /// 3h: the path, not the namespace.
+    /// 3h: an error of the path, not of the namespace.
     Path,
     /// 7h: vendor specific.
     Vendor,
@@ -62,7 +62,7 @@ impl Status {
         Self(self.0 & !(3 << 11) | ((index & 3) as u16) << 11)
     }
 
-    /// Returns whether a retry is pointless.
+    /// Returns whether Do Not Retry is set: a retry would fail again.
     pub const fn is_dnr(self) -> bool {
         self.0 & DNR != 0
     }
@@ -94,7 +94,7 @@ impl Status {
         }
     }
 
-    /// Returns type and code alone, without DNR, More and the delay.
+    /// Returns only type and code, without DNR, More and the delay.
     pub const fn code(self) -> Self {
         Self(self.0 & CODE)
     }
@@ -110,7 +110,7 @@ impl Status {
         self.0 & CODE == 0
     }
 
-    /// Returns whether the path failed, and not the command (SCT 3h). Another path may succeed.
+    /// Returns whether the path failed (SCT 3h), and not the command itself. The command may succeed on another path.
     pub const fn is_path_error(self) -> bool {
         matches!(self.sct(), StatusType::Path)
     }
@@ -134,10 +134,11 @@ macro_rules! statuses {
         impl Status {
             $(#[doc = $text] $(#[$meta])* pub const $name: Self = Self::new($sct, $sc);)*
 
-            /// Returns the spec's name of the code. Vendor and reserved codes share a general name.
+            /// Returns the spec's name of the code. All vendor codes have the same name, and so have all reserved codes.
             pub const fn name(self) -> &'static str {
-                // Some codes of SCT 1h have one meaning for fabrics commands and another for I/O commands. The later
-                // arm of such a pair can't be reached, so the first arm's text names both.
+                // Some codes of SCT 1h have one meaning for fabrics commands and another meaning for I/O commands. For such
+                // a code the match has two arms. The second arm is unreachable, so the text of the first arm names both
+                // meanings.
                 #[allow(unreachable_patterns)]
                 match ((self.0 >> 8 & 7) as u8, self.sc()) {
                     $(($sct, $sc) => $text,)*

@@ -3,7 +3,7 @@
 use super::header::{CommonHeader, PduType};
 use crate::nvme::{Cqe, Sqe};
 
-/// Command Capsule. In-capsule data, if present, follows at PDO.
+/// Command Capsule. Optional in-capsule data starts at PDO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapsuleCmd {
     /// The command.
@@ -17,7 +17,8 @@ impl CapsuleCmd {
     /// Reads the command from a header. The caller has checked the header's common part.
     #[inline]
     pub fn parse(bytes: &[u8; 72]) -> Self {
-        // The array's length is part of its type. So the compiler knows that `None` can't occur and removes that arm.
+        // The array's length is part of its type. So the compiler knows that `None` can't occur, and removes the arm for
+        // `None`.
         match bytes.last_chunk::<64>() {
             Some(sqe) => Self { sqe: Sqe::parse(sqe) },
             None => Self { sqe: Sqe::default() },
@@ -77,7 +78,7 @@ impl CapsuleResp {
         }
     }
 
-    /// Writes every byte of the header. The caller adds HDGST, if on.
+    /// Writes every byte of the header. The caller adds HDGST if header digests are on.
     #[inline]
     pub fn emit(&self, header_digest: bool, bytes: &mut [u8; 24]) {
         if let Some(common) = bytes.first_chunk_mut() {

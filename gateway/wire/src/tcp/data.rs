@@ -4,7 +4,7 @@ use super::error::{Fault, HeaderError, field};
 use super::header::{CommonHeader, PduType, flag};
 
 layout! {
-    /// The shared fields of the three PDUs, 24 bytes; the tag is reserved in C2HData.
+    /// The shared fields of the three PDUs, 24 bytes. The tag is reserved in C2HData.
     pub struct DataFields [24] {
         /// The common header.
         common: [u8; 8] = 0,
@@ -20,8 +20,8 @@ layout! {
 }
 
 impl DataFields {
-    /// Reads the fields and checks that offset and length are valid by themselves. The connection checks them
-    /// against the command.
+    /// Reads the fields and checks offset and length without knowledge of the command. The connection checks offset and
+    /// length against the command.
     #[inline]
     fn checked(bytes: &[u8; 24]) -> Result<Self, HeaderError> {
         let fields = Self::parse(bytes);
@@ -128,7 +128,7 @@ pub struct C2hData {
     pub len_bytes: u32,
     /// LAST_PDU: the last PDU of the command.
     pub last: bool,
-    /// SUCCESS: the command succeeded and no response capsule follows. Only with `last`.
+    /// SUCCESS: the command succeeded, and no response capsule follows. SUCCESS is set only together with `last`.
     pub success: bool,
 }
 
@@ -183,7 +183,7 @@ impl C2hData {
 pub struct R2t {
     /// CCCID: the command.
     pub cid: u16,
-    /// TTAG: the tag that H2CData must answer with.
+    /// TTAG: the tag that the H2CData PDUs for this R2T must contain.
     pub ttag: u16,
     /// R2TO: offset within the command's data, in bytes; a multiple of 4.
     pub offset_bytes: u32,
@@ -192,7 +192,7 @@ pub struct R2t {
 }
 
 impl R2t {
-    /// Size of the header in bytes, without digest; it has no data.
+    /// Size of the header in bytes, without digest. An R2T has no data.
     pub const LEN: usize = 24;
 
     /// Reads a header whose common part was checked.
@@ -207,7 +207,7 @@ impl R2t {
         })
     }
 
-    /// Writes every byte of the header. The caller adds HDGST, if on.
+    /// Writes every byte of the header. The caller adds HDGST if header digests are on.
     #[inline]
     pub fn emit(&self, header_digest: bool, bytes: &mut [u8; 24]) {
         let header = CommonHeader::without_data(PduType::R2t, 0, header_digest);

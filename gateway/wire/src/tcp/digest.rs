@@ -9,7 +9,7 @@ pub fn digest(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
-/// Returns the CRC32C of the bytes that `crc` covers, followed by `bytes`. The first call takes 0.
+/// Extends the CRC32C `crc` of earlier bytes by `bytes`, and returns the new CRC32C. `crc` is 0 in the first call.
 #[inline]
 pub fn digest_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)

@@ -9,7 +9,7 @@ pub enum FatalStatus {
         /// See [`field`].
         offset_bytes: u32,
     },
-    /// 02h: a PDU that is not legal now. No FEI.
+    /// 02h: a PDU that is not legal at this point of the sequence. No FEI.
     SequenceError,
     /// 03h. FEI: the header digest as received.
     HeaderDigestError {
@@ -25,7 +25,7 @@ pub enum FatalStatus {
         /// See [`field`].
         offset_bytes: u32,
     },
-    /// Any other, as a peer sent it.
+    /// Any other status that a peer sent.
     Reserved {
         /// FES.
         fes: u16,
@@ -106,7 +106,7 @@ pub enum Fault {
     /// Not a PDU type.
     #[error("unknown PDU type {0:#04x}")]
     UnknownType(u8),
-    /// A PDU type that only the receiver's own side sends.
+    /// A PDU type that only the receiver's own side may send.
     #[error("PDU type {0:#04x} is not legal in this direction")]
     WrongDirection(u8),
     /// Digest flags that differ from the negotiated ones.
@@ -121,7 +121,7 @@ pub enum Fault {
         /// The flags byte.
         flags: u8,
     },
-    /// HLEN is not the type's.
+    /// HLEN is not the header length of the PDU type.
     #[error("HLEN is {hlen}, and should be {expected}")]
     HeaderLength {
         /// HLEN.
@@ -129,7 +129,7 @@ pub enum Fault {
         /// HLEN of the type.
         expected: u8,
     },
-    /// PDO before the header's end, past the PDU's end, or unaligned.
+    /// PDO is before the end of the header, past the end of the PDU, or unaligned.
     #[error("PDO {pdo} is not within the PDU or not aligned to {alignment_bytes} bytes")]
     DataOffset {
         /// PDO.
@@ -137,7 +137,7 @@ pub enum Fault {
         /// The alignment that the receiver requested.
         alignment_bytes: u32,
     },
-    /// PLEN too short for the header, or data where the type has none.
+    /// PLEN is too short for the header, or it includes data although the PDU type has no data.
     #[error("PLEN {plen} does not fit the PDU type")]
     PduLength {
         /// PLEN.
@@ -189,7 +189,7 @@ pub enum Fault {
     },
 }
 
-/// A PDU header that ends the connection: the fault, and the status for the terminate request.
+/// The error for a PDU header that ends the connection, with the fault and the status for the terminate request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{fault}")]
 pub struct HeaderError {

@@ -1,5 +1,4 @@
-//! The common header of all PDUs, and its division of the bytes that follow (NVMe-oF TCP 1.0c §3.6.1, figure
-//! 20).
+//! The common header of all PDUs, and the layout of a PDU that results from it (NVMe-oF TCP 1.0c §3.6.1, figure 20).
 
 use super::error::{Fault, HeaderError, field};
 
@@ -46,7 +45,7 @@ pub mod flag {
 }
 
 impl PduType {
-    /// Returns the type in the first byte of a PDU, or `None` if the byte is no type.
+    /// Returns the PDU type for the first byte of a PDU, or `None` if the byte is not a PDU type.
     #[inline]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -63,7 +62,7 @@ impl PduType {
         })
     }
 
-    /// Returns HLEN: bytes of the header without its digest.
+    /// Returns HLEN: the length of the header in bytes, without its digest.
     #[inline]
     pub const fn header_len(self) -> u8 {
         match self {
@@ -76,7 +75,7 @@ impl PduType {
     /// Returns whether a host sends PDUs of this type.
     #[inline]
     pub const fn from_host(self) -> bool {
-        // Even types but R2T (09h) come from hosts.
+        // All even types come from hosts. All odd types, also R2T (09h), come from controllers.
         self as u8 & 1 == 0
     }
 
@@ -86,8 +85,8 @@ impl PduType {
         matches!(self, Self::CapsuleCmd | Self::H2cData | Self::C2hData | Self::H2cTermReq | Self::C2hTermReq)
     }
 
-    /// Returns whether digests apply to this type: not before they are negotiated, and not on terminate
-    /// requests.
+    /// Returns whether digests apply to this type. They don't apply to ICReq and ICResp, which negotiate digests, nor to
+    /// terminate requests.
     #[inline]
     const fn has_digests(self) -> bool {
         self as u8 >= Self::CapsuleCmd as u8
@@ -97,9 +96,9 @@ impl PduType {
 /// The reading side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receiver {
-    /// We are the target: PDUs come from a host.
+    /// A target reads PDUs that come from a host.
     Controller,
-    /// We are the host: PDUs come from a controller.
+    /// A host reads PDUs that come from a controller.
     Host,
 }
 
@@ -134,7 +133,7 @@ impl Framing {
     }
 }
 
-/// The lengths of a PDU's parts, in bytes. The parts follow each other.
+/// The lengths of a PDU's parts, in bytes, in the order of the parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// Header without its digest: HLEN.
@@ -172,9 +171,9 @@ pub struct CommonHeader {
     pub flags: u8,
     /// HLEN in bytes.
     pub hlen: u8,
-    /// PDO: where data starts in bytes; 0 without data.
+    /// PDO: the byte offset at which data starts, or 0 without data.
     pub pdo: u8,
-    /// PLEN: the whole PDU in bytes.
+    /// PLEN: the length of the whole PDU in bytes.
     pub plen: u32,
 }
 
@@ -182,10 +181,11 @@ impl CommonHeader {
     /// Size in bytes.
     pub const LEN: usize = 8;
 
-    /// The longest header with its digest, of any type. A receiver needs room for this length.
+    /// The longest header of any type, with its digest. A receiver needs a buffer of this length.
     pub const MAX_HEADER_LEN: usize = 128;
 
-    /// Reads the header of a known type whose HLEN is right and whose PLEN covers HLEN.
+    /// Reads the header. The type must be known, HLEN must be the length of the type's header, and PLEN must be at least
+    /// HLEN.
     #[inline]
     pub fn parse(bytes: &[u8; 8]) -> Result<Self, HeaderError> {
         let [pdu_type, flags, hlen, pdo, p0, p1, p2, p3] = *bytes;
@@ -210,7 +210,7 @@ impl CommonHeader {
         *bytes = [self.pdu_type as u8, self.flags, self.hlen, self.pdo, p0, p1, p2, p3];
     }
 
-    /// Returns the header of a PDU without data. The digest determines the flags and PLEN; PDO is 0.
+    /// Returns the header of a PDU without data. The flags and PLEN depend on the header digest, and PDO is 0.
     #[inline]
     pub(super) fn without_data(pdu_type: PduType, flags: u8, header_digest: bool) -> Self {
         let hlen = pdu_type.header_len();
@@ -265,8 +265,8 @@ impl CommonHeader {
             return Err(HeaderError::field(Fault::PduLength { plen: self.plen }, field::PLEN));
         }
         if self.plen == bare_len {
-            // DDGSTF without data is accepted: some hosts set the flag on each capsule, and there is no data to
-            // cover.
+            // Accept DDGSTF without data, because some hosts set the flag on each capsule. There is no data that a digest
+            // could cover.
             return Ok(Layout { header_len, header_digest_len, ..Layout::default() });
         }
         if !pdu_type.has_data() {

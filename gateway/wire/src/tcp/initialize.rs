@@ -10,7 +10,7 @@ const MAX_ALIGNMENT: u8 = 31;
 layout! {
     /// The fields that ICReq and ICResp share, 128 bytes.
     pub struct IcFields [128] {
-        /// The common header, read apart.
+        /// The common header, which [`CommonHeader::parse`] reads.
         common: [u8; 8] = 0,
         /// PDU Format Version.
         pfv: u16 = 8,
@@ -48,16 +48,17 @@ impl IcFields {
 pub struct IcReq {
     /// HPDA: the alignment that the host wants for C2HData's data, 4 to 128 bytes.
     pub host_alignment_bytes: u32,
-    /// Set if the host requests header digests.
+    /// True if the host requests header digests.
     pub header_digest: bool,
-    /// Set if the host requests data digests.
+    /// True if the host requests data digests.
     pub data_digest: bool,
-    /// R2Ts that may be outstanding per command, at least 1 (0's based on the wire; capped at the largest u32).
+    /// Most R2Ts that may be outstanding per command, at least 1. The value is 0's based on the wire, and a value above the
+    /// largest u32 is cut to it.
     pub max_r2t: u32,
 }
 
 impl IcReq {
-    /// Size in bytes; digests never apply.
+    /// Size in bytes. Digests never apply.
     pub const LEN: usize = 128;
 
     /// Reads the request. [`CommonHeader::parse`] has checked its common header.
@@ -88,12 +89,12 @@ pub struct IcResp {
     pub header_digest: bool,
     /// Data digests are on.
     pub data_digest: bool,
-    /// MAXH2CDATA: most bytes of data in one H2CData; at least 4096, a multiple of 4.
+    /// MAXH2CDATA: most bytes of data in one H2CData. The value is at least 4096 and a multiple of 4.
     pub max_h2c_data_bytes: u32,
 }
 
 impl IcResp {
-    /// Size in bytes; digests never apply.
+    /// Size in bytes. Digests never apply.
     pub const LEN: usize = 128;
     /// The least MAXH2CDATA that the spec allows.
     pub const MIN_MAX_H2C_DATA: u32 = 4096;

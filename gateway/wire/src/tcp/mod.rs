@@ -1,14 +1,15 @@
 //! NVMe/TCP protocol data units (NVMe-oF TCP Transport 1.0c §3).
 //!
-//! A receiver reads in three steps, because each step gives the size of the next:
+//! A receiver reads a PDU in three steps, because each step yields the size of the next step:
 //! 1. eight bytes: [`CommonHeader::parse`], then [`CommonHeader::layout`] under the connection's [`Framing`] gives the
 //!    lengths of the header (with its digest), the padding, the data and the data digest;
-//! 2. the header: [`Framing::check_header_digest`], then the `parse` of its PDU type;
-//! 3. the data, whose digest is [`digest`] and [`digest_append`].
+//! 2. the rest of the header: [`Framing::check_header_digest`], then the function `parse` of the PDU type;
+//! 3. the data: [`digest`] and [`digest_append`] compute its digest.
 //!
-//! A [`HeaderError`] is fatal: it holds the status for the terminate request.
+//! A [`HeaderError`] is fatal, and has the status for the terminate request.
 //!
-//! Not here: which PDU is legal when, and whether data lies within the range of an R2T. The connection checks both.
+//! Not here: checks whether a PDU is legal in the connection's state, and whether data lies within the range of an R2T. The
+//! connection makes both checks.
 
 mod error;
 mod header;

@@ -41,7 +41,7 @@ impl<'a> TermReq<'a> {
     /// Largest size of the PDU in bytes.
     pub const MAX_LEN: usize = Self::HEADER_LEN + Self::MAX_DATA_LEN;
 
-    /// Reads a request whose common header was checked; `bytes` is the whole PDU.
+    /// Reads a request. [`CommonHeader::parse`] has checked its common header. `bytes` is the whole PDU.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, crate::Truncated> {
         let Some((header, offender)) = bytes.split_first_chunk() else {
             return Err(crate::Truncated {

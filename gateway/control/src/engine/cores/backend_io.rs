@@ -7,7 +7,7 @@ use trefoil_storage::Msg;
 use trefoil_storage::request::{Op, Origin, Owner, Request};
 use trefoil_storage::topology::{BackendId, LunId};
 
-/// Limit of control's own requests under way at a time.
+/// Most requests of control's own that are under way at a time.
 const MAX_REQUESTS: usize = 64;
 
 impl Cores {
@@ -23,10 +23,10 @@ impl Cores {
         }
     }
 
-    /// Sends one request of control's own straight to a backend on `core`. Gives the block back.
+    /// Sends one request of control's own to a backend on `core`, without a LUN. Returns the block.
     ///
     /// # Errors
-    /// The backend's fault, or `Gone` if the core doesn't answer, or `Internal` if `MAX_REQUESTS` are under way.
+    /// The backend's fault; `Gone` if the core doesn't answer; `Internal` if `MAX_REQUESTS` requests are under way.
     pub async fn request(
         &self,
         core: CoreId,

@@ -1,7 +1,7 @@
 //! The control thread's side of the mailboxes: sends messages to cores, and passes each answer to the task that waits for it.
 //!
-//! One task receives the mail ([`Cores::listen`]). All other tasks send and wait. A core answers every question once, so a
-//! wait ends as long as the core runs.
+//! One task receives the messages ([`Cores::listen`]). All other tasks send and wait. A core answers every question once, so
+//! every wait ends if the core runs.
 
 mod backend_io;
 mod questions;
@@ -31,10 +31,11 @@ use trefoil_storage::topology::{BackendId, LunId};
 /// A message between the control thread and the cores of the real driver.
 pub type CoreMsg = Msg<OwnedFd, Attach<OwnedFd>>;
 
-/// Time for which control keeps a core's [`Refused`] box. The time bounds how often the core reports a refusal.
+/// Time for which control keeps a core's [`Refused`] box. A core needs the box to report a refusal, so this time bounds the
+/// rate of the reports.
 const RETURN_AFTER: Duration = Duration::from_millis(100);
 
-/// The control thread's ends of the mailboxes, as the gateway made them.
+/// The control thread's ends of the mailboxes, which the gateway made.
 pub struct Ends {
     /// The sender to each core, in order.
     pub to_cores: Vec<ControlSender<CoreMsg>>,
@@ -46,7 +47,7 @@ pub struct Ends {
     pub arena: Arena,
 }
 
-/// The mailbox as tokio watches it.
+/// The receiver, in a type that tokio can poll.
 struct Mail(ControlReceiver<CoreMsg>);
 
 impl AsRawFd for Mail {
@@ -62,7 +63,8 @@ type Wait<T> = oneshot::Sender<T>;
 #[derive(Default)]
 struct Waits {
     topology: HashMap<(CoreId, u64), Wait<()>>,
-    /// Answers to Attach (`Ok`), and to Detach or a refused Attach (the box, if there was one).
+    /// Waits for the answers to Attach and Detach. A successful Attach answers `Ok`. Detach and a refused Attach return the
+    /// box, if there is one.
     backends: HashMap<(CoreId, BackendId), Wait<AttachAnswer>>,
     requests: Vec<Option<(u32, Wait<Completed>)>>,
     surveys: HashMap<CoreId, Wait<Box<Survey>>>,
@@ -81,14 +83,14 @@ pub struct Cores {
     waits: RefCell<Waits>,
     /// The reports of backends.
     pub reports: Reports,
-    /// Held during a survey. The surveys of one core look alike, so only one is requested at a time.
+    /// Held during a survey. Two answers of one core can't be told apart, so only one survey is requested at a time.
     surveying: tokio::sync::Mutex<()>,
-    /// The number of connections that each core accepts now.
+    /// The number of further connections that each core accepts now.
     room: Vec<Cell<usize>>,
     /// Notified when a core accepts more connections.
     has_room: tokio::sync::Notify,
     refused: RefCell<RefusedHosts>,
-    /// The [`Refused`] boxes that go back to cores, each with its due time, soonest first.
+    /// The [`Refused`] boxes that will be returned to cores, each with its due time. The soonest is first.
     returns: RefCell<VecDeque<(Instant, CoreId, Box<Refused>)>>,
     on_event: RefCell<Option<EventSink>>,
     dropped_events: Cell<u64>,
@@ -107,8 +109,8 @@ impl Cores {
     /// # Errors
     /// epoll_ctl(2) fails.
     pub fn new(ends: Ends) -> io::Result<Rc<Self>> {
-        // The function is deprecated for types that may close their descriptor while it is registered, and the replacement is
-        // unsafe. A ControlReceiver keeps its eventfd for as long as it lives.
+        // `AsyncFd` deprecates this function, because some types close their descriptor while it is registered. The replacement
+        // is unsafe. A ControlReceiver keeps its eventfd open as long as the receiver exists.
         #[expect(deprecated, reason = "the replacement is unsafe, which this crate forbids")]
         let mail = AsyncFd::with_interest(Mail(ends.from_cores), tokio::io::Interest::READABLE)?;
         Ok(Rc::new(Self {
@@ -144,12 +146,12 @@ impl Cores {
         &self.metrics
     }
 
-    /// Passes every event to `sink` from now on.
+    /// Sets the receiver of all further events.
     pub fn set_event_sink(&self, sink: EventSink) {
         *self.on_event.borrow_mut() = Some(sink);
     }
 
-    /// Receives mail until the future is dropped. Only the first call does anything.
+    /// Receives messages until the future is dropped. Only the first call has an effect.
     pub async fn listen(&self) {
         let Some(mut mail) = self.mail.borrow_mut().take() else { return };
         loop {
@@ -202,7 +204,7 @@ impl Cores {
                 let slot = waits.requests.get_mut(origin.slot as usize);
                 match slot.and_then(|slot| slot.take_if(|(generation, _)| *generation == origin.generation)) {
                     Some((_, wait)) => {
-                        // The task that asked may have given up. Its block goes back all the same.
+                        // The task that sent the request may have given up. The request's block is then freed here.
                         if let Err(done) = wait.send(done) {
                             self.free(done.settle().0);
                         }
@@ -247,14 +249,14 @@ impl Cores {
         }
     }
 
-    /// Gives cores their [`Refused`] boxes back. The delay keeps hosts that are refused all the time from keeping this thread
-    /// busy. Returns the time at which the next box is due.
+    /// Returns the [`Refused`] boxes that are due to their cores. The delay bounds the work of this thread while hosts are
+    /// refused all the time. Returns the time at which the next box is due.
     fn give_back(&self) -> Option<Instant> {
         let mut returns = self.returns.borrow_mut();
         let now = Instant::now();
         while let Some((_, core, place)) = returns.pop_front_if(|(due, ..)| *due <= now) {
             let Some(sender) = self.to_cores.get(usize::from(core.0)) else { continue };
-            // A core whose ring is full gets the box later.
+            // If the core's ring is full, the core gets the box later.
             if let Err(Msg::Refused(place)) = sender.borrow_mut().send(Msg::Refused(place)) {
                 returns.push_back((now + RETURN_AFTER, core, place));
             }
@@ -262,7 +264,7 @@ impl Cores {
         returns.front().map(|(due, ..)| *due)
     }
 
-    /// Returns whether a core accepts another connection. [`send`](Self::send) counts the connections that it sends.
+    /// Returns whether a core accepts another connection. [`send`](Self::send) subtracts each connection that it sends.
     pub fn has_room(&self, core: CoreId) -> bool {
         self.room.get(usize::from(core.0)).is_some_and(|room| room.get() > 0)
     }
@@ -303,7 +305,7 @@ pub(super) mod tests {
     use trefoil_poll::{ArenaId, MeshBounds, mesh};
     use trefoil_sys::region::Region;
 
-    /// Makes a core that never answers. The test makes its events. Needs a tokio runtime.
+    /// Makes a core that never answers. The test makes the core's events. Needs a tokio runtime.
     pub fn mute() -> Rc<Cores> {
         let mesh = mesh(1, MeshBounds::default()).expect("mailboxes");
         let memory = Region::anonymous(2 << 20).expect("memory for a test");
@@ -312,7 +314,7 @@ pub(super) mod tests {
         Cores::new(ends).expect("cores")
     }
 
-    /// Lets core 0 report `event`.
+    /// Delivers `event` as a report of core 0.
     pub fn hear(cores: &Cores, event: Event) {
         cores.take(CoreId(0), Msg::Event(event));
     }

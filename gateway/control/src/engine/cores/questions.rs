@@ -1,4 +1,4 @@
-//! Questions to cores, each with the wait for its answer.
+//! Questions to cores. Each function sends a question and waits for the answer.
 
 use super::{AttachBox, Cores, gone};
 use crate::error::{Fault, Refusal};
@@ -16,13 +16,13 @@ use trefoil_storage::topology::{BackendId, LunId, Topology};
 
 /// Time after which an action fails because a core does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause between two questions about requests under way.
+/// Pause before [`Cores::drained`] asks a core again about requests under way.
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
-/// LUNs that a core reports at a time. The report takes some microseconds of the core's time.
+/// Most LUNs in one report of a core. Such a report takes the core some microseconds.
 const LUN_ROWS: usize = 32;
 
 impl Cores {
-    /// Publishes a snapshot to every core and waits until all have it in force.
+    /// Publishes a snapshot to every core, and waits until the snapshot is in force on all cores.
     ///
     /// # Errors
     /// A core doesn't answer.
@@ -54,7 +54,7 @@ impl Cores {
         self.answer(core, wait).await?.map_err(refused)
     }
 
-    /// Takes a backend's channel from a core, once the requests under way are done.
+    /// Takes a backend's channel from a core after the channel's requests under way are done.
     ///
     /// # Errors
     /// The core doesn't answer.
@@ -65,7 +65,7 @@ impl Cores {
         Ok(self.answer(core, wait).await?.err().flatten())
     }
 
-    /// Returns the queue pairs that are connected to a core, in at most `rows` rows.
+    /// Returns the queue pairs that are connected to a core, up to `rows` of them.
     ///
     /// # Errors
     /// The core doesn't answer.
@@ -78,8 +78,8 @@ impl Cores {
         self.answer(core, wait).await
     }
 
-    /// Returns each pair of a connected host and its subsystem, with the addresses of the `listeners` that the pair uses.
-    /// `listeners` maps a portal's number to its address.
+    /// Returns each pair of a connected host and its subsystem, with the addresses of the listeners that the pair's connections
+    /// use. `listeners` maps a portal's number to the portal's address.
     ///
     /// # Errors
     /// A core doesn't answer.
@@ -120,8 +120,8 @@ impl Cores {
         Ok(())
     }
 
-    /// Waits until no host's request for `lun` is under way on any core. No topology presents `lun` any more, so no new
-    /// requests start. A request that was sent to an array may end only at the array's loss timeout.
+    /// Waits until no host's request for `lun` is under way on any core. The caller has published a topology without `lun`, so
+    /// no new requests start. A request at an array can stay under way until the array's loss timeout.
     ///
     /// # Errors
     /// A core doesn't answer.

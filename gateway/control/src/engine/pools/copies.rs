@@ -1,4 +1,4 @@
-//! Keeps the state's copy of the pools' LUNs up to date, and the pools' records of who sees their LUNs.
+//! Updates the state's copy of the pools' LUNs, and the pools' records of the hosts that see these LUNs.
 
 use super::through::Through;
 use super::{Lives, Pools};
@@ -12,11 +12,11 @@ use trefoil_storage::pool::{ExportsError, PoolLun, store_exports};
 use uuid::Uuid;
 
 impl Pools {
-    /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold, except for the LUNs in `except`.
-    /// LUNs match by UUID. With `by_name`, a LUN that only a document knows matches the pool's LUN of the same name. Use
-    /// `by_name` only for a state that a document made. Otherwise a host could see a foreign disk in place of its own,
-    /// because both have the same name. Returns the reasons for which LUNs are left out because another LUN has their
-    /// identity.
+    /// Updates the copy in `state` from the LUNs, identities and sizes that the pools hold. Leaves out the LUNs in `except`.
+    /// LUNs match by UUID. With `by_name`, a LUN that no pool has by UUID also matches the pool's LUN of the same name.
+    /// `by_name` must be set only for a state that was made from a document. In other states, a host could see a foreign disk
+    /// in place of its own disk if both have the same name. A LUN is left out if another LUN has its identity. Returns a reason
+    /// for each LUN that is left out.
     pub fn adopt_into(&self, state: &mut State, except: &[Uuid], by_name: bool) -> Vec<Refusal> {
         let mut left_out = Vec::new();
         for (name, pool) in &self.open {
@@ -28,8 +28,8 @@ impl Pools {
         left_out
     }
 
-    /// Deletes LUNs that the store no longer has but a pool still holds, because the gateway died in between. Returns the
-    /// LUNs that can't be deleted yet.
+    /// Deletes LUNs that the store no longer has and a pool still holds. Such LUNs remain if the gateway dies during a
+    /// deletion. Returns the LUNs that can't be deleted yet.
     pub async fn finish_deletions(&mut self, cores: &Cores, lives: &Lives, state: &State) -> Vec<Uuid> {
         let held =
             |name: &String, uuid: Uuid| self.open.get(name).is_some_and(|pool| pool.lun(uuid).is_some());
@@ -51,7 +51,7 @@ impl Pools {
         left
     }
 
-    /// Returns the records in which the open pools keep who sees their LUNs.
+    /// Returns the records of the open pools: which hosts see their LUNs.
     fn records(&self) -> impl Iterator<Item = (&String, Record)> {
         self.open.iter().filter_map(|(name, pool)| match Record::parse(&pool.table().exports) {
             Ok(record) => record.map(|record| (name, record)),
@@ -66,7 +66,7 @@ impl Pools {
         })
     }
 
-    /// Puts the pools' records of who sees their LUNs into a state that a document made.
+    /// Adds the records of the open pools to a state that was made from a document.
     pub fn adopt_exports(&self, state: &mut State) {
         let mut held = BTreeMap::new();
         let mut records = Vec::new();
@@ -85,8 +85,8 @@ impl Pools {
         exports::adopt(state, &held, records);
     }
 
-    /// Stores in every pool who sees its LUNs in this state. A pool that takes no changes is left out, and updated once it
-    /// takes changes again.
+    /// Stores in every pool which hosts see its LUNs in this state. A pool that accepts no changes is left out. Such a pool is
+    /// updated when it accepts changes again.
     ///
     /// # Errors
     /// The record is too large for the pool, or a backend fails.
@@ -105,7 +105,7 @@ impl Pools {
             if kept.get(&name).is_some_and(|kept| kept.does_for(&wanted, state)) {
                 continue;
             }
-            // A pool that is given up may be out of reach, which can be the very reason to give it up.
+            // The backends of a pool that `state` lacks may be unreachable. That can be the reason why the pool is deleted.
             let is_leaving = !state.pools.contains_key(&name);
             let is_lost = is_leaving && self.check_reachable(cores, &name).is_err();
             if is_lost || self.is_missing_members(&name) {
@@ -145,10 +145,10 @@ impl Pools {
     }
 }
 
-/// Puts a LUN of a pool into the state, in place of the state's own entry for the LUN.
+/// Adds a LUN of a pool to the state, or replaces the state's entry for the LUN.
 ///
 /// # Errors
-/// A LUN elsewhere has the same identity, as after a copy of a disk. Nothing has changed.
+/// Another LUN has the same identity, as after a copy of a disk. The state is then unchanged.
 fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Result<(), Refusal> {
     let uuid = found.uuid;
     let is_here = |lun: &&Lun| lun.pool.as_deref() == Some(pool);
@@ -157,12 +157,12 @@ fn adopt(state: &mut State, pool: &str, found: &PoolLun, by_name: bool) -> Resul
     let same_name = |lun: &&Lun| by_name && is_here(lun);
     let known = by_uuid.or_else(|| state.luns.get(&found.name).filter(same_name).map(|l| l.name.clone()));
     let name = known.clone().unwrap_or_else(|| match state.luns.contains_key(&found.name) {
-        // The new name is as long as a name may be.
+        // The new name has the maximum length of a name.
         true => format!("{:.26}-{uuid}", found.name),
         false => found.name.clone(),
     });
     let size = Bytes(found.blocks * u64::from(found.block_bytes));
-    // A document at the first start may ask for a larger size. The LUN is then grown.
+    // The document of a first start may ask for a larger size. The gateway then grows the LUN.
     let wanted = state.luns.get(&name).and_then(|lun| lun.size).unwrap_or(size);
     let lun = Lun {
         name: name.clone(),
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(state.luns["root"], before);
         let name = format!("root-{}", Uuid::from_bytes([2; 16]));
         assert_eq!(state.luns.get(&name).and_then(|lun| lun.uuid), Some(Uuid::from_bytes([2; 16])));
-        // A document has no other way to say which LUN it means.
+        // A document can name an existing LUN of a pool only by its name.
         adopt(&mut state, &lun("root", 3), true);
         assert_eq!(state.luns["root"].uuid, Some(Uuid::from_bytes([3; 16])));
     }
@@ -246,7 +246,7 @@ mod tests {
                 assert_eq!(state, before);
             }
         }
-        // The pool's own LUN is no twin.
+        // The LUN itself does not count as another LUN with the same identity.
         adopt(&mut state, "tank", &lun("root", 1), false).expect("known");
         assert_eq!(state, before);
     }

@@ -14,8 +14,8 @@ use trefoil_storage::pool::{
 use uuid::Uuid;
 
 impl Pools {
-    /// Makes a pool, or opens the pool that the backends hold if it has this name and exactly these backends. Returns whether
-    /// the pool was made. Recognised data on the backends is lost only with `overwrite`.
+    /// Makes a pool. If the backends already hold a pool with this name and exactly these backends, opens that pool. Returns
+    /// whether the pool was made. With `overwrite`, recognised data on the backends may be lost.
     ///
     /// # Errors
     /// A backend belongs to another pool, holds other data, is too small, or fails.
@@ -30,7 +30,7 @@ impl Pools {
         let backends = spec.backends.iter().map(|name| info(cores, lives, name));
         let backends = backends.collect::<Result<Vec<_>, _>>()?;
         let found = scan(&io, &backends).await;
-        // A pool exists from its first label that says so. Opening the pool repairs the other labels.
+        // A pool exists as soon as one label is marked ready. When the pool is opened, the other labels are repaired.
         let exists = found.iter().any(|found| matches!(found, Found::Member(_)));
         let labels: Vec<_> = found
             .iter()
@@ -54,7 +54,7 @@ impl Pools {
                 );
                 return Ok(false);
             }
-            // The pool has other backends too, so it is another pool.
+            // The pool on the backends has further backends, so it is not the pool that was asked for.
             self.close(&spec.name);
         }
         for backend in &backends {
@@ -94,7 +94,7 @@ impl Pools {
         Ok(true)
     }
 
-    /// Returns the open pool with this label, and the backend of the pool that has the label.
+    /// Returns the names of the open pool that the label belongs to, and of the pool's backend for which the label is.
     fn member_of(&self, label: &Label) -> Option<(&str, &str)> {
         let pool = self.open.values().find(|pool| pool.uuid() == label.pool_uuid)?;
         let mut members = pool.table().members.iter().zip(pool.backends());
@@ -102,8 +102,8 @@ impl Pools {
         Some((pool.name(), &backend.as_ref()?.name))
     }
 
-    /// Destroys a pool without LUNs. A pool that is down or lacks members is only forgotten. A pool that can't be destroyed
-    /// is forgotten too: the state no longer has it, and no later change may depend on it.
+    /// Destroys a pool without LUNs. A pool that is down or lacks members is only forgotten. A pool that can't be destroyed is
+    /// forgotten too: the state no longer has this pool, so the pool must not affect later changes.
     ///
     /// # Errors
     /// The pool holds LUNs, or a backend fails.

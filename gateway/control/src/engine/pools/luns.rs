@@ -14,7 +14,8 @@ use trefoil_storage::pool::{
 use uuid::Uuid;
 
 impl Pools {
-    /// Makes a LUN in its pool, or finds the LUN there. Returns the LUN's place, and whether the LUN is new.
+    /// Makes a LUN in its pool. If the pool already has the LUN, grows it to the size in `lun` instead. Returns the LUN's
+    /// place, and whether the LUN is new.
     ///
     /// # Errors
     /// There is no space, the name or the identity is taken, or a backend fails.
@@ -55,7 +56,7 @@ impl Pools {
         Ok((place, true))
     }
 
-    /// Grows a LUN to the size in `lun`, if the LUN is smaller.
+    /// Grows a LUN to the size in `lun`. Changes nothing if the LUN isn't smaller. Returns the LUN's place.
     ///
     /// # Errors
     /// There is no space, or a backend fails.
@@ -74,7 +75,7 @@ impl Pools {
         self.place(lun).map_err(|e| Refusal::new(Fault::Internal, e))
     }
 
-    /// Shrinks a LUN to the size in `lun` again, after a growth that no core was told of.
+    /// Shrinks a LUN back to the size in `lun`, after a growth that was not published to the cores.
     ///
     /// # Errors
     /// A backend fails.
@@ -88,7 +89,7 @@ impl Pools {
         undone.map_err(lun_refusal)
     }
 
-    /// Deletes a LUN that no core presents any more.
+    /// Deletes a LUN from its pool. No core may present the LUN.
     ///
     /// # Errors
     /// A backend fails.
@@ -114,11 +115,11 @@ impl Pools {
     }
 }
 
-/// Checks that the backend of `lun`, which presents the backend whole, is no pool's member. With `was_lun`, the request gives
-/// the LUN's UUID, so the LUN existed before. Data that looks like a pool then comes from the LUN's hosts.
+/// Checks that the backend of `lun`, which presents the whole backend, is not a member of a pool. With `was_lun`, the request
+/// gives the LUN's UUID, so the LUN existed before. A pool's label on the backend is then data of the LUN's hosts.
 ///
 /// # Errors
-/// The backend belongs to a pool, or can't be read. A lost array isn't waited for.
+/// The backend belongs to a pool, or can't be read. Doesn't wait for a lost array.
 pub async fn check_import(cores: &Cores, lives: &Lives, lun: &Lun, was_lun: bool) -> Result<(), Refusal> {
     let backend = ready(cores, lives, lun.backend.as_deref().unwrap_or_default())?;
     let io = Through::new(cores, lives);

@@ -1,10 +1,10 @@
-//! Pools: the engine's side of the layout that lies on their backends.
+//! Pools: the engine's side. The layout of a pool is on the pool's backends.
 //!
-//! A pool is the truth about its LUNs, and the store is only a copy. When a pool is opened, the copy is updated from the pool
-//! ([`Pools::adopt_into`]). The pool also keeps which subsystems show a LUN, and to which hosts ([`crate::exports`]), so that
-//! a lost database can be rebuilt.
+//! The pool's layout is authoritative for the pool's LUNs, and the store has only a copy. When a pool is opened, the copy is
+//! updated from the pool ([`Pools::adopt_into`]). The pool also has a record of the subsystems that show its LUNs, and of their
+//! hosts ([`crate::exports`]). A lost database is rebuilt from this record.
 //!
-//! This file opens pools, and answers what an open pool is like.
+//! This file opens pools, and reports the state of open pools.
 
 mod copies;
 mod create;
@@ -34,13 +34,13 @@ type Lives = BTreeMap<String, Live>;
 fn info(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let live =
         lives.get(name).ok_or_else(|| Refusal::new(Fault::Device, format!("backend `{name}` is down")))?;
-    // If an array has just reported its size, the engine heeds the report only later.
+    // If an array has just reported its size, the engine may not have handled the report yet. So the report is used here.
     let told = cores.reports.told_geometry(live.id).filter(|_| live.len_bytes == 0);
     let (block_bytes, len_bytes) = told.unwrap_or((live.block_bytes, live.len_bytes));
     Ok(BackendInfo { id: live.id, name: name.into(), len_bytes, block_bytes })
 }
 
-/// Returns the same of a backend that can be used now.
+/// Returns the [`BackendInfo`] of a backend, if the backend can be used now.
 fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusal> {
     let backend = info(cores, lives, name)?;
     match cores.reports.usable(backend.id) {
@@ -49,7 +49,7 @@ fn ready(cores: &Cores, lives: &Lives, name: &str) -> Result<BackendInfo, Refusa
     }
 }
 
-/// Describes for a person what was found on a backend.
+/// Describes the findings on a backend, for a person.
 fn tell(backend: &str, found: &Found) -> String {
     match found {
         Found::Member(label) => {
@@ -65,10 +65,10 @@ fn tell(backend: &str, found: &Found) -> String {
 }
 
 impl Pools {
-    /// Opens a pool that is stored.
+    /// Opens a pool that the store has.
     ///
     /// # Errors
-    /// The pool isn't on its backends, or isn't as it should be.
+    /// The pool isn't on its backends, or its layout is not valid.
     pub async fn open(
         &mut self,
         cores: &Cores,
@@ -76,8 +76,8 @@ impl Pools {
         lives: &Lives,
     ) -> Result<(), Refusal> {
         let io = Through::new(cores, lives);
-        // A backend that is down, or an array that is lost, is a missing member and is not waited for. The pool is then
-        // served as far as its other members allow.
+        // A backend that is down, or an array that is lost, counts as a missing member, and this function doesn't wait for it.
+        // The pool then serves the LUNs that its other members allow.
         let (mut backends, mut awaited) = (Vec::new(), Vec::new());
         for name in &spec.backends {
             match ready(cores, lives, name) {
@@ -111,7 +111,7 @@ impl Pools {
                 Found::Member(label) | Found::Unfinished(label) if label.pool_uuid == uuid => {
                     members.push(backend);
                 }
-                // The backend may have lost its label.
+                // The backend may be a member that has lost its label.
                 Found::Free | Found::Damaged(_) => members.push(backend),
                 Found::Member(_) | Found::Unfinished(_) | Found::Failed(_) => {
                     let what = tell(&backend.name, &found);
@@ -155,7 +155,7 @@ impl Pools {
         self.open.remove(name);
     }
 
-    /// Takes a pool out of the table to change it. If an earlier change was cut short, opens the pool anew.
+    /// Takes a pool out of the table so that it can be changed. If an earlier change was cut short, first opens the pool anew.
     async fn take_usable(&mut self, cores: &Cores, lives: &Lives, name: &str) -> Result<Pool, Refusal> {
         let down = || Refusal::new(Fault::Device, format!("pool `{name}` is down"));
         let pool = self.open.get(name).ok_or_else(down)?;
@@ -183,7 +183,7 @@ impl Pools {
         }
     }
 
-    /// Checks that pool `name` can be changed, and that all its backends can be used now. A lost array isn't waited for.
+    /// Checks that pool `name` can be changed, and that all its backends can be used now. Doesn't wait for a lost array.
     ///
     /// # Errors
     /// The pool can't be changed, or a backend can't be used.
@@ -206,7 +206,7 @@ impl Pools {
     /// Returns the place of a LUN.
     ///
     /// # Errors
-    /// The pool is down, a member is missing, or the pool doesn't know the LUN. The text is for the log.
+    /// The pool is down, a member is missing, or the pool doesn't know the LUN. The error is a text for the log.
     pub fn place(&self, lun: &Lun) -> Result<Placed, String> {
         let pool = self.pool_of(lun)?;
         let found = pool.lun(lun.uuid.unwrap_or_default()).filter(|lun| lun.is_visible());
@@ -215,14 +215,15 @@ impl Pools {
         let mut extents = pool
             .extents(found)
             .map_err(|backend| format!("backend `{backend}` of the LUN's pool is missing"))?;
-        // Units are larger than blocks, so the last extent may reach past the LUN's end.
+        // A pool allocates whole units, which are larger than blocks. So the last extent can reach past the LUN's end, and is
+        // cut here.
         if let Some(last) = extents.last_mut() {
             last.len = last.len.min(len_bytes - last.lun_offset);
         }
         Ok(Placed { block_bytes: found.block_bytes, len_bytes, extents })
     }
 
-    /// Returns whether the pool is open without some of its members.
+    /// Returns whether the pool is open and lacks some of its members.
     pub fn is_missing_members(&self, name: &str) -> bool {
         matches!(self.open.get(name).and_then(Pool::frozen), Some(Frozen::Missing(_)))
     }
@@ -245,7 +246,7 @@ mod tests {
     use trefoil_storage::msg::Event;
     use trefoil_storage::topology::BackendId;
 
-    /// The array is usable from then on, and the engine learns its size only after the pools are opened.
+    /// The array can be used from its report on, but the engine learns the array's size only after the pools are opened.
     #[test]
     fn an_array_that_answers_while_pools_are_opened_has_its_size() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,4 +1,4 @@
-//! Control's own I/O to the backends of pools, for the pool code.
+//! Control's own I/O to the backends of pools, as the pool code needs it.
 
 use super::Lives;
 use crate::engine::cores::Cores;
@@ -15,7 +15,7 @@ pub struct Through<'a> {
 }
 
 impl<'a> Through<'a> {
-    /// Makes it from the backends that are up.
+    /// Makes the routes to the backends that are up.
     pub fn new(cores: &'a Cores, lives: &Lives) -> Self {
         Self { cores, routes: lives.values().map(|live| (live.id, live.core())).collect() }
     }

@@ -1,4 +1,4 @@
-//! Tests of the channels of several cores over one array. The tests themselves carry the mailboxes between the cores.
+//! Tests of the channels of several cores to one array. The tests themselves carry the messages between the cores.
 
 use super::*;
 use crate::initiator::testing::{Array, Conn, Manners, TestIo, address, arena, identity};
@@ -197,7 +197,7 @@ impl Gateway {
         self.run();
     }
 
-    /// Takes the changes of the namespace's access that control has been told since the last call.
+    /// Takes the changes of the namespace's access that were reported to control since the last call.
     fn told(&mut self) -> Vec<(AnaState, bool)> {
         let told = std::mem::take(&mut self.events).into_iter().filter_map(|event| match event {
             Event::BackendAccess { access, .. } => Some((access.ana_state, access.read_only)),
@@ -357,7 +357,7 @@ fn one_that_is_stopped_between_two_tries_holds_nothing() {
     assert_eq!(core.arena.free_bytes(), core.arena.capacity_bytes());
 }
 
-/// The array never answers, so not even the number of its queues is known.
+/// The array never answers, so the channels don't know the number of queues.
 #[test]
 fn what_an_array_that_is_given_up_is_asked_for_is_held_a_while() {
     let mut gateway = Gateway::new(114, 2, Manners { deaf: true, ..Manners::default() });
@@ -405,7 +405,7 @@ fn zeroes_deallocate_and_faults() {
 
 #[test]
 fn only_an_array_that_promises_zeros_is_told_to_deallocate() {
-    // Each case: DLFEAT, then whether Deallocate goes out, and DEAC.
+    // Each case: DLFEAT, whether Deallocate is sent, and whether DEAC is sent.
     let cases = [
         (0b0000, (false, false)),
         (0b0001, (true, false)),
@@ -445,14 +445,14 @@ fn only_an_array_that_promises_zeros_is_told_to_deallocate() {
     }
 }
 
-/// The array may lose its promise of zeros after a reconnect, or while the association stands.
+/// The array may lose its promise of zeros after a reconnect, or during an association.
 #[test]
 fn a_deallocate_of_an_earlier_association_is_not_sent_to_an_array_that_promises_no_zeros_now() {
     let trim = |gateway: &mut Gateway, slot| gateway.ask(0, slot, Op::Deallocate, 0, 1 << 20, None);
     let mut gateway = Gateway::new(226, 2, Manners { queues: 1, mute: true, ..Manners::default() });
     gateway.array.disk.fill(1);
     gateway.run();
-    // The array receives these two, and falls silent.
+    // The array receives these two commands, and then stops answering.
     trim(&mut gateway, 1);
     gateway.ask(1, 2, Op::Deallocate, 0, 1 << 20, None);
     gateway.run();
@@ -557,7 +557,7 @@ fn an_arrays_ana_state_is_told_at_once_and_nobody_is_kept_waiting() {
         gateway.tell(AsyncEvent::ANA_CHANGE);
         assert_eq!(gateway.told(), [(state, false)]);
     }
-    // A command's status reports the same as the event, and ends the command on both cores.
+    // A command's ANA status has the same effect as the event, and ends the commands on both cores.
     gateway.array.manners.ana = Some(Inaccessible);
     gateway.ask(0, 1, Op::Write, 0, 4096, Some(5));
     gateway.ask(1, 2, Op::Read, 0, 4096, None);
@@ -640,7 +640,7 @@ const ABORTED: Result<(), Fault> = Err(Fault::Aborted);
 #[test]
 fn what_was_never_sent_is_cancelled_at_once() {
     let mut gateway = Gateway::new(120, 3, Manners { queues: 1, mute: true, ..Manners::default() });
-    // Before the first association a request waits on its own core, afterwards on the core with the queue.
+    // Before the first association, a request waits on its own core. Later, it waits on the core with the queue.
     gateway.ask(2, 1, Op::Write, 0, 4096, Some(5));
     gateway.cancel(2, 2);
     assert_eq!(gateway.results(), [(1, ABORTED)]);

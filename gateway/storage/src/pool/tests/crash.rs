@@ -1,5 +1,5 @@
-//! Power fails at every step of a pool's life. After each failure the pool must be as before the operation or as after
-//! it. No unit may be shared or lost, and acknowledged data must still be there.
+//! Power fails at every step of a pool's life. After each failure, the pool must be in the state before the operation,
+//! or in the state after the operation. No unit may be shared or lost, and acknowledged data must still be there.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -124,8 +124,8 @@ impl Life {
         }
     }
 
-    /// Checks the open pool against the model. Of each LUN, the blocks in `marked` carry the LUN's mark, and the others
-    /// are zero.
+    /// Checks the open pool against the model. In each LUN, the blocks in `marked` have the LUN's mark, and the other
+    /// blocks are zero.
     fn check(&mut self, marked: &Model) {
         let pool = self.pool.as_ref().expect("a pool");
         assert_eq!(pool.table().check(), Ok(()));
@@ -195,8 +195,7 @@ impl Life {
     }
 }
 
-/// Runs the life with a crash at `crash_at`, and perhaps another crash while opening. Returns whether power failed at
-/// all.
+/// Runs the life with a crash at `crash_at`, and perhaps another crash while opening. Returns `true` if power failed.
 fn live(units: &[u64], crash_at: u64, seed: u64) -> bool {
     let mut life = Life::new(units, seed);
     let mut rng = Rng::new(seed ^ crash_at << 32);

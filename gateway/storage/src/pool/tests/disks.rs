@@ -49,29 +49,29 @@ impl Disks {
         self.0.borrow().steps
     }
 
-    /// Lets power fail at the `step`th step from now, counted from 1.
+    /// Makes power fail at the `step`th step from now, counted from 1.
     pub fn crash_after(&self, step: u64) {
         let mut state = self.0.borrow_mut();
         state.crash_at = Some(state.steps + step);
     }
 
-    /// Lets the `step`th step from now fail without effect.
+    /// Makes the `step`th step from now fail without effect.
     pub fn fail_after(&self, step: u64) {
         let mut state = self.0.borrow_mut();
         state.fail_at = Some(state.steps + step);
     }
 
-    /// Lets reads of the byte `bad` fail.
+    /// Makes reads of the byte `bad` fail.
     pub fn fail_reads(&self, bad: Option<(BackendId, u64)>) {
         self.0.borrow_mut().bad = bad;
     }
 
-    /// Puts power back. Returns `true` if the power was off.
+    /// Restores power. Returns `true` if the power was off.
     pub fn power_on(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().off)
     }
 
-    /// Puts power back and cancels the planned power failure.
+    /// Restores power and cancels the planned power failure.
     pub fn disarm(&self) {
         self.power_on();
         self.0.borrow_mut().crash_at = None;
@@ -96,7 +96,7 @@ impl Disks {
         self.0.borrow().peek(backend, offset, len)
     }
 
-    /// Replaces the contents of disk `to` by those of `from`.
+    /// Replaces the contents of disk `to` by the contents of disk `from`.
     pub fn copy_disk(&self, from: BackendId, to: BackendId) {
         let mut state = self.0.borrow_mut();
         state.disks[to.0 as usize] = state.disks[from.0 as usize].clone();
@@ -116,7 +116,7 @@ impl State {
         out
     }
 
-    /// Returns the pages as they are after storing `bytes` at `offset`.
+    /// Returns the affected pages with `bytes` stored at `offset`.
     fn pages(&self, backend: BackendId, offset: u64, bytes: &[u8]) -> Vec<(u64, Page)> {
         let first = offset / PAGE as u64;
         let last = (offset + bytes.len() as u64).div_ceil(PAGE as u64);

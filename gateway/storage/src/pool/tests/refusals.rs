@@ -22,7 +22,7 @@ fn the_disks_alone_tell_everything() {
     let again = reopen(&io, &backends).expect("opens");
     assert_eq!(again, pool);
     assert_eq!(again.owner(), Some(PoolOwner { id: [7; 16], epoch: 3 }));
-    // The order of the backends doesn't matter, nor do other ids.
+    // The order of the backends and their ids don't matter.
     let mut swapped = [backends[1].clone(), backends[0].clone()];
     assert_eq!(reopen(&io, &swapped).expect("opens").table(), pool.table());
     swapped[0].name = "renamed".into();
@@ -90,7 +90,7 @@ fn a_label_with_the_last_generation_is_no_trap() {
     }
 }
 
-/// Makes another pool on the backends, whatever their contents, and opens it.
+/// Makes another pool on the backends with `overwrite`, and opens the pool.
 fn overwrite(io: &Disks, backends: &[BackendInfo]) {
     let uuid = Uuid::from_bytes([0xEE; 16]);
     let new = NewPool { uuid, name: "third".into(), overwrite: true, ..new_pool(backends) };
@@ -114,7 +114,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         let again = reopen(&io, &backends).expect("opens");
         assert_eq!((again.table(), again.frozen(), again.notes().len()), (pool.table(), None, 2));
         assert_eq!(labels(&io, id), whole);
-        // Without its layout, the disk could be anybody's: nothing is written to it.
+        // Without its layout, the disk could belong to somebody else, so nothing is written to it.
         lose(LABEL_AT);
         lose(TABLE_AT);
         let steps = io.steps();
@@ -123,7 +123,7 @@ fn a_lost_label_is_made_again_where_a_layout_tells_whose_it_was() {
         assert_eq!((half.frozen(), half.notes().len(), io.steps()), (Some(&missing), 1, steps));
         assert_eq!(half.table(), pool.table());
     }
-    // A disk with a new partition table belongs to somebody else now, and loses nothing.
+    // A disk with a new partition table belongs to somebody else now, so the pool doesn't write to it.
     let (io, _, backends) = two();
     io.poke(BackendId(1), LABEL_AT[0], &[vec![0; 512], b"EFI PART".repeat(448)].concat());
     io.poke(BackendId(1), LABEL_AT[1], &[0; 4096]);
@@ -171,7 +171,7 @@ fn a_missing_backend_leaves_the_others_luns() {
 
 #[test]
 fn a_member_that_was_cut_off_leaves_the_others_luns() {
-    // The cut is in the member's data, in the second copy of its layout, and in the first.
+    // The disk ends within the member's data, within the second copy of its layout, or within the first copy.
     for left in [4 * UNIT + (4 << 20), 2 << 20, 64 << 10] {
         let mut backends = [backend(0, 8), backend(1, 8)];
         let (io, mut pool) = pool_on(&backends);
@@ -303,7 +303,7 @@ fn steps_can_be_taken_one_by_one() {
     block_on(pool.roll_back(&io, a.lun())).expect("rolled back");
     assert_eq!(pool.capacity_bytes(), (16 * UNIT, 15 * UNIT));
     assert_eq!(reopen(&io, &backends).expect("opens").table(), pool.table());
-    // A growth that is dropped half-way leaves the LUN as it was, and one run stays one run.
+    // A growth that is dropped half-way leaves the LUN unchanged, and one run stays one run.
     let b = Uuid::from_bytes([b'b'; 16]);
     let before = pool.table().luns.clone();
     let growth = block_on(pool.reserve_growth(&io, b, 64)).expect("reserved");
@@ -424,7 +424,8 @@ fn what_somebody_may_want_to_keep_is_overwritten_only_if_asked() {
     block_on(create_pool(&io, new_pool(&backends))).expect("it was ours, and nothing is left of the rest");
 }
 
-/// The same for the operations that also write to members other than the holders: making a LUN and destroying the pool.
+/// Like the test above, for the two operations that also write to members that are not holders: making a LUN and
+/// destroying the pool.
 #[test]
 fn a_disk_that_is_anothers_by_now_is_neither_zeroed_nor_erased() {
     let backends = [backend(0, 4), backend(1, 4), backend(2, 8)];

@@ -9,7 +9,7 @@ bits! {
         multiple_ports: bool = 0, 1;
         /// The subsystem may have more than one controller.
         multiple_controllers: bool = 1, 1;
-        /// The controller is of an SR-IOV virtual function.
+        /// The controller belongs to an SR-IOV virtual function.
         virtual_function: bool = 2, 1;
         /// ANA reporting.
         ana_reporting: bool = 3, 1;
@@ -139,15 +139,16 @@ bits! {
         oversized: bool = 18, 1;
         /// Metadata pointer may be an SGL.
         metadata_sgl: bool = 19, 1;
-        /// Address field may be an offset, as in-capsule data needs.
+        /// The address field may be an offset, which in-capsule data requires.
         offset: bool = 20, 1;
-        /// Transport SGL data block descriptors, as TCP needs.
+        /// Transport SGL data block descriptors, which TCP requires.
         transport: bool = 21, 1;
     }
 }
 
 layout! {
-    /// A power state descriptor, 32 bytes (NVMe base 2.0c figure 276): the fields that matter without power management.
+    /// A power state descriptor, 32 bytes (NVMe base 2.0c figure 276). The struct has only the fields that a controller
+    /// without power management needs.
     pub struct PowerState [32] {
         /// Maximum power, in centiwatts.
         mp_centiwatts: u16 = 0,
@@ -181,7 +182,7 @@ layout! {
         mdts: u8 = 77,
         /// Controller ID.
         cntlid: u16 = 78,
-        /// Version, as property VS.
+        /// Version, with the same value as the property VS.
         ver: crate::nvme::property::Version = 80,
         /// RTD3 resume latency, microseconds.
         rtd3r_us: u32 = 84,
@@ -251,7 +252,8 @@ layout! {
         endgidmax: u16 = 340,
         /// ANA transition time, seconds.
         anatt_s: u8 = 342,
-        /// ANA capabilities: bits 4:0 the states reported, 6 ANAGRPID never changes while attached, 7 non-zero ANAGRPID.
+        /// ANA capabilities: bits 4:0 the reported states, bit 6 ANAGRPID never changes while the namespace is attached,
+        /// bit 7 ANAGRPID can be non-zero.
         anacap: u8 = 343,
         /// Largest ANA group identifier.
         anagrpmax: u32 = 344,
@@ -259,8 +261,8 @@ layout! {
         nanagrpid: u32 = 348,
         /// Domain identifier.
         domainid: u16 = 356,
-        /// Command quiesce time, milliseconds (NVMe base 2.1 figure 313): the time after a loss in which commands may
-        /// still take effect; 0 if not reported.
+        /// Command quiesce time, milliseconds (NVMe base 2.1 figure 313): the time after the loss of an association in
+        /// which its commands can still take effect. 0 means not reported.
         cqt_ms: u16 = 386,
         /// Submission queue entry size: bits 3:0 required, 7:4 maximum, as powers of two.
         sqes: u8 = 512,
@@ -268,7 +270,7 @@ layout! {
         cqes: u8 = 513,
         /// Maximum outstanding commands per I/O queue.
         maxcmd: u16 = 514,
-        /// Number of namespaces: the largest valid NSID.
+        /// NN ("number of namespaces"): the largest valid NSID.
         nn: u32 = 516,
         /// Optional NVM commands.
         oncs: OptionalNvmCommands = 520,
@@ -276,7 +278,7 @@ layout! {
         fuses: u16 = 522,
         /// Format NVM attributes.
         fna: u8 = 524,
-        /// Volatile write cache: bit 0 present, bits 2:1 whether Flush takes NSID FFFFFFFFh (10b no, 11b yes).
+        /// Volatile write cache: bit 0 present, bits 2:1 whether Flush supports NSID FFFFFFFFh (10b no, 11b yes).
         vwc: u8 = 525,
         /// Atomic write unit normal, blocks, 0's based.
         awun: u16 = 526,
@@ -306,7 +308,7 @@ layout! {
         iorcsz: u32 = 1796,
         /// In-capsule data offset, 16-byte units: 0 for TCP.
         icdoff: u16 = 1800,
-        /// Fabrics controller attributes: bit 0 clear is the dynamic controller model.
+        /// Fabrics controller attributes: bit 0 is clear under the dynamic controller model.
         fcatt: u8 = 1802,
         /// Maximum SGL data block descriptors; 0 for no limit.
         msdbd: u8 = 1803,

@@ -47,7 +47,8 @@ impl NamespaceDescriptor {
     }
 }
 
-/// Writes every byte of the list. Descriptors that don't fit are left out (all four take 61 bytes).
+/// Writes every byte of the list, and leaves out descriptors that don't fit. Together, one descriptor of each type takes 57
+/// bytes.
 pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &mut [u8; IDENTIFY_LEN]) {
     bytes.fill(0);
     let mut rest = &mut bytes[..];
@@ -62,7 +63,7 @@ pub fn emit_namespace_descriptors(descriptors: &[NamespaceDescriptor], bytes: &m
     }
 }
 
-/// The descriptors of a list, in order. Unknown types are skipped; a malformed descriptor ends the list.
+/// Iterates over the descriptors of a list, in order. Skips unknown types, and ends at a malformed descriptor.
 #[derive(Clone, Debug)]
 pub struct NamespaceDescriptors<'a> {
     rest: &'a [u8],

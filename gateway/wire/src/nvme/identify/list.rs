@@ -24,8 +24,8 @@ impl<'a> NamespaceList<'a> {
         entries.iter().map(|entry| u32::from_le_bytes(*entry)).take_while(|&nsid| nsid != 0)
     }
 
-    /// Writes every byte: the first [`NamespaceList::MAX`] of `nsids`, which must ascend, then zeros. Returns the
-    /// number of written NSIDs.
+    /// Writes every byte: the first [`NamespaceList::MAX`] of `nsids`, then zeros. `nsids` must be in ascending order.
+    /// Returns the number of written NSIDs.
     pub fn emit(nsids: impl IntoIterator<Item = u32>, bytes: &mut [u8; IDENTIFY_LEN]) -> usize {
         bytes.fill(0);
         let mut count = 0;
@@ -52,15 +52,15 @@ impl<'a> ControllerList<'a> {
         Self { bytes }
     }
 
-    /// Returns the identifiers. A count past the page is cut to the page.
+    /// Returns the identifiers. If the count exceeds the page, returns only the identifiers in the page.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         let mut entries = self.bytes.as_chunks().0.iter().map(|entry| u16::from_le_bytes(*entry));
         let count = entries.next().unwrap_or(0);
         entries.take(count as usize)
     }
 
-    /// Writes every byte: the first [`ControllerList::MAX`] of `cntlids`, which must ascend. Returns the
-    /// number of written identifiers.
+    /// Writes every byte: the first [`ControllerList::MAX`] of `cntlids`, then zeros. `cntlids` must be in ascending order.
+    /// Returns the number of written identifiers.
     pub fn emit(cntlids: impl IntoIterator<Item = u16>, bytes: &mut [u8; IDENTIFY_LEN]) -> usize {
         bytes.fill(0);
         let (entries, _) = bytes.as_chunks_mut::<2>();
@@ -105,8 +105,8 @@ impl<'a> IoCommandSetList<'a> {
     }
 }
 
-/// The UUID list, CNS 17h: entry 0 is reserved, each entry has a header byte and its UUID at 16 (NVMe base 2.0c figure
-/// 289).
+/// The UUID list, CNS 17h (NVMe base 2.0c figure 289). Entry 0 is reserved. Each entry has a header byte, and its UUID
+/// starts at byte 16.
 #[derive(Clone, Copy, Debug)]
 pub struct UuidList<'a> {
     bytes: &'a [u8; IDENTIFY_LEN],
@@ -142,8 +142,8 @@ impl<'a> UuidList<'a> {
     }
 }
 
-/// The secondary controller list, CNS 15h, of a subsystem without secondary controllers. ESXi and nvme-cli
-/// request this list.
+/// The secondary controller list, CNS 15h, of a subsystem without secondary controllers. ESXi and nvme-cli request the
+/// list.
 #[derive(Clone, Copy, Debug)]
 pub struct SecondaryControllerList;
 

@@ -1,11 +1,11 @@
-//! Identify Namespace in its several forms, and the NVM command set's controller structure.
+//! The data structures of Identify Namespace, and the Identify Controller structure of the NVM command set.
 
 layout! {
     /// An LBA format, 4 bytes (NVM command set 1.0c figure 98).
     pub struct LbaFormat [4] {
         /// Metadata size, bytes.
         ms_bytes: u16 = 0,
-        /// LBA data size is 2^this bytes: 9 or more; 0 if the format is not there.
+        /// LBA data size, as a power of two: 2^this bytes. The value is 9 or more, or 0 if the format doesn't exist.
         lbads: u8 = 2,
         /// Relative performance, 0 best.
         rp: u8 = 3,
@@ -18,7 +18,8 @@ impl LbaFormat {
     /// Blocks of 4096 bytes without metadata.
     pub const B4096: Self = Self { ms_bytes: 0, lbads: 12, rp: 0 };
 
-    /// Block size in bytes; `None` where there is no format or its size is absurd.
+    /// Returns the block size in bytes. Returns `None` if the format doesn't exist, or if its size is less than 512 bytes
+    /// or more than 2 GiB.
     pub fn block_bytes(&self) -> Option<u32> {
         (9..=31).contains(&self.lbads).then(|| 1 << self.lbads)
     }
@@ -37,7 +38,7 @@ layout! {
         nsfeat: u8 = 24,
         /// Number of LBA formats, 0's based.
         nlbaf: u8 = 25,
-        /// Formatted LBA size: bits 3:0 the index of the format in use.
+        /// Formatted LBA size: bits 3:0 are the index of the format in use.
         flbas: u8 = 26,
         /// Metadata capabilities.
         mc: u8 = 27,
@@ -45,7 +46,7 @@ layout! {
         dpc: u8 = 28,
         /// Data protection settings.
         dps: u8 = 29,
-        /// Multi-path and sharing: bit 0 the namespace may be attached to more than one controller.
+        /// Multi-path and sharing: bit 0 means that the namespace may be attached to more than one controller.
         nmic: u8 = 30,
         /// Reservation capabilities.
         rescap: u8 = 31,
@@ -138,7 +139,7 @@ impl IdentifyNamespace {
         self.dlfeat & dlfeat::READS_MASK == dlfeat::READS_ZEROS
     }
 
-    /// Returns the LBA format in use, by FLBAS bits 3:0 and 6:5.
+    /// Returns the LBA format in use, whose index is in FLBAS bits 3:0 and 6:5.
     pub fn format(&self) -> LbaFormat {
         let index = (self.flbas & 0xf | self.flbas >> 1 & 0x30) as usize;
         match index {
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(IdentifyNamespace::parse(&expected), namespace);
         assert_eq!(namespace.format().block_bytes(), Some(4096));
         let zeros = |dlfeat| IdentifyNamespace { dlfeat, ..namespace }.deallocates_to_zeros();
-        // 011b to 111b are reserved; bit 4 is about guards.
+        // 011b to 111b are reserved. Bit 4 describes the guard field and does not matter here.
         let promising: Vec<u8> = (0..32).filter(|&bits| zeros(bits)).collect();
         assert_eq!(promising, [0b0_0001, 0b0_1001, 0b1_0001, 0b1_1001]);
         let sixth = IdentifyNamespace {

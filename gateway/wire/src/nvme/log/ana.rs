@@ -14,7 +14,7 @@ layout! {
 }
 
 layout! {
-    /// A group descriptor before its NSIDs.
+    /// The fixed part of a group descriptor. The NSIDs follow it.
     pub struct GroupFields [32] {
         /// ANA group identifier.
         group_id: u32 = 0,
@@ -75,12 +75,12 @@ impl AnaState {
     }
 }
 
-/// Returns the size in bytes of a log of `groups` groups with `nsids` namespaces in all.
+/// Returns the size in bytes of a log with `groups` groups and a total of `nsids` namespaces.
 pub const fn ana_log_len(groups: usize, nsids: usize) -> usize {
     AnaHeader::LEN + groups * GroupFields::LEN + nsids * 4
 }
 
-/// A writer of a log, group by group, into a caller's buffer.
+/// Writes a log, group by group, into the caller's buffer.
 #[derive(Debug)]
 pub struct AnaLogWriter<'a> {
     buffer: &'a mut [u8],
@@ -90,7 +90,7 @@ pub struct AnaLogWriter<'a> {
 }
 
 impl<'a> AnaLogWriter<'a> {
-    /// Starts a log; see [`ana_log_len`] for the size of `buffer`.
+    /// Starts a log. [`ana_log_len`] gives the necessary size of `buffer`.
     pub fn new(change_count: u64, buffer: &'a mut [u8]) -> Result<Self, Truncated> {
         let have_bytes = buffer.len();
         if have_bytes < AnaHeader::LEN {
@@ -128,8 +128,8 @@ impl<'a> AnaLogWriter<'a> {
         Ok(())
     }
 
-    /// Ends the log: writes its header and returns its length in bytes. The rest of the buffer is untouched, except
-    /// that a group that did not fit may leave it dirty.
+    /// Ends the log: writes its header and returns its length in bytes. The bytes after the log keep their old values,
+    /// unless a group did not fit. Parts of that group may then stand after the log.
     pub fn finish(self) -> usize {
         if let Some(header) = self.buffer.first_chunk_mut() {
             AnaHeader { change_count: self.change_count, groups: self.groups }.emit(header);
@@ -138,7 +138,7 @@ impl<'a> AnaLogWriter<'a> {
     }
 }
 
-/// A log that was read.
+/// A view of a received log.
 #[derive(Clone, Copy, Debug)]
 pub struct AnaLog<'a> {
     /// Change count.
@@ -186,14 +186,13 @@ impl<'a> AnaLog<'a> {
         Ok(Self { change_count: header.change_count, groups: header.groups, rest })
     }
 
-    /// Returns the groups in order. A group that the buffer does not hold whole is an error and the last
-    /// item.
+    /// Returns the groups in order. If the buffer holds only a part of a group, this group is an error and the last item.
     pub fn iter(&self) -> AnaGroups<'a> {
         AnaGroups { left: self.groups, rest: self.rest }
     }
 }
 
-/// Groups of a log.
+/// Iterates over the groups of a log.
 #[derive(Clone, Debug)]
 pub struct AnaGroups<'a> {
     left: u16,
@@ -201,8 +200,8 @@ pub struct AnaGroups<'a> {
 }
 
 impl<'a> AnaGroups<'a> {
-    /// Returns the groups of a piece of a log that begins with a group. `left` is the number of groups from
-    /// there on.
+    /// Returns the groups in `bytes`, a piece of a log that begins with a group. `left` is the number of groups from this
+    /// group to the end of the log.
     pub fn from_middle(left: u16, bytes: &'a [u8]) -> Self {
         Self { left, rest: bytes }
     }

@@ -2,12 +2,12 @@
 
 use crate::nvme::identify::NamespaceList;
 
-/// NSIDs that changed since the log was last read, or the mark that they are too many to list.
+/// The NSIDs of namespaces that have changed since the last read of the log, or the mark of too many NSIDs for the list.
 #[derive(Clone, Copy, Debug)]
 pub enum ChangedNamespaces<'a> {
     /// The NSIDs.
     These(NamespaceList<'a>),
-    /// More than 1024: FFFFFFFFh alone.
+    /// More than 1024 NSIDs. The list has only the entry FFFFFFFFh.
     TooMany,
 }
 
@@ -24,7 +24,7 @@ impl<'a> ChangedNamespaces<'a> {
         }
     }
 
-    /// Writes every byte: `nsids` in ascending order, or the mark of too many for more than 1024.
+    /// Writes every byte: `nsids`, which must be in ascending order, or for more than 1024 NSIDs the mark of too many.
     pub fn emit(nsids: impl IntoIterator<Item = u32>, bytes: &mut [u8; 4096]) {
         let mut nsids = nsids.into_iter();
         NamespaceList::emit(nsids.by_ref().take(NamespaceList::MAX), bytes);

@@ -14,7 +14,8 @@ bits! {
         namespace_inventory: bool = 3, 1;
         /// CCC: may change controller capabilities.
         controller_capability: bool = 4, 1;
-        /// CSE: 0 no restriction, 1 alone on its namespace, 2 alone on the controller.
+        /// CSE: 0 no restriction, 1 no other command on the namespace at the same time, 2 no other command on any namespace
+        /// at the same time.
         submission: u8 = 16, 3;
         /// UUID selection supported.
         uuid_selection: bool = 19, 1;

@@ -5,15 +5,15 @@ use crate::nvme::Status;
 layout! {
     /// One error.
     pub struct ErrorEntry [64] {
-        /// Number of the error since the controller was made; 0 marks an entry that is not used.
+        /// Number of the error, counted since the controller was made. 0 marks an unused entry.
         error_count: u64 = 0,
         /// Submission queue.
         sqid: u16 = 8,
-        /// Command identifier; FFFFh if the error belongs to no command.
+        /// Command identifier, or FFFFh if the error belongs to no command.
         cid: u16 = 10,
         /// Status.
         status: Status = 12,
-        /// Parameter error location: bits 7:0 the byte, 10:8 the bit; FFFFh for none.
+        /// Parameter error location: bits 7:0 the byte, bits 10:8 the bit. FFFFh means none.
         location: u16 = 14,
         /// First LBA.
         lba: u64 = 16,

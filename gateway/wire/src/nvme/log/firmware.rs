@@ -3,9 +3,9 @@
 use crate::bytes::Ascii;
 
 layout! {
-    /// Revisions by slot. A slot that is not used is zeros on the wire.
+    /// Firmware revisions by slot. An unused slot has zeros on the wire.
     pub struct FirmwareSlots [512] {
-        /// AFI: bits 2:0 the slot in use, 6:4 the slot after the next reset (0 for none).
+        /// AFI: bits 2:0 the slot in use, bits 6:4 the slot that the next reset activates (0 for none).
         afi: u8 = 0,
         /// Slot 1.
         frs1: Ascii<8> = 8,

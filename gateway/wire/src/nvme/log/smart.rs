@@ -5,7 +5,7 @@ bits! {
     pub struct CriticalWarning: u8 {
         /// Available spare below its threshold.
         spare: bool = 0, 1;
-        /// Temperature beyond a threshold.
+        /// Temperature above or below a threshold.
         temperature: bool = 1, 1;
         /// Reliability degraded.
         reliability: bool = 2, 1;
@@ -19,7 +19,7 @@ bits! {
 }
 
 layout! {
-    /// Health since the controller was made.
+    /// Health information. Counters count since the controller was made.
     pub struct SmartLog [512] {
         /// Critical warnings.
         critical_warning: CriticalWarning = 0,
@@ -51,7 +51,7 @@ layout! {
         unsafe_shutdowns: u128 = 144,
         /// Media and data integrity errors.
         media_errors: u128 = 160,
-        /// Entries ever made in the error log.
+        /// Number of error log entries since the controller was made.
         error_entries: u128 = 176,
         /// Minutes above the warning temperature.
         warning_minutes: u32 = 192,
