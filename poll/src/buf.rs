@@ -15,7 +15,7 @@ pub struct ArenaId(pub u16);
 /// initialised, though it may hold an earlier owner's bytes.
 ///
 /// [`Arena::free`](crate::Arena::free) takes the block back on its home core. Dropping a `Buf` is a bug; see
-/// [`lost`](crate::lost).
+/// [`lost`].
 #[must_use = "a buffer must go back to its arena"]
 pub struct Buf {
     ptr: NonNull<u8>,

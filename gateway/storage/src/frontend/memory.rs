@@ -35,6 +35,9 @@ struct Need {
     len: u32,
 }
 
+/// Bytes of a command's place in the backlog.
+pub const NEED_BYTES: usize = size_of::<Need>() + size_of::<Links>();
+
 /// The payload memory of one core, as connections share it.
 pub struct PayloadMemory {
     shares: Shares,
@@ -51,7 +54,7 @@ pub struct PayloadMemory {
 }
 
 impl PayloadMemory {
-    /// Allocates all memory: 20 B a connection besides its [`Shares`], and 16 B a command.
+    /// Allocates all memory: 16 B a connection besides its [`Shares`], and [`NEED_BYTES`] a command.
     pub fn new(limits: &TargetLimits) -> Self {
         Self {
             shares: Shares::new(limits.max_conns, limits.reserved_bytes),

@@ -29,12 +29,13 @@ use crate::request::{Completed, Origin, Stream};
 use crate::stats::{LunStats, LunSurvey};
 use crate::topology::{LunId, Topology};
 use limits::{MAX_QUEUE_ENTRIES, MAX_TRANSFER_BYTES};
+use memory::NEED_BYTES;
 use nvme::queue::{Names, Queue};
-use nvme::slot::CommandSlot;
+use nvme::slot::SLOT_BYTES;
 use shared::Shared;
 use shares::CONN_PART;
 use std::sync::Arc;
-use tcp::{Conn, Tcp};
+use tcp::{COMMAND_BYTES, Conn, Tcp};
 use timers::Timer;
 use trefoil_poll::arena::MAX_BLOCK_BYTES;
 use trefoil_poll::send::LIST_BYTES;
@@ -43,12 +44,12 @@ use trefoil_poll::{CoreId, Instant, SockEvent, SockId};
 /// The most due timers that one turn handles. Closing a connection takes some microseconds.
 const TIMERS_A_TURN: usize = 64;
 
-/// Memory of a connection besides its payload memory: its entries in the tables, the slots of a full queue, and a send list with
-/// its vectors.
+/// Memory of a connection besides its payload memory: its entries in the tables, the commands of a full queue in each part, and a
+/// send list with its vectors.
 const CONN_FIXED_BYTES: usize = size_of::<Conn>()
     + size_of::<Queue>()
     + size_of::<Names>()
-    + MAX_QUEUE_ENTRIES as usize * size_of::<CommandSlot>()
+    + MAX_QUEUE_ENTRIES as usize * (SLOT_BYTES + COMMAND_BYTES + NEED_BYTES)
     + LIST_BYTES;
 
 /// One core's target.
@@ -223,7 +224,7 @@ impl Target {
     /// - the data of its commands: the largest transfer, or an eighth of the memory ([`Shares`](shares::Shares));
     /// - received bytes that can't be parsed yet: one receive;
     /// - parked capsules: one block, and one more while the capsules move to a larger block;
-    /// - the fixed memory of a connection, used or not, including the slots of its commands.
+    /// - the fixed memory of a connection, used or not, including the entries of its commands.
     pub fn conn_bound_bytes(limits: &TargetLimits, arena_bytes: usize) -> usize {
         let payload = (arena_bytes / CONN_PART).max(MAX_TRANSFER_BYTES as usize);
         let spill = (limits.stream_bytes as usize).next_power_of_two();

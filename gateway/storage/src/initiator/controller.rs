@@ -1,27 +1,23 @@
 //! One controller of an array, which survives reconnects: the admin queue and every command on it.
 //!
-//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset,
-//! shutdown, and reconnect with backoff. It also decides when a lost association is fenced. The controller runs on one
-//! core. It exchanges [`InitiatorMsg`]s with the I/O queues on this core and on other cores.
-//!
+//! What it is: bring-up (Connect, CAP, CC.EN, CSTS.RDY, Identify, queues, events), keep alive, events, abort, reset, shutdown,
+//! and reconnect with backoff. It also decides when a lost association is fenced. The controller runs on one core. It exchanges
+//! [`InitiatorMsg`]s with the I/O queues on this core and on other cores.
 //! What it is not: it carries no I/O (see `lane`).
 //!
 //! # The life of an association
-//! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, the host first
-//! sends `Close` to the queues.
+//! Backoff → connect → bring-up → `Open` to the queues → ready. When any part of the association fails, the host first sends
+//! `Close` to the queues.
 //!
-//! If the admin queue still works, the host then resets the controller: it sets CC.EN to 0 and waits for CSTS.RDY = 0.
-//! No command of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced
-//! at once. If the previous association is not fenced yet, both are fenced when the previous one is due.
-//!
-//! If the admin queue was lost, the array's controller may not have noticed the loss. Then the association is fenced
-//! after [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect
-//! creates another controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are
-//! not common yet.)
-//!
-//! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a
-//! keep alive, an event request and aborts are outstanding. The controller keeps the block from its first attempt to
-//! [`Controller::release`], so no admin command waits for memory that I/O uses.
+//! If the admin queue still works, the host then resets the controller: it sets CC.EN to 0 and waits for CSTS.RDY = 0. No command
+//! of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced at once. If the
+//! previous association is not fenced yet, both are fenced when the previous one is due.
+//! If the admin queue was lost, the array's controller may not have noticed the loss. Then the association is fenced after
+//! [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect creates another
+//! controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are not common yet.)
+//! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a keep alive,
+//! an event request and aborts are outstanding. The controller keeps the block from its first attempt to [`Controller::release`],
+//! so no admin command waits for memory that I/O uses.
 
 use super::ana::AnaWatch;
 use super::bringup::{Facts, Steps};
@@ -43,8 +39,8 @@ use trefoil_wire::nvme::log::AnaState;
 use trefoil_wire::nvme::property::{Cc, Csts, offset};
 use trefoil_wire::nvme::{Abort, AdminCommand, AsyncEvent, Cqe, Sgl, Sqe, Status};
 
-/// The largest number of outstanding aborts. Every controller accepts one (ACL). If another command expires meanwhile,
-/// it is not aborted, and its second deadline closes the queue.
+/// The largest number of outstanding aborts. Every controller accepts one (ACL). If another command expires meanwhile, it is not
+/// aborted, and its second deadline closes the queue.
 const ABORTS: u16 = 1;
 const SCRATCH_BYTES: usize = 4096;
 /// The interval between two reads of a property.
@@ -63,8 +59,8 @@ pub enum ControllerEvent {
     Down(ControllerError),
     /// The namespace's size changed.
     Resized(Facts),
-    /// The namespace's access changed to this value. Before the first event of this kind, the access is full. From
-    /// `GaveUp` until the next `Up`, the namespace is reported as inaccessible.
+    /// The namespace's access changed to this value. Before the first event of this kind, the access is full. From `GaveUp` until
+    /// the next `Up`, the namespace is reported as inaccessible.
     Access(Access),
     /// The discovery log was read completely; see [`Controller::discovery`].
     DiscoveryLog,
@@ -150,8 +146,7 @@ impl Controller {
         assert!(config.kato_ms >= 1000, "KATO of {} ms", config.kato_ms);
         let qpair =
             Qpair::new(config.identity.clone(), 0, QueueEntries::ADMIN, config.digests, config.admin_timeout);
-        // The bound on the pause lets the host find a returning controller before I/O fails, even after many
-        // reconnects.
+        // The bound on the pause lets the host find a returning controller before I/O fails, even after many reconnects.
         let (min, max) = config.reconnect;
         let backoff = Backoff::new(min, max.min(config.loss_timeout / 4).max(min));
         Self {
@@ -190,8 +185,8 @@ impl Controller {
         }
     }
 
-    /// Makes the controller accept only this namespace, which the owner knows from an earlier connection. Call this
-    /// before [`start`](Self::start).
+    /// Makes the controller accept only this namespace, which the owner knows from an earlier connection. Call this before
+    /// [`start`](Self::start).
     pub fn take_only(&mut self, namespace: NamespaceIdentity) {
         self.namespace = Some(namespace);
     }
@@ -258,8 +253,8 @@ impl Controller {
         self.out.pop_front()
     }
 
-    /// Returns the messages that a newly attached queue has missed: `Open` if the association is established, and
-    /// `GiveUp` if the loss timeout passed.
+    /// Returns the messages that a newly attached queue has missed: `Open` if the association is established, and `GiveUp` if the
+    /// loss timeout passed.
     pub fn standing(&self) -> impl Iterator<Item = InitiatorMsg> + use<> {
         let open = self.opened.then(|| InitiatorMsg::Open(self.association()));
         open.into_iter().chain(self.gave_up.then_some(InitiatorMsg::GiveUp))
@@ -360,8 +355,8 @@ impl Controller {
         }
         let now = io.now();
         self.events.push_back(ControllerEvent::Down(why));
-        // Only an association that lasted at least the longest pause resets the backoff. Otherwise the host would send
-        // Connects to an unstable controller too often.
+        // Only an association that lasted at least the longest pause resets the backoff. Otherwise the host would send Connects
+        // to an unstable controller too often.
         if self.risen_at.take().is_some_and(|at| now.since(at) >= self.config.reconnect.1) {
             self.backoff.reset();
         }
@@ -527,8 +522,8 @@ impl Controller {
             self.keep_alive_at = Some(now + period);
             let sqe = AdminCommand::KeepAlive.sqe(0, 0, Sgl::NONE);
             let by = now + 2 * period;
-            // If the queue is full, the array doesn't answer admin commands. The deadlines of these commands then end
-            // the association.
+            // If the queue is full, the array doesn't answer admin commands. The deadlines of these commands then end the
+            // association.
             let _ = self.qpair.submit_by(Command::bare(TAG_KEEP_ALIVE, sqe), by);
         }
     }
@@ -548,8 +543,7 @@ impl Controller {
             return self.on_ready(io);
         }
         let Some(command) = self.command(step) else { return };
-        // The deadline of a reset or a shutdown is `poll_until`, so that the time to the keep-alive bound starts
-        // sooner.
+        // The deadline of a reset or a shutdown is `poll_until`, so that the time to the keep-alive bound starts sooner.
         let by = match self.state {
             State::Resetting | State::Stopping => self.poll_until,
             _ => now + self.config.admin_timeout,
@@ -681,9 +675,8 @@ impl Controller {
                 self.steps.push(BringupStep::Descriptors);
             }
             BringupStep::Descriptors => {
-                // Old controllers don't support the descriptor list. After any other failure (for example, the
-                // namespace was just removed), the identity is incomplete. It must not be stored, since the first
-                // stored identity is kept for good.
+                // Old controllers don't support the descriptor list. After any other failure (for example, the namespace was just
+                // removed), the identity is incomplete. It must not be stored, since the first stored identity is kept for good.
                 let status = cqe.status;
                 if status.is_ok() {
                     self.facts.take_descriptors(data);

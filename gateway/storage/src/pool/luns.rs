@@ -62,7 +62,8 @@ pub enum LunError {
     },
     /// The block size is neither 512 nor 4096, or smaller than the blocks of every backend.
     #[error(
-        "pool {pool}: LUN {lun} can't have blocks of {block_bytes} bytes, because each backend has larger blocks"
+        "pool {pool}: LUN {lun} can't have blocks of {block_bytes} bytes: use 512 or 4096, and at least the smallest block \
+         size of the pool's backends"
     )]
     BlockSize {
         /// The pool.

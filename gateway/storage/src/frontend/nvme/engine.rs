@@ -187,7 +187,7 @@ pub struct Engine {
 
 impl Engine {
     /// Allocates all memory:
-    /// - queues: `limits.max_conns` × about 1.4 KiB;
+    /// - queues: `limits.max_conns` × about 1.2 KiB;
     /// - slots: each 200 B;
     /// - controllers: see [`Ctrlrs::new`];
     /// - effects: at most one a slot, two a queue and one a refusal;

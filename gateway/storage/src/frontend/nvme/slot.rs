@@ -11,6 +11,9 @@ use trefoil_wire::nvme::{Sqe, Status};
 /// Slots that one turn examines to count requests. Each slot is a cache miss, so all of them take about 100 us.
 const LOOKED_AT: usize = 1024;
 
+/// Bytes of a command slot and its links.
+pub const SLOT_BYTES: usize = size_of::<CommandSlot>() + size_of::<Links>();
+
 /// The party that has a slot's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

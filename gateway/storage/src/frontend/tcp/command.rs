@@ -29,6 +29,9 @@ pub struct TcpCommand {
     link: u32,
 }
 
+/// Bytes of the transport's side of a command.
+pub const COMMAND_BYTES: usize = size_of::<TcpCommand>();
+
 impl TcpCommand {
     /// Returns a new command that moves `len` bytes, in either direction.
     #[inline]
@@ -51,7 +54,7 @@ pub struct TcpCommands {
 }
 
 impl TcpCommands {
-    /// Reserves memory for `count` commands of 16 bytes.
+    /// Reserves memory for `count` commands of [`COMMAND_BYTES`].
     pub fn new(count: usize) -> Self {
         Self { commands: Vec::with_capacity(count) }
     }

@@ -18,6 +18,7 @@ mod conn;
 mod rx;
 mod tx;
 
+pub use command::COMMAND_BYTES;
 pub use conn::{Conn, ConnState};
 pub use tx::ic_resp;
 

@@ -11,4 +11,5 @@ mod capacity;
 mod direct;
 mod lending;
 mod memory;
+mod states;
 mod turn;
