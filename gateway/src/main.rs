@@ -25,7 +25,7 @@ const DEFAULT_CONFIG: &str = "/etc/trefoil/trefoil.toml";
 #[command(name = "trefoild", version)]
 struct Args {
     /// The TOML document of the system; config/examples has examples. The first start fills the gateway's database from the
-    /// document. Later starts read only its [gateway] section; `trefoil config apply` makes the other changes.
+    /// document. Later starts read only its `[gateway]` section; `trefoil config apply` makes the other changes.
     #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only check the document, and print its mistakes.

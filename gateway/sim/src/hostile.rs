@@ -1,7 +1,7 @@
 //! A hostile host. Its connections send data that no host may send, or they send nothing. The gateway must give the right answer
 //! each time.
 //!
-//! Each attack is a future over [`Lines`]. The host polls its attacks after each event of its core. An attack ends in one of
+//! Each attack is a future over [`Lines`](line::Lines). The host polls its attacks after each event of its core. An attack ends in one of
 //! three ways: with the answer that the specs require, with [`Cut::Wrong`], or because another event cut it off. The run judges
 //! whether a path error is right. One attack always runs. The attacks' writes carry bytes that no LUN may ever hold. So if such a
 //! write lands, the model of the polite hosts finds it.

@@ -10,7 +10,7 @@
 //! - The gateway follows the protocol and the rules of visibility.
 //! - No core holds a block of memory when no operation is under way.
 //! - [`memory`] checks loans, and [`warm`] checks idle cores.
-//! - With an array behind the gateway, [`array`] adds its checks.
+//! - With an array behind the gateway, [`mod@array`] adds its checks.
 //! - With a hostile host, each attack gets the answer that the specs require. No attack disturbs the other hosts.
 
 mod array;

@@ -1,9 +1,9 @@
 //! A fixed script of 4 KiB reads and writes against one core, for counting instructions.
 //!
-//! The script runs a gateway's core over [`SimIo`]. The core's only host has one I/O queue. The script builds the bytes of the
-//! host's commands before it passes the bytes to the core. During the script, every call into the core goes through [`counted`].
-//! A profiler that collects only inside [`counted`] counts the gateway's own code. It does not count the host, the script or the
-//! work of a kernel. The script checks the data that it reads.
+//! The script runs a gateway's core over [`SimIo`](crate::simio::SimIo). The core's only host has one I/O queue. The script
+//! builds the bytes of the host's commands before it passes the bytes to the core. During the script, every call into the core
+//! goes through [`counted`]. A profiler that collects only inside [`counted`] counts the gateway's own code. It does not count
+//! the host, the script or the work of a kernel. The script checks the data that it reads.
 //!
 //! The script has no seed. No bytes arrive late or in another order, and no send is split. So the same code always gives the same
 //! count.

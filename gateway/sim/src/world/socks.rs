@@ -17,7 +17,7 @@ use crate::world::{Accepted, LinkDefect, Machine, Step, World};
 /// After this time, an attempt to connect to a dark node fails.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A core's socket. [`SimIo`] holds the socket's [`Manners`].
+/// A core's socket. [`SimIo`](crate::simio::SimIo) holds the socket's [`Manners`].
 #[derive(Default)]
 pub(crate) struct Sock {
     conn: Option<(ConnId, Side)>,

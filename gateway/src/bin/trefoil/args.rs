@@ -345,14 +345,14 @@ pub enum Subsystem {
         /// The subsystem's NQN. With nqn.2014-08.org.nvmexpress.discovery, the discovery subsystem gets a listener of its own,
         /// usually at port 8009.
         nqn: String,
-        /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
+        /// Address and port, such as 192.0.2.1:4420, `[2001:db8::1]:4420` or [fe80::1%eth0]:4420.
         listen: String,
     },
     /// Stop offering a subsystem on an address. The subsystem's connections by this address are closed.
     RemoveListener {
         /// The subsystem's NQN.
         nqn: String,
-        /// Address and port, such as 192.0.2.1:4420, [2001:db8::1]:4420 or [fe80::1%eth0]:4420.
+        /// Address and port, such as 192.0.2.1:4420, `[2001:db8::1]:4420` or [fe80::1%eth0]:4420.
         listen: String,
     },
     /// Set whether every host may connect.

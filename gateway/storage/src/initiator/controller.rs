@@ -13,7 +13,7 @@
 //! of the association can take effect after the reset (NVMe base 2.0c §3.7.2), so the association is fenced at once. If the
 //! previous association is not fenced yet, both are fenced when the previous one is due.
 //! If the admin queue was lost, the array's controller may not have noticed the loss. Then the association is fenced after
-//! [`keep_alive_bound`]. A new Connect proves nothing about the old association: in the dynamic model, Connect creates another
+//! [`keep_alive_bound`](super::fence::keep_alive_bound). A new Connect proves nothing about the old association: in the dynamic model, Connect creates another
 //! controller. (A cross-controller reset, TP8028, would fence sooner, but arrays that support it are not common yet.)
 //! Memory: an admin queue of [`QueueEntries::ADMIN`], and one 4 KiB block of the arena for data. At most one step, a keep alive,
 //! an event request and aborts are outstanding. The controller keeps the block from its first attempt to [`Controller::release`],

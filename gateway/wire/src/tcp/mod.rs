@@ -4,7 +4,7 @@
 //! 1. eight bytes: [`CommonHeader::parse`], then [`CommonHeader::layout`] under the connection's [`Framing`] gives the
 //!    lengths of the header (with its digest), the padding, the data and the data digest;
 //! 2. the rest of the header: [`Framing::check_header_digest`], then the function `parse` of the PDU type;
-//! 3. the data: [`digest`] and [`digest_append`] compute its digest.
+//! 3. the data: [`digest()`] and [`digest_append`] compute its digest.
 //!
 //! A [`HeaderError`] is fatal, and has the status for the terminate request.
 //!

@@ -9,7 +9,7 @@ use crate::run::{ARRAY_BACK, ARRAY_SPLIT, ARRAY_START, GRACE, Run};
 use crate::world::Crash;
 
 /// Longest duration of a short outage, in milliseconds. Even with the time to notice it and the time to fence, such an outage
-/// stays below [`LOSS_TIMEOUT`].
+/// stays below [`LOSS_TIMEOUT`](super::LOSS_TIMEOUT).
 const SHORT: u64 = 1200;
 /// Shortest duration of an outage in which hosts give up their commands. Hosts retry a command for 30 s.
 const LONG: Duration = Duration::from_secs(34);
