@@ -13,6 +13,7 @@
 
 mod backlog;
 mod body;
+mod capsule;
 mod command;
 mod conn;
 mod rx;
