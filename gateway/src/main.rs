@@ -28,7 +28,8 @@ struct Args {
     /// document. Later starts read only its `[gateway]` section; `trefoil config apply` makes the other changes.
     #[arg(default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Only check the document, and print its mistakes.
+    /// Only check the document, and print its mistakes. A misspelt field or a value of the wrong form is printed alone: check
+    /// again after each correction.
     #[arg(long)]
     check: bool,
     /// Only check this machine for the document: print the needed features, files, devices and addresses, and which of them the

@@ -34,6 +34,7 @@ const HELP: &str = "\
 ./dev lab NAME              tests against hosts and arrays of other projects: LABS
 ./dev lab spdk --spdk DIR   uses the SPDK that is built in DIR, instead of in TREFOIL_SPDK_DIR
 ./dev sim [--seeds N]       simulates whole gateways under seeded faults
+./dev sim --seed N --story  prints one seed's events, line by line, in virtual time
 ./dev fuzz [--seconds N]    runs every fuzz target for N seconds each (default 60)
 ./dev tidy                  checks only the house rules
 ./dev setup [STAGE...]      only installs the needs of all stages, or of the named stages";

@@ -50,7 +50,10 @@ pub(super) fn unused_backend(state: &State, name: &str) -> Result<(), Refusal> {
         return refuse(Fault::InUse, format!("backend `{name}` belongs to pool `{}`", pool.name));
     }
     if let Some(lun) = state.luns.values().find(|l| l.backend.as_deref() == Some(name)) {
-        return refuse(Fault::InUse, format!("backend `{name}` is presented whole by LUN `{}`", lun.name));
+        return refuse(
+            Fault::InUse,
+            format!("backend `{name}` is presented whole by LUN `{}`: release the LUN first", lun.name),
+        );
     }
     Ok(())
 }

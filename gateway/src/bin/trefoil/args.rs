@@ -5,15 +5,19 @@ use serde_json::value::RawValue;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// Heading of the options that every command takes, in its help.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Controls a Trefoil gateway.
 #[derive(Parser)]
 #[command(name = "trefoil", version)]
 pub struct Args {
     /// The gateway's control socket. The variable TREFOIL_SOCKET, if set, gives the default.
-    #[arg(long, short, global = true, default_value_os_t = default_socket(std::env::var_os("TREFOIL_SOCKET")))]
+    #[arg(long, short, global = true, help_heading = EVERYWHERE,
+        default_value_os_t = default_socket(std::env::var_os("TREFOIL_SOCKET")))]
     pub socket: PathBuf,
     /// Print results as JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// The command.
     #[command(subcommand)]
@@ -58,7 +62,7 @@ pub enum Command {
     },
     /// Stop the gateway after hosts' commands have drained.
     Shutdown,
-    /// Call any JSON-RPC method.
+    /// Call any JSON-RPC method; `rpc_get_methods` lists all methods.
     Call {
         /// The method's name.
         method: String,
@@ -413,7 +417,7 @@ pub enum Host {
 
 #[derive(Subcommand)]
 pub enum Config {
-    /// Print the system as a TOML document.
+    /// Print the system as a TOML document, with all UUIDs and NGUIDs.
     Get,
     /// Show the changes that a document would make.
     Diff {
@@ -422,7 +426,7 @@ pub enum Config {
     },
     /// Change the system to what a document says. If a change can't be made, nothing changes.
     Apply(Document),
-    /// Write the system, with all UUIDs and NGUIDs, to a file. The file holds no data of LUNs.
+    /// Write the same document to a file, with a first line that `restore` needs. The file holds no data of LUNs.
     Backup {
         /// File to write. Without a file, the backup goes to standard output.
         file: Option<String>,

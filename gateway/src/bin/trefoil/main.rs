@@ -86,8 +86,10 @@ fn config(client: &mut Client, command: &Config, as_json: bool) -> Result<(), Ca
         Config::Apply(document) => bring(client, "config_apply", document, as_json),
         Config::Restore(document) => bring(client, "config_restore", document, as_json),
         Config::LoadSpdk { file } => {
-            let saved: Value = serde_json::from_str(&read(file)?)
-                .map_err(|e| CallError::File { path: file.into(), source: e.into() })?;
+            let saved: Value = serde_json::from_str(&read(file)?).map_err(|e| CallError::File {
+                path: file.into(),
+                source: std::io::Error::other(format!("not JSON: {e}")),
+            })?;
             let result = client.call("config_load_spdk", json!({ "config": saved }))?;
             if as_json {
                 return put(&format!("{result:#}\n"));
