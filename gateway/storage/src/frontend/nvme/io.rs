@@ -11,6 +11,7 @@ use crate::frontend::limits::MAX_TRANSFER_BYTES;
 use crate::msg::StorageIo;
 use crate::request::{Fault, Op};
 use crate::stats::Kind;
+use crate::topology::LunId;
 use trefoil_wire::nvme::{BlockRange, DsmCommand, DsmRange, Fuse, IoCommand, NSID_ALL, Status, io_opcode};
 
 /// Size of 256 ranges, the most that Dataset Management can name (NVM command set 1.0c §3.2.3).
@@ -54,25 +55,25 @@ impl Engine {
     pub(super) fn execute_io<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> CommandStep {
         let checked = match IoCommand::parse(&self.slots[at].sqe) {
             IoCommand::Read(range) => {
-                self.recheck(at, &range, false).map(|view| (Op::Read, view, range, false))
+                self.recheck(at, &range, false).map(|lun| (Op::Read, lun, range, false))
             }
             IoCommand::Write(range) => {
-                self.recheck(at, &range, true).map(|view| (Op::Write, view, range, range.fua))
+                self.recheck(at, &range, true).map(|lun| (Op::Write, lun, range, range.fua))
             }
             IoCommand::WriteZeroes { range, deac } => {
                 let op = Op::WriteZeroes { deallocate: deac };
-                self.check_blocks(at, &range, true).map(|view| (op, view, range, range.fua))
+                self.check_blocks(at, &range, true).map(|view| (op, LunBlocks::of(&view), range, range.fua))
             }
             IoCommand::Flush => return self.flush(cx, at),
             IoCommand::Dsm(dsm) => return self.dsm(cx, at, dsm),
             _ => Err(Status::INVALID_OPCODE.dnr()),
         };
         match checked {
-            Ok((op, view, range, durable)) => {
-                let offset = range.slba << view.block_shift;
-                let len = u64::from(range.nlb) << view.block_shift;
-                self.slots[at].lun = view.lun;
-                self.submit(cx, at, op, view.lun, offset, len, durable)
+            Ok((op, LunBlocks { lun, block_shift }, range, durable)) => {
+                let offset = range.slba << block_shift;
+                let len = u64::from(range.nlb) << block_shift;
+                self.slots[at].lun = lun;
+                self.submit(cx, at, op, lun, offset, len, durable)
             }
             Err(status) => self.fail(at, status),
         }
@@ -83,11 +84,11 @@ impl Engine {
     #[inline]
     pub(super) fn read_now<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32) -> Option<CommandStep> {
         let IoCommand::Read(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
-        let view = self.checked(at)?;
-        let (offset, len) = (range.slba << view.block_shift, self.slots[at].len);
-        let loan = cx.luns.as_mut()?.lend(view.lun, offset, len)?;
+        let LunBlocks { lun, block_shift } = self.checked(at)?;
+        let (offset, len) = (range.slba << block_shift, self.slots[at].len);
+        let loan = cx.luns.as_mut()?.lend(lun, offset, len)?;
         let slot = &mut self.slots[at];
-        (slot.lun, slot.loan, slot.phase) = (view.lun, Some(loan), Phase::Answered);
+        (slot.lun, slot.loan, slot.phase) = (lun, Some(loan), Phase::Answered);
         Some(self.continue_io(cx, at, Ok(())))
     }
 
@@ -101,13 +102,13 @@ impl Engine {
         data: &[u8],
     ) -> Option<CommandStep> {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return None };
-        let view = self.checked(at)?;
-        let offset = range.slba << view.block_shift;
-        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(view.lun, offset, data) {
+        let LunBlocks { lun, block_shift } = self.checked(at)?;
+        let offset = range.slba << block_shift;
+        if data.len() != self.slots[at].len as usize || !cx.luns.as_mut()?.write(lun, offset, data) {
             return None;
         }
         let slot = &mut self.slots[at];
-        (slot.lun, slot.phase) = (view.lun, Phase::Answered);
+        (slot.lun, slot.phase) = (lun, Phase::Answered);
         Some(self.continue_io(cx, at, Ok(())))
     }
 
@@ -115,10 +116,10 @@ impl Engine {
     #[cold]
     pub fn write_early<I: StorageIo>(&mut self, cx: &mut Cx<'_, I>, at: u32, data: &[u8]) {
         let IoCommand::Write(range) = IoCommand::parse(&self.slots[at].sqe) else { return };
-        if let Ok(view) = self.recheck(at, &range, true)
+        if let Ok(LunBlocks { lun, block_shift }) = self.recheck(at, &range, true)
             && let Some(luns) = cx.luns.as_mut()
         {
-            luns.write(view.lun, range.slba << view.block_shift, data);
+            luns.write(lun, range.slba << block_shift, data);
         }
     }
 
@@ -174,25 +175,25 @@ impl Engine {
         Ok((view, len as u32))
     }
 
-    /// Returns the namespace of a Read or Write that was checked, if nothing has changed since then.
+    /// Returns the LUN of a Read or Write that was checked, if nothing has changed since then.
     #[inline]
-    fn checked(&mut self, at: u32) -> Option<NsView> {
+    fn checked(&mut self, at: u32) -> Option<LunBlocks> {
         let slot = &self.slots[at];
         if slot.epoch != self.epoch {
             return None;
         }
-        self.view(slot.queue, slot.sqe.nsid).ok()
+        self.view(slot.queue, slot.sqe.nsid).ok().map(|view| LunBlocks::of(&view))
     }
 
     /// Repeats the check if anything may have changed since the first half.
     #[inline]
-    fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<NsView, Status> {
-        if let Some(view) = self.checked(at) {
-            return Ok(view);
+    fn recheck(&mut self, at: u32, range: &BlockRange, write: bool) -> Result<LunBlocks, Status> {
+        if let Some(lun) = self.checked(at) {
+            return Ok(lun);
         }
         let len = self.slots[at].len;
         match self.check(at, range, write)? {
-            (view, now_len) if now_len == len => Ok(view),
+            (view, now_len) if now_len == len => Ok(LunBlocks::of(&view)),
             // The block size changed while the command waited.
             _ => Err(Status::INVALID_FORMAT.dnr()),
         }
@@ -278,6 +279,21 @@ impl Engine {
             ranges = DsmRange::iter(data, dsm.ranges).map_err(|_| Status::INTERNAL_ERROR)?;
         }
         Ok(None)
+    }
+}
+
+/// The LUN of a command, and how its blocks become bytes.
+#[derive(Clone, Copy)]
+struct LunBlocks {
+    lun: LunId,
+    /// Logical block size as a power of two.
+    block_shift: u8,
+}
+
+impl LunBlocks {
+    #[inline]
+    fn of(view: &NsView) -> Self {
+        Self { lun: view.lun, block_shift: view.block_shift }
     }
 }
 
