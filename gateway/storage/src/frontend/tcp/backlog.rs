@@ -54,8 +54,9 @@ impl Tcp {
 
     fn serve_one<I: StorageIo>(&mut self, shared: &mut Shared, cx: &mut Cx<'_, I>, c: u32) -> bool {
         let mut progress = false;
-        let privileged = shared.engine.queue(c).is_privileged();
-        while let Some((at, block)) = shared.memory.next_funded(cx, c, privileged) {
+        // A Connect that gets its block here can end the queue's privilege.
+        while let Some((at, block)) = shared.memory.next_funded(cx, c, shared.engine.queue(c).is_privileged())
+        {
             self.funded(shared, cx, c, at, self.commands[at].next, block);
             progress = true;
         }
